@@ -1,0 +1,99 @@
+"""Validation shared by all modules: one check, one message, both sizes printed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from ssmreduce._namespace import Array, as_array, is_traced
+from ssmreduce.errors import MissingBackendError, NonFiniteError, OrderError, ShapeError
+
+
+def require_backend(module: str, *, extra: str) -> ModuleType:
+    """Import an optional module, or raise `MissingBackendError` naming the pip command."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingBackendError(
+            f"{module} is not installed and this feature needs it. "
+            f"Run: pip install 'ssmreduce[{extra}]'"
+        ) from None
+
+
+def floating_array(value: object, name: str, ndim_min: int) -> Array:
+    """Return `value` as a real or complex floating array with at least `ndim_min` axes."""
+    array = as_array(value)
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biu":
+        array = array.astype(np.float64)
+    xp = array_api_compat.array_namespace(array)
+    if not xp.isdtype(array.dtype, ("real floating", "complex floating")):
+        raise ShapeError(
+            f"`{name}` has dtype {array.dtype}; expected a real or complex floating dtype. "
+            f"Convert it, for example {name}.astype('float64')."
+        )
+    if array.ndim < ndim_min:
+        raise ShapeError(
+            f"`{name}` has shape {tuple(array.shape)}; expected at least {ndim_min} axes. "
+            "Write one input as a column and one output as a row."
+        )
+    if not is_traced(array) and not bool(xp.all(xp.isfinite(array))):
+        raise NonFiniteError(
+            f"`{name}` holds NaN or Inf; expected finite numbers. "
+            "Look at the step before: a diverged training run or a damaged checkpoint."
+        )
+    return array
+
+
+def matching_batches(batches: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Check that all arrays have the same leading axes and return them."""
+    (first, expected), *rest = batches.items()
+    for name, found in rest:
+        if found != expected:
+            raise ShapeError(
+                f"`{name}` has leading batch axes {found} but `{first}` has {expected}; "
+                "expected the same. Broadcast the arrays before you build the system."
+            )
+    return expected
+
+
+def positive_order(order: object, *, name: str = "order") -> int:
+    """Return `order` as a positive int."""
+    if isinstance(order, bool) or not isinstance(order, int | np.integer):
+        raise OrderError(
+            f"`{name}` is {order!r}; expected a positive int or an order rule. "
+            "Try a rule such as HankelMass(0.99)."
+        )
+    if order < 1:
+        raise OrderError(
+            f"`{name}` is {int(order)}; expected at least 1 state. "
+            "Look at hankel_singular_values(system) to choose one."
+        )
+    return int(order)
+
+
+def positive_horizon(horizon: object) -> int | None:
+    """Return `horizon` as a positive int, or None for an infinite horizon."""
+    if horizon is None:
+        return None
+    if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise OrderError(
+            f"`horizon` is {horizon!r}; expected a positive number of steps, or None for an "
+            "infinite horizon."
+        )
+    return int(horizon)
+
+
+def fraction(value: Any, name: str) -> float:
+    """Return `value` as a float strictly between 0 and 1, or equal to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        raise OrderError(f"`{name}` is {value!r}; expected a number in (0, 1].")
+    if not 0.0 < float(value) <= 1.0:
+        raise OrderError(f"`{name}` is {float(value)}; expected a number in (0, 1].")
+    return float(value)

@@ -1,0 +1,1 @@
+"""The demo: one classifier trained three times, at full size, reduced in training, and small."""

@@ -1,0 +1,158 @@
+"""Image data sets as sequences of one pixel per step: scikit-learn's digits and sequential MNIST."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ssmreduce._checks import require_backend
+from ssmreduce.errors import DataFileError
+
+CLASSES = 10
+
+_DIGITS_TEST_SHARE = 0.25
+_DIGITS_SPLIT_SEED = 0
+_SMNIST_SIDE = 28
+_LAYOUT = (
+    "train_images (n, 28, 28) uint8, train_labels (n,), test_images (m, 28, 28) uint8, "
+    "test_labels (m,)"
+)
+
+
+@dataclass(frozen=True)
+class SequenceData:
+    """Training and test sequences with values in [0, 1], and their labels 0 … 9.
+
+    Parameters
+    ----------
+    name : str
+        What the data are, in words.
+    train_sequences, test_sequences : (n, L) array
+        One number per step, float32.
+    train_labels, test_labels : (n,) array
+        Class of each sequence, int32.
+    """
+
+    name: str
+    train_sequences: npt.NDArray[np.float32]
+    train_labels: npt.NDArray[np.int32]
+    test_sequences: npt.NDArray[np.float32]
+    test_labels: npt.NDArray[np.int32]
+
+
+def load_digits() -> SequenceData:
+    """Scikit-learn's 8×8 handwritten digits, row by row: 1347 training and 450 test sequences of 64 steps.
+
+    The split is stratified and always the same.
+
+    Raises
+    ------
+    MissingBackendError
+        If scikit-learn is not installed.
+    """
+    datasets = require_backend("sklearn.datasets", extra="demo")
+    selection = require_backend("sklearn.model_selection", extra="demo")
+    digits = datasets.load_digits()
+    train_x, test_x, train_y, test_y = selection.train_test_split(
+        (digits.data / 16.0).astype(np.float32),
+        digits.target.astype(np.int32),
+        test_size=_DIGITS_TEST_SHARE,
+        stratify=digits.target,
+        random_state=_DIGITS_SPLIT_SEED,
+    )
+    return SequenceData("handwritten digits, 64 steps", train_x, train_y, test_x, test_y)
+
+
+def load_smnist(path: Path) -> SequenceData:
+    """Sequential MNIST: 28×28 images of a NumPy archive, row by row, 784 steps.
+
+    Parameters
+    ----------
+    path : Path
+        ``.npz`` file with the arrays ``train_images (n, 28, 28) uint8``, ``train_labels (n,)``,
+        ``test_images`` and ``test_labels``. It is never unpickled.
+
+    Raises
+    ------
+    DataFileError
+        If the file is missing, is not such an archive, or holds other arrays.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataFileError(
+            f"{path}: no such file; expected a NumPy .npz archive. Check the path given to --data."
+        ) from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataFileError(
+            f"{path}: cannot be read as a NumPy .npz archive ({_first_line(error)}); expected "
+            f"{_LAYOUT}. Write it with numpy.savez."
+        ) from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataFileError(
+            f"{path}: holds a single array; expected an .npz archive with {_LAYOUT}. "
+            "Write it with numpy.savez."
+        )
+    with archive:
+        train = _images_and_labels(archive, path, "train")
+        test = _images_and_labels(archive, path, "test")
+    return SequenceData("sequential MNIST, 784 steps", *train, *test)
+
+
+def _images_and_labels(
+    archive: np.lib.npyio.NpzFile, path: Path, part: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    images = _array(archive, path, f"{part}_images")
+    labels = _array(archive, path, f"{part}_labels")
+    size = (_SMNIST_SIDE, _SMNIST_SIDE)
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != size or not len(images):
+        raise DataFileError(
+            f"{path}: `{part}_images` is {_describe(images)}; expected (n, 28, 28) uint8 with "
+            "n ≥ 1. Store the images as grey values 0 … 255."
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise DataFileError(
+            f"{path}: `{part}_labels` is {_describe(labels)}; expected {images.shape[:1]} integers, "
+            f"one per image of `{part}_images`. Check that both were written from the same set."
+        )
+    if labels.min() < 0 or labels.max() >= CLASSES:
+        raise DataFileError(
+            f"{path}: `{part}_labels` has values {labels.min()} … {labels.max()}; expected "
+            f"0 … {CLASSES - 1}. Number the classes from 0."
+        )
+    sequences = images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+    return sequences, labels.astype(np.int32)
+
+
+def _array(archive: np.lib.npyio.NpzFile, path: Path, name: str) -> npt.NDArray[np.generic]:
+    if name not in archive.files:
+        found = ", ".join(archive.files) or "no arrays"
+        raise DataFileError(
+            f"{path}: has no array `{name}` (found: {found}); expected {_LAYOUT}. "
+            "Write it with numpy.savez."
+        )
+    try:
+        array: npt.NDArray[np.generic] = archive[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataFileError(
+            f"{path}: array `{name}` cannot be read without unpickling, or is damaged "
+            f"({_first_line(error)}); expected plain numbers. Write it with numpy.savez from a "
+            "numeric array."
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise DataFileError(
+            f"{path}: `{name}` is not a NumPy array; expected {_LAYOUT}. Write it with numpy.savez."
+        )
+    return array
+
+
+def _describe(array: npt.NDArray[np.generic]) -> str:
+    return f"{array.shape} {array.dtype}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

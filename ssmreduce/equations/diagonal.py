@@ -1,0 +1,322 @@
+"""Lyapunov equations with a diagonal state matrix: closed form, and a factor that never forms it.
+
+The Gramian of (λ, G) solves P - Λ P Λᴴ = G Gᴴ (discrete) or Λ P + P Λᴴ + G Gᴴ = 0 (continuous):
+
+    P_ij = (G Gᴴ)_ij K_ij,   K_ij = 1/(1 - λ_i conj λ_j)   or   K_ij = -1/(λ_i + conj λ_j).
+
+A Cholesky factor of the *formed* P is accurate to sqrt(eps) only: its small columns are square
+roots of differences. Here the differences are never taken. Eliminating a state from P leaves a
+matrix of the same form whose generator is G times a unitary matrix and Blaschke factors
+(λ_i - λ_p)/(1 - λ_i conj λ_p), all of modulus below one (generalised Schur algorithm). Each
+row of the factor comes out with an error of eps times the norm of that row, however the states
+are scaled, so Hankel singular values are right to eps σ₁. Cost O(n k (m + b)) for numerical rank k
+and blocks of b states, in matrix products.
+
+`state_factor` eliminates one state at a time. `real_state_factor` treats the real system behind
+a layer with real output, whose states come in pairs [Re h; Im h], in blocks of such pairs.
+
+References: Kailath and Sayed, Displacement structure: theory and applications, SIAM Review 37
+(1995); Gohberg, Kailath and Olshevsky, Math. Comp. 64 (1995), for pivoting.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.systems.real_form import apply_real_state
+from ssmreduce.time_domain import Discrete, TimeDomain
+
+_PAIRS_PER_BLOCK = 32
+"""States eliminated at once: large enough for matrix products, small enough to stay well conditioned."""
+
+_ACCEPTED_PIVOT = 1e-2
+"""Smallest 1/‖row of L⁻¹‖² accepted in a block, L the Cholesky factor of its correlation matrix.
+
+Within a block differences *are* taken; this bounds their amplification of eps by 100.
+"""
+
+_NEAR_BOUNDARY = 0.1
+"""Below this modulus 1 - λ_i conj λ_j is taken from the logarithms, if they are known."""
+
+
+def cauchy_kernels(
+    eigenvalues: HostArray, log_eigenvalues: HostArray | None, time: TimeDomain
+) -> tuple[HostArray, HostArray]:
+    """Return K_ij for (λ_i, λ_j) and for (λ_i, conj λ_j), each of shape (n, n).
+
+    The first belongs to E[h hᴴ], the second to E[h hᵀ]. Discrete entries near the unit circle are
+    computed as -1/expm1(log λ_i + conj log λ_j) where the logarithms are given.
+    """
+    columns = eigenvalues[:, None]
+    if not isinstance(time, Discrete):
+        return -1.0 / (columns + eigenvalues.conj()), -1.0 / (columns + eigenvalues)
+    kernels = []
+    for other_eigenvalues, other_logarithms in (
+        (eigenvalues.conj(), None if log_eigenvalues is None else log_eigenvalues.conj()),
+        (eigenvalues, log_eigenvalues),
+    ):
+        distance = 1.0 - columns * other_eigenvalues
+        if log_eigenvalues is not None and other_logarithms is not None:
+            i, j = np.nonzero(np.abs(distance) < _NEAR_BOUNDARY)
+            distance[i, j] = -np.expm1(log_eigenvalues[i] + other_logarithms[j])
+        kernels.append(1.0 / distance)
+    return kernels[0], kernels[1]
+
+
+def state_factor(eigenvalues: HostArray, G: HostArray, kernel: HostArray) -> HostArray:
+    """Return Z, shape (n, k), with Z Zᴴ = (G Gᴴ) ∘ K, one state at a time.
+
+    Parameters
+    ----------
+    eigenvalues : (n,) array
+        λ, stable for `kernel`'s time domain.
+    G : (n, m) array
+        Generator: B for controllability, Cᴴ (with conj λ) for observability.
+    kernel : (n, n) array
+        First result of `cauchy_kernels`.
+
+    Returns
+    -------
+    (n, k) array
+        Factor; k is the numerical rank.
+    """
+    n = eigenvalues.shape[0]
+    gain = kernel.diagonal().real
+    G = np.array(G, dtype=np.result_type(G, kernel))
+    scale = np.sqrt(_row_energy(G) * gain)
+    active = np.flatnonzero(scale)
+    G = G[active] / scale[active, None]
+    columns = []
+    floor = (n * np.finfo(np.float64).eps) ** 2
+    while active.size:
+        remaining = _row_energy(G) * gain[active]
+        pivot = int(np.argmax(remaining))
+        if remaining[pivot] <= floor:
+            break
+        direction = G[pivot] / np.linalg.norm(G[pivot])
+        projection = G @ direction.conj()
+        to_pivot = kernel[active, active[pivot]]
+        column = np.zeros(n, dtype=G.dtype)
+        column[active] = scale[active] * projection * to_pivot / np.sqrt(gain[active[pivot]])
+        columns.append(column)
+        blaschke = (eigenvalues[active] - eigenvalues[active[pivot]]) * to_pivot
+        G += ((blaschke - 1.0) * projection)[:, None] * direction
+        keep = np.arange(active.size) != pivot
+        G, active = G[keep], active[keep]
+    return np.stack(columns, axis=1) if columns else np.zeros((n, 0), dtype=G.dtype)
+
+
+def real_state_factor(
+    eigenvalues: HostArray,
+    G: HostArray,
+    kernels: tuple[HostArray, HostArray],
+    time: TimeDomain,
+) -> HostArray:
+    """Return real Z, shape (2n, k), with Z Zᵀ the Gramian of the real states [Re h; Im h].
+
+    With E₁ = E[h hᴴ] and E₂ = E[h hᵀ] that Gramian is
+    ½ [[Re(E₁+E₂), Im(E₂-E₁)], [Im(E₁+E₂), Re(E₁-E₂)]].
+
+    Parameters
+    ----------
+    eigenvalues : (n,) array
+        λ, stable for `time`.
+    G : (n, m) array
+        Generator: B, or Cᴴ together with conj λ and conjugated kernels.
+    kernels : tuple of two (n, n) arrays
+        From `cauchy_kernels`.
+    time : Continuous or Discrete
+        Time domain.
+
+    Returns
+    -------
+    (2n, k) array
+        Real factor; k is about the numerical rank of the real system.
+    """
+    n = eigenvalues.shape[0]
+    parts = _compress_columns(np.stack([G.real, G.imag]))
+    gain = kernels[0].diagonal().real
+    scale = np.sqrt(_row_energy(parts) * gain)
+    active = np.flatnonzero(scale)
+    parts = parts[:, active] / scale[active, None]
+    near_real = np.zeros(active.size, dtype=bool)
+    floor = (n * np.finfo(np.float64).eps) ** 2
+    blocks = []
+    while True:
+        remaining = _row_energy(parts) * gain[active]
+        alive = remaining > floor
+        parts, active, near_real = parts[:, alive], active[alive], near_real[alive]
+        remaining = np.where(near_real, 0.0, remaining[alive])
+        if not np.any(remaining):
+            break
+        chosen = _largest(remaining, _PAIRS_PER_BLOCK)
+        covariance = _pair_covariance(parts, chosen, kernels, active)
+        accepted, refused = _well_conditioned_pairs(covariance[:, chosen])
+        near_real[chosen[refused]] = True
+        if accepted.size:
+            pivots = chosen[accepted]
+            block, parts = _eliminate_pairs(
+                parts, covariance[..., accepted, :], pivots, eigenvalues[active], time
+            )
+            blocks.append(_embed(block, active, n))
+            left = np.ones(active.size, dtype=bool)
+            left[pivots] = False
+            active, near_real = active[left], near_real[left]
+    if active.size:
+        blocks.append(_embed(_near_real_factor(eigenvalues, parts, kernels, active), active, n))
+    Z = np.concatenate([np.zeros((2, n, 0)), *blocks], axis=-1)
+    return (Z * scale[:, None]).reshape(2 * n, -1)
+
+
+def _row_energy(G: HostArray) -> HostArray:
+    """Squared norm of each row; the real and imaginary parts may come as a leading axis."""
+    if G.ndim == 3:
+        return np.einsum("pim,pim->i", G, G)
+    return np.einsum("im,im->i", G.real, G.real) + np.einsum("im,im->i", G.imag, G.imag)
+
+
+def _compress_columns(parts: HostArray) -> HostArray:
+    """Rotate a generator with more columns than real rows into a square one; same G Gᵀ."""
+    _, n, m = parts.shape
+    if m <= 2 * n:
+        return parts
+    return adjoint(np.linalg.qr(adjoint(parts.reshape(2 * n, m)), mode="r")).reshape(2, n, -1)
+
+
+def _largest(values: HostArray, count: int) -> HostArray:
+    """Indices of the `count` largest positive values, largest first."""
+    if values.size > count:
+        candidates = np.argpartition(-values, count)[:count]
+    else:
+        candidates = np.arange(values.size)
+    candidates = candidates[values[candidates] > 0]
+    return candidates[np.argsort(-values[candidates], kind="stable")]
+
+
+def _pair_covariance(
+    parts: HostArray,
+    chosen: HostArray,
+    kernels: tuple[HostArray, HostArray],
+    active: HostArray,
+) -> HostArray:
+    """Covariance of all active real states with the chosen pairs, shape (2, rows, pairs, 2)."""
+    _, rows, m = parts.shape
+    products = parts.reshape(2 * rows, m) @ adjoint(parts[:, chosen].reshape(-1, m))
+    products = products.reshape(2, rows, 2, chosen.size)
+    pick = np.ix_(active, active[chosen])
+    real, imag = products[0, :, 0], products[1, :, 1]
+    cross, swapped = products[1, :, 0], products[0, :, 1]
+    hermitian = ((real + imag) + 1j * (cross - swapped)) * kernels[0][pick]
+    symmetric = ((real - imag) + 1j * (cross + swapped)) * kernels[1][pick]
+    covariance = np.empty((2, rows, chosen.size, 2))
+    covariance[0, :, :, 0] = 0.5 * (hermitian.real + symmetric.real)
+    covariance[0, :, :, 1] = 0.5 * (symmetric.imag - hermitian.imag)
+    covariance[1, :, :, 0] = 0.5 * (hermitian.imag + symmetric.imag)
+    covariance[1, :, :, 1] = 0.5 * (hermitian.real - symmetric.real)
+    return covariance
+
+
+def _interleave(block: HostArray) -> HostArray:
+    """Reorder (2, rows, ...) to (2 rows, ...) with the parts of a pair next to each other."""
+    return np.swapaxes(block, 0, 1).reshape(2 * block.shape[1], *block.shape[2:])
+
+
+def _well_conditioned_pairs(covariance: HostArray) -> tuple[HostArray, HostArray]:
+    """Choose the pairs of a block that may be eliminated together.
+
+    Returns the positions accepted, and those of pairs that are ill conditioned by themselves (both
+    parts nearly proportional: a pole and input weights that are nearly real).
+    """
+    pairs = covariance.shape[1]
+    matrix = _interleave(covariance).reshape(2 * pairs, 2 * pairs)
+    diagonal = matrix.diagonal().copy()
+    first, second = diagonal[0::2], diagonal[1::2]
+    coupling = matrix[np.arange(0, 2 * pairs, 2), np.arange(1, 2 * pairs, 2)]
+    proper = first * second - coupling**2 > _ACCEPTED_PIVOT * np.maximum(first, second) ** 2
+    positions = np.flatnonzero(proper)
+    if positions.size:
+        inside = (2 * positions[:, None] + [0, 1]).ravel()
+        unit = np.sqrt(diagonal[inside])
+        correlation = matrix[np.ix_(inside, inside)] / np.outer(unit, unit)
+        correlation[np.diag_indices_from(correlation)] += inside.size * np.finfo(np.float64).eps * 8
+        inverse = np.linalg.inv(np.linalg.cholesky(correlation))
+        sufficient = (
+            (np.einsum("ij,ij->i", inverse, inverse) * _ACCEPTED_PIVOT < 1.0)
+            .reshape(-1, 2)
+            .all(axis=1)
+        )
+        sufficient[0] = True
+        length = sufficient.size if sufficient.all() else int(np.argmin(sufficient))
+        positions = positions[:length]
+    return positions, np.flatnonzero(~proper)
+
+
+def _eliminate_pairs(
+    parts: HostArray,
+    covariance: HostArray,
+    pivots: HostArray,
+    eigenvalues: HostArray,
+    time: TimeDomain,
+) -> tuple[HostArray, HostArray]:
+    """Return the factor columns of the pivot pairs and the generator of what remains.
+
+    With S the pivots, L Lᵀ = P_SS and Z = P_:S L⁻ᵀ, the rows [g a] = L⁻¹[G_S, A_S L] are orthonormal;
+    an orthogonal matrix that extends them takes [G, A Z] to [Z, G'] (discrete time). In continuous
+    time G' = G - Z L⁻¹ G_S.
+    """
+    _, rows, m = parts.shape
+    width = 2 * pivots.size
+    L = np.linalg.cholesky(_interleave(covariance[:, pivots]).reshape(width, width))
+    inverse = np.linalg.inv(L)
+    Z = (covariance.reshape(2 * rows, width) @ adjoint(inverse)).reshape(2, rows, width)
+    Z[:, pivots] = np.swapaxes(L.reshape(pivots.size, 2, width), 0, 1)
+    pivot_generator = _interleave(parts[:, pivots])
+    rest = np.ones(rows, dtype=bool)
+    rest[pivots] = False
+    count = int(rest.sum())
+    G, Z_rest = parts[:, rest].reshape(2 * count, m), Z[:, rest].reshape(2 * count, width)
+    if not isinstance(time, Discrete):
+        return Z, (G - Z_rest @ (inverse @ pivot_generator)).reshape(2, count, m)
+    stacked = np.swapaxes(L.reshape(pivots.size, 2, width), 0, 1).reshape(width, width)
+    rotated = apply_real_state(eigenvalues[pivots], stacked).reshape(2, pivots.size, width)
+    known = np.concatenate([pivot_generator, _interleave(rotated)], axis=1)
+    V, T = _block_reflector(adjoint(inverse @ known))
+    moving = np.concatenate([G, apply_real_state(eigenvalues[rest], Z_rest)], axis=1)
+    moved = moving[:, width:] - ((moving @ V) @ T) @ adjoint(V[width:])
+    return Z, moved.reshape(2, count, m)
+
+
+def _block_reflector(columns: HostArray) -> tuple[HostArray, HostArray]:
+    """Return V, T such that I - V T Vᵀ is the orthogonal factor of the QR decomposition."""
+    packed, tau = np.linalg.qr(columns, mode="raw")
+    V = np.tril(adjoint(packed), -1)
+    V[np.diag_indices(V.shape[1])] = 1.0
+    used = tau != 0
+    V, tau = V[:, used], tau[used]
+    return V, np.linalg.inv(np.triu(adjoint(V) @ V, 1) + np.diag(1.0 / tau))
+
+
+def _near_real_factor(
+    eigenvalues: HostArray,
+    parts: HostArray,
+    kernels: tuple[HostArray, HostArray],
+    active: HostArray,
+) -> HostArray:
+    """Factor of the pairs that are nearly one state, through the complex states [h; conj h]."""
+    pick = np.ix_(active, active)
+    kernel = np.block(
+        [[kernels[0][pick], kernels[1][pick]], [kernels[1][pick].conj(), kernels[0][pick].conj()]]
+    )
+    states, G = eigenvalues[active], parts[0] + 1j * parts[1]
+    Z = state_factor(np.concatenate([states, states.conj()]), np.concatenate([G, G.conj()]), kernel)
+    plain, conjugate = Z[: active.size], Z[active.size :]
+    complex_parts = np.stack([plain + conjugate, -1j * (plain - conjugate)]) / 2.0
+    return np.concatenate([complex_parts.real, complex_parts.imag], axis=-1)
+
+
+def _embed(block: HostArray, active: HostArray, n: int) -> HostArray:
+    """Place the rows of the active states among all n."""
+    columns = np.zeros((2, n, block.shape[-1]))
+    columns[:, active] = block
+    return columns

@@ -1,0 +1,55 @@
+"""Exceptions of ssmreduce.
+
+Every exception derives from `SSMReduceError` and from the builtin it specialises, so that
+``except ValueError`` written without knowledge of this package still works.
+"""
+
+from __future__ import annotations
+
+
+class SSMReduceError(Exception):
+    """Base class of every error that ssmreduce raises on purpose."""
+
+
+class ShapeError(SSMReduceError, ValueError):
+    """Two array sizes do not fit together; the message prints both."""
+
+
+class NonFiniteError(SSMReduceError, ValueError):
+    """An input holds NaN or Inf."""
+
+
+class TimeDomainError(SSMReduceError, TypeError):
+    """A time domain is missing, is not a time domain, or does not fit the other one."""
+
+
+class UnstableSystemError(SSMReduceError, ValueError):
+    """A pole lies on or outside the stability boundary where no Gramian exists."""
+
+
+class OrderError(SSMReduceError, ValueError):
+    """The requested order cannot be delivered for this system."""
+
+
+class UnreachableToleranceError(SSMReduceError, ValueError):
+    """The requested tolerance lies below what the arithmetic can certify."""
+
+
+class NoConvergenceError(SSMReduceError, RuntimeError):
+    """An iteration stopped before it reached its tolerance."""
+
+
+class UnsupportedLayerError(SSMReduceError, TypeError):
+    """No registered layer class can read this object."""
+
+
+class OptimizerStateError(SSMReduceError, TypeError):
+    """An optimizer state holds something that cannot be carried to a reduced layer."""
+
+
+class MissingBackendError(SSMReduceError, ImportError):
+    """An optional package is needed; the message names the pip command that adds it."""
+
+
+class DataFileError(SSMReduceError, ValueError):
+    """A data file is missing, unreadable, or not laid out as expected."""

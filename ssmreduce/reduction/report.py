@@ -1,0 +1,107 @@
+"""`Reduction`: a reduced system and everything that was decided and is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.norms import finite_horizon_difference, hinf_difference
+from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.transform import SlotMap
+
+System = StateSpace | DiagonalStateSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """Result of a reduction.
+
+    Attributes
+    ----------
+    original : StateSpace or DiagonalStateSpace
+        The system before.
+    system : StateSpace or DiagonalStateSpace
+        The system after, of the same kind; for a layer, as read back from what was written.
+    order : int or int array
+        Stored states of `system`; of the batch's shape for a batch.
+    real_order : int or int array
+        Order of the truncated balanced system: where a diagonal system has real output, the number
+        of real states, between `order` and twice that.
+    rank : int or int array
+        Numerical rank of Yᴴ Z: how many Hankel singular values exceed 4 n eps σ₁.
+    hsv : (..., n) array
+        Hankel singular values, descending (2n of them for real output).
+    error_bound : float, array or None
+        2 Σ_{i>real_order} σ_i, a bound on the H-infinity error before rounding; None where no theorem
+        gives one (finite horizon).
+    left, right : (n, real_order) array or None
+        W and T with Wᴴ T = I, in the (real) states of the balanced system; None if nothing was cut
+        or for a batch.
+    slot_map : SlotMap or None
+        The rest of the way from truncated states to stored ones; None for a dense system.
+    mask : (..., order) bool array or None
+        For a batch: which states of the padded arrays are real ones.
+    horizon : int or None
+        Sequence length that was balanced for.
+    parts : tuple of Reduction
+        For a batch: the single reductions, in C order.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete, balanced_truncation
+    >>> system = DiagonalStateSpace([0.9, 0.1], [[1.0], [0.1]], [[1.0, 0.1]], time=Discrete())
+    >>> reduction = balanced_truncation(system, 1)
+    >>> reduction.order, reduction.verify() <= reduction.error_bound
+    (1, True)
+    """
+
+    original: System
+    system: System
+    order: int | HostArray
+    real_order: int | HostArray
+    rank: int | HostArray
+    hsv: HostArray
+    error_bound: float | HostArray | None
+    left: HostArray | None = None
+    right: HostArray | None = None
+    slot_map: SlotMap | None = None
+    mask: HostArray | None = None
+    horizon: int | None = None
+    parts: tuple[Reduction, ...] = ()
+
+    def verify(self) -> float | HostArray:
+        """Measure the error between `original` and `system` as it stands.
+
+        Returns
+        -------
+        float or array
+            A lower bound on the H-infinity norm of the difference (adaptive grid and power
+            iteration); with a horizon, on the induced ℓ² norm over that many steps.
+        """
+        return self._measure(grid=256, refinements=12, iterations=32)
+
+    def quick_error(self) -> float | HostArray:
+        """Measure like `verify`, on a coarse grid: what a cut during training records."""
+        return self._measure(grid=24, refinements=2, iterations=3)
+
+    def _measure(self, *, grid: int, refinements: int, iterations: int) -> float | HostArray:
+        if self.parts:
+            errors = [
+                part._measure(grid=grid, refinements=refinements, iterations=iterations)
+                for part in self.parts
+            ]
+            return np.reshape(errors, self.original.batch_shape)
+        if self.horizon is not None:
+            return finite_horizon_difference(
+                self.original, self.system, self.horizon, iterations=iterations
+            )
+        return hinf_difference(
+            self.original,
+            self.system,
+            grid=grid,
+            refinements=refinements,
+            iterations=iterations,
+        )

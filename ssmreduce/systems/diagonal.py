@@ -1,0 +1,255 @@
+"""`DiagonalStateSpace`: a system with diagonal state matrix, as state-space layers store it."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import array_api_compat
+import numpy as np
+
+from ssmreduce import _checks
+from ssmreduce._namespace import Array, HostArray, to_double, to_host
+from ssmreduce.errors import ShapeError, TimeDomainError
+from ssmreduce.systems.real_form import real_input, real_output, real_state
+from ssmreduce.systems.state_space import (
+    StateSpace,
+    check_input_output,
+    check_readout,
+    zero_feedthrough,
+)
+from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalStateSpace:
+    """Diagonal system h[k+1] = diag(λ) h[k] + B u[k], y[k] = C h[k] + D u[k] (or h' = diag(λ) h + B u).
+
+    With ``real_output`` the output is y = Re(C h) + D u, and the input-output map is that of a
+    *real* system with the 2n states [Re h; Im h]. That real system is what Gramians, Hankel
+    singular values and reductions of such a `DiagonalStateSpace` refer to.
+
+    Parameters
+    ----------
+    eigenvalues : (..., n) array
+        λ, real or complex, of any array library.
+    B : (..., n, m) array
+        Input matrix.
+    C : (..., p, n) array
+        Output matrix.
+    D : (..., p, m) array, optional
+        Feedthrough; zero if left out; real where the output is.
+    time : Continuous or Discrete
+        Time domain, required.
+    real_output : bool
+        Whether the output is Re(C h) + D u. For a layer with 2 Re(C h), double C.
+    read_after_update : bool
+        Whether the output reads the state after its update (every LRU, S4D and S5 does).
+
+    Raises
+    ------
+    ShapeError
+        If sizes do not fit together, or D is complex and the output real.
+    NonFiniteError
+        If an array holds NaN or Inf.
+    TimeDomainError
+        If `time` is not a time domain.
+
+    Notes
+    -----
+    `from_log` keeps log λ. Where |λ| = 1 - η with a tiny η, the Gramian entry b bᴴ/(1 - |λ|²) has a
+    relative error of eps/η when 1 - |λ|² comes from a stored λ; from the logarithm it has none.
+
+    References
+    ----------
+    Orvieto et al., Resurrecting Recurrent Neural Networks for Long Sequences, ICML 2023.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete
+    >>> system = DiagonalStateSpace(
+    ...     [0.9 + 0.1j, 0.5], [[1.0], [1.0]], [[1.0, 2.0]], time=Discrete(), real_output=True
+    ... )
+    >>> system.order, system.to_dense().order
+    (2, 4)
+    """
+
+    eigenvalues: Array
+    B: Array
+    C: Array
+    D: Array = None
+    _: KW_ONLY
+    time: TimeDomain
+    real_output: bool = False
+    read_after_update: bool = False
+    log_eigenvalues: Array = None
+
+    def __post_init__(self) -> None:
+        eigenvalues = _checks.floating_array(self.eigenvalues, "eigenvalues", 1)
+        B = _checks.floating_array(self.B, "B", 2)
+        C = _checks.floating_array(self.C, "C", 2)
+        D = (
+            zero_feedthrough(B, C, real=self.real_output)
+            if self.D is None
+            else _checks.floating_array(self.D, "D", 2)
+        )
+        n = eigenvalues.shape[-1]
+        if n == 0:
+            raise ShapeError("`eigenvalues` is empty; expected at least one state.")
+        check_input_output(B, C, D, n, f"`eigenvalues` has {n} entries")
+        _checks.matching_batches(
+            {
+                "eigenvalues": tuple(eigenvalues.shape[:-1]),
+                **{name: tuple(x.shape[:-2]) for name, x in (("B", B), ("C", C), ("D", D))},
+            }
+        )
+        check_readout(self.read_after_update, check_time(self.time))
+        xp = array_api_compat.array_namespace(D)
+        if self.real_output and xp.isdtype(D.dtype, "complex floating"):
+            raise ShapeError(
+                f"`D` has dtype {D.dtype} but `real_output` is True; expected a real dtype. "
+                "Pass D.real."
+            )
+        for name, value in (("eigenvalues", eigenvalues), ("B", B), ("C", C), ("D", D)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_log(
+        cls,
+        log_eigenvalues: Array,
+        B: Array,
+        C: Array,
+        D: Array = None,
+        *,
+        time: Discrete,
+        real_output: bool = False,
+        read_after_update: bool = False,
+    ) -> DiagonalStateSpace:
+        """Build a discrete system from log λ, which is kept and used for every 1 - λ_i conj(λ_j).
+
+        Parameters
+        ----------
+        log_eigenvalues : (..., n) array
+            log λ, for an LRU -exp(nu_log) + i exp(theta_log).
+        B, C, D, time, real_output, read_after_update
+            As in the constructor; `time` must be `Discrete`.
+
+        Returns
+        -------
+        DiagonalStateSpace
+            With eigenvalues exp(log_eigenvalues).
+
+        Raises
+        ------
+        TimeDomainError
+            If `time` is continuous.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ssmreduce import DiagonalStateSpace, Discrete, controllability_gramian
+        >>> system = DiagonalStateSpace.from_log(
+        ...     np.array([-1e-13]), [[1.0]], [[1.0]], time=Discrete()
+        ... )
+        >>> bool(abs(controllability_gramian(system)[0, 0] * 2e-13 - 1) < 1e-12)
+        True
+        """
+        if not isinstance(check_time(time), Discrete):
+            raise TimeDomainError(
+                f"`time` is {time!r}; expected Discrete(): the logarithm of a pole belongs to "
+                "discrete time. Use the constructor for continuous systems."
+            )
+        logarithms = _checks.floating_array(log_eigenvalues, "log_eigenvalues", 1)
+        xp = array_api_compat.array_namespace(logarithms)
+        return cls(
+            xp.exp(logarithms),
+            B,
+            C,
+            D,
+            time=time,
+            real_output=real_output,
+            read_after_update=read_after_update,
+            log_eigenvalues=logarithms,
+        )
+
+    @property
+    def order(self) -> int:
+        """Number of stored states n."""
+        return int(self.eigenvalues.shape[-1])
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs m."""
+        return int(self.B.shape[-1])
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs p."""
+        return int(self.C.shape[-2])
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes."""
+        return tuple(self.eigenvalues.shape[:-1])
+
+    def poles(self) -> HostArray:
+        """Stored eigenvalues λ, shape (..., n), on the host."""
+        return to_host(self.eigenvalues)
+
+    def to_host(self) -> DiagonalStateSpace:
+        """Return the same system in NumPy arrays at double precision."""
+        logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
+        eigenvalues = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
+        return self._with(
+            eigenvalues, to_double(self.B), to_double(self.C), to_double(self.D), logarithms
+        )
+
+    def to_dense(self) -> StateSpace:
+        """Return the dense system: of order 2n and real where the output is real, else of order n."""
+        host = self.to_host()
+        if self.real_output:
+            A, B, C = real_state(host.eigenvalues), real_input(host.B), real_output(host.C)
+        else:
+            n = self.order
+            A = np.zeros((*self.batch_shape, n, n), dtype=host.eigenvalues.dtype)
+            A[..., range(n), range(n)] = host.eigenvalues
+            B, C = host.B, host.C
+        return StateSpace(A, B, C, host.D, time=self.time, read_after_update=self.read_after_update)
+
+    def to_standard(self) -> DiagonalStateSpace:
+        """Return the same map read before the update: (λ, B, C Λ, D + C B, real part if real)."""
+        if not self.read_after_update:
+            return self
+        xp = array_api_compat.array_namespace(self.C)
+        first = self.C @ self.B
+        if self.real_output and xp.isdtype(first.dtype, "complex floating"):
+            first = xp.real(first)
+        return DiagonalStateSpace(
+            self.eigenvalues,
+            self.B,
+            self.C * self.eigenvalues[..., None, :],
+            self.D + first,
+            time=self.time,
+            real_output=self.real_output,
+            log_eigenvalues=self.log_eigenvalues,
+        )
+
+    def __getitem__(self, index: int | tuple[int, ...]) -> DiagonalStateSpace:
+        """Return one system of a batch."""
+        logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[index]
+        return self._with(
+            self.eigenvalues[index], self.B[index], self.C[index], self.D[index], logarithms
+        )
+
+    def _with(
+        self, eigenvalues: Array, B: Array, C: Array, D: Array, logarithms: Array
+    ) -> DiagonalStateSpace:
+        return DiagonalStateSpace(
+            eigenvalues,
+            B,
+            C,
+            D,
+            time=self.time,
+            real_output=self.real_output,
+            read_after_update=self.read_after_update,
+            log_eigenvalues=logarithms,
+        )

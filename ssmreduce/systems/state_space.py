@@ -1,0 +1,166 @@
+"""`StateSpace`: a dense linear system, real or complex, continuous or discrete, with batch axes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import array_api_compat
+import numpy as np
+
+from ssmreduce import _checks
+from ssmreduce._namespace import Array, to_double
+from ssmreduce.errors import ShapeError, TimeDomainError
+from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+
+
+def check_input_output(B: Array, C: Array, D: Array, n: int, states: str) -> None:
+    """Check that B, C, D fit a system of `n` states; `states` names what has `n` rows."""
+    if B.shape[-2] != n:
+        raise ShapeError(
+            f"`B` has {B.shape[-2]} rows but {states}; expected `B` of shape (..., {n}, m)."
+        )
+    if C.shape[-1] != n:
+        raise ShapeError(
+            f"`C` has {C.shape[-1]} columns but {states}; expected `C` of shape (..., p, {n})."
+        )
+    if tuple(D.shape[-2:]) != (C.shape[-2], B.shape[-1]):
+        raise ShapeError(
+            f"`D` is {D.shape[-2]}x{D.shape[-1]} but `C` has {C.shape[-2]} rows and `B` has "
+            f"{B.shape[-1]} columns; expected `D` of shape (..., {C.shape[-2]}, {B.shape[-1]})."
+        )
+
+
+def zero_feedthrough(B: Array, C: Array, *, real: bool) -> Array:
+    """Return D = 0 in the namespace of B, of shape (..., p, m)."""
+    xp = array_api_compat.array_namespace(B)
+    dtype = xp.real(B).dtype if real and xp.isdtype(B.dtype, "complex floating") else B.dtype
+    return xp.zeros((*B.shape[:-2], C.shape[-2], B.shape[-1]), dtype=dtype)
+
+
+def check_readout(read_after_update: bool, time: TimeDomain) -> None:
+    """Refuse a readout after the update in continuous time, where there is no update."""
+    if read_after_update and not isinstance(time, Discrete):
+        raise TimeDomainError(
+            "`read_after_update` is True but `time` is continuous; expected a discrete system. "
+            "Leave it False, or discretise first."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StateSpace:
+    """Linear system x[k+1] = A x[k] + B u[k], y[k] = C x[k] + D u[k] (or x' = A x + B u).
+
+    With ``read_after_update`` (what most neural layers do) the state is read after it was
+    updated: x[k] = A x[k-1] + B u[k], y[k] = C x[k] + D u[k], with impulse response D + C B, C A B,
+    C A^2 B, ...
+
+    Parameters
+    ----------
+    A : (..., n, n) array
+        State matrix, real or complex, of any array library.
+    B : (..., n, m) array
+        Input matrix.
+    C : (..., p, n) array
+        Output matrix.
+    D : (..., p, m) array, optional
+        Feedthrough; zero if left out.
+    time : Continuous or Discrete
+        Time domain, required.
+    read_after_update : bool
+        Whether the output reads the state after its update; discrete time only.
+
+    Raises
+    ------
+    ShapeError
+        If sizes do not fit together; the message prints both.
+    NonFiniteError
+        If an array holds NaN or Inf.
+    TimeDomainError
+        If `time` is not a time domain.
+
+    Examples
+    --------
+    >>> from ssmreduce import Discrete, StateSpace
+    >>> system = StateSpace([[0.5, 0.1], [0.0, 0.2]], [[1.0], [1.0]], [[1.0, 0.0]], time=Discrete())
+    >>> system.order, system.inputs, system.outputs
+    (2, 1, 1)
+    """
+
+    A: Array
+    B: Array
+    C: Array
+    D: Array = None
+    _: KW_ONLY
+    time: TimeDomain
+    read_after_update: bool = False
+
+    def __post_init__(self) -> None:
+        A = _checks.floating_array(self.A, "A", 2)
+        B = _checks.floating_array(self.B, "B", 2)
+        C = _checks.floating_array(self.C, "C", 2)
+        D = (
+            zero_feedthrough(B, C, real=False)
+            if self.D is None
+            else _checks.floating_array(self.D, "D", 2)
+        )
+        n = A.shape[-1]
+        if A.shape[-2] != n:
+            raise ShapeError(f"`A` is {A.shape[-2]}x{n}; expected a square matrix.")
+        if n == 0:
+            raise ShapeError("`A` is 0x0; expected at least one state.")
+        check_input_output(B, C, D, n, f"`A` is {n}x{n}")
+        _checks.matching_batches(
+            {name: tuple(x.shape[:-2]) for name, x in (("A", A), ("B", B), ("C", C), ("D", D))}
+        )
+        check_readout(self.read_after_update, check_time(self.time))
+        for name, value in (("A", A), ("B", B), ("C", C), ("D", D)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def order(self) -> int:
+        """Number of states n."""
+        return int(self.A.shape[-1])
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs m."""
+        return int(self.B.shape[-1])
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs p."""
+        return int(self.C.shape[-2])
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes."""
+        return tuple(self.A.shape[:-2])
+
+    def poles(self) -> np.ndarray:
+        """Eigenvalues of A, shape (..., n), on the host."""
+        return np.linalg.eigvals(to_double(self.A))
+
+    def to_host(self) -> StateSpace:
+        """Return the same system in NumPy arrays at double precision."""
+        return StateSpace(
+            *(to_double(x) for x in (self.A, self.B, self.C, self.D)),
+            time=self.time,
+            read_after_update=self.read_after_update,
+        )
+
+    def to_standard(self) -> StateSpace:
+        """Return the same input-output map read before the update: (A, B, C A, D + C B)."""
+        if not self.read_after_update:
+            return self
+        return StateSpace(self.A, self.B, self.C @ self.A, self.D + self.C @ self.B, time=self.time)
+
+    def __getitem__(self, index: int | tuple[int, ...]) -> StateSpace:
+        """Return one system of a batch."""
+        return StateSpace(
+            self.A[index],
+            self.B[index],
+            self.C[index],
+            self.D[index],
+            time=self.time,
+            read_after_update=self.read_after_update,
+        )

@@ -1,0 +1,52 @@
+"""Time as a type: `Continuous` and `Discrete`, required wherever it matters, never a sentinel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ssmreduce.errors import TimeDomainError
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """Continuous time: x'(t) = A x(t) + B u(t). Stable poles have a negative real part."""
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Discrete time: x[k+1] = A x[k] + B u[k]. Stable poles lie inside the unit circle.
+
+    Parameters
+    ----------
+    dt : float
+        Sampling time in seconds; 1.0 (the default) counts steps.
+
+    Raises
+    ------
+    TimeDomainError
+        If `dt` is not a positive finite number.
+    """
+
+    dt: float = 1.0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.dt, int | float) and not isinstance(self.dt, bool)
+        if not number or not math.isfinite(self.dt) or self.dt <= 0:
+            raise TimeDomainError(
+                f"`dt` is {self.dt!r}; expected a positive finite number of seconds. "
+                "Use Discrete() to count steps."
+            )
+
+
+TimeDomain = Continuous | Discrete
+
+
+def check_time(time: object, *, name: str = "time") -> TimeDomain:
+    """Return `time` if it is a time domain; raise `TimeDomainError` otherwise."""
+    if isinstance(time, Continuous | Discrete):
+        return time
+    raise TimeDomainError(
+        f"`{name}` is {time!r}; expected Continuous() or Discrete(dt=...). "
+        "Pass an instance, for example time=Discrete()."
+    )

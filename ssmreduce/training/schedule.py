@@ -1,0 +1,67 @@
+"""When to try a cut: `ReductionSchedule`."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+from ssmreduce._checks import positive_order
+from ssmreduce.errors import OrderError
+
+
+@dataclass(frozen=True)
+class ReductionSchedule:
+    """A few attempts, evenly spaced, early in the run: four in the first tenth by default.
+
+    Attempt i = 1 ... k is due after step start + i (stop - start)/k, both as shares of the run. Few
+    attempts mean few distinct shapes; every new shape costs a compilation.
+
+    Parameters
+    ----------
+    total_steps : int
+        Optimizer steps of the whole run.
+    start, stop : float
+        Where in the run attempts lie, as shares with 0 ≤ start < stop ≤ 1.
+    attempts : int
+        How many.
+
+    Raises
+    ------
+    OrderError
+        If a number is out of range.
+
+    References
+    ----------
+    CompreSSM, arXiv 2510.02823: the ranking of states settles in about the first tenth.
+
+    Examples
+    --------
+    >>> from ssmreduce import ReductionSchedule
+    >>> ReductionSchedule(2000).steps
+    (50, 100, 150, 200)
+    """
+
+    total_steps: int
+    _: KW_ONLY
+    start: float = 0.0
+    stop: float = 0.1
+    attempts: int = 4
+
+    def __post_init__(self) -> None:
+        positive_order(self.total_steps, name="total_steps")
+        positive_order(self.attempts, name="attempts")
+        if not 0.0 <= self.start < self.stop <= 1.0:
+            raise OrderError(
+                f"`start` is {self.start!r} and `stop` is {self.stop!r}; expected shares of the run "
+                "with 0 <= start < stop <= 1."
+            )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps after which an attempt is due, ascending, without repeats."""
+        width = (self.stop - self.start) / self.attempts
+        shares = [self.start + (i + 1) * width for i in range(self.attempts)]
+        return tuple(sorted({max(1, round(share * self.total_steps)) for share in shares}))
+
+    def due(self, step: int) -> bool:
+        """Tell whether an attempt is due after update number `step` (the first is 1)."""
+        return step in self.steps

@@ -1,0 +1,64 @@
+"""What happened: one `ReductionEvent` for every cut of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+
+
+@dataclass(frozen=True, eq=False)
+class ReductionEvent:
+    """One cut of one layer during training.
+
+    Attributes
+    ----------
+    step : int
+        Number of updates done before the cut.
+    layer : str
+        Name of the layer in the model.
+    old_order, new_order : int
+        Stored states before and after.
+    real_order : int
+        Where `hsv` was cut.
+    hsv : (n,) array
+        Hankel singular values before the cut, descending (two for each stored state).
+    tau : float or None
+        1 - share, where the order rule keeps a share of the Hankel singular values.
+    error_bound : float or None
+        2 Σ of the discarded values; None with a horizon.
+    measured_error : float
+        Error of the layer as written, measured on a coarse grid: a lower bound.
+    seconds : float
+        Wall-clock time of reading, balancing, writing and measuring.
+    poles_before, poles_after : (n,) complex arrays
+        Stored poles.
+    """
+
+    step: int
+    layer: str
+    old_order: int
+    new_order: int
+    real_order: int
+    hsv: HostArray
+    tau: float | None
+    error_bound: float | None
+    measured_error: float
+    seconds: float
+    poles_before: HostArray
+    poles_after: HostArray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and lists, ready for JSON; poles as [re, im]."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    if np.iscomplexobj(value):
+        return [[float(pole.real), float(pole.imag)] for pole in value]
+    return value.tolist()
