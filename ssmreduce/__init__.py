@@ -1,5 +1,7 @@
 """Shrink state-space layers by balanced truncation, also while they train."""
 
+from importlib.metadata import version
+
 from ssmreduce.adapters.registry import read_system as read_system
 from ssmreduce.adapters.registry import register_layer as register_layer
 from ssmreduce.adapters.registry import write_system as write_system
@@ -39,4 +41,4 @@ from ssmreduce.training.reducer import InTrainingReducer as InTrainingReducer
 from ssmreduce.training.schedule import ReductionSchedule as ReductionSchedule
 from ssmreduce.training.tracking import ReductionEvent as ReductionEvent
 
-__version__ = "0.1.0"
+__version__ = version("ssmreduce")

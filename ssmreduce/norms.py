@@ -170,13 +170,13 @@ def _sequence(system: System, signal: HostArray) -> HostArray:
     """Output of the state part, as one of the two read-out conventions; the gain is that of both."""
     states = _recursion(system, signal, adjoint_system=False)
     output = np.einsum("pn,kn->kp", np.asarray(system.C), states, optimize=True)
-    return output.real if _is_real(system) else output
+    return np.asarray(output.real if _is_real(system) else output)
 
 
 def _sequence_adjoint(system: System, output: HostArray) -> HostArray:
     states = _recursion(system, output[::-1], adjoint_system=True)[::-1]
     signal = np.einsum("mn,kn->km", adjoint(np.asarray(system.B)), states, optimize=True)
-    return signal.real if _is_real(system) else signal
+    return np.asarray(signal.real if _is_real(system) else signal)
 
 
 def _recursion(system: System, signal: HostArray, *, adjoint_system: bool) -> HostArray:
@@ -187,7 +187,9 @@ def _recursion(system: System, signal: HostArray, *, adjoint_system: bool) -> Ho
     if adjoint_system:
         A = A.conj() if diagonal else adjoint(A)
         B = adjoint(np.asarray(system.C))
-    states = np.einsum("nm,km->kn", B.astype(np.result_type(A, B, signal)), signal, optimize=True)
+    states: HostArray = np.einsum(
+        "nm,km->kn", B.astype(np.result_type(A, B, signal)), signal, optimize=True
+    )
     for k in range(1, len(states)):
         states[k] += A * states[k - 1] if diagonal else A @ states[k - 1]
     return states

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
@@ -21,10 +21,10 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace
 class LayerMap(Protocol):
     """How the weights of a layer parametrise a system; `ssmreduce.layers.lru.LRU` is the model."""
 
-    poles: tuple[str, ...]
-    input_matrix: tuple[str, ...]
-    output_matrix: tuple[str, ...]
-    feedthrough: tuple[str, ...]
+    poles: ClassVar[tuple[str, ...]]
+    input_matrix: ClassVar[tuple[str, ...]]
+    output_matrix: ClassVar[tuple[str, ...]]
+    feedthrough: ClassVar[tuple[str, ...]]
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights."""

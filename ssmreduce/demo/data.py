@@ -89,7 +89,7 @@ def load_smnist(path: Path) -> SequenceData:
         ) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataFileError(
-            f"{path}: cannot be read as a NumPy .npz archive ({_first_line(error)}); expected "
+            f"{path}: cannot be read as a NumPy .npz archive ({_reason(error)}); expected "
             f"{_LAYOUT}. Write it with numpy.savez."
         ) from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -140,7 +140,7 @@ def _array(archive: np.lib.npyio.NpzFile, path: Path, name: str) -> npt.NDArray[
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataFileError(
             f"{path}: array `{name}` cannot be read without unpickling, or is damaged "
-            f"({_first_line(error)}); expected plain numbers. Write it with numpy.savez from a "
+            f"({_reason(error)}); expected plain numbers. Write it with numpy.savez from a "
             "numeric array."
         ) from error
     if not isinstance(array, np.ndarray):
@@ -154,5 +154,7 @@ def _describe(array: npt.NDArray[np.generic]) -> str:
     return f"{array.shape} {array.dtype}"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def _reason(error: BaseException) -> str:
+    """First line of a message; NumPy's advice to unpickle after all is not passed on."""
+    message = str(error).partition("\n")[0] or type(error).__name__
+    return "pickled or unknown contents" if "pickle" in message else message

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ssmreduce.demo.recurrence import diagonal_recurrence
-
-# Recurrence at initialisation: moduli in a ring near the unit circle, all phases.
-_MIN_MODULUS, _MAX_MODULUS, _MAX_PHASE = 0.9, 0.999, 6.28
+from ssmreduce.demo.lru import LRU
 
 # Steps that `_each_step` packs into one row of its matrix product.
 _PACKED_STEPS = 4
+
+# Added to variances, for channels that are constant.
+_VARIANCE_FLOOR = 1e-5
 
 
 class Linear(eqx.Module):
@@ -39,52 +40,19 @@ class Linear(eqx.Module):
         return _each_step(inputs, self.weight) + self.bias
 
 
-class LRU(eqx.Module):
-    """Linear recurrent unit: x[k] = Λ x[k-1] + γ B u[k], y[k] = Re(C x[k]) + D u[k].
+class Statistics(NamedTuple):
+    """Mean and variance of each channel, over sequences and steps."""
 
-    Λ = exp(-exp(nu_log) + i exp(theta_log)), γ = exp(gamma_log), with the attribute names of
-    CompreSSM and discretax.
-    """
-
-    nu_log: Array
-    theta_log: Array
-    B_re: Array
-    B_im: Array
-    C_re: Array
-    C_im: Array
-    D: Array
-    gamma_log: Array
-
-    def __init__(self, states: int, width: int, *, key: Array) -> None:
-        modulus, phase, b_re, b_im, c_re, c_im, d = jax.random.split(key, 7)
-        squared = jax.random.uniform(
-            modulus, (states,), minval=_MIN_MODULUS**2, maxval=_MAX_MODULUS**2
-        )
-        self.nu_log = jnp.log(-0.5 * jnp.log(squared))
-        # 1 - u lies in (0, 1]: a phase of 0 has no logarithm.
-        self.theta_log = jnp.log(_MAX_PHASE * (1.0 - jax.random.uniform(phase, (states,))))
-        self.B_re = jax.random.normal(b_re, (states, width)) / math.sqrt(2 * width)
-        self.B_im = jax.random.normal(b_im, (states, width)) / math.sqrt(2 * width)
-        self.C_re = jax.random.normal(c_re, (width, states)) / math.sqrt(states)
-        self.C_im = jax.random.normal(c_im, (width, states)) / math.sqrt(states)
-        self.D = jax.random.normal(d, (width,))
-        self.gamma_log = 0.5 * jnp.log(-jnp.expm1(-2.0 * jnp.exp(self.nu_log)))
-
-    @property
-    def states(self) -> int:
-        """Number of stored complex states."""
-        return self.nu_log.shape[0]
-
-    def __call__(self, inputs: Array) -> Array:
-        """Run (batch, L, H) sequences from a zero state."""
-        eigenvalues = jnp.exp(jax.lax.complex(-jnp.exp(self.nu_log), jnp.exp(self.theta_log)))
-        B = jnp.exp(self.gamma_log)[:, None] * jax.lax.complex(self.B_re, self.B_im)
-        C = jax.lax.complex(self.C_re, self.C_im)
-        return diagonal_recurrence(eigenvalues, B, C, self.D, inputs)
+    mean: Array
+    variance: Array
 
 
 class Block(eqx.Module):
-    """x + GLU(GELU(LRU(norm(x))))."""
+    """x + GLU(GELU(LRU(norm(x)))), with batch normalisation.
+
+    The normalisation has no trainable scale and offset: B and D of the LRU can take over the scale,
+    the biases after it most of the offset.
+    """
 
     lru: LRU
     value: Linear
@@ -96,10 +64,15 @@ class Block(eqx.Module):
         self.value = Linear(width, width, key=value)
         self.gate = Linear(width, width, key=gate)
 
-    def __call__(self, inputs: Array) -> Array:
-        """Map (batch, L, H) to (batch, L, H)."""
-        hidden = jax.nn.gelu(self.lru(_normalised(inputs)))
-        return inputs + self.value(hidden) * jax.nn.sigmoid(self.gate(hidden))
+    def __call__(
+        self, inputs: Array, statistics: Statistics | None = None
+    ) -> tuple[Array, Statistics]:
+        """Map (batch, L, H) to (batch, L, H), and return the statistics that were used."""
+        if statistics is None:
+            statistics = _statistics(inputs)
+        scale = jax.lax.rsqrt(statistics.variance + _VARIANCE_FLOOR)
+        hidden = jax.nn.gelu(self.lru((inputs - statistics.mean) * scale))
+        return inputs + self.value(hidden) * jax.nn.sigmoid(self.gate(hidden)), statistics
 
 
 class SequenceClassifier(eqx.Module):
@@ -113,7 +86,7 @@ class SequenceClassifier(eqx.Module):
         Channels H.
     classes : int
         Size of the output.
-    key : (2,) array
+    key : array
         JAX random key.
     """
 
@@ -134,12 +107,20 @@ class SequenceClassifier(eqx.Module):
         """Stored states of each block's LRU."""
         return [block.lru.states for block in self.blocks]
 
-    def __call__(self, sequences: Array) -> Array:
-        """Class scores (batch, classes) of sequences (batch, L)."""
+    def __call__(
+        self, sequences: Array, statistics: Sequence[Statistics] | None = None
+    ) -> tuple[Array, list[Statistics]]:
+        """Class scores (batch, classes) of sequences (batch, L), and the statistics that were used.
+
+        Each block normalises by `statistics`: those of the sequences themselves if not given, which
+        is right in training; in evaluation those that a batch of training sequences returned.
+        """
         hidden = self.encoder(sequences[..., None])
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.head(jnp.mean(hidden, axis=1))
+        used = []
+        for index, block in enumerate(self.blocks):
+            hidden, own = block(hidden, None if statistics is None else statistics[index])
+            used.append(own)
+        return self.head(jnp.mean(hidden, axis=1)), used
 
 
 def _each_step(inputs: Array, weight: Array) -> Array:
@@ -156,9 +137,6 @@ def _each_step(inputs: Array, weight: Array) -> Array:
     return rows.reshape(*inputs.shape[:-1], outputs)
 
 
-def _normalised(inputs: Array) -> Array:
-    """Layer normalisation without scale and offset, which the next linear map would absorb."""
-    width = inputs.shape[-1]
-    average = jnp.full((width, width), 1.0 / width, inputs.dtype)
-    centred = inputs - _each_step(inputs, average)
-    return centred * jax.lax.rsqrt(_each_step(centred * centred, average) + 1e-5)
+def _statistics(inputs: Array) -> Statistics:
+    mean = jnp.mean(inputs, axis=(0, 1))
+    return Statistics(mean, jnp.mean((inputs - mean) ** 2, axis=(0, 1)))

@@ -122,9 +122,7 @@ def _chunk_states_forward(factor: Array, drive: Array) -> tuple[Array, tuple[Arr
     return states, (factor, states)
 
 
-def _chunk_states_backward(
-    saved: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
+def _chunk_states_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     factor, states = saved
     adjoint = _scan_chunks(jnp.conj(factor), cotangent, reverse=True)
     half = states.shape[-1] // 2

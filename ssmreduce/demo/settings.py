@@ -39,6 +39,8 @@ class Settings:
         Sequences per step.
     learning_rate : float
         Peak learning rate.
+    attempts : int
+        Possible cuts, evenly spaced in the first 10 % of the steps.
     quick : bool
         Whether the defaults were those of a short run.
     output : Path
@@ -55,6 +57,7 @@ class Settings:
     blocks: int
     batch_size: int
     learning_rate: float
+    attempts: int
     quick: bool
     output: Path
 
@@ -103,13 +106,14 @@ class _Defaults:
     blocks: int
     batch_size: int
     learning_rate: float
+    attempts: int
 
 
 _DEFAULTS = {
-    ("digits", False): _Defaults(512, 0.04, 2000, 16, 1, 64, 1e-2),
-    ("digits", True): _Defaults(256, 0.04, 300, 16, 1, 64, 1e-2),
-    ("smnist", False): _Defaults(256, 0.04, 5000, 8, 1, 50, 1e-2),
-    ("smnist", True): _Defaults(256, 0.04, 150, 8, 1, 50, 1e-2),
+    ("digits", False): _Defaults(512, 0.15, 2500, 16, 1, 64, 1e-2, 2),
+    ("digits", True): _Defaults(256, 0.15, 300, 16, 1, 64, 1e-2, 2),
+    ("smnist", False): _Defaults(256, 0.1, 5000, 8, 1, 50, 1e-2, 2),
+    ("smnist", True): _Defaults(256, 0.15, 150, 8, 1, 50, 1e-2, 2),
 }
 
 DATASETS = tuple(dict.fromkeys(dataset for dataset, _ in _DEFAULTS))
@@ -146,6 +150,4 @@ def make_settings(
     chosen = asdict(_DEFAULTS[dataset, quick])
     given = {"states": states, "tau": tau, "steps": steps}
     chosen.update({name: value for name, value in given.items() if value is not None})
-    return Settings(
-        dataset=dataset, data=data, seed=seed, quick=quick, output=output, **chosen
-    )
+    return Settings(dataset=dataset, data=data, seed=seed, quick=quick, output=output, **chosen)

@@ -142,7 +142,7 @@ def real_state_factor(
     parts = parts[:, active] / scale[active, None]
     near_real = np.zeros(active.size, dtype=bool)
     floor = (n * np.finfo(np.float64).eps) ** 2
-    blocks = []
+    blocks: list[tuple[HostArray, HostArray]] = []
     while True:
         remaining = _row_energy(parts) * gain[active]
         alive = remaining > floor
@@ -152,28 +152,32 @@ def real_state_factor(
             break
         chosen = _largest(remaining, _PAIRS_PER_BLOCK)
         covariance = _pair_covariance(parts, chosen, kernels, active)
-        accepted, refused = _well_conditioned_pairs(covariance[:, chosen])
+        accepted, L, inverse, refused = _well_conditioned_pairs(covariance[:, chosen])
         near_real[chosen[refused]] = True
         if accepted.size:
             pivots = chosen[accepted]
             block, parts = _eliminate_pairs(
-                parts, covariance[..., accepted, :], pivots, eigenvalues[active], time
+                parts, covariance[..., accepted, :], pivots, L, inverse, eigenvalues[active], time
             )
-            blocks.append(_embed(block, active, n))
+            blocks.append((active, block))
             left = np.ones(active.size, dtype=bool)
             left[pivots] = False
             active, near_real = active[left], near_real[left]
     if active.size:
-        blocks.append(_embed(_near_real_factor(eigenvalues, parts, kernels, active), active, n))
-    Z = np.concatenate([np.zeros((2, n, 0)), *blocks], axis=-1)
-    return (Z * scale[:, None]).reshape(2 * n, -1)
+        blocks.append((active, _near_real_factor(eigenvalues, parts, kernels, active)))
+    Z = np.zeros((2, n, sum(block.shape[-1] for _, block in blocks)))
+    column = 0
+    for rows, block in blocks:
+        Z[:, rows, column : column + block.shape[-1]] = scale[rows, None] * block
+        column += block.shape[-1]
+    return Z.reshape(2 * n, -1)
 
 
 def _row_energy(G: HostArray) -> HostArray:
     """Squared norm of each row; the real and imaginary parts may come as a leading axis."""
-    if G.ndim == 3:
-        return np.einsum("pim,pim->i", G, G)
-    return np.einsum("im,im->i", G.real, G.real) + np.einsum("im,im->i", G.imag, G.imag)
+    parts = G if G.ndim == 3 else np.stack([G.real, G.imag])
+    energy: HostArray = np.einsum("pim,pim->i", parts, parts)
+    return energy
 
 
 def _compress_columns(parts: HostArray) -> HostArray:
@@ -181,7 +185,8 @@ def _compress_columns(parts: HostArray) -> HostArray:
     _, n, m = parts.shape
     if m <= 2 * n:
         return parts
-    return adjoint(np.linalg.qr(adjoint(parts.reshape(2 * n, m)), mode="r")).reshape(2, n, -1)
+    triangle = np.asarray(np.linalg.qr(adjoint(parts.reshape(2 * n, m)), mode="r"))
+    return adjoint(triangle).reshape(2, n, -1)
 
 
 def _largest(values: HostArray, count: int) -> HostArray:
@@ -222,11 +227,14 @@ def _interleave(block: HostArray) -> HostArray:
     return np.swapaxes(block, 0, 1).reshape(2 * block.shape[1], *block.shape[2:])
 
 
-def _well_conditioned_pairs(covariance: HostArray) -> tuple[HostArray, HostArray]:
+def _well_conditioned_pairs(
+    covariance: HostArray,
+) -> tuple[HostArray, HostArray, HostArray, HostArray]:
     """Choose the pairs of a block that may be eliminated together.
 
-    Returns the positions accepted, and those of pairs that are ill conditioned by themselves (both
-    parts nearly proportional: a pole and input weights that are nearly real).
+    Returns the positions accepted, the Cholesky factor L of their covariance and its inverse, and
+    the positions of pairs that are ill conditioned by themselves (both parts nearly proportional:
+    a pole and input weights that are nearly real).
     """
     pairs = covariance.shape[1]
     matrix = _interleave(covariance).reshape(2 * pairs, 2 * pairs)
@@ -234,28 +242,35 @@ def _well_conditioned_pairs(covariance: HostArray) -> tuple[HostArray, HostArray
     first, second = diagonal[0::2], diagonal[1::2]
     coupling = matrix[np.arange(0, 2 * pairs, 2), np.arange(1, 2 * pairs, 2)]
     proper = first * second - coupling**2 > _ACCEPTED_PIVOT * np.maximum(first, second) ** 2
-    positions = np.flatnonzero(proper)
-    if positions.size:
-        inside = (2 * positions[:, None] + [0, 1]).ravel()
+    accepted, refused = np.flatnonzero(proper), np.flatnonzero(~proper)
+    while True:
+        inside = (2 * accepted[:, None] + [0, 1]).ravel()
         unit = np.sqrt(diagonal[inside])
         correlation = matrix[np.ix_(inside, inside)] / np.outer(unit, unit)
-        correlation[np.diag_indices_from(correlation)] += inside.size * np.finfo(np.float64).eps * 8
-        inverse = np.linalg.inv(np.linalg.cholesky(correlation))
-        sufficient = (
-            (np.einsum("ij,ij->i", inverse, inverse) * _ACCEPTED_PIVOT < 1.0)
-            .reshape(-1, 2)
-            .all(axis=1)
+        try:
+            L = np.linalg.cholesky(correlation)
+        except np.linalg.LinAlgError:
+            accepted = accepted[: accepted.size // 2]
+            continue
+        inverse = np.linalg.inv(L)
+        growth = np.einsum("ij,ij->i", inverse, inverse).reshape(-1, 2).max(axis=1)
+        limit = np.flatnonzero(growth * _ACCEPTED_PIVOT >= 1.0)
+        length = max(1, int(limit[0])) if limit.size else accepted.size
+        width = 2 * length
+        return (
+            accepted[:length],
+            unit[:width, None] * L[:width, :width],
+            inverse[:width, :width] / unit[:width],
+            refused,
         )
-        sufficient[0] = True
-        length = sufficient.size if sufficient.all() else int(np.argmin(sufficient))
-        positions = positions[:length]
-    return positions, np.flatnonzero(~proper)
 
 
 def _eliminate_pairs(
     parts: HostArray,
     covariance: HostArray,
     pivots: HostArray,
+    L: HostArray,
+    inverse: HostArray,
     eigenvalues: HostArray,
     time: TimeDomain,
 ) -> tuple[HostArray, HostArray]:
@@ -267,8 +282,6 @@ def _eliminate_pairs(
     """
     _, rows, m = parts.shape
     width = 2 * pivots.size
-    L = np.linalg.cholesky(_interleave(covariance[:, pivots]).reshape(width, width))
-    inverse = np.linalg.inv(L)
     Z = (covariance.reshape(2 * rows, width) @ adjoint(inverse)).reshape(2, rows, width)
     Z[:, pivots] = np.swapaxes(L.reshape(pivots.size, 2, width), 0, 1)
     pivot_generator = _interleave(parts[:, pivots])
@@ -313,10 +326,3 @@ def _near_real_factor(
     plain, conjugate = Z[: active.size], Z[active.size :]
     complex_parts = np.stack([plain + conjugate, -1j * (plain - conjugate)]) / 2.0
     return np.concatenate([complex_parts.real, complex_parts.imag], axis=-1)
-
-
-def _embed(block: HostArray, active: HostArray, n: int) -> HostArray:
-    """Place the rows of the active states among all n."""
-    columns = np.zeros((2, n, block.shape[-1]))
-    columns[:, active] = block
-    return columns

@@ -30,14 +30,12 @@ Power = Callable[[int], Callable[[HostArray], HostArray]]
 
 def dense_powers(A: HostArray) -> Power:
     """Return A^(2^i) by repeated squaring."""
-    state = {"exponent": 0, "power": A}
+    squarings = [A]
 
     def power(i: int) -> Callable[[HostArray], HostArray]:
-        while state["exponent"] < i:
-            state["power"] = state["power"] @ state["power"]
-            state["exponent"] += 1
-        current: HostArray = state["power"]
-        return lambda X: current @ X
+        while len(squarings) <= i:
+            squarings.append(squarings[-1] @ squarings[-1])
+        return lambda X: squarings[i] @ X
 
     return power
 
@@ -106,7 +104,8 @@ def compress_columns(Z: HostArray) -> HostArray:
         )
     if Z.shape[1] <= Z.shape[0]:
         return Z
-    return adjoint(np.linalg.qr(adjoint(Z), mode="r"))
+    triangle = np.asarray(np.linalg.qr(adjoint(Z), mode="r"))
+    return adjoint(triangle)
 
 
 def cayley(A: HostArray, B: HostArray) -> tuple[HostArray, HostArray]:

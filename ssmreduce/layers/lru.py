@@ -13,6 +13,7 @@ gradients; |λ| ≥ 1 cannot be stored and is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,10 +33,10 @@ class LRU:
     (n, m), C_re, C_im (p, n), and D (p) elementwise or (p, m).
     """
 
-    poles = ("nu_log", "theta_log", "gamma_log")
-    input_matrix = ("B_re", "B_im")
-    output_matrix = ("C_re", "C_im")
-    feedthrough = ("D",)
+    poles: ClassVar[tuple[str, ...]] = ("nu_log", "theta_log", "gamma_log")
+    input_matrix: ClassVar[tuple[str, ...]] = ("B_re", "B_im")
+    output_matrix: ClassVar[tuple[str, ...]] = ("C_re", "C_im")
+    feedthrough: ClassVar[tuple[str, ...]] = ("D",)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights."""

@@ -51,6 +51,7 @@ def check_moments(moments: object) -> None:
 
 def reduce_optimizer_state(
     backend: ModuleType,
+    model: Any,
     opt_state: Any,
     reductions: dict[Path, LayerReduction],
     moments: Moments,
@@ -61,6 +62,8 @@ def reduce_optimizer_state(
     ----------
     backend : module
         Adapter of the framework.
+    model : pytree
+        The model before the cut: its key paths tell which leaf of the state belongs to which weight.
     opt_state : pytree or None
         optax state, initialised from the model's arrays (nested as you like).
     reductions : dict
@@ -83,13 +86,14 @@ def reduce_optimizer_state(
         for path, result in reductions.items()
         for name in result.layer_map.names()
     }
+    model_paths = {path for path, _ in backend.leaves_with_paths(model)}
     groups: dict[tuple[Path, Path], dict[str, tuple[Path, HostArray]]] = {}
     for leaf_path, leaf in backend.leaves_with_paths(opt_state):
-        for weight_path, (layer_path, name) in weights.items():
-            start = len(leaf_path) - len(weight_path)
-            if start >= 0 and leaf_path[start:] == weight_path:
-                group = groups.setdefault((leaf_path[:start], layer_path), {})
-                group[name] = leaf_path, to_double(leaf)
+        start = next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
+        if start is not None and leaf_path[start:] in weights:
+            layer_path, name = weights[leaf_path[start:]]
+            group = groups.setdefault((leaf_path[:start], layer_path), {})
+            group[name] = leaf_path, to_double(leaf)
     values: dict[Path, HostArray] = {}
     for (prefix, layer_path), group in groups.items():
         result = reductions[layer_path]
@@ -138,7 +142,9 @@ def _carry(
     """Map the moments of one layer; with `squared` through the squared coefficients."""
     layer_map, reduction = result.layer_map, result.reduction
     slot_map = reduction.slot_map
-    assert slot_map is not None and reduction.left is not None and reduction.right is not None
+    assert slot_map is not None
+    assert reduction.left is not None
+    assert reduction.right is not None
     pair_weight = np.where(slot_map.is_pair, 2.0, 1.0)[:, None]
     to_input = pair_weight * (adjoint(slot_map.vectors) @ adjoint(reduction.right))
     to_output = reduction.left @ adjoint(slot_map.inverse)

@@ -19,8 +19,9 @@ from ssmreduce.hankel import error_bounds
 from ssmreduce.models.optimizer_state import Moments, check_moments, reduce_optimizer_state
 from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.reduction.balanced import balance
-from ssmreduce.reduction.order import OrderRule
+from ssmreduce.reduction.order import ErrorBound, OrderRule
 from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import DiagonalStateSpace
 
 _EXCESS = 0.1
 """Share by which the measured error of a written layer may exceed its bound before another order is tried."""
@@ -82,8 +83,12 @@ def reduce_layer(
     allowed = _allowed_error(reduction, backend.precision(layer, layer_map.names()))
     best: LayerReduction | None = None
     refusal: UnstableSystemError | None = None
-    for limit in range(int(reduction.order), max(int(reduction.order) - _NEARBY_ORDERS, 1) - 1, -1):
+    lowest = max(int(reduction.order) - _NEARBY_ORDERS, 1)
+    if isinstance(order, ErrorBound):
+        lowest = int(reduction.order)  # a lower order would break the promise
+    for limit in range(int(reduction.order), lowest - 1, -1):
         candidate = reduction if limit == reduction.order else balancing.truncate(limit)
+        assert isinstance(candidate.system, DiagonalStateSpace)
         try:
             new_layer = write_system(layer, candidate.system)
         except UnstableSystemError as error:
@@ -174,7 +179,7 @@ def apply_reductions(
     if not cut:
         return model, opt_state
     backend = model_backend(model)
-    new_state = reduce_optimizer_state(backend, opt_state, cut, moments)
+    new_state = reduce_optimizer_state(backend, model, opt_state, cut, moments)
     layers = {path: result.layer for path, result in cut.items()}
     return backend.replace_layers(model, is_supported, layers), new_state
 

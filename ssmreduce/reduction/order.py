@@ -10,7 +10,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, UnreachableToleranceError
-from ssmreduce.hankel import error_bounds
+from ssmreduce.hankel import error_bounds, rank_tolerance
 
 
 class OrderRule(ABC):
@@ -103,7 +103,7 @@ class ErrorBound(OrderRule):
     OrderError
         If not exactly one positive tolerance is given.
     UnreachableToleranceError
-        From `choose`, if the tolerance is below n eps σ₁, where no bound can be certified.
+        From `choose`, if the tolerance is below 4 n eps σ₁, where no bound can be certified.
 
     Examples
     --------
@@ -135,16 +135,30 @@ class ErrorBound(OrderRule):
     def choose(self, hsv: HostArray) -> int:
         """Return the smallest order that meets the tolerance."""
         values = np.asarray(hsv, dtype=np.float64)
-        tolerance = self.absolute if self.relative is None else self.relative * values[0]
-        assert tolerance is not None
-        floor = values.size * np.finfo(np.float64).eps * values[0]
+        tolerance, floor = self._tolerance(values), rank_tolerance(values)
         if tolerance < floor:
-            raise UnreachableToleranceError(
-                f"the tolerance {tolerance:.3g} lies below n·eps·σ₁ = {floor:.3g}, the accuracy of "
-                f"the singular values themselves; expected at least that. Try "
-                f"ErrorBound(absolute={2 * floor:.1g})."
-            )
+            self._refuse(tolerance, floor)
         return max(1, int(np.argmax(error_bounds(values) <= tolerance)))
+
+    def check(self, hsv: HostArray, order: int) -> None:
+        """Raise `UnreachableToleranceError` if `order`, lowered after the choice, misses it."""
+        values = np.asarray(hsv, dtype=np.float64)
+        bound, tolerance = float(error_bounds(values)[order]), self._tolerance(values)
+        if bound > tolerance:
+            self._refuse(tolerance, bound)
+
+    def _tolerance(self, hsv: HostArray) -> float:
+        if self.absolute is not None:
+            return float(self.absolute)
+        assert self.relative is not None
+        return float(self.relative * hsv[0])
+
+    def _refuse(self, tolerance: float, reachable: float) -> None:
+        raise UnreachableToleranceError(
+            f"the tolerance {tolerance:.3g} lies below {reachable:.3g}, the least that can be "
+            "certified for this system in double precision; expected at least that. "
+            f"Try ErrorBound(absolute={2 * reachable:.1g})."
+        )
 
 
 def as_rule(order: int | OrderRule) -> OrderRule:

@@ -93,7 +93,7 @@ class Reduction:
                 part._measure(grid=grid, refinements=refinements, iterations=iterations)
                 for part in self.parts
             ]
-            return np.reshape(errors, self.original.batch_shape)
+            return np.asarray(errors).reshape(self.original.batch_shape)
         if self.horizon is not None:
             return finite_horizon_difference(
                 self.original, self.system, self.horizon, iterations=iterations

@@ -235,10 +235,9 @@ class DiagonalStateSpace:
 
     def __getitem__(self, index: int | tuple[int, ...]) -> DiagonalStateSpace:
         """Return one system of a batch."""
-        logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[index]
-        return self._with(
-            self.eigenvalues[index], self.B[index], self.C[index], self.D[index], logarithms
-        )
+        at = (*index, ...) if isinstance(index, tuple) else (index, ...)
+        logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[at]
+        return self._with(self.eigenvalues[at], self.B[at], self.C[at], self.D[at], logarithms)
 
     def _with(
         self, eigenvalues: Array, B: Array, C: Array, D: Array, logarithms: Array

@@ -156,11 +156,12 @@ class StateSpace:
 
     def __getitem__(self, index: int | tuple[int, ...]) -> StateSpace:
         """Return one system of a batch."""
+        at = (*index, ...) if isinstance(index, tuple) else (index, ...)
         return StateSpace(
-            self.A[index],
-            self.B[index],
-            self.C[index],
-            self.D[index],
+            self.A[at],
+            self.B[at],
+            self.C[at],
+            self.D[at],
             time=self.time,
             read_after_update=self.read_after_update,
         )

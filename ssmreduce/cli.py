@@ -1,0 +1,165 @@
+"""Command line: ``python -m ssmreduce`` and the console script ``ssmreduce``.
+
+Nothing but the standard library is imported before a command runs, so that a missing package ends
+in one line that names the pip command.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssmreduce._checks import require_backend
+from ssmreduce.errors import SSMReduceError
+
+if TYPE_CHECKING:
+    from ssmreduce.demo.settings import Settings
+
+_FAILED = 1
+_INTERRUPTED = 130
+
+# What the demo imports, checked before it starts so that nothing is missing at its end.
+_DEMO_MODULES = ("jax", "equinox", "optax", "sklearn", "matplotlib", "rich")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Arguments without the program name; those of the process if not given.
+
+    Returns
+    -------
+    int
+        0 on success, 1 on an error of ssmreduce, 2 on a wrong option, 130 after Ctrl-C.
+    """
+    try:
+        _application()(args=None if arguments is None else list(arguments), prog_name="ssmreduce")
+    except SSMReduceError as error:
+        print(f"ssmreduce: {error}", file=sys.stderr)
+        return _FAILED
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else _FAILED
+    return 0
+
+
+def _application() -> Any:
+    require_backend("typer", extra="demo")
+    import typer
+
+    application = typer.Typer(
+        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            print(f"ssmreduce {_version()}")
+            raise typer.Exit
+
+    @application.callback()
+    def ssmreduce(
+        version: bool = typer.Option(
+            False, "--version", callback=show_version, is_eager=True, help="Show the version."
+        ),
+    ) -> None:
+        """Shrink state-space layers by balanced truncation, also while they train."""
+
+    @application.command()
+    def demo(
+        dataset: str = typer.Option("digits", help="digits (built in) or smnist (needs --data)."),
+        data: Path = typer.Option(
+            None, help="NumPy archive with the sMNIST images: train_images, train_labels, …"
+        ),
+        states: int = typer.Option(None, help="States per layer of the full model."),
+        tau: float = typer.Option(
+            None, help="Share of the Hankel singular values' sum that each cut may drop."
+        ),
+        steps: int = typer.Option(None, help="Optimizer steps of each run."),
+        seed: int = typer.Option(0, help="Seed of the weights and of the batches."),
+        quick: bool = typer.Option(False, "--quick", help="A short run, to see that it works."),
+        output: Path = typer.Option("ssmreduce-demo", help="Folder for pictures and results."),
+    ) -> None:
+        """Train a classifier at full size, reduced in training, and small from scratch."""
+        for module in _DEMO_MODULES:
+            require_backend(module, extra="demo")
+        from ssmreduce.demo.settings import make_settings
+
+        settings = make_settings(
+            dataset=dataset,
+            data=data,
+            states=states,
+            tau=tau,
+            steps=steps,
+            seed=seed,
+            quick=quick,
+            output=output,
+        )
+        try:
+            code = _run_demo(settings)
+        except KeyboardInterrupt:
+            print("ssmreduce: interrupted before there was anything to save", file=sys.stderr)
+            code = _INTERRUPTED
+        raise typer.Exit(code)
+
+    return application
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("ssmreduce")
+    except importlib.metadata.PackageNotFoundError:
+        return "(source folder, not installed)"
+
+
+def _run_demo(settings: Settings) -> int:
+    """Train, print the table and write the files, also after Ctrl-C."""
+    from rich.console import Console
+
+    from ssmreduce.demo.experiment import Experiment, load, run_experiment
+    from ssmreduce.demo.progress import ProgressDisplay
+    from ssmreduce.demo.report import print_tables, write_results
+    from ssmreduce.demo.settings import SettingsError
+
+    console = Console()
+    data = load(settings)
+    try:
+        settings.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"--output {settings.output} cannot be created ({error.strerror}); expected a folder "
+            "that can be written to. Try another name."
+        ) from None
+    console.print(
+        f"{data.name}: {len(data.train_labels)} for training, {len(data.test_labels)} for testing; "
+        f"{settings.blocks} LRU block(s) of {settings.states} states, width {settings.width}; "
+        f"{settings.steps} steps per run",
+        highlight=False,
+        soft_wrap=True,
+    )
+    experiment = Experiment(settings)
+    run_experiment(experiment, data, ProgressDisplay(console))
+    with _interrupts_ignored():
+        print_tables(experiment, console)
+        for path in write_results(experiment, settings.output):
+            console.print(str(path), highlight=False, soft_wrap=True)
+    if experiment.interrupted:
+        console.print("Interrupted: the numbers are those reached so far.")
+        return _INTERRUPTED
+    return 0
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Let a second Ctrl-C not cut off the files of the first."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,212 @@
+"""Pictures of reductions as Matplotlib figures, without pyplot and its global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssmreduce._checks import require_backend
+from ssmreduce.training.tracking import ReductionEvent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, distinct under the common colour blindnesses; line styles and markers
+# repeat the distinction.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_GREY = "#8C8C8C"
+_STYLES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+# Values below this share of the largest one are rounding and would stretch the axis.
+_HSV_FLOOR = 1e-12
+
+_COLUMNS = 4
+
+
+def plot_hsv_decay(events: Sequence[ReductionEvent]) -> Figure:
+    """Hankel singular values before each cut, largest first, on a logarithmic axis.
+
+    Parameters
+    ----------
+    events : sequence of ReductionEvent
+        The cuts; the last value that each kept is marked.
+
+    Returns
+    -------
+    Figure
+        A new figure, not known to pyplot.
+
+    Raises
+    ------
+    MissingBackendError
+        If Matplotlib is not installed.
+    """
+    figure = _figure((7.0, 4.6))
+    axes = figure.add_subplot()
+    for index, event in enumerate(events):
+        colour = _COLOURS[index % len(_COLOURS)]
+        hsv = np.asarray(event.hsv)
+        shown = hsv > _HSV_FLOOR * hsv[0]
+        position = np.arange(1, hsv.size + 1)
+        label = f"{_cut_name(event, events)}: {event.old_order} → {event.new_order} states"
+        axes.semilogy(
+            position[shown],
+            hsv[shown],
+            color=colour,
+            linestyle=_STYLES[index % len(_STYLES)],
+            linewidth=1.8,
+            label=label,
+        )
+        kept = min(event.real_order, hsv.size)
+        axes.plot(
+            kept,
+            max(hsv[kept - 1], _HSV_FLOOR * hsv[0]),
+            color=colour,
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=9,
+            markeredgecolor="black",
+        )
+        axes.axvline(kept, color=colour, linestyle=":", linewidth=1.0, alpha=0.7)
+    axes.set_xlabel("index in the real system (2 per stored state)")
+    axes.set_ylabel("Hankel singular value (gain)")
+    _finish(axes, "Hankel singular values at each cut; the marker is the last one kept", events)
+    return figure
+
+
+def plot_accuracy(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    cut_times: Mapping[str, Sequence[float]] | None = None,
+) -> Figure:
+    """Accuracy against wall-clock time, one curve per run.
+
+    Parameters
+    ----------
+    curves : mapping of str to (seconds, accuracy)
+        Label of each run to its times in seconds and its accuracies from 0 to 1.
+    cut_times : mapping of str to sequence of float, optional
+        Seconds at which the run of that label was cut.
+
+    Returns
+    -------
+    Figure
+        A new figure, not known to pyplot.
+
+    Raises
+    ------
+    MissingBackendError
+        If Matplotlib is not installed.
+    """
+    figure = _figure((7.0, 4.6))
+    axes = figure.add_subplot()
+    lowest = 100.0
+    marked = False
+    for index, (label, (seconds, accuracy)) in enumerate(curves.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        percent = 100.0 * np.asarray(accuracy, dtype=float)
+        lowest = min(lowest, *percent) if percent.size else lowest
+        axes.plot(
+            seconds,
+            percent,
+            color=colour,
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=4,
+            linewidth=1.8,
+            label=label,
+        )
+        for time in (cut_times or {}).get(label, ()):
+            name = None if marked else "cut"
+            axes.axvline(time, color=colour, linestyle=":", linewidth=1.4, label=name)
+            marked = True
+    axes.set_xlim(left=0.0)
+    # The runs differ by points near the top; the climb from chance level may leave the picture.
+    axes.set_ylim(max(0.0, lowest - 2.0), 100.5)
+    axes.set_xlabel("wall-clock time (s), compilation and cuts included")
+    axes.set_ylabel("test accuracy (%)")
+    _finish(axes, "Accuracy against time, same number of steps", list(curves))
+    return figure
+
+
+def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
+    """Poles before and after each cut on the unit disk.
+
+    Parameters
+    ----------
+    events : sequence of ReductionEvent
+        The cuts, one panel each.
+
+    Returns
+    -------
+    Figure
+        A new figure, not known to pyplot.
+
+    Raises
+    ------
+    MissingBackendError
+        If Matplotlib is not installed.
+    """
+    columns = min(max(len(events), 1), _COLUMNS)
+    rows = max(1, -(-len(events) // columns))
+    figure = _figure((max(3.6 * columns, 4.6), 3.9 * rows + 0.5))
+    if not events:
+        _finish(figure.add_subplot(), "Poles", events)
+    circle = np.exp(2j * np.pi * np.linspace(0.0, 1.0, 361))
+    for index, event in enumerate(events):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.plot(circle.real, circle.imag, color="black", linewidth=0.8)
+        before, after = np.asarray(event.poles_before), np.asarray(event.poles_after)
+        axes.scatter(
+            before.real, before.imag, s=14, color=_GREY, alpha=0.55, linewidths=0, label="before"
+        )
+        axes.scatter(
+            after.real,
+            after.imag,
+            s=42,
+            marker="x",
+            color=_COLOURS[1],
+            linewidths=1.5,
+            label="after",
+        )
+        axes.set_aspect("equal")
+        axes.set_xlim(-1.1, 1.1)
+        axes.set_ylim(-1.1, 1.1)
+        axes.set_xticks((-1.0, 0.0, 1.0))
+        axes.set_yticks((-1.0, 0.0, 1.0))
+        axes.grid(alpha=0.25)
+        axes.set_xlabel("Re λ")
+        if index % columns == 0:
+            axes.set_ylabel("Im λ")
+        axes.set_title(
+            f"{_cut_name(event, events)}\n{event.old_order} → {event.new_order} states", fontsize=10
+        )
+    if events:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        figure.suptitle("Stored poles on the unit disk, one of each conjugate pair", fontsize=11)
+    return figure
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    module = require_backend("matplotlib.figure", extra="plot")
+    figure: Figure = module.Figure(figsize=size, layout="constrained", dpi=150)
+    return figure
+
+
+def _cut_name(event: ReductionEvent, events: Sequence[ReductionEvent]) -> str:
+    """Step of the cut, with the layer where there are several."""
+    several = len({other.layer for other in events}) > 1
+    return f"step {event.step}, {event.layer}" if several else f"step {event.step}"
+
+
+def _finish(axes: Axes, title: str, content: Sequence[object]) -> None:
+    axes.set_title(title, fontsize=11)
+    if content:
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=9, framealpha=0.9)
+    else:
+        axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes)
+    axes.spines[["top", "right"]].set_visible(False)

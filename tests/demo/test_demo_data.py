@@ -1,0 +1,103 @@
+"""The demo's data sets: the fixed split, and refusals of files that are not what they should be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ssmreduce.demo.data import load_digits, load_smnist
+from ssmreduce.errors import DataFileError
+
+
+def arrays(rng, **changes):
+    content = {
+        "train_images": rng.integers(0, 256, (6, 28, 28), dtype=np.uint8),
+        "train_labels": np.arange(6, dtype=np.uint8),
+        "test_images": rng.integers(0, 256, (4, 28, 28), dtype=np.uint8),
+        "test_labels": np.arange(4, dtype=np.uint8),
+    }
+    content.update(changes)
+    return {name: array for name, array in content.items() if array is not None}
+
+
+def test_digits_are_split_the_same_way_every_time():
+    first, second = load_digits(), load_digits()
+    assert first.train_sequences.shape == (1347, 64)
+    assert first.test_sequences.shape == (450, 64)
+    np.testing.assert_array_equal(first.test_sequences, second.test_sequences)
+    assert first.train_sequences.min() == 0.0
+    assert first.train_sequences.max() == 1.0
+    train, test = np.bincount(first.train_labels), np.bincount(first.test_labels)
+    assert np.abs(test - 0.25 * (train + test)).max() < 1.0
+
+
+def test_smnist_reads_images_row_by_row(rng, tmp_path):
+    path = tmp_path / "mnist.npz"
+    content = arrays(rng)
+    np.savez(path, **content)
+    data = load_smnist(path)
+    assert data.train_sequences.shape == (6, 784)
+    assert data.train_sequences.dtype == np.float32
+    np.testing.assert_allclose(
+        data.test_sequences[1, 28:56], content["test_images"][1, 1] / 255, rtol=1e-6
+    )
+    np.testing.assert_array_equal(data.train_labels, content["train_labels"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"test_labels": None}, "no array `test_labels`"),
+        ({"train_images": np.zeros((6, 28, 27), np.uint8)}, r"\(6, 28, 27\) uint8"),
+        ({"train_images": np.zeros((6, 28, 28), np.float32)}, "float32"),
+        ({"train_images": np.zeros((0, 28, 28), np.uint8)}, r"\(0, 28, 28\)"),
+        ({"train_labels": np.zeros(5, np.uint8)}, r"`train_labels` is \(5,\)"),
+        ({"test_labels": np.zeros(4)}, "float64"),
+        ({"test_labels": np.array([0, 1, 2, 10])}, "0 … 10"),
+        ({"test_labels": np.array([0, 1, 2, -1])}, "-1 … 2"),
+        ({"train_labels": np.array([{}] * 6, dtype=object)}, "`train_labels` cannot be read"),
+    ],
+)
+def test_wrong_arrays_are_refused(rng, tmp_path, changes, found):
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **arrays(rng, **changes))
+    with pytest.raises(DataFileError, match=found) as caught:
+        load_smnist(path)
+    assert str(path) in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DataFileError, match="no such file"):
+        load_smnist(tmp_path / "mnist.npz")
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(DataFileError, match=r"cannot be read as a NumPy \.npz archive"):
+        load_smnist(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut off"])
+def test_other_files_are_refused_without_unpickling(tmp_path, content):
+    path = tmp_path / "mnist.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataFileError, match="cannot be read") as caught:
+        load_smnist(path)
+    assert "allow_pickle" not in str(caught.value)
+
+
+def test_a_single_array_is_refused(tmp_path):
+    path = tmp_path / "mnist.npy"
+    np.save(path, np.zeros(3))
+    with pytest.raises(DataFileError, match="single array"):
+        load_smnist(path)
+
+
+def test_damaged_members_are_refused(rng, tmp_path):
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **arrays(rng))
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataFileError, match="train_images"):
+        load_smnist(path)

@@ -1,0 +1,140 @@
+"""The demo's model and optimizer, the batches that runs share, and what a run records."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssmreduce.demo.data import SequenceData
+from ssmreduce.demo.model import SequenceClassifier
+from ssmreduce.demo.settings import SettingsError, make_settings
+from ssmreduce.demo.training import Problem, Run, make_optimizer, train
+from ssmreduce.reduction.order import FixedOrder
+from ssmreduce.training.reducer import InTrainingReducer
+from ssmreduce.training.schedule import ReductionSchedule
+
+
+@pytest.fixture
+def data(rng):
+    """Ten constant levels, told apart by their mean."""
+
+    def part(count):
+        labels = np.arange(count, dtype=np.int32) % 10
+        noise = 0.02 * rng.standard_normal((count, 16))
+        return (labels[:, None] / 10 + noise).astype(np.float32), labels
+
+    return SequenceData("levels", *part(60), *part(30))
+
+
+@pytest.fixture
+def settings():
+    """A small model and few steps."""
+    chosen = make_settings(states=6, steps=20)
+    return dataclasses.replace(chosen, width=4, blocks=2, batch_size=12)
+
+
+def test_evaluation_with_the_batch_statistics_is_the_training_pass(rng):
+    model = SequenceClassifier([5, 3], 4, 10, key=jax.random.key(0))
+    sequences = jnp.asarray(rng.uniform(size=(6, 20)), jnp.float32)
+    scores, statistics = model(sequences)
+    again, _ = model(sequences, statistics)
+    assert scores.shape == (6, 10)
+    assert model.states == [5, 3]
+    np.testing.assert_array_equal(scores, again)
+    # With given statistics a sequence's scores do not depend on its neighbours.
+    alone, _ = model(sequences[:1], statistics)
+    np.testing.assert_allclose(alone[0], scores[0], atol=1e-5)
+
+
+def test_recurrence_learns_slower_and_does_not_decay(settings):
+    model = SequenceClassifier([4], 4, 10, key=jax.random.key(0))
+    optimizer = make_optimizer(settings)
+    gradient = jax.tree.map(jnp.ones_like, model)
+    state = optimizer.init(model)
+    _, state = optimizer.update(gradient, state, model)  # warm-up starts at a rate of zero
+    updates, _ = optimizer.update(gradient, state, model)
+    lru = updates.blocks[0].lru
+    # Equal gradients make equal Adam steps: what differs is the rate and the decay.
+    np.testing.assert_allclose(lru.nu_log, 0.25 * lru.B_re[0, 0], rtol=1e-5)
+    assert float(jnp.ptp(lru.B_re)) == 0.0
+    assert float(jnp.ptp(lru.C_re)) > 0.0
+
+
+def test_batches_are_a_new_permutation_every_epoch(data, settings):
+    problem = Problem(data, settings)
+    assert problem.batches.shape == (20, 12)
+    first, second = problem.batches[:5].ravel(), problem.batches[5:10].ravel()
+    assert sorted(first) == sorted(second) == list(range(60))
+    assert list(first) != list(second)
+    np.testing.assert_array_equal(problem.batches, Problem(data, settings).batches)
+
+
+def test_small_data_sets_make_smaller_batches(data, settings):
+    problem = Problem(data, dataclasses.replace(settings, batch_size=1000))
+    assert problem.batches.shape == (20, 60)
+
+
+def test_a_run_records_states_and_cuts(data, settings):
+    run, readings = Run("reduced"), []
+    reducer = InTrainingReducer(ReductionSchedule(20, attempts=1), order=FixedOrder(2))
+    train(run, Problem(data, settings), settings, [6, 6], readings.append, reducer)
+    assert run.complete
+    assert run.states_per_layer == [2, 2]
+    assert run.states == 4
+    assert len(reducer.events) == 2
+    assert len(run.cut_times) == 1  # both layers at one step
+    assert run.curve[-1].step == 20
+    assert run.accuracy == run.curve[-1].accuracy == readings[-1].accuracy
+    assert run.seconds >= run.curve[-1].seconds
+
+
+def test_an_interrupted_run_keeps_what_it_reached(data, settings):
+    run = Run("full")
+
+    def interrupt(progress):
+        if progress.step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, Problem(data, settings), settings, [6, 6], interrupt)
+    assert not run.complete
+    assert run.states == 12
+    assert run.curve[-1].step == 10
+    assert run.seconds > 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tau": 0.0}, "--tau"),
+        ({"tau": 1.0}, "--tau"),
+        ({"tau": float("nan")}, "--tau"),
+        ({"states": 0}, "--states"),
+        ({"steps": -1}, "--steps"),
+        ({"seed": -1}, "--seed"),
+        ({"dataset": "cifar"}, "--dataset"),
+        ({"dataset": "smnist"}, "--data"),
+        ({"data": "mnist.npz"}, "--data"),
+    ],
+)
+def test_impossible_settings_are_refused(options, named):
+    with pytest.raises(SettingsError, match=named):
+        make_settings(**options)
+
+
+def test_output_that_is_a_file_is_refused(tmp_path):
+    path = tmp_path / "results"
+    path.write_text("")
+    with pytest.raises(SettingsError, match="is a file"):
+        make_settings(output=path)
+
+
+def test_quick_settings_are_shorter():
+    for dataset in ("digits", "smnist"):
+        make = partial(make_settings, dataset=dataset, data="x" if dataset == "smnist" else None)
+        assert make(quick=True).steps < make().steps

@@ -1,0 +1,55 @@
+"""Importing the package loads no framework and costs little."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROBE = """
+import sys, time
+import numpy, scipy.linalg
+start = time.perf_counter()
+import ssmreduce
+elapsed = time.perf_counter() - start
+import ssmreduce.systems.response, ssmreduce.norms
+frameworks = {"jax", "jaxlib", "equinox", "optax", "torch", "cupy", "matplotlib", "control",
+              "slycot", "sklearn", "rich", "typer", "hypothesis", "mpmath"}
+print(sorted(frameworks & set(sys.modules)))
+print(elapsed)
+"""
+
+CORE = """
+import sys
+for name in ("jax", "equinox", "optax", "torch", "cupy", "matplotlib"):
+    sys.modules[name] = None
+import ssmreduce
+system = ssmreduce.DiagonalStateSpace(
+    [0.9, 0.5j, 0.1], [[1.0]] * 3, [[1.0] * 3], time=ssmreduce.Discrete(), real_output=True
+)
+print(ssmreduce.balanced_truncation(system, 2).order)
+try:
+    ssmreduce.reduce_model(object(), 2)
+except ssmreduce.UnsupportedLayerError as error:
+    print(error)
+"""
+
+
+def run(code: str) -> list[str]:
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().splitlines()
+
+
+def test_no_framework_is_loaded() -> None:
+    loaded, elapsed = run(PROBE)
+    assert loaded == "[]"
+    # 0.5 s is the promise; a loaded machine gets some room.
+    assert float(elapsed) < 2.0
+
+
+def test_the_core_works_without_any_framework() -> None:
+    order, message = run(CORE)
+    assert order == "2"
+    assert "pip install 'ssmreduce[jax]'" in message

@@ -1,0 +1,112 @@
+"""Imports point only downwards on the map of the package."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ssmreduce
+
+ROOT = Path(ssmreduce.__file__).parent
+
+LEVELS = [
+    {"errors", "_namespace", "time_domain", "_checks"},
+    {"systems"},
+    {"equations"},
+    {"gramians"},
+    {"hankel", "norms", "regularizers"},
+    {"reduction"},
+    {"layers"},
+    {"adapters"},
+    {"models"},
+    {"training"},
+    {"plotting", "testing", "cli", "demo", "__init__", "__main__"},
+]
+"""Top-level names, foundations first; a module imports from its own level and those before it."""
+
+ALLOWED = {
+    # Layers are weights <-> system: they know nothing of Gramians and reductions.
+    "layers": {"errors", "_namespace", "time_domain", "_checks", "systems", "layers"},
+    # Solvers work on arrays alone, and on the coordinates of real systems.
+    "equations": {"errors", "_namespace", "time_domain", "_checks", "systems", "equations"},
+}
+
+FRAMEWORKS = {"jax", "jaxlib", "equinox", "optax", "torch", "cupy", "matplotlib", "control", "slycot"}
+
+FRAMEWORK_HOMES = {"adapters/jax.py", "adapters/torch.py", "adapters/control.py", "plotting.py"}
+"""Where a framework may be imported at the top of a module; the demo brings its own."""
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def level_of(name: str) -> int:
+    for level, names in enumerate(LEVELS):
+        if name in names:
+            return level
+    raise AssertionError(f"ssmreduce.{name} is not on the map: add it to LEVELS")
+
+
+def top_name(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(tree: ast.AST, path: Path) -> list[tuple[str, int]]:
+    """Absolute names of imported modules, with line numbers."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.module is not None
+            found.append((node.module, node.lineno))
+            if node.module == "ssmreduce":
+                found += [(f"ssmreduce.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def test_the_walk_sees_the_package() -> None:
+    names = {top_name(path) for path in MODULES}
+    assert {"errors", "systems", "equations", "gramians", "hankel", "models", "training"} <= names
+    tree = ast.parse((ROOT / "hankel.py").read_text(encoding="utf-8"))
+    assert "ssmreduce.gramians.factors" in {name for name, _ in imported(tree, ROOT)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    own = top_name(path)
+    for name, line in imported(ast.parse(path.read_text(encoding="utf-8")), path):
+        parts = name.split(".")
+        if parts[0] != "ssmreduce" or own in {"__init__", "cli", "demo", "__main__"}:
+            continue
+        if len(parts) == 1:
+            raise AssertionError(f"{path}:{line} imports the package from inside it")
+        target = parts[1]
+        if target == "plotting":  # the lazy `.plot()` methods
+            continue
+        assert level_of(target) <= level_of(own), f"{path}:{line}: {own} imports {target}"
+        if own in ALLOWED:
+            assert target in ALLOWED[own], f"{path}:{line}: {own} imports {target}"
+
+
+def test_nothing_below_imports_the_command_line_or_the_demo() -> None:
+    for path in MODULES:
+        if top_name(path) in {"cli", "demo", "__main__"}:
+            continue
+        names = [name for name, _ in imported(ast.parse(path.read_text(encoding="utf-8")), path)]
+        assert not [n for n in names if n.startswith(("ssmreduce.demo", "ssmreduce.cli"))], path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_frameworks_are_imported_in_their_adapters_only(path: Path) -> None:
+    relative = path.relative_to(ROOT).as_posix()
+    if relative in FRAMEWORK_HOMES or top_name(path) in {"demo", "cli"}:
+        return
+    names = {
+        name.split(".")[0]
+        for name, _ in imported(ast.parse(path.read_text(encoding="utf-8")), path)
+    }
+    assert not names & FRAMEWORKS

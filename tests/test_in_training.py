@@ -1,0 +1,306 @@
+"""`InTrainingReducer` in a real training loop, and when something goes wrong in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from modules import Stack, make_lru
+from samples import lru_weights
+
+from ssmreduce import (
+    ErrorBound,
+    FixedOrder,
+    HankelMass,
+    InTrainingReducer,
+    NonFiniteError,
+    OptimizerStateError,
+    OrderError,
+    ReductionEvent,
+    ReductionSchedule,
+    UnsupportedLayerError,
+    reduce_model,
+)
+
+
+def make_model(seed: int = 41, sizes: tuple[int, int] = (24, 20)) -> Stack:
+    rng = np.random.default_rng(seed)
+    first, second = (make_lru(lru_weights(rng, n, 3)) for n in sizes)
+    return Stack(first, second, jnp.asarray(rng.standard_normal(3), dtype="float32"))
+
+
+def parameters(model: Any) -> Any:
+    return eqx.filter(model, eqx.is_inexact_array)
+
+
+def frozen(tree: Any) -> tuple[list[Any], list[np.ndarray]]:
+    leaves = jax.tree.leaves(tree)
+    return leaves, [np.array(leaf) for leaf in leaves]
+
+
+def assert_untouched(tree: Any, snapshot: tuple[list[Any], list[np.ndarray]]) -> None:
+    leaves, copies = snapshot
+    after = jax.tree.leaves(tree)
+    assert len(after) == len(leaves)
+    for leaf, old, copy in zip(after, leaves, copies, strict=True):
+        assert leaf is old
+        np.testing.assert_array_equal(leaf, copy)
+
+
+# --- Schedule
+
+
+def test_default_schedule_is_four_attempts_in_the_first_tenth() -> None:
+    schedule = ReductionSchedule(1000)
+    assert schedule.steps == (25, 50, 75, 100)
+    assert [step for step in range(1001) if schedule.due(step)] == [25, 50, 75, 100]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"start": 0.2, "stop": 0.6, "attempts": 2}, (40, 60)),
+        ({"start": 0.0, "stop": 1.0, "attempts": 1}, (100,)),
+        ({"attempts": 1}, (10,)),
+        ({"stop": 0.02, "attempts": 8}, (1, 2)),
+    ],
+)
+def test_schedules(arguments: dict[str, Any], steps: tuple[int, ...]) -> None:
+    assert ReductionSchedule(100, **arguments).steps == steps
+
+
+def test_short_runs_have_at_least_one_attempt_after_the_first_step() -> None:
+    for total in (1, 2, 5, 17):
+        steps = ReductionSchedule(total).steps
+        assert steps
+        assert min(steps) >= 1
+        assert max(steps) <= total
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"total_steps": 0},
+        {"total_steps": 1.5},
+        {"total_steps": True},
+        {"total_steps": 10, "attempts": 0},
+        {"total_steps": 10, "attempts": 2.0},
+        {"total_steps": 10, "start": 0.5, "stop": 0.5},
+        {"total_steps": 10, "start": -0.1},
+        {"total_steps": 10, "stop": 1.1},
+        {"total_steps": 10, "stop": float("nan")},
+    ],
+)
+def test_bad_schedules(arguments: dict[str, Any]) -> None:
+    with pytest.raises(OrderError):
+        ReductionSchedule(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"gate": 0.0}, OrderError),
+        ({"gate": 1.5}, OrderError),
+        ({"gate": None}, OrderError),
+        ({"order": 0}, OrderError),
+        ({"order": 2.5}, OrderError),
+        ({"horizon": -1}, OrderError),
+        ({"moments": "keep"}, OptimizerStateError),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        InTrainingReducer(ReductionSchedule(10), **arguments)
+
+
+# --- Cuts
+
+
+def test_nothing_happens_off_schedule() -> None:
+    model = make_model()
+    state = optax.adam(1e-3).init(parameters(model))
+    reducer = InTrainingReducer(ReductionSchedule(1000), FixedOrder(4))
+    for step in (0, 1, 24, 26, 101, 999):
+        same, same_state = reducer.step(step, model, state)
+        assert same is model
+        assert same_state is state
+    assert reducer.events == []
+
+
+def test_a_cut_and_its_events() -> None:
+    model = make_model()
+    state = optax.adam(1e-3).init(parameters(model))
+    before = frozen((model, state))
+    reducer = InTrainingReducer(ReductionSchedule(1000), HankelMass(0.9))
+    new, new_state = reducer.step(25, model, state)
+    assert_untouched((model, state), before)
+    assert [event.layer for event in reducer.events] == ["first", "second"]
+    for event, old, layer in zip(
+        reducer.events, (model.first, model.second), (new.first, new.second), strict=True
+    ):
+        assert event.step == 25
+        assert event.old_order == old.nu_log.size
+        assert event.new_order == layer.nu_log.size < 0.95 * event.old_order
+        assert event.hsv.shape == (2 * event.old_order,)
+        assert event.real_order == HankelMass(0.9).choose(event.hsv)
+        assert event.tau == pytest.approx(0.1)
+        assert event.error_bound == pytest.approx(2 * event.hsv[event.real_order :].sum())
+        assert 0 < event.measured_error <= event.error_bound
+        assert event.seconds > 0
+        assert event.poles_before.shape == (event.old_order,)
+        assert event.poles_after.shape == (event.new_order,)
+        assert np.all(np.abs(event.poles_after) < 1)
+    assert new.head is model.head
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+
+
+def test_events_are_plain_json() -> None:
+    model = make_model()
+    state = optax.adam(1e-3).init(parameters(model))
+    for rule, horizon in ((HankelMass(0.9), None), (ErrorBound(relative=0.5), None), (4, 64)):
+        reducer = InTrainingReducer(ReductionSchedule(100), rule, horizon=horizon)
+        reducer.step(10, model, state)
+        event = reducer.events[0]
+        text = json.dumps(event.to_dict(), allow_nan=False)
+        back = json.loads(text)
+        assert set(back) == set(ReductionEvent.__dataclass_fields__)
+        assert back["new_order"] == event.new_order
+        assert back["hsv"] == event.hsv.tolist()
+        poles = np.array(back["poles_after"]) @ [1, 1j]
+        np.testing.assert_array_equal(poles, event.poles_after)
+        assert (back["error_bound"] is None) == (horizon is not None)
+        assert (back["tau"] is None) == (not isinstance(rule, HankelMass))
+
+
+def test_the_gate_is_per_layer() -> None:
+    model = make_model(sizes=(24, 20))
+    state = optax.adam(1e-3).init(parameters(model))
+    # 19 of 20 is not below 95 %, 19 of 24 is.
+    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(19))
+    new, _ = reducer.step(10, model, state)
+    assert new.first.nu_log.size <= 19
+    assert new.second.nu_log is model.second.nu_log
+    assert [event.layer for event in reducer.events] == ["first"]
+    # A gate that lets nothing through returns the objects themselves.
+    strict = InTrainingReducer(ReductionSchedule(100), FixedOrder(19), gate=0.5)
+    same, same_state = strict.step(10, model, state)
+    assert same is model
+    assert same_state is state
+    assert strict.events == []
+
+
+def test_a_model_without_layers_raises_when_an_attempt_is_due() -> None:
+    model = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    reducer = InTrainingReducer(ReductionSchedule(100))
+    assert reducer.step(3, model, None) == (model, None)
+    with pytest.raises(UnsupportedLayerError):
+        reducer.step(10, model, None)
+
+
+@pytest.mark.parametrize("moments", ["carry", "reset"])
+def test_training_goes_on_after_the_cuts(moments: Any) -> None:
+    # The target is a small LRU: few states are enough to learn it.
+    rng = np.random.default_rng(42)
+    inputs = jnp.asarray(rng.standard_normal((16, 30, 3)), dtype="float32")
+    teacher = make_lru(lru_weights(rng, 4, 3))
+    targets = jax.vmap(teacher)(inputs).mean(axis=1) @ jnp.ones(3)
+    optimizer = optax.adam(3e-3)
+    compiled: list[int] = []
+
+    def loss_of(model: Stack) -> jax.Array:
+        return jnp.mean((jax.vmap(model)(inputs) - targets) ** 2)
+
+    @jax.jit
+    def update(model: Stack, state: Any) -> tuple[Stack, Any, jax.Array]:
+        compiled.append(model.first.nu_log.size)
+        loss, gradient = jax.value_and_grad(loss_of)(model)
+        updates, state = optimizer.update(gradient, state, model)
+        return optax.apply_updates(model, updates), state, loss
+
+    model = make_model()
+    state = optimizer.init(parameters(model))
+    reducer = InTrainingReducer(
+        ReductionSchedule(120, stop=0.5, attempts=2), HankelMass(0.95), moments=moments
+    )
+    losses = []
+    for step in range(1, 121):
+        model, state, loss = update(model, state)
+        losses.append(float(loss))
+        model, state = reducer.step(step, model, state)
+    assert {event.step for event in reducer.events} <= {30, 60}
+    assert len(reducer.events) >= 2
+    assert model.first.nu_log.size < 24
+    assert state[0].count == 120
+    shapes = {event.step for event in reducer.events}
+    assert len(compiled) == 1 + len(shapes)
+    assert np.all(np.isfinite(losses))
+    # The cut itself costs little, and learning goes on: both in terms of the run's own progress.
+    assert losses[60] <= losses[59] + 0.2 * losses[0]
+    assert losses[-1] < 0.9 * losses[61]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- Failures
+
+
+@pytest.mark.parametrize("layer", ["first", "second"])
+def test_a_failed_cut_warns_and_changes_nothing(layer: str) -> None:
+    model = make_model()
+    broken = eqx.tree_at(
+        lambda m: getattr(m, layer).B_re, model, getattr(model, layer).B_re.at[0, 0].set(jnp.nan)
+    )
+    state = optax.adam(1e-3).init(parameters(broken))
+    before = frozen((broken, state))
+    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(4))
+    with pytest.warns(UserWarning, match=rf"no cut after step 10.*`{layer}`.*NaN"):
+        same, same_state = reducer.step(10, broken, state)
+    assert same is broken
+    assert same_state is state
+    assert_untouched((same, same_state), before)
+    assert reducer.events == []
+    with pytest.raises(NonFiniteError, match=f"while reducing layer `{layer}`") as caught:
+        reduce_model(broken, 4, opt_state=state)
+    assert isinstance(caught.value.__cause__, NonFiniteError)
+    assert_untouched((broken, state), before)
+
+
+def test_a_failed_optimizer_state_warns_and_changes_nothing() -> None:
+    model = make_model()
+    state = optax.rprop(1e-3).init(parameters(model))
+    before = frozen((model, state))
+    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(4))
+    with pytest.warns(UserWarning, match="no cut after step 10"):
+        same, same_state = reducer.step(10, model, state)
+    assert same is model
+    assert same_state is state
+    assert_untouched((same, same_state), before)
+    assert reducer.events == []
+
+
+def test_an_unreachable_tolerance_warns() -> None:
+    model = make_model()
+    reducer = InTrainingReducer(ReductionSchedule(100), ErrorBound(relative=1e-17))
+    with pytest.warns(UserWarning, match="lies below"):
+        same, _ = reducer.step(10, model, None)
+    assert same is model
+
+
+def test_a_layer_outside_the_unit_circle_needs_a_horizon() -> None:
+    model = make_model()
+    marginal = eqx.tree_at(
+        lambda m: m.first.nu_log, model, model.first.nu_log.at[0].set(jnp.float32(-1e3))
+    )
+    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(8))
+    with pytest.warns(UserWarning, match="horizon"):
+        same, _ = reducer.step(10, marginal, None)
+    assert same is marginal
+    within = InTrainingReducer(ReductionSchedule(100), FixedOrder(8), horizon=30)
+    cut, _ = within.step(10, marginal, None)
+    assert cut.first.nu_log.size <= 8
+    assert within.events[0].error_bound is None
