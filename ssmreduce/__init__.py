@@ -1,10 +1,11 @@
 """Shrink state-space layers by balanced truncation, also while they train."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
 from ssmreduce.adapters.registry import read_system as read_system
 from ssmreduce.adapters.registry import register_layer as register_layer
 from ssmreduce.adapters.registry import write_system as write_system
+from ssmreduce.errors import DataFileError as DataFileError
 from ssmreduce.errors import MissingBackendError as MissingBackendError
 from ssmreduce.errors import NoConvergenceError as NoConvergenceError
 from ssmreduce.errors import NonFiniteError as NonFiniteError
@@ -41,4 +42,47 @@ from ssmreduce.training.reducer import InTrainingReducer as InTrainingReducer
 from ssmreduce.training.schedule import ReductionSchedule as ReductionSchedule
 from ssmreduce.training.tracking import ReductionEvent as ReductionEvent
 
-__version__ = version("ssmreduce")
+__all__ = [
+    "Balancing",
+    "Continuous",
+    "DataFileError",
+    "DiagonalStateSpace",
+    "Discrete",
+    "ErrorBound",
+    "FixedOrder",
+    "HankelEnergy",
+    "HankelMass",
+    "InTrainingReducer",
+    "LayerReduction",
+    "MissingBackendError",
+    "ModelReduction",
+    "NoConvergenceError",
+    "NonFiniteError",
+    "OptimizerStateError",
+    "OrderError",
+    "OrderRule",
+    "Reduction",
+    "ReductionEvent",
+    "ReductionSchedule",
+    "SSMReduceError",
+    "ShapeError",
+    "StateSpace",
+    "TimeDomainError",
+    "UnreachableToleranceError",
+    "UnstableSystemError",
+    "UnsupportedLayerError",
+    "__version__",
+    "balance",
+    "balanced_truncation",
+    "controllability_gramian",
+    "error_bounds",
+    "hankel_singular_values",
+    "observability_gramian",
+    "read_system",
+    "reduce_layer",
+    "reduce_model",
+    "register_layer",
+    "write_system",
+]
+
+__version__ = _version("ssmreduce")

@@ -1,12 +1,11 @@
 """Command line: ``python -m ssmreduce`` and the console script ``ssmreduce``.
 
-Nothing but the standard library is imported before a command runs, so that a missing package ends
-in one line that names the pip command.
+No optional package is imported before a command runs, so that a missing one ends in one line that
+names the pip command.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmreduce import __version__
 from ssmreduce._checks import require_backend
 from ssmreduce.errors import SSMReduceError
 
@@ -60,7 +60,7 @@ def _application() -> Any:
 
     def show_version(wanted: bool) -> None:
         if wanted:
-            print(f"ssmreduce {_version()}")
+            print(f"ssmreduce {__version__}")
             raise typer.Exit
 
     @application.callback()
@@ -109,13 +109,6 @@ def _application() -> Any:
         raise typer.Exit(code)
 
     return application
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("ssmreduce")
-    except importlib.metadata.PackageNotFoundError:
-        return "(source folder, not installed)"
 
 
 def _run_demo(settings: Settings) -> int:

@@ -135,10 +135,12 @@ class BalancedFactors:
     def projections(self, order: int) -> tuple[HostArray, HostArray]:
         """Return W and T, each of shape (n, order), with Wᴴ T = I; `order` at most the rank.
 
-        U_r is M V_r Σ_r⁻¹: only the leading vectors are ever computed.
+        Only the leading vectors are ever computed: M V_r = Q R with R = Σ_r up to signs and rounding,
+        and with W = Y Q Σ_r^(-1/2), T = Z V_r R⁻¹ Σ_r^(1/2) that rounding leaves Wᴴ T = I untouched.
         """
-        V, hsv = self.V[:, :order], self.hsv[:order]
-        return (self.Y @ (self.M @ V)) * hsv**-1.5, (self.Z @ V) * hsv**-0.5
+        V, root = self.V[:, :order], np.sqrt(self.hsv[:order])
+        Q, R = np.linalg.qr(self.M @ V)
+        return (self.Y @ Q) / root, self.Z @ (V @ (np.linalg.inv(R) * root))
 
 
 def balance_factors(system: System, horizon: int | None = None) -> BalancedFactors:

@@ -10,7 +10,14 @@ from ssmreduce.errors import TimeDomainError
 
 @dataclass(frozen=True)
 class Continuous:
-    """Continuous time: x'(t) = A x(t) + B u(t). Stable poles have a negative real part."""
+    """Continuous time: x'(t) = A x(t) + B u(t). Stable poles have a negative real part.
+
+    Examples
+    --------
+    >>> from ssmreduce import Continuous
+    >>> Continuous() == Continuous()
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,12 @@ class Discrete:
     ------
     TimeDomainError
         If `dt` is not a positive finite number.
+
+    Examples
+    --------
+    >>> from ssmreduce import Discrete
+    >>> Discrete(dt=0.01).dt
+    0.01
     """
 
     dt: float = 1.0

@@ -43,6 +43,21 @@ class SubclassedLRU(ForeignLRU):
     """A subclass without additions."""
 
 
+class KernelLRU(ForeignLRU):
+    """The same map as a convolution with Re(C Λ^k B): quick to compile, for short sequences."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Map (L, m) to (L, m)."""
+        length = inputs.shape[0]
+        logarithms = -jnp.exp(self.nu_log) + 1j * jnp.exp(self.theta_log)
+        powers = jnp.exp(jnp.arange(length)[:, None] * logarithms)
+        B = jnp.exp(self.gamma_log)[:, None] * (self.B_re + 1j * self.B_im)
+        kernel = jnp.einsum("pn,kn,nm->kpm", self.C_re + 1j * self.C_im, powers, B).real
+        lag = np.subtract.outer(np.arange(length), np.arange(length))
+        response = jnp.where((lag >= 0)[..., None, None], kernel[np.maximum(lag, 0)], 0.0)
+        return jnp.einsum("tspm,sm->tp", response, inputs) + inputs * self.D
+
+
 class Stack(eqx.Module):
     """Two layers with a nonlinearity between them and a linear head."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,7 @@ def rounding(reduction: Reduction) -> float:
 
 
 @given(KINDS, SEEDS, st.integers(2, 9), st.integers(1, 3), st.integers(1, 3), st.booleans())
-def test_error_bound_holds(
-    kind: str, seed: int, n: int, m: int, p: int, discrete: bool
-) -> None:
+def test_error_bound_holds(kind: str, seed: int, n: int, m: int, p: int, discrete: bool) -> None:
     balancing = balance(draw_system(kind, seed, n, m, p, discrete=discrete))
     for order in {1, n // 2, n - 1} - {0}:
         if "dense" in kind and order > balancing.rank:
@@ -161,7 +160,7 @@ def test_bound_falls_with_the_order(kind: str, seed: int, n: int, discrete: bool
     balancing = balance(draw_system(kind, seed, n, 2, 2, discrete=discrete))
     highest = int(balancing.rank) if "dense" in kind else n
     bounds = [balancing.bound(order) for order in range(1, highest + 1)]
-    assert all(first >= second for first, second in zip(bounds, bounds[1:], strict=False))
+    assert all(first >= second for first, second in itertools.pairwise(bounds))
     for order, bound in enumerate(bounds, start=1):
         assert bound == balancing.truncate(order).error_bound
 
@@ -249,6 +248,35 @@ def test_fields_reproduce_the_system(kind: str, discrete: bool) -> None:
     np.testing.assert_allclose(reduced.B, S @ B, rtol=0, atol=allowed * np.linalg.norm(S))
     expected = (C @ V) * weight
     np.testing.assert_allclose(reduced.C, expected, rtol=0, atol=allowed * np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("kind", ["dense", "complex dense", "diagonal", "real output"])
+@pytest.mark.parametrize("seed", range(3))
+def test_projections_are_biorthogonal_entry_by_entry(kind: str, seed: int) -> None:
+    # Values that fall fast: Wᴴ T = Σ^(-1/2) (Uᴴ M V) Σ^(-1/2), with an error of eps ‖Y‖‖Z‖ in the
+    # middle, is off by eps ‖Y‖‖Z‖/sqrt(σ_i σ_j) and no more; U from M V/σ would have (σ₁/σ_i)^1.5.
+    rng = np.random.default_rng(seed)
+    poles = 0.4 * np.exp(1j * np.linspace(0.2, 1.4, 12))
+    B, C = complex_normal(rng, 12, 1), complex_normal(rng, 1, 12)
+    system: Any = DiagonalStateSpace(
+        poles, B, C, time=Discrete(), real_output=kind in {"dense", "real output"}
+    )
+    system = system.to_dense() if "dense" in kind else system
+    balancing = balance(system)
+    reduction = balancing.truncate(min(11, int(balancing.rank)))
+    W, T, r = reduction.left, reduction.right, int(reduction.real_order)
+    assert W is not None
+    assert T is not None
+    sigma = reduction.hsv[:r]
+    # The range of values is what makes this test.
+    assert sigma[-1] < 1e-9 * sigma[0]
+    size = np.linalg.norm(controllability_gramian(system), 2)
+    size = np.sqrt(size * np.linalg.norm(observability_gramian(system), 2))
+    allowed = C_ROUNDING * len(W) * EPS * size / np.sqrt(np.outer(sigma, sigma))
+    # Forming Wᴴ T here rounds too.
+    allowed += 4 * len(W) * EPS * np.outer(np.linalg.norm(W, axis=0), np.linalg.norm(T, axis=0))
+    excess = np.abs(adjoint(W) @ T - np.eye(r)) / allowed
+    assert excess.max() <= 1.0
 
 
 @pytest.mark.parametrize("kind", ["dense", "complex dense", "diagonal", "real output"])

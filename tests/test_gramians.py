@@ -159,9 +159,7 @@ def test_hankel_matrix_of_a_finite_horizon(rng: np.random.Generator) -> None:
     # The finite-horizon values are those of the block Hankel matrix of L steps each way.
     system = diagonal_system(rng, 4, 2, 2, real_output=True, radius=1.02)
     dense, steps = system.to_dense(), 9
-    markov = [
-        dense.C @ np.linalg.matrix_power(dense.A, k) @ dense.B for k in range(2 * steps - 1)
-    ]
+    markov = [dense.C @ np.linalg.matrix_power(dense.A, k) @ dense.B for k in range(2 * steps - 1)]
     hankel = np.block([[markov[i + j] for j in range(steps)] for i in range(steps)])
     exact = np.linalg.svd(hankel, compute_uv=False)[:8]
     found = hankel_singular_values(system, horizon=steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modules import WEIGHTS, ForeignLRU, SubclassedLRU, make_lru, numpy_outputs
+from modules import WEIGHTS, ForeignLRU, KernelLRU, SubclassedLRU, make_lru, numpy_outputs
 from samples import EPS, complex_normal, impulse_response, lru_weights
 
 from ssmreduce import (
@@ -67,7 +67,7 @@ def test_system_is_what_the_layer_runs(
     scale = np.abs(expected).max()
     # Powers over 50 steps: one rounding each.
     np.testing.assert_allclose(simulate(system, sequence), expected, atol=50 * 10 * EPS * scale)
-    found = np.asarray(layer(jnp.asarray(sequence, dtype=precision)))
+    found = np.asarray(eqx.filter_jit(layer)(jnp.asarray(sequence, dtype=precision)))
     # The layer's own arithmetic: rounded eigenvalues enter 100 steps of memory.
     np.testing.assert_allclose(found, expected, atol=100 * 10 * eps_of(precision) * scale)
 
@@ -106,9 +106,7 @@ def test_gamma_is_a_parameter_of_its_own_and_is_folded(
     written = np.exp(np.asarray(again.gamma_log, dtype=np.float64))
     modulus = np.exp(-np.exp(np.asarray(again.nu_log, dtype=np.float64)))
     # 1 - |λ|² ≥ 0.02 here.
-    np.testing.assert_allclose(
-        written, np.sqrt(1 - modulus**2), rtol=10 * eps_of(precision) / 0.02
-    )
+    np.testing.assert_allclose(written, np.sqrt(1 - modulus**2), rtol=10 * eps_of(precision) / 0.02)
     np.testing.assert_allclose(
         read_system(again).B, system.B, atol=20 * eps_of(precision) * np.abs(system.B).max()
     )
@@ -129,6 +127,9 @@ def test_gamma_keeps_its_digits_near_the_circle(x64: None, distance: float) -> N
     np.testing.assert_allclose(nu, distance, rtol=4 * EPS / distance)
 
 
+gradient_of = jax.jit(jax.grad(lambda layer, inputs: jnp.sum(layer(inputs) ** 2)))
+
+
 @pytest.mark.parametrize("phase", [0.0, np.pi, 1e-12, -1e-3, 3.0])
 @pytest.mark.parametrize("modulus", [0.0, 1e-300, 1e-7, 0.3, 0.999999])
 def test_edges_of_the_pole_map_are_finite(precision: str, modulus: float, phase: float) -> None:
@@ -136,7 +137,7 @@ def test_edges_of_the_pole_map_are_finite(precision: str, modulus: float, phase:
     if phase == np.pi:
         pole = complex(-modulus, 0.0)
     rng = np.random.default_rng(2)
-    layer = layer_of(rng, 2, 2, precision)
+    layer = make_lru(lru_weights(rng, 2, 2), precision, KernelLRU)
     system = DiagonalStateSpace(
         [pole, 0.5j],
         complex_normal(rng, 2, 2),
@@ -153,10 +154,7 @@ def test_edges_of_the_pole_map_are_finite(precision: str, modulus: float, phase:
     assert abs(back - pole) <= 1.01e-6 + 20 * eps_of(precision)
     assert np.exp(float(written.theta_log[0])) > 0
 
-    def loss(layer: ForeignLRU) -> jax.Array:
-        return jnp.sum(layer(jnp.ones((4, 2), dtype=precision)) ** 2)
-
-    for leaf in jax.tree.leaves(jax.grad(loss)(written)):
+    for leaf in jax.tree.leaves(gradient_of(written, jnp.ones((4, 2), dtype=precision))):
         assert bool(jnp.all(jnp.isfinite(leaf)))
 
 
@@ -240,7 +238,7 @@ def test_reduced_layer_runs(rng: np.random.Generator, precision: str) -> None:
     result = reduce_layer(layer, HankelMass(0.95))
     assert 1 <= result.new_order < 20
     sequence = rng.standard_normal((60, 3))
-    found = np.asarray(result.layer(jnp.asarray(sequence, dtype=precision)))
+    found = np.asarray(eqx.filter_jit(result.layer)(jnp.asarray(sequence, dtype=precision)))
     expected = numpy_outputs(result.layer, sequence)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=1000 * eps_of(precision) * scale)
@@ -261,7 +259,8 @@ def test_own_order_or_more_returns_the_layer_itself(precision: str, order: int) 
 
 
 @pytest.mark.parametrize(
-    "rule", [HankelMass(0.9), HankelEnergy(0.99), ErrorBound(relative=0.2), ErrorBound(absolute=1.0)]
+    "rule",
+    [HankelMass(0.9), HankelEnergy(0.99), ErrorBound(relative=0.2), ErrorBound(absolute=1.0)],
 )
 def test_rules_on_layers(rule: Any, precision: str) -> None:
     layer = layer_of(np.random.default_rng(7), 24, 2, precision)
@@ -344,7 +343,7 @@ class RenamedMap:
     output_matrix = ("Cr", "Ci")
     feedthrough = ("D",)
     _inner = LRU()
-    _names = dict(
+    _names: ClassVar = dict(
         zip(
             ("nu", "theta", "gamma", "Br", "Bi", "Cr", "Ci", "D"),
             ("nu_log", "theta_log", "gamma_log", "B_re", "B_im", "C_re", "C_im", "D"),

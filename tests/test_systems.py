@@ -179,7 +179,8 @@ def test_jax_arrays(rng: np.random.Generator, precision: str) -> None:
     plain = diagonal_system(rng, 6, 2, 2, real_output=True)
     kinds = {"float32": "complex64", "float64": "complex128"}
     arrays = [
-        jnp.asarray(getattr(plain, name), dtype=kinds[precision]) for name in ("eigenvalues", "B", "C")
+        jnp.asarray(getattr(plain, name), dtype=kinds[precision])
+        for name in ("eigenvalues", "B", "C")
     ]
     system = DiagonalStateSpace(*arrays, time=Discrete(), real_output=True)
     assert isinstance(system.eigenvalues, jax.Array)
@@ -235,9 +236,7 @@ def test_missing_extra_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     for module in ("matplotlib", "matplotlib.pyplot"):
-        with pytest.raises(
-            MissingBackendError, match=r"pip install 'ssmreduce\[plot\]'"
-        ) as caught:
+        with pytest.raises(MissingBackendError, match=r"pip install 'ssmreduce\[plot\]'") as caught:
             require_backend(module, extra="plot")
         assert isinstance(caught.value, ImportError)
     assert require_backend("numpy", extra="none") is np
@@ -267,9 +266,7 @@ def test_simulation_is_convolution(rng: np.random.Generator, kind: str, after: b
         )
     signal = rng.standard_normal((12, 2))
     response = impulse_response(system, 12)
-    expected = np.array(
-        [sum(response[j] @ signal[k - j] for j in range(k + 1)) for k in range(12)]
-    )
+    expected = np.array([sum(response[j] @ signal[k - j] for j in range(k + 1)) for k in range(12)])
     found = simulate(system, signal)
     assert found.shape == (12, 3)
     assert np.isrealobj(found) == (kind != "diagonal")

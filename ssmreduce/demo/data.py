@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,9 @@ CLASSES = 10
 _DIGITS_TEST_SHARE = 0.25
 _DIGITS_SPLIT_SEED = 0
 _SMNIST_SIDE = 28
+
+# What NumPy and zipfile raise on damaged or foreign files.
+_UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 _LAYOUT = (
     "train_images (n, 28, 28) uint8, train_labels (n,), test_images (m, 28, 28) uint8, "
     "test_labels (m,)"
@@ -82,12 +87,24 @@ def load_smnist(path: Path) -> SequenceData:
         If the file is missing, is not such an archive, or holds other arrays.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
+        # Opened here because NumPy leaves a file open that it opened and could not read.
+        with open(path, "rb") as file:
+            return _read_smnist(file, path)
     except FileNotFoundError:
         raise DataFileError(
             f"{path}: no such file; expected a NumPy .npz archive. Check the path given to --data."
         ) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise DataFileError(
+            f"{path}: cannot be opened ({error.strerror}); expected a NumPy .npz archive. "
+            "Check the path given to --data."
+        ) from error
+
+
+def _read_smnist(file: BinaryIO, path: Path) -> SequenceData:
+    try:
+        archive = np.load(file, allow_pickle=False)
+    except _UNREADABLE as error:
         raise DataFileError(
             f"{path}: cannot be read as a NumPy .npz archive ({_reason(error)}); expected "
             f"{_LAYOUT}. Write it with numpy.savez."
@@ -137,7 +154,7 @@ def _array(archive: np.lib.npyio.NpzFile, path: Path, name: str) -> npt.NDArray[
         )
     try:
         array: npt.NDArray[np.generic] = archive[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataFileError(
             f"{path}: array `{name}` cannot be read without unpickling, or is damaged "
             f"({_reason(error)}); expected plain numbers. Write it with numpy.savez from a "

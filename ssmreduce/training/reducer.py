@@ -60,8 +60,8 @@ class InTrainingReducer:
     >>> for step in range(1, 41):
     ...     # ... one update of model and opt_state ...
     ...     model, opt_state = reducer.step(step, model, opt_state)
-    >>> event = reducer.events[0]
-    >>> event.step, event.old_order, event.new_order == model.nu_log.size < 32
+    >>> first, last = reducer.events[0], reducer.events[-1]
+    >>> first.step, first.old_order, last.new_order == model.nu_log.size < 32
     (1, 32, True)
     """
 

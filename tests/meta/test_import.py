@@ -20,8 +20,11 @@ print(elapsed)
 
 CORE = """
 import sys
-for name in ("jax", "equinox", "optax", "torch", "cupy", "matplotlib"):
-    sys.modules[name] = None
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("jax", "equinox", "optax", "torch", "cupy", "matplotlib"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Missing())
 import ssmreduce
 system = ssmreduce.DiagonalStateSpace(
     [0.9, 0.5j, 0.1], [[1.0]] * 3, [[1.0] * 3], time=ssmreduce.Discrete(), real_output=True

@@ -33,7 +33,17 @@ ALLOWED = {
     "equations": {"errors", "_namespace", "time_domain", "_checks", "systems", "equations"},
 }
 
-FRAMEWORKS = {"jax", "jaxlib", "equinox", "optax", "torch", "cupy", "matplotlib", "control", "slycot"}
+FRAMEWORKS = {
+    "jax",
+    "jaxlib",
+    "equinox",
+    "optax",
+    "torch",
+    "cupy",
+    "matplotlib",
+    "control",
+    "slycot",
+}
 
 FRAMEWORK_HOMES = {"adapters/jax.py", "adapters/torch.py", "adapters/control.py", "plotting.py"}
 """Where a framework may be imported at the top of a module; the demo brings its own."""
@@ -62,9 +72,10 @@ def imported(tree: ast.AST, path: Path) -> list[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             assert node.module is not None
-            found.append((node.module, node.lineno))
             if node.module == "ssmreduce":
                 found += [(f"ssmreduce.{alias.name}", node.lineno) for alias in node.names]
+            else:
+                found.append((node.module, node.lineno))
     return found
 
 

@@ -15,9 +15,14 @@ import pytest
 import ssmreduce
 
 SOURCE = Path(ssmreduce.__file__).read_text(encoding="utf-8")
-PUBLIC = sorted(name for name in vars(ssmreduce) if name[0] != "_" and inspect.getmodule(
-    vars(ssmreduce)[name]) is not vars(ssmreduce)[name])
-CALLABLES = {name: getattr(ssmreduce, name) for name in PUBLIC if callable(getattr(ssmreduce, name))}
+PUBLIC = sorted(
+    name
+    for name, value in vars(ssmreduce).items()
+    if not name.startswith("_")
+    and not inspect.ismodule(value)
+    and getattr(value, "__module__", "").startswith("ssmreduce")
+)
+CALLABLES = {name: vars(ssmreduce)[name] for name in PUBLIC if callable(vars(ssmreduce)[name])}
 FUNCTIONS = {name: value for name, value in CALLABLES.items() if inspect.isfunction(value)}
 CLASSES = {name: value for name, value in CALLABLES.items() if inspect.isclass(value)}
 ERRORS = {name: value for name, value in CLASSES.items() if issubclass(value, Exception)}
@@ -85,7 +90,7 @@ def test_dunder_all_is_true() -> None:
 
 def test_reexports_name_themselves() -> None:
     for node in ast.parse(SOURCE).body:
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssmreduce"):
             for alias in node.names:
                 assert alias.asname == alias.name, f"{node.module}: {alias.name}"
 
@@ -167,7 +172,9 @@ def test_public_methods_are_documented(name: str) -> None:
 
 def test_no_mutable_defaults() -> None:
     seen = 0
-    for thing in CALLABLES.values():
+    for name, thing in CALLABLES.items():
+        if name in ERRORS:
+            continue
         for parameter in inspect.signature(thing).parameters.values():
             seen += 1
             assert not isinstance(parameter.default, list | dict | set), thing
