@@ -5,8 +5,8 @@
 Both get the same float32 weights on the host and return new float32 weights. The repeats of both are
 interleaved, so that drift of the machine hits both alike; medians and their ratio are printed for
 BLAS libraries with one thread and with all cores (each in a process of its own, since the number
-of threads is read at start). Peak memory is that of NumPy's allocations (tracemalloc) in one more run,
-in units of n² float64 numbers, for both Gramians together.
+of threads is read at start). Peak memory is that of NumPy's allocations (tracemalloc) while both Gramians
+are factored, balanced and truncated, in units of n² float64 numbers, for P and Q together.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from published_procedure import reduce_lru
+
+from ssmreduce import DiagonalStateSpace, balance
+from ssmreduce.layers.lru import LRU
+from ssmreduce.norms import hinf_difference
 
 SIZES = ((256, 8), (384, 512), (1024, 512))
 
@@ -46,27 +51,19 @@ def draw_weights(n: int, width: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def reduce_ours(weights: dict[str, np.ndarray], order: int) -> dict[str, np.ndarray]:
-    from ssmreduce import balance
-    from ssmreduce.layers.lru import LRU
-
     system = LRU().read({name: value.astype(np.float64) for name, value in weights.items()})
     written = LRU().write(balance(system).truncate(order).system)
     return {name: value.astype(np.float32) for name, value in written.items()}
 
 
 def reduce_published(weights: dict[str, np.ndarray], order: int) -> dict[str, np.ndarray]:
-    from published_procedure import reduce_lru
-
     # Its authors run JAX with the default 32-bit precision, hence complex64 Gramians.
     written = reduce_lru(weights, order)
     return {name: value.astype(np.float32) for name, value in written.items()}
 
 
 def measured_error(weights: dict[str, np.ndarray], written: dict[str, np.ndarray]) -> float:
-    from ssmreduce.layers.lru import LRU
-    from ssmreduce.norms import hinf_difference
-
-    def system(values: dict[str, np.ndarray]) -> object:
+    def system(values: dict[str, np.ndarray]) -> DiagonalStateSpace:
         return LRU().read(
             {k: v.astype(np.float64) for k, v in (values | {"D": weights["D"]}).items()}
         )
@@ -87,8 +84,9 @@ def measure(n: int, width: int, repeats: int) -> dict[str, float]:
     for _ in range(repeats):
         times["ours"].append(timed(lambda: reduce_ours(weights, order)))
         times["published"].append(timed(lambda: reduce_published(weights, order)))
+    system = LRU().read({name: value.astype(np.float64) for name, value in weights.items()})
     tracemalloc.start()
-    reduce_ours(weights, order)
+    balance(system).truncate(order)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     medians = {name: statistics.median(values) for name, values in times.items()}

@@ -35,7 +35,10 @@ def losses_after_cut(settings, problem, cut_step, share):
     optimizer = make_optimizer(settings)
     update = jax.jit(partial(_update, optimizer))
     model = SequenceClassifier(
-        [settings.states] * settings.blocks, settings.width, CLASSES, key=jax.random.key(settings.seed)
+        [settings.states] * settings.blocks,
+        settings.width,
+        CLASSES,
+        key=jax.random.key(settings.seed),
     )
     state = optimizer.init(model)
     batches = problem.batches
@@ -81,9 +84,7 @@ def main() -> None:
             seed=seed,
         )
         problem = Problem(load(settings), settings)
-        losses, states = losses_after_cut(
-            settings, problem, arguments.cut_step, arguments.share
-        )
+        losses, states = losses_after_cut(settings, problem, arguments.cut_step, arguments.share)
         for treatment, trace in losses.items():
             windows[treatment].append([trace[a - 1 : b].mean() for a, b in WINDOWS])
         print(f"seed {seed}: states {states}", flush=True)

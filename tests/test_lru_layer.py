@@ -23,6 +23,7 @@ from ssmreduce import (
     NonFiniteError,
     OrderError,
     ShapeError,
+    UnreachableToleranceError,
     UnstableSystemError,
     UnsupportedLayerError,
     balanced_truncation,
@@ -504,3 +505,12 @@ def test_impulse_response_of_a_written_layer(rng: np.random.Generator) -> None:
     expected = numpy_outputs(layer, unit)
     found = impulse_response(read_system(layer), 10)[:, :, 0]
     np.testing.assert_allclose(found, expected, atol=100 * EPS * np.abs(expected).max())
+
+
+def test_a_tolerance_that_float32_weights_cannot_keep_is_refused(rng: np.random.Generator) -> None:
+    # Slow poles close together, few inputs: values decay fast, and float32 rounds far above 1e-9.
+    weights = lru_weights(rng, 24, 1)
+    rule = ErrorBound(relative=1e-9)
+    assert balanced_truncation(read_system(make_lru(weights, "float32")), rule).order < 24
+    with pytest.raises(UnreachableToleranceError, match="tolerance"):
+        reduce_layer(make_lru(weights, "float32"), rule)

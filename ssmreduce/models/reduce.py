@@ -103,6 +103,8 @@ def reduce_layer(
     if best is None:
         assert refusal is not None
         raise refusal
+    if isinstance(order, ErrorBound):
+        order.check(best.reduction.hsv, best.measured_error)
     return best
 
 

@@ -140,12 +140,11 @@ class ErrorBound(OrderRule):
             self._refuse(tolerance, floor)
         return max(1, int(np.argmax(error_bounds(values) <= tolerance)))
 
-    def check(self, hsv: HostArray, order: int) -> None:
-        """Raise `UnreachableToleranceError` if `order`, lowered after the choice, misses it."""
-        values = np.asarray(hsv, dtype=np.float64)
-        bound, tolerance = float(error_bounds(values)[order]), self._tolerance(values)
-        if bound > tolerance:
-            self._refuse(tolerance, bound)
+    def check(self, hsv: HostArray, error: float) -> None:
+        """Raise `UnreachableToleranceError` if `error`, bound or measured, misses the tolerance."""
+        tolerance = self._tolerance(np.asarray(hsv, dtype=np.float64))
+        if error > tolerance:
+            self._refuse(tolerance, error)
 
     def _tolerance(self, hsv: HostArray) -> float:
         if self.absolute is not None:
@@ -156,7 +155,7 @@ class ErrorBound(OrderRule):
     def _refuse(self, tolerance: float, reachable: float) -> None:
         raise UnreachableToleranceError(
             f"the tolerance {tolerance:.3g} lies below {reachable:.3g}, the least that can be "
-            "certified for this system in double precision; expected at least that. "
+            "kept by this system in its precision; expected at least that. "
             f"Try ErrorBound(absolute={2 * reachable:.1g})."
         )
 

@@ -157,7 +157,7 @@ class BalancedDiagonal(BalancedSystem):
         if slot_map.order >= host.order:
             return self.unchanged()
         if isinstance(rule, ErrorBound):
-            rule.check(self.factors.hsv, real_order)
+            rule.check(self.factors.hsv, float(error_bounds(self.factors.hsv)[real_order]))
         W, T = self.projections(real_order)
         full_B, full_C = host.B, host.C
         if host.real_output:
