@@ -38,7 +38,7 @@ def losses_after_cut(settings, problem, cut_step, share):
         [settings.states] * settings.blocks,
         settings.width,
         CLASSES,
-        key=jax.random.key(settings.seed),
+        rng=np.random.default_rng(settings.seed),
     )
     state = optimizer.init(model)
     batches = problem.batches

@@ -191,10 +191,10 @@ def read_system(layer: Any) -> DiagonalStateSpace:
 
     Examples
     --------
-    >>> import jax
+    >>> import numpy as np
     >>> from ssmreduce import read_system
     >>> from ssmreduce.demo.lru import LRU
-    >>> read_system(LRU(16, 4, key=jax.random.key(0))).order
+    >>> read_system(LRU(16, 4, rng=np.random.default_rng(0))).order
     16
     """
     backend, layer_map = supported(layer)
@@ -228,10 +228,10 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
 
     Examples
     --------
-    >>> import jax
+    >>> import numpy as np
     >>> from ssmreduce import balanced_truncation, read_system, write_system
     >>> from ssmreduce.demo.lru import LRU
-    >>> layer = LRU(16, 4, key=jax.random.key(0))
+    >>> layer = LRU(16, 4, rng=np.random.default_rng(0))
     >>> smaller = write_system(layer, balanced_truncation(read_system(layer), 6).system)
     >>> smaller.nu_log.shape
     (6,)

@@ -7,12 +7,19 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from jax import Array
 
 from ssmreduce.demo.recurrence import diagonal_recurrence
 
 # Recurrence at initialisation: moduli in a ring near the unit circle, all phases.
-_MIN_MODULUS, _MAX_MODULUS, _MAX_PHASE = 0.5, 0.99, 6.28
+_MIN_MODULUS, _MAX_MODULUS, _MAX_PHASE = 0.9, 0.999, 6.28
+
+
+def single(values: npt.ArrayLike) -> Array:
+    """Return `values` as a float32 array of JAX."""
+    return jnp.asarray(np.asarray(values, dtype=np.float32))
 
 
 class LRU(eqx.Module):
@@ -27,8 +34,8 @@ class LRU(eqx.Module):
         Number N of stored complex states.
     width : int
         Number H of input and of output channels.
-    key : array
-        JAX random key.
+    rng : numpy.random.Generator
+        Source of the initial weights: NumPy's needs no compilation, unlike JAX's.
     """
 
     nu_log: Array
@@ -40,20 +47,19 @@ class LRU(eqx.Module):
     D: Array
     gamma_log: Array
 
-    def __init__(self, states: int, width: int, *, key: Array) -> None:
-        modulus, phase, b_re, b_im, c_re, c_im, d = jax.random.split(key, 7)
-        squared = jax.random.uniform(
-            modulus, (states,), minval=_MIN_MODULUS**2, maxval=_MAX_MODULUS**2
-        )
-        self.nu_log = jnp.log(-0.5 * jnp.log(squared))
+    def __init__(self, states: int, width: int, *, rng: np.random.Generator) -> None:
+        squared = rng.uniform(_MIN_MODULUS**2, _MAX_MODULUS**2, states)
+        nu = -0.5 * np.log(squared)
         # 1 - u lies in (0, 1]: a phase of 0 has no logarithm.
-        self.theta_log = jnp.log(_MAX_PHASE * (1.0 - jax.random.uniform(phase, (states,))))
-        self.B_re = jax.random.normal(b_re, (states, width)) / math.sqrt(2 * width)
-        self.B_im = jax.random.normal(b_im, (states, width)) / math.sqrt(2 * width)
-        self.C_re = jax.random.normal(c_re, (width, states)) / math.sqrt(states)
-        self.C_im = jax.random.normal(c_im, (width, states)) / math.sqrt(states)
-        self.D = jax.random.normal(d, (width,))
-        self.gamma_log = 0.5 * jnp.log(-jnp.expm1(-2.0 * jnp.exp(self.nu_log)))
+        phase = _MAX_PHASE * (1.0 - rng.uniform(size=states))
+        self.nu_log = single(np.log(nu))
+        self.theta_log = single(np.log(phase))
+        self.B_re = single(rng.normal(size=(states, width)) / math.sqrt(2 * width))
+        self.B_im = single(rng.normal(size=(states, width)) / math.sqrt(2 * width))
+        self.C_re = single(rng.normal(size=(width, states)) / math.sqrt(states))
+        self.C_im = single(rng.normal(size=(width, states)) / math.sqrt(states))
+        self.D = single(rng.normal(size=width))
+        self.gamma_log = single(0.5 * np.log(-np.expm1(-2.0 * nu)))
 
     @property
     def states(self) -> int:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from ssmreduce.demo.lru import LRU
+from ssmreduce.demo.lru import LRU, single
 
 # Steps that `_each_step` packs into one row of its matrix product.
 _PACKED_STEPS = 4
@@ -30,10 +31,10 @@ class Linear(eqx.Module):
     weight: Array
     bias: Array
 
-    def __init__(self, inputs: int, outputs: int, *, key: Array) -> None:
+    def __init__(self, inputs: int, outputs: int, *, rng: np.random.Generator) -> None:
         bound = 1.0 / math.sqrt(inputs)
-        self.weight = jax.random.uniform(key, (outputs, inputs), minval=-bound, maxval=bound)
-        self.bias = jnp.zeros(outputs)
+        self.weight = single(rng.uniform(-bound, bound, (outputs, inputs)))
+        self.bias = single(np.zeros(outputs))
 
     def __call__(self, inputs: Array) -> Array:
         """Map (..., inputs) to (..., outputs)."""
@@ -58,11 +59,10 @@ class Block(eqx.Module):
     value: Linear
     gate: Linear
 
-    def __init__(self, states: int, width: int, *, key: Array) -> None:
-        lru, value, gate = jax.random.split(key, 3)
-        self.lru = LRU(states, width, key=lru)
-        self.value = Linear(width, width, key=value)
-        self.gate = Linear(width, width, key=gate)
+    def __init__(self, states: int, width: int, *, rng: np.random.Generator) -> None:
+        self.lru = LRU(states, width, rng=rng)
+        self.value = Linear(width, width, rng=rng)
+        self.gate = Linear(width, width, rng=rng)
 
     def __call__(
         self, inputs: Array, statistics: Statistics | None = None
@@ -86,21 +86,20 @@ class SequenceClassifier(eqx.Module):
         Channels H.
     classes : int
         Size of the output.
-    key : array
-        JAX random key.
+    rng : numpy.random.Generator
+        Source of the initial weights.
     """
 
     encoder: Linear
     blocks: tuple[Block, ...]
     head: Linear
 
-    def __init__(self, states: Sequence[int], width: int, classes: int, *, key: Array) -> None:
-        encoder, head, *blocks = jax.random.split(key, 2 + len(states))
-        self.encoder = Linear(1, width, key=encoder)
-        self.blocks = tuple(
-            Block(count, width, key=block) for count, block in zip(states, blocks, strict=True)
-        )
-        self.head = Linear(width, classes, key=head)
+    def __init__(
+        self, states: Sequence[int], width: int, classes: int, *, rng: np.random.Generator
+    ) -> None:
+        self.encoder = Linear(1, width, rng=rng)
+        self.blocks = tuple(Block(count, width, rng=rng) for count in states)
+        self.head = Linear(width, classes, rng=rng)
 
     @property
     def states(self) -> list[int]:
@@ -130,6 +129,8 @@ def _each_step(inputs: Array, weight: Array) -> Array:
     multiplications and win more than they cost.
     """
     outputs, width = weight.shape
+    if width == 1:
+        return inputs * weight[:, 0]
     if inputs.size % (_PACKED_STEPS * width):
         return inputs @ weight.T
     packed = jnp.kron(jnp.eye(_PACKED_STEPS, dtype=weight.dtype), weight.T)

@@ -9,7 +9,7 @@ ends is needed:
     s[c+1] = Λᵀ s[c] + Σ_j Λ^(T-1-j) B u[cT+j],    y[cT+i] = Re(C Λ^(i+1) s[c]) + Σ_j≤i K[i-j] u[cT+j].
 
 So the work is three matrix products, and L/T states are stored where a scan stores L. Cost per step
-and sequence: 4 N H + T H² multiplications (N states, H channels), T ≈ √L. Powers of Λ have modulus
+and sequence: 4 N H + T H² multiplications (N states, H channels), T ≤ √L. Powers of Λ have modulus
 at most 1 and nothing is divided, so |λ| near 1 is safe. The backward pass runs the same recurrence
 in reverse with conj(Λ).
 """
@@ -22,6 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+_MANY_STATES = 64
+"""From here on the scan over chunks weighs as much as the products within them."""
 
 
 def diagonal_recurrence(
@@ -42,7 +45,7 @@ def diagonal_recurrence(
     inputs : (batch, L, H) array
         Real input sequences.
     chunk : int, optional
-        Steps per chunk; √L, rounded, if not given. It changes the speed, not the result.
+        Steps per chunk; at most √L if not given. It changes the speed, not the result.
 
     Returns
     -------
@@ -58,7 +61,7 @@ def diagonal_recurrence(
     [1.0, 0.5, 0.25]
     """
     batch, length, width = inputs.shape
-    steps = chunk or max(1, round(math.sqrt(length)))
+    steps = chunk or _chunk_length(length, eigenvalues.size)
     chunks = -(-length // steps)
     powers = _powers(eigenvalues, steps + 1)
 
@@ -66,12 +69,22 @@ def diagonal_recurrence(
     within = _block_toeplitz(readout[:-1] @ jnp.concatenate([B.real, B.imag]), D)
     to_state = powers[:steps][::-1, None, :] * B.T
     to_state = jnp.concatenate([to_state.real, to_state.imag], axis=-1)
+    to_state = to_state.reshape(steps * width, -1)
 
+    # One product for both, and only the states change their layout: inputs are the larger array.
     padded = jnp.pad(inputs, ((0, 0), (0, chunks * steps - length), (0, 0)))
-    rows = padded.reshape(batch, chunks, steps * width).swapaxes(0, 1)
-    states = _chunk_states(powers[steps], rows @ to_state.reshape(steps * width, -1))
-    outputs = rows @ within + states @ readout[1:].reshape(steps * width, -1).T
-    return outputs.swapaxes(0, 1).reshape(batch, chunks * steps, width)[:, :length]
+    rows = padded.reshape(batch * chunks, steps * width) @ jnp.concatenate(
+        [within, to_state], axis=1
+    )
+    drive = rows[:, steps * width :].reshape(batch, chunks, -1).swapaxes(0, 1)
+    states = _chunk_states(powers[steps], drive).swapaxes(0, 1).reshape(batch * chunks, -1)
+    outputs = rows[:, : steps * width] + states @ readout[1:].reshape(steps * width, -1).T
+    return outputs.reshape(batch, chunks * steps, width)[:, :length]
+
+
+def _chunk_length(length: int, states: int) -> int:
+    """√L for many states; shorter for few, whose scan costs little next to the products."""
+    return max(1, round(math.sqrt(length * min(1.0, states / _MANY_STATES))))
 
 
 def _powers(eigenvalues: Array, count: int) -> Array:

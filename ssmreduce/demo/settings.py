@@ -110,9 +110,9 @@ class _Defaults:
 
 
 _DEFAULTS = {
-    ("digits", False): _Defaults(512, 0.15, 2500, 16, 1, 64, 1e-2, 2),
-    ("digits", True): _Defaults(256, 0.15, 300, 16, 1, 64, 1e-2, 2),
-    ("smnist", False): _Defaults(256, 0.1, 5000, 8, 1, 50, 1e-2, 2),
+    ("digits", False): _Defaults(1024, 0.1, 4000, 16, 1, 64, 1e-2, 2),
+    ("digits", True): _Defaults(256, 0.1, 300, 16, 1, 64, 1e-2, 2),
+    ("smnist", False): _Defaults(256, 0.1, 10000, 8, 1, 50, 1e-2, 2),
     ("smnist", True): _Defaults(256, 0.15, 150, 8, 1, 50, 1e-2, 2),
 }
 

@@ -183,7 +183,7 @@ def train(
     jax.clear_caches()  # type: ignore[no-untyped-call]
     run.states_per_layer = list(states_per_layer)
     model = SequenceClassifier(
-        states_per_layer, settings.width, CLASSES, key=jax.random.key(settings.seed)
+        states_per_layer, settings.width, CLASSES, rng=np.random.default_rng(settings.seed)
     )
     optimizer = make_optimizer(settings)
     optimizer_state = optimizer.init(model)

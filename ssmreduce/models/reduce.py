@@ -63,10 +63,10 @@ def reduce_layer(
 
     Examples
     --------
-    >>> import jax
+    >>> import numpy as np
     >>> from ssmreduce import reduce_layer
     >>> from ssmreduce.demo.lru import LRU
-    >>> result = reduce_layer(LRU(16, 4, key=jax.random.key(0)), 6)
+    >>> result = reduce_layer(LRU(16, 4, rng=np.random.default_rng(0)), 6)
     >>> result.new_order, result.measured_error <= result.reduction.error_bound
     (6, True)
     """
@@ -145,10 +145,10 @@ def reduce_model(
 
     Examples
     --------
-    >>> import jax
+    >>> import numpy as np
     >>> from ssmreduce import reduce_model
     >>> from ssmreduce.demo.lru import LRU
-    >>> result = reduce_model({"first": LRU(16, 4, key=jax.random.key(0))}, 6)
+    >>> result = reduce_model({"first": LRU(16, 4, rng=np.random.default_rng(0))}, 6)
     >>> {name: part.new_order for name, part in result.report.items()}
     {"['first']": 6}
     """

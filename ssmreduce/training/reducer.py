@@ -51,10 +51,10 @@ class InTrainingReducer:
 
     Examples
     --------
-    >>> import equinox as eqx, jax, optax
+    >>> import equinox as eqx, numpy as np, optax
     >>> from ssmreduce import HankelMass, InTrainingReducer, ReductionSchedule
     >>> from ssmreduce.demo.lru import LRU
-    >>> model = LRU(32, 4, key=jax.random.key(0))
+    >>> model = LRU(32, 4, rng=np.random.default_rng(0))
     >>> opt_state = optax.adam(1e-3).init(eqx.filter(model, eqx.is_inexact_array))
     >>> reducer = InTrainingReducer(ReductionSchedule(40), order=HankelMass(0.9))
     >>> for step in range(1, 41):

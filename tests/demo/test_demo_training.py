@@ -39,7 +39,7 @@ def settings():
 
 
 def test_evaluation_with_the_batch_statistics_is_the_training_pass(rng):
-    model = SequenceClassifier([5, 3], 4, 10, key=jax.random.key(0))
+    model = SequenceClassifier([5, 3], 4, 10, rng=np.random.default_rng(0))
     sequences = jnp.asarray(rng.uniform(size=(6, 20)), jnp.float32)
     call = jax.jit(lambda *args: model(*args))
     scores, statistics = call(sequences)
@@ -53,7 +53,7 @@ def test_evaluation_with_the_batch_statistics_is_the_training_pass(rng):
 
 
 def test_recurrence_learns_slower_and_does_not_decay(settings):
-    model = SequenceClassifier([4], 4, 10, key=jax.random.key(0))
+    model = SequenceClassifier([4], 4, 10, rng=np.random.default_rng(0))
     optimizer = make_optimizer(settings)
     gradient = jax.tree.map(jnp.ones_like, model)
     state = optimizer.init(model)
