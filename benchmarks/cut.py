@@ -57,7 +57,6 @@ def reduce_ours(weights: dict[str, np.ndarray], order: int) -> dict[str, np.ndar
 
 
 def reduce_published(weights: dict[str, np.ndarray], order: int) -> dict[str, np.ndarray]:
-    # Its authors run JAX with the default 32-bit precision, hence complex64 Gramians.
     written = reduce_lru(weights, order)
     return {name: value.astype(np.float32) for name, value in written.items()}
 

@@ -25,7 +25,7 @@ from ssmreduce.demo.data import CLASSES
 from ssmreduce.demo.experiment import load
 from ssmreduce.demo.model import SequenceClassifier
 from ssmreduce.demo.settings import make_settings
-from ssmreduce.demo.training import Problem, _update, make_optimizer
+from ssmreduce.demo.training import Problem, make_optimizer, update_model
 
 WINDOWS = ((1, 5), (6, 20), (21, 60), (61, 150))
 TREATMENTS = ("none", "carry", "reset", "slice")
@@ -33,7 +33,7 @@ TREATMENTS = ("none", "carry", "reset", "slice")
 
 def losses_after_cut(settings, problem, cut_step, share):
     optimizer = make_optimizer(settings)
-    update = jax.jit(partial(_update, optimizer))
+    update = jax.jit(partial(update_model, optimizer))
     model = SequenceClassifier(
         [settings.states] * settings.blocks,
         settings.width,

@@ -4,6 +4,11 @@ Written from the paper and the behaviour of its code: Gramians P and Q formed in
 singular values as the square roots of the eigenvalues of P Q, the balancing transform through the
 matrix square root of P + 1e-9 I, its explicit inverse, truncation, eigenvectors and their explicit
 inverse. It balances the complex system, not the real one that a layer's output belongs to.
+
+As there, the Gramians have the precision of the weights (complex64), the float64 identity promotes
+everything after them to complex128, and NumPy's and SciPy's linear algebra alternate. With several
+threads that alternation costs it time, since the two keep thread pools of their own; the figures with one
+thread are free of it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ all 10 000 test images after the last step. The runs follow one another in one p
 are cleared between them, so each pays for its own compilations.
 
 How much a cut gains depends on how the recurrence is run. ``chunked`` is the demo's: matrix products
-within chunks of time, the fastest we know on CPUs, with which much of a step does not depend on the number of
+within chunks of time, with which much of a step does not depend on the number of
 states. ``scan`` is the plain loop over time steps that most layers run on CPUs.
 """
 
@@ -82,10 +82,11 @@ def main() -> None:
     chosen = lru.diagonal_recurrence if arguments.recurrence == "chunked" else scan_recurrence
     with patch.object(lru, "diagonal_recurrence", chosen):
         run_experiment(experiment, load(settings), plain_display)
+    if experiment.interrupted:
+        raise SystemExit("interrupted")
     full = experiment.runs["full"]
-    print(
-        f"{arguments.recurrence} recurrence, {settings.steps} steps, {os.cpu_count()} cores, {jax.devices()[0].platform}"
-    )
+    platform = f"{os.cpu_count()} cores, {jax.devices()[0].platform}"
+    print(f"{arguments.recurrence} recurrence, {settings.steps} steps, {platform}")
     for name, run in experiment.runs.items():
         print(
             f"{name:8s} accuracy {100 * run.accuracy:6.2f} %  states {run.states:4d}  "

@@ -29,7 +29,12 @@ def require_backend(module: str, *, extra: str) -> ModuleType:
 
 def floating_array(value: object, name: str, ndim_min: int) -> Array:
     """Return `value` as a real or complex floating array with at least `ndim_min` axes."""
-    array = as_array(value)
+    try:
+        array = as_array(value)
+    except ValueError as error:
+        raise ShapeError(
+            f"`{name}` is not an array ({error}); expected rows of equal length. Look at its nesting."
+        ) from None
     if isinstance(array, np.ndarray) and array.dtype.kind in "biu":
         array = array.astype(np.float64)
     xp = array_api_compat.array_namespace(array)
@@ -85,7 +90,7 @@ def positive_horizon(horizon: object) -> int | None:
     if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
         raise OrderError(
             f"`horizon` is {horizon!r}; expected a positive number of steps, or None for an "
-            "infinite horizon."
+            "infinite horizon. Pass the length of the sequences that the layer sees."
         )
     return int(horizon)
 
@@ -93,7 +98,7 @@ def positive_horizon(horizon: object) -> int | None:
 def fraction(value: Any, name: str) -> float:
     """Return `value` as a float strictly between 0 and 1, or equal to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
-        raise OrderError(f"`{name}` is {value!r}; expected a number in (0, 1].")
+        raise OrderError(f"`{name}` is {value!r}; expected a number in (0, 1]. Try 0.95.")
     if not 0.0 < float(value) <= 1.0:
-        raise OrderError(f"`{name}` is {float(value)}; expected a number in (0, 1].")
+        raise OrderError(f"`{name}` is {float(value)}; expected a number in (0, 1]. Try 0.95.")
     return float(value)

@@ -12,7 +12,7 @@ class SSMReduceError(Exception):
 
 
 class ShapeError(SSMReduceError, ValueError):
-    """Two array sizes do not fit together; the message prints both."""
+    """An array has the wrong size, dtype or layout; of two sizes that clash, both are printed."""
 
 
 class NonFiniteError(SSMReduceError, ValueError):
@@ -28,7 +28,7 @@ class UnstableSystemError(SSMReduceError, ValueError):
 
 
 class OrderError(SSMReduceError, ValueError):
-    """The requested order cannot be delivered for this system."""
+    """An order, or a setting that decides one, is out of range or cannot be delivered."""
 
 
 class UnreachableToleranceError(SSMReduceError, ValueError):

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint, to_double
-from ssmreduce.errors import ShapeError
-from ssmreduce.gramians.factors import System, gramian_factors, map_batch
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.errors import NoConvergenceError, ShapeError
+from ssmreduce.gramians.factors import gramian_factors, map_batch
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _RANK_CONSTANT = 4.0
 """Safety factor c of the rank tolerance c n eps σ₁: a few roundings per product of factors."""
@@ -147,7 +147,13 @@ def balance_factors(system: System, horizon: int | None = None) -> BalancedFacto
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
     Z, Y = gramian_factors(system, horizon)
     M = adjoint(Y) @ Z
-    values, V = _right_singular(M)
+    try:
+        values, V = _right_singular(M)
+    except np.linalg.LinAlgError as error:
+        raise NoConvergenceError(
+            f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
+            "the range of double precision. Look for a pole at the stability boundary."
+        ) from error
     n = state_count(system)
     hsv = _pad(values, n)
     return BalancedFactors(hsv, int(np.sum(hsv > rank_tolerance(hsv))), Z, Y, M, V)

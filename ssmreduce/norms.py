@@ -3,7 +3,8 @@
 For ‖G - G_r‖ over the unit circle (or imaginary axis) the largest singular value is measured on a
 grid that holds the resonances of both systems and is refined around its largest values. Where both
 dimensions are large the singular value comes from a power iteration, which only ever
-underestimates. The result is therefore a *lower bound*: what was seen, not a certificate.
+underestimates. Points where a pole has rounded onto the boundary are left out. The result is
+therefore a *lower bound*: what was seen, not a certificate.
 Feedthroughs are left out: reductions keep D as it is.
 """
 
@@ -12,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.systems.diagonal import DiagonalStateSpace
-from ssmreduce.systems.response import StatePart, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.response import StatePart
 from ssmreduce.time_domain import Discrete
 
 _EXACT_WIDTH = 16
@@ -153,27 +154,39 @@ def _largest_gain(
     first, second = parts
     inputs, outputs = first.system.inputs, first.system.outputs
     if min(inputs, outputs) <= _EXACT_WIDTH:
-        difference = first.matrices(omega) - second.matrices(omega)
-        return np.asarray(np.linalg.norm(difference, ord=2, axis=(-2, -1)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = first.matrices(omega) - second.matrices(omega)
+        gains = np.zeros(omega.size)
+        seen = np.all(np.isfinite(difference), axis=(-2, -1))
+        gains[seen] = np.linalg.norm(difference[seen], ord=2, axis=(-2, -1))
+        return gains
     vectors = np.random.default_rng(0).standard_normal((inputs, omega.size)).astype(complex)
     gains = np.zeros(omega.size)
     for _ in range(iterations):
         norm = np.linalg.norm(vectors, axis=0)
         vectors = vectors / np.where(norm > 0, norm, 1.0)
-        image = first.products(omega, vectors) - second.products(omega, vectors)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            image = first.products(omega, vectors) - second.products(omega, vectors)
+        image[:, ~np.all(np.isfinite(image), axis=0)] = 0.0
         gains = np.maximum(gains, np.linalg.norm(image, axis=0))
-        vectors = first.adjoint_products(omega, image) - second.adjoint_products(omega, image)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            vectors = first.adjoint_products(omega, image) - second.adjoint_products(omega, image)
+        vectors[:, ~np.all(np.isfinite(vectors), axis=0)] = 0.0
     return gains
 
 
 def _sequence(system: System, signal: HostArray) -> HostArray:
-    """Output of the state part, as one of the two read-out conventions; the gain is that of both."""
+    """Output of the state part."""
     states = _recursion(system, signal, adjoint_system=False)
+    if not system.read_after_update:
+        states = np.concatenate([np.zeros_like(states[:1]), states[:-1]])
     output = np.einsum("pn,kn->kp", np.asarray(system.C), states, optimize=True)
     return np.asarray(output.real if _is_real(system) else output)
 
 
 def _sequence_adjoint(system: System, output: HostArray) -> HostArray:
+    if not system.read_after_update:
+        output = np.concatenate([output[1:], np.zeros_like(output[:1])])
     states = _recursion(system, output[::-1], adjoint_system=True)[::-1]
     signal = np.einsum("mn,kn->km", adjoint(np.asarray(system.B)), states, optimize=True)
     return np.asarray(signal.real if _is_real(system) else signal)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from ssmreduce.errors import TimeDomainError
 
 
@@ -44,7 +46,8 @@ class Discrete:
     dt: float = 1.0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.dt, int | float) and not isinstance(self.dt, bool)
+        number = isinstance(self.dt, int | float | np.integer | np.floating)
+        number = number and not isinstance(self.dt, bool)
         if not number or not math.isfinite(self.dt) or self.dt <= 0:
             raise TimeDomainError(
                 f"`dt` is {self.dt!r}; expected a positive finite number of seconds. "

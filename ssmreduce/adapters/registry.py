@@ -56,7 +56,8 @@ def register_layer(layer_type: type, layer_map: LayerMap) -> None:
     layer_type : type
         Class of the layer object, for example an Equinox module.
     layer_map : LayerMap
-        Object with ``names``, ``read``, ``write`` and ``input_scale``; see `ssmreduce.layers.lru.LRU`.
+        Object with ``names``, ``read``, ``write``, ``input_scale`` and the names of its weights in
+        ``poles``, ``input_matrix``, ``output_matrix``, ``feedthrough``; see `ssmreduce.layers.lru.LRU`.
 
     Raises
     ------
@@ -65,9 +66,10 @@ def register_layer(layer_type: type, layer_map: LayerMap) -> None:
 
     Examples
     --------
+    >>> import equinox as eqx
     >>> from ssmreduce import register_layer
     >>> from ssmreduce.layers.lru import LRU
-    >>> class MyLRU:
+    >>> class MyLRU(eqx.Module):
     ...     "An LRU with arrays nu_log, theta_log, ..."
     >>> register_layer(MyLRU, LRU())
     """
@@ -165,6 +167,12 @@ def supported(layer: object) -> tuple[ModuleType, LayerMap]:
             f"`layer` is a {_type_name(layer)}; expected an Equinox "
             f"module that stores one of: {_known_names()}. Bind your class with register_layer(...), or "
             "pass the layer itself rather than the model around it."
+        )
+    if not backend.has_arrays(layer, layer_map.names()):
+        missing = [name for name in layer_map.names() if not backend.has_arrays(layer, (name,))]
+        raise UnsupportedLayerError(
+            f"`layer` is a {_type_name(layer)} without the arrays {', '.join(missing)}; expected those "
+            f"of {type(layer_map).__name__}. Register another map for it."
         )
     return backend, layer_map
 

@@ -187,7 +187,7 @@ def train(
     )
     optimizer = make_optimizer(settings)
     optimizer_state = optimizer.init(model)
-    update = jax.jit(partial(_update, optimizer), donate_argnums=(0, 1))
+    update = jax.jit(partial(update_model, optimizer), donate_argnums=(0, 1))
     try:
         for step in range(1, settings.steps + 1):
             batch = problem.batches[step - 1]
@@ -247,7 +247,7 @@ def _by_name(function: Callable[[str, Any], Any], tree: Any) -> Any:
     )
 
 
-def _update(
+def update_model(
     optimizer: optax.GradientTransformationExtraArgs,
     model: SequenceClassifier,
     optimizer_state: Any,

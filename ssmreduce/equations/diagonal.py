@@ -84,7 +84,7 @@ def state_factor(eigenvalues: HostArray, G: HostArray, kernel: HostArray) -> Hos
     n = eigenvalues.shape[0]
     gain = kernel.diagonal().real
     G = np.array(G, dtype=np.result_type(G, kernel))
-    scale = np.sqrt(_row_energy(G) * gain)
+    scale = _row_scale(np.stack([G.real, G.imag]), gain)
     active = np.flatnonzero(scale)
     G = G[active] / scale[active, None]
     columns = []
@@ -137,7 +137,7 @@ def real_state_factor(
     n = eigenvalues.shape[0]
     parts = _compress_columns(np.stack([G.real, G.imag]))
     gain = kernels[0].diagonal().real
-    scale = np.sqrt(_row_energy(parts) * gain)
+    scale = _row_scale(parts, gain)
     active = np.flatnonzero(scale)
     parts = parts[:, active] / scale[active, None]
     near_real = np.zeros(active.size, dtype=bool)
@@ -171,6 +171,13 @@ def real_state_factor(
         Z[:, rows, column : column + block.shape[-1]] = scale[rows, None] * block
         column += block.shape[-1]
     return Z.reshape(2 * n, -1)
+
+
+def _row_scale(parts: HostArray, gain: HostArray) -> HostArray:
+    """Standard deviation of each state; the largest entry goes first, against over- and underflow."""
+    largest = np.abs(parts).max(axis=(0, 2), initial=0.0)
+    safe = np.where(largest > 0, largest, 1.0)
+    return np.asarray(largest * np.sqrt(_row_energy(parts / safe[:, None]) * gain))
 
 
 def _row_energy(G: HostArray) -> HostArray:

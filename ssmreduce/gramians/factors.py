@@ -15,12 +15,10 @@ from ssmreduce._checks import positive_horizon
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations import diagonal, smith
 from ssmreduce.errors import TimeDomainError, UnstableSystemError
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
-
-System = StateSpace | DiagonalStateSpace
 
 
 def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArray, HostArray]:
@@ -102,6 +100,7 @@ def _batched(system: System, horizon: int | None, which: int) -> HostArray:
 
 def map_batch(system: System, function: Callable[[System], HostArray]) -> HostArray:
     """Apply `function` to every system of a batch and stack the arrays it returns."""
+    check_system(system)
     if not system.batch_shape:
         return function(system)
     results = [function(system[index]) for index in np.ndindex(system.batch_shape)]

@@ -16,6 +16,9 @@ have no such image: their first moments are zero afterwards, and their second mo
 the old sum evenly. Zero second moments would be wrong here: the step count of Adam goes on, no bias
 correction remains, and steps would be several times too long for a while.
 
+What a field holds is told by its name in optax: Adamax, which keeps a maximum under Adam's name ``nu``,
+cannot be told apart and is carried as if it were Adam.
+
 ``"reset"`` zeroes all moments of a cut layer; ``"slice"`` keeps the first entries, in the wrong basis, as
 CompreSSM does. Both exist for comparison.
 """
@@ -27,7 +30,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint, to_double
+from ssmreduce._namespace import HostArray, adjoint, to_double, to_host
 from ssmreduce.adapters.registry import Path
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.models.report import LayerReduction
@@ -90,7 +93,9 @@ def reduce_optimizer_state(
     groups: dict[tuple[Path, Path], dict[str, tuple[Path, HostArray]]] = {}
     for leaf_path, leaf in backend.leaves_with_paths(opt_state):
         start = next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
-        if start is not None and leaf_path[start:] in weights:
+        if start is None:
+            _check_unrelated(leaf, backend.path_name(leaf_path))
+        elif leaf_path[start:] in weights:
             layer_path, name = weights[leaf_path[start:]]
             group = groups.setdefault((leaf_path[:start], layer_path), {})
             group[name] = leaf_path, to_double(leaf)
@@ -112,6 +117,16 @@ def reduce_optimizer_state(
             carried = {name: np.zeros_like(new_weights[name]) for name in old}
         values |= {group[name][0]: array for name, array in carried.items()}
     return backend.replace_leaves(opt_state, values)
+
+
+def _check_unrelated(leaf: Any, where: str) -> None:
+    """Refuse arrays that belong to no weight: flattened or factored moments of cut layers, say."""
+    if getattr(leaf, "ndim", 0) and np.issubdtype(to_host(leaf).dtype, np.inexact):
+        raise OptimizerStateError(
+            f"the optimizer state holds an array of shape {leaf.shape} at {where} that belongs to no "
+            "weight of the model; expected moments with the model's structure. Initialise the "
+            "optimizer from the model itself, not from a list or a flattened vector."
+        )
 
 
 def _check_field(

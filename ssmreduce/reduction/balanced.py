@@ -13,9 +13,9 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
-from ssmreduce.reduction.report import Reduction, System
+from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.single import BalancedDense, BalancedDiagonal, BalancedSystem
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -80,7 +80,8 @@ def balanced_truncation(
     horizon : int, optional
         See `balance`.
     common_order : bool
-        For a batch: give all systems the largest of their orders.
+        For a batch: give all systems the largest of their orders, as far as the rank of each
+        and its pole pattern allow.
 
     Returns
     -------
@@ -128,6 +129,7 @@ class Balancing:
     """
 
     def __init__(self, system: System, horizon: int | None = None) -> None:
+        check_system(system)
         self.system = system
         self.horizon = horizon
         batch = system.batch_shape
@@ -147,15 +149,19 @@ class Balancing:
         if not self.system.batch_shape:
             return parts[0]
         if common_order:
-            largest = FixedOrder(max(int(part.order) for part in parts))
-            parts = [part.truncate(largest) for part in self._parts]
-        system, mask = _stack([part.system for part in parts], self.system.batch_shape)
+            largest = max(int(part.order) for part in parts)
+            parts = [self._cut_to(part, largest) for part in self._parts]
+        if all(part.left is None for part in parts):
+            system, mask = self.system, np.ones((*self.system.batch_shape, self.system.order), bool)
+        else:
+            system, mask = _stack([part.system for part in parts], self.system.batch_shape)
         bounds = [part.error_bound for part in parts]
         return Reduction(
             original=self.system,
             system=system,
             order=self._shaped([part.order for part in parts]),
             real_order=self._shaped([part.real_order for part in parts]),
+            wanted_order=self._shaped([part.wanted_order for part in parts]),
             rank=self.rank,
             hsv=self.hsv,
             error_bound=None if self.horizon else self._shaped(bounds),
@@ -163,6 +169,13 @@ class Balancing:
             horizon=self.horizon,
             parts=tuple(parts),
         )
+
+    @staticmethod
+    def _cut_to(part: BalancedSystem, order: int) -> Reduction:
+        """Cut to a common order; a dense system of lower rank to that."""
+        if isinstance(part, BalancedDense):
+            order = min(order, part.check_rank())
+        return part.truncate(FixedOrder(order))
 
     def _shaped(self, values: Sequence[Any]) -> Any:
         """One value per system in the shape of the batch; the value itself without one."""

@@ -130,7 +130,7 @@ class ErrorBound(OrderRule):
         ((name, value),) = given.items()
         valid = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
         if not valid or not np.isfinite(value) or value <= 0:
-            raise OrderError(f"`{name}` is {value!r}; expected a positive finite number.")
+            raise OrderError(f"`{name}` is {value!r}; expected a positive finite number. Try 1e-3.")
 
     def choose(self, hsv: HostArray) -> int:
         """Return the smallest order that meets the tolerance."""
@@ -154,8 +154,8 @@ class ErrorBound(OrderRule):
 
     def _refuse(self, tolerance: float, reachable: float) -> None:
         raise UnreachableToleranceError(
-            f"the tolerance {tolerance:.3g} lies below {reachable:.3g}, the least that can be "
-            "kept by this system in its precision; expected at least that. "
+            f"the tolerance {tolerance:.3g} lies below {reachable:.3g}, what is left of this system's "
+            "error by rounding; expected at least that. "
             f"Try ErrorBound(absolute={2 * reachable:.1g})."
         )
 

@@ -8,11 +8,8 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.norms import finite_horizon_difference, hinf_difference
-from ssmreduce.systems.diagonal import DiagonalStateSpace
-from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.transform import SlotMap
-
-System = StateSpace | DiagonalStateSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +21,16 @@ class Reduction:
     original : StateSpace or DiagonalStateSpace
         The system before.
     system : StateSpace or DiagonalStateSpace
-        The system after, of the same kind; for a layer, as read back from what was written.
+        The system after, of the same kind, in NumPy arrays at double precision; for a layer, as
+        read back from what was written. The original itself if nothing was cut.
     order : int or int array
         Stored states of `system`; of the batch's shape for a batch.
     real_order : int or int array
         Order of the truncated balanced system: where a diagonal system has real output, the number
         of real states, between `order` and twice that.
+    wanted_order : int or int array
+        Real order that was asked for (twice the int, where the output is real) before real poles,
+        the rank or unsafe eigenvectors made `real_order` lower.
     rank : int or int array
         Numerical rank of Yᴴ Z: how many Hankel singular values exceed 4 n eps σ₁.
     hsv : (..., n) array
@@ -62,6 +63,7 @@ class Reduction:
     system: System
     order: int | HostArray
     real_order: int | HostArray
+    wanted_order: int | HostArray
     rank: int | HostArray
     hsv: HostArray
     error_bound: float | HostArray | None

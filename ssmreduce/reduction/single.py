@@ -16,8 +16,8 @@ from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.hankel import balance_factors, error_bounds, state_count
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
-from ssmreduce.reduction.report import Reduction, System
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
@@ -50,20 +50,35 @@ class BalancedSystem(ABC):
         return self._widest[0][:, :order], self._widest[1][:, :order]
 
     def result(
-        self, reduced: System, real_order: int, slot_map: SlotMap | None = None
+        self,
+        reduced: System,
+        real_order: int,
+        wanted_order: int,
+        slot_map: SlotMap | None = None,
     ) -> Reduction:
         """Report `reduced`, which was truncated to `real_order`."""
         left, right = self.projections(real_order)
-        return self._report(reduced, real_order, left, right, slot_map)
+        return self._report(reduced, real_order, wanted_order, left, right, slot_map)
 
     def unchanged(self) -> Reduction:
         """Report that nothing was cut."""
-        return self._report(self.original, state_count(self.original), None, None, None)
+        order = state_count(self.original)
+        return self._report(self.original, order, order, None, None, None)
+
+    def check_rank(self) -> int:
+        """Return the numerical rank; raise `OrderError` if it is zero."""
+        if self.factors.rank == 0:
+            raise OrderError(
+                "all Hankel singular values are zero: no state is both reachable and observable; "
+                "expected a system that responds to its input. Look at `B` and `C`."
+            )
+        return self.factors.rank
 
     def _report(
         self,
         reduced: System,
         real_order: int,
+        wanted_order: int,
         left: HostArray | None,
         right: HostArray | None,
         slot_map: SlotMap | None,
@@ -74,6 +89,7 @@ class BalancedSystem(ABC):
             system=reduced,
             order=reduced.order,
             real_order=real_order,
+            wanted_order=wanted_order,
             rank=self.factors.rank,
             hsv=hsv,
             error_bound=None if self.horizon else float(error_bounds(hsv)[real_order]),
@@ -97,18 +113,21 @@ class BalancedDense(BalancedSystem):
         Raises
         ------
         OrderError
-            If that is above the numerical rank.
+            If a fixed order is above the numerical rank, or the rank is zero. Rules stop at the rank.
         """
-        host, rank = self._host, self.factors.rank
-        order = rule.choose(self.factors.hsv)
-        if order > rank:
+        host, rank = self._host, self.check_rank()
+        wanted = rule.choose(self.factors.hsv)
+        if isinstance(rule, FixedOrder) and wanted > rank:
             raise OrderError(
-                f"`order` is {order} but the system has numerical rank {rank} ({host.order} "
+                f"`order` is {wanted} but the system has numerical rank {rank} ({host.order} "
                 f"states); expected at most {rank}. Ask for that, or use an order rule such as "
                 "HankelMass(0.99)."
             )
+        order = min(wanted, rank)
         if order == host.order:
             return self.unchanged()
+        if isinstance(rule, ErrorBound):
+            rule.check(self.factors.hsv, float(error_bounds(self.factors.hsv)[order]))
         W, T = self.projections(order)
         reduced = StateSpace(
             adjoint(W) @ host.A @ T,
@@ -118,7 +137,7 @@ class BalancedDense(BalancedSystem):
             time=host.time,
             read_after_update=host.read_after_update,
         )
-        return self.result(reduced, order)
+        return self.result(reduced, order, wanted)
 
 
 class BalancedDiagonal(BalancedSystem):
@@ -139,7 +158,7 @@ class BalancedDiagonal(BalancedSystem):
         NoConvergenceError
             If no order nearby has a stable diagonal form.
         """
-        host, rank = self._host, self.factors.rank
+        host = self._host
         if isinstance(rule, FixedOrder):
             limit = rule.order
             if limit >= host.order:
@@ -147,12 +166,7 @@ class BalancedDiagonal(BalancedSystem):
             wanted = 2 * limit if host.real_output else limit
         else:
             limit = wanted = rule.choose(self.factors.hsv)
-        if rank == 0:
-            raise OrderError(
-                "all Hankel singular values are zero: no state is both reachable and observable; "
-                "expected a system that responds to its input. Look at `B` and `C`."
-            )
-        real_order = self._largest_fit(min(wanted, rank), limit)
+        real_order = self._largest_fit(min(wanted, self.check_rank()), limit)
         real_order, slot_map = self._safest_map(real_order, limit)
         if slot_map.order >= host.order:
             return self.unchanged()
@@ -173,7 +187,7 @@ class BalancedDiagonal(BalancedSystem):
             real_output=host.real_output,
             read_after_update=host.read_after_update,
         )
-        return self.result(reduced, real_order, slot_map)
+        return self.result(reduced, real_order, wanted, slot_map)
 
     def _truncated_state(self, real_order: int) -> HostArray:
         """Wᴴ A T of this order: a leading block of that of any larger order."""
@@ -190,7 +204,8 @@ class BalancedDiagonal(BalancedSystem):
     def _largest_fit(self, real_order: int, limit: int) -> int:
         """Largest order, at most `real_order`, whose poles fit `limit` stored states.
 
-        Real poles come and go with the order, so every one is tried; order `limit` always fits.
+        Real poles come and go with the order, so every one is tried; order `limit` always fits. One
+        eigenvalue problem per try: few, unless most poles are real.
         """
         while real_order > limit:
             poles = np.linalg.eigvals(self._truncated_state(real_order))
@@ -209,7 +224,7 @@ class BalancedDiagonal(BalancedSystem):
         eps = float(np.finfo(np.float64).eps)
         best: tuple[float, int, SlotMap] | None = None
         for candidate in range(real_order, max(real_order - _NEARBY_ORDERS, 1) - 1, -1):
-            slot_map = diagonalise(self._truncated_state(candidate))
+            slot_map = diagonalise(self._truncated_state(candidate), real=self._host.real_output)
             if slot_map is None or slot_map.order > limit or not self._storable(slot_map):
                 continue
             rounding = eps * slot_map.condition * bounds[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._namespace import Array, HostArray, to_double, to_host
-from ssmreduce.errors import ShapeError, TimeDomainError
+from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
     StateSpace,
@@ -81,7 +81,7 @@ class DiagonalStateSpace:
     time: TimeDomain
     real_output: bool = False
     read_after_update: bool = False
-    log_eigenvalues: Array = None
+    log_eigenvalues: Array = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         eigenvalues = _checks.floating_array(self.eigenvalues, "eigenvalues", 1)
@@ -94,7 +94,9 @@ class DiagonalStateSpace:
         )
         n = eigenvalues.shape[-1]
         if n == 0:
-            raise ShapeError("`eigenvalues` is empty; expected at least one state.")
+            raise ShapeError(
+                "`eigenvalues` is empty; expected at least one state. Pass one pole per state."
+            )
         check_input_output(B, C, D, n, f"`eigenvalues` has {n} entries")
         _checks.matching_batches(
             {
@@ -160,7 +162,7 @@ class DiagonalStateSpace:
             )
         logarithms = _checks.floating_array(log_eigenvalues, "log_eigenvalues", 1)
         xp = array_api_compat.array_namespace(logarithms)
-        return cls(
+        system = cls(
             xp.exp(logarithms),
             B,
             C,
@@ -168,8 +170,9 @@ class DiagonalStateSpace:
             time=time,
             real_output=real_output,
             read_after_update=read_after_update,
-            log_eigenvalues=logarithms,
         )
+        object.__setattr__(system, "log_eigenvalues", logarithms)
+        return system
 
     @property
     def order(self) -> int:
@@ -223,15 +226,16 @@ class DiagonalStateSpace:
         first = self.C @ self.B
         if self.real_output and xp.isdtype(first.dtype, "complex floating"):
             first = xp.real(first)
-        return DiagonalStateSpace(
+        standard = DiagonalStateSpace(
             self.eigenvalues,
             self.B,
             self.C * self.eigenvalues[..., None, :],
             self.D + first,
             time=self.time,
             real_output=self.real_output,
-            log_eigenvalues=self.log_eigenvalues,
         )
+        object.__setattr__(standard, "log_eigenvalues", self.log_eigenvalues)
+        return standard
 
     def __getitem__(self, index: int | tuple[int, ...]) -> DiagonalStateSpace:
         """Return one system of a batch."""
@@ -242,7 +246,7 @@ class DiagonalStateSpace:
     def _with(
         self, eigenvalues: Array, B: Array, C: Array, D: Array, logarithms: Array
     ) -> DiagonalStateSpace:
-        return DiagonalStateSpace(
+        system = DiagonalStateSpace(
             eigenvalues,
             B,
             C,
@@ -250,5 +254,23 @@ class DiagonalStateSpace:
             time=self.time,
             real_output=self.real_output,
             read_after_update=self.read_after_update,
-            log_eigenvalues=logarithms,
+        )
+        object.__setattr__(system, "log_eigenvalues", logarithms)
+        return system
+
+
+System = StateSpace | DiagonalStateSpace
+
+
+def check_system(system: object) -> None:
+    """Raise `UnsupportedLayerError`, a TypeError, unless `system` is a system."""
+    if not isinstance(system, StateSpace | DiagonalStateSpace):
+        raise UnsupportedLayerError(
+            f"`system` is a {type(system).__module__}.{type(system).__qualname__}; expected a "
+            "StateSpace or a DiagonalStateSpace. Read a layer with read_system(layer)."
+        )
+    if 0 in system.batch_shape:
+        raise ShapeError(
+            f"`system` has batch axes {system.batch_shape} and so no entries; expected at least one "
+            "system. Look at how the batch was selected."
         )

@@ -6,11 +6,12 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
-System = StateSpace | DiagonalStateSpace
+_WORKING_ENTRIES = 2**22
+"""Complex numbers held at once while a transfer function is evaluated: 64 MiB."""
 
 
 def simulate(system: System, inputs: HostArray) -> HostArray:
@@ -135,26 +136,16 @@ class StatePart:
     """
 
     def __init__(self, system: System) -> None:
-        if system.batch_shape:
-            raise ShapeError(
-                f"`system` has batch axes {system.batch_shape}; expected a single system. "
-                "Index it first: system[0]."
-            )
-        self.system = system.to_host()
+        self.system = _single(system)
         self.discrete = isinstance(system.time, Discrete)
 
     def matrices(self, omega: HostArray) -> HostArray:
         """Return G(z_k), shape (K, p, m)."""
         host, z = self.system, self._points(omega)
-        if isinstance(host, StateSpace):
-            identity = np.eye(host.order)
-            value = host.C @ np.linalg.solve(z[:, None, None] * identity - host.A, host.B[None])
-        else:
-            value = (host.C / (z[:, None, None] - host.eigenvalues)) @ host.B
-            if host.real_output:
-                mirrored = (host.C / (z.conj()[:, None, None] - host.eigenvalues)) @ host.B
-                value = 0.5 * (value + mirrored.conj())
-        return np.asarray(self._advanced(z)[:, None, None] * value)
+        width = host.order if isinstance(host, StateSpace) else min(host.inputs, host.outputs)
+        length = max(1, _WORKING_ENTRIES // (host.order * width))
+        blocks = [self._block(z[i : i + length]) for i in range(0, max(z.size, 1), length)]
+        return np.asarray(self._advanced(z)[:, None, None] * np.concatenate(blocks))
 
     def products(self, omega: HostArray, vectors: HostArray) -> HostArray:
         """Return G(z_k) v_k as columns, shape (p, K), for columns v_k, shape (m, K)."""
@@ -166,6 +157,16 @@ class StatePart:
         host, z = self.system, self._points(omega)
         B, C = adjoint(host.C), adjoint(host.B)
         return self._advanced(z).conj() * self._product(z.conj(), vectors, B, C, mirrored=True)
+
+    def _block(self, z: HostArray) -> HostArray:
+        host = self.system
+        if isinstance(host, StateSpace):
+            shifted = z[:, None, None] * np.eye(host.order) - host.A
+            return np.asarray(host.C @ np.linalg.solve(shifted, host.B[None]))
+        value = _resolvent(host, z)
+        if host.real_output:
+            value = 0.5 * (value + _resolvent(host, z.conj()).conj())
+        return value
 
     def _points(self, omega: HostArray) -> HostArray:
         omega = np.asarray(omega, dtype=np.float64)
@@ -192,6 +193,14 @@ class StatePart:
         return np.asarray(value)
 
 
+def _resolvent(host: DiagonalStateSpace, z: HostArray) -> HostArray:
+    """C (z - Λ)⁻¹ B at every point; the smaller of B and C carries the points."""
+    distance = z[:, None] - host.eigenvalues
+    if host.outputs <= host.inputs:
+        return np.asarray((host.C / distance[:, None, :]) @ host.B)
+    return np.asarray(host.C @ (host.B / distance[:, :, None]))
+
+
 def _each_row(matrix: HostArray, rows: HostArray) -> HostArray:
     """Apply `matrix` to every row, a vector at one time step."""
     return np.asarray(np.einsum("ij,kj->ki", matrix, rows, optimize=True))
@@ -207,14 +216,18 @@ def _state_dtype(host: System) -> np.dtype[np.generic]:
     return np.asarray(host.A if isinstance(host, StateSpace) else host.eigenvalues).dtype
 
 
-def _single_discrete(system: System) -> System:
+def _single(system: System) -> System:
     if system.batch_shape:
         raise ShapeError(
             f"`system` has batch axes {system.batch_shape}; expected a single system. "
             "Index it first: system[0]."
         )
+    return system.to_host()
+
+
+def _single_discrete(system: System) -> System:
     if not isinstance(system.time, Discrete):
         raise TimeDomainError(
             "`system` is continuous; expected a discrete system. Discretise it first."
         )
-    return system.to_host()
+    return _single(system)

@@ -105,9 +105,13 @@ class StateSpace:
         )
         n = A.shape[-1]
         if A.shape[-2] != n:
-            raise ShapeError(f"`A` is {A.shape[-2]}x{n}; expected a square matrix.")
+            raise ShapeError(
+                f"`A` is {A.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
+            )
         if n == 0:
-            raise ShapeError("`A` is 0x0; expected at least one state.")
+            raise ShapeError(
+                "`A` is 0x0; expected at least one state. A system without states is its `D` alone."
+            )
         check_input_output(B, C, D, n, f"`A` is {n}x{n}")
         _checks.matching_batches(
             {name: tuple(x.shape[:-2]) for name, x in (("A", A), ("B", B), ("C", C), ("D", D))}

@@ -70,13 +70,17 @@ def slots_needed(poles: HostArray, *, real: bool) -> int:
     return int(np.sum(poles.imag >= 0))
 
 
-def diagonalise(A: HostArray) -> SlotMap | None:
+def diagonalise(A: HostArray, *, real: bool) -> SlotMap | None:
     """Diagonalise A; None if its eigenvectors are linearly dependent in floating point.
 
-    Real A keeps one pole of each conjugate pair. Cost O(R³).
+    With `real`, A is that of a system with real output and one pole of each conjugate pair is kept.
+    Cost O(R³).
     """
-    eigenvalues, vectors = np.linalg.eig(A)
-    if np.iscomplexobj(A):
+    try:
+        eigenvalues, vectors = np.linalg.eig(A)
+    except np.linalg.LinAlgError:
+        return None
+    if not real:
         inverse = _inverse(vectors)
         if inverse is None:
             return None

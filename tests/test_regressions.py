@@ -1,0 +1,218 @@
+"""Defects that were mended, each with the test that failed before."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from modules import make_lru
+from samples import EPS, lru_system, lru_weights
+
+from ssmreduce import (
+    Continuous,
+    DiagonalStateSpace,
+    Discrete,
+    ErrorBound,
+    HankelMass,
+    InTrainingReducer,
+    OptimizerStateError,
+    OrderError,
+    ReductionSchedule,
+    ShapeError,
+    StateSpace,
+    UnsupportedLayerError,
+    balance,
+    balanced_truncation,
+    hankel_singular_values,
+    reduce_layer,
+    reduce_model,
+    register_layer,
+)
+from ssmreduce.layers.lru import LRU
+from ssmreduce.norms import finite_horizon_difference
+from ssmreduce.systems.response import frequency_response
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_real_poles_with_full_output_keep_every_pole(seed: int) -> None:
+    # Mixed signs let the truncated matrix have complex poles: both of a pair count here.
+    rng = np.random.default_rng(seed)
+    system = DiagonalStateSpace(
+        rng.uniform(-0.9, 0.9, 8),
+        rng.standard_normal((8, 2)),
+        rng.standard_normal((2, 8)),
+        time=Discrete(),
+    )
+    reduction = balanced_truncation(system, 4)
+    rounding = 1e3 * EPS * float(reduction.hsv.sum())
+    assert reduction.verify() <= reduction.error_bound + rounding
+
+
+def test_a_pole_that_rounds_onto_the_circle_is_measured_around() -> None:
+    system = DiagonalStateSpace.from_log(
+        np.array([-1e-18 + 0.3j, -0.1 + 1.0j, -0.2 + 2.0j]),
+        np.array([[1e-6], [1.0], [1.0]]),
+        np.ones((1, 3)),
+        time=Discrete(),
+        real_output=True,
+    )
+    assert np.isfinite(balanced_truncation(system, 2).verify())
+
+
+@pytest.mark.parametrize("wrap", ["flatten", "list"])
+def test_optimizer_states_of_another_structure_are_refused(wrap: str) -> None:
+    layer = make_lru(lru_weights(np.random.default_rng(0), 16, 2), "float32")
+    params = eqx.filter(layer, eqx.is_inexact_array)
+    if wrap == "flatten":
+        state = optax.flatten(optax.adam(1e-3)).init(params)
+    else:
+        state = optax.adam(1e-3).init(jax.tree.leaves(params))
+    with pytest.raises(OptimizerStateError, match="belongs to no weight"):
+        reduce_model(layer, 4, opt_state=state)
+
+
+def test_rules_stop_at_the_rank_of_a_dense_system() -> None:
+    rng = np.random.default_rng(0)
+    A = np.diag([0.9, 0.5, 0.3, 0.2])
+    B = np.vstack([rng.standard_normal((2, 1)), np.zeros((2, 1))])
+    system = StateSpace(A, B, rng.standard_normal((1, 4)), time=Discrete())
+    reduction = balanced_truncation(system, HankelMass(1.0))
+    assert reduction.order == reduction.rank == 2
+    with pytest.raises(OrderError, match="numerical rank 2"):
+        balanced_truncation(system, 3)
+    silent = StateSpace(A, np.zeros((4, 1)), np.ones((1, 4)), time=Discrete())
+    with pytest.raises(OrderError, match="all Hankel singular values are zero"):
+        balanced_truncation(silent, HankelMass(0.9))
+
+
+def test_common_order_of_dense_systems_of_different_rank() -> None:
+    A = np.stack([np.diag([0.9, 0.5, 0.3])] * 2)
+    B = np.array([[[1.0], [1.0], [1.0]], [[1.0], [0.0], [0.0]]])
+    system = StateSpace(A, B, np.ones((2, 1, 3)), time=Discrete())
+    reduction = balanced_truncation(system, HankelMass(0.999), common_order=True)
+    assert reduction.order.tolist()[1] == 1
+    assert np.all(reduction.verify() <= reduction.error_bound + 1e3 * EPS)
+
+
+def test_an_uncut_batch_is_returned_with_its_logarithms() -> None:
+    logarithms = np.full((2, 1), -1e-17)
+    system = DiagonalStateSpace.from_log(
+        logarithms, np.ones((2, 1, 1)), np.ones((2, 1, 1)), time=Discrete()
+    )
+    assert balanced_truncation(system, 1).system is system
+
+
+def test_logarithms_come_from_from_log_only() -> None:
+    with pytest.raises(TypeError):
+        DiagonalStateSpace([0.5], [[1.0]], [[1.0]], time=Discrete(), log_eigenvalues=[0.1])  # type: ignore[call-arg]
+
+
+def test_one_step_of_a_system_read_before_its_update_is_silent() -> None:
+    big = DiagonalStateSpace([0.5], [[1.0]], [[1.0]], time=Discrete())
+    small = DiagonalStateSpace([0.5], [[0.1]], [[1.0]], time=Discrete())
+    assert finite_horizon_difference(big, small, 1) == 0.0
+    assert abs(finite_horizon_difference(big, small, 2) - 0.9) < 8 * EPS
+
+
+def test_bfloat16_weights_are_reduced() -> None:
+    layer = make_lru(lru_weights(np.random.default_rng(0), 12, 2), "float32")
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), layer)
+    result = reduce_layer(half, 4)
+    assert result.layer.nu_log.dtype == jnp.bfloat16
+    assert result.new_order <= 4
+
+
+def test_a_registered_class_without_the_arrays_names_them() -> None:
+    class Other(eqx.Module):
+        weight: jax.Array
+
+    register_layer(Other, LRU())
+    with pytest.raises(UnsupportedLayerError, match="without the arrays nu_log"):
+        reduce_layer(Other(jnp.ones(3)), 2)
+
+
+def test_arguments_that_are_no_systems() -> None:
+    with pytest.raises(UnsupportedLayerError, match="expected a StateSpace"):
+        balance(np.eye(2))
+    with pytest.raises(ShapeError, match="rows of equal length"):
+        StateSpace([[0.5], [0.1, 0.2]], [[1.0]], [[1.0]], time=Discrete())
+    empty = DiagonalStateSpace(
+        np.zeros((0, 2)), np.zeros((0, 2, 1)), np.zeros((0, 1, 2)), time=Discrete()
+    )
+    with pytest.raises(ShapeError, match="at least one system"):
+        hankel_singular_values(empty)
+    assert Discrete(dt=np.float32(0.5)).dt == 0.5
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e150])
+@pytest.mark.parametrize("real_output", [False, True])
+def test_extreme_scales_of_the_states(scale: float, real_output: bool) -> None:
+    plain = lru_system(np.random.default_rng(0), 6, 1)
+    scaled = DiagonalStateSpace(
+        plain.eigenvalues,
+        plain.B * scale,
+        plain.C / scale,
+        time=Discrete(),
+        real_output=real_output,
+    )
+    same = DiagonalStateSpace(
+        plain.eigenvalues, plain.B, plain.C, time=Discrete(), real_output=real_output
+    )
+    expected = hankel_singular_values(same)
+    found = hankel_singular_values(scaled)
+    assert np.max(np.abs(found - expected)) <= 64 * expected.size * EPS * expected[0]
+
+
+def test_the_result_says_what_was_asked_for() -> None:
+    system = DiagonalStateSpace(
+        np.linspace(0.1, 0.9, 8),
+        np.ones((8, 1)),
+        np.ones((1, 8)),
+        time=Discrete(),
+        real_output=True,
+    )
+    reduction = balanced_truncation(system, 3)
+    assert (reduction.wanted_order, reduction.real_order, reduction.order) == (6, 3, 3)
+
+
+def test_memory_of_a_cut() -> None:
+    # At most 16 n² numbers for each of P and Q.
+    n = 256
+    system = lru_system(np.random.default_rng(0), n, 8)
+    tracemalloc.start()
+    balance(system).truncate(n // 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 2 * 16 * n**2 * 8
+
+
+def test_responses_in_blocks_are_the_same() -> None:
+    rng = np.random.default_rng(0)
+    omega = np.linspace(0.0, 3.0, 700)
+    system = lru_system(rng, 40, 6)
+    dense = system.to_dense()
+    difference = frequency_response(system, omega) - frequency_response(dense, omega)
+    assert np.abs(difference).max() < 1e4 * EPS
+
+
+def test_continuous_systems_have_no_horizon_and_no_update() -> None:
+    system = DiagonalStateSpace([-1.0, -2.0], np.ones((2, 1)), np.ones((1, 2)), time=Continuous())
+    with pytest.raises(TypeError, match="`horizon`"):
+        balance(system, horizon=4)
+
+
+def test_a_failing_decomposition_does_not_end_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    layer = make_lru(lru_weights(np.random.default_rng(0), 8, 2), "float32")
+    monkeypatch.setattr("ssmreduce.hankel._right_singular", fails)
+    reducer = InTrainingReducer(ReductionSchedule(4), ErrorBound(relative=0.1))
+    with pytest.warns(UserWarning, match="SVD did not converge"):
+        model, _ = reducer.step(1, layer, None)
+    assert model is layer
