@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ssmreduce import __version__
@@ -40,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 on success, 1 on an error of ssmreduce, 2 on a wrong option, 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A console without "→" or "…" shows a question mark instead.
+        sys.stdout.reconfigure(errors="replace")
     try:
         _application()(args=None if arguments is None else list(arguments), prog_name="ssmreduce")
     except SSMReduceError as error:
@@ -104,7 +111,7 @@ def _application() -> Any:
         try:
             code = _run_demo(settings)
         except KeyboardInterrupt:
-            print("ssmreduce: interrupted before there was anything to save", file=sys.stderr)
+            print("ssmreduce: interrupted", file=sys.stderr)
             code = _INTERRUPTED
         raise typer.Exit(code)
 
@@ -112,23 +119,16 @@ def _application() -> Any:
 
 
 def _run_demo(settings: Settings) -> int:
-    """Train, print the table and write the files, also after Ctrl-C."""
+    """Train, write the files and print the tables, also after Ctrl-C."""
     from rich.console import Console
 
     from ssmreduce.demo.experiment import Experiment, load, run_experiment
     from ssmreduce.demo.progress import ProgressDisplay
     from ssmreduce.demo.report import print_tables, write_results
-    from ssmreduce.demo.settings import SettingsError
 
     console = Console()
     data = load(settings)
-    try:
-        settings.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"--output {settings.output} cannot be created ({error.strerror}); expected a folder "
-            "that can be written to. Try another name."
-        ) from None
+    _check_output(settings.output)
     console.print(
         f"{data.name}: {len(data.train_labels)} for training, {len(data.test_labels)} for testing; "
         f"{settings.blocks} LRU block(s) of {settings.states} states, width {settings.width}; "
@@ -137,22 +137,62 @@ def _run_demo(settings: Settings) -> int:
         soft_wrap=True,
     )
     experiment = Experiment(settings)
-    run_experiment(experiment, data, ProgressDisplay(console))
-    with _interrupts_ignored():
+    with _one_interrupt():
+        # Wherever the one interrupt comes, in the training, in the writing or between, and whatever
+        # else ends the training, what was reached is written.
+        try:
+            try:
+                run_experiment(experiment, data, ProgressDisplay(console))
+            finally:
+                paths = write_results(experiment, settings.output)
+        except KeyboardInterrupt:
+            experiment.interrupted = True
+            paths = write_results(experiment, settings.output)
+        for path in paths:
+            console.print(str(path), markup=False, highlight=False, soft_wrap=True)
         print_tables(experiment, console)
-        for path in write_results(experiment, settings.output):
-            console.print(str(path), highlight=False, soft_wrap=True)
-    if experiment.interrupted:
-        console.print("Interrupted: the numbers are those reached so far.")
-        return _INTERRUPTED
-    return 0
+        if experiment.interrupted:
+            console.print("Interrupted: the numbers are those reached so far.")
+    return _INTERRUPTED if experiment.interrupted else 0
+
+
+def _check_output(folder: Path) -> None:
+    """Create the folder, and make sure before the training that the results can be written to it."""
+    from ssmreduce.demo.report import FILES
+    from ssmreduce.demo.settings import SettingsError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for path in (folder / name for name in FILES):
+            if path.exists():
+                with path.open("r+b"):
+                    pass
+    except OSError as error:
+        raise SettingsError(
+            f"--output {folder} cannot be written to ({error.filename}: {error.strerror}); expected "
+            f"a folder, new or existing, that can hold {', '.join(FILES)}. Try another name."
+        ) from None
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Let a second Ctrl-C not cut off the files of the first."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _one_interrupt() -> Iterator[None]:
+    """Let the first Ctrl-C raise `KeyboardInterrupt` and later ones not cut off the files it leaves."""
+    # Only the main thread may set handlers; one that is not Python's own is the caller's choice.
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, signal.default_int_handler)

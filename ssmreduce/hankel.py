@@ -21,8 +21,8 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 _RANK_CONSTANT = 4.0
 """Safety factor c of the rank tolerance c n eps σ₁: a few roundings per product of factors."""
 
-_SQUARED_RANGE = 30.0
-"""How far below the largest a singular value may lie and still be taken from Mᴴ M."""
+_SQUARED_RANGE = 0.25
+"""A singular value above σ₁/(0.25 n) is taken from Mᴴ M: squaring costs it 0.25 n eps σ₁."""
 
 
 def state_count(system: System) -> int:
@@ -162,19 +162,19 @@ def balance_factors(system: System, horizon: int | None = None) -> BalancedFacto
 def _right_singular(M: HostArray) -> tuple[HostArray, HostArray]:
     """Singular values, descending, and right singular vectors, to an absolute error of n eps σ₁.
 
-    The eigenvectors of Mᴴ M cost a third of a singular value decomposition and are as good for the
-    values within a factor of 30 of the largest: squaring costs them eps σ₁²/σ ≤ 30 eps σ₁. The rest is
-    decomposed without squaring, in the coordinates of the remaining eigenvectors. Where columns
-    differ by more than the square of that factor, few values are near the largest and all of M is
-    decomposed directly.
+    The eigenvectors of Mᴴ M cost a third of a singular value decomposition and are as good for large
+    values: squaring costs them eps σ₁²/σ. The rest is decomposed without squaring, in the coordinates
+    of the remaining eigenvectors. Where the columns of M differ by more than the square of the range
+    of large values, few values are large and all of M is decomposed directly.
     """
+    reach = max(1.0, _SQUARED_RANGE * M.shape[1])
     norms = np.linalg.norm(M, axis=0)
-    if M.shape[1] == 0 or norms.min() < norms.max() / _SQUARED_RANGE**2:
+    if M.shape[1] == 0 or norms.min() < norms.max() / reach**2:
         _, values, Vh = np.linalg.svd(M, full_matrices=False)
         return values, adjoint(Vh)
     squares, V = np.linalg.eigh(adjoint(M) @ M)
     squares, V = squares[::-1], V[:, ::-1]
-    head = int(np.sum(squares * _SQUARED_RANGE**2 > squares[0]))
+    head = int(np.sum(squares * reach**2 > squares[0]))
     if head == squares.size:
         return np.sqrt(squares), V
     _, small, Xh = np.linalg.svd(M @ V[:, head:], full_matrices=False)

@@ -132,7 +132,10 @@ def plot_accuracy(
 
 
 def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
-    """Poles before and after each cut on the unit disk.
+    """Poles before and after each cut on the upper half of the unit disk.
+
+    A layer with real output is the same with a pole or with its conjugate: both are drawn with
+    Im λ ≥ 0.
 
     Parameters
     ----------
@@ -151,20 +154,26 @@ def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
     """
     columns = min(max(len(events), 1), _COLUMNS)
     rows = max(1, -(-len(events) // columns))
-    figure = _figure((max(3.6 * columns, 4.6), 3.9 * rows + 0.5))
+    figure = _figure((max(3.6 * columns, 5.6), 2.7 * rows + 0.6))
     if not events:
         _finish(figure.add_subplot(), "Poles", events)
-    circle = np.exp(2j * np.pi * np.linspace(0.0, 1.0, 361))
+    circle = np.exp(2j * np.pi * np.linspace(0.0, 0.5, 181))
     for index, event in enumerate(events):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.plot(circle.real, circle.imag, color="black", linewidth=0.8)
         before, after = np.asarray(event.poles_before), np.asarray(event.poles_after)
         axes.scatter(
-            before.real, before.imag, s=14, color=_GREY, alpha=0.55, linewidths=0, label="before"
+            before.real,
+            abs(before.imag),
+            s=14,
+            color=_GREY,
+            alpha=0.55,
+            linewidths=0,
+            label="before",
         )
         axes.scatter(
             after.real,
-            after.imag,
+            abs(after.imag),
             s=42,
             marker="x",
             color=_COLOURS[1],
@@ -173,20 +182,20 @@ def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
         )
         axes.set_aspect("equal")
         axes.set_xlim(-1.1, 1.1)
-        axes.set_ylim(-1.1, 1.1)
+        axes.set_ylim(-0.06, 1.1)
         axes.set_xticks((-1.0, 0.0, 1.0))
-        axes.set_yticks((-1.0, 0.0, 1.0))
+        axes.set_yticks((0.0, 0.5, 1.0))
         axes.grid(alpha=0.25)
         axes.set_xlabel("Re λ")
         if index % columns == 0:
-            axes.set_ylabel("Im λ")
+            axes.set_ylabel("|Im λ|")
         axes.set_title(
             f"{_cut_name(event, events)}\n{event.old_order} → {event.new_order} states", fontsize=10
         )
     if events:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        figure.suptitle("Stored poles on the unit disk, one of each conjugate pair", fontsize=11)
+        figure.suptitle("Stored poles on the unit disk, conjugates folded to Im λ ≥ 0", fontsize=11)
     return figure
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,8 +22,21 @@ _DIGITS_TEST_SHARE = 0.25
 _DIGITS_SPLIT_SEED = 0
 _SMNIST_SIDE = 28
 
-# What NumPy and zipfile raise on damaged or foreign files.
-_UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What NumPy and zipfile raise on damaged or foreign files: headers that do not parse or promise more
+# than fits in memory, compressions that break off or are unknown, encrypted members (RuntimeError).
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 _LAYOUT = (
     "train_images (n, 28, 28) uint8, train_labels (n,), test_images (m, 28, 28) uint8, "
     "test_labels (m,)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ssmreduce.demo.data import SequenceData, load_digits, load_smnist
 from ssmreduce.demo.settings import Settings
@@ -76,6 +76,9 @@ def run_experiment(experiment: Experiment, data: SequenceData, display: Display)
     experiment.events = reducer.events
     try:
         problem = Problem(data, settings)
+        # JAX starts up in a step that is thrown away: no run's seconds pay for it.
+        warm_up = replace(settings, steps=1)
+        train(Run("warm-up"), problem, warm_up, [1] * settings.blocks, lambda progress: None)
         with display("full", settings.steps) as watch:
             train(runs["full"], problem, settings, full_size, watch)
         with display("reduced", settings.steps) as watch:

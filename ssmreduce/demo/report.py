@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ssmreduce.demo.experiment import Experiment
@@ -19,27 +21,50 @@ from ssmreduce.plotting import plot_accuracy, plot_hsv_decay, plot_poles
 
 _ABSENT = "–"
 
+_NUMBERS = "results.json"
+_HSV, _ACCURACY, _POLES = "hsv_decay.png", "accuracy.png", "poles.png"
+
+# What the output folder holds at the end.
+FILES = (_NUMBERS, _HSV, _ACCURACY, _POLES)
+
 
 def results(experiment: Experiment) -> dict[str, Any]:
-    """All numbers of the demo as plain values; accuracies from 0 to 1, times in seconds."""
-    return {
-        "settings": experiment.settings.to_dict(),
-        "environment": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "jax": jax.__version__,
-            "cores": os.cpu_count(),
-        },
-        "runs": {name: run.to_dict() for name, run in experiment.runs.items()},
-        "cuts": [event.to_dict() for event in experiment.events],
-    }
+    """All numbers of the demo as plain values; accuracies from 0 to 1, times in seconds.
+
+    JSON has no NaN and no infinity: None stands for both.
+    """
+    values: dict[str, Any] = _finite(
+        {
+            "settings": experiment.settings.to_dict(),
+            "environment": {
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "jax": jax.__version__,
+                "cores": os.cpu_count(),
+            },
+            "interrupted": experiment.interrupted,
+            "runs": {name: run.to_dict() for name, run in experiment.runs.items()},
+            "cuts": [event.to_dict() for event in experiment.events],
+        }
+    )
+    return values
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_results(experiment: Experiment, folder: Path) -> list[Path]:
-    """Write ``results.json`` and the pictures into `folder`, and return their paths."""
+    """Write ``results.json``, then the pictures, into `folder`, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = folder / "results.json"
-    numbers.write_text(json.dumps(results(experiment), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(results(experiment), indent=2, allow_nan=False)
+    (folder / _NUMBERS).write_text(text + "\n", encoding="utf-8")
     full_states = experiment.settings.states * experiment.settings.blocks
     labels = {name: _label(run, full_states) for name, run in experiment.runs.items() if run.curve}
     curves = {
@@ -51,13 +76,13 @@ def write_results(experiment: Experiment, folder: Path) -> list[Path]:
     }
     cut_times = {label: experiment.runs[name].cut_times for name, label in labels.items()}
     pictures = {
-        "hsv_decay.png": plot_hsv_decay(experiment.events),
-        "accuracy.png": plot_accuracy(curves, cut_times=cut_times),
-        "poles.png": plot_poles(experiment.events),
+        _HSV: plot_hsv_decay(experiment.events),
+        _ACCURACY: plot_accuracy(curves, cut_times=cut_times),
+        _POLES: plot_poles(experiment.events),
     }
     for name, figure in pictures.items():
         figure.savefig(folder / name)
-    return [numbers, *(folder / name for name in pictures)]
+    return [folder / name for name in FILES]
 
 
 def print_tables(experiment: Experiment, console: Console) -> None:
@@ -82,7 +107,7 @@ def print_tables(experiment: Experiment, console: Console) -> None:
     for event in experiment.events:
         cuts.add_row(
             str(event.step),
-            event.layer.replace("[", r"\["),
+            escape(event.layer),
             f"{event.old_order} → {event.new_order}",
             _ABSENT if event.error_bound is None else f"{event.error_bound:.3g}",
             f"{event.measured_error:.3g}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class Settings:
                 f"--tau is {self.tau}; expected a number between 0 and 1, both excluded. "
                 "Try --tau 0.04."
             )
-        if self.output.exists() and not self.output.is_dir():
+        if os.path.isfile(self.output):
             raise SettingsError(
                 f"--output {self.output} is a file; expected a folder, new or existing. "
                 "Try another name."

@@ -32,7 +32,7 @@ _LOSS_READINGS = 100
 _WARM_UP_SHARE = 0.05
 _FINAL_LEARNING_RATE_SHARE = 0.01
 _WEIGHT_DECAY = 0.05
-# As in the LRU paper: the recurrence learns slower than the rest, and its weights do not decay.
+# As in the LRU paper: the recurrence learns slower than the rest; the recurrence and B do not decay.
 _RECURRENCE_LEARNING_RATE_SHARE = 0.25
 _RECURRENCE = frozenset({"nu_log", "theta_log", "gamma_log"})
 _NO_DECAY = _RECURRENCE | {"B_re", "B_im"}
@@ -218,7 +218,10 @@ def train(
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
-    """AdamW with linear warm-up and cosine decay; slower, and without decay, on the recurrence."""
+    """AdamW with linear warm-up and cosine decay.
+
+    The recurrence learns slower than the rest; the recurrence and B have no weight decay.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=settings.learning_rate,
@@ -255,6 +258,28 @@ def update_model(
     labels: Array,
     batch: Array,
 ) -> tuple[SequenceClassifier, Any, Array]:
+    """Do one optimizer step on the sequences numbered `batch`.
+
+    Parameters
+    ----------
+    optimizer : optax.GradientTransformationExtraArgs
+        What `make_optimizer` returned.
+    model : SequenceClassifier
+        Weights before the step.
+    optimizer_state : pytree
+        State of the optimizer before the step.
+    sequences : (n, L) array
+        All training sequences.
+    labels : (n,) array
+        Their classes.
+    batch : (k,) array of int
+        Which of them to learn from.
+
+    Returns
+    -------
+    tuple
+        Model, optimizer state, and the loss before the step.
+    """
     loss, gradient = jax.value_and_grad(_loss)(model, sequences[batch], labels[batch])
     updates, optimizer_state = optimizer.update(gradient, optimizer_state, model)
     return optax.apply_updates(model, updates), optimizer_state, loss

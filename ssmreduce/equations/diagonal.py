@@ -30,10 +30,10 @@ from ssmreduce.time_domain import Discrete, TimeDomain
 _PAIRS_PER_BLOCK = 32
 """States eliminated at once: large enough for matrix products, small enough to stay well conditioned."""
 
-_ACCEPTED_PIVOT = 1e-2
+_ACCEPTED_PIVOT = 0.1
 """Smallest 1/‖row of L⁻¹‖² accepted in a block, L the Cholesky factor of its correlation matrix.
 
-Within a block differences *are* taken; this bounds their amplification of eps by 100.
+Within a block differences *are* taken; this bounds their amplification of eps by 10.
 """
 
 _NEAR_BOUNDARY = 0.1

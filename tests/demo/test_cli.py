@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
+import signal
+import subprocess
 import sys
+import threading
 
 import pytest
 
 from ssmreduce.cli import main
-from ssmreduce.demo import experiment
+from ssmreduce.demo import experiment, report
 from ssmreduce.demo.training import CurvePoint
+
+FILES = ("results.json", "hsv_decay.png", "accuracy.png", "poles.png")
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Stands in for the training, which it pretends to have done; call it to do so."""
+
+    def pretend(run, problem, settings, states_per_layer, watch, reducer=None):
+        run.states_per_layer = list(states_per_layer)
+        run.seconds = 1.0
+        run.curve.append(CurvePoint(10, 1.0, 0.5, 0.75, run.states))
+        run.complete = True
+
+    monkeypatch.setattr(experiment, "train", pretend)
+    return pretend
+
+
+def read_results(folder):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = (folder / "results.json").read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=refuse)
 
 
 def test_version(capsys):
@@ -61,7 +91,26 @@ def test_a_wrong_data_file_is_one_line(tmp_path, capsys):
 def test_output_below_a_file_is_refused_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["demo", "--output", str(tmp_path / "file" / "results")]) == 1
-    assert "cannot be created" in capsys.readouterr().err
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_output_that_cannot_take_a_file_is_refused_before_training(name, tmp_path, capsys):
+    (tmp_path / name).mkdir()
+    assert main(["demo", "--output", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert f"{name}: Is a directory" in captured.err
+    assert captured.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
+def test_output_without_permission_is_refused_before_training(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main(["demo", "--output", str(tmp_path)]) == 1
+    assert "Permission denied" in capsys.readouterr().err
 
 
 def test_unknown_options_are_usage_errors():
@@ -72,7 +121,8 @@ def test_demo_writes_numbers_and_pictures(tmp_path, capsys):
     arguments = ["demo", "--quick", "--steps", "20", "--states", "32", "--tau", "0.3"]
     assert main([*arguments, "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert set(results) == {"settings", "environment", "runs", "cuts"}
+    assert set(results) == {"settings", "environment", "interrupted", "runs", "cuts"}
+    assert results["interrupted"] is False
     assert set(results["environment"]) == {"python", "numpy", "jax", "cores"}
     assert results["settings"]["steps"] == 20
     runs = results["runs"]
@@ -81,7 +131,6 @@ def test_demo_writes_numbers_and_pictures(tmp_path, capsys):
     assert runs["full"]["states"] == 32
     assert runs["reduced"]["states"] == sum(runs["reduced"]["states_per_layer"]) < 32
     assert runs["small"]["states_per_layer"] == runs["reduced"]["states_per_layer"]
-    # Same seed, same batches: full and reduced are one run until the first cut.
     assert results["cuts"][-1]["new_order"] == runs["reduced"]["states"]
     assert all(cut["measured_error"] <= cut["error_bound"] for cut in results["cuts"])
     for name in ("hsv_decay.png", "accuracy.png", "poles.png"):
@@ -92,18 +141,18 @@ def test_demo_writes_numbers_and_pictures(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("interrupted", ["full", "reduced", "small"])
-def test_ctrl_c_saves_what_was_reached(interrupted, tmp_path, monkeypatch, capsys):
-    def train(run, problem, settings, states_per_layer, watch, reducer=None):
-        run.states_per_layer = list(states_per_layer)
-        run.seconds = 1.0
-        run.curve.append(CurvePoint(10, 1.0, 0.5, 0.75, run.states))
+def test_ctrl_c_saves_what_was_reached(interrupted, train, tmp_path, monkeypatch, capsys):
+    def interrupt(run, *args):
+        train(run, *args)
         if run.name == interrupted:
+            run.complete = False
             raise KeyboardInterrupt
-        run.complete = True
 
-    monkeypatch.setattr(experiment, "train", train)
+    monkeypatch.setattr(experiment, "train", interrupt)
     assert main(["demo", "--output", str(tmp_path)]) == 130
-    runs = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["runs"]
+    results = read_results(tmp_path)
+    assert results["interrupted"] is True
+    runs = results["runs"]
     names = list(runs)
     done = names.index(interrupted)
     assert [runs[name]["complete"] for name in names] == [place < done for place in range(3)]
@@ -121,3 +170,82 @@ def test_ctrl_c_before_training_exits_with_its_code(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(experiment, "load", interrupt)
     assert main(["demo", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ctrl_c_while_the_files_are_written_writes_them_again(train, tmp_path, monkeypatch):
+    write, pressed = report.write_results, []
+
+    def interrupt(*args):
+        if not pressed:
+            pressed.append(True)
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # later ones are ignored
+        return write(*args)
+
+    monkeypatch.setattr(report, "write_results", interrupt)
+    assert main(["demo", "--output", str(tmp_path)]) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_failure_while_printing_leaves_the_files(train, tmp_path, monkeypatch):
+    def fail(*args):
+        raise UnicodeEncodeError("ascii", "→", 0, 1, "no good")
+
+    monkeypatch.setattr(report, "print_tables", fail)
+    with pytest.raises(UnicodeEncodeError):
+        main(["demo", "--output", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_consoles_without_unicode_show_what_they_can(encoding, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    output = tmp_path / "δ [bold]"
+    assert main(["demo", "--output", str(output)]) == 0
+    sys.stdout.flush()
+    assert b"? [bold]" in sys.stdout.buffer.getvalue()
+
+
+def test_the_demo_runs_outside_the_main_thread(train, tmp_path):
+    codes = []
+    thread = threading.Thread(
+        target=lambda: codes.append(main(["demo", "--output", str(tmp_path)]))
+    )
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_numbers_that_json_does_not_have_are_null(train, tmp_path, monkeypatch):
+    def diverge(run, *args):
+        train(run, *args)
+        run.curve.append(CurvePoint(20, 2.0, math.nan, math.inf, 1))
+
+    monkeypatch.setattr(experiment, "train", diverge)
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    point = read_results(tmp_path)["runs"]["full"]["curve"][-1]
+    assert point["loss"] is None
+    assert point["accuracy"] is None
+
+
+def test_a_real_interrupt_ends_the_demo_cleanly(tmp_path):
+    # Python's own handler, also where this test runs in the background with SIGINT ignored.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from ssmreduce.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["demo", "--quick", "--states", "16", "--steps", "100000"]
+    command = [sys.executable, "-c", program, *arguments, "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        try:
+            while "step " not in process.stdout.readline().partition("full")[2]:
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    results = read_results(tmp_path)
+    assert results["interrupted"] is True
+    assert not results["runs"]["full"]["complete"]

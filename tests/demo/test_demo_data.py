@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
+import tokenize
+import zipfile
+import zlib
+
 import numpy as np
 import pytest
 
@@ -84,6 +89,45 @@ def test_other_files_are_refused_without_unpickling(tmp_path, content):
     with pytest.raises(DataFileError, match="cannot be read") as caught:
         load_smnist(path)
     assert "allow_pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["load", "lib.npyio.NpzFile.__getitem__"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError,
+        ValueError,
+        EOFError,
+        SyntaxError,
+        RuntimeError,
+        NotImplementedError,
+        MemoryError,
+        OverflowError,
+        tokenize.TokenError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+    ],
+)
+def test_whatever_numpy_raises_is_a_data_file_error(error, place, rng, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error("no good")
+
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **arrays(rng))
+    monkeypatch.setattr(f"numpy.{place}", fail)
+    with pytest.raises(DataFileError, match="no good"):
+        load_smnist(path)
+
+
+def test_arrays_larger_than_any_memory_are_refused(rng, tmp_path):
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **arrays(rng, train_images=None))
+    with zipfile.ZipFile(path, "a") as archive, archive.open("train_images.npy", "w") as member:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (2**45, 28, 28)}
+        np.lib.format.write_array_header_1_0(member, header)
+    with pytest.raises(DataFileError, match="train_images"):
+        load_smnist(path)
 
 
 def test_a_single_array_is_refused(tmp_path):

@@ -95,6 +95,21 @@ def test_a_run_records_states_and_cuts(data, settings):
     assert run.seconds >= run.curve[-1].seconds
 
 
+def test_full_and_reduced_are_one_run_until_the_first_cut(data, settings):
+    problem = Problem(data, settings)
+    reducer = InTrainingReducer(
+        ReductionSchedule(20, start=0.4, stop=0.5, attempts=1), order=FixedOrder(2)
+    )
+    full, reduced = [], []
+    train(Run("full"), problem, settings, [6, 6], full.append)
+    train(Run("reduced"), problem, settings, [6, 6], reduced.append, reducer)
+    # The loss of a step is that before its update: the cut after step 10 shows in step 11.
+    assert {event.step for event in reducer.events} == {10}
+    losses = {reading.step: reading.loss for reading in full}
+    differ = [reading.step for reading in reduced if reading.loss != losses[reading.step]]
+    assert differ[0] == 11
+
+
 def test_an_interrupted_run_keeps_what_it_reached(data, settings):
     run = Run("full")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 
@@ -71,6 +72,17 @@ def test_pole_picture_has_a_panel_for_each_cut(events):
     before, after = figure.axes[0].collections
     assert len(before.get_offsets()) == 12
     assert len(after.get_offsets()) == 6
+
+
+def test_a_pole_and_its_conjugate_give_the_same_marker(events):
+    event = events[0]
+    turned = dataclasses.replace(
+        event, poles_before=event.poles_before.conj(), poles_after=event.poles_after.conj()
+    )
+    first, second = plot_poles([event, turned]).axes
+    for drawn, conjugate in zip(first.collections, second.collections, strict=True):
+        np.testing.assert_array_equal(drawn.get_offsets(), conjugate.get_offsets())
+        assert np.all(drawn.get_offsets()[:, 1] >= 0.0)
 
 
 def test_pictures_without_content_say_so():
