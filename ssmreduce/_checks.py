@@ -83,6 +83,13 @@ def positive_order(order: object, *, name: str = "order") -> int:
     return int(order)
 
 
+def positive_count(value: object, name: str, meaning: str) -> int:
+    """Return `value` as a positive int."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise OrderError(f"`{name}` is {value!r}; expected a positive int. Pass {meaning}.")
+    return int(value)
+
+
 def positive_horizon(horizon: object) -> int | None:
     """Return `horizon` as a positive int, or None for an infinite horizon."""
     if horizon is None:

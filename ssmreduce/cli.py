@@ -119,12 +119,12 @@ def _application() -> Any:
 
 
 def _run_demo(settings: Settings) -> int:
-    """Train, write the files and print the tables, also after Ctrl-C."""
+    """Train, write the files and print the table, also after Ctrl-C."""
     from rich.console import Console
 
     from ssmreduce.demo.experiment import Experiment, load, run_experiment
     from ssmreduce.demo.progress import ProgressDisplay
-    from ssmreduce.demo.report import print_tables, write_results
+    from ssmreduce.demo.report import print_table, write_results
 
     console = Console()
     data = load(settings)
@@ -150,7 +150,7 @@ def _run_demo(settings: Settings) -> int:
             paths = write_results(experiment, settings.output)
         for path in paths:
             console.print(str(path), markup=False, highlight=False, soft_wrap=True)
-        print_tables(experiment, console)
+        print_table(experiment, console)
         if experiment.interrupted:
             console.print("Interrupted: the numbers are those reached so far.")
     return _INTERRUPTED if experiment.interrupted else 0

@@ -154,7 +154,7 @@ def _largest_gain(
     first, second = parts
     inputs, outputs = first.system.inputs, first.system.outputs
     if min(inputs, outputs) <= _EXACT_WIDTH:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             difference = first.matrices(omega) - second.matrices(omega)
         gains = np.zeros(omega.size)
         seen = np.all(np.isfinite(difference), axis=(-2, -1))
@@ -165,11 +165,11 @@ def _largest_gain(
     for _ in range(iterations):
         norm = np.linalg.norm(vectors, axis=0)
         vectors = vectors / np.where(norm > 0, norm, 1.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             image = first.products(omega, vectors) - second.products(omega, vectors)
         image[:, ~np.all(np.isfinite(image), axis=0)] = 0.0
         gains = np.maximum(gains, np.linalg.norm(image, axis=0))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             vectors = first.adjoint_products(omega, image) - second.adjoint_products(omega, image)
         vectors[:, ~np.all(np.isfinite(vectors), axis=0)] = 0.0
     return gains

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
@@ -18,6 +18,7 @@ from ssmreduce.layers.lru import LRU
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 
 
+@runtime_checkable
 class LayerMap(Protocol):
     """How the weights of a layer parametrise a system; `ssmreduce.layers.lru.LRU` is the model."""
 
@@ -76,6 +77,11 @@ def register_layer(layer_type: type, layer_map: LayerMap) -> None:
     if not isinstance(layer_type, type):
         raise UnsupportedLayerError(
             f"`layer_type` is {layer_type!r}; expected a class. Pass type(layer)."
+        )
+    if not isinstance(layer_map, LayerMap):
+        raise UnsupportedLayerError(
+            f"`layer_map` is {layer_map!r}; expected an object with the methods of a LayerMap. "
+            "Try ssmreduce.layers.lru.LRU()."
         )
     _REGISTERED[layer_type] = layer_map
 
@@ -139,7 +145,7 @@ def find_layers(model: Any) -> list[tuple[Path, Any]]:
     if not found:
         raise UnsupportedLayerError(
             f"`model` is a {_type_name(model)} without a supported layer; expected a pytree with "
-            f"Equinox modules that store one of: {_known_names()}. Bind your layer's class with "
+            f"Equinox modules that have the arrays of one of: {_known_names()}. Bind your layer's class with "
             "register_layer(...)."
         )
     return found
@@ -150,7 +156,7 @@ def _type_name(thing: object) -> str:
 
 
 def _known_names() -> str:
-    return ", ".join(type(known).__name__ for known in _KNOWN)
+    return "; ".join(f"{type(known).__name__} ({', '.join(known.names())})" for known in _KNOWN)
 
 
 def supported(layer: object) -> tuple[ModuleType, LayerMap]:
@@ -165,8 +171,8 @@ def supported(layer: object) -> tuple[ModuleType, LayerMap]:
     if backend is None or layer_map is None:
         raise UnsupportedLayerError(
             f"`layer` is a {_type_name(layer)}; expected an Equinox "
-            f"module that stores one of: {_known_names()}. Bind your class with register_layer(...), or "
-            "pass the layer itself rather than the model around it."
+            f"module with the arrays of one of: {_known_names()}. Bind your class with "
+            "register_layer(...), or pass the layer itself rather than the model around it."
         )
     if not backend.has_arrays(layer, layer_map.names()):
         missing = [name for name in layer_map.names() if not backend.has_arrays(layer, (name,))]

@@ -21,6 +21,8 @@ from ssmreduce.plotting import plot_accuracy, plot_hsv_decay, plot_poles
 
 _ABSENT = "–"
 
+_HEADINGS = ("accuracy", "states", "seconds", "speed-up", "bound", "measured")
+
 _NUMBERS = "results.json"
 _HSV, _ACCURACY, _POLES = "hsv_decay.png", "accuracy.png", "poles.png"
 
@@ -85,37 +87,39 @@ def write_results(experiment: Experiment, folder: Path) -> list[Path]:
     return [folder / name for name in FILES]
 
 
-def print_tables(experiment: Experiment, console: Console) -> None:
-    """Print one row per run and, below it, one row per cut."""
+def print_table(experiment: Experiment, console: Console) -> None:
+    """Print one row per run, and below the reduced one a row per cut of a layer."""
     runs = experiment.runs
-    table = Table(title="Runs, same seed and steps", title_justify="left")
+    table = Table(
+        title="Same seed, batches and steps; error bound and measured error of each cut",
+        title_justify="left",
+    )
     table.add_column("run")
-    for heading in ("accuracy", "states", "seconds", "speed-up"):
-        table.add_column(heading, justify="right")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    several = experiment.settings.blocks > 1
     for name, run in runs.items():
         table.add_row(
-            name if run.complete else f"{name} (unfinished)",
+            name if run.complete else f"{name} *",
             _ABSENT if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
             " + ".join(map(str, run.states_per_layer)) or _ABSENT,
             f"{run.seconds:.1f}" if run.seconds else _ABSENT,
             _speed_up(runs["full"], run),
         )
+        for event in experiment.events if name == "reduced" else ():
+            table.add_row(
+                f"  step {event.step}" + (f", {escape(event.layer)}" if several else ""),
+                "",
+                f"{event.old_order} → {event.new_order}",
+                f"{event.seconds:.2f}",
+                "",
+                _ABSENT if event.error_bound is None else f"{event.error_bound:.3g}",
+                f"{event.measured_error:.3g}",
+            )
     console.print(table)
-    cuts = Table(title="Cuts of the reduced run", title_justify="left")
-    for heading in ("step", "layer", "states", "error bound", "measured error", "seconds"):
-        cuts.add_column(heading, justify="left" if heading == "layer" else "right")
-    for event in experiment.events:
-        cuts.add_row(
-            str(event.step),
-            escape(event.layer),
-            f"{event.old_order} → {event.new_order}",
-            _ABSENT if event.error_bound is None else f"{event.error_bound:.3g}",
-            f"{event.measured_error:.3g}",
-            f"{event.seconds:.2f}",
-        )
-    if experiment.events:
-        console.print(cuts)
-    else:
+    if not all(run.complete for run in runs.values()):
+        console.print("* unfinished")
+    if not experiment.events:
         console.print("No cut was made; a larger --tau or --states gives one.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ssmreduce._namespace import HostArray
@@ -29,11 +29,11 @@ class LayerReduction:
         How this kind of layer stores a system.
     """
 
-    layer: Any
+    layer: Any = field(repr=False)
     reduction: Reduction
     measured_error: float
-    weights: dict[str, HostArray]
-    layer_map: LayerMap
+    weights: dict[str, HostArray] = field(repr=False)
+    layer_map: LayerMap = field(repr=False)
 
     @property
     def old_order(self) -> int:
@@ -60,6 +60,6 @@ class ModelReduction:
         What came of each supported layer, by its name in the model.
     """
 
-    model: Any
-    optimizer_state: Any
+    model: Any = field(repr=False)
+    optimizer_state: Any = field(repr=False)
     report: dict[str, LayerReduction]

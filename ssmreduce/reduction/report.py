@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -59,20 +59,20 @@ class Reduction:
     (1, True)
     """
 
-    original: System
-    system: System
+    original: System = field(repr=False)
+    system: System = field(repr=False)
     order: int | HostArray
     real_order: int | HostArray
     wanted_order: int | HostArray
     rank: int | HostArray
-    hsv: HostArray
+    hsv: HostArray = field(repr=False)
     error_bound: float | HostArray | None
-    left: HostArray | None = None
-    right: HostArray | None = None
-    slot_map: SlotMap | None = None
-    mask: HostArray | None = None
+    left: HostArray | None = field(default=None, repr=False)
+    right: HostArray | None = field(default=None, repr=False)
+    slot_map: SlotMap | None = field(default=None, repr=False)
+    mask: HostArray | None = field(default=None, repr=False)
     horizon: int | None = None
-    parts: tuple[Reduction, ...] = ()
+    parts: tuple[Reduction, ...] = field(default=(), repr=False)
 
     def verify(self) -> float | HostArray:
         """Measure the error between `original` and `system` as it stands.

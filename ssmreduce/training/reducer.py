@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmreduce._checks import fraction, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
-from ssmreduce.errors import SSMReduceError
+from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.reduce import apply_reductions, reduce_named_layer
 from ssmreduce.models.report import LayerReduction
@@ -75,6 +75,11 @@ class InTrainingReducer:
         horizon: int | None = None,
     ) -> None:
         check_moments(moments)
+        if not isinstance(schedule, ReductionSchedule):
+            raise OrderError(
+                f"`schedule` is {schedule!r}; expected a ReductionSchedule. "
+                "Try ReductionSchedule(total_steps)."
+            )
         self.schedule = schedule
         self.order = HankelMass(0.96) if order is None else as_rule(order)
         self.gate = fraction(gate, "gate")

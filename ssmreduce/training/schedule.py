@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from ssmreduce._checks import positive_order
+from ssmreduce._checks import positive_count
 from ssmreduce.errors import OrderError
 
 
@@ -47,8 +47,8 @@ class ReductionSchedule:
     attempts: int = 4
 
     def __post_init__(self) -> None:
-        positive_order(self.total_steps, name="total_steps")
-        positive_order(self.attempts, name="attempts")
+        positive_count(self.total_steps, "total_steps", "the optimizer steps of the run")
+        positive_count(self.attempts, "attempts", "how often to try, 4 by default")
         if not 0.0 <= self.start < self.stop <= 1.0:
             raise OrderError(
                 f"`start` is {self.start!r} and `stop` is {self.stop!r}; expected shares of the run "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -43,17 +43,17 @@ class ReductionEvent:
     old_order: int
     new_order: int
     real_order: int
-    hsv: HostArray
+    hsv: HostArray = field(repr=False)
     tau: float | None
     error_bound: float | None
     measured_error: float
     seconds: float
-    poles_before: HostArray
-    poles_after: HostArray
+    poles_before: HostArray = field(repr=False)
+    poles_after: HostArray = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON; poles as [re, im]."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
 
 
 def _plain(value: Any) -> Any:

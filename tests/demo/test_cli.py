@@ -136,8 +136,8 @@ def test_demo_writes_numbers_and_pictures(tmp_path, capsys):
     for name in ("hsv_decay.png", "accuracy.png", "poles.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
-    assert "Runs, same seed and steps" in out
-    assert "Cuts of the reduced run" in out
+    assert "Same seed, batches and steps" in out
+    assert "32 → " in out
 
 
 @pytest.mark.parametrize("interrupted", ["full", "reduced", "small"])
@@ -160,7 +160,9 @@ def test_ctrl_c_saves_what_was_reached(interrupted, train, tmp_path, monkeypatch
     if interrupted == "full":
         assert runs["small"]["accuracy"] is None
     assert (tmp_path / "poles.png").exists()
-    assert f"{interrupted} (unfinished)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{interrupted} *" in out
+    assert "* unfinished" in out
 
 
 def test_ctrl_c_before_training_exits_with_its_code(tmp_path, monkeypatch, capsys):
@@ -192,7 +194,7 @@ def test_a_failure_while_printing_leaves_the_files(train, tmp_path, monkeypatch)
     def fail(*args):
         raise UnicodeEncodeError("ascii", "→", 0, 1, "no good")
 
-    monkeypatch.setattr(report, "print_tables", fail)
+    monkeypatch.setattr(report, "print_table", fail)
     with pytest.raises(UnicodeEncodeError):
         main(["demo", "--output", str(tmp_path)])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
