@@ -5,6 +5,9 @@ from importlib.metadata import version as _version
 from ssmreduce.adapters.registry import read_system as read_system
 from ssmreduce.adapters.registry import register_layer as register_layer
 from ssmreduce.adapters.registry import write_system as write_system
+from ssmreduce.equations.solve import LyapunovSolution as LyapunovSolution
+from ssmreduce.equations.solve import solve_lyapunov as solve_lyapunov
+from ssmreduce.equations.solve import solve_lyapunov_factor as solve_lyapunov_factor
 from ssmreduce.errors import DataFileError as DataFileError
 from ssmreduce.errors import MissingBackendError as MissingBackendError
 from ssmreduce.errors import NoConvergenceError as NoConvergenceError
@@ -16,6 +19,7 @@ from ssmreduce.errors import SSMReduceError as SSMReduceError
 from ssmreduce.errors import TimeDomainError as TimeDomainError
 from ssmreduce.errors import UnreachableToleranceError as UnreachableToleranceError
 from ssmreduce.errors import UnstableSystemError as UnstableSystemError
+from ssmreduce.errors import UnsupportedEquationError as UnsupportedEquationError
 from ssmreduce.errors import UnsupportedLayerError as UnsupportedLayerError
 from ssmreduce.gramians.factors import controllability_gramian as controllability_gramian
 from ssmreduce.gramians.factors import observability_gramian as observability_gramian
@@ -54,6 +58,7 @@ __all__ = [
     "HankelMass",
     "InTrainingReducer",
     "LayerReduction",
+    "LyapunovSolution",
     "MissingBackendError",
     "ModelReduction",
     "NoConvergenceError",
@@ -70,6 +75,7 @@ __all__ = [
     "TimeDomainError",
     "UnreachableToleranceError",
     "UnstableSystemError",
+    "UnsupportedEquationError",
     "UnsupportedLayerError",
     "__version__",
     "balance",
@@ -82,6 +88,8 @@ __all__ = [
     "reduce_layer",
     "reduce_model",
     "register_layer",
+    "solve_lyapunov",
+    "solve_lyapunov_factor",
     "write_system",
 ]
 

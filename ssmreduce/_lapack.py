@@ -9,8 +9,7 @@ row-major array is passed as the transpose that it is in memory, so that nothing
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
-from scipy.linalg import blas, lapack
+from scipy.linalg import blas
 
 from ssmreduce._namespace import HostArray, adjoint
 

@@ -35,6 +35,10 @@ class UnreachableToleranceError(SSMReduceError, ValueError):
     """The requested tolerance lies below what the arithmetic can certify."""
 
 
+class UnsupportedEquationError(SSMReduceError, ValueError):
+    """A solver cannot treat this kind of equation: its time domain, its dtype, or what it asks for."""
+
+
 class NoConvergenceError(SSMReduceError, RuntimeError):
     """An iteration stopped before it reached its tolerance."""
 

@@ -9,13 +9,22 @@ Reference: Laub, Heath, Paige and Ward, IEEE Trans. Automatic Control 32 (1987).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import scipy.linalg
 
+from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import NoConvergenceError, ShapeError
-from ssmreduce.gramians.factors import gramian_factors, map_batch
+from ssmreduce.gramians.factors import (
+    check_horizon,
+    dense_gramian_factors,
+    gramian_factors,
+    map_batch,
+)
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _RANK_CONSTANT = 4.0
@@ -123,7 +132,10 @@ def rank_tolerance(hsv: HostArray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class BalancedFactors:
-    """Gramian factors of one system, the singular values of M = Yᴴ Z and its right vectors V."""
+    """Gramian factors of one system, the singular values of M = Yᴴ Z and its right vectors V.
+
+    Z and Y may be written in another orthonormal basis of the states than the system.
+    """
 
     hsv: HostArray
     rank: int
@@ -131,6 +143,7 @@ class BalancedFactors:
     Y: HostArray
     M: HostArray
     V: HostArray
+    basis: HostArray | None = None
 
     def projections(self, order: int) -> tuple[HostArray, HostArray]:
         """Return W and T, each of shape (n, order), with Wᴴ T = I; `order` at most the rank.
@@ -140,15 +153,25 @@ class BalancedFactors:
         """
         V, root = self.V[:, :order], np.sqrt(self.hsv[:order])
         Q, R = np.linalg.qr(self.M @ V)
-        return (self.Y @ Q) / root, self.Z @ (V @ (np.linalg.inv(R) * root))
+        W, T = (self.Y @ Q) / root, self.Z @ (V @ (np.linalg.inv(R) * root))
+        if self.basis is None:
+            return W, T
+        return product(self.basis, W), product(self.basis, T)
 
 
 def balance_factors(system: System, horizon: int | None = None) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    Z, Y = gramian_factors(system, horizon)
-    M = adjoint(Y) @ Z
+    basis = None
+    multiply: Callable[[HostArray, HostArray], HostArray]
+    if isinstance(system, DiagonalStateSpace):
+        Z, Y = gramian_factors(system, horizon)
+        M, linalg, multiply = adjoint(Y) @ Z, np.linalg, np.matmul
+    else:
+        factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
+        Z, Y, basis = factors.Z, factors.Y, factors.basis
+        M, linalg, multiply = product(Y, Z, adjoint_left=True), scipy.linalg, product
     try:
-        values, V = _right_singular(M)
+        values, V = _right_singular(M, linalg, multiply)
     except np.linalg.LinAlgError as error:
         raise NoConvergenceError(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
@@ -156,30 +179,33 @@ def balance_factors(system: System, horizon: int | None = None) -> BalancedFacto
         ) from error
     n = state_count(system)
     hsv = _pad(values, n)
-    return BalancedFactors(hsv, int(np.sum(hsv > rank_tolerance(hsv))), Z, Y, M, V)
+    return BalancedFactors(hsv, int(np.sum(hsv > rank_tolerance(hsv))), Z, Y, M, V, basis)
 
 
-def _right_singular(M: HostArray) -> tuple[HostArray, HostArray]:
+def _right_singular(
+    M: HostArray, linalg: Any, multiply: Callable[[HostArray, HostArray], HostArray]
+) -> tuple[HostArray, HostArray]:
     """Singular values, descending, and right singular vectors, to an absolute error of n eps σ₁.
 
     The eigenvectors of Mᴴ M cost a third of a singular value decomposition and are as good for large
     values: squaring costs them eps σ₁²/σ. The rest is decomposed without squaring, in the coordinates
     of the remaining eigenvectors. Where the columns of M differ by more than the square of the range
-    of large values, few values are large and all of M is decomposed directly.
+    of large values, few values are large and all of M is decomposed directly. `linalg` and `multiply` are
+    those of the BLAS in which the factors were made.
     """
     reach = max(1.0, _SQUARED_RANGE * M.shape[1])
     norms = np.linalg.norm(M, axis=0)
     if M.shape[1] == 0 or norms.min() < norms.max() / reach**2:
-        _, values, Vh = np.linalg.svd(M, full_matrices=False)
+        _, values, Vh = linalg.svd(M, full_matrices=False)
         return values, adjoint(Vh)
-    squares, V = np.linalg.eigh(adjoint(M) @ M)
+    squares, V = linalg.eigh(multiply(adjoint(M), M))
     squares, V = squares[::-1], V[:, ::-1]
     head = int(np.sum(squares * reach**2 > squares[0]))
     if head == squares.size:
         return np.sqrt(squares), V
-    _, small, Xh = np.linalg.svd(M @ V[:, head:], full_matrices=False)
+    _, small, Xh = linalg.svd(multiply(M, V[:, head:]), full_matrices=False)
     values = np.concatenate([np.sqrt(squares[:head]), small])
-    V = np.concatenate([V[:, :head], V[:, head:] @ adjoint(Xh)], axis=1)
+    V = np.concatenate([V[:, :head], multiply(V[:, head:], adjoint(Xh))], axis=1)
     order = np.argsort(-values, kind="stable")
     return values[order], V[:, order]
 

@@ -94,7 +94,6 @@ def _eliminate_continuous(T: HostArray, B: HostArray, U: HostArray, edges: Edges
 
 def _block_continuous(T: HostArray, B: HostArray) -> Small:
     """U, S and M of one block, state by state."""
-    n = T.shape[0]
     U, S = np.zeros_like(T), np.zeros_like(T)
     M, B = np.zeros_like(B), B.copy()
     for first, last in reversed(diagonal_blocks(T, 1)):
@@ -114,10 +113,11 @@ def _block_continuous(T: HostArray, B: HostArray) -> Small:
             X = -sylvester_leaf(T[:first, :first], S[at, at], F)
             U[:first, at] = X
             B[:first] -= X @ M[at]
-    product_above = np.triu(M @ adjoint(M), 1)
-    paired = np.flatnonzero(T.diagonal(-1)) if np.isrealobj(T) and n > 1 else []
-    product_above[paired, np.asarray(paired, dtype=int) + 1] = 0.0
-    return U, S - product_above, M
+    above = np.triu(M @ adjoint(M), 1)
+    if np.isrealobj(T):
+        paired = np.flatnonzero(T.diagonal(-1))
+        above[paired, paired + 1] = 0.0
+    return U, S - above, M
 
 
 def _state_continuous(t: complex, row: HostArray) -> tuple[float, complex, HostArray]:
@@ -144,7 +144,6 @@ def _eliminate_discrete(T: HostArray, B: HostArray, U: HostArray, edges: Edges) 
 
 def _block_discrete(T: HostArray, B: HostArray) -> Small:
     """U, S and M of one block, state by state; then S and M of the states together."""
-    n = T.shape[0]
     U, S = np.zeros_like(T), np.zeros_like(T)
     M, B = np.zeros_like(B), B.copy()
     edges = diagonal_blocks(T, 1)
@@ -213,8 +212,8 @@ def _pair_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
     scale = float(np.abs(B).max())
     if scale == 0.0:
         return np.zeros((2, 2)), np.eye(2) if discrete else np.zeros((2, 2)), np.zeros_like(B)
-    # B = L O with O orthonormal rows, and L lower triangular: a problem of 2 by 2 numbers.
-    O, triangle = np.linalg.qr(adjoint(B / scale))
+    # B = L Nᴴ with orthonormal columns of N, and L lower triangular: a problem of 2 by 2 numbers.
+    N, triangle = np.linalg.qr(adjoint(B / scale))
     L = adjoint(triangle)
     pole, q, coupling = _pair_schur(T)
     mirrored = pole.conjugate()
@@ -236,18 +235,23 @@ def _pair_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
     else:
         s12 = -inner
     factor = q @ np.array([[u1, u12], [0.0, u2]])
-    bottom = np.linalg.norm(factor[1])
-    if bottom == 0.0 or u1 == 0.0:
-        # The pair is out of reach to working precision.
+    bottom = float(np.linalg.norm(factor[1]))
+    if bottom == 0.0:
+        # Only by underflow: both poles are reached through both states.
         return np.zeros((2, 2)), np.eye(2) if discrete else np.zeros((2, 2)), np.zeros_like(B)
-    V = np.array([[factor[1, 1], factor[1, 0].conjugate()], [-factor[1, 0], factor[1, 1].conjugate()]])
-    V /= bottom
-    corner = factor[0] @ V[:, 0]
-    V[:, 0] *= corner.conjugate() / abs(corner)
+    x, y = factor[1]
+    V = np.array([[y, x.conjugate()], [-x, y.conjugate()]]) / bottom
+    # det q = 1 and det V = 1, so that the corner is known without a difference. For a pair that is
+    # nearly one real pole m1 comes from one, and its phase with few digits: V follows that phase.
+    corner = u1 * u2 / bottom
+    row = V[:, 0].conj() @ np.stack([m1, m2])
+    square = complex(row @ row)
+    if square:
+        V[:, 0] = V[:, 0] * cmath.sqrt(square / abs(square))
     S = adjoint(V) @ np.array([[pole, s12], [0.0, mirrored]]) @ V
     M = adjoint(V) @ np.stack([m1, m2])
-    U = np.array([[abs(corner), (factor[0] @ V[:, 1]).real], [0.0, bottom]])
-    return scale * U, S.real, M.real @ adjoint(O)
+    U = np.array([[corner, (factor[0] @ V[:, 1]).real], [0.0, bottom]])
+    return scale * U, S.real, M.real @ adjoint(N)
 
 
 def _pair_schur(T: HostArray) -> tuple[complex, HostArray, complex]:

@@ -40,8 +40,8 @@ def dense_powers(A: HostArray) -> Power:
     return power
 
 
-def infinite_factor(power: Power, B: HostArray) -> HostArray:
-    """Return Z, shape (n, k), with Z Zᴴ = Σ_{j≥0} A^j B Bᴴ A^jᴴ for a stable A.
+def infinite_factor(power: Power, B: HostArray) -> tuple[HostArray, int]:
+    """Return Z, shape (n, k), with Z Zᴴ = Σ_{j≥0} A^j B Bᴴ A^jᴴ for a stable A, and the doublings.
 
     Raises
     ------
@@ -55,11 +55,29 @@ def infinite_factor(power: Power, B: HostArray) -> HostArray:
             break
         Z = compress_columns(np.concatenate([Z, tail], axis=1))
         if _negligible(tail, Z):
-            return Z
-    raise NoConvergenceError(
-        f"Smith doubling did not converge in {_MAX_DOUBLINGS} doublings; expected a spectral radius "
-        "below 1. Use horizon= for a system with a pole at the stability boundary."
-    )
+            return Z, i + 1
+    raise _not_converged()
+
+
+def infinite_solution(A: HostArray, Q: HostArray) -> tuple[HostArray, int]:
+    """Return X = Σ_{j≥0} A^j Q A^jᴴ for a stable A, and the number of doublings.
+
+    Raises
+    ------
+    NoConvergenceError
+        If 64 doublings do not exhaust the sum.
+    """
+    X = Q
+    with np.errstate(over="ignore", invalid="ignore"):
+        for doubling in range(1, _MAX_DOUBLINGS + 1):
+            tail = A @ X @ adjoint(A)
+            X = X + tail
+            if not np.all(np.isfinite(X)):
+                break
+            if np.linalg.norm(tail) <= np.finfo(np.float64).eps * np.linalg.norm(X):
+                return X, doubling
+            A = A @ A
+    raise _not_converged()
 
 
 def finite_factor(power: Power, B: HostArray, steps: int) -> HostArray:
@@ -126,3 +144,10 @@ def _negligible(tail: HostArray, Z: HostArray) -> bool:
     """Whether `tail` changes no row of Z by more than eps relative to that row, squared."""
     eps = np.finfo(np.float64).eps
     return bool(np.all(np.linalg.norm(tail, axis=1) <= eps * np.linalg.norm(Z, axis=1)))
+
+
+def _not_converged() -> NoConvergenceError:
+    return NoConvergenceError(
+        f"Smith doubling did not converge in {_MAX_DOUBLINGS} doublings; expected a spectral radius "
+        "below 1. Use horizon= for a system with a pole at the stability boundary."
+    )

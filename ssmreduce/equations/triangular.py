@@ -22,6 +22,7 @@ from scipy.linalg import lapack
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.errors import NoConvergenceError
 
 BLOCK = 32
 """Order of the diagonal blocks: small enough for unblocked solves, large enough for products."""
@@ -59,7 +60,9 @@ def solve_sylvester_column(T: HostArray, edges: Edges, S: HostArray, F: HostArra
 def sylvester_leaf(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
     """Return X with T X + X Sᴴ = F for small T and S in Schur form."""
     trsyl = lapack.ztrsyl if np.iscomplexobj(F) else lapack.dtrsyl
-    X, scale, _ = trsyl(T, S, F, tranb="C")
+    X, scale, close = trsyl(T, S, F, tranb="C")
+    if close:
+        raise _singular("λ_i + conj λ_j = 0")
     return np.asarray(X if scale == 1.0 else X / scale)
 
 
@@ -124,6 +127,15 @@ def _stein_leaf(T: HostArray, E: HostArray, F: HostArray) -> HostArray:
     X, TX = np.zeros(F.shape, dtype=dtype), np.zeros(F.shape, dtype=dtype)
     for column in range(E.shape[0]):
         rest = F[:, column] + TX[:, :column] @ E[:column, column]
-        X[:, column], _ = trtrs(identity - E[column, column] * T, rest)
+        X[:, column], singular = trtrs(identity - E[column, column] * T, rest)
+        if singular:
+            raise _singular("λ_i conj λ_j = 1")
         TX[:, column] = T @ X[:, column]
     return X
+
+
+def _singular(condition: str) -> NoConvergenceError:
+    return NoConvergenceError(
+        "the Lyapunov equation is singular to working precision; expected no eigenvalues of `A` with "
+        f"{condition}. Shift or scale `A`."
+    )

@@ -12,9 +12,12 @@ from collections.abc import Callable
 import numpy as np
 
 from ssmreduce._checks import positive_horizon
+from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations import diagonal, smith
-from ssmreduce.errors import TimeDomainError, UnstableSystemError
+from ssmreduce.equations.dense import DenseFactors, dense_factors
+from ssmreduce.equations.stability import check_stable
+from ssmreduce.errors import TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.systems.state_space import StateSpace
@@ -31,11 +34,14 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     TimeDomainError
         If a horizon is given for a continuous system.
     """
-    horizon = _check_horizon(system, horizon)
+    horizon = check_horizon(system, horizon)
     host = system.to_host()
-    if isinstance(host, StateSpace):
-        return _dense_factors(host, horizon)
-    return _diagonal_factors(host, horizon)
+    if isinstance(host, DiagonalStateSpace):
+        return _diagonal_factors(host, horizon)
+    factors = dense_gramian_factors(host, horizon)
+    if factors.basis is None:
+        return factors.Z, factors.Y
+    return product(factors.basis, factors.Z), product(factors.basis, factors.Y)
 
 
 def controllability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
@@ -107,51 +113,41 @@ def map_batch(system: System, function: Callable[[System], HostArray]) -> HostAr
     return np.stack(results).reshape(*system.batch_shape, *results[0].shape)
 
 
-def _check_horizon(system: System, horizon: int | None) -> int | None:
+def check_horizon(system: System, horizon: int | None) -> int | None:
+    """Return `horizon` as a positive int or None; refuse one for a continuous system."""
     horizon = positive_horizon(horizon)
-    discrete = isinstance(system.time, Discrete)
-    if horizon is not None and not discrete:
+    if horizon is not None and not isinstance(system.time, Discrete):
         raise TimeDomainError(
             f"`horizon` is {horizon} but the system is continuous; expected a discrete system. "
             "Discretise it, or leave the horizon out."
         )
-    if horizon is None:
-        poles = np.asarray(system.poles())
-        worst = poles[np.argmax(np.abs(poles) if discrete else poles.real)]
-        measure, limit = (abs(worst), 1.0) if discrete else (worst.real, 0.0)
-        if (
-            discrete
-            and isinstance(system, DiagonalStateSpace)
-            and system.log_eigenvalues is not None
-        ):
-            logarithms = np.asarray(system.to_host().log_eigenvalues)
-            measure, limit = float(logarithms.real.max()), 0.0
-        if measure >= limit:
-            kind = f"|λ| = {abs(worst):.17g}" if discrete else f"Re λ = {worst.real:.6g}"
-            raise UnstableSystemError(
-                f"`system` has a pole with {kind}; expected "
-                f"{'|λ| < 1' if discrete else 'Re λ < 0'}, since no Gramian exists otherwise. "
-                "Pass horizon=L, the length of the sequences it sees."
-            )
     return horizon
 
 
-def _dense_factors(system: StateSpace, horizon: int | None) -> tuple[HostArray, HostArray]:
-    factors = []
-    for A, B in ((system.A, system.B), (adjoint(system.A), adjoint(system.C))):
-        if horizon is not None:
-            factors.append(smith.finite_factor(smith.dense_powers(A), B, horizon))
-            continue
-        if not isinstance(system.time, Discrete):
-            A, B = smith.cayley(A, B)
-        factors.append(smith.infinite_factor(smith.dense_powers(A), B))
-    return factors[0], factors[1]
+def dense_gramian_factors(system: StateSpace, horizon: int | None) -> DenseFactors:
+    """Factors of one dense system on the host, in a basis of their own.
+
+    Raises
+    ------
+    UnstableSystemError
+        If a pole lies on or outside the stability boundary and there is no horizon.
+    """
+    A, B, C = system.A, system.B, system.C
+    if horizon is None:
+        return dense_factors(A, B, C, system.time)
+    return DenseFactors(
+        smith.finite_factor(smith.dense_powers(A), B, horizon),
+        smith.finite_factor(smith.dense_powers(adjoint(A)), adjoint(C), horizon),
+        None,
+    )
 
 
 def _diagonal_factors(
     system: DiagonalStateSpace, horizon: int | None
 ) -> tuple[HostArray, HostArray]:
     eigenvalues, inputs, outputs = system.eigenvalues, system.B, adjoint(system.C)
+    if horizon is None:
+        check_stable(eigenvalues, system.time, log_eigenvalues=system.log_eigenvalues)
     if horizon is not None:
         return (
             _horizon_factor(eigenvalues, inputs, horizon, real=system.real_output),

@@ -12,7 +12,7 @@ import ssmreduce
 ROOT = Path(ssmreduce.__file__).parent
 
 LEVELS = [
-    {"errors", "_namespace", "time_domain", "_checks"},
+    {"errors", "_namespace", "time_domain", "_checks", "_lapack"},
     {"systems"},
     {"equations"},
     {"gramians"},
@@ -30,7 +30,15 @@ ALLOWED = {
     # Layers are weights <-> system: they know nothing of Gramians and reductions.
     "layers": {"errors", "_namespace", "time_domain", "_checks", "systems", "layers"},
     # Solvers work on arrays alone, and on the coordinates of real systems.
-    "equations": {"errors", "_namespace", "time_domain", "_checks", "systems", "equations"},
+    "equations": {
+        "errors",
+        "_namespace",
+        "time_domain",
+        "_checks",
+        "_lapack",
+        "systems",
+        "equations",
+    },
 }
 
 FRAMEWORKS = {

@@ -27,7 +27,14 @@ FUNCTIONS = {name: value for name, value in CALLABLES.items() if inspect.isfunct
 CLASSES = {name: value for name, value in CALLABLES.items() if inspect.isclass(value)}
 ERRORS = {name: value for name, value in CLASSES.items() if issubclass(value, Exception)}
 
-RESULTS = {"Reduction", "Balancing", "LayerReduction", "ModelReduction", "ReductionEvent"}
+RESULTS = {
+    "LyapunovSolution",
+    "Reduction",
+    "Balancing",
+    "LayerReduction",
+    "ModelReduction",
+    "ReductionEvent",
+}
 """Made by the package, never by the user: attributes are documented instead of parameters."""
 
 

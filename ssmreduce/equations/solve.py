@@ -1,0 +1,231 @@
+"""`solve_lyapunov` and `solve_lyapunov_factor`: one verb each, solver objects, and a measured result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from ssmreduce import _checks
+from ssmreduce._lapack import product
+from ssmreduce._namespace import Array, HostArray, adjoint, to_double
+from ssmreduce.equations.residual import relative_residual
+from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver
+from ssmreduce.errors import NoConvergenceError, ShapeError
+from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+
+_RESIDUAL_CONSTANT = 8.0
+"""c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured over all
+solvers it stays below 1 for the direct ones, and below 4 for those that iterate."""
+
+
+class LyapunovStatus(StrEnum):
+    """How good a solution is."""
+
+    SUCCESS = "success"
+    INACCURATE = "inaccurate"
+
+
+@dataclass(frozen=True, eq=False)
+class LyapunovSolution:
+    """Result of `solve_lyapunov` and `solve_lyapunov_factor`.
+
+    Attributes
+    ----------
+    value : (..., n, n) or (..., n, k) array
+        X, or its factor Z with X = Z Zᴴ. In a batch, factors are padded with zero columns.
+    status : LyapunovStatus
+        "success", or "inaccurate" where the residual exceeds 8 (n + 10) eps; of a batch the worst.
+    residual : float
+        ‖A X + X Aᴴ + Q‖ / (2 ‖A‖ ‖X‖ + ‖Q‖), or ‖A X Aᴴ - X + Q‖ / ((‖A‖² + 1) ‖X‖ + ‖Q‖); of a batch
+        the largest.
+    solver : LyapunovSolver
+        What was used: for `AutoLyapunov` its choice, in a batch that for the first equation.
+    iterations : int or None
+        Of the solver, where it iterates; in a batch the most.
+    """
+
+    value: HostArray = field(repr=False)
+    status: LyapunovStatus
+    residual: float
+    solver: LyapunovSolver
+    iterations: int | None
+
+
+def solve_lyapunov(
+    A: Array, Q: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
+) -> LyapunovSolution:
+    """Solve A X + X Aᴴ + Q = 0 (continuous) or A X Aᴴ - X + Q = 0 (discrete) for X.
+
+    There is one solution if no λ_i + conj λ_j is 0 (continuous), or no λ_i conj λ_j is 1 (discrete); A need
+    not be stable, nor Q Hermitian. (SciPy's `solve_continuous_lyapunov` has Q with the other sign.)
+
+    Parameters
+    ----------
+    A : (..., n, n) array
+        Real or complex.
+    Q : (..., n, n) array
+        Right-hand side.
+    time : Continuous or Discrete
+        Time domain.
+    solver : LyapunovSolver
+        `AutoLyapunov` by default; see `ssmreduce.equations.solvers`.
+
+    Returns
+    -------
+    LyapunovSolution
+        With X in `value`, Hermitian to rounding where Q is, and real where A and Q are.
+
+    Raises
+    ------
+    ShapeError, NonFiniteError
+        If an argument is not square, of different order, or holds NaN or Inf.
+    NoConvergenceError
+        If the equation is singular to working precision, or an iteration fails.
+    UnstableSystemError, UnsupportedEquationError
+        If the chosen solver needs a stable A, or cannot treat this equation.
+
+    Notes
+    -----
+    O(n³): a Schur form and matrix products. The residual is that of a backward stable method; the error
+    is larger by the condition of the equation. Computed in double precision on the host.
+
+    References
+    ----------
+    Bartels and Stewart, Comm. ACM 15 (1972); Simoncini, SIAM Review 58 (2016).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import Continuous, solve_lyapunov
+    >>> A, Q = np.array([[-1.0, 2.0], [0.0, -3.0]]), np.eye(2)
+    >>> solution = solve_lyapunov(A, Q, time=Continuous())
+    >>> X = solution.value
+    >>> bool(abs(A @ X + X @ A.conj().T + Q).max() < 1e-14), solution.status.value
+    (True, 'success')
+    """
+    return _solve(A, Q, "Q", time, solver)
+
+
+def solve_lyapunov_factor(
+    A: Array, B: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
+) -> LyapunovSolution:
+    """Solve A X + X Aᴴ + B Bᴴ = 0 (continuous) or A X Aᴴ - X + B Bᴴ = 0 (discrete) for Z with X = Z Zᴴ.
+
+    A must be stable. X is never formed, so that directions in which it is small keep their digits: half of
+    them are lost by a Cholesky factorisation of X.
+
+    Parameters
+    ----------
+    A : (..., n, n) array
+        Real or complex, stable.
+    B : (..., n, m) array
+        Input matrix; for an observability Gramian pass Aᴴ and Cᴴ.
+    time : Continuous or Discrete
+        Time domain.
+    solver : LyapunovSolver
+        `AutoLyapunov` by default; see `ssmreduce.equations.solvers`.
+
+    Returns
+    -------
+    LyapunovSolution
+        With Z in `value`, of shape (..., n, k).
+
+    Raises
+    ------
+    ShapeError, NonFiniteError
+        If sizes do not fit, or an argument holds NaN or Inf.
+    UnstableSystemError
+        If an eigenvalue of A is not stable.
+    NoConvergenceError, UnsupportedEquationError
+        If an iteration fails, or the chosen solver cannot treat this equation.
+
+    Notes
+    -----
+    O(n³), of which the Schur form is most; with few inputs O(n² m) per step of an iteration and an LU
+    factorisation. The residual is computed from Z Zᴴ and takes three more products.
+
+    References
+    ----------
+    Hammarling, IMA J. Numer. Anal. 2 (1982).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import Discrete, solve_lyapunov_factor
+    >>> A, B = np.array([[0.5, 0.2], [0.0, 0.1]]), np.ones((2, 1))
+    >>> Z = solve_lyapunov_factor(A, B, time=Discrete()).value
+    >>> X = Z @ Z.T
+    >>> bool(abs(A @ X @ A.T - X + B @ B.T).max() < 1e-14)
+    True
+    """
+    return _solve(A, B, "B", time, solver)
+
+
+def _solve(
+    A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
+) -> LyapunovSolution:
+    time = check_time(time)
+    A = to_double(_checks.floating_array(A, "A", 2))
+    right = to_double(_checks.floating_array(right, name, 2))
+    n = A.shape[-1]
+    if A.shape[-2] != n:
+        raise ShapeError(
+            f"`A` is {A.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
+        )
+    if right.shape[-2] != n or (name == "Q" and right.shape[-1] != n):
+        raise ShapeError(
+            f"`{name}` is {right.shape[-2]}x{right.shape[-1]} but `A` is {n}x{n}; expected `{name}` "
+            f"of shape (..., {n}, {n if name == 'Q' else 'm'})."
+        )
+    batch = _checks.matching_batches({"A": A.shape[:-2], name: right.shape[:-2]})
+    if 0 in batch:
+        raise ShapeError(
+            f"`A` has batch axes {batch} and so no entries; expected at least one equation."
+        )
+    parts = [_solve_one(A[i], right[i], name, time, solver) for i in np.ndindex(batch)]
+    width = max(part.value.shape[1] for part in parts)
+    values = [np.pad(part.value, ((0, 0), (0, width - part.value.shape[1]))) for part in parts]
+    iterations = [part.iterations for part in parts if part.iterations is not None]
+    return LyapunovSolution(
+        np.stack(values).reshape(*batch, n, width),
+        max((part.status for part in parts), key=list(LyapunovStatus).index),
+        max(part.residual for part in parts),
+        parts[0].solver,
+        max(iterations) if iterations else None,
+    )
+
+
+def _solve_one(
+    A: HostArray, right: HostArray, name: str, time: TimeDomain, solver: LyapunovSolver
+) -> LyapunovSolution:
+    """One equation, in units in which neither A nor the right-hand side over- or underflows."""
+    n = A.shape[0]
+    if n == 0 or right.shape[1] == 0:
+        width = n if name == "Q" else 0
+        return LyapunovSolution(np.zeros((n, width)), LyapunovStatus.SUCCESS, 0.0, solver, None)
+    fast = 1.0 if isinstance(time, Discrete) else _unit(A)
+    size = _unit(right)
+    solve = solver.solution if name == "Q" else solver.factor
+    answer = solve(A / fast, right / size, time)
+    value, chosen = answer.value, answer.solver
+    if not np.all(np.isfinite(value)):
+        raise NoConvergenceError(
+            f"the solution by {chosen!r} is not finite: the equation is singular to working precision; "
+            "expected no eigenvalues λ_i, λ_j of `A` with λ_i + conj λ_j = 0 (continuous) or "
+            "λ_i conj λ_j = 1 (discrete). Shift or scale `A`."
+        )
+    X = value if name == "Q" else product(value, adjoint(value))
+    Q = right / size if name == "Q" else product(right / size, adjoint(right / size))
+    residual = relative_residual(A / fast, X, Q, time=time)
+    accurate = residual <= _RESIDUAL_CONSTANT * (n + 10) * np.finfo(np.float64).eps
+    status = LyapunovStatus.SUCCESS if accurate else LyapunovStatus.INACCURATE
+    unit = size / fast if name == "Q" else size / np.sqrt(fast)
+    return LyapunovSolution(value * unit, status, residual, chosen, answer.iterations)
+
+
+def _unit(matrix: HostArray) -> float:
+    """An even power of two near the largest entry: dividing by it, or its root, is exact."""
+    largest = float(np.abs(matrix).max(initial=0.0))
+    return float(4.0 ** (np.frexp(largest)[1] // 2)) if largest > 0.0 else 1.0

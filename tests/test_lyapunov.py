@@ -1,0 +1,520 @@
+"""Lyapunov solvers: every solver x real or complex x time domain x A or Aᴴ x dtype, against oracles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mpmath as mp
+import numpy as np
+import pytest
+from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
+from samples import EPS, adjoint, complex_normal, dense_system, well_conditioned
+
+from ssmreduce import (
+    Continuous,
+    Discrete,
+    NoConvergenceError,
+    NonFiniteError,
+    ShapeError,
+    TimeDomainError,
+    UnstableSystemError,
+    UnsupportedEquationError,
+    solve_lyapunov,
+    solve_lyapunov_factor,
+)
+from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
+from ssmreduce.equations.bartels_stewart import solve_schur
+from ssmreduce.equations.hammarling import hammarling_factor
+from ssmreduce.equations.residual import relative_residual
+from ssmreduce.equations.schur import SchurForm
+from ssmreduce.equations.solvers import (
+    AutoLyapunov,
+    BartelsStewart,
+    DiagonalLyapunov,
+    Hammarling,
+    LowRankADI,
+    LyapunovSolver,
+    MatrixSign,
+    SlycotLyapunov,
+    SmithDoubling,
+)
+
+C_RESIDUAL = 8.0
+"""c of the relative residual c (n + 10) eps."""
+
+C_ERROR = 40.0
+"""c of the relative error c (n + 10) eps κ, κ the condition of the Kronecker matrix."""
+
+TIMES = {"continuous": Continuous(), "discrete": Discrete()}
+SOLUTION_SOLVERS = [AutoLyapunov(), BartelsStewart(), SmithDoubling(), MatrixSign()]
+FACTOR_SOLVERS = [AutoLyapunov(), Hammarling(), SmithDoubling(), MatrixSign()]
+DTYPES = ["float32", "float64", "complex64", "complex128"]
+
+
+def name_of(thing: Any) -> str:
+    return type(thing).__name__ if isinstance(thing, LyapunovSolver) else str(thing)
+
+
+def sample(rng: np.random.Generator, n: int, time: str, dtype: str) -> tuple[Any, Any, Any]:
+    """A stable A, B, and a Hermitian Q, rounded to `dtype`."""
+    is_complex = dtype.startswith("complex")
+    system = dense_system(rng, n, 2, 1, discrete=time == "discrete", is_complex=is_complex)
+    Q = complex_normal(rng, n, n) if is_complex else rng.standard_normal((n, n))
+    return system.A.astype(dtype), system.B.astype(dtype), (Q + adjoint(Q)).astype(dtype)
+
+
+def skip_unsupported(solver: LyapunovSolver, time: str) -> None:
+    if isinstance(solver, MatrixSign) and time == "discrete":
+        pytest.skip("the sign iteration is for continuous equations")
+
+
+def oracle(A: Any, Q: Any, time: str) -> Any:
+    double = np.complex128 if np.iscomplexobj(A) or np.iscomplexobj(Q) else np.float64
+    solve = discrete_lyapunov if time == "discrete" else continuous_lyapunov
+    return solve(A.astype(double), Q.astype(double))
+
+
+def condition(A: Any, time: str) -> float:
+    """Condition of the equation as a linear system, by its Kronecker matrix."""
+    n = len(A)
+    A = A.astype(complex)
+    if time == "discrete":
+        operator = np.eye(n * n) - np.kron(A.conj(), A)
+    else:
+        operator = np.kron(np.eye(n), A) + np.kron(A.conj(), np.eye(n))
+    return float(np.linalg.cond(operator))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("solver", SOLUTION_SOLVERS, ids=name_of)
+def test_solutions(
+    rng: np.random.Generator, solver: LyapunovSolver, time: str, dtype: str, mirrored: bool
+) -> None:
+    skip_unsupported(solver, time)
+    for n in (1, 2, 3, 7, 12):
+        A, _, Q = sample(rng, n, time, dtype)
+        A = adjoint(A) if mirrored else A
+        before = A.tobytes(), Q.tobytes()
+        result = solve_lyapunov(A, Q, time=TIMES[time], solver=solver)
+        assert (A.tobytes(), Q.tobytes()) == before
+        X = result.value
+        assert X.dtype == (np.complex128 if dtype.startswith("complex") else np.float64)
+        assert result.status == "success"
+        residual = relative_residual(A.astype(X.dtype), X, Q.astype(X.dtype), time=TIMES[time])
+        assert residual <= C_RESIDUAL * (n + 10) * EPS
+        assert result.residual == pytest.approx(residual, rel=0.5, abs=EPS)
+        exact = oracle(A, Q, time)
+        allowed = C_ERROR * (n + 10) * EPS * condition(A, time) * np.linalg.norm(exact)
+        assert np.linalg.norm(X - exact) <= allowed
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("solver", FACTOR_SOLVERS, ids=name_of)
+def test_factors(
+    rng: np.random.Generator, solver: LyapunovSolver, time: str, dtype: str, mirrored: bool
+) -> None:
+    skip_unsupported(solver, time)
+    for n in (1, 2, 3, 7, 12):
+        A, B, _ = sample(rng, n, time, dtype)
+        A = adjoint(A) if mirrored else A
+        before = A.tobytes(), B.tobytes()
+        result = solve_lyapunov_factor(A, B, time=TIMES[time], solver=solver)
+        assert (A.tobytes(), B.tobytes()) == before
+        Z = result.value
+        assert Z.dtype == (np.complex128 if dtype.startswith("complex") else np.float64)
+        assert Z.shape[1] <= n
+        assert result.status == "success"
+        Q = B.astype(Z.dtype) @ adjoint(B.astype(Z.dtype))
+        residual = relative_residual(A.astype(Z.dtype), Z @ adjoint(Z), Q, time=TIMES[time])
+        assert residual <= C_RESIDUAL * (n + 10) * EPS
+        exact = oracle(A.astype(Z.dtype), Q, time)
+        allowed = C_ERROR * (n + 10) * EPS * condition(A, time) * np.linalg.norm(exact)
+        assert np.linalg.norm(Z @ adjoint(Z) - exact) <= allowed
+
+
+# --- Blocks: orders around and across the block size
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("n", [31, 32, 33, 64, 65, 97])
+def test_orders_across_blocks(
+    rng: np.random.Generator, n: int, time: str, is_complex: bool
+) -> None:
+    system = dense_system(rng, n, 3, 1, discrete=time == "discrete", is_complex=is_complex)
+    schur = SchurForm.of(system.A)
+    T = schur.triangle
+    B = adjoint(schur.basis) @ system.B
+    U = hammarling_factor(T, B, TIMES[time])
+    assert relative_residual(T, U @ adjoint(U), B @ adjoint(B), time=TIMES[time]) <= (
+        C_RESIDUAL * n * EPS
+    )
+    Q = complex_normal(rng, n, n) if is_complex else rng.standard_normal((n, n))
+    X = solve_schur(T, Q, TIMES[time])
+    assert relative_residual(T, X, Q, time=TIMES[time]) <= C_RESIDUAL * n * EPS
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("m", [1, 5, 40, 90])
+def test_any_number_of_inputs(rng: np.random.Generator, time: str, m: int) -> None:
+    system = dense_system(rng, 40, m, 1, discrete=time == "discrete")
+    result = solve_lyapunov_factor(system.A, system.B, time=TIMES[time], solver=Hammarling())
+    assert result.status == "success"
+    assert result.value.shape == (40, 40)
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_inputs_that_reach_little(rng: np.random.Generator, time: str) -> None:
+    # Zero rows, and rows that vanish in the Schur basis: M and S are then free, U is zero there.
+    system = dense_system(rng, 36, 2, 1, discrete=time == "discrete")
+    schur = SchurForm.of(system.A)
+    for zero in (slice(0, 36), slice(18, 36), slice(35, 36), slice(0, 5)):
+        B = adjoint(schur.basis) @ system.B
+        B[zero] = 0.0
+        U = hammarling_factor(schur.triangle, B, TIMES[time])
+        assert np.all(np.isfinite(U))
+        Q = B @ adjoint(B)
+        residual = relative_residual(schur.triangle, U @ adjoint(U), Q, time=TIMES[time])
+        assert residual <= C_RESIDUAL * 36 * EPS
+        if zero.stop == 36:
+            assert not np.any(U[zero])
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_pairs_that_are_nearly_real(time: str) -> None:
+    # Conjugate poles ± 1e-9 i from one input: the 2 x 2 factor is nearly singular.
+    for imaginary in (1e-3, 1e-6, 1e-9, 1e-12):
+        A = np.array([[-0.5, imaginary], [-imaginary, -0.5]])
+        A = np.block([[A, np.ones((2, 2)) * 0.3], [np.zeros((2, 2)), A - 0.1 * np.eye(2)]])
+        B = np.array([[1.0], [2.0], [1.0], [0.5]])
+        U = hammarling_factor(A, B, TIMES[time])
+        residual = relative_residual(A, U @ adjoint(U), B @ adjoint(B), time=TIMES[time])
+        assert residual <= C_RESIDUAL * 4 * EPS
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_small_directions_keep_their_digits(time: str) -> None:
+    # A chain of real poles reached through the first: columns of the exact factor fall by decades, and
+    # are right to many digits, where a Cholesky factor of the formed Gramian is noise below 1e-8.
+    n, coupling = 10, 1e-3
+    poles = np.linspace(-0.5, -0.2, n)
+    A = np.diag(poles) + coupling * np.diag(np.ones(n - 1), -1)
+    B = np.zeros((n, 1))
+    B[0] = 1.0
+    # Lower triangular: its mirror image is a Schur form.
+    T, b = A[::-1, ::-1].copy(), B[::-1].copy()
+    U = hammarling_factor(T, b, TIMES[time])
+    with mp.workdps(80):
+        exact = mp_factor_values(T, b, time)
+    values = np.linalg.svd(U, compute_uv=False)
+    smallest = np.abs(np.diag(U))
+    assert smallest.min() < 1e-12 * values[0]
+    # U has the exact diagonal of the unique triangular factor with positive diagonal.
+    np.testing.assert_allclose(smallest, exact, rtol=1e4 * n * EPS)
+
+
+def mp_factor_values(T: Any, b: Any, time: str) -> Any:
+    """Diagonal of the upper triangular factor, from a Kronecker solve at 80 digits."""
+    n = len(T)
+    A = mp.matrix(T.tolist())
+    operator, right = mp.matrix(n * n, n * n), mp.matrix(n * n, 1)
+    for i in range(n):
+        for j in range(n):
+            row = i * n + j
+            right[row] = -mp.mpf(float(b[i, 0])) * mp.mpf(float(b[j, 0]))
+            for k in range(n):
+                if time == "discrete":
+                    for m in range(n):
+                        operator[row, k * n + m] += A[i, k] * A[j, m]
+                else:
+                    operator[row, k * n + j] += A[i, k]
+                    operator[row, i * n + k] += A[j, k]
+            if time == "discrete":
+                operator[row, row] -= 1
+    X = mp.lu_solve(operator, right)
+    # Upper triangular factor: Cholesky of the matrix with its order reversed.
+    reversed_X = mp.matrix(n, n)
+    for i in range(n):
+        for j in range(n):
+            reversed_X[i, j] = X[(n - 1 - i) * n + (n - 1 - j)]
+    L = mp.cholesky(reversed_X)
+    return np.array([float(L[n - 1 - i, n - 1 - i]) for i in range(n)])
+
+
+# --- Schur forms of structured matrices
+
+
+def test_structured_matrices_fall_apart(rng: np.random.Generator) -> None:
+    n = 40
+    A = np.zeros((n, n))
+    for first in range(0, n, 4):
+        A[first : first + 4, first : first + 4] = rng.standard_normal((4, 4))
+    A[:4, 8:12] = A[20:24, :4] = 1.0  # a cascade
+    order = rng.permutation(n)
+    A = A[np.ix_(order, order)]
+    schur = SchurForm.of(A)
+    assert SchurForm.is_cheap(A)
+    scale = np.linalg.norm(A)
+    rebuilt = schur.basis @ schur.triangle @ adjoint(schur.basis)
+    assert np.linalg.norm(rebuilt - A) <= 10 * n * EPS * scale
+    assert not np.any(np.tril(schur.triangle, -2))
+    mirrored = schur.mirrored()
+    rebuilt = mirrored.basis @ mirrored.triangle @ adjoint(mirrored.basis)
+    assert np.linalg.norm(rebuilt - adjoint(A)) <= 10 * n * EPS * scale
+    assert not np.any(np.tril(mirrored.triangle, -2))
+    found, expected = np.sort_complex(schur.eigenvalues()), np.sort_complex(np.linalg.eigvals(A))
+    np.testing.assert_allclose(found, expected, atol=1e4 * EPS * scale)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_schur_form_of_anything(rng: np.random.Generator, is_complex: bool) -> None:
+    for n in (1, 2, 5):
+        A = well_conditioned(rng, n, is_complex=is_complex)
+        schur = SchurForm.of(A)
+        rebuilt = schur.basis @ schur.triangle @ adjoint(schur.basis)
+        np.testing.assert_allclose(rebuilt, A, atol=50 * EPS)
+        found = np.sort_complex(schur.eigenvalues())
+        np.testing.assert_allclose(found, np.sort_complex(np.linalg.eigvals(A)), atol=1e3 * EPS)
+
+
+# --- Closed form for a diagonal A
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_diagonal_matrices(rng: np.random.Generator, time: str) -> None:
+    poles = -rng.uniform(0.1, 0.9, 6) + 0.3j * rng.standard_normal(6)
+    A, B = np.diag(poles), complex_normal(rng, 6, 2)
+    Q = B @ adjoint(B)
+    full = solve_lyapunov(A, Q, time=TIMES[time])
+    thin = solve_lyapunov_factor(A, B, time=TIMES[time])
+    for result in (full, thin):
+        assert result.solver == DiagonalLyapunov()
+        assert result.status == "success"
+    np.testing.assert_allclose(thin.value @ adjoint(thin.value), full.value, rtol=1e3 * EPS)
+    rest = solve_lyapunov(A, Q, time=TIMES[time], solver=BartelsStewart()).value
+    np.testing.assert_allclose(rest, full.value, atol=1e3 * EPS * np.abs(rest).max())
+    with pytest.raises(UnsupportedEquationError, match="DiagonalLyapunov"):
+        solve_lyapunov(A + 1.0, Q, time=TIMES[time], solver=DiagonalLyapunov())
+
+
+# --- Low rank
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_low_rank_iteration(rng: np.random.Generator, mirrored: bool, is_complex: bool) -> None:
+    system = dense_system(rng, 240, 1, 1, discrete=False, is_complex=is_complex)
+    A = system.A - 0.5 * np.eye(240)
+    solves = ShiftedSolves(A, Continuous())
+    plan = plan_low_rank(solves, 1)
+    assert plan is not None
+    B = adjoint(system.C) if mirrored else system.B
+    result = low_rank_gramian(solves, B, plan, mirrored=mirrored, check_stability=True)
+    assert result is not None
+    assert result.remainder <= EPS
+    assert result.Z.shape[1] == result.steps < 240
+    matrix = adjoint(A) if mirrored else A
+    X, Q = result.Z @ adjoint(result.Z), B @ adjoint(B)
+    assert relative_residual(matrix, X, Q, time=Continuous()) <= C_RESIDUAL * 250 * EPS
+
+
+def test_low_rank_iteration_in_discrete_time(rng: np.random.Generator) -> None:
+    system = dense_system(rng, 220, 1, 1, radius=0.6)
+    for solver in (LowRankADI(), AutoLyapunov()):
+        result = solve_lyapunov_factor(system.A, system.B, time=Discrete(), solver=solver)
+        assert result.solver == LowRankADI()
+        assert result.status == "success"
+        assert result.iterations is not None
+        assert result.value.shape[1] == result.iterations < 220
+
+
+def test_low_rank_declines_what_it_cannot_do(rng: np.random.Generator) -> None:
+    # Lightly damped modes: real shifts shrink nothing. Auto takes the Schur form.
+    frequency = np.geomspace(1.0, 100.0, 110)
+    A = np.zeros((220, 220))
+    for k, omega in enumerate(frequency):
+        A[2 * k : 2 * k + 2, 2 * k : 2 * k + 2] = [
+            [-0.005 * omega, omega],
+            [-omega, -0.005 * omega],
+        ]
+    basis = well_conditioned(rng, 220, is_complex=False)
+    A = basis @ A @ np.linalg.inv(basis)
+    B = rng.standard_normal((220, 1))
+    choice = AutoLyapunov().select_factor(A, B, Continuous())
+    assert choice.solver == Hammarling()
+    assert "cheaper" in choice.reason
+    assert solve_lyapunov_factor(A, B, time=Continuous()).status == "success"
+    with pytest.raises(NoConvergenceError, match="Hammarling"):
+        solve_lyapunov_factor(A, B, time=Continuous(), solver=LowRankADI())
+    # Many inputs: as many columns as states after a few steps.
+    wide = rng.standard_normal((220, 60))
+    assert AutoLyapunov().select_factor(A, wide, Continuous()).solver == Hammarling()
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_low_rank_sees_unstable_modes_out_of_reach(rng: np.random.Generator, time: str) -> None:
+    # The unstable mode is not reached by B and hardly seen by Ritz values; the probe grows with it.
+    system = dense_system(rng, 230, 1, 1, discrete=time == "discrete", radius=0.5)
+    A = np.zeros((231, 231))
+    A[:230, :230] = system.A if time == "discrete" else system.A - np.eye(230)
+    A[230, 230] = 1.02 if time == "discrete" else 0.02
+    B = np.concatenate([system.B, np.zeros((1, 1))])
+    A[:230, 230] = 0.1
+    with pytest.raises(UnstableSystemError, match="pole"):
+        solve_lyapunov_factor(A, B, time=TIMES[time])
+
+
+# --- Other solvers, other equations
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("n", [2, 4, 9])
+def test_slicot(rng: np.random.Generator, time: str, n: int) -> None:
+    pytest.importorskip("slycot", reason="SLICOT is compared with where it is installed")
+    A, B, Q = sample(rng, n, time, "float64")
+    for right, solve in ((Q, solve_lyapunov), (B, solve_lyapunov_factor)):
+        theirs = solve(A, right, time=TIMES[time], solver=SlycotLyapunov())
+        ours = solve(A, right, time=TIMES[time])
+        assert theirs.status == "success"
+        first, second = theirs.value, ours.value
+        if right is B:
+            first, second = first @ adjoint(first), second @ adjoint(second)
+        scale = condition(A, time) * np.abs(second).max()
+        np.testing.assert_allclose(first, second, atol=C_ERROR * (n + 10) * EPS * scale)
+        with pytest.raises(UnsupportedEquationError, match="complex"):
+            solve(A + 0j, right, time=TIMES[time], solver=SlycotLyapunov())
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_unstable_and_not_hermitian(rng: np.random.Generator, time: str) -> None:
+    # Bartels and Stewart need neither: only that the equation has one solution.
+    for is_complex in (False, True):
+        A = well_conditioned(rng, 9, is_complex=is_complex, spread=20.0)
+        Q = complex_normal(rng, 9, 9) if is_complex else rng.standard_normal((9, 9))
+        result = solve_lyapunov(A, Q, time=TIMES[time])
+        assert result.status == "success"
+        exact = oracle(A, Q, time)
+        allowed = C_ERROR * 19 * EPS * condition(A, time) * np.linalg.norm(exact)
+        assert np.linalg.norm(result.value - exact) <= allowed
+
+
+def test_real_matrix_with_complex_right_hand_side(rng: np.random.Generator) -> None:
+    # What SciPy 1.17 gets wrong.
+    A, _, _ = sample(rng, 6, "continuous", "float64")
+    Q = complex_normal(rng, 6, 6)
+    for time in TIMES:
+        result = solve_lyapunov(A / 3, Q, time=TIMES[time])
+        assert result.status == "success"
+        assert result.value.dtype == np.complex128
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+@pytest.mark.parametrize("time", TIMES)
+def test_extreme_norms(rng: np.random.Generator, time: str, scale: float) -> None:
+    A, B, Q = sample(rng, 6, time, "float64")
+    power = 2.0 ** int(np.log2(scale))
+    exact = solve_lyapunov(A, Q, time=TIMES[time])
+    result = solve_lyapunov(A, Q * power, time=TIMES[time])
+    np.testing.assert_array_equal(result.value, exact.value * power)
+    Z = solve_lyapunov_factor(A, B, time=TIMES[time]).value
+    np.testing.assert_allclose(
+        solve_lyapunov_factor(A, B * power, time=TIMES[time]).value, Z * power, rtol=1e3 * EPS
+    )
+    if time == "continuous":
+        result = solve_lyapunov(A * power, Q, time=Continuous())
+        assert result.status == "success"
+        np.testing.assert_allclose(result.value * power, exact.value, rtol=1e6 * EPS)
+
+
+def test_batches(rng: np.random.Generator) -> None:
+    draws = [sample(rng, 5, "discrete", "complex128") for _ in range(6)]
+    A, B, Q = (np.stack(arrays).reshape(2, 3, 5, -1) for arrays in zip(*draws, strict=True))
+    full = solve_lyapunov(A, Q, time=Discrete())
+    thin = solve_lyapunov_factor(A, B, time=Discrete())
+    for index, (a, b, q) in zip(np.ndindex(2, 3), draws, strict=True):
+        np.testing.assert_array_equal(
+            full.value[index], solve_lyapunov(a, q, time=Discrete()).value
+        )
+        single = solve_lyapunov_factor(a, b, time=Discrete()).value
+        np.testing.assert_array_equal(thin.value[index], single)
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_nothing_to_solve(time: str) -> None:
+    empty = solve_lyapunov(np.zeros((0, 0)), np.zeros((0, 0)), time=TIMES[time])
+    assert empty.value.shape == (0, 0)
+    none = solve_lyapunov_factor(-0.5 * np.eye(3), np.zeros((3, 0)), time=TIMES[time])
+    assert none.value.shape == (3, 0)
+    for solver in (*FACTOR_SOLVERS, SlycotLyapunov()):
+        skipped = isinstance(solver, MatrixSign) and time == "discrete"
+        if skipped or isinstance(solver, SlycotLyapunov):
+            continue
+        zero = solve_lyapunov_factor(
+            np.array([[-0.5, 0.1], [0.0, -0.2]]),
+            np.zeros((3 - 1, 1)),
+            time=TIMES[time],
+            solver=solver,
+        )
+        assert not np.any(zero.value)
+
+
+# --- Refusals
+
+
+def test_wrong_arguments(rng: np.random.Generator) -> None:
+    A, B, Q = sample(rng, 4, "continuous", "float64")
+    with pytest.raises(ShapeError, match=r"`A` is 3x4"):
+        solve_lyapunov(A[:3], Q, time=Continuous())
+    with pytest.raises(ShapeError, match=r"`Q` is 4x3 but `A` is 4x4"):
+        solve_lyapunov(A, Q[:, :3], time=Continuous())
+    with pytest.raises(ShapeError, match=r"`B` is 3x2 but `A` is 4x4"):
+        solve_lyapunov_factor(A, B[:3], time=Continuous())
+    with pytest.raises(ShapeError, match="batch"):
+        solve_lyapunov(A[None], Q, time=Continuous())
+    with pytest.raises(NonFiniteError, match="`Q`"):
+        solve_lyapunov(A, Q * np.nan, time=Continuous())
+    with pytest.raises(TimeDomainError):
+        solve_lyapunov(A, Q, time="continuous")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="time"):
+        solve_lyapunov(A, Q)  # type: ignore[call-arg]
+
+
+def test_solvers_refuse_by_name(rng: np.random.Generator) -> None:
+    A, B, Q = sample(rng, 4, "discrete", "float64")
+    for solver in (Hammarling(), LowRankADI()):
+        with pytest.raises(
+            UnsupportedEquationError,
+            match=f"{solver!r}.*factors only".replace("(", r"\(").replace(")", r"\)"),
+        ):
+            solve_lyapunov(A, Q, time=Discrete(), solver=solver)
+    with pytest.raises(UnsupportedEquationError, match="Hammarling"):
+        solve_lyapunov_factor(A, B, time=Discrete(), solver=BartelsStewart())
+    for right, solve in ((Q, solve_lyapunov), (B, solve_lyapunov_factor)):
+        with pytest.raises(UnsupportedEquationError, match="SmithDoubling"):
+            solve(A, right, time=Discrete(), solver=MatrixSign())
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("solver", FACTOR_SOLVERS, ids=name_of)
+def test_unstable_matrices_have_no_factor(
+    rng: np.random.Generator, solver: LyapunovSolver, time: str
+) -> None:
+    skip_unsupported(solver, time)
+    A, B, _ = sample(rng, 5, time, "float64")
+    A = A * 3 if time == "discrete" else A + 3 * np.eye(5)
+    with pytest.raises(UnstableSystemError):
+        solve_lyapunov_factor(A, B, time=TIMES[time], solver=solver)
+
+
+def test_singular_equations() -> None:
+    # λ and -λ, or λ and 1/λ, among the eigenvalues: no solution, or many.
+    with pytest.raises(NoConvergenceError, match="singular"):
+        solve_lyapunov(np.array([[1.0, 2.0], [0.0, -1.0]]), np.eye(2), time=Continuous())
+    with pytest.raises(NoConvergenceError, match="singular"):
+        solve_lyapunov(np.array([[0.5, 1.0], [0.0, 2.0]]), np.eye(2), time=Discrete())
+    with pytest.raises(NoConvergenceError, match="singular"):
+        solve_lyapunov(np.diag([1.0, -1.0]), np.eye(2), time=Continuous())
