@@ -249,7 +249,7 @@ def mp_factor_values(T: Any, b: Any, time: str) -> Any:
 
 
 def test_structured_matrices_fall_apart(rng: np.random.Generator) -> None:
-    n = 40
+    n = 120
     A = np.zeros((n, n))
     for first in range(0, n, 4):
         A[first : first + 4, first : first + 4] = rng.standard_normal((4, 4))

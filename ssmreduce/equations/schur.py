@@ -21,6 +21,9 @@ from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 
+_SMALLEST_FOR_PARTS = 100
+"""Below this order the search takes longer than the Schur form."""
+
 _SPARSE_SHARE = 0.2
 """Above this share of nonzero entries a matrix is not searched for parts: it would rarely have any."""
 
@@ -101,7 +104,7 @@ def _parts(A: HostArray) -> tuple[HostArray, list[tuple[int, int]]]:
     n = A.shape[0]
     order = np.arange(n)
     whole = (order, [(0, n)])
-    if np.count_nonzero(A) > _SPARSE_SHARE * n * n:
+    if n < _SMALLEST_FOR_PARTS or np.count_nonzero(A) > _SPARSE_SHARE * n * n:
         return whole
     graph = csr_array(A != 0)
     count, labels = connected_components(graph, directed=True, connection="strong")
