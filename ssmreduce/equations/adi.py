@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 from scipy.linalg import blas, lapack
 
 from ssmreduce._namespace import HostArray, adjoint
@@ -46,6 +47,9 @@ _LU_IN_STEPS = 30.0
 
 _MOST_STEPS = 400
 """Steps after which the Schur form would have been cheaper."""
+
+_MOST_COLUMNS = 2.5
+"""Columns of a factor before compression, as a multiple of n; beyond, the Schur form is cheaper."""
 
 _DECAYED = 2.0**-26
 """sqrt(eps): a random column that has shrunk so far had no component in an unstable mode."""
@@ -111,11 +115,11 @@ def plan_low_rank(solves: ShiftedSolves, columns: int) -> LowRankPlan | None:
     Returns
     -------
     LowRankPlan or None
-        None where a factor would have more columns than rows, more than 400 steps are predicted, or a
+        None where a factor would have more columns than 2.5 n, more than 400 steps are predicted, or a
         Ritz value lies outside the region of stability.
     """
     n = solves.A.shape[0]
-    limit = min(_MOST_STEPS, n // max(columns, 1))
+    limit = min(_MOST_STEPS, int(_MOST_COLUMNS * n) // max(columns, 1))
     values = _ritz_values(solves)
     stable = np.abs(values) < 1.0 if solves.discrete else values.real < 0.0
     if limit == 0 or not np.all(stable):
@@ -179,7 +183,7 @@ def low_rank_gramian(
     n, m = B.shape
     scale = float(np.abs(B).max(initial=0.0))
     dtype = np.result_type(solves.A, B)
-    limit = min(plan.steps + plan.steps // 2 + 8, max(n // max(m, 1), 1))
+    limit = min(plan.steps + plan.steps // 2 + 8, max(int(_MOST_COLUMNS * n) // max(m, 1), 1))
     rest = np.zeros((n, m + check_stability), dtype=dtype, order="F")
     if scale > 0.0:
         rest[:, :m] = B / scale
@@ -207,6 +211,8 @@ def low_rank_gramian(
         size = float(np.linalg.norm(rest[:, :m]))
     Z = Z[:, : step * m]
     Z *= scale
+    if Z.shape[1] > n:
+        Z = adjoint(scipy.linalg.qr(adjoint(Z), mode="r", check_finite=False)[0][:n])
     return LowRankGramian(Z, size / start if start else 0.0, step)
 
 

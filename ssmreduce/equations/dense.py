@@ -24,7 +24,7 @@ from ssmreduce.equations.schur import SchurForm
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.time_domain import TimeDomain
 
-_SMALLEST_FOR_LOW_RANK = 200
+_SMALLEST_FOR_LOW_RANK = 100
 """Below this order the Schur form takes less time than the calls of an iteration."""
 
 
