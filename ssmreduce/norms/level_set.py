@@ -1,0 +1,177 @@
+"""A certified upper bound on the H-infinity norm: a level that the gain never reaches.
+
+For γ > σ_max(D) the gain σ_i(G(iω)) equals γ for some i exactly where iω is an eigenvalue of the
+Hamiltonian matrix, with R = γ²I - DᴴD and S = γ²I - DDᴴ,
+
+    H(γ) = [[A + B R⁻¹ Dᴴ C, γ B R⁻¹ Bᴴ], [-γ Cᴴ S⁻¹ C, -(A + B R⁻¹ Dᴴ C)ᴴ]].
+
+If none lies on the axis, γ bounds the norm. A level a little above the largest gain seen is tested;
+frequencies where the gain crosses it, and their midpoints, raise that gain, and the next level, with
+quadratic convergence. Rounding moves eigenvalues off the axis, so the test is not trusted alone:
+every eigenvalue within 4 sqrt(n eps) ‖H‖ of the axis (a tangency moves by the root of a
+perturbation) is a candidate, the gain is *evaluated* there, between neighbours and around the
+largest, and the level stands only if all of that lies below it.
+
+Discrete systems are mapped by z = w (1 + s)/(1 - s), |w| = 1, with -w (which goes to s = ∞) chosen
+far from the poles and where the gain is low; the gain is always evaluated in z.
+
+What the bound assumes: eigenvalues that are exact for a matrix within c n eps ‖H‖ of H(γ). A bound
+is then one of a system within a relative c n eps of the given one; at a distance d between the poles
+and the boundary that is a relative n eps ‖A‖/d of the norm, which no algorithm on doubles escapes.
+
+Cost: eigenvalues of a 2n x 2n matrix per level, most often one or two levels.
+
+References: Boyd, Balakrishnan and Kabamba, Math. Control Signals Systems 2 (1989); Bruinsma and
+Steinbuch, Systems & Control Letters 14 (1990).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.linalg
+
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
+from ssmreduce.norms._common import frobenius
+from ssmreduce.norms.gain import Gain
+from ssmreduce.norms.grid import refine
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Discrete
+
+_NEAR_AXIS = 4.0
+"""c of c sqrt(n eps) ‖H‖, the distance from the axis within which an eigenvalue is a candidate.
+Larger costs evaluations, never correctness."""
+
+_NOISE = 4.0
+"""c of c n eps scale: a difference of gains is known to a few roundings of what it cancels from."""
+
+_SMALLEST_TOLERANCE = 100.0
+"""c of c n eps, the tightest relative tolerance: R is ill-conditioned by 1/tolerance at worst."""
+
+_LEVELS = 30
+"""Levels tried. Convergence is quadratic, so more means that the gain itself is rounding."""
+
+_REFINEMENTS = 4
+"""Rounds of refinement around the largest gains at candidates and midpoints."""
+
+_ROTATIONS = 32
+"""Points of the unit circle that are tried for -w."""
+
+_REAL_IS_WORTH = 0.01
+"""A real map (w = ±1) is kept down to this share of the best one: it saves three quarters."""
+
+
+def upper_bound(
+    gain: Gain, system: StateSpace, lower: float, frequency: float, tolerance: float
+) -> tuple[float, float, float]:
+    """Return (lower, upper, frequency), from a first lower bound and its frequency.
+
+    Parameters
+    ----------
+    gain : Gain
+        The gain to bound.
+    system : StateSpace
+        A dense, stable system in standard form with that gain, without batch axes.
+    lower, frequency : float
+        A gain that was seen, and where. At more than n frequencies where `lower` is 0.
+    tolerance : float
+        Upper and lower bound differ by at most this relative to the lower one, or by the rounding of
+        a difference where that is more.
+    """
+    n = system.order
+    eps = float(np.finfo(np.float64).eps)
+    if tolerance < _SMALLEST_TOLERANCE * n * eps:
+        raise UnreachableToleranceError(
+            f"`tolerance` is {tolerance:.3g}; expected at least {_SMALLEST_TOLERANCE * n * eps:.3g} "
+            f"for a system of {n} states in double precision. Try 1e-6."
+        )
+    if lower == 0.0:
+        # A rational function of degree n that vanishes at more than n points is zero.
+        return 0.0, 0.0, frequency
+    matrices = _Imaginary(gain, system, lower)
+    noise = 0.0
+    if len(gain.systems) > 1:
+        noise = _NOISE * n * eps * gain.scale(np.array([frequency]))
+    for _ in range(_LEVELS):
+        level = (1.0 + tolerance) * lower + noise
+        crossings = matrices.crossings(level)
+        if not crossings.size:
+            return lower, level, frequency
+        known = [frequency] if math.isfinite(frequency) else []
+        middles = (crossings[1:] + crossings[:-1]) / 2
+        omega = np.unique(np.concatenate([crossings, middles, known]))
+        seen, place = refine(gain.exact, omega, _REFINEMENTS)
+        if seen > lower:
+            lower, frequency = seen, place
+        if seen < level:
+            return lower, level, frequency
+    raise NoConvergenceError(
+        f"the H-infinity norm still rose after {_LEVELS} levels, to {lower:.6g} at frequency "
+        f"{frequency:.6g}; expected no more than a few. Ask for a larger tolerance, or for the "
+        "lower bound alone with certified=False."
+    )
+
+
+class _Imaginary:
+    """The system with the boundary on the imaginary axis, and the way back to its frequencies."""
+
+    def __init__(self, gain: Gain, system: StateSpace, lower: float) -> None:
+        self.real = gain.real
+        self.discrete = isinstance(system.time, Discrete)
+        self.angle = 0.0
+        A, B, C, D = system.A, system.B, system.C, system.D
+        if self.discrete:
+            w = _rotation(gain, lower)
+            self.angle = float(np.angle(w))
+            eye = np.eye(system.order)
+            factors = scipy.linalg.lu_factor(w * eye + A)
+            EB, A = (scipy.linalg.lu_solve(factors, X) for X in (B, A - w * eye))
+            CE = adjoint(scipy.linalg.lu_solve(factors, adjoint(C), trans=2))
+            A, B, C, D = A, math.sqrt(2.0) * EB, math.sqrt(2.0) * w * CE, D - C @ EB
+        self.A, self.B, self.C, self.D = A, B, C, D
+
+    def crossings(self, level: float) -> HostArray:
+        """Sorted frequencies of all eigenvalues of H(level) that are on the axis or near it."""
+        n = len(self.A)
+        root = math.sqrt(level)
+        B, C, D = self.B / root, self.C / root, self.D / level
+        ratio = math.sqrt(frobenius(C) / frobenius(B))
+        B, C = B * ratio, C / ratio
+        R = scipy.linalg.cho_factor(np.eye(D.shape[1]) - adjoint(D) @ D)
+        S = scipy.linalg.cho_factor(np.eye(D.shape[0]) - D @ adjoint(D))
+        corner = self.A + B @ scipy.linalg.cho_solve(R, adjoint(D) @ C)
+        H = np.block(
+            [
+                [corner, B @ scipy.linalg.cho_solve(R, adjoint(B))],
+                [-adjoint(C) @ scipy.linalg.cho_solve(S, C), -adjoint(corner)],
+            ]
+        )
+        balanced, _ = scipy.linalg.matrix_balance(H, permute=False)
+        s = scipy.linalg.eigvals(balanced, overwrite_a=True, check_finite=False)
+        near = _NEAR_AXIS * math.sqrt(n * np.finfo(np.float64).eps) * np.linalg.norm(balanced)
+        return self._frequencies(s[np.abs(s.real) <= near].imag)
+
+    def _frequencies(self, axis: HostArray) -> HostArray:
+        omega = axis
+        if self.discrete:
+            omega = np.angle(np.exp(1j * (self.angle + 2.0 * np.arctan(axis))))
+        return np.unique(np.abs(omega) if self.real else omega)
+
+
+def _rotation(gain: Gain, lower: float) -> complex:
+    """Return w such that -w is far from the poles and the gain there is low; ±1 if possible."""
+    angles = np.linspace(-np.pi, np.pi, _ROTATIONS, endpoint=False)
+    points = np.exp(1j * angles)
+    poles = np.concatenate(gain.poles())
+    distance = np.abs(points[:, None] - poles).min(axis=1)
+    room = 1.0 - np.minimum(gain.exact(angles) / lower, 1.0) ** 2
+    score = distance * np.maximum(room, np.finfo(np.float64).eps)
+    best = int(np.argmax(score))
+    if gain.real:
+        ends = np.array([0, _ROTATIONS // 2])  # -1 and 1
+        end = int(ends[np.argmax(score[ends])])
+        if score[end] >= _REAL_IS_WORTH * score[best]:
+            return 1.0 if end == 0 else -1.0
+    return complex(-points[best])
