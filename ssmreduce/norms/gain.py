@@ -61,7 +61,7 @@ class SchurPart:
         """Return the values, shape (K, p, m), for points z, shape (K,)."""
         length = max(1, _WORKING_ENTRIES // max(1, self.B.size))
         points = z.conj() if self.dual else z
-        blocks = [self._values(points[i : i + length]) for i in range(0, max(z.size, 1), length)]
+        blocks = [self._values(points[i : i + length]) for i in range(0, z.size, length)]
         values = np.concatenate(blocks)
         return adjoint(values) if self.dual else values
 
@@ -128,7 +128,7 @@ class Gain:
         """Return G, shape (K, p, m), at frequencies ω; D alone at ω = ∞. May hold Inf and NaN."""
         values = np.zeros((omega.size, self.outputs, self.inputs), dtype=np.complex128)
         finite = np.isfinite(omega)
-        for i, sign in enumerate(self.signs):
+        for i, sign in enumerate(self.signs if np.any(finite) else []):
             values[finite] += sign * self._part(i, omega[finite])
         return values + self.D
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.norms.gain import is_real
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.response import StatePart
@@ -18,7 +18,7 @@ from ssmreduce.systems.response import StatePart
 def finite_horizon_difference(
     first: System, second: System, horizon: int, *, iterations: int = 8
 ) -> float:
-    """Lower bound on the induced ℓ² norm of the difference over sequences of `horizon` steps.
+    """Lower bound on the induced ℓ² norm of G₁ - G₂ over sequences of `horizon` steps.
 
     Power iteration with the two simulated systems and their adjoints, from rest.
 
@@ -37,6 +37,7 @@ def finite_horizon_difference(
         Largest gain ‖y₁ - y₂‖₂ / ‖u‖₂ seen.
     """
     systems = StatePart(first).system, StatePart(second).system
+    D = to_double(first.D) - to_double(second.D)
     signal = np.random.default_rng(0).standard_normal((horizon, systems[0].inputs))
     gain = 0.0
     for _ in range(iterations):
@@ -45,9 +46,16 @@ def finite_horizon_difference(
             break
         signal = signal / norm
         output = _sequence(systems[0], signal) - _sequence(systems[1], signal)
+        output = output + _each_row(D, signal)
         gain = max(gain, float(np.linalg.norm(output)))
         signal = _sequence_adjoint(systems[0], output) - _sequence_adjoint(systems[1], output)
+        signal = signal + _each_row(adjoint(D), output)
     return gain
+
+
+def _each_row(matrix: HostArray, rows: HostArray) -> HostArray:
+    """Apply `matrix` to every row, a vector at one time step."""
+    return np.asarray(np.einsum("ij,kj->ki", matrix, rows, optimize=True))
 
 
 def _sequence(system: System, signal: HostArray) -> HostArray:
@@ -55,7 +63,7 @@ def _sequence(system: System, signal: HostArray) -> HostArray:
     states = _recursion(system, signal, adjoint_system=False)
     if not system.read_after_update:
         states = np.concatenate([np.zeros_like(states[:1]), states[:-1]])
-    output = np.einsum("pn,kn->kp", np.asarray(system.C), states, optimize=True)
+    output = _each_row(np.asarray(system.C), states)
     return np.asarray(output.real if is_real(system) else output)
 
 
@@ -63,7 +71,7 @@ def _sequence_adjoint(system: System, output: HostArray) -> HostArray:
     if not system.read_after_update:
         output = np.concatenate([output[1:], np.zeros_like(output[:1])])
     states = _recursion(system, output[::-1], adjoint_system=True)[::-1]
-    signal = np.einsum("mn,kn->km", adjoint(np.asarray(system.B)), states, optimize=True)
+    signal = _each_row(adjoint(np.asarray(system.B)), states)
     return np.asarray(signal.real if is_real(system) else signal)
 
 

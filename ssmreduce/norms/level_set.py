@@ -87,9 +87,11 @@ def upper_bound(
             f"`tolerance` is {tolerance:.3g}; expected at least {_SMALLEST_TOLERANCE * n * eps:.3g} "
             f"for a system of {n} states in double precision. Try 1e-6."
         )
-    if lower == 0.0:
-        # A rational function of degree n that vanishes at more than n points is zero.
-        return 0.0, 0.0, frequency
+    if lower == 0.0 or not (np.any(system.B) and np.any(system.C)):
+        # A rational function of degree n that vanishes at more than n points is zero; without inputs
+        # or outputs of the state only D is left.
+        return lower, lower, frequency
+    _check_resolved(gain)
     matrices = _Imaginary(gain, system, lower)
     noise = 0.0
     if len(gain.systems) > 1:
@@ -112,6 +114,16 @@ def upper_bound(
         f"{frequency:.6g}; expected no more than a few. Ask for a larger tolerance, or for the "
         "lower bound alone with certified=False."
     )
+
+
+def _check_resolved(gain: Gain) -> None:
+    poles = np.concatenate(gain.poles())
+    if np.any(np.abs(poles) >= 1.0 if gain.discrete else poles.real >= 0.0):
+        raise UnreachableToleranceError(
+            "`system` has a pole so close to the stability boundary that it rounds onto it; expected "
+            "one that double precision can tell from it. Ask for the lower bound alone with "
+            "certified=False."
+        )
 
 
 class _Imaginary:
