@@ -46,7 +46,7 @@ class SchurPart:
 
     def __init__(self, system: StateSpace) -> None:
         self.dual = system.outputs < system.inputs
-        A, B, C = system.A, system.B, system.C
+        A, B, C = balanced(system)
         if self.dual:
             A, B, C = adjoint(A), adjoint(C), adjoint(B)
         self.triangle, U = scipy.linalg.schur(A, output="real" if np.isrealobj(A) else "complex")
@@ -182,6 +182,8 @@ class Gain:
 
     def _part(self, i: int, omega: HostArray) -> HostArray:
         """One system without its feedthrough."""
+        if self.systems[i].order == 0:
+            return np.zeros((omega.size, self.outputs, self.inputs))
         if i not in self._schur:
             return self.parts[i].matrices(omega)
         z = np.exp(1j * omega) if self.discrete else 1j * omega
@@ -207,6 +209,15 @@ class Gain:
             summed(self.D, [part.products for part in self.parts]),
             summed(adjoint(self.D), [part.adjoint_products for part in self.parts]),
         )
+
+
+def balanced(system: StateSpace) -> tuple[HostArray, HostArray, HostArray]:
+    """(A, B, C) with rows and columns of A of about equal size, by an exact diagonal scaling.
+
+    Without it a badly scaled basis makes ‖A‖, and with it the backward error, arbitrarily large.
+    """
+    A, (scale, _) = scipy.linalg.matrix_balance(system.A, permute=False, separate=True)
+    return A, system.B / scale[:, None], system.C * scale
 
 
 def is_real(system: System) -> bool:

@@ -35,10 +35,9 @@ import scipy.linalg
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
 from ssmreduce.norms._common import frobenius
-from ssmreduce.norms.gain import Gain
+from ssmreduce.norms.gain import Gain, balanced
 from ssmreduce.norms.grid import refine
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
 
 _NEAR_AXIS = 4.0
 """c of c sqrt(n eps) ‖H‖, the distance from the axis within which an eigenvalue is a candidate.
@@ -92,18 +91,21 @@ def upper_bound(
         # or outputs of the state only D is left.
         return lower, lower, frequency
     _check_resolved(gain)
-    matrices = _Imaginary(gain, system, lower)
+    anchors = _anchors(gain)
+    gains = gain.exact(anchors)
+    if gains.max() > lower:
+        lower, frequency = float(gains.max()), float(anchors[np.argmax(gains)])
+    w = _rotation(gain, anchors, gains / lower) if gain.discrete else None
+    test = _AxisTest(system, w, real=gain.real)
     noise = 0.0
     if len(gain.systems) > 1:
-        noise = _NOISE * n * eps * gain.scale(np.array([frequency]))
+        noise = _NOISE * n * eps * gain.scale(anchors[np.isfinite(anchors)])
     for _ in range(_LEVELS):
         level = (1.0 + tolerance) * lower + noise
-        crossings = matrices.crossings(level)
+        crossings = test.crossings(level)
         if not crossings.size:
             return lower, level, frequency
-        known = [frequency] if math.isfinite(frequency) else []
-        middles = (crossings[1:] + crossings[:-1]) / 2
-        omega = np.unique(np.concatenate([crossings, middles, known]))
+        omega = _with_middles(gain, crossings, frequency)
         seen, place = refine(gain.exact, omega, _REFINEMENTS)
         if seen > lower:
             lower, frequency = seen, place
@@ -126,22 +128,55 @@ def _check_resolved(gain: Gain) -> None:
         )
 
 
-class _Imaginary:
+def _anchors(gain: Gain) -> HostArray:
+    """Frequencies that every test needs: that of s = 0 and ∞, and all candidates for -w."""
+    if not gain.discrete:
+        return np.array([0.0, math.inf])
+    return np.linspace(-np.pi, np.pi, _ROTATIONS, endpoint=False)
+
+
+def _rotation(gain: Gain, anchors: HostArray, gains: HostArray) -> complex:
+    """Return w such that -w is far from the poles and the gain there is low; ±1 if possible."""
+    points = np.exp(1j * anchors)
+    distance = np.abs(points[:, None] - np.concatenate(gain.poles())).min(axis=1)
+    score = distance * np.maximum(1.0 - gains**2, np.finfo(np.float64).eps)
+    best = int(np.argmax(score))
+    if gain.real:
+        minus_one, one = 0, _ROTATIONS // 2
+        end = minus_one if score[minus_one] >= score[one] else one
+        if score[end] >= _REAL_IS_WORTH * score[best]:
+            return 1.0 if end == minus_one else -1.0
+    return complex(-points[best])
+
+
+def _with_middles(gain: Gain, crossings: HostArray, frequency: float) -> HostArray:
+    """Crossings, the ends of the boundary, and the middle of every interval between them."""
+    known = [frequency] if math.isfinite(frequency) else []
+    ends = []
+    if gain.real:
+        ends = [0.0, np.pi] if gain.discrete else [0.0]
+    points = np.unique(np.concatenate([crossings, ends]))
+    middles = (points[1:] + points[:-1]) / 2
+    if gain.discrete and not gain.real:  # the interval that holds -1
+        middles = np.append(middles, np.angle(-np.exp(0.5j * (points[0] + points[-1]))))
+    return np.unique(np.concatenate([points, middles, known]))
+
+
+class _AxisTest:
     """The system with the boundary on the imaginary axis, and the way back to its frequencies."""
 
-    def __init__(self, gain: Gain, system: StateSpace, lower: float) -> None:
-        self.real = gain.real
-        self.discrete = isinstance(system.time, Discrete)
-        self.angle = 0.0
-        A, B, C, D = system.A, system.B, system.C, system.D
-        if self.discrete:
-            w = _rotation(gain, lower)
-            self.angle = float(np.angle(w))
+    def __init__(self, system: StateSpace, w: complex | None, *, real: bool) -> None:
+        self.w, self.real = w, real
+        A, B, C = balanced(system)
+        D = system.D
+        if w is not None:
+            # s = (z - w)/(z + w) and E = (wI + A)⁻¹ give A' = E (A - wI), B' = √2 E B, C' = √2 w C E.
             eye = np.eye(system.order)
             factors = scipy.linalg.lu_factor(w * eye + A)
-            EB, A = (scipy.linalg.lu_solve(factors, X) for X in (B, A - w * eye))
+            EB = scipy.linalg.lu_solve(factors, B)
+            A = scipy.linalg.lu_solve(factors, A - w * eye)
             CE = adjoint(scipy.linalg.lu_solve(factors, adjoint(C), trans=2))
-            A, B, C, D = A, math.sqrt(2.0) * EB, math.sqrt(2.0) * w * CE, D - C @ EB
+            B, C, D = math.sqrt(2.0) * EB, math.sqrt(2.0) * w * CE, D - C @ EB
         self.A, self.B, self.C, self.D = A, B, C, D
 
     def crossings(self, level: float) -> HostArray:
@@ -160,30 +195,13 @@ class _Imaginary:
                 [-adjoint(C) @ scipy.linalg.cho_solve(S, C), -adjoint(corner)],
             ]
         )
-        balanced, _ = scipy.linalg.matrix_balance(H, permute=False)
-        s = scipy.linalg.eigvals(balanced, overwrite_a=True, check_finite=False)
-        near = _NEAR_AXIS * math.sqrt(n * np.finfo(np.float64).eps) * np.linalg.norm(balanced)
+        H, _ = scipy.linalg.matrix_balance(H, permute=False)
+        near = _NEAR_AXIS * math.sqrt(n * np.finfo(np.float64).eps) * np.linalg.norm(H)
+        s = scipy.linalg.eigvals(H, overwrite_a=True, check_finite=False)
         return self._frequencies(s[np.abs(s.real) <= near].imag)
 
     def _frequencies(self, axis: HostArray) -> HostArray:
         omega = axis
-        if self.discrete:
-            omega = np.angle(np.exp(1j * (self.angle + 2.0 * np.arctan(axis))))
+        if self.w is not None:
+            omega = np.angle(self.w * (1.0 + 1j * axis) / (1.0 - 1j * axis))
         return np.unique(np.abs(omega) if self.real else omega)
-
-
-def _rotation(gain: Gain, lower: float) -> complex:
-    """Return w such that -w is far from the poles and the gain there is low; ±1 if possible."""
-    angles = np.linspace(-np.pi, np.pi, _ROTATIONS, endpoint=False)
-    points = np.exp(1j * angles)
-    poles = np.concatenate(gain.poles())
-    distance = np.abs(points[:, None] - poles).min(axis=1)
-    room = 1.0 - np.minimum(gain.exact(angles) / lower, 1.0) ** 2
-    score = distance * np.maximum(room, np.finfo(np.float64).eps)
-    best = int(np.argmax(score))
-    if gain.real:
-        ends = np.array([0, _ROTATIONS // 2])  # -1 and 1
-        end = int(ends[np.argmax(score[ends])])
-        if score[end] >= _REAL_IS_WORTH * score[best]:
-            return 1.0 if end == 0 else -1.0
-    return complex(-points[best])
