@@ -20,6 +20,7 @@ import scipy.linalg
 
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
+from ssmreduce.norms._common import frobenius
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.response import StatePart
 from ssmreduce.systems.state_space import StateSpace
@@ -53,9 +54,16 @@ class SchurPart:
         self.B, self.C = adjoint(U) @ B, C @ U
 
     def poles(self) -> HostArray:
-        """Eigenvalues of A."""
-        eigenvalues = np.linalg.eigvals(self.triangle)
-        return np.asarray(eigenvalues.conj() if self.dual else eigenvalues)
+        """Eigenvalues of A, read off the Schur form."""
+        poles = np.diagonal(self.triangle).astype(np.complex128)
+        if np.isrealobj(self.triangle):
+            # LAPACK leaves 2x2 blocks as [[a, b], [c, a]] with b c < 0.
+            above, below = np.diagonal(self.triangle, 1), np.diagonal(self.triangle, -1)
+            first = np.flatnonzero(below)
+            imaginary = np.sqrt(np.abs(above[first])) * np.sqrt(np.abs(below[first]))
+            poles[first] += 1j * imaginary
+            poles[first + 1] -= 1j * imaginary
+        return np.asarray(poles.conj() if self.dual else poles)
 
     def matrices(self, z: HostArray) -> HostArray:
         """Return the values, shape (K, p, m), for points z, shape (K,)."""
@@ -108,7 +116,6 @@ class Gain:
         self.discrete = isinstance(first.time, Discrete)
         self.real = all(map(is_real, self.systems))
         self.inputs, self.outputs = first.inputs, first.outputs
-        self.order = sum(system.order for system in self.systems)
         D = [s * to_double(x.D) for s, x in zip(self.signs, self.systems, strict=True)]
         self.D: HostArray = np.sum(D, axis=0)
         self._schur = {
@@ -135,50 +142,47 @@ class Gain:
     def exact(self, omega: HostArray) -> HostArray:
         """Return σ_max(G) at every frequency, from a singular value decomposition."""
         gains = np.zeros(omega.size)
-        if 0 in (omega.size, self.inputs, self.outputs):
-            return gains
-        length = max(1, _WORKING_ENTRIES // (self.inputs * self.outputs))
-        for start in range(0, omega.size, length):
-            chunk = slice(start, start + length)
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                values = self.matrices(omega[chunk])
-            seen = np.all(np.isfinite(values), axis=(-2, -1))
-            gains[chunk][seen] = np.linalg.norm(values[seen], ord=2, axis=(-2, -1))
+        for chunk in self._chunks(omega):
+            values = self._finite(omega[chunk])
+            gains[chunk] = np.linalg.norm(values, ord=2, axis=(-2, -1))
         return gains
 
     def estimate(self, omega: HostArray, iterations: int) -> HostArray:
         """Return lower bounds of σ_max(G): exact where one side is narrow, else power iteration."""
         if min(self.inputs, self.outputs) <= _EXACT_WIDTH:
             return self.exact(omega)
-        if self._schur:
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                values = self.matrices(omega)
-            values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
-            forward, backward = _columnwise(values), _columnwise(adjoint(values))
-        else:
-            forward, backward = self._products(omega)
-        vectors = (
-            np.random.default_rng(0).standard_normal((self.inputs, omega.size)).astype(complex)
-        )
+        if not self._schur:
+            return _power_iteration(*self._products(omega), self.inputs, omega.size, iterations)
         gains = np.zeros(omega.size)
-        for _ in range(iterations):
-            norm = np.linalg.norm(vectors, axis=0)
-            image = forward(vectors / np.where(norm > 0, norm, 1.0))
-            gains = np.maximum(gains, np.linalg.norm(image, axis=0))
-            vectors = backward(image)
+        for chunk in self._chunks(omega):
+            values = self._finite(omega[chunk])
+            products = _columnwise(values), _columnwise(adjoint(values))
+            gains[chunk] = _power_iteration(*products, self.inputs, len(values), iterations)
         return gains
 
-    def scale(self, omega: HostArray) -> float:
-        """Largest sum of the Frobenius norms of all terms: what a difference cancels from."""
-        total = np.zeros(omega.size)
+    def scale(self, frequency: float) -> float:
+        """Sum of the Frobenius norms of all terms at ω: what a difference cancels from."""
+        total = 0.0
         for i, system in enumerate(self.systems):
-            if 0 in (omega.size, self.inputs, self.outputs):
-                break
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                values = self._part(i, omega) + to_double(system.D)
-            seen = np.all(np.isfinite(values), axis=(-2, -1))
-            total[seen] += np.linalg.norm(values[seen], axis=(-2, -1))
-        return float(total.max(initial=0.0))
+            value = to_double(system.D)
+            if np.isfinite(frequency):
+                value = value + self._part(i, np.array([frequency]))[0]
+            total += frobenius(value)
+        return total
+
+    def _chunks(self, omega: HostArray) -> Iterator[slice]:
+        if self.inputs == 0 or self.outputs == 0:
+            return
+        length = max(1, _WORKING_ENTRIES // (self.inputs * self.outputs))
+        for start in range(0, omega.size, length):
+            yield slice(start, start + length)
+
+    def _finite(self, omega: HostArray) -> HostArray:
+        """Matrices, zero where a pole has rounded onto the point."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            values = self.matrices(omega)
+        values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
+        return values
 
     def _part(self, i: int, omega: HostArray) -> HostArray:
         """One system without its feedthrough."""
@@ -196,7 +200,7 @@ class Gain:
 
         def summed(D: HostArray, methods: list[_Products]) -> _Columns:
             def apply(vectors: HostArray) -> HostArray:
-                image = D.astype(np.complex128) @ vectors
+                image = D @ vectors if np.any(D) else np.zeros((len(D), finite.size), complex)
                 with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                     for sign, method in zip(self.signs, methods, strict=True):
                         image[:, finite] += sign * method(omega[finite], vectors[:, finite])
@@ -227,6 +231,20 @@ def is_real(system: System) -> bool:
     else:
         arrays = (system.A, system.B, system.C, system.D)
     return not any(np.iscomplexobj(x) for x in arrays)
+
+
+def _power_iteration(
+    forward: _Columns, backward: _Columns, inputs: int, count: int, iterations: int
+) -> HostArray:
+    """Lower bounds of `count` largest singular values, from products with columns."""
+    vectors = np.random.default_rng(0).standard_normal((inputs, count)).astype(np.complex128)
+    gains = np.zeros(count)
+    for _ in range(iterations):
+        norm = np.linalg.norm(vectors, axis=0)
+        image = forward(vectors / np.where(norm > 0, norm, 1.0))
+        gains = np.maximum(gains, np.linalg.norm(image, axis=0))
+        vectors = backward(image)
+    return gains
 
 
 def _check_alike(first: System, other: System) -> None:

@@ -110,7 +110,8 @@ def _hankel(system: System) -> float:
     check_stable(system)
     if system.order == 0:
         return 0.0
-    return float(hankel_singular_values(system.to_host().to_standard())[0])
+    scaled, exponent = _scaled(system.to_host().to_standard())
+    return float(np.ldexp(hankel_singular_values(scaled)[0], exponent))
 
 
 def _h2(system: System) -> float:
@@ -136,7 +137,7 @@ def _state_norm(system: System) -> float:
 
 
 def _scaled(system: System) -> tuple[System, int]:
-    """System with the largest entries of B and C near 1, and the exponent of two taken out.
+    """System without D, the largest entries of B and C near 1, and the exponent of two taken out.
 
     The Gramians hold their squares, which would overflow long before the norm does.
     """

@@ -95,12 +95,11 @@ def upper_bound(
     gains = gain.exact(anchors)
     if gains.max() > lower:
         lower, frequency = float(gains.max()), float(anchors[np.argmax(gains)])
+        frequency = abs(frequency) if gain.real else frequency
     w = _rotation(gain, anchors, gains / lower) if gain.discrete else None
     test = _AxisTest(system, w, real=gain.real)
-    noise = 0.0
-    if len(gain.systems) > 1:
-        noise = _NOISE * n * eps * gain.scale(anchors[np.isfinite(anchors)])
     for _ in range(_LEVELS):
+        noise = _NOISE * n * eps * gain.scale(frequency) if len(gain.systems) > 1 else 0.0
         level = (1.0 + tolerance) * lower + noise
         crossings = test.crossings(level)
         if not crossings.size:
@@ -186,19 +185,20 @@ class _AxisTest:
         B, C, D = self.B / root, self.C / root, self.D / level
         ratio = math.sqrt(frobenius(C) / frobenius(B))
         B, C = B * ratio, C / ratio
-        R = scipy.linalg.cho_factor(np.eye(D.shape[1]) - adjoint(D) @ D)
-        S = scipy.linalg.cho_factor(np.eye(D.shape[0]) - D @ adjoint(D))
-        corner = self.A + B @ scipy.linalg.cho_solve(R, adjoint(D) @ C)
-        H = np.block(
-            [
-                [corner, B @ scipy.linalg.cho_solve(R, adjoint(B))],
-                [-adjoint(C) @ scipy.linalg.cho_solve(S, C), -adjoint(corner)],
-            ]
-        )
+        # D = U diag(s) Vᴴ diagonalises R and S. That s < 1 was seen, up to rounding.
+        U, s, Vh = np.linalg.svd(D)
+        s = np.minimum(s, 1.0 - np.finfo(np.float64).eps)
+        gap = (1.0 - s) * (1.0 + s)
+        BV, UC = B @ adjoint(Vh), adjoint(U) @ C
+        k = s.size
+        corner = self.A + (BV[:, :k] * (s / gap)) @ UC[:k]
+        BV[:, :k] /= np.sqrt(gap)
+        UC[:k] /= np.sqrt(gap)[:, None]
+        H = np.block([[corner, BV @ adjoint(BV)], [-adjoint(UC) @ UC, -adjoint(corner)]])
         H, _ = scipy.linalg.matrix_balance(H, permute=False)
         near = _NEAR_AXIS * math.sqrt(n * np.finfo(np.float64).eps) * np.linalg.norm(H)
-        s = scipy.linalg.eigvals(H, overwrite_a=True, check_finite=False)
-        return self._frequencies(s[np.abs(s.real) <= near].imag)
+        values = scipy.linalg.eigvals(H, overwrite_a=True, check_finite=False)
+        return self._frequencies(values[np.abs(values.real) <= near].imag)
 
     def _frequencies(self, axis: HostArray) -> HostArray:
         omega = axis
