@@ -41,9 +41,9 @@ from ssmreduce.norms import (
     hankel_norm,
     hinf_difference,
     hinf_norm,
+    level_set,
 )
 from ssmreduce.norms.gain import Gain
-from ssmreduce.norms.level_set import upper_bound
 from ssmreduce.systems.response import frequency_response
 from ssmreduce.time_domain import TimeDomain
 
@@ -323,21 +323,25 @@ def test_lower_bound_is_attained_where_it_says(discrete: bool, real_output: bool
     assert norm.lower == pytest.approx(expected, rel=C_ROUNDING * 5 * EPS)
 
 
-@given(seed=SEEDS, discrete=st.booleans(), is_complex=st.booleans())
+@pytest.mark.parametrize("refinements", [0, 4])
+@given(seed=SEEDS, discrete=st.booleans(), is_complex=st.booleans(), narrow=st.booleans())
 def test_level_set_finds_the_norm_from_any_start(
-    seed: int, discrete: bool, is_complex: bool
+    refinements: int, seed: int, discrete: bool, is_complex: bool, narrow: bool
 ) -> None:
     # Started at a random frequency, with no grid to help: sharp peaks must announce themselves.
+    # Without refinement the method rests on crossings and the midpoints between them alone.
     rng = np.random.default_rng(seed)
     n = 2 * int(rng.integers(1, 9))
-    damping = 10.0 ** -rng.uniform(1, 8)
+    damping = 10.0 ** -(rng.uniform(4, 8) if narrow else rng.uniform(1.5, 3))
     system = lightly_damped(rng, n, damping, discrete=discrete, is_complex=is_complex)
     if seed % 2:
         system = with_feedthrough(system, 10 * rng.standard_normal((1, 2)))
     gain = Gain((1.0, system))
     omega = float(rng.uniform(0, 2))
     first = float(gain.exact(np.array([omega]))[0])
-    lower, upper, frequency = upper_bound(gain, system, first, omega, TOLERANCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(level_set, "_REFINEMENTS", refinements)
+        lower, upper, frequency = level_set.upper_bound(gain, system, first, omega, TOLERANCE)
     expected = hinf_norm(system).lower
     rounding = C_ROUNDING * n * EPS / damping
     assert lower == pytest.approx(expected, rel=TOLERANCE + rounding)
@@ -621,6 +625,17 @@ def test_equal_maps_written_differently_have_no_difference(rng: np.random.Genera
     )
     assert hinf_difference(layer, shifted) == pytest.approx(0.5, rel=1e-12)
     assert certified_difference(layer, shifted).upper == pytest.approx(0.5, rel=2e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_difference_in_rounding_is_bounded_by_rounding(seed: int) -> None:
+    # Both are the same map, so the gain is noise that differs from one frequency to the next.
+    rng = np.random.default_rng(seed)
+    one = diagonal_system(rng, 12, 2, 2, real_output=True)
+    two = one.to_dense()
+    upper = certified_difference(one, two).upper
+    noise = Gain((1.0, one), (-1.0, two)).exact(rng.uniform(-np.pi, np.pi, 4000)).max()
+    assert 0 < noise <= upper <= C_ROUNDING * 36 * EPS * hinf_norm(one).lower
 
 
 def test_wide_differences_of_layers_hold_their_feedthrough(rng: np.random.Generator) -> None:

@@ -104,7 +104,7 @@ def upper_bound(
         crossings = test.crossings(level)
         if not crossings.size:
             return lower, level, frequency
-        omega = _with_middles(gain, crossings, frequency)
+        omega = _with_middles(crossings, frequency)
         seen, place = refine(gain.exact, omega, _REFINEMENTS)
         if seen > lower:
             lower, frequency = seen, place
@@ -128,7 +128,7 @@ def _check_resolved(gain: Gain) -> None:
 
 
 def _anchors(gain: Gain) -> HostArray:
-    """Frequencies that every test needs: that of s = 0 and ∞, and all candidates for -w."""
+    """Frequencies whose gain must lie below every level: ends of the boundary, candidates for -w."""
     if not gain.discrete:
         return np.array([0.0, math.inf])
     return np.linspace(-np.pi, np.pi, _ROTATIONS, endpoint=False)
@@ -148,17 +148,14 @@ def _rotation(gain: Gain, anchors: HostArray, gains: HostArray) -> complex:
     return complex(-points[best])
 
 
-def _with_middles(gain: Gain, crossings: HostArray, frequency: float) -> HostArray:
-    """Crossings, the ends of the boundary, and the middle of every interval between them."""
+def _with_middles(crossings: HostArray, frequency: float) -> HostArray:
+    """Crossings and the middle of every interval between them.
+
+    Nothing is needed beyond the first and last one: the gain at the ends of the boundary (at -1 on the
+    circle) is among the anchors and so below the level.
+    """
     known = [frequency] if math.isfinite(frequency) else []
-    ends = []
-    if gain.real:
-        ends = [0.0, np.pi] if gain.discrete else [0.0]
-    points = np.unique(np.concatenate([crossings, ends]))
-    middles = (points[1:] + points[:-1]) / 2
-    if gain.discrete and not gain.real:  # the interval that holds -1
-        middles = np.append(middles, np.angle(-np.exp(0.5j * (points[0] + points[-1]))))
-    return np.unique(np.concatenate([points, middles, known]))
+    return np.unique(np.concatenate([crossings, (crossings[1:] + crossings[:-1]) / 2, known]))
 
 
 class _AxisTest:
