@@ -1,0 +1,156 @@
+"""Norms that come from Gramian factors P = Z Zᴴ and Q = Y Yᴴ: the H2 norm and the Hankel norm.
+
+The H2 norm is the energy of the impulse response, Σ ‖g[k]‖_F² or ∫ ‖g(t)‖_F² dt, that is
+‖G‖₂² = tr(C P Cᴴ) (+ ‖D‖_F² in discrete time). From the factor it is ‖C Z‖_F: no difference of large
+numbers, so its relative error is n eps ‖C‖‖Z‖/‖C Z‖ where the trace loses the square of that ratio.
+The Hankel norm is the largest Hankel singular value. Both are those of the standard form, which for
+a readout after the update is (A, B, C A, D + C B). Cost: that of the factors.
+
+Reference: Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.gramians.factors import gramian_factors
+from ssmreduce.hankel import hankel_singular_values
+from ssmreduce.norms._common import check_stable, frobenius
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.systems.real_form import real_input, real_output
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Discrete
+
+
+def h2_norm(system: System) -> float | HostArray:
+    """H2 norm ‖G‖₂ = sqrt(tr(C P Cᴴ)), in discrete time sqrt(tr(C P Cᴴ) + ‖D‖_F²).
+
+    Parameters
+    ----------
+    system : StateSpace or DiagonalStateSpace
+        Stable; with any leading batch axes. One that reads after its update is taken in standard
+        form.
+
+    Returns
+    -------
+    float or array
+        Of the batch's shape for a batch. Infinite for a continuous system with D ≠ 0, whose impulse
+        response holds a Dirac impulse.
+
+    Raises
+    ------
+    UnstableSystemError
+        If a pole lies on or outside the stability boundary.
+
+    Notes
+    -----
+    Relative error n eps ‖C‖‖Z‖/‖C Z‖, times the condition of the Lyapunov equation. Cost of the
+    Gramian factors.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete
+    >>> from ssmreduce.norms import h2_norm
+    >>> system = DiagonalStateSpace([0.6], [[0.8]], [[1.0]], time=Discrete())
+    >>> round(h2_norm(system), 12)
+    1.0
+    """
+    return _each(system, _h2)
+
+
+def hankel_norm(system: System) -> float | HostArray:
+    """Hankel norm ‖G‖_H = σ₁, the largest Hankel singular value: past inputs to future outputs.
+
+    Parameters
+    ----------
+    system : StateSpace or DiagonalStateSpace
+        Stable; with any leading batch axes. One that reads after its update is taken in standard
+        form, so the norm may differ from ``hankel_singular_values(system)[0]``, which belongs to the
+        triple (A, B, C).
+
+    Returns
+    -------
+    float or array
+        Of the batch's shape for a batch.
+
+    Raises
+    ------
+    UnstableSystemError
+        If a pole lies on or outside the stability boundary.
+
+    Notes
+    -----
+    σ₁ ≤ ‖G - D‖∞ ≤ 2 Σ σ_i over distinct values. Cost of `hankel_singular_values`.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete
+    >>> from ssmreduce.norms import hankel_norm
+    >>> system = DiagonalStateSpace([0.5], [[1.0]], [[3.0]], time=Discrete())
+    >>> round(hankel_norm(system), 12)
+    4.0
+    """
+    return _each(system, _hankel)
+
+
+def _each(system: System, norm: Callable[[System], float]) -> float | HostArray:
+    """Norm of a single system, or of every system of a batch."""
+    check_system(system)
+    if not system.batch_shape:
+        return norm(system)
+    norms = [norm(system[index]) for index in np.ndindex(system.batch_shape)]
+    return np.asarray(norms).reshape(system.batch_shape)
+
+
+def _hankel(system: System) -> float:
+    check_stable(system)
+    if system.order == 0:
+        return 0.0
+    scaled, exponent = _scaled(system.to_host().to_standard())
+    return float(np.ldexp(hankel_singular_values(scaled)[0], exponent))
+
+
+def _h2(system: System) -> float:
+    check_stable(system)
+    host = system.to_host().to_standard()
+    D = np.asarray(host.D)
+    state = 0.0
+    if host.order > 0 and np.any(host.B) and np.any(host.C):
+        scaled, exponent = _scaled(host)
+        state = float(np.ldexp(_state_norm(scaled), exponent))
+    if not isinstance(host.time, Discrete):
+        return math.inf if np.any(D) else state
+    return math.hypot(state, frobenius(D))
+
+
+def _state_norm(system: System) -> float:
+    """‖C Z‖_F or ‖Bᴴ Y‖_F, whichever has fewer rows."""
+    Z, Y = gramian_factors(system)
+    real = isinstance(system, DiagonalStateSpace) and system.real_output
+    if system.outputs <= system.inputs:
+        return frobenius((real_output(system.C) if real else system.C) @ Z)
+    return frobenius(adjoint(real_input(system.B) if real else system.B) @ Y)
+
+
+def _scaled(system: System) -> tuple[System, int]:
+    """System without D, the largest entries of B and C near 1, and the exponent of two taken out.
+
+    The Gramians hold their squares, which would overflow long before the norm does.
+    """
+    exponents = [math.frexp(float(np.abs(X).max()))[1] for X in (system.B, system.C)]
+    exponents = [min(max(exponent, -1000), 1000) for exponent in exponents]
+    B, C = (X * 2.0**-e for X, e in zip((system.B, system.C), exponents, strict=True))
+    if isinstance(system, StateSpace):
+        return StateSpace(system.A, B, C, time=system.time), sum(exponents)
+    real = system.real_output
+    if system.log_eigenvalues is not None and isinstance(system.time, Discrete):
+        scaled = DiagonalStateSpace.from_log(
+            system.log_eigenvalues, B, C, time=system.time, real_output=real
+        )
+    else:
+        scaled = DiagonalStateSpace(system.eigenvalues, B, C, time=system.time, real_output=real)
+    return scaled, sum(exponents)
