@@ -70,7 +70,8 @@ def from_pymor(model: Any) -> StateSpace:
             "D, sampling_time=...)."
         )
     time = Discrete(float(model.sampling_time)) if model.sampling_time else Continuous()
-    return StateSpace(*(_numbers(x) for x in (A, B, C)), None if D is None else _numbers(D), time=time)
+    feedthrough = None if D is None else _numbers(D)
+    return StateSpace(_numbers(A), _numbers(B), _numbers(C), feedthrough, time=time)
 
 
 def to_pymor(system: System) -> Any:

@@ -173,8 +173,9 @@ def hold_integrals(A: HostArray, B: HostArray, step: float) -> tuple[HostArray, 
 
 def exponential_integral(x: HostArray) -> HostArray:
     """φ₁(x) = (exp x - 1)/x, entry by entry, 1 at 0: the mean of exp over [0, x]."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(x == 0.0, 1.0, np.expm1(x) / x))
+    # Below ε it rounds to 1; complex division by the smallest numbers of all would overflow.
+    small = np.abs(x) < _EPS
+    return np.asarray(np.where(small, 1.0, np.expm1(x) / np.where(small, 1.0, x)))
 
 
 def power_of_two(size: float) -> float:

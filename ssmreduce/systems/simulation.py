@@ -160,11 +160,11 @@ def _step(host: System, size: float, *, linear: bool) -> Step:
 def _second_integral(x: HostArray, first: HostArray) -> HostArray:
     """φ₂(x) = (φ₁(x) - 1)/x; by its power series Σ xᵏ/(k+2)! where the difference would cancel."""
     series = np.zeros_like(first)
-    small = np.where(np.abs(x) < 1.0, x, 0.0)
+    near = np.abs(x) < 1.0
+    small = np.where(near, x, 0.0)
     for k in range(20, 0, -1):  # 1/22! < ε
         series = (1.0 + series) * small / (k + 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(np.abs(x) < 1.0, 0.5 * (1.0 + series), (first - 1.0) / x)
+    return np.where(near, 0.5 * (1.0 + series), (first - 1.0) / np.where(near, 1.0, x))
 
 
 def _read(host: System, states: HostArray) -> HostArray:
