@@ -161,9 +161,9 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
 def hold_integrals(A: HostArray, B: HostArray, step: float) -> tuple[HostArray, HostArray]:
     """Return exp(A dt) and ∫₀^dt exp(A s) ds B, from the exponential of [[A, B], [0, 0]] dt."""
     n, m = B.shape[-2:]
-    # The result is linear in B, and the exponential needs fewer squarings if B does not stand out.
-    size = np.abs(A).sum(axis=-1).max(initial=0.0)
-    scale = power_of_two(np.abs(B).sum(axis=-1).max(initial=0.0) / (size or 1.0))
+    # The result is linear in B: scaled so that it does not stand out, it costs no extra squarings.
+    size = max(1.0, step * np.abs(A).sum(axis=-1).max(initial=0.0))
+    scale = power_of_two(step * np.abs(B).sum(axis=-1).max(initial=0.0) / size)
     block = np.zeros((*B.shape[:-2], n + m, n + m), dtype=np.result_type(A, B))
     block[..., :n, :n] = A * step
     block[..., :n, n:] = B * (step / scale)
