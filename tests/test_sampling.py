@@ -287,3 +287,30 @@ def test_inputs_are_unchanged(rng: np.random.Generator) -> None:
                 else:
                     to_continuous(system, method)
             assert [x.tobytes() for x in plain_matrices(system)] == before
+
+
+@pytest.mark.parametrize("which", ["A", "B", "C", "D"])
+def test_one_complex_matrix_is_enough(rng: np.random.Generator, which: str) -> None:
+    for time in (Continuous(), Discrete(0.1)):
+        real = random_system(rng, "real dense", time)
+        arrays = {x: getattr(real, x) + (1j * 0.01 if x == which else 0.0) for x in "ABCD"}
+        system = StateSpace(**arrays, time=time)
+        for method in METHODS:
+            if time == Continuous():
+                there = to_discrete(system, 0.1, method)
+                assert_same_map(to_continuous(there, method), system, 1e4 * EPS)
+            else:
+                there = to_continuous(system, method)
+                assert_same_map(to_discrete(there, 0.1, method), system, 1e4 * EPS)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS), st.floats(0.01, 10.0))
+def test_hankel_singular_values_are_those_of_the_image(seed: int, kind: str, dt: float) -> None:
+    system = random_system(np.random.default_rng(seed), kind, Continuous(), n=4)
+    mapped = to_discrete(system, dt, "bilinear")
+    values = hankel_singular_values(system)
+    # Poles come as close to z = ±1 as dt |λ| or 1/(dt |λ|): that many digits leave a dense image.
+    spread = max(1.0, dt * 100.0, 10.0 / dt)
+    limit = 1e3 * EPS * spread * values[0]
+    np.testing.assert_allclose(hankel_singular_values(mapped), values, rtol=0, atol=limit)
+    assert mapped.is_stable()
