@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._namespace import HostArray
 from ssmreduce.errors import TimeDomainError
 
 
@@ -66,3 +67,15 @@ def check_time(time: object, *, name: str = "time") -> TimeDomain:
         f"`{name}` is {time!r}; expected Continuous() or Discrete(dt=...). "
         "Pass an instance, for example time=Discrete()."
     )
+
+
+def inside_boundary(poles: HostArray, time: TimeDomain, margin: float) -> HostArray:
+    """Tell for each pole whether |z| < 1 - margin, or Re s < -margin."""
+    if isinstance(time, Discrete):
+        return np.asarray(np.abs(poles) < 1.0 - margin)
+    return np.asarray(poles.real < -margin)
+
+
+def steady_point(time: TimeDomain) -> float:
+    """Return the point of the stability boundary that stands for constant signals: z = 1 or s = 0."""
+    return 1.0 if isinstance(time, Discrete) else 0.0

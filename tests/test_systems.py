@@ -62,13 +62,9 @@ def test_batch_axes_are_printed() -> None:
         DiagonalStateSpace(**(DIAGONAL | {"C": np.ones((3, 3, 4))}), time=Discrete())
 
 
-def test_too_few_axes_and_no_states() -> None:
+def test_too_few_axes() -> None:
     with pytest.raises(ShapeError, match=r"`B` has shape \(4,\)"):
         StateSpace(**(DENSE | {"B": np.ones(4)}), time=Discrete())
-    with pytest.raises(ShapeError, match="at least one state"):
-        StateSpace(np.ones((0, 0)), np.ones((0, 1)), np.ones((1, 0)), time=Discrete())
-    with pytest.raises(ShapeError, match="at least one state"):
-        DiagonalStateSpace(np.ones(0), np.ones((0, 1)), np.ones((1, 0)), time=Discrete())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, complex(0, np.nan)])

@@ -15,9 +15,16 @@ from ssmreduce.systems.state_space import (
     StateSpace,
     check_input_output,
     check_readout,
+    no_steady_gain,
     zero_feedthrough,
 )
-from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+from ssmreduce.time_domain import (
+    Discrete,
+    TimeDomain,
+    check_time,
+    inside_boundary,
+    steady_point,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +38,7 @@ class DiagonalStateSpace:
     Parameters
     ----------
     eigenvalues : (..., n) array
-        λ, real or complex, of any array library.
+        λ, real or complex, of any array library; none for a static gain.
     B : (..., n, m) array
         Input matrix.
     C : (..., p, n) array
@@ -93,10 +100,6 @@ class DiagonalStateSpace:
             else _checks.floating_array(self.D, "D", 2)
         )
         n = eigenvalues.shape[-1]
-        if n == 0:
-            raise ShapeError(
-                "`eigenvalues` is empty; expected at least one state. Pass one pole per state."
-            )
         check_input_output(B, C, D, n, f"`eigenvalues` has {n} entries")
         _checks.matching_batches(
             {
@@ -198,6 +201,43 @@ class DiagonalStateSpace:
         """Stored eigenvalues λ, shape (..., n), on the host."""
         return to_host(self.eigenvalues)
 
+    def is_stable(self, margin: float = 0.0) -> HostArray:
+        """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
+
+        Where logarithms are kept they decide, so that |z| = 1 - 1e-20 is stable.
+        """
+        if self.log_eigenvalues is None:
+            inside = inside_boundary(self.poles(), self.time, margin)
+        elif margin < 1.0:
+            inside = to_double(self.log_eigenvalues).real < np.log1p(-margin)
+        else:
+            inside = np.zeros(self.eigenvalues.shape, dtype=bool)
+        stable: HostArray = np.all(inside, axis=-1)
+        return stable
+
+    def dc_gain(self) -> HostArray:
+        """Gain for constant inputs, D + C (z - Λ)⁻¹ B at z = 1 (or s = 0), shape (..., p, m).
+
+        Real, with the real part of the second term, where the output is. States without input or
+        without output do not count.
+
+        Raises
+        ------
+        UnstableSystemError
+            If a pole lies at that point: an integrator has no such gain.
+        """
+        host = self.to_host()
+        if host.log_eigenvalues is None:
+            distance = steady_point(self.time) - host.eigenvalues
+        else:
+            distance = -np.expm1(host.log_eigenvalues)
+        at_point = distance == 0.0
+        used = np.any(host.B != 0.0, axis=-1) & np.any(host.C != 0.0, axis=-2)
+        if np.any(at_point & used):
+            raise no_steady_gain(self.time, f"{np.sum(at_point & used)} states")
+        gain = (host.C / np.where(at_point, 1.0, distance)[..., None, :]) @ host.B
+        return np.asarray(host.D + (gain.real if self.real_output else gain))
+
     def to_host(self) -> DiagonalStateSpace:
         """Return the same system in NumPy arrays at double precision."""
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
@@ -260,6 +300,27 @@ class DiagonalStateSpace:
 
 
 System = StateSpace | DiagonalStateSpace
+
+
+def is_complex(system: System) -> bool:
+    """Tell whether the map of `system` is complex: not for real outputs, nor for real arrays."""
+    host = system.to_host()
+    if isinstance(host, DiagonalStateSpace):
+        if host.real_output:
+            return False
+        state = host.eigenvalues
+    else:
+        state = host.A
+    return any(np.iscomplexobj(x) for x in (state, host.B, host.C, host.D))
+
+
+def check_single(system: System) -> None:
+    """Raise `ShapeError` if `system` has batch axes."""
+    if system.batch_shape:
+        raise ShapeError(
+            f"`system` has batch axes {system.batch_shape}; expected a single system. "
+            "Index it first: system[0]."
+        )
 
 
 def check_system(system: object) -> None:

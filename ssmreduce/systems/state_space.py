@@ -8,9 +8,16 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._namespace import Array, to_double
-from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+from ssmreduce._namespace import Array, HostArray, to_double
+from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.systems.linear_solve import singularity, solve_conditioned
+from ssmreduce.time_domain import (
+    Discrete,
+    TimeDomain,
+    check_time,
+    inside_boundary,
+    steady_point,
+)
 
 
 def check_input_output(B: Array, C: Array, D: Array, n: int, states: str) -> None:
@@ -46,6 +53,15 @@ def check_readout(read_after_update: bool, time: TimeDomain) -> None:
         )
 
 
+def no_steady_gain(time: TimeDomain, found: str) -> UnstableSystemError:
+    """Return the error for a system with a pole where constant signals are."""
+    point = "z = 1" if isinstance(time, Discrete) else "s = 0"
+    return UnstableSystemError(
+        f"`system` has a pole at {point} ({found}), so that a constant input has no constant output; "
+        "expected a system without integrators. Look at system.poles()."
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class StateSpace:
     """Linear system x[k+1] = A x[k] + B u[k], y[k] = C x[k] + D u[k] (or x' = A x + B u).
@@ -57,7 +73,7 @@ class StateSpace:
     Parameters
     ----------
     A : (..., n, n) array
-        State matrix, real or complex, of any array library.
+        State matrix, real or complex, of any array library; n = 0 is a static gain.
     B : (..., n, m) array
         Input matrix.
     C : (..., p, n) array
@@ -108,10 +124,6 @@ class StateSpace:
             raise ShapeError(
                 f"`A` is {A.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
             )
-        if n == 0:
-            raise ShapeError(
-                "`A` is 0x0; expected at least one state. A system without states is its `D` alone."
-            )
         check_input_output(B, C, D, n, f"`A` is {n}x{n}")
         _checks.matching_batches(
             {name: tuple(x.shape[:-2]) for name, x in (("A", A), ("B", B), ("C", C), ("D", D))}
@@ -140,9 +152,35 @@ class StateSpace:
         """Leading axes."""
         return tuple(self.A.shape[:-2])
 
-    def poles(self) -> np.ndarray:
+    def poles(self) -> HostArray:
         """Eigenvalues of A, shape (..., n), on the host."""
         return np.linalg.eigvals(to_double(self.A))
+
+    def is_stable(self, margin: float = 0.0) -> HostArray:
+        """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
+
+        A static gain is stable. A pole that rounding has carried over the boundary counts as found.
+        """
+        inside: HostArray = np.all(inside_boundary(self.poles(), self.time, margin), axis=-1)
+        return inside
+
+    def dc_gain(self) -> HostArray:
+        """Gain for constant inputs, D + C (z I - A)⁻¹ B at z = 1 (or s = 0), shape (..., p, m).
+
+        Raises
+        ------
+        UnstableSystemError
+            If z I - A is singular to working precision: an integrator has no such gain.
+        """
+        host, point = self.to_host(), steady_point(self.time)
+        shifted = point * np.eye(self.order) - host.A
+        gain = np.zeros(host.D.shape, dtype=np.result_type(host.A, host.B, host.C, host.D))
+        for at in np.ndindex(self.batch_shape):
+            states, conditioned = solve_conditioned(shifted[at], host.B[at])
+            if conditioned < singularity(self.order):
+                raise no_steady_gain(self.time, f"reciprocal condition {conditioned:.1e}")
+            gain[at] = host.D[at] + host.C[at] @ states
+        return gain
 
     def to_host(self) -> StateSpace:
         """Return the same system in NumPy arrays at double precision."""
@@ -151,6 +189,10 @@ class StateSpace:
             time=self.time,
             read_after_update=self.read_after_update,
         )
+
+    def to_dense(self) -> StateSpace:
+        """Return the system itself: it is dense."""
+        return self
 
     def to_standard(self) -> StateSpace:
         """Return the same input-output map read before the update: (A, B, C A, D + C B)."""

@@ -76,6 +76,9 @@ def diagonalise(A: HostArray, *, real: bool) -> SlotMap | None:
     With `real`, A is that of a system with real output and one pole of each conjugate pair is kept.
     Cost O(R³).
     """
+    if A.size == 0:
+        none = np.zeros(0, dtype=bool)
+        return SlotMap(np.zeros(0, dtype=np.complex128), A, A, none, 1.0)
     try:
         eigenvalues, vectors = np.linalg.eig(A)
     except np.linalg.LinAlgError:

@@ -51,9 +51,17 @@ FRAMEWORKS = {
     "matplotlib",
     "control",
     "slycot",
+    "pymor",
 }
 
-FRAMEWORK_HOMES = {"adapters/jax.py", "adapters/torch.py", "adapters/control.py", "plotting.py"}
+FRAMEWORK_HOMES = {
+    "adapters/jax.py",
+    "adapters/torch.py",
+    "adapters/control.py",
+    "adapters/scipy_signal.py",
+    "adapters/pymor.py",
+    "plotting.py",
+}
 """Where a framework may be imported at the top of a module; the demo brings its own."""
 
 MODULES = sorted(ROOT.rglob("*.py"))

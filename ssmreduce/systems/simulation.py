@@ -1,0 +1,230 @@
+"""The output of a system for a given input, from rest.
+
+Discrete systems run their recursion. Continuous ones are stepped from one sample to the next exactly,
+with Φ = exp(A h) and, for inputs that are constant or linear between samples,
+
+    x(t + h) = Φ x(t) + h φ₁(A h) B u(t)  [+ h φ₂(A h) B (u(t + h) - u(t))],
+
+φ₁(x) = (exp x - 1)/x and φ₂(x) = (φ₁(x) - 1)/x. One exponential, O(n³), serves all steps of an evenly
+spaced grid; diagonal systems cost O(n) a step. Rounding errors add up as in any recursion: after k steps of a
+stable system about k ε of the largest state.
+
+Reference: Van Loan, Computing integrals involving the matrix exponential, IEEE TAC 23 (1978).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from ssmreduce import _checks
+from ssmreduce._namespace import HostArray, to_double
+from ssmreduce.errors import ShapeError, TimeDomainError
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
+from ssmreduce.systems.sampling import exponential_integral, hold_integrals, power_of_two
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Discrete
+
+_EVEN_GRID = 8.0
+"""c in the tolerance c·ε·max|t| for equal steps: sample times are rounded, their differences too."""
+
+Step = tuple[HostArray, HostArray, HostArray]
+"""Φ (a matrix, or a vector where A is diagonal), h φ₁ B and h φ₂ B of one step."""
+
+
+def simulate(
+    system: System,
+    inputs: HostArray,
+    *,
+    times: HostArray | None = None,
+    hold: Literal["constant", "linear"] = "constant",
+) -> HostArray:
+    """Output for an input sequence, from rest: y[k] = C x[k] + D u[k] at every sample.
+
+    Discrete: x[k+1] = A x[k] + B u[k], or x[k] = A x[k-1] + B u[k] where the system reads after its
+    update. Continuous: x' = A x + B u, exact for inputs that are constant, or linear, between `times`.
+
+    Parameters
+    ----------
+    system : StateSpace or DiagonalStateSpace
+        Without batch axes; stable or not.
+    inputs : (L, m) array
+        Input at each sample; real if the system has `real_output`.
+    times : (L,) array, optional
+        Increasing sample times of a continuous system, which is at rest at the first. Discrete systems
+        take none.
+    hold : {"constant", "linear"}
+        The input of a continuous system between its samples: the value before, or a straight line.
+
+    Returns
+    -------
+    (L, p) array
+        Output at each sample; real where the map and the input are.
+
+    Raises
+    ------
+    TimeDomainError
+        If `times` is missing for a continuous system or given for a discrete one.
+    ShapeError
+        If `inputs` is not (L, m), `times` does not increase, or the system has batch axes.
+
+    Notes
+    -----
+    Cost O(L n (m + p)) for diagonal systems, O(L n (n + m + p)) for dense ones, plus O(n³) for the
+    exponential of a continuous one: one for evenly spaced times, else one for each step.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete
+    >>> from ssmreduce.systems.response import simulate
+    >>> system = DiagonalStateSpace([0.5], [[1.0]], [[1.0]], time=Discrete())
+    >>> simulate(system, [[1.0], [0.0], [0.0]]).ravel().tolist()
+    [0.0, 1.0, 0.5]
+    """
+    check_single(system)
+    host = system.to_host()
+    signal = to_double(_checks.floating_array(inputs, "inputs", 1))
+    if signal.ndim != 2 or signal.shape[1] != host.inputs:
+        raise ShapeError(
+            f"`inputs` has shape {signal.shape}; expected (L, {host.inputs}) for a system with "
+            f"{host.inputs} inputs. Put time first."
+        )
+    if isinstance(host, DiagonalStateSpace) and host.real_output and np.iscomplexobj(signal):
+        raise ShapeError(
+            f"`inputs` has dtype {signal.dtype} but `system` has real output, the real part of C h; "
+            "expected real inputs. Simulate real and imaginary part one after the other."
+        )
+    if isinstance(host.time, Discrete):
+        refuse_times(times)
+        states = _discrete_states(host, signal)
+    else:
+        states = _continuous_states(host, signal, sample_times(times, len(signal)), hold)
+    return _read(host, states) + _each_row(host.D, signal)
+
+
+def _discrete_states(host: System, signal: HostArray) -> HostArray:
+    driven = _each_row(host.B, signal)
+    advance = host.A if isinstance(host, StateSpace) else host.eigenvalues
+    states = np.empty(driven.shape, dtype=np.result_type(driven, advance))
+    x = np.zeros(host.order, dtype=states.dtype)
+    for k, drive in enumerate(driven):
+        if host.read_after_update:
+            x = _advanced(advance, x) + drive
+            states[k] = x
+        else:
+            states[k] = x
+            x = _advanced(advance, x) + drive
+    return states
+
+
+def _continuous_states(
+    host: System, signal: HostArray, instants: HostArray, hold: str
+) -> HostArray:
+    if hold not in ("constant", "linear"):
+        raise ShapeError(f"`hold` is {hold!r}; expected 'constant' or 'linear'.")
+    advance = host.A if isinstance(host, StateSpace) else host.eigenvalues
+    dtype = np.result_type(host.B, signal, advance)
+    states = np.zeros((len(signal), host.order), dtype=dtype)
+    k = 0
+    for size, count in step_sizes(instants):
+        power, held, ramp = _step(host, size, linear=hold == "linear")
+        for _ in range(count):
+            states[k + 1] = _advanced(power, states[k]) + held @ signal[k]
+            states[k + 1] += ramp @ (signal[k + 1] - signal[k])
+            k += 1
+    return states
+
+
+def _step(host: System, size: float, *, linear: bool) -> Step:
+    """Φ, h φ₁ B and h φ₂ B of one step; zeros for the last unless `linear`."""
+    none = np.zeros(host.B.shape)
+    if isinstance(host, DiagonalStateSpace):
+        exponent = host.eigenvalues * size
+        first = exponential_integral(exponent)
+        held = size * first[:, None] * host.B
+        second = size * _second_integral(exponent, first)[:, None] * host.B if linear else none
+        return np.exp(exponent), held, second
+    power, held = hold_integrals(host.A, host.B, size)
+    if not linear:
+        return power, held, none
+    # ∫₀^h exp(A s) (1 - s/h) B ds: one more integration, of the states that a constant input drives.
+    n, m = host.order, host.inputs
+    driven = np.zeros((n + m, n + m), dtype=np.result_type(host.A, host.B))
+    scale = power_of_two(np.abs(host.B).max(initial=0.0))
+    driven[:n, :n], driven[:n, n:] = host.A, host.B / scale
+    _, ramp = hold_integrals(driven, np.concatenate([np.zeros((n, m)), np.eye(m)]), size)
+    return power, held, ramp[:n] * (scale / size)
+
+
+def _second_integral(x: HostArray, first: HostArray) -> HostArray:
+    """φ₂(x) = (φ₁(x) - 1)/x; by its power series Σ xᵏ/(k+2)! where the difference would cancel."""
+    series = np.zeros_like(first)
+    near = np.abs(x) < 1.0
+    small = np.where(near, x, 0.0)
+    for k in range(20, 0, -1):  # 1/22! < ε
+        series = (1.0 + series) * small / (k + 2)
+    return np.where(near, 0.5 * (1.0 + series), (first - 1.0) / np.where(near, 1.0, x))
+
+
+def _read(host: System, states: HostArray) -> HostArray:
+    output = _each_row(host.C, states)
+    if isinstance(host, DiagonalStateSpace) and host.real_output:
+        output = output.real
+    return output
+
+
+def _each_row(matrix: HostArray, rows: HostArray) -> HostArray:
+    """Apply `matrix` to every row, a vector at one time step."""
+    return np.asarray(np.einsum("ij,kj->ki", matrix, rows, optimize=True))
+
+
+def _advanced(power: HostArray, x: HostArray) -> HostArray:
+    return np.asarray(power @ x if power.ndim == 2 else power * x)
+
+
+# --- Sample times
+
+
+def step_sizes(instants: HostArray) -> list[tuple[float, int]]:
+    """Step sizes with how often each is repeated: one entry for an evenly spaced grid."""
+    count = instants.size - 1
+    if count < 1:
+        return []
+    sizes = np.diff(instants)
+    mean = float(instants[-1] - instants[0]) / count
+    if np.all(np.abs(sizes - mean) <= _EVEN_GRID * np.spacing(np.abs(instants).max())):
+        return [(mean, count)]
+    return [(float(size), 1) for size in sizes]
+
+
+def refuse_times(times: HostArray | None) -> None:
+    """Refuse sample times where the system is discrete."""
+    if times is not None:
+        raise TimeDomainError(
+            "`times` is given but `system` is discrete; expected none: its samples are dt apart. "
+            "Leave `times` out."
+        )
+
+
+def sample_times(times: HostArray | None, length: int | None) -> HostArray:
+    """Return `times` as a vector of increasing numbers, of that length if one is given."""
+    if times is None:
+        raise TimeDomainError(
+            "`system` is continuous and `times` is missing; expected the time of each sample. "
+            "Try times=numpy.linspace(0, 10, 200), or discretise the system with to_discrete."
+        )
+    instants = to_double(_checks.floating_array(times, "times", 1))
+    if (
+        instants.ndim != 1
+        or instants.size == 0
+        or np.iscomplexobj(instants)
+        or (length is not None and instants.size != length)
+        or np.any(np.diff(instants) <= 0.0)
+    ):
+        wanted = "(L,)" if length is None else f"({length},), one for each row of `inputs`,"
+        raise ShapeError(
+            f"`times` has shape {instants.shape}; expected {wanted} increasing real numbers. "
+            "Try numpy.linspace(0, 10, 200)."
+        )
+    return instants
