@@ -79,13 +79,11 @@ def decouple(schur: SchurForm, leading: HostArray) -> Decoupling:
     """
     reorder, solve = scipy.linalg.get_lapack_funcs(("trsen", "trsyl"), (schur.triangle,))
     n = len(schur.triangle)
+    workspace = {"lwork": max(1, 2 * n)}
+    if not np.iscomplexobj(schur.triangle):
+        workspace["liwork"] = max(1, n)
     T, Q, *_others, info = reorder(
-        leading.astype(np.int32),
-        schur.triangle,
-        schur.vectors,
-        job=b"N",
-        lwork=max(1, 2 * n),
-        liwork=max(1, n),
+        leading.astype(np.int32), schur.triangle, schur.vectors, job=b"N", **workspace
     )
     k = int(np.sum(leading))
     A1, F, A2 = T[:k, :k], T[:k, k:], T[k:, k:]

@@ -113,7 +113,7 @@ class BalancedSystem(Reducible):
         """W and T of this order: the leading columns of those of the largest order so far.
 
         Balancing-free ones span the same spaces, T with orthonormal columns and W = X (Tᴴ X)⁻¹ with
-        those of X. They are of size one even where σ₁/σ_r is not (Varga, CDC 1991).
+        those of X (Varga, CDC 1991).
         """
         if order > self._widest[0].shape[1] and self.factors is not None:
             self._widest = self.factors.projections(order)
