@@ -298,6 +298,9 @@ def test_poles_that_cannot_be_told_apart() -> None:
     system = StateSpace(A, np.ones((3, 1)), np.ones((1, 3)), time=Continuous())
     assert split_unstable(system).condition > 1e14
     assert split_unstable(system, margin=1e-6).condition < 10
+    with pytest.raises(NoConvergenceError, match="`margin`"):
+        balance(system, keep_unstable=True)
+    assert balance(system, keep_unstable=True, margin=1e-6).unstable == 2
     twin = StateSpace(
         np.array([[0.0, 1.0], [0.0, -1e-300]]), np.ones((2, 1)), np.ones((1, 2)), time=Continuous()
     )

@@ -16,7 +16,8 @@ from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rul
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled
 from ssmreduce.reduction.single import Reducible
-from ssmreduce.reduction.unstable import BalancedUnstable, split_unstable
+from ssmreduce.reduction.stable_part import BalancedUnstable, check_split
+from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import System, check_system
 
 
@@ -56,6 +57,9 @@ def balance(
         are not to be kept.
     OrderError
         If a horizon or a margin is given that does not go with `keep_unstable`.
+    NoConvergenceError
+        If stable and unstable poles are too close for the two parts to be separated to half of
+        the digits.
 
     Notes
     -----
@@ -239,6 +243,7 @@ class Balancing:
 
 def _keeping_unstable(system: System, margin: float) -> Reducible:
     split = split_unstable(system, margin)
+    check_split(split)
     return BalancedUnstable(system, split) if split.unstable_count else balanced_system(system)
 
 
