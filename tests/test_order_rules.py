@@ -14,13 +14,16 @@ from samples import dense_system, diagonal_system, lru_system
 from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
+    HankelMass,
     OrderError,
     StateSpace,
     balance,
     balanced_truncation,
     error_bounds,
 )
+from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
+from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -133,18 +136,46 @@ def test_more_than_enough_leaves_a_batch_unchanged() -> None:
         balanced_truncation(batch, TotalBudget(1))
 
 
-def test_systems_without_states() -> None:
+def test_the_layers_of_a_model_share_a_budget() -> None:
+    from ssmreduce import hankel_singular_values, read_system, reduce_model
+    from ssmreduce.demo.lru import LRU
+
+    rng = np.random.default_rng(3)
+    model = {"first": LRU(16, 4, rng=rng), "second": LRU(12, 4, rng=rng)}
+    result = reduce_model(model, TotalBudget(10))
+    orders = [part.new_order for part in result.report.values()]
+    values = [hankel_singular_values(read_system(layer))[::2] for layer in model.values()]
+    shares = TotalBudget(10).allocate(values)
+    assert sum(shares) == 10
+    assert all(order <= share for order, share in zip(orders, shares, strict=True))
+    # A real pole may leave a share one state short, no more.
+    assert sum(orders) >= 8
+
+
+@pytest.mark.parametrize("kind", ["dense", "diagonal"])
+def test_systems_without_states(kind: str) -> None:
+    B, C, D = np.zeros((0, 2)), np.zeros((3, 0)), np.ones((3, 2))
+    empty: Any
     try:
-        empty: Any = StateSpace(
-            np.zeros((0, 0)), np.zeros((0, 2)), np.zeros((3, 0)), np.ones((3, 2)), time=Discrete()
-        )
+        if kind == "dense":
+            empty = StateSpace(np.zeros((0, 0)), B, C, D, time=Discrete())
+        else:
+            empty = DiagonalStateSpace(np.zeros(0), B, C, D, time=Discrete(), real_output=True)
     except ValueError:
         pytest.skip("systems without states cannot be built")
     balancing = balance(empty)
     assert balancing.hsv.shape == (0,)
     assert balancing.rank == 0
-    for cut in (balancing.truncate, balancing.match_dc):
-        reduction = cut(1)
+    kept = balance(empty, keep_unstable=True)
+    for reduction in (
+        balancing.truncate(1),
+        balancing.match_dc(1),
+        balancing.truncate(HankelMass(0.9)),
+        kept.truncate(1),
+        modal_truncation(empty, 1),
+    ):
         assert reduction.system is empty
         assert reduction.order == 0
         assert reduction.error_bound == 0.0
+    assert balanced_realisation(empty).order == 0
+    assert minimal_realisation(empty).system is empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -355,6 +356,27 @@ def test_logarithms_of_poles_near_one_are_used() -> None:
     )
     # The reduced pole is a stored one again, so the gain is right to its distance's rounding.
     assert abs(reciprocal_of_reduced - exact) <= 10 * EPS / 1e-13 * exact
+
+
+@pytest.mark.parametrize("name", ["build", "CDplayer", "heat-cont"])
+def test_benchmarks(shared_data: Path, name: str) -> None:
+    path = shared_data / "slicot" / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not among the shared data sets")
+    with np.load(path, allow_pickle=False) as data:
+        system = StateSpace(data["A"], data["B"], data["C"], time=Continuous())
+    balancing = balance(system)
+    sigma = balancing.hsv
+    omega = np.concatenate([[0.0], np.geomspace(1e-2, 1e5, 60)])
+    full = frequency_response(system, omega)
+    rounding = C_ROUNDING * system.order * EPS * (sigma[0] + np.abs(full).max())
+    for order in (4, 10, min(16, int(balancing.rank))):
+        reduction = balancing.match_dc(order)
+        reduced = frequency_response(reduction.system, omega)
+        error_here = np.linalg.norm(full - reduced, 2, axis=(1, 2)).max()
+        assert error_here <= reduction.error_bound * (1 + 1e-9) + rounding
+        assert np.abs(full[0] - reduced[0]).max() <= rounding
+        assert np.all(reduction.system.poles().real < 0)
 
 
 # --- Balancing-free projections

@@ -190,6 +190,14 @@ class Balancing:
         """Error bound of ``truncate(order)``, in the same units; None with a horizon."""
         return self.truncate(order).error_bound
 
+    def budget_values(self) -> list[HostArray]:
+        """For each system, the values by which a `TotalBudget` shares out states.
+
+        Those are Hankel singular values by what an order counts: σ_{r+1} is left out when r are kept,
+        every other one where a stored state stands for two real ones.
+        """
+        return [part.budget_values() for part in self._parts]
+
     def truncate(
         self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
     ) -> Reduction:
@@ -232,8 +240,7 @@ class Balancing:
                 "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
                 "budget gives each system its own order. Pass an int for a common one."
             )
-        values = [part.budget_values() for part in self._parts]
-        rules = divided(rule, values, [part.unstable for part in self._parts])
+        rules = divided(rule, self.budget_values(), [part.unstable for part in self._parts])
         parts = [cut(part, own) for part, own in zip(self._parts, rules, strict=True)]
         if common_order and batch:
             largest = max(int(part.order) for part in parts)

@@ -65,6 +65,8 @@ class Decoupling:
 
 def schur_form(A: HostArray) -> SchurForm:
     """Schur form of a matrix, real if the matrix is."""
+    if not A.size:
+        return SchurForm(A, A)
     output = "complex" if np.iscomplexobj(A) else "real"
     return SchurForm(*scipy.linalg.schur(A, output=output))
 
@@ -77,19 +79,18 @@ def decouple(schur: SchurForm, leading: HostArray) -> Decoupling:
     NoConvergenceError
         If poles of the two groups are too close to be told apart.
     """
-    reorder, solve = scipy.linalg.get_lapack_funcs(("trsen", "trsyl"), (schur.triangle,))
-    n = len(schur.triangle)
-    workspace = {"lwork": max(1, 2 * n)}
-    if not np.iscomplexobj(schur.triangle):
-        workspace["liwork"] = max(1, n)
-    T, Q, *_others, info = reorder(
-        leading.astype(np.int32), schur.triangle, schur.vectors, job=b"N", **workspace
-    )
-    k = int(np.sum(leading))
-    A1, F, A2 = T[:k, :k], T[:k, k:], T[k:, k:]
-    scale = 1.0
+    n, k = len(schur.triangle), int(np.sum(leading))
+    T, Q = schur.triangle, schur.vectors
     X = np.zeros((k, n - k), dtype=T.dtype)
-    if info == 0 and 0 < k < n:
+    scale, info = 1.0, 0
+    if 0 < k < n:
+        reorder, solve = scipy.linalg.get_lapack_funcs(("trsen", "trsyl"), (T,))
+        workspace = {"lwork": max(1, 2 * n)}
+        if not np.iscomplexobj(T):
+            workspace["liwork"] = max(1, n)
+        T, Q, *_, info = reorder(leading.astype(np.int32), T, Q, job=b"N", **workspace)
+    A1, F, A2 = T[:k, :k], T[:k, k:], T[k:, k:]
+    if 0 < k < n and info == 0:
         X, scale, info = solve(A1, A2, -F, isgn=-1)
     if info != 0 or scale == 0.0 or not np.all(np.isfinite(X)):
         raise NoConvergenceError(

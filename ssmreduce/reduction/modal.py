@@ -105,11 +105,11 @@ class _Modes:
         host, scores = self._host, self._scores[self._ranking]
         n = host.order
         wanted = choose_modes(rule, scores, "hinf", self.unstable)
-        if wanted > n:
+        if wanted > n > 0:
             raise OrderError(
                 f"`order` is {wanted} but the system has {n} states; expected at most {n}."
             )
-        order = self._whole_pairs(wanted, exact=exact)
+        order = self._whole_pairs(min(wanted, n), exact=exact)
         unchanged = Reduction(
             original=self._system,
             system=self._system,
@@ -163,6 +163,8 @@ class _Modes:
 def _dominance(host: StateSpace, schur: SchurForm) -> HostArray:
     """Dominance of every pole in the order of the Schur form; inf where it is not stable."""
     T, Q = schur.triangle, schur.vectors
+    if not T.size:
+        return np.zeros(0)
     if not np.iscomplexobj(T):
         T, Q = scipy.linalg.rsf2csf(T, Q)
     poles = T.diagonal()

@@ -85,6 +85,8 @@ class BalancedSystem(Reducible):
                 f"`horizon` is {self.horizon}; expected none: the DC gain is that of sequences "
                 "without end. Use truncate, or balance without a horizon."
             )
+        if self.original.order == 0:
+            return self.unchanged()
         standard = self.standard
         if standard is self:
             return self._match_dc(rule, balancing_free=balancing_free, invertible=False)
