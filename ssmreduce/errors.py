@@ -57,3 +57,7 @@ class MissingBackendError(SSMReduceError, ImportError):
 
 class DataFileError(SSMReduceError, ValueError):
     """A data file is missing, unreadable, or not laid out as expected."""
+
+
+class ScalingWarning(UserWarning):
+    """Inputs or outputs differ so much in size that the small ones drown in rounding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +15,12 @@ from ssmreduce.adapters.registry import (
     supported,
     write_system,
 )
-from ssmreduce.errors import SSMReduceError, UnstableSystemError
+from ssmreduce.errors import OrderError, SSMReduceError, UnstableSystemError
 from ssmreduce.hankel import error_bounds
 from ssmreduce.models.optimizer_state import Moments, check_moments, reduce_optimizer_state
 from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.reduction.balanced import balance
-from ssmreduce.reduction.order import ErrorBound, OrderRule
+from ssmreduce.reduction.order import ErrorBound, OrderRule, TotalBudget
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 
@@ -123,7 +124,7 @@ def reduce_model(
     model : object
         An Equinox module; it is left as it is.
     order : int or OrderRule
-        For each layer; see `reduce_layer`.
+        For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them.
     opt_state : pytree, optional
         optax state, initialised from the model's arrays.
     moments : {"carry", "reset", "slice"}
@@ -154,13 +155,30 @@ def reduce_model(
     """
     check_moments(moments)
     backend = model_backend(model)
+    layers = find_layers(model)
+    orders = layer_orders([layer for _, layer in layers], order, horizon)
     results = {
-        path: reduce_named_layer(backend.path_name(path), layer, order, horizon)
-        for path, layer in find_layers(model)
+        path: reduce_named_layer(backend.path_name(path), layer, own, horizon)
+        for (path, layer), own in zip(layers, orders, strict=True)
     }
     new_model, new_state = apply_reductions(model, opt_state, results, moments)
     report = {backend.path_name(path): result for path, result in results.items()}
     return ModelReduction(new_model, new_state, report)
+
+
+def layer_orders(
+    layers: Sequence[Any], order: int | OrderRule, horizon: int | None
+) -> list[int | OrderRule]:
+    """One order per layer: `order` itself, or the share of each in a total budget."""
+    if not isinstance(order, TotalBudget):
+        return [order] * len(layers)
+    values = [balance(read_system(layer), horizon=horizon).budget_values() for layer in layers]
+    if any(len(systems) != 1 for systems in values):
+        raise OrderError(
+            "`order` is a TotalBudget but a layer holds a batch of systems; expected one system per "
+            "layer, whose states can be counted. Pass an int or another rule."
+        )
+    return list(order.allocate([systems[0] for systems in values]))
 
 
 def reduce_named_layer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
@@ -160,11 +161,107 @@ class ErrorBound(OrderRule):
         )
 
 
+@dataclass(frozen=True)
+class TotalBudget(OrderRule):
+    """Share `states` among several systems so that the largest σ left out anywhere is least.
+
+    The sum of the bounds 2 Σ_{i>r} σ_i over all systems is then least too. Every system keeps at least
+    one state, and none keeps more than its numerical rank.
+
+    Parameters
+    ----------
+    states : int
+        Most states that all systems together may keep. For a batch of diagonal systems *stored*
+        states; for a single system the budget is all its own.
+    relative : bool
+        Compare σ_i/σ₁ of each system instead of σ_i: right where the gain of a system means little,
+        as for layers that a normalisation follows.
+
+    Raises
+    ------
+    OrderError
+        If `states` is not a positive int; from `allocate`, if it is less than one per system.
+
+    Examples
+    --------
+    >>> from ssmreduce.reduction.order import TotalBudget
+    >>> TotalBudget(4).allocate([[8.0, 4.0, 2.0], [3.0, 1.0, 0.5]])
+    [3, 1]
+    >>> TotalBudget(4, relative=True).allocate([[8.0, 4.0, 2.0], [3.0, 1.0, 0.5]])
+    [2, 2]
+    """
+
+    states: int
+    _: KW_ONLY
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "states", _checks.positive_order(self.states, name="states"))
+
+    def choose(self, hsv: HostArray) -> int:
+        """Return the order of a system that has the budget to itself."""
+        return self.allocate([hsv])[0]
+
+    def allocate(
+        self, hsvs: Sequence[HostArray], *, kept: Sequence[int] | None = None
+    ) -> list[int]:
+        """Return one order per list of Hankel singular values, in the units of its entries.
+
+        Parameters
+        ----------
+        hsvs : sequence of (n_k,) arrays
+            Descending Hankel singular values of each system.
+        kept : sequence of int, optional
+            States that each system keeps besides: unstable ones, which have no such value.
+
+        Returns
+        -------
+        list of int
+            Orders, each at least 1 more than `kept`; their sum is at most `states`, and less only
+            where every system keeps its numerical rank.
+
+        Raises
+        ------
+        OrderError
+            If there are no systems, or the budget is too small for them.
+        """
+        lists = [np.asarray(hsv, dtype=np.float64) for hsv in hsvs]
+        orders = list(kept) if kept is not None else [0] * len(lists)
+        for k, hsv in enumerate(lists):
+            orders[k] += min(1, hsv.size)
+        left = self.states - sum(orders)
+        if not lists or left < 0:
+            raise OrderError(
+                f"`states` is {self.states} for {len(lists)} systems; expected at least "
+                f"{max(sum(orders), 1)}: one for each, and their unstable states. Raise the budget "
+                "or leave systems out."
+            )
+        # σ₁ of each is kept in any case; of the others the largest above rounding are, wherever
+        # they are. Each list descends, so what is kept is a leading part of it.
+        candidates = [
+            (float(value / hsv[0] if self.relative else value), k)
+            for k, hsv in enumerate(lists)
+            for value in hsv[1:]
+            if value > rank_tolerance(hsv)
+        ]
+        candidates.sort(key=lambda entry: -entry[0])
+        for _value, k in candidates[:left]:
+            orders[k] += 1
+        return orders
+
+
 def as_rule(order: int | OrderRule) -> OrderRule:
     """Return the order rule that `order` stands for."""
     if isinstance(order, OrderRule):
         return order
     return FixedOrder(_checks.positive_order(order))
+
+
+def divided(rule: OrderRule, values: Sequence[HostArray], kept: Sequence[int]) -> list[OrderRule]:
+    """One rule per system of a batch: `rule` itself, or the share of each in a total budget."""
+    if not isinstance(rule, TotalBudget):
+        return [rule] * len(values)
+    return [FixedOrder(order) for order in rule.allocate(values, kept=kept)]
 
 
 def _smallest_share(values: HostArray, share: float) -> int:

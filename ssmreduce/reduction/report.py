@@ -33,21 +33,34 @@ class Reduction:
         Real order that was asked for (twice the int, where the output is real) before real poles,
         the rank or unsafe eigenvectors made `real_order` lower.
     rank : int or int array
-        Numerical rank of Yᴴ Z: how many Hankel singular values exceed 4 n eps σ₁.
+        Numerical rank of Yᴴ Z: how many Hankel singular values exceed 4 n eps σ₁. For modal
+        truncation and selection, how many modes have a score that exceeds n eps times the largest.
     hsv : (..., n) array
-        Hankel singular values, descending (2n of them for real output).
+        Hankel singular values, descending (2n of them for real output). For DC matching those of the
+        standard form; where unstable states were kept, those of the stable part, padded with zeros;
+        no entries for modal truncation and selection, which need none.
     error_bound : float, array or None
-        2 Σ_{i>real_order} σ_i, a bound on the H-infinity error before rounding; None where no theorem
-        gives one (finite horizon).
+        A bound on the H-infinity error before rounding: 2 Σ σ_i over what was cut, or the sum of the
+        H-infinity norms of the modes that were removed. None where no theorem gives one (finite
+        horizon).
     left, right : (n, real_order) array or None
-        W and T with Wᴴ T = I, in the (real) states of the balanced system; None if nothing was cut
-        or for a batch.
+        W and T with Wᴴ T = I, in the (real) states of the balanced system; for DC matching they
+        project the shifted inverse of A instead of A. None if nothing was cut or for a batch.
     slot_map : SlotMap or None
         The rest of the way from truncated states to stored ones; None for a dense system.
     mask : (..., order) bool array or None
         For a batch: which states of the padded arrays are real ones.
     horizon : int or None
         Sequence length that was balanced for.
+    method : str
+        ``"balanced truncation"``, ``"DC matching"``, ``"modal truncation"`` ...
+    unstable : int or int array
+        How many stored states were kept because they are unstable; part of `order`.
+    stable_part : Reduction or None
+        Where unstable states were kept: the reduction of the stable part, which is where all of
+        the error is and where `verify` measures it.
+    scores : (..., n) array or None
+        For modal truncation and selection: score of every mode, descending; inf for unstable ones.
     parts : tuple of Reduction
         For a batch: the single reductions, in C order.
 
@@ -73,6 +86,10 @@ class Reduction:
     slot_map: SlotMap | None = field(default=None, repr=False)
     mask: HostArray | None = field(default=None, repr=False)
     horizon: int | None = None
+    method: str = "balanced truncation"
+    unstable: int | HostArray = 0
+    stable_part: Reduction | None = field(default=None, repr=False)
+    scores: HostArray | None = field(default=None, repr=False)
     parts: tuple[Reduction, ...] = field(default=(), repr=False)
 
     def verify(self, *, certified: bool = False) -> float | HostArray:
@@ -127,6 +144,10 @@ class Reduction:
                 for part in self.parts
             ]
             return np.asarray(errors).reshape(self.original.batch_shape)
+        if self.stable_part is not None:
+            return self.stable_part._measure(
+                grid=grid, refinements=refinements, iterations=iterations
+            )
         if self.horizon is not None:
             return finite_horizon_difference(
                 self.original, self.system, self.horizon, iterations=iterations

@@ -1,113 +1,188 @@
-"""Cut one balanced system: dense to dense, diagonal to diagonal.
+"""Cut one balanced system, and what all kinds of them share.
 
-A dense system is truncated to (Wᴴ A T, Wᴴ B, C T). A diagonal one must become diagonal again. Where
-it outputs a real part, the real system of order 2n behind it is balanced, truncated and
-diagonalised; a conjugate pair or a real pole then takes one stored state, so that r stored states
-hold a real order between r and 2r: the largest is kept that fits.
+A dense system is truncated to (Wᴴ A T, Wᴴ B, C T). DC matching does that to the reciprocal system (see
+`ssmreduce.reduction.reciprocal`) and takes the result back. For diagonal systems see
+`ssmreduce.reduction.diagonal`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
+import scipy.linalg
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import NoConvergenceError, OrderError
+from ssmreduce.errors import OrderError
 from ssmreduce.hankel import balance_factors, error_bounds, state_count
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
+from ssmreduce.reduction.reciprocal import (
+    dense_after_update,
+    dense_from_reciprocal,
+    dense_reciprocal,
+    diagonal_after_update,
+)
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
+from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
-from ssmreduce.time_domain import Discrete
-
-_DIAGONALISATION_FACTOR = 0.1
-"""Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
-
-_NEARBY_ORDERS = 6
-"""How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
+from ssmreduce.systems.transform import SlotMap
 
 
-class BalancedSystem(ABC):
-    """One system (no batch axes) with its balanced factors."""
+class Reducible(ABC):
+    """One system (no batch axes) that is ready for any number of cuts."""
 
-    def __init__(self, original: System, horizon: int | None) -> None:
-        self.original = original
-        self.horizon = horizon
-        self.factors = balance_factors(original, horizon)
-        self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
+    original: System
+    hsv: HostArray
+    rank: int
+    unstable: int = 0
+    """How many stored states are kept because they are unstable."""
+
+    @property
+    @abstractmethod
+    def balanced_part(self) -> BalancedSystem | None:
+        """What was balanced: the system itself, or its stable part."""
 
     @abstractmethod
-    def truncate(self, rule: OrderRule) -> Reduction:
+    def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
         """Cut to the order that `rule` chooses."""
 
-    def projections(self, order: int) -> tuple[HostArray, HostArray]:
-        """W and T of this order: the leading columns of those of the largest order so far."""
-        if order > self._widest[0].shape[1]:
-            self._widest = self.factors.projections(order)
-        return self._widest[0][:, :order], self._widest[1][:, :order]
+    @abstractmethod
+    def match_dc(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+        """Cut to the order that `rule` chooses from the standard form, and keep the DC gain."""
 
-    def result(
-        self,
-        reduced: System,
-        real_order: int,
-        wanted_order: int,
-        slot_map: SlotMap | None = None,
-    ) -> Reduction:
-        """Report `reduced`, which was truncated to `real_order`."""
-        left, right = self.projections(real_order)
-        return self._report(reduced, real_order, wanted_order, left, right, slot_map)
+    @abstractmethod
+    def available(self, order: int) -> int:
+        """`order`, or the largest there is to be had below it."""
+
+    @abstractmethod
+    def budget_values(self) -> HostArray:
+        """Hankel singular values by what an order counts: σ_{r+1} is left out when r are kept."""
+
+
+class BalancedSystem(Reducible):
+    """One system (no batch axes) with its balanced factors."""
+
+    def __init__(self, original: System, horizon: int | None = None) -> None:
+        self.original = original
+        self.horizon = horizon
+        # Without states nothing is left to balance: the system is its feedthrough.
+        self.factors = balance_factors(original, horizon) if original.order else None
+        self.hsv: HostArray = np.zeros(0) if self.factors is None else self.factors.hsv
+        self.rank = 0 if self.factors is None else self.factors.rank
+        self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
+
+    @property
+    def balanced_part(self) -> BalancedSystem:
+        """The system itself."""
+        return self
+
+    def match_dc(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+        """Cut to the order that `rule` chooses from the standard form, and keep the DC gain."""
+        if self.horizon is not None:
+            raise OrderError(
+                f"`horizon` is {self.horizon}; expected none: the DC gain is that of sequences "
+                "without end. Use truncate, or balance without a horizon."
+            )
+        if self.original.order == 0:
+            return self.unchanged()
+        standard = self.standard
+        if standard is self:
+            return self._match_dc(rule, balancing_free=balancing_free, invertible=False)
+        reduction = standard._match_dc(rule, balancing_free=balancing_free, invertible=True)
+        if reduction.system is reduction.original:
+            return replace(reduction, original=self.original, system=self.original)
+        reduced = reduction.system
+        if isinstance(reduced, StateSpace):
+            return replace(reduction, original=self.original, system=dense_after_update(reduced))
+        return replace(reduction, original=self.original, system=diagonal_after_update(reduced))
+
+    @cached_property
+    def standard(self) -> BalancedSystem:
+        """The balanced standard form; this system itself if it reads before its update."""
+        if not self.original.read_after_update:
+            return self
+        return type(self)(self.original.to_host().to_standard())
+
+    @abstractmethod
+    def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
+        """Match the DC gain in the standard form; where needed with poles other than 0."""
+
+    def projections(
+        self, order: int, *, balancing_free: bool = False
+    ) -> tuple[HostArray, HostArray]:
+        """W and T of this order: the leading columns of those of the largest order so far.
+
+        Balancing-free ones span the same spaces, T with orthonormal columns and W = X (Tᴴ X)⁻¹ with
+        those of X (Varga, CDC 1991).
+        """
+        if order > self._widest[0].shape[1] and self.factors is not None:
+            self._widest = self.factors.projections(order)
+        W, T = self._widest[0][:, :order], self._widest[1][:, :order]
+        if balancing_free:
+            T, _ = scipy.linalg.qr(T, mode="economic", check_finite=False)
+            X, _ = scipy.linalg.qr(W, mode="economic", check_finite=False)
+            W = X @ scipy.linalg.inv(adjoint(T) @ X)
+        return W, T
 
     def unchanged(self) -> Reduction:
         """Report that nothing was cut."""
         order = state_count(self.original)
-        return self._report(self.original, order, order, None, None, None)
+        return self.report(self.original, order, order, (None, None))
 
     def check_rank(self) -> int:
         """Return the numerical rank; raise `OrderError` if it is zero."""
-        if self.factors.rank == 0:
+        if self.rank == 0:
             raise OrderError(
                 "all Hankel singular values are zero: no state is both reachable and observable; "
                 "expected a system that responds to its input. Look at `B` and `C`."
             )
-        return self.factors.rank
+        return self.rank
 
-    def _report(
+    def check_bound(self, rule: OrderRule, real_order: int) -> None:
+        """Raise `UnreachableToleranceError` if an `ErrorBound` is missed."""
+        if isinstance(rule, ErrorBound):
+            rule.check(self.hsv, float(error_bounds(self.hsv)[real_order]))
+
+    def report(
         self,
         reduced: System,
         real_order: int,
         wanted_order: int,
-        left: HostArray | None,
-        right: HostArray | None,
-        slot_map: SlotMap | None,
+        projections: tuple[HostArray | None, HostArray | None],
+        slot_map: SlotMap | None = None,
+        method: str = "balanced truncation",
     ) -> Reduction:
-        hsv = self.factors.hsv
+        """Report `reduced`, which was cut to `real_order`."""
+        left, right = projections
         return Reduction(
             original=self.original,
             system=reduced,
             order=reduced.order,
             real_order=real_order,
             wanted_order=wanted_order,
-            rank=self.factors.rank,
-            hsv=hsv,
-            error_bound=None if self.horizon else float(error_bounds(hsv)[real_order]),
+            rank=self.rank,
+            hsv=self.hsv,
+            error_bound=None if self.horizon else float(error_bounds(self.hsv)[real_order]),
             left=left,
             right=right,
             slot_map=slot_map,
             horizon=self.horizon,
+            method=method,
         )
 
 
 class BalancedDense(BalancedSystem):
     """A `StateSpace`: exactly the order asked for, or an error."""
 
-    def __init__(self, original: StateSpace, horizon: int | None) -> None:
-        super().__init__(original, horizon)
-        self._host = original.to_host()
+    original: StateSpace
 
-    def truncate(self, rule: OrderRule) -> Reduction:
+    @cached_property
+    def _host(self) -> StateSpace:
+        return self.original.to_host()
+
+    def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
         """Cut to the order that `rule` chooses.
 
         Raises
@@ -115,168 +190,57 @@ class BalancedDense(BalancedSystem):
         OrderError
             If a fixed order is above the numerical rank, or the rank is zero. Rules stop at the rank.
         """
-        host, rank = self._host, self.check_rank()
-        wanted = rule.choose(self.factors.hsv)
+        order, wanted = self._order(rule)
+        if order == self._host.order:
+            return self.unchanged()
+        W, T = self.projections(order, balancing_free=balancing_free)
+        return self.report(_projected(self._host, W, T), order, wanted, (W, T))
+
+    def available(self, order: int) -> int:
+        """`order`, or the numerical rank if that is lower."""
+        return min(order, self.check_rank())
+
+    def budget_values(self) -> HostArray:
+        """Hankel singular values."""
+        return self.hsv
+
+    def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
+        order, wanted = self._order(rule)
+        if order == self._host.order:
+            return self.unchanged()
+        W, T = self.projections(order, balancing_free=balancing_free)
+        reduced = dense_from_reciprocal(_projected(self._reciprocal, W, T))
+        return self.report(reduced, order, wanted, (W, T), method="DC matching")
+
+    @cached_property
+    def _reciprocal(self) -> StateSpace:
+        return dense_reciprocal(self._host)
+
+    def _order(self, rule: OrderRule) -> tuple[int, int]:
+        """The order to cut to, and the one that was wanted before the rank made it lower."""
+        n = self._host.order
+        if n == 0:
+            return 0, 0
+        rank = self.check_rank()
+        wanted = rule.choose(self.hsv)
         if isinstance(rule, FixedOrder) and wanted > rank:
             raise OrderError(
-                f"`order` is {wanted} but the system has numerical rank {rank} ({host.order} "
-                f"states); expected at most {rank}. Ask for that, or use an order rule such as "
+                f"`order` is {wanted} but the system has numerical rank {rank} ({n} states); "
+                f"expected at most {rank}. Ask for that, or use an order rule such as "
                 "HankelMass(0.99)."
             )
         order = min(wanted, rank)
-        if order == host.order:
-            return self.unchanged()
-        if isinstance(rule, ErrorBound):
-            rule.check(self.factors.hsv, float(error_bounds(self.factors.hsv)[order]))
-        W, T = self.projections(order)
-        reduced = StateSpace(
-            adjoint(W) @ host.A @ T,
-            adjoint(W) @ host.B,
-            host.C @ T,
-            host.D,
-            time=host.time,
-            read_after_update=host.read_after_update,
-        )
-        return self.result(reduced, order, wanted)
+        if order < n:
+            self.check_bound(rule, order)
+        return order, wanted
 
 
-class BalancedDiagonal(BalancedSystem):
-    """A `DiagonalStateSpace`: stored states are an upper limit, the result is diagonal again."""
-
-    def __init__(self, original: DiagonalStateSpace, horizon: int | None) -> None:
-        super().__init__(original, horizon)
-        self._host = original.to_host()
-        self._state: HostArray = np.zeros((0, 0))
-
-    def truncate(self, rule: OrderRule) -> Reduction:
-        """Cut to the order that `rule` chooses, or the nearest below that fits and is safe.
-
-        Raises
-        ------
-        OrderError
-            If all Hankel singular values are zero.
-        NoConvergenceError
-            If no order nearby has a stable diagonal form.
-        """
-        host = self._host
-        if isinstance(rule, FixedOrder):
-            limit = rule.order
-            if limit >= host.order:
-                return self.unchanged()
-            wanted = 2 * limit if host.real_output else limit
-        else:
-            limit = wanted = rule.choose(self.factors.hsv)
-        real_order = self._largest_fit(min(wanted, self.check_rank()), limit)
-        real_order, slot_map = self._safest_map(real_order, limit)
-        if slot_map.order >= host.order:
-            return self.unchanged()
-        if isinstance(rule, ErrorBound):
-            rule.check(self.factors.hsv, float(error_bounds(self.factors.hsv)[real_order]))
-        W, T = self.projections(real_order)
-        full_B, full_C = host.B, host.C
-        if host.real_output:
-            full_B, full_C = real_input(host.B), real_output(host.C)
-        B, C = adjoint(W) @ full_B, full_C @ T
-        slot_map = _like_original(slot_map, host, B, C)
-        reduced = DiagonalStateSpace(
-            slot_map.eigenvalues,
-            slot_map.input_matrix(B),
-            slot_map.output_matrix(C),
-            host.D,
-            time=host.time,
-            real_output=host.real_output,
-            read_after_update=host.read_after_update,
-        )
-        return self.result(reduced, real_order, wanted, slot_map)
-
-    def _truncated_state(self, real_order: int) -> HostArray:
-        """Wᴴ A T of this order: a leading block of that of any larger order."""
-        if real_order > len(self._state):
-            W, T = self.projections(real_order)
-            eigenvalues = self._host.eigenvalues
-            if self._host.real_output:
-                moved = apply_real_state(eigenvalues, T)
-            else:
-                moved = eigenvalues[:, None] * T
-            self._state = adjoint(W) @ moved
-        return self._state[:real_order, :real_order]
-
-    def _largest_fit(self, real_order: int, limit: int) -> int:
-        """Largest order, at most `real_order`, whose poles fit `limit` stored states.
-
-        Real poles come and go with the order, so every one is tried; order `limit` always fits. One
-        eigenvalue problem per try: few, unless most poles are real.
-        """
-        while real_order > limit:
-            poles = np.linalg.eigvals(self._truncated_state(real_order))
-            if slots_needed(poles, real=self._host.real_output) <= limit:
-                break
-            real_order -= 1
-        return real_order
-
-    def _safest_map(self, real_order: int, limit: int) -> tuple[int, SlotMap]:
-        """The order, at most `real_order`, whose bound and eigenvector rounding are least together.
-
-        Rounding is estimated as eps · condition · 2 Σσ. The given order is taken at once if that is
-        below a tenth of its truncation bound, or of the square root of eps.
-        """
-        bounds = error_bounds(self.factors.hsv)
-        eps = float(np.finfo(np.float64).eps)
-        best: tuple[float, int, SlotMap] | None = None
-        for candidate in range(real_order, max(real_order - _NEARBY_ORDERS, 1) - 1, -1):
-            slot_map = diagonalise(self._truncated_state(candidate), real=self._host.real_output)
-            if slot_map is None or slot_map.order > limit or not self._storable(slot_map):
-                continue
-            rounding = eps * slot_map.condition * bounds[0]
-            total = float(bounds[candidate] + rounding)
-            if best is None or total < best[0]:
-                best = total, candidate, slot_map
-            if rounding <= _DIAGONALISATION_FACTOR * max(bounds[candidate], eps**0.5 * bounds[0]):
-                break
-        if best is None:
-            raise NoConvergenceError(
-                f"truncated to order {real_order}, or to one of the {_NEARBY_ORDERS} orders below, "
-                "the system has no stable diagonal form; expected distinct poles. "
-                "Try another order."
-            )
-        return best[1], best[2]
-
-    def _storable(self, slot_map: SlotMap) -> bool:
-        """Whether the poles are stable; within a horizon they need not be."""
-        if self.horizon is not None:
-            return True
-        if isinstance(self._host.time, Discrete):
-            return bool(np.all(np.abs(slot_map.eigenvalues) < 1.0))
-        return bool(np.all(slot_map.eigenvalues.real < 0.0))
-
-
-def _like_original(
-    slot_map: SlotMap, host: DiagonalStateSpace, B: HostArray, C: HostArray
-) -> SlotMap:
-    """Scale stored states so that input and output weights share their product as before.
-
-    The size of a stored state is free. It is chosen so that ‖b‖/sqrt(1-|λ|²) over ‖c‖ is the median
-    of that ratio in the original: gradients of both then keep their proportions.
-    """
-    before = _input_share(host.eigenvalues, host.B, host.C, host)
-    after = _input_share(
-        slot_map.eigenvalues, slot_map.input_matrix(B), slot_map.output_matrix(C), host
+def _projected(host: StateSpace, W: HostArray, T: HostArray) -> StateSpace:
+    return StateSpace(
+        adjoint(W) @ (host.A @ T),
+        adjoint(W) @ host.B,
+        host.C @ T,
+        host.D,
+        time=host.time,
+        read_after_update=host.read_after_update,
     )
-    usable = np.isfinite(before) & (before > 0)
-    if not np.any(usable):
-        return slot_map
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(np.median(before[usable]) / after)
-    return slot_map.rescaled(np.where(np.isfinite(scale) & (scale > 0), scale, 1.0))
-
-
-def _input_share(
-    eigenvalues: HostArray, B: HostArray, C: HostArray, host: DiagonalStateSpace
-) -> HostArray:
-    if isinstance(host.time, Discrete):
-        decay = np.abs(1.0 - np.abs(eigenvalues) ** 2)
-    else:
-        decay = np.abs(2.0 * eigenvalues.real)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.linalg.norm(B, axis=-1) / np.linalg.norm(C, axis=-2) / np.sqrt(decay)
-    return np.asarray(ratio)

@@ -10,7 +10,7 @@ from ssmreduce._checks import fraction, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.optimizer_state import Moments, check_moments
-from ssmreduce.models.reduce import apply_reductions, reduce_named_layer
+from ssmreduce.models.reduce import apply_reductions, layer_orders, reduce_named_layer
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule, as_rule
 from ssmreduce.training.schedule import ReductionSchedule
@@ -121,9 +121,10 @@ class InTrainingReducer:
         accepted: dict[tuple[Any, ...], LayerReduction] = {}
         events: list[ReductionEvent] = []
         try:
-            for path, layer in layers:
+            orders = layer_orders([layer for _, layer in layers], self.order, self.horizon)
+            for (path, layer), order in zip(layers, orders, strict=True):
                 started = time.perf_counter()
-                result = reduce_named_layer(name_of(path), layer, self.order, self.horizon)
+                result = reduce_named_layer(name_of(path), layer, order, self.horizon)
                 if result.new_order < self.gate * result.old_order:
                     accepted[path] = result
                     events.append(self._event(step, name_of(path), result, started))

@@ -1,0 +1,107 @@
+"""Batches of reductions: one result out of many, its arrays padded to the largest order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Discrete
+
+SomeSystem = TypeVar("SomeSystem", StateSpace, DiagonalStateSpace, System)
+
+
+def single_systems(system: SomeSystem) -> list[SomeSystem]:
+    """Systems of a batch in C order; the system itself without batch axes."""
+    batch = system.batch_shape
+    return [system[index] for index in np.ndindex(batch)] if batch else [system]
+
+
+def in_batch_shape(values: Sequence[Any], batch_shape: tuple[int, ...]) -> Any:
+    """One value per system in the shape of the batch; the value itself without one."""
+    if not batch_shape:
+        return values[0]
+    stacked = np.asarray(values)
+    return stacked.reshape(*batch_shape, *stacked.shape[1:])
+
+
+def assemble(original: System, parts: Sequence[Reduction]) -> Reduction:
+    """One result for the batch `original` out of those of its systems, in C order."""
+    batch = original.batch_shape
+    if not batch:
+        return parts[0]
+    if all(part.system is part.original for part in parts):
+        system, mask = original, np.ones((*batch, original.order), bool)
+    else:
+        system, mask = _stack([part.system for part in parts], batch)
+
+    def gathered(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else in_batch_shape(values, batch)
+
+    first = parts[0]
+    return Reduction(
+        original=original,
+        system=system,
+        order=gathered("order"),
+        real_order=gathered("real_order"),
+        wanted_order=gathered("wanted_order"),
+        rank=gathered("rank"),
+        hsv=gathered("hsv"),
+        error_bound=gathered("error_bound"),
+        mask=mask,
+        horizon=first.horizon,
+        method=first.method,
+        unstable=gathered("unstable"),
+        scores=gathered("scores"),
+        parts=tuple(parts),
+    )
+
+
+def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System, HostArray]:
+    """Stack systems, padded with states that neither respond nor are seen; and say which are not."""
+    order = max(system.order for system in systems)
+    mask = np.array([np.arange(order) < system.order for system in systems])
+    hosts = [system.to_host() for system in systems]
+    resting = 0.0 if isinstance(hosts[0].time, Discrete) else -1.0
+
+    def stacked(arrays: list[HostArray]) -> HostArray:
+        return np.stack(arrays).reshape(*batch_shape, *arrays[0].shape)
+
+    def lengthened(array: HostArray, axis: int, fill: float = 0.0) -> HostArray:
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, order - array.shape[axis])
+        return np.pad(array, widths, constant_values=fill)
+
+    B = stacked([lengthened(host.B, -2) for host in hosts])
+    C = stacked([lengthened(host.C, -1) for host in hosts])
+    D = stacked([host.D for host in hosts])
+    first = hosts[0]
+    if isinstance(first, DiagonalStateSpace):
+        eigenvalues = [
+            lengthened(host.eigenvalues, -1, resting)
+            for host in hosts
+            if isinstance(host, DiagonalStateSpace)
+        ]
+        return DiagonalStateSpace(
+            stacked(eigenvalues),
+            B,
+            C,
+            D,
+            time=first.time,
+            real_output=first.real_output,
+            read_after_update=first.read_after_update,
+        ), mask.reshape(*batch_shape, order)
+    matrices = [
+        lengthened(lengthened(host.A, -1), -2) + resting * np.diag(~kept)
+        for host, kept in zip(hosts, mask, strict=True)
+        if isinstance(host, StateSpace)
+    ]
+    return StateSpace(
+        stacked(matrices), B, C, D, time=first.time, read_after_update=first.read_after_update
+    ), mask.reshape(*batch_shape, order)

@@ -1,0 +1,276 @@
+"""Cut one balanced diagonal system and make it diagonal again.
+
+Where it outputs a real part, the real system of order 2n behind it is balanced, truncated and
+diagonalised; a conjugate pair or a real pole then takes one stored state, so that r stored states
+hold a real order between r and 2r: the largest is kept that fits. DC matching diagonalises the
+truncated reciprocal system, with poles μ, and takes it back to poles s + 1/μ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.errors import NoConvergenceError
+from ssmreduce.hankel import error_bounds
+from ssmreduce.reduction.order import FixedOrder, OrderRule
+from ssmreduce.reduction.reciprocal import (
+    are_invertible,
+    diagonal_from_reciprocal,
+    diagonal_reciprocal,
+    reciprocal_poles,
+)
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.reduction.single import BalancedDense, BalancedSystem
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
+from ssmreduce.time_domain import Discrete
+
+_DIAGONALISATION_FACTOR = 0.1
+"""Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
+
+_NEARBY_ORDERS = 6
+"""How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
+
+
+def balanced_system(original: System, horizon: int | None = None) -> BalancedSystem:
+    """Balance one system (no batch axes)."""
+    if isinstance(original, StateSpace):
+        return BalancedDense(original, horizon)
+    return BalancedDiagonal(original, horizon)
+
+
+class BalancedDiagonal(BalancedSystem):
+    """A `DiagonalStateSpace`: stored states are an upper limit, the result is diagonal again."""
+
+    original: DiagonalStateSpace
+
+    @cached_property
+    def _host(self) -> DiagonalStateSpace:
+        return self.original.to_host()
+
+    def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+        """Cut to the order that `rule` chooses, or the nearest below that fits and is safe.
+
+        Raises
+        ------
+        OrderError
+            If all Hankel singular values are zero.
+        NoConvergenceError
+            If no order nearby has a stable diagonal form.
+        """
+        return _DiagonalCut(self, self._host, balancing_free=balancing_free).to(rule)
+
+    def available(self, order: int) -> int:
+        """`order`: an upper limit in any case."""
+        return order
+
+    def budget_values(self) -> HostArray:
+        """Every other Hankel singular value where the output is real: r stored states keep 2r."""
+        return self.hsv[::2] if self._host.real_output else self.hsv
+
+    def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
+        cut = _DiagonalCut(
+            self, self._reciprocal, balancing_free=balancing_free, is_reciprocal=True
+        )
+        return cut.to(rule, invertible=invertible)
+
+    @cached_property
+    def _reciprocal(self) -> DiagonalStateSpace:
+        return diagonal_reciprocal(self._host)
+
+
+class _DiagonalCut:
+    """Cuts a balanced diagonal system, or its reciprocal, and makes the result diagonal again."""
+
+    def __init__(
+        self,
+        balanced: BalancedDiagonal,
+        host: DiagonalStateSpace,
+        *,
+        balancing_free: bool,
+        is_reciprocal: bool = False,
+    ) -> None:
+        self._balanced = balanced
+        self._host = host
+        self._balancing_free = balancing_free
+        self._is_reciprocal = is_reciprocal
+        self._state: HostArray = np.zeros((0, 0))
+
+    def to(self, rule: OrderRule, *, invertible: bool = False) -> Reduction:
+        """Cut to the order that `rule` chooses; where `invertible` to poles other than 0."""
+        host, balanced = self._host, self._balanced
+        if host.order == 0:
+            return balanced.unchanged()
+        if isinstance(rule, FixedOrder):
+            limit = rule.order
+            if limit >= host.order:
+                return balanced.unchanged()
+            wanted = 2 * limit if host.real_output else limit
+        else:
+            limit = wanted = rule.choose(balanced.hsv)
+        real_order = self._largest_fit(min(wanted, balanced.check_rank()), limit)
+        real_order, slot_map = self._safest_map(real_order, limit, invertible)
+        if slot_map.order >= host.order:
+            return balanced.unchanged()
+        balanced.check_bound(rule, real_order)
+        W, T = self._projections(real_order)
+        full_B, full_C = host.B, host.C
+        if host.real_output:
+            full_B, full_C = real_input(host.B), real_output(host.C)
+        B, C = adjoint(W) @ full_B, full_C @ T
+        reduced = self._diagonal(slot_map, B, C)
+        scale = _like_original(balanced.original, reduced)
+        slot_map = self._taken_back(slot_map).rescaled(scale)
+        reduced = DiagonalStateSpace(
+            reduced.eigenvalues,
+            reduced.B * scale[:, None],
+            reduced.C / scale,
+            reduced.D,
+            time=host.time,
+            real_output=host.real_output,
+            read_after_update=host.read_after_update,
+        )
+        method = "DC matching" if self._is_reciprocal else "balanced truncation"
+        return balanced.report(reduced, real_order, wanted, (W, T), slot_map, method)
+
+    def _projections(self, real_order: int) -> tuple[HostArray, HostArray]:
+        return self._balanced.projections(real_order, balancing_free=self._balancing_free)
+
+    def _diagonal(self, slot_map: SlotMap, B: HostArray, C: HostArray) -> DiagonalStateSpace:
+        """The cut system with diagonal state matrix, taken back if it is a reciprocal one."""
+        host = self._host
+        reduced = DiagonalStateSpace(
+            slot_map.eigenvalues,
+            slot_map.input_matrix(B),
+            slot_map.output_matrix(C),
+            host.D,
+            time=host.time,
+            real_output=host.real_output,
+            read_after_update=host.read_after_update,
+        )
+        if not self._is_reciprocal:
+            return reduced
+        back = diagonal_from_reciprocal(reduced)
+        if not host.real_output:
+            return back
+        # 1/μ lies on the other side of the real axis; Re(C h) does not tell h from its conjugate.
+        return DiagonalStateSpace(
+            back.eigenvalues.conj(),
+            back.B.conj(),
+            back.C.conj(),
+            back.D,
+            time=host.time,
+            real_output=True,
+        )
+
+    def _taken_back(self, slot_map: SlotMap) -> SlotMap:
+        if not self._is_reciprocal:
+            return slot_map
+        poles = reciprocal_poles(slot_map.eigenvalues, self._host.time)
+        if not self._host.real_output:
+            return replace(slot_map, eigenvalues=poles)
+        return replace(
+            slot_map,
+            eigenvalues=poles.conj(),
+            vectors=slot_map.vectors.conj(),
+            inverse=slot_map.inverse.conj(),
+        )
+
+    def _truncated_state(self, real_order: int) -> HostArray:
+        """Wᴴ A T of this order: a leading block of that of any larger one, unless balancing-free."""
+        if real_order > len(self._state) or self._balancing_free:
+            W, T = self._projections(real_order)
+            eigenvalues = self._host.eigenvalues
+            if self._host.real_output:
+                moved = apply_real_state(eigenvalues, T)
+            else:
+                moved = eigenvalues[:, None] * T
+            self._state = adjoint(W) @ moved
+        return self._state[:real_order, :real_order]
+
+    def _largest_fit(self, real_order: int, limit: int) -> int:
+        """Largest order, at most `real_order`, whose poles fit `limit` stored states.
+
+        Real poles come and go with the order, so every one is tried; order `limit` always fits. One
+        eigenvalue problem per try: few, unless most poles are real.
+        """
+        while real_order > limit:
+            poles = np.linalg.eigvals(self._truncated_state(real_order))
+            if slots_needed(poles, real=self._host.real_output) <= limit:
+                break
+            real_order -= 1
+        return real_order
+
+    def _safest_map(self, real_order: int, limit: int, invertible: bool) -> tuple[int, SlotMap]:
+        """The order, at most `real_order`, whose bound and eigenvector rounding are least together.
+
+        Rounding is estimated as eps · condition · 2 Σσ. The given order is taken at once if that is
+        below a tenth of its truncation bound, or of the square root of eps.
+        """
+        bounds = error_bounds(self._balanced.hsv)
+        eps = float(np.finfo(np.float64).eps)
+        best: tuple[float, int, SlotMap] | None = None
+        for candidate in range(real_order, max(real_order - _NEARBY_ORDERS, 1) - 1, -1):
+            slot_map = diagonalise(self._truncated_state(candidate), real=self._host.real_output)
+            if (
+                slot_map is None
+                or slot_map.order > limit
+                or not self._storable(slot_map, invertible)
+            ):
+                continue
+            rounding = eps * slot_map.condition * bounds[0]
+            total = float(bounds[candidate] + rounding)
+            if best is None or total < best[0]:
+                best = total, candidate, slot_map
+            if rounding <= _DIAGONALISATION_FACTOR * max(bounds[candidate], eps**0.5 * bounds[0]):
+                break
+        if best is None:
+            raise NoConvergenceError(
+                f"truncated to order {real_order}, or to one of the {_NEARBY_ORDERS} orders below, "
+                "the system has no stable diagonal form; expected distinct poles. "
+                "Try another order."
+            )
+        return best[1], best[2]
+
+    def _storable(self, slot_map: SlotMap, invertible: bool) -> bool:
+        """Whether the poles are stable; within a horizon they need not be."""
+        if self._balanced.horizon is not None:
+            return True
+        poles = self._taken_back(slot_map).eigenvalues
+        if not np.all(np.isfinite(poles)) or (invertible and not are_invertible(poles)):
+            return False
+        if isinstance(self._host.time, Discrete):
+            return bool(np.all(np.abs(poles) < 1.0))
+        return bool(np.all(poles.real < 0.0))
+
+
+def _like_original(original: DiagonalStateSpace, reduced: DiagonalStateSpace) -> HostArray:
+    """Scale of each stored state with which input and output weights share their product as before.
+
+    The size of a stored state is free. It is chosen so that ‖b‖/sqrt(1-|λ|²) over ‖c‖ is the median
+    of that ratio in the original: gradients of both then keep their proportions.
+    """
+    before, after = _input_share(original.to_host()), _input_share(reduced)
+    usable = np.isfinite(before) & (before > 0)
+    if not np.any(usable):
+        return np.ones(reduced.order)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sqrt(np.median(before[usable]) / after)
+    return np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
+
+
+def _input_share(system: DiagonalStateSpace) -> HostArray:
+    if isinstance(system.time, Discrete):
+        decay = np.abs(1.0 - np.abs(system.eigenvalues) ** 2)
+    else:
+        decay = np.abs(2.0 * system.eigenvalues.real)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.linalg.norm(system.B, axis=-1) / np.linalg.norm(system.C, axis=-2)
+        ratio = ratio / np.sqrt(decay)
+    return np.asarray(ratio)

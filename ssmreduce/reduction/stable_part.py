@@ -1,0 +1,271 @@
+"""Reduce the stable part of a system and put the unstable one back beside it.
+
+‖G - G_r‖∞ = ‖G_s - G_s,r‖∞: bound, DC gain and measured error are those of the stable part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import scipy.linalg
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import NoConvergenceError, OrderError
+from ssmreduce.hankel import error_bounds, state_count
+from ssmreduce.reduction.diagonal import balanced_system
+from ssmreduce.reduction.order import FixedOrder, OrderRule
+from ssmreduce.reduction.reciprocal import dense_reciprocal, diagonal_reciprocal
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.reduction.selection import embedding
+from ssmreduce.reduction.single import BalancedSystem, Reducible
+from ssmreduce.reduction.unstable import UnstableSplit
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.transform import SlotMap
+from ssmreduce.time_domain import Discrete
+
+_LARGEST_CONDITION = float(np.finfo(np.float64).eps) ** -0.5
+"""Condition at which separating the two parts costs half of the digits."""
+
+
+def check_split(split: UnstableSplit) -> None:
+    """Raise `NoConvergenceError` where separating the parts costs more than half of the digits."""
+    if split.condition > _LARGEST_CONDITION:
+        raise NoConvergenceError(
+            f"separating {split.unstable_count} unstable poles from the others has condition "
+            f"{split.condition:.2g}; expected at most {_LARGEST_CONDITION:.2g}. A multiple pole near the "
+            "stability boundary may lie on both sides of it: pass a `margin` such as 1e-6."
+        )
+
+
+class BalancedUnstable(Reducible):
+    """A system with unstable poles, of which the stable part is balanced.
+
+    The unstable part is kept as it is, or as `trimmed` has left it.
+    """
+
+    def __init__(
+        self, original: System, split: UnstableSplit, trimmed: Reduction | None = None
+    ) -> None:
+        self.original = original
+        self._split = split
+        self._kept = split.unstable if trimmed is None else trimmed.system
+        self._trimmed = trimmed
+        self.unstable = 0 if self._kept is None else self._kept.order
+        self._stable = None if split.stable is None else balanced_system(split.stable)
+        values = np.zeros(0) if self._stable is None else self._stable.hsv
+        self.hsv = np.concatenate([values, np.zeros(state_count(original) - values.size)])
+        self.rank = 0 if self._stable is None else self._stable.rank
+
+    @property
+    def balanced_part(self) -> BalancedSystem | None:
+        """The balanced stable part; None if there is none."""
+        return self._stable
+
+    def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+        """Cut the stable part: fixed orders count all states, other rules see the stable part's σ."""
+        if self._stable is None or self._stable_order(rule) == 0:
+            return self._without_stable_states(rule, matched=False)
+        inner = self._stable.truncate(self._stable_rule(rule), balancing_free=balancing_free)
+        return self._joined(inner)
+
+    def match_dc(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+        """As `truncate`, keeping the DC gain of the stable part."""
+        if self._stable is None or self._stable_order(rule) == 0:
+            return self._without_stable_states(rule, matched=True)
+        inner = self._stable.match_dc(self._stable_rule(rule), balancing_free=balancing_free)
+        return self._joined(inner)
+
+    def available(self, order: int) -> int:
+        """`order`, or what the unstable states and the rank of the stable part allow."""
+        if self._stable is None or order <= self.unstable:
+            return self.unstable
+        return self.unstable + self._stable.available(order - self.unstable)
+
+    def budget_values(self) -> HostArray:
+        """Those of the stable part."""
+        return np.zeros(0) if self._stable is None else self._stable.budget_values()
+
+    def _stable_order(self, rule: OrderRule) -> int | None:
+        """What a fixed order leaves for the stable part; None for other rules."""
+        if not isinstance(rule, FixedOrder):
+            return None
+        if rule.order < self.unstable:
+            raise OrderError(
+                f"`order` is {rule.order} but the system has {self.unstable} unstable states, which "
+                f"are kept; expected at least {self.unstable}. Ask for that or more."
+            )
+        left = rule.order - self.unstable
+        if isinstance(self.original, StateSpace) and left > self.rank:
+            raise OrderError(
+                f"`order` is {rule.order} but the system has {self.unstable} unstable states and a "
+                f"stable part of numerical rank {self.rank}; expected at most "
+                f"{self.unstable + self.rank}. Ask for that, or use an order rule."
+            )
+        return left
+
+    def _stable_rule(self, rule: OrderRule) -> OrderRule:
+        return FixedOrder(rule.order - self.unstable) if isinstance(rule, FixedOrder) else rule
+
+    def _without_stable_states(self, rule: OrderRule, *, matched: bool) -> Reduction:
+        """Keep the unstable states and of the stable part its feedthrough, or its DC gain."""
+        stable = self._split.stable
+        if stable is None:
+            self._stable_order(rule)
+            return (
+                self._unchanged() if self._kept is self._split.unstable else self._trimmed_alone()
+            )
+        assert self._stable is not None
+        balanced = self._stable.standard if matched else self._stable
+        D = dc_gain(stable) if matched else stable.D
+        n = state_count(stable)
+        empty = np.zeros((n, 0), dtype=self._split.left[0].dtype)
+        inner = Reduction(
+            original=stable,
+            system=_resting(stable, D),
+            order=0,
+            real_order=0,
+            wanted_order=0,
+            rank=balanced.rank,
+            hsv=balanced.hsv,
+            error_bound=float(error_bounds(balanced.hsv)[0]),
+            left=empty,
+            right=empty,
+            slot_map=SlotMap(empty[0], empty[:0], empty[:0], np.zeros(0, dtype=bool), 1.0),
+            method="DC matching" if matched else "balanced truncation",
+        )
+        return self._joined(inner)
+
+    def _trimmed_alone(self) -> Reduction:
+        assert self._trimmed is not None
+        W, T, slot_map = _way(self.original, self._trimmed)
+        return replace(
+            self._unchanged(),
+            system=self._trimmed.system,
+            order=self.unstable,
+            real_order=W.shape[1],
+            left=self._split.left[1] @ W,
+            right=self._split.right[1] @ T,
+            slot_map=slot_map,
+        )
+
+    def _unchanged(self) -> Reduction:
+        order = state_count(self.original)
+        return Reduction(
+            original=self.original,
+            system=self.original,
+            order=self.original.order,
+            real_order=order,
+            wanted_order=order,
+            rank=self.rank,
+            hsv=self.hsv,
+            error_bound=0.0,
+            unstable=self.unstable,
+        )
+
+    def _joined(self, inner: Reduction) -> Reduction:
+        """The reduced stable part together with the unstable one."""
+        split, kept = self._split, self._kept
+        assert split.stable is not None
+        assert split.unstable is not None
+        assert kept is not None
+        if inner.system is inner.original and kept is split.unstable:
+            return self._unchanged()
+        W_kept, T_kept, map_kept = _way(split.unstable, self._trimmed)
+        W, T, slot_map = _way(split.stable, inner)
+        left = np.concatenate([split.left[1] @ W_kept, split.left[0] @ W], axis=1)
+        right = np.concatenate([split.right[1] @ T_kept, split.right[0] @ T], axis=1)
+        real_order = W_kept.shape[1]
+        hsv = np.zeros(self.hsv.size)
+        hsv[: inner.hsv.size] = inner.hsv
+        both = None
+        if map_kept is not None and slot_map is not None:
+            both = _side_by_side(map_kept, slot_map)
+        return replace(
+            inner,
+            original=self.original,
+            system=_sum(kept, inner.system, states=int(inner.order)),
+            order=kept.order + int(inner.order),
+            real_order=real_order + int(inner.real_order),
+            wanted_order=real_order + int(inner.wanted_order),
+            hsv=hsv,
+            left=left,
+            right=right,
+            slot_map=both,
+            unstable=self.unstable,
+            stable_part=inner,
+        )
+
+
+def _way(part: System, reduction: Reduction | None) -> tuple[HostArray, HostArray, SlotMap | None]:
+    """W, T and slot map of a part; those of the identity where it was not cut."""
+    if reduction is not None and reduction.left is not None and reduction.right is not None:
+        return reduction.left, reduction.right, reduction.slot_map
+    if isinstance(part, DiagonalStateSpace):
+        columns, slot_map = embedding(part, np.arange(part.order))
+        return columns, columns, slot_map
+    return np.eye(part.order), np.eye(part.order), None
+
+
+def dc_gain(system: System) -> HostArray:
+    """G at zero frequency of a system on the host: C (s - A)⁻¹ B + D of its standard form."""
+    standard = system.to_standard()
+    if isinstance(standard, DiagonalStateSpace):
+        return np.asarray(diagonal_reciprocal(standard).D)
+    return np.asarray(dense_reciprocal(standard).D)
+
+
+def _resting(stable: System, D: HostArray) -> System:
+    """A system that is its feedthrough, with one state that neither responds nor is seen."""
+    B, C = np.zeros((1, stable.inputs)), np.zeros((stable.outputs, 1))
+    pole = 0.0 if isinstance(stable.time, Discrete) else -1.0
+    if isinstance(stable, DiagonalStateSpace):
+        return DiagonalStateSpace(
+            [pole],
+            B,
+            C,
+            D,
+            time=stable.time,
+            real_output=stable.real_output,
+            read_after_update=stable.read_after_update,
+        )
+    return StateSpace(
+        [[pole]], B, C, D, time=stable.time, read_after_update=stable.read_after_update
+    )
+
+
+def _sum(unstable: System, stable: System, states: int) -> System:
+    """Both parts side by side, with the leading `states` states of the stable one, and its D."""
+    B = np.concatenate([unstable.B, stable.B[:states]])
+    C = np.concatenate([unstable.C, stable.C[:, :states]], axis=1)
+    if isinstance(unstable, DiagonalStateSpace) and isinstance(stable, DiagonalStateSpace):
+        return DiagonalStateSpace(
+            np.concatenate([unstable.eigenvalues, stable.eigenvalues[:states]]),
+            B,
+            C,
+            stable.D,
+            time=stable.time,
+            real_output=stable.real_output,
+            read_after_update=stable.read_after_update,
+        )
+    assert isinstance(unstable, StateSpace)
+    assert isinstance(stable, StateSpace)
+    return StateSpace(
+        scipy.linalg.block_diag(unstable.A, stable.A[:states, :states]),
+        B,
+        C,
+        stable.D,
+        time=stable.time,
+        read_after_update=stable.read_after_update,
+    )
+
+
+def _side_by_side(first: SlotMap, second: SlotMap) -> SlotMap:
+    return SlotMap(
+        np.concatenate([first.eigenvalues, second.eigenvalues]),
+        scipy.linalg.block_diag(first.vectors, second.vectors),
+        scipy.linalg.block_diag(first.inverse, second.inverse),
+        np.concatenate([first.is_pair, second.is_pair]),
+        max(first.condition, second.condition),
+    )
