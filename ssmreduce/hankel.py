@@ -16,6 +16,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.factors import gramian_factors, map_batch
+from ssmreduce.gramians.single_channel import right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _RANK_CONSTANT = 4.0
@@ -145,10 +146,14 @@ class BalancedFactors:
 
 def balance_factors(system: System, horizon: int | None = None) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    Z, Y = gramian_factors(system, horizon)
-    M = adjoint(Y) @ Z
+    channel = single_channel(system) if horizon is None else None
+    if channel is None:
+        Z, Y = gramian_factors(system, horizon)
+        M = adjoint(Y) @ Z
+    else:
+        Z, Y, M = channel.Z, channel.Y, channel.M
     try:
-        values, V = _right_singular(M)
+        values, V = _right_singular(M) if channel is None else right_singular(channel)
     except np.linalg.LinAlgError as error:
         raise NoConvergenceError(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "

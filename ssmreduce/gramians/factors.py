@@ -31,7 +31,7 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     TimeDomainError
         If a horizon is given for a continuous system.
     """
-    horizon = _check_horizon(system, horizon)
+    horizon = check_horizon(system, horizon)
     host = system.to_host()
     if isinstance(host, StateSpace):
         return _dense_factors(host, horizon)
@@ -107,7 +107,8 @@ def map_batch(system: System, function: Callable[[System], HostArray]) -> HostAr
     return np.stack(results).reshape(*system.batch_shape, *results[0].shape)
 
 
-def _check_horizon(system: System, horizon: int | None) -> int | None:
+def check_horizon(system: System, horizon: int | None) -> int | None:
+    """Return the horizon, or raise if it does not fit the system or the system needs one."""
     horizon = positive_horizon(horizon)
     discrete = isinstance(system.time, Discrete)
     if horizon is not None and not discrete:
