@@ -30,6 +30,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.diagonal import cauchy_kernels
+from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 _SMALLEST_PIVOT = 1e-290
@@ -76,6 +77,7 @@ class _Nodes:
         return np.where(self.mirrored[:, None], values.conj(), values)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def cauchy_factors(
     eigenvalues: HostArray,
     log_eigenvalues: HostArray | None,
@@ -104,6 +106,11 @@ def cauchy_factors(
     -------
     CauchyFactors
         Z and Y of shape (n, k), or (2n, k) with real output; M of shape (k, k).
+
+    Raises
+    ------
+    NoConvergenceError
+        If |c_i b_i| K_ii overflows.
 
     Notes
     -----
@@ -227,6 +234,11 @@ def _eliminate(blaschke: HostArray, energy: HostArray) -> Iterator[tuple[int, Ho
 
     g is the product of the Blaschke factors of all earlier pivots. It is exactly zero at those.
     """
+    if not np.all(np.isfinite(energy)):
+        raise NoConvergenceError(
+            "a product of `B`, `C` and Gramian entries overflows; expected Hankel singular values "
+            "within the range of double precision. Scale `B` or `C`."
+        )
     g = np.ones(energy.size, dtype=blaschke.dtype)
     floor = _SMALLEST_PIVOT * energy.max(initial=0.0)
     for _ in range(energy.size):

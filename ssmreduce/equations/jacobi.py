@@ -53,7 +53,7 @@ def _decompose(M: HostArray, right: int) -> tuple[HostArray, HostArray]:
     if M.shape[0] == 0:
         return np.zeros(0), np.zeros((0, 0))
     if not np.all(np.isfinite(M)):
-        raise np.linalg.LinAlgError("not finite")
+        raise np.linalg.LinAlgError("entries are not finite")
     values, _, V, work, _, info = dgejsv(M, jobu=_NO_LEFT, jobv=right, **_KEEP_SMALL)
     if info != 0:
         raise np.linalg.LinAlgError("Jacobi rotations did not converge")

@@ -58,8 +58,10 @@ def right_singular(factors: CauchyFactors) -> tuple[HostArray, HostArray]:
     Raises
     ------
     numpy.linalg.LinAlgError
-        If M is not finite or the rotations do not converge.
+        If a factor is not finite or the rotations do not converge.
     """
+    if not (np.all(np.isfinite(factors.Z)) and np.all(np.isfinite(factors.Y))):
+        raise np.linalg.LinAlgError("Gramian factors are not finite")
     if not np.iscomplexobj(factors.core):
         return jacobi_right_singular(factors.core)
     values = jacobi_singular_values(factors.core)
