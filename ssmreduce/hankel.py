@@ -2,7 +2,8 @@
 
 With Gramian factors P = Z Zᴴ and Q = Y Yᴴ the Hankel singular values are the singular values of
 Yᴴ Z = U Σ Vᴴ. The projections W = Y U_r Σ_r^(-1/2) and T = Z V_r Σ_r^(-1/2) satisfy Wᴴ T = I and
-truncate to Wᴴ A T, Wᴴ B, C T. Nothing is squared, so small values keep their digits.
+truncate to Wᴴ A T, Wᴴ B, C T. Nothing is squared, so small values keep their digits. Diagonal systems
+with one input and one output go through `gramians.single_channel`.
 
 Reference: Laub, Heath, Paige and Ward, IEEE Trans. Automatic Control 32 (1987).
 """
@@ -54,11 +55,15 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
 
     Notes
     -----
-    Absolute error about n eps σ₁. Cost O(n³), most of it one singular value decomposition.
+    Absolute error about n eps σ₁. For a `DiagonalStateSpace` with one input and one output, up to 256
+    states and without a horizon, every value has an error relative to itself, down to 1e-290 σ₁:
+    O(n eps), or about what half a unit in the last place of the data changes, if that is more.
+    Cost O(n³), most of it one singular value decomposition.
 
     References
     ----------
-    Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5.
+    Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5; Haut and Beylkin,
+    SIAM J. Matrix Anal. Appl. 33 (2012), for one input and one output.
 
     Examples
     --------

@@ -69,17 +69,19 @@ def s4d(name: str, n: int) -> Array:
     return -0.5 + 1j * n / np.pi * (n / (2 * k + 1) - 1)
 
 
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Array]:
+    with np.load(Path(__file__).parent / "data" / "heat_modal.npz") as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+@pytest.fixture(scope="module")
+def system(reference: dict[str, Array]) -> DiagonalStateSpace:
+    return channel(reference["poles"], reference["b"], reference["c"], discrete=False)
+
+
 class TestHeat:
     """The heat benchmark in modal form; `oracles/make_heat_reference.py` says what is in the file."""
-
-    @pytest.fixture(scope="class")
-    def reference(self) -> dict[str, Array]:
-        with np.load(Path(__file__).parent / "data" / "heat_modal.npz") as archive:
-            return {key: archive[key] for key in archive.files}
-
-    @pytest.fixture(scope="class")
-    def system(self, reference: dict[str, Array]) -> DiagonalStateSpace:
-        return channel(reference["poles"], reference["b"], reference["c"], discrete=False)
 
     def test_yardstick(self, reference: dict[str, Array], system: DiagonalStateSpace) -> None:
         exact, allowed = reference["hsv"], reference["sensitivity"]

@@ -114,8 +114,9 @@ def cauchy_factors(
 
     Notes
     -----
-    Cost O(n² k). Digits go where poles nearly coincide, are nearly on the stability boundary, or
-    residues at one pole cancel: there half a unit in the last place of the data does the same harm.
+    Cost O(n² k). Close poles cost nothing: their difference is exact. Digits go where a stored λ is
+    near the unit circle (pass the logarithms), where residues at one pole cancel, and where those of
+    different poles nearly cancel in M. Half a unit in the last place of the data does the same harm.
     """
     if real_output and np.any(nearly_real(eigenvalues, log_eigenvalues, time)):
         return _factors_of_pairs(eigenvalues, log_eigenvalues, b, c, time)
