@@ -198,7 +198,7 @@ def _functions(nodes: _Nodes, time: TimeDomain) -> HostArray:
     gain = kernel.diagonal().real
     blaschke = _differences(nodes, conjugate=False) * kernel
     columns = [
-        g * (kernel[:, pivot] / np.sqrt(gain[pivot]))
+        g * kernel[:, pivot] / np.sqrt(gain[pivot])
         for pivot, g in _eliminate(blaschke, np.abs(nodes.residues) * gain)
     ]
     return _stack(columns, kernel)
@@ -221,7 +221,7 @@ def _real_functions(nodes: _Nodes, time: TimeDomain) -> HostArray:
     even, odd = _numerators(nodes, time)
     columns = []
     for pivot, g in _eliminate(blaschke, np.abs(nodes.residues) * gain):
-        g = g * (kernel[:, pivot] / np.sqrt(gain[pivot]))
+        g = g * kernel[:, pivot] / np.sqrt(gain[pivot])
         if real[pivot]:
             columns.append(g)
             continue
