@@ -17,6 +17,7 @@ from pathlib import Path
 
 import mpmath as mp
 import numpy as np
+
 from oracles.mpmath_cauchy import hankel_singular_values
 
 TARGET = Path(__file__).resolve().parents[1] / "data"
