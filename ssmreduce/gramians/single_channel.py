@@ -3,8 +3,8 @@
 Each channel of an S4D layer is such a system. Its factors come from `equations.cauchy`, where every
 entry is a product, and its values from Jacobi rotations. However small σ_i is, its relative error is
 O(n eps), or what half a unit in the last place of the data changes if that is more; by the route of
-all other systems it is eps σ₁/σ_i. Cost O(n³): that of the other route up to 64 stored states, two to
-four times as much at 256. Larger systems take the other route.
+all other systems it is eps σ₁/σ_i. Cost O(n³): a tenth to twice that of the other route up to 64
+stored states, up to five times as much at 256. Larger systems take the other route.
 """
 
 from __future__ import annotations
