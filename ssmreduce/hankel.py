@@ -2,7 +2,8 @@
 
 With Gramian factors P = Z Zᴴ and Q = Y Yᴴ the Hankel singular values are the singular values of
 Yᴴ Z = U Σ Vᴴ. The projections W = Y U_r Σ_r^(-1/2) and T = Z V_r Σ_r^(-1/2) satisfy Wᴴ T = I and
-truncate to Wᴴ A T, Wᴴ B, C T. Nothing is squared, so small values keep their digits.
+truncate to Wᴴ A T, Wᴴ B, C T. Nothing is squared, so small values keep their digits. Diagonal systems
+with one input and one output go through `gramians.single_channel`.
 
 Reference: Laub, Heath, Paige and Ward, IEEE Trans. Automatic Control 32 (1987).
 """
@@ -25,6 +26,7 @@ from ssmreduce.gramians.factors import (
     gramian_factors,
     map_batch,
 )
+from ssmreduce.gramians.single_channel import right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _RANK_CONSTANT = 4.0
@@ -62,11 +64,15 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
 
     Notes
     -----
-    Absolute error about n eps σ₁. Cost O(n³), most of it one singular value decomposition.
+    Absolute error about n eps σ₁. For a `DiagonalStateSpace` with one input and one output, up to 256
+    states and without a horizon, every value has an error relative to itself, down to 1e-290 σ₁:
+    O(n eps), or about what half a unit in the last place of the data changes, if that is more.
+    Cost O(n³), most of it one singular value decomposition.
 
     References
     ----------
-    Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5.
+    Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5; Haut and Beylkin,
+    SIAM J. Matrix Anal. Appl. 33 (2012), for one input and one output.
 
     Examples
     --------
@@ -162,16 +168,24 @@ class BalancedFactors:
 def balance_factors(system: System, horizon: int | None = None) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
     basis = None
-    multiply: Callable[[HostArray, HostArray], HostArray]
-    if isinstance(system, DiagonalStateSpace):
+    multiply: Callable[[HostArray, HostArray], HostArray] = np.matmul
+    linalg = np.linalg
+    channel = single_channel(system) if horizon is None else None
+    if channel is not None:
+        Z, Y, M = channel.Z, channel.Y, channel.M
+    elif isinstance(system, DiagonalStateSpace):
         Z, Y = gramian_factors(system, horizon)
-        M, linalg, multiply = adjoint(Y) @ Z, np.linalg, np.matmul
+        M = adjoint(Y) @ Z
     else:
         factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
         Z, Y, basis = factors.Z, factors.Y, factors.basis
-        M, linalg, multiply = product(Y, Z, adjoint_left=True), scipy.linalg, product
+        linalg, multiply = scipy.linalg, product
+        M = product(Y, Z, adjoint_left=True)
     try:
-        values, V = _right_singular(M, linalg, multiply)
+        if channel is None:
+            values, V = _right_singular(M, linalg, multiply)
+        else:
+            values, V = right_singular(channel)
     except np.linalg.LinAlgError as error:
         raise NoConvergenceError(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
