@@ -30,10 +30,13 @@ from ssmreduce.time_domain import Continuous, Discrete
 
 @dataclass(frozen=True, eq=False)
 class SchurForm:
-    """A small continuous system in complex Schur coordinates: A = U T Uᴴ, and Uᴴ B, C U."""
+    """A small continuous system in complex Schur coordinates: A = U T Uᴴ, and Uᴴ B, C U.
 
-    T: HostArray
-    U: HostArray
+    `vectors` is U and `triangle` is T.
+    """
+
+    triangle: HostArray
+    vectors: HostArray
     B: HostArray
     C: HostArray
 
@@ -79,14 +82,14 @@ class Plant(ABC):
         return float(np.linalg.norm(self.C @ self.Z))
 
     def distance(self, reduced: SchurForm, seen: HostArray) -> float:
-        """‖G - G_r‖_H2 where `seen` is ``self.seen(reduced.T, reduced.C)``.
+        """‖G - G_r‖_H2 where `seen` is ``self.seen(reduced.triangle, reduced.C)``.
 
         The square is the trace of [B; B_r]ᴴ [[Q, -Y], [-Yᴴ, Q_r]] [B; B_r]. With Q_r = L Lᴴ and M = Y L⁻ᴴ
         it is tr Bᴴ (Q - M Mᴴ) B + ‖Lᴴ B_r - Mᴴ B‖². The Schur complement Q - M Mᴴ is itself the
         observability Gramian of Ĉ = C - C_r L⁻ᴴ Mᴴ, so that the first term is ‖Ĉ Z‖² with the
         controllability factor Z of G: two sums of squares, O(n k p) once Z is known.
         """
-        small = StateSpace(reduced.T, reduced.B, reduced.C, time=Continuous())
+        small = StateSpace(reduced.triangle, reduced.B, reduced.C, time=Continuous())
         left, values, _ = np.linalg.svd(gramian_factors(small)[1], full_matrices=False)
         # What is not seen of the reduced system has no part in its output.
         kept = values > len(left) * np.finfo(np.float64).eps * values[:1]
