@@ -15,6 +15,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import NoConvergenceError, ShapeError
+from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import gramian_factors, map_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -143,9 +144,11 @@ class BalancedFactors:
         return (self.Y @ Q) / root, self.Z @ (V @ (np.linalg.inv(R) * root))
 
 
-def balance_factors(system: System, horizon: int | None = None) -> BalancedFactors:
+def balance_factors(
+    system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    Z, Y = gramian_factors(system, horizon)
+    Z, Y = gramian_factors(system, horizon) if emphasis is None else emphasis.factors(system)
     M = adjoint(Y) @ Z
     try:
         values, V = _right_singular(M)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.single import BalancedDense, BalancedDiagonal, BalancedSystem
@@ -20,7 +21,14 @@ from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
-def balance(system: System, *, horizon: int | None = None) -> Balancing:
+def balance(
+    system: System,
+    *,
+    horizon: int | None = None,
+    band: tuple[float, float] | None = None,
+    input_weight: System | None = None,
+    output_weight: System | None = None,
+) -> Balancing:
     """Factor the Gramians and decompose them, once for any number of cuts.
 
     P = Z Zᴴ, Q = Y Yᴴ, Yᴴ Z = U Σ Vᴴ; order r keeps T = Z V_r Σ_r^(-1/2), W = Y U_r Σ_r^(-1/2).
@@ -32,6 +40,13 @@ def balance(system: System, *, horizon: int | None = None) -> Balancing:
     horizon : int, optional
         Sequence length L that the system will see (discrete time): balances what it does within
         L steps, also with poles on or outside the unit circle. No error bound exists then.
+    band : tuple of two floats, optional
+        Lowest and highest frequency that count, in rad/s or radians per sample (see
+        `frequency_limited_factors`). There is no error bound, and the result may be unstable.
+    input_weight, output_weight : StateSpace or DiagonalStateSpace, optional
+        Stable filters W_i and W_o before the input and after the output, whose gain says how much
+        each frequency counts (see `weighted_factors`). There is no error bound; with both weights the
+        result may be unstable. Not together with `band` or `horizon`.
 
     Returns
     -------
@@ -41,7 +56,10 @@ def balance(system: System, *, horizon: int | None = None) -> Balancing:
     Raises
     ------
     UnstableSystemError
-        If a pole lies on or outside the stability boundary and there is no horizon.
+        If a pole lies on or outside the stability boundary and there is no horizon; from `truncate`
+        if a dense system that was balanced in a band, or with two weights, became unstable.
+    OrderError
+        If two of a horizon, a band and weights are given, or the band is none.
 
     Notes
     -----
@@ -57,7 +75,8 @@ def balance(system: System, *, horizon: int | None = None) -> Balancing:
     >>> balancing.truncate(2).order
     2
     """
-    return Balancing(system, horizon)
+    emphasis = Emphasis.chosen(horizon, band, input_weight, output_weight)
+    return Balancing(system, horizon, emphasis)
 
 
 def balanced_truncation(
@@ -126,20 +145,25 @@ class Balancing:
         How many of them exceed 4 n eps σ₁.
     horizon : int or None
         Sequence length that was balanced for.
+    emphasis : Emphasis or None
+        Band or weights that were balanced for.
     """
 
-    def __init__(self, system: System, horizon: int | None = None) -> None:
+    def __init__(
+        self, system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+    ) -> None:
         check_system(system)
         self.system = system
         self.horizon = horizon
+        self.emphasis = emphasis
         batch = system.batch_shape
         singles = [system[index] for index in np.ndindex(batch)] if batch else [system]
-        self._parts = [_balanced(single, horizon) for single in singles]
+        self._parts = [_balanced(single, horizon, emphasis) for single in singles]
         self.hsv: HostArray = self._shaped([part.factors.hsv for part in self._parts])
         self.rank: int | HostArray = self._shaped([part.factors.rank for part in self._parts])
 
     def bound(self, order: int | OrderRule) -> float | HostArray | None:
-        """Error bound of ``truncate(order)``, in the same units; None with a horizon."""
+        """Error bound of ``truncate(order)``, in the same units; None where no theorem gives one."""
         return self.truncate(order).error_bound
 
     def truncate(self, order: int | OrderRule, *, common_order: bool = False) -> Reduction:
@@ -164,7 +188,7 @@ class Balancing:
             wanted_order=self._shaped([part.wanted_order for part in parts]),
             rank=self.rank,
             hsv=self.hsv,
-            error_bound=None if self.horizon else self._shaped(bounds),
+            error_bound=None if bounds[0] is None else self._shaped(bounds),
             mask=mask,
             horizon=self.horizon,
             parts=tuple(parts),
@@ -185,10 +209,10 @@ class Balancing:
         return stacked.reshape(*self.system.batch_shape, *stacked.shape[1:])
 
 
-def _balanced(system: System, horizon: int | None) -> BalancedSystem:
+def _balanced(system: System, horizon: int | None, emphasis: Emphasis | None) -> BalancedSystem:
     if isinstance(system, StateSpace):
-        return BalancedDense(system, horizon)
-    return BalancedDiagonal(system, horizon)
+        return BalancedDense(system, horizon, emphasis)
+    return BalancedDiagonal(system, horizon, emphasis)
 
 
 def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System, HostArray]:

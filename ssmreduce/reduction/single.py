@@ -13,7 +13,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import NoConvergenceError, OrderError
+from ssmreduce.errors import NoConvergenceError, OrderError, UnstableSystemError
+from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.hankel import balance_factors, error_bounds, state_count
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
@@ -33,10 +34,13 @@ _NEARBY_ORDERS = 6
 class BalancedSystem(ABC):
     """One system (no batch axes) with its balanced factors."""
 
-    def __init__(self, original: System, horizon: int | None) -> None:
+    def __init__(
+        self, original: System, horizon: int | None, emphasis: Emphasis | None = None
+    ) -> None:
         self.original = original
         self.horizon = horizon
-        self.factors = balance_factors(original, horizon)
+        self.emphasis = emphasis
+        self.factors = balance_factors(original, horizon, emphasis)
         self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
 
     @abstractmethod
@@ -84,6 +88,7 @@ class BalancedSystem(ABC):
         slot_map: SlotMap | None,
     ) -> Reduction:
         hsv = self.factors.hsv
+        bounded = self.horizon is None and self.emphasis is None
         return Reduction(
             original=self.original,
             system=reduced,
@@ -92,7 +97,7 @@ class BalancedSystem(ABC):
             wanted_order=wanted_order,
             rank=self.factors.rank,
             hsv=hsv,
-            error_bound=None if self.horizon else float(error_bounds(hsv)[real_order]),
+            error_bound=float(error_bounds(hsv)[real_order]) if bounded else None,
             left=left,
             right=right,
             slot_map=slot_map,
@@ -103,8 +108,10 @@ class BalancedSystem(ABC):
 class BalancedDense(BalancedSystem):
     """A `StateSpace`: exactly the order asked for, or an error."""
 
-    def __init__(self, original: StateSpace, horizon: int | None) -> None:
-        super().__init__(original, horizon)
+    def __init__(
+        self, original: StateSpace, horizon: int | None, emphasis: Emphasis | None = None
+    ) -> None:
+        super().__init__(original, horizon, emphasis)
         self._host = original.to_host()
 
     def truncate(self, rule: OrderRule) -> Reduction:
@@ -114,6 +121,8 @@ class BalancedDense(BalancedSystem):
         ------
         OrderError
             If a fixed order is above the numerical rank, or the rank is zero. Rules stop at the rank.
+        UnstableSystemError
+            If a band or two weights make it unstable.
         """
         host, rank = self._host, self.check_rank()
         wanted = rule.choose(self.factors.hsv)
@@ -137,14 +146,18 @@ class BalancedDense(BalancedSystem):
             time=host.time,
             read_after_update=host.read_after_update,
         )
+        if self.emphasis is not None and not self.emphasis.keeps_stability:
+            _check_still_stable(reduced)
         return self.result(reduced, order, wanted)
 
 
 class BalancedDiagonal(BalancedSystem):
     """A `DiagonalStateSpace`: stored states are an upper limit, the result is diagonal again."""
 
-    def __init__(self, original: DiagonalStateSpace, horizon: int | None) -> None:
-        super().__init__(original, horizon)
+    def __init__(
+        self, original: DiagonalStateSpace, horizon: int | None, emphasis: Emphasis | None = None
+    ) -> None:
+        super().__init__(original, horizon, emphasis)
         self._host = original.to_host()
         self._state: HostArray = np.zeros((0, 0))
 
@@ -248,6 +261,20 @@ class BalancedDiagonal(BalancedSystem):
         if isinstance(self._host.time, Discrete):
             return bool(np.all(np.abs(slot_map.eigenvalues) < 1.0))
         return bool(np.all(slot_map.eigenvalues.real < 0.0))
+
+
+def _check_still_stable(reduced: StateSpace) -> None:
+    """Refuse an unstable result: neither a band nor two weights promise a stable one."""
+    poles = reduced.poles()
+    discrete = isinstance(reduced.time, Discrete)
+    worst = poles[np.argmax(np.abs(poles) if discrete else poles.real)]
+    if abs(worst) >= 1.0 if discrete else worst.real >= 0.0:
+        kind = f"|λ| = {abs(worst):.6g}" if discrete else f"Re λ = {worst.real:.6g}"
+        raise UnstableSystemError(
+            f"truncated to `order` {reduced.order} the system has a pole with {kind}; expected a stable "
+            "one, which neither a band nor two weights guarantee. Try an order next to it, or one "
+            "weight only."
+        )
 
 
 def _like_original(
