@@ -56,7 +56,8 @@ def h2_distance(first: Any, second: Any) -> float:
     C = np.concatenate([a.C, -np.asarray(b.C)], axis=1)
     in_steps = isinstance(first.time, Discrete)
     solve = kronecker.discrete_lyapunov if in_steps else kronecker.continuous_lyapunov
-    return float(np.sqrt(np.trace(C @ solve(A, B @ adjoint(B)) @ adjoint(C)).real))
+    square = float(np.trace(C @ solve(A, B @ adjoint(B)) @ adjoint(C)).real)
+    return max(square, 0.0) ** 0.5  # squares are subtracted: rounding may leave less than none
 
 
 def optimality(system: Any, reduced: Any) -> float:

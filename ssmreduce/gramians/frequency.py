@@ -7,19 +7,16 @@ right-hand side is indefinite, so the equation yields P_Ω but no factor, and a 
 P_Ω has lost half its digits. The integral is a sum of squares: with Gauss-Legendre nodes ω_k and
 weights w_k its factor is Z = [sqrt(w_k/2π) (iω_k - A)⁻¹ B], and nothing is ever subtracted.
 
-Panels are halved until every pole lies outside the Bernstein ellipse on which 32 nodes leave eps² of
-P_Ω, hence eps of its factor: accuracy follows from the poles and is not estimated. Near a
-resonance nodes are counted from its frequency, or their rounding would move them by eps |ω| against
-a width |Re λ|. Cost: a pole at distance δ from the axis takes about 64 log₂(width/δ) nodes, each
-O(n m) for diagonal systems and O(n² m) for dense ones (after one Schur form).
+The nodes come from `ssmreduce.gramians.quadrature`. Cost: a pole at distance δ from the axis takes
+about 64 log₂(width/δ) of them, each O(n m) for diagonal systems and O(n² m) for dense ones (after one
+Schur form), and O(n² m) for the compression to n columns.
 
 Reference: Gawronski and Juang, Int. J. Systems Science 21 (1990).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from scipy import linalg
@@ -27,49 +24,19 @@ from scipy import linalg
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.smith import compress_columns
 from ssmreduce.errors import NonFiniteError, OrderError, ShapeError, UnstableSystemError
+from ssmreduce.gramians.quadrature import Nodes, axis_nodes, circle_nodes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
-_NODES = 32
-"""Gauss-Legendre nodes q of a panel."""
-
-_ELLIPSE = 3.2
-"""Sum of half axes ρ of the pole-free ellipse around a panel; ρ^(-2q) = 5e-33 is below eps²."""
-
-_WIDEST_ANGLE = 0.25 * np.pi
-"""Width of a panel in discrete time, where exp(iω) grows off the circle however far the poles are."""
-
-_SHARP = 1.0 / 16.0
-"""A pole nearer to the axis than this share of its frequency is one that nodes are counted from."""
-
-_OUTER = 2.0
-"""Beyond this multiple of the largest pole the variable of integration is 1/ω."""
+_COLUMNS = 4
+"""Columns, in multiples of n, that are added to a factor at once if that is many: QR is then a product."""
 
 _WORKING_ENTRIES = 2**21
-"""Numbers held at once while panels are checked against poles."""
+"""Entries of the columns that are added at once if n is small: 32 MiB."""
 
 Band = tuple[float, float]
-Resolvent = Callable[["Nodes"], tuple[HostArray, HostArray]]
-
-
-@dataclass(frozen=True, eq=False)
-class Nodes:
-    """Quadrature nodes: z_k - λ_j, and what off-diagonal entries of A are multiplied with.
-
-    Attributes
-    ----------
-    distance : (K, n) array
-        iω_k - λ_j, exp(iω_k) - λ_j, or i - u_k λ_j where u = 1/ω is the variable.
-    scale : (K,) array
-        Factor of A in the same expression: 1, 1 or u_k.
-    root : (K,) array
-        Square roots of the weights, over sqrt(2π).
-    """
-
-    distance: HostArray
-    scale: HostArray
-    root: HostArray
+Resolvent = Callable[[Nodes], tuple[HostArray, HostArray]]
 
 
 def frequency_limited_factors(
@@ -139,13 +106,15 @@ def frequency_limited_factors(
         resolvent, poles, logarithms = _diagonal_resolvent(host)
     _check_stable(host, poles, logarithms)
     if isinstance(host.time, Discrete):
-        blocks = _circle_nodes(poles, logarithms, low, high)
+        nodes = circle_nodes(poles, logarithms, low, high)
     else:
-        blocks = _axis_nodes(poles, low, high)
-    real = is_real(system)
-    Z, Y = (np.zeros((poles.size, 0)) for _ in range(2))
-    for nodes in blocks:
-        columns = resolvent(nodes)
+        nodes = axis_nodes(poles, low, high)
+    real, n = is_real(system), poles.size
+    width = min(n, max(system.inputs, system.outputs))
+    length = max(_COLUMNS * n // width, _WORKING_ENTRIES // (n * width), 1)
+    Z, Y = np.zeros((n, 0)), np.zeros((n, 0))
+    for block in (each for part in nodes for each in part.blocks(length)):
+        columns = resolvent(block)
         Z, Y = _appended(Z, columns[0], real=real), _appended(Y, columns[1], real=real)
     return Z, Y
 
@@ -261,87 +230,3 @@ def _dense_resolvent(host: StateSpace) -> tuple[Resolvent, HostArray, HostArray]
 def _logarithms(poles: HostArray) -> HostArray:
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(poles))
-
-
-def _axis_nodes(poles: HostArray, low: float, high: float) -> Iterator[Nodes]:
-    """Nodes iω of a continuous system: ω itself up to twice the largest pole, u = 1/ω beyond."""
-    outer = _OUTER * np.abs(poles).max()
-    near = max(low, -outer), min(high, outer)
-    if near[0] < near[1]:
-        frequencies = poles.imag - 1j * poles.real
-        for anchor, offset, weight in _panels(near, frequencies, np.inf):
-            distance = 1j * ((anchor[:, None] - poles.imag) + offset[:, None]) - poles.real
-            yield Nodes(distance, np.ones_like(weight), np.sqrt(weight / (2.0 * np.pi)))
-    for start, end in ((low, min(high, -outer)), (max(low, outer), high)):
-        if start < end:
-            for anchor, offset, weight in _panels((1.0 / end, 1.0 / start), 1j / poles, np.inf):
-                # dω = du/u² and (i/u - A)⁻¹ = u (i - u A)⁻¹: the powers of u cancel.
-                u = anchor + offset
-                distance = 1j - u[:, None] * poles
-                yield Nodes(distance, u, np.sqrt(weight / (2.0 * np.pi)))
-
-
-def _circle_nodes(
-    poles: HostArray, logarithms: HostArray, low: float, high: float
-) -> Iterator[Nodes]:
-    """Nodes exp(iω) of a discrete system; poles repeat every 2π."""
-    turn = 2.0 * np.pi
-    angles = logarithms.imag - 1j * np.maximum(logarithms.real, -turn)
-    images = np.concatenate([angles, angles - turn, angles + turn])
-    # exp(iω) - λ = λ expm1(iω - log λ) keeps its digits near λ; a small λ has no such neighbourhood.
-    outer = np.abs(poles) > 0.5
-    for anchor, offset, weight in _panels((low, high), images, _WIDEST_ANGLE):
-        distance = np.exp(1j * (anchor + offset))[:, None] - poles
-        turned = anchor[:, None] - logarithms.imag[outer]
-        turned = (turned - turn * np.round(turned / turn)) + offset[:, None]
-        distance[:, outer] = poles[outer] * np.expm1(1j * turned - logarithms.real[outer])
-        yield Nodes(distance, np.ones_like(weight), np.sqrt(weight / (2.0 * np.pi)))
-
-
-def _panels(
-    band: Band, poles: HostArray, widest: float
-) -> Iterator[tuple[HostArray, HostArray, HostArray]]:
-    """Gauss-Legendre nodes for integrands with `poles` in the plane of the variable of integration.
-
-    Yields blocks of (anchor, offset, weight); a node is anchor + offset, and is known to more
-    digits than that sum. Anchors are the edges of the band, zero, and the sharp poles within.
-    """
-    low, high = band
-    height = np.abs(poles.imag)
-    sharp = np.append(poles.real[height < _SHARP * np.abs(poles.real)], 0.0)
-    points = np.unique(np.concatenate([[low, high], sharp[(sharp > low) & (sharp < high)]]))
-    half = np.diff(points) / 2.0
-    anchor = np.concatenate([points[:-1], points[1:]])
-    left, right = np.concatenate([0.0 * half, -half]), np.concatenate([half, 0.0 * half])
-    x, w = np.polynomial.legendre.leggauss(_NODES)
-    length = max(1, _WORKING_ENTRIES // (_NODES * poles.size))
-    ready: list[HostArray] = []
-    pending = [np.stack([anchor, left, right], axis=1)]
-    while pending:
-        panels = pending.pop()
-        if len(panels) > length:
-            pending += [panels[length:]]
-            panels = panels[:length]
-        anchor, left, right = (panels[:, i] for i in range(3))
-        away = poles.real - anchor[:, None]
-        focal = np.hypot(away - left[:, None], height) + np.hypot(away - right[:, None], height)
-        width = right - left
-        done = focal.min(axis=1) >= 0.5 * width * (_ELLIPSE + 1.0 / _ELLIPSE)
-        done &= width <= widest
-        middle = left + 0.5 * width
-        first, second = panels.copy(), panels.copy()
-        first[:, 2] = second[:, 1] = middle
-        halves = np.concatenate([first[~done], second[~done]])
-        if len(halves):
-            pending.append(halves)
-        ready.append(panels[done])
-        if sum(map(len, ready)) >= length or not pending:
-            anchor, left, right = (np.concatenate(ready)[:, i, None] for i in range(3))
-            ready = []
-            radius = 0.5 * (right - left)
-            offset = left + radius * (1.0 + x)
-            yield (
-                np.broadcast_to(anchor, offset.shape).ravel(),
-                offset.ravel(),
-                (radius * w).ravel(),
-            )
