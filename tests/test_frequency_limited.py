@@ -293,6 +293,29 @@ def test_real_discrete_poles_at_zero_and_near_both_ends(pole: float) -> None:
         assert abs(found / (share * expected) - 1) <= tolerance
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_random_sharp_poles_and_bands(discrete: bool) -> None:
+    """Distances to the boundary from 3 to 1e-14, bands of any width within and beyond all poles."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(1, 5))
+        poles = -(10.0 ** rng.uniform(-14, 0.5, n)) + 1j * rng.uniform(-3, 3, n)
+        low = float(rng.choice([rng.uniform(-3.1, 0.0), poles[0].imag]))
+        high = min(low + 10.0 ** rng.uniform(-9, 0.8), 3.1)
+        scale = 1.0 if discrete else 10.0 ** rng.uniform(-4, 4)
+        low, high = low * scale, high * scale
+        B, C = samples.complex_normal(rng, n, 1), np.ones((1, n))
+        if discrete:
+            system = DiagonalStateSpace.from_log(poles, B, C, time=Discrete())
+        else:
+            system = DiagonalStateSpace(poles, B, C, time=Continuous())
+        with mp.workdps(60):
+            P = rounded(exact(poles, B, low, high, discrete=discrete, logarithms=discrete))
+        root = np.sqrt(P.diagonal().real)
+        found = gramian(frequency_limited_factors(system, (low, high))[0])
+        assert np.abs((found - P) / np.outer(root, root)).max() <= 100 * EPS
+
+
 def test_one_state_has_the_arcus_tangens() -> None:
     system = StateSpace([[-2.0]], [[3.0]], [[5.0]], time=Continuous())
     for low, high in ((0.0, 1.0), (0.5, np.inf), (1e-30, 1e-20), (1e8, 1e9)):

@@ -66,14 +66,18 @@ class Nodes:
 
 def axis_nodes(poles: HostArray, low: float, high: float) -> Iterator[Nodes]:
     """Nodes iω of a continuous system: ω itself up to twice the largest pole, u = 1/ω beyond."""
-    outer = _OUTER * np.abs(poles).max()
-    near = max(low, -outer), min(high, outer)
+    outer = float(_OUTER * np.abs(poles).max())
+    # A band that is narrow beyond `outer` would lose its width in 1/ω; it needs few nodes as it is.
+    upper, lower = max(low, outer), min(high, -outer)
+    upper = upper if high > _OUTER * upper else high
+    lower = lower if low < _OUTER * lower else low
+    near = max(low, lower), min(high, upper)
     if near[0] < near[1]:
         frequencies = poles.imag - 1j * poles.real
         for anchor, offset, weight in _panels(near, frequencies, np.inf):
             distance = 1j * ((anchor[:, None] - poles.imag) + offset[:, None]) - poles.real
             yield Nodes(distance, np.ones_like(weight), np.sqrt(weight / (2.0 * np.pi)))
-    for start, end in ((low, min(high, -outer)), (max(low, outer), high)):
+    for start, end in ((low, lower), (upper, high)):
         if start < end:
             for anchor, offset, weight in _panels((1.0 / end, 1.0 / start), 1j / poles, np.inf):
                 # dω = du/u² and (i/u - A)⁻¹ = u (i - u A)⁻¹: the powers of u cancel.
