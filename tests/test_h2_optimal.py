@@ -19,8 +19,9 @@ from ssmreduce import (
     balanced_truncation,
 )
 from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.reduction.h2_forms import continuous, discrete
 from ssmreduce.reduction.h2_optimal import H2Reduction, _stable, h2_optimal
-from ssmreduce.reduction.h2_plant import SchurForm, continuous, discrete, plant_of
+from ssmreduce.reduction.h2_plant import SchurForm, plant_of
 from tests import samples
 from tests.oracles import kronecker
 

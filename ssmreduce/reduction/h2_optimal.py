@@ -9,7 +9,7 @@ The fixed-point iteration projects onto the ranges of X and Y that solve
     A X + X A_rᴴ + B B_rᴴ = 0,   Aᴴ Y + Y A_r + Cᴴ C_r = 0,
 
 columns (-λ̄_i - A)⁻¹ B b_i in other words, found as r shifted solves. Discrete time has λ̄_i⁻¹ for
--λ̄_i, and runs on the continuous system that `Plant` describes. Cost per iteration: O(n² r) dense,
+-λ̄_i, and runs on a continuous system with the same norms (`h2_forms`). Cost per iteration: O(n² r) dense,
 O(n r (m + p + r)) diagonal, after one Schur form of A.
 
 The iteration need not converge, nor descend. Its errors are measured and the best system is kept.
@@ -35,20 +35,19 @@ from ssmreduce.errors import (
 )
 from ssmreduce.hankel import state_count
 from ssmreduce.reduction.balanced import balance
+from ssmreduce.reduction.h2_forms import minimal, written_like
 from ssmreduce.reduction.h2_plant import (
     DensePlant,
     DiagonalPlant,
     Plant,
     SchurForm,
-    continuous,
-    discrete,
     plant_of,
 )
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.systems.transform import diagonalise, slots_needed
+from ssmreduce.systems.transform import slots_needed
 from ssmreduce.time_domain import Continuous, Discrete
 
 _ROUNDING = 4.0
@@ -173,7 +172,7 @@ def h2_optimal(
         return _result(truncation, system, 0.0, [], state_count(system))
     plant = plant_of(system.to_host())
     limit = start.order if isinstance(system, DiagonalStateSpace) else None
-    iterates = [_Iterate(plant, _minimal(start))]
+    iterates = [_Iterate(plant, minimal(start))]
     while len(iterates) <= iterations and iterates[-1].step > tolerance:
         following = iterates[-1].next(limit)
         if following is None:
@@ -185,8 +184,8 @@ def h2_optimal(
     best = iterates[int(np.flatnonzero(errors <= errors.min() + rounding)[-1])]
     written, error = start, iterates[0].error
     if best is not iterates[0]:
-        candidate = _written(best.reduced, system)
-        measured = np.inf if candidate is None else _Iterate(plant, _minimal(candidate)).error
+        candidate = written_like(best.reduced, system)
+        measured = np.inf if candidate is None else _Iterate(plant, minimal(candidate)).error
         if candidate is not None and measured <= error:
             written, error = candidate, measured
     return _result(truncation, written, error, iterates, iterates[0].reduced.order, tolerance)
@@ -246,59 +245,6 @@ def _stable(A: HostArray) -> HostArray:
     decay = np.maximum(np.abs(poles.real), np.finfo(np.float64).eps * np.abs(poles))
     mirrored = np.linalg.solve(adjoint(vectors), adjoint(vectors * (1j * poles.imag - decay)))
     return adjoint(mirrored) if np.iscomplexobj(A) else adjoint(mirrored).real
-
-
-def _minimal(start: System) -> StateSpace:
-    """Continuous form of a reduced system, without the halves of real poles that are not there.
-
-    A stored state with a real pole is two real states with the same pole, of which a real input
-    drives one.
-    """
-    host = start.to_host()
-    if isinstance(host, StateSpace):
-        return continuous(host)
-    dense = host.to_dense()
-    if not host.real_output:
-        return continuous(dense)
-    paired = np.tile(host.eigenvalues.imag != 0, 2)
-    present = np.any(dense.B, axis=1) & np.any(dense.C, axis=0)
-    kept = np.flatnonzero(paired | present)
-    if not kept.size:
-        kept = np.arange(1)
-    return continuous(
-        StateSpace(dense.A[np.ix_(kept, kept)], dense.B[kept], dense.C[:, kept], time=host.time)
-    )
-
-
-def _written(reduced: StateSpace, system: System) -> System | None:
-    """The reduced system in the form, the time and with the feedthrough of `system`; None if it has none."""
-    in_steps = isinstance(system.time, Discrete)
-    host = system.to_host()
-    if isinstance(host, StateSpace):
-        A, B = discrete(reduced) if in_steps else (reduced.A, reduced.B)
-        return StateSpace(
-            A, B, reduced.C, host.D, time=host.time, read_after_update=host.read_after_update
-        )
-    slot_map = diagonalise(reduced.A, real=host.real_output)
-    if slot_map is None:
-        return None
-    poles = slot_map.eigenvalues
-    B, C = slot_map.input_matrix(reduced.B), slot_map.output_matrix(reduced.C)
-    if in_steps:
-        poles, B = (1.0 + poles) / (1.0 - poles), np.sqrt(2.0) * B / (1.0 - poles)[:, None]
-    if np.any(np.abs(poles) >= 1.0) if in_steps else np.any(poles.real >= 0.0):
-        return None
-    into, out = np.linalg.norm(B, axis=1), np.linalg.norm(C, axis=0)
-    scale = np.sqrt(np.where(into * out > 0, out, 1.0) / np.where(into * out > 0, into, 1.0))
-    return DiagonalStateSpace(
-        poles,
-        B * scale[:, None],
-        C / scale,
-        host.D,
-        time=host.time,
-        real_output=host.real_output,
-        read_after_update=host.read_after_update,
-    )
 
 
 def _result(

@@ -5,9 +5,7 @@ With A of order n and an upper triangular T of order r, both stable and in conti
     A X + X Tᴴ + B Eᴴ = 0   and   Aᴴ Y + Y T + Cᴴ E = 0
 
 are r shifted solves: triangular ones after a Schur form of A, divisions by λ_k + conj τ_i where A
-is diagonal. A discrete system (A, B, C) is represented by A_c = (A - I)(A + I)⁻¹ and B_c = √2 (A + I)⁻¹ B
-with the same C: P, and so C P Cᴴ, stays what it was, for differences of such systems too. Nothing is
-divided by small numbers but 1 + λ for poles near -1, where digits of a dense A go.
+is diagonal. Discrete systems are seen in the continuous form of `ssmreduce.reduction.h2_forms`.
 
 References: Xu and Zeng, IEEE Trans. Automatic Control 56 (2011).
 """
@@ -22,6 +20,7 @@ from scipy import linalg
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.gramians.factors import gramian_factors
+from ssmreduce.reduction.h2_forms import continuous
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
@@ -176,23 +175,3 @@ class DiagonalPlant(Plant):
 def plant_of(system: System) -> Plant:
     """Return the plant of a stable system with host arrays, without batch axes."""
     return DensePlant(system) if isinstance(system, StateSpace) else DiagonalPlant(system)
-
-
-def continuous(system: StateSpace) -> StateSpace:
-    """Return (A_c, B_c, C) of a system (A, B, C) with host arrays."""
-    if not isinstance(system.time, Discrete):
-        return system
-    identity = np.eye(system.order)
-    # (A - I)(A + I)⁻¹ = I - 2 (A + I)⁻¹ would cancel where A is near the identity.
-    stacked = np.concatenate([system.A - identity, np.sqrt(2.0) * system.B], axis=1)
-    solved = np.linalg.solve(system.A + identity, stacked)
-    n = system.order
-    return StateSpace(solved[:, :n], solved[:, n:], system.C, time=Continuous())
-
-
-def discrete(reduced: StateSpace) -> tuple[HostArray, HostArray]:
-    """Return A and B of the discrete system that `continuous` takes to `reduced`."""
-    identity = np.eye(reduced.order)
-    stacked = np.concatenate([identity + reduced.A, np.sqrt(2.0) * reduced.B], axis=1)
-    solved = np.linalg.solve(identity - reduced.A, stacked)
-    return solved[:, : reduced.order], solved[:, reduced.order :]
