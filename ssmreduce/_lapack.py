@@ -1,4 +1,4 @@
-"""Large dense products, decompositions and small triangular solves, all in SciPy's BLAS.
+"""Large dense products and decompositions that stay in one pool of BLAS threads.
 
 The wheels of NumPy and SciPy carry a pool of BLAS threads each, and a hot path that alternates
 between them stalls small machines, by a factor of 2 to 3 at 300 states. Schur forms exist in SciPy
@@ -8,7 +8,12 @@ row-major array is passed as the transpose that it is in memory, so that nothing
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+import scipy.linalg
 from scipy.linalg import blas
 
 from ssmreduce._namespace import HostArray, adjoint
@@ -31,3 +36,24 @@ def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) ->
         trans_a = 1 - trans_a if np.isrealobj(left) else 2
     b, trans_b = (np.swapaxes(right, 0, 1), 1) if right.flags.c_contiguous else (right, 0)
     return np.asarray(gemm(1.0, a, b, trans_a=trans_a, trans_b=trans_b))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Products and decompositions in one BLAS: (U, values, Vᴴ), (values, vectors) and (Q, R), all thin."""
+
+    multiply: Callable[[HostArray, HostArray], HostArray]
+    svd: Callable[[HostArray], Any]
+    eigh: Callable[[HostArray], Any]
+    qr: Callable[[HostArray], Any]
+
+
+NUMPY = Pool(
+    np.matmul, lambda x: np.linalg.svd(x, full_matrices=False), np.linalg.eigh, np.linalg.qr
+)
+SCIPY = Pool(
+    product,
+    lambda x: scipy.linalg.svd(x, full_matrices=False, check_finite=False),
+    lambda x: scipy.linalg.eigh(x, check_finite=False),
+    lambda x: scipy.linalg.qr(x, mode="economic", check_finite=False),
+)

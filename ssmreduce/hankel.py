@@ -10,16 +10,14 @@ Reference: Laub, Heath, Paige and Ward, IEEE Trans. Automatic Control 32 (1987).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import scipy.linalg
 
-from ssmreduce._lapack import product
+from ssmreduce._lapack import NUMPY, SCIPY, Pool, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import NoConvergenceError, ShapeError
+from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import (
     check_horizon,
     dense_gramian_factors,
@@ -28,6 +26,7 @@ from ssmreduce.gramians.factors import (
 )
 from ssmreduce.gramians.single_channel import right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.state_space import StateSpace
 
 _RANK_CONSTANT = 4.0
 """Safety factor c of the rank tolerance c n eps σ₁: a few roundings per product of factors."""
@@ -150,6 +149,7 @@ class BalancedFactors:
     M: HostArray
     V: HostArray
     basis: HostArray | None = None
+    pool: Pool = NUMPY
 
     def projections(self, order: int) -> tuple[HostArray, HostArray]:
         """Return W and T, each of shape (n, order), with Wᴴ T = I; `order` at most the rank.
@@ -158,32 +158,33 @@ class BalancedFactors:
         and with W = Y Q Σ_r^(-1/2), T = Z V_r R⁻¹ Σ_r^(1/2) that rounding leaves Wᴴ T = I untouched.
         """
         V, root = self.V[:, :order], np.sqrt(self.hsv[:order])
-        Q, R = np.linalg.qr(self.M @ V)
-        W, T = (self.Y @ Q) / root, self.Z @ (V @ (np.linalg.inv(R) * root))
+        multiply = self.pool.multiply
+        Q, R = self.pool.qr(multiply(self.M, V))
+        W, T = multiply(self.Y, Q) / root, multiply(self.Z, V @ (np.linalg.inv(R) * root))
         if self.basis is None:
             return W, T
         return product(self.basis, W), product(self.basis, T)
 
 
-def balance_factors(system: System, horizon: int | None = None) -> BalancedFactors:
+def balance_factors(
+    system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    basis = None
-    multiply: Callable[[HostArray, HostArray], HostArray] = np.matmul
-    linalg = np.linalg
-    channel = single_channel(system) if horizon is None else None
+    basis, pool = None, NUMPY
+    plain = horizon is None and emphasis is None
+    channel = single_channel(system) if plain else None
     if channel is not None:
         Z, Y, M = channel.Z, channel.Y, channel.M
-    elif isinstance(system, DiagonalStateSpace):
-        Z, Y = gramian_factors(system, horizon)
-        M = adjoint(Y) @ Z
-    else:
+    elif emphasis is None and isinstance(system, StateSpace):
         factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
-        Z, Y, basis = factors.Z, factors.Y, factors.basis
-        linalg, multiply = scipy.linalg, product
+        Z, Y, basis, pool = factors.Z, factors.Y, factors.basis, SCIPY
         M = product(Y, Z, adjoint_left=True)
+    else:
+        Z, Y = gramian_factors(system, horizon) if emphasis is None else emphasis.factors(system)
+        M = adjoint(Y) @ Z
     try:
         if channel is None:
-            values, V = _right_singular(M, linalg, multiply)
+            values, V = _right_singular(M, pool)
         else:
             values, V = right_singular(channel)
     except np.linalg.LinAlgError as error:
@@ -193,33 +194,31 @@ def balance_factors(system: System, horizon: int | None = None) -> BalancedFacto
         ) from error
     n = state_count(system)
     hsv = _pad(values, n)
-    return BalancedFactors(hsv, int(np.sum(hsv > rank_tolerance(hsv))), Z, Y, M, V, basis)
+    return BalancedFactors(hsv, int(np.sum(hsv > rank_tolerance(hsv))), Z, Y, M, V, basis, pool)
 
 
-def _right_singular(
-    M: HostArray, linalg: Any, multiply: Callable[[HostArray, HostArray], HostArray]
-) -> tuple[HostArray, HostArray]:
+def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
     """Singular values, descending, and right singular vectors, to an absolute error of n eps σ₁.
 
     The eigenvectors of Mᴴ M cost a third of a singular value decomposition and are as good for large
     values: squaring costs them eps σ₁²/σ. The rest is decomposed without squaring, in the coordinates
     of the remaining eigenvectors. Where the columns of M differ by more than the square of the range
-    of large values, few values are large and all of M is decomposed directly. `linalg` and `multiply` are
-    those of the BLAS in which the factors were made.
+    of large values, few values are large and all of M is decomposed directly. All is done in
+    the pool of BLAS threads in which the factors were made.
     """
     reach = max(1.0, _SQUARED_RANGE * M.shape[1])
     norms = np.linalg.norm(M, axis=0)
     if M.shape[1] == 0 or norms.min() < norms.max() / reach**2:
-        _, values, Vh = linalg.svd(M, full_matrices=False)
+        _, values, Vh = pool.svd(M)
         return values, adjoint(Vh)
-    squares, V = linalg.eigh(multiply(adjoint(M), M))
+    squares, V = pool.eigh(pool.multiply(adjoint(M), M))
     squares, V = squares[::-1], V[:, ::-1]
     head = int(np.sum(squares * reach**2 > squares[0]))
     if head == squares.size:
         return np.sqrt(squares), V
-    _, small, Xh = linalg.svd(multiply(M, V[:, head:]), full_matrices=False)
+    _, small, Xh = pool.svd(pool.multiply(M, V[:, head:]))
     values = np.concatenate([np.sqrt(squares[:head]), small])
-    V = np.concatenate([V[:, :head], multiply(V[:, head:], adjoint(Xh))], axis=1)
+    V = np.concatenate([V[:, :head], pool.multiply(V[:, head:], adjoint(Xh))], axis=1)
     order = np.argsort(-values, kind="stable")
     return values[order], V[:, order]
 

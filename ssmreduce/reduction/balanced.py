@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError
+from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.reduction.batch import assemble, in_batch_shape, single_systems
 from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule, divided
@@ -25,6 +26,9 @@ def balance(
     system: System,
     *,
     horizon: int | None = None,
+    band: tuple[float, float] | None = None,
+    input_weight: System | None = None,
+    output_weight: System | None = None,
     keep_unstable: bool = False,
     margin: float = 0.0,
 ) -> Balancing:
@@ -39,6 +43,13 @@ def balance(
     horizon : int, optional
         Sequence length L that the system will see (discrete time): balances what it does within L
         steps, also with poles on or outside the unit circle. No error bound exists then.
+    band : tuple of two floats, optional
+        Lowest and highest frequency that count, in rad/s or radians per sample (see
+        `frequency_limited_factors`). There is no error bound, and the result may be unstable.
+    input_weight, output_weight : StateSpace or DiagonalStateSpace, optional
+        Stable filters W_i and W_o before the input and after the output, whose gain says how much
+        each frequency counts (see `weighted_factors`). There is no error bound; with both weights the
+        result may be unstable. Not together with `band` or `horizon`.
     keep_unstable : bool
         Keep unstable states and balance the stable part only. Fixed orders count all states; other
         rules, ``hsv`` and ``rank`` are those of the stable part, and so is the error bound.
@@ -54,9 +65,11 @@ def balance(
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary, there is no horizon and unstable states
-        are not to be kept.
+        are not to be kept; from `truncate` if a dense system that was balanced in a band, or with
+        two weights, became unstable.
     OrderError
-        If a horizon or a margin is given that does not go with `keep_unstable`.
+        If two of a horizon, a band and weights are given, or the band is none; or one of them or a
+        margin that does not go with `keep_unstable`.
     NoConvergenceError
         If stable and unstable poles are too close for the two parts to be separated to half of
         the digits.
@@ -77,7 +90,8 @@ def balance(
     >>> balancing.truncate(2).order
     2
     """
-    return Balancing(system, horizon, keep_unstable=keep_unstable, margin=margin)
+    emphasis = Emphasis.chosen(horizon, band, input_weight, output_weight)
+    return Balancing(system, horizon, emphasis, keep_unstable=keep_unstable, margin=margin)
 
 
 def balanced_truncation(
@@ -155,6 +169,8 @@ class Balancing:
         How many of them exceed 4 n eps σ₁.
     horizon : int or None
         Sequence length that was balanced for.
+    emphasis : Emphasis or None
+        Band or weights that were balanced for.
     unstable : int or int array
         How many stored states are kept because they are unstable.
     """
@@ -163,16 +179,20 @@ class Balancing:
         self,
         system: System,
         horizon: int | None = None,
+        emphasis: Emphasis | None = None,
         *,
         keep_unstable: bool = False,
         margin: float = 0.0,
     ) -> None:
         check_system(system)
-        _check_unstable_options(horizon, keep_unstable, margin)
+        _check_unstable_options(horizon, emphasis, keep_unstable, margin)
         self.system = system
         self.horizon = horizon
+        self.emphasis = emphasis
         self._parts: list[Reducible] = [
-            _keeping_unstable(single, margin) if keep_unstable else balanced_system(single, horizon)
+            _keeping_unstable(single, margin)
+            if keep_unstable
+            else balanced_system(single, horizon, emphasis)
             for single in single_systems(system)
         ]
         batch = system.batch_shape
@@ -187,7 +207,7 @@ class Balancing:
                 warn_if_badly_scaled(balanced.original, balanced.factors, stacklevel=4)
 
     def bound(self, order: int | OrderRule) -> float | HostArray | None:
-        """Error bound of ``truncate(order)``, in the same units; None with a horizon."""
+        """Error bound of ``truncate(order)``, in the same units; None where no theorem gives one."""
         return self.truncate(order).error_bound
 
     def budget_values(self) -> list[HostArray]:
@@ -254,7 +274,14 @@ def _keeping_unstable(system: System, margin: float) -> Reducible:
     return BalancedUnstable(system, split) if split.unstable_count else balanced_system(system)
 
 
-def _check_unstable_options(horizon: int | None, keep_unstable: bool, margin: float) -> None:
+def _check_unstable_options(
+    horizon: int | None, emphasis: Emphasis | None, keep_unstable: bool, margin: float
+) -> None:
+    if keep_unstable and emphasis is not None:
+        raise OrderError(
+            "`keep_unstable` is True and a band or weights are given; expected one of the two. Balance "
+            "split_unstable(system).stable with the band or weights."
+        )
     if keep_unstable and horizon is not None:
         raise OrderError(
             f"`horizon` is {horizon} but `keep_unstable` is True; expected one of the two: within a "

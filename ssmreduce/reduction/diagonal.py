@@ -15,6 +15,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
+from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.reciprocal import (
@@ -38,11 +39,13 @@ _NEARBY_ORDERS = 6
 """How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
 
 
-def balanced_system(original: System, horizon: int | None = None) -> BalancedSystem:
+def balanced_system(
+    original: System, horizon: int | None = None, emphasis: Emphasis | None = None
+) -> BalancedSystem:
     """Balance one system (no batch axes)."""
     if isinstance(original, StateSpace):
-        return BalancedDense(original, horizon)
-    return BalancedDiagonal(original, horizon)
+        return BalancedDense(original, horizon, emphasis)
+    return BalancedDiagonal(original, horizon, emphasis)
 
 
 class BalancedDiagonal(BalancedSystem):

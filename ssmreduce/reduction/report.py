@@ -128,6 +128,8 @@ class Reduction:
         if self.parts:
             errors = [part._certified() for part in self.parts]
             return np.asarray(errors).reshape(self.original.batch_shape)
+        if self.stable_part is not None:
+            return self.stable_part._certified()
         if self.horizon is not None:
             raise UnreachableToleranceError(
                 f"`certified` is True but the reduction has horizon={self.horizon}; expected one "

@@ -15,7 +15,8 @@ import numpy as np
 import scipy.linalg
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import OrderError, UnstableSystemError
+from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.hankel import balance_factors, error_bounds, state_count
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.reciprocal import (
@@ -28,6 +29,7 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
+from ssmreduce.time_domain import Discrete
 
 
 class Reducible(ABC):
@@ -64,11 +66,17 @@ class Reducible(ABC):
 class BalancedSystem(Reducible):
     """One system (no batch axes) with its balanced factors."""
 
-    def __init__(self, original: System, horizon: int | None = None) -> None:
+    def __init__(
+        self,
+        original: System,
+        horizon: int | None = None,
+        emphasis: Emphasis | None = None,
+    ) -> None:
         self.original = original
         self.horizon = horizon
+        self.emphasis = emphasis
         # Without states nothing is left to balance: the system is its feedthrough.
-        self.factors = balance_factors(original, horizon) if original.order else None
+        self.factors = balance_factors(original, horizon, emphasis) if original.order else None
         self.hsv: HostArray = np.zeros(0) if self.factors is None else self.factors.hsv
         self.rank = 0 if self.factors is None else self.factors.rank
         self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
@@ -84,6 +92,11 @@ class BalancedSystem(Reducible):
             raise OrderError(
                 f"`horizon` is {self.horizon}; expected none: the DC gain is that of sequences "
                 "without end. Use truncate, or balance without a horizon."
+            )
+        if self.emphasis is not None:
+            raise OrderError(
+                "a band or weights are given; expected none: DC matching is exact at zero frequency and "
+                "knows no other emphasis. Use truncate, or balance without them."
             )
         if self.original.order == 0:
             return self.unchanged()
@@ -156,6 +169,7 @@ class BalancedSystem(Reducible):
     ) -> Reduction:
         """Report `reduced`, which was cut to `real_order`."""
         left, right = projections
+        bounded = self.horizon is None and self.emphasis is None
         return Reduction(
             original=self.original,
             system=reduced,
@@ -164,7 +178,7 @@ class BalancedSystem(Reducible):
             wanted_order=wanted_order,
             rank=self.rank,
             hsv=self.hsv,
-            error_bound=None if self.horizon else float(error_bounds(self.hsv)[real_order]),
+            error_bound=float(error_bounds(self.hsv)[real_order]) if bounded else None,
             left=left,
             right=right,
             slot_map=slot_map,
@@ -189,12 +203,17 @@ class BalancedDense(BalancedSystem):
         ------
         OrderError
             If a fixed order is above the numerical rank, or the rank is zero. Rules stop at the rank.
+        UnstableSystemError
+            If a band or two weights make it unstable.
         """
         order, wanted = self._order(rule)
         if order == self._host.order:
             return self.unchanged()
         W, T = self.projections(order, balancing_free=balancing_free)
-        return self.report(_projected(self._host, W, T), order, wanted, (W, T))
+        reduced = _projected(self._host, W, T)
+        if self.emphasis is not None and not self.emphasis.keeps_stability:
+            _check_still_stable(reduced)
+        return self.report(reduced, order, wanted, (W, T))
 
     def available(self, order: int) -> int:
         """`order`, or the numerical rank if that is lower."""
@@ -233,6 +252,20 @@ class BalancedDense(BalancedSystem):
         if order < n:
             self.check_bound(rule, order)
         return order, wanted
+
+
+def _check_still_stable(reduced: StateSpace) -> None:
+    """Refuse an unstable result: neither a band nor two weights promise a stable one."""
+    poles = reduced.poles()
+    discrete = isinstance(reduced.time, Discrete)
+    worst = poles[np.argmax(np.abs(poles) if discrete else poles.real)]
+    if abs(worst) >= 1.0 if discrete else worst.real >= 0.0:
+        kind = f"|λ| = {abs(worst):.6g}" if discrete else f"Re λ = {worst.real:.6g}"
+        raise UnstableSystemError(
+            f"truncated to `order` {reduced.order} the system has a pole with {kind}; expected a stable "
+            "one, which neither a band nor two weights guarantee. Try an order next to it, or one "
+            "weight only."
+        )
 
 
 def _projected(host: StateSpace, W: HostArray, T: HostArray) -> StateSpace:

@@ -1,0 +1,177 @@
+"""What H2-optimal reduction needs of a system: Sylvester solves with a small matrix, and distances.
+
+With A of order n and an upper triangular T of order r, both stable and in continuous time,
+
+    A X + X Tᴴ + B Eᴴ = 0   and   Aᴴ Y + Y T + Cᴴ E = 0
+
+are r shifted solves: triangular ones after a Schur form of A, divisions by λ_k + conj τ_i where A
+is diagonal. Discrete systems are seen in the continuous form of `ssmreduce.reduction.h2_forms`.
+
+References: Xu and Zeng, IEEE Trans. Automatic Control 56 (2011).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.gramians.factors import gramian_factors
+from ssmreduce.reduction.h2_forms import continuous
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Continuous, Discrete
+
+
+@dataclass(frozen=True, eq=False)
+class SchurForm:
+    """A small continuous system in complex Schur coordinates: A = U T Uᴴ, and Uᴴ B, C U.
+
+    `vectors` is U and `triangle` is T.
+    """
+
+    triangle: HostArray
+    vectors: HostArray
+    B: HostArray
+    C: HostArray
+
+    @classmethod
+    def of(cls, reduced: StateSpace) -> SchurForm:
+        """Transform a system with host arrays."""
+        T, U = linalg.schur(reduced.A, output="complex")
+        return cls(T, U, adjoint(U) @ reduced.B, reduced.C @ U)
+
+
+class Plant(ABC):
+    """A stable system, seen as a continuous one.
+
+    Attributes
+    ----------
+    B, C : (n, m) array, (p, n) array
+        Its matrices in the (real, where it is real) states.
+    Z : (n, k) array
+        Factor of its controllability Gramian.
+    real : bool
+        Whether its states, and those of its reduced systems, are real.
+    """
+
+    B: HostArray
+    C: HostArray
+    Z: HostArray
+    real: bool
+
+    @abstractmethod
+    def apply(self, V: HostArray) -> HostArray:
+        """Return A V."""
+
+    @abstractmethod
+    def driven(self, T: HostArray, E: HostArray) -> HostArray:
+        """Return X, shape (n, r), with A X + X Tᴴ + B Eᴴ = 0, for E of shape (r, m)."""
+
+    @abstractmethod
+    def seen(self, T: HostArray, E: HostArray) -> HostArray:
+        """Return Y, shape (n, r), with Aᴴ Y + Y T + Cᴴ E = 0, for E of shape (p, r)."""
+
+    def norm(self) -> float:
+        """‖G‖_H2 = ‖C Z‖_F."""
+        return float(np.linalg.norm(self.C @ self.Z))
+
+    def distance(self, reduced: SchurForm, seen: HostArray) -> float:
+        """‖G - G_r‖_H2 where `seen` is ``self.seen(reduced.triangle, reduced.C)``.
+
+        The square is the trace of [B; B_r]ᴴ [[Q, -Y], [-Yᴴ, Q_r]] [B; B_r]. With Q_r = L Lᴴ and M = Y L⁻ᴴ
+        it is tr Bᴴ (Q - M Mᴴ) B + ‖Lᴴ B_r - Mᴴ B‖². The Schur complement Q - M Mᴴ is itself the
+        observability Gramian of Ĉ = C - C_r L⁻ᴴ Mᴴ, so that the first term is ‖Ĉ Z‖² with the
+        controllability factor Z of G: two sums of squares, O(n k p) once Z is known.
+        """
+        small = StateSpace(reduced.triangle, reduced.B, reduced.C, time=Continuous())
+        left, values, _ = np.linalg.svd(gramian_factors(small)[1], full_matrices=False)
+        # What is not seen of the reduced system has no part in its output.
+        kept = values > len(left) * np.finfo(np.float64).eps * values[:1]
+        L, dual = left[:, kept] * values[kept], left[:, kept] / values[kept]
+        M = seen @ dual
+        output = self.C - (reduced.C @ dual) @ adjoint(M)
+        inside = np.linalg.norm(output @ self.Z)
+        return float(np.hypot(inside, np.linalg.norm(adjoint(L) @ reduced.B - adjoint(M) @ self.B)))
+
+
+class DensePlant(Plant):
+    """A `StateSpace` with host arrays."""
+
+    def __init__(self, system: StateSpace) -> None:
+        as_continuous = continuous(system)
+        self.A, self.B, self.C = as_continuous.A, as_continuous.B, as_continuous.C
+        self.Z = gramian_factors(system)[0]
+        self.real = not any(np.iscomplexobj(x) for x in (self.A, self.B, self.C))
+        self._T, self._U = linalg.schur(self.A, output="complex")
+        self._B, self._C = adjoint(self._U) @ self.B, self.C @ self._U
+
+    def apply(self, V: HostArray) -> HostArray:
+        """Return A V."""
+        return np.asarray(self.A @ V)
+
+    def driven(self, T: HostArray, E: HostArray) -> HostArray:
+        """Return X with A X + X Tᴴ + B Eᴴ = 0."""
+        X, scale, _ = linalg.lapack.ztrsyl(self._T, T, -self._B @ adjoint(E), tranb="C")
+        return np.asarray(self._U @ (X / scale))
+
+    def seen(self, T: HostArray, E: HostArray) -> HostArray:
+        """Return Y with Aᴴ Y + Y T + Cᴴ E = 0."""
+        Y, scale, _ = linalg.lapack.ztrsyl(self._T, T, -adjoint(self._C) @ E, trana="C")
+        return np.asarray(self._U @ (Y / scale))
+
+
+class DiagonalPlant(Plant):
+    """A `DiagonalStateSpace` with host arrays; its real states [Re h; Im h] if its output is real."""
+
+    def __init__(self, system: DiagonalStateSpace) -> None:
+        poles, B, C = system.eigenvalues, system.B, system.C
+        if isinstance(system.time, Discrete):
+            if system.log_eigenvalues is None:
+                poles = (poles - 1.0) / (poles + 1.0)
+            else:
+                poles = np.tanh(0.5 * system.log_eigenvalues)
+            B = B * (1.0 - poles)[:, None] / np.sqrt(2.0)
+        self._poles, self._inputs, self._outputs = poles, B, adjoint(C)
+        self.real_output = system.real_output
+        self.B = real_input(B) if system.real_output else B
+        self.C = real_output(C) if system.real_output else C
+        self.Z = gramian_factors(system)[0]
+        self.real = system.real_output or not any(np.iscomplexobj(x) for x in (poles, B, C))
+
+    def apply(self, V: HostArray) -> HostArray:
+        """Return A V."""
+        if self.real_output:
+            return apply_real_state(self._poles, V)
+        return np.asarray(self._poles[:, None] * V)
+
+    def driven(self, T: HostArray, E: HostArray) -> HostArray:
+        """Return X with A X + X Tᴴ + B Eᴴ = 0."""
+        return self._solved(self._poles, self._inputs, T, adjoint(E))
+
+    def seen(self, T: HostArray, E: HostArray) -> HostArray:
+        """Return Y with Aᴴ Y + Y T + Cᴴ E = 0: the first equation with Tᴴ, from the last column on."""
+        Y = self._solved(self._poles.conj(), self._outputs, adjoint(T)[::-1, ::-1], E[:, ::-1])
+        return Y[:, ::-1]
+
+    def _solved(self, poles: HostArray, G: HostArray, T: HostArray, E: HostArray) -> HostArray:
+        """Solve Λ X + X Tᴴ + G E = 0, where the output is real with h and its mirror image."""
+        if self.real_output:
+            poles, G = np.concatenate([poles, poles.conj()]), np.concatenate([G, G.conj()])
+        X: HostArray = -(G @ E).astype(np.complex128)
+        for j in reversed(range(X.shape[1])):
+            X[:, j] -= X[:, j + 1 :] @ T[j, j + 1 :].conj()
+            X[:, j] /= poles + T[j, j].conj()
+        if self.real_output:
+            plain, mirrored = np.split(X, 2)
+            X = np.concatenate([plain + mirrored, -1j * (plain - mirrored)]) / 2.0
+        return X
+
+
+def plant_of(system: System) -> Plant:
+    """Return the plant of a stable system with host arrays, without batch axes."""
+    return DensePlant(system) if isinstance(system, StateSpace) else DiagonalPlant(system)
