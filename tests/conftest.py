@@ -29,9 +29,7 @@ _COMMON: dict[str, Any] = {
 settings.register_profile("dev", max_examples=8, derandomize=True, **_COMMON)
 settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("long", max_examples=3000, derandomize=False, **_COMMON)
-settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
-)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
 class ExampleCount:

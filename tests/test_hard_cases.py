@@ -282,6 +282,21 @@ def test_on_the_circle_and_beyond(radius: float) -> None:
         assert balance(system, horizon=1000).rank == 2
 
 
+@pytest.mark.parametrize("distance", [1e-3, 1e-6])
+def test_a_fast_lightly_damped_pair_next_to_a_slow_pole(distance: float) -> None:
+    # A Cayley shift between the two moduli would put the pair at distance² from the circle.
+    A = scipy.linalg.block_diag([[-distance, 4.0], [-4.0, -distance]], [[-distance]])
+    B, readout = rng(27).standard_normal((3, 2)), rng(28).standard_normal((2, 3))
+    system = StateSpace(A, B, readout, time=Continuous())
+    values, vectors = np.linalg.eig(A)
+    exact = exact_values(
+        values, np.linalg.solve(vectors, B + 0j), readout @ vectors, discrete=False
+    )
+    condition = 4.0 / distance  # ‖A‖ ‖L⁻¹‖ of a normal A
+    found = hankel_singular_values(system)
+    assert np.abs(found - exact).max() <= C * 3 * EPS * condition * exact[0]
+
+
 # Norms of 1e±150, scales
 
 

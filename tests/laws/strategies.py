@@ -7,7 +7,7 @@ fractions of a millisecond, and a failing recipe shrinks to a short one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -234,11 +234,6 @@ def difference(first: System, second: System) -> StateSpace:
     return StateSpace(
         A, np.concatenate([a.B, b.B]), np.concatenate([a.C, -b.C], axis=1), time=a.time
     )
-
-
-def without_feedthrough(recipe: Recipe) -> Recipe:
-    """Return the recipe read before the update."""
-    return replace(recipe, read_after_update=False)
 
 
 def assert_within(error: object, allowed: float) -> None:
