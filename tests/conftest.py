@@ -1,25 +1,96 @@
-"""Settings and fixtures shared by all tests."""
+"""Settings and fixtures shared by all tests, and a count of the examples that property tests ran.
+
+Profiles: `dev` (the default: few examples), `ci` (the default where CI is set) and `long`
+(``pytest tests/laws --hypothesis-profile=long``, more than 100,000 examples in all). `dev` and `ci`
+are derandomised: a failure seen once is seen by everybody, and a run never depends on luck. `long`
+draws from a fixed seed, another one with ``--hypothesis-seed``. HYPOTHESIS_PROFILE names a profile too.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 
-# Derandomised: a failure seen once is seen by everybody, and a run never depends on luck.
-settings.register_profile(
-    "ssmreduce",
-    derandomize=True,
-    deadline=None,
-    max_examples=20,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("ssmreduce")
+LONG_SEED = 20240
+
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
+settings.register_profile("dev", max_examples=8, derandomize=True, **_COMMON)
+settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
+settings.register_profile("long", max_examples=3000, derandomize=False, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+class ExampleCount:
+    """How many examples ran to their end, counted where Hypothesis calls the body of a test."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.laws = 0
+
+    def count(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(inner)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            result = inner(*args, **kwargs)
+            self.examples += 1
+            return result
+
+        return counted
+
+
+_COUNT = ExampleCount()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count the examples of every property test, and give the long profile its fixed seed."""
+    fixed = settings.get_current_profile_name() == "long"
+    fixed = fixed and config.getoption("--hypothesis-seed", None) is None
+    seen: set[int] = set()
+    for item in items:
+        function = getattr(item, "function", None)
+        handle = getattr(function, "hypothesis", None)
+        if handle is None:
+            continue
+        _COUNT.laws += 1
+        if id(handle) in seen:
+            continue
+        seen.add(id(handle))
+        # `inner_test` is the hook that Hypothesis documents for plugins.
+        handle.inner_test = _COUNT.count(handle.inner_test)
+        if fixed:
+            seed(LONG_SEED)(function)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the count of a worker to the process that prints the summary."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["property_examples"] = _COUNT.examples
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up the workers of pytest-xdist."""
+    _COUNT.examples += getattr(node, "workeroutput", {}).get("property_examples", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many examples were run in all."""
+    if _COUNT.examples:
+        profile = settings.get_current_profile_name()
+        laws = f"{_COUNT.laws} property tests, " if _COUNT.laws else ""
+        terminalreporter.write_line(f"{laws}{_COUNT.examples} examples (profile {profile})")
 
 
 @pytest.fixture

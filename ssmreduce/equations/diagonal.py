@@ -64,7 +64,12 @@ def cauchy_kernels(
     return kernels[0], kernels[1]
 
 
-def state_factor(eigenvalues: HostArray, G: HostArray, kernel: HostArray) -> HostArray:
+def state_factor(
+    eigenvalues: HostArray,
+    G: HostArray,
+    kernel: HostArray,
+    log_eigenvalues: HostArray | None = None,
+) -> HostArray:
     """Return Z, shape (n, k), with Z Zᴴ = (G Gᴴ) ∘ K, one state at a time.
 
     Parameters
@@ -75,6 +80,9 @@ def state_factor(eigenvalues: HostArray, G: HostArray, kernel: HostArray) -> Hos
         Generator: B for controllability, Cᴴ (with conj λ) for observability.
     kernel : (n, n) array
         First result of `cauchy_kernels`.
+    log_eigenvalues : (n,) array, optional
+        log λ, from which differences of neighbouring poles are taken: next to the unit circle,
+        at distance η, those of the stored poles have a relative error of eps/η.
 
     Returns
     -------
@@ -100,11 +108,23 @@ def state_factor(eigenvalues: HostArray, G: HostArray, kernel: HostArray) -> Hos
         column = np.zeros(n, dtype=G.dtype)
         column[active] = scale[active] * projection * to_pivot / np.sqrt(gain[active[pivot]])
         columns.append(column)
-        blaschke = (eigenvalues[active] - eigenvalues[active[pivot]]) * to_pivot
+        blaschke = _gaps(eigenvalues, log_eigenvalues, active, active[pivot]) * to_pivot
         G += ((blaschke - 1.0) * projection)[:, None] * direction
         keep = np.arange(active.size) != pivot
         G, active = G[keep], active[keep]
     return np.stack(columns, axis=1) if columns else np.zeros((n, 0), dtype=G.dtype)
+
+
+def _gaps(
+    eigenvalues: HostArray, log_eigenvalues: HostArray | None, active: HostArray, pivot: int
+) -> HostArray:
+    """λ_i - λ_p over the active states, as λ_p expm1(log λ_i - log λ_p) where that is small."""
+    gaps: HostArray = eigenvalues[active] - eigenvalues[pivot]
+    if log_eigenvalues is not None:
+        near = np.abs(gaps) < _NEAR_BOUNDARY
+        logarithms = log_eigenvalues[active[near]] - log_eigenvalues[pivot]
+        gaps[near] = eigenvalues[pivot] * np.expm1(logarithms)
+    return gaps
 
 
 def real_state_factor(
@@ -112,6 +132,7 @@ def real_state_factor(
     G: HostArray,
     kernels: tuple[HostArray, HostArray],
     time: TimeDomain,
+    log_eigenvalues: HostArray | None = None,
 ) -> HostArray:
     """Return real Z, shape (2n, k), with Z Zᵀ the Gramian of the real states [Re h; Im h].
 
@@ -128,6 +149,8 @@ def real_state_factor(
         From `cauchy_kernels`.
     time : Continuous or Discrete
         Time domain.
+    log_eigenvalues : (n,) array, optional
+        log λ; see `state_factor`. Used for pairs that are nearly one state.
 
     Returns
     -------
@@ -164,7 +187,9 @@ def real_state_factor(
             left[pivots] = False
             active, near_real = active[left], near_real[left]
     if active.size:
-        blocks.append((active, _near_real_factor(eigenvalues, parts, kernels, active)))
+        blocks.append(
+            (active, _near_real_factor(eigenvalues, log_eigenvalues, parts, kernels, active))
+        )
     Z = np.zeros((2, n, sum(block.shape[-1] for _, block in blocks)))
     column = 0
     for rows, block in blocks:
@@ -319,6 +344,7 @@ def _block_reflector(columns: HostArray) -> tuple[HostArray, HostArray]:
 
 def _near_real_factor(
     eigenvalues: HostArray,
+    log_eigenvalues: HostArray | None,
     parts: HostArray,
     kernels: tuple[HostArray, HostArray],
     active: HostArray,
@@ -328,8 +354,14 @@ def _near_real_factor(
     kernel = np.block(
         [[kernels[0][pick], kernels[1][pick]], [kernels[1][pick].conj(), kernels[0][pick].conj()]]
     )
-    states, G = eigenvalues[active], parts[0] + 1j * parts[1]
-    Z = state_factor(np.concatenate([states, states.conj()]), np.concatenate([G, G.conj()]), kernel)
+    G = parts[0] + 1j * parts[1]
+    logarithms = None if log_eigenvalues is None else _with_conjugates(log_eigenvalues[active])
+    Z = state_factor(_with_conjugates(eigenvalues[active]), _with_conjugates(G), kernel, logarithms)
     plain, conjugate = Z[: active.size], Z[active.size :]
     complex_parts = np.stack([plain + conjugate, -1j * (plain - conjugate)]) / 2.0
     return np.concatenate([complex_parts.real, complex_parts.imag], axis=-1)
+
+
+def _with_conjugates(values: HostArray) -> HostArray:
+    """Return [x; conj x]."""
+    return np.concatenate([values, values.conj()])

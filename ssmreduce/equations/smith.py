@@ -24,6 +24,9 @@ from ssmreduce.errors import NoConvergenceError
 _MAX_DOUBLINGS = 64
 """2^64 steps: a stable double-precision pole has decayed, or sits within eps of the circle."""
 
+_SHIFTS_TRIED = 64
+"""Shifts between the extreme moduli, a tenth of a decade apart over six decades."""
+
 Power = Callable[[int], Callable[[HostArray], HostArray]]
 """Maps i to the function X -> A^(2^i) X; called with i = 0, 1, 2, ... in order."""
 
@@ -129,15 +132,28 @@ def compress_columns(Z: HostArray) -> HostArray:
 def cayley(A: HostArray, B: HostArray) -> tuple[HostArray, HostArray]:
     """Return the discrete pair with the Gramian of the continuous pair (A, B).
 
-    The shift s is the geometric mean of the extreme pole moduli.
+    The shift takes the slowest pole of the discrete pair as far from the circle as it can.
     """
-    moduli = np.abs(np.linalg.eigvals(A))
-    shift = np.sqrt(moduli.max() * moduli[moduli > 0].min())
+    shift = _cayley_shift(np.linalg.eigvals(A))
     identity = np.eye(A.shape[0])
     solved = np.linalg.solve(
         shift * identity - A, np.concatenate([A + shift * identity, B], axis=1)
     )
     return solved[:, : A.shape[0]], np.sqrt(2.0 * shift) * solved[:, A.shape[0] :]
+
+
+def _cayley_shift(poles: HostArray) -> float:
+    """Return s > 0 with the largest min_i 1 - |λ_i'|², λ' = (s + λ)/(s - λ), that a search finds.
+
+    1 - |λ'|² = 4 s |Re λ|/|s - λ|². For real poles the geometric mean of the extreme moduli is best; for
+    lightly damped ones next to slow ones it is off by many decades, in steps and in digits.
+    """
+    moduli = np.abs(poles)
+    low, high = moduli[moduli > 0].min(), moduli.max()
+    middle = np.sqrt(low) * np.sqrt(high)
+    shifts = np.concatenate([[middle], np.geomspace(low, high, _SHIFTS_TRIED)])
+    damping = shifts * np.abs(poles.real)[:, None] / np.abs(shifts - poles[:, None]) ** 2
+    return float(shifts[np.argmax(damping.min(axis=0))])
 
 
 def _negligible(tail: HostArray, Z: HostArray) -> bool:

@@ -155,14 +155,18 @@ def _diagonal_factors(
         )
     kernels = diagonal.cauchy_kernels(eigenvalues, system.log_eigenvalues, system.time)
     conjugate = (kernels[0].conj(), kernels[1].conj())
+    logs = system.log_eigenvalues
+    dual_logs = None if logs is None else logs.conj()
     if system.real_output:
         return (
-            diagonal.real_state_factor(eigenvalues, inputs, kernels, system.time),
-            diagonal.real_state_factor(eigenvalues.conj(), outputs, conjugate, system.time),
+            diagonal.real_state_factor(eigenvalues, inputs, kernels, system.time, logs),
+            diagonal.real_state_factor(
+                eigenvalues.conj(), outputs, conjugate, system.time, dual_logs
+            ),
         )
     return (
-        diagonal.state_factor(eigenvalues, inputs, kernels[0]),
-        diagonal.state_factor(eigenvalues.conj(), outputs, conjugate[0]),
+        diagonal.state_factor(eigenvalues, inputs, kernels[0], logs),
+        diagonal.state_factor(eigenvalues.conj(), outputs, conjugate[0], dual_logs),
     )
 
 
