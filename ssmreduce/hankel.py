@@ -16,6 +16,7 @@ import numpy as np
 
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
+from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import (
@@ -137,19 +138,14 @@ def rank_tolerance(hsv: HostArray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class BalancedFactors:
-    """Gramian factors of one system, the singular values of M = Yᴴ Z and its right vectors V.
-
-    Z and Y may be written in another orthonormal basis of the states than the system.
-    """
+    """Gramian factors of one system, the singular values of M = Yᴴ Z and its right vectors V."""
 
     hsv: HostArray
     rank: int
-    Z: HostArray
-    Y: HostArray
+    factors: DenseFactors
     M: HostArray
     V: HostArray
-    basis: HostArray | None = None
-    pool: Pool = NUMPY
+    pool: Pool
 
     def projections(self, order: int) -> tuple[HostArray, HostArray]:
         """Return W and T, each of shape (n, order), with Wᴴ T = I; `order` at most the rank.
@@ -160,28 +156,26 @@ class BalancedFactors:
         V, root = self.V[:, :order], np.sqrt(self.hsv[:order])
         multiply = self.pool.multiply
         Q, R = self.pool.qr(multiply(self.M, V))
-        W, T = multiply(self.Y, Q) / root, multiply(self.Z, V @ (np.linalg.inv(R) * root))
-        if self.basis is None:
-            return W, T
-        return product(self.basis, W), product(self.basis, T)
+        W = multiply(self.factors.Y, Q) / root
+        T = multiply(self.factors.Z, V @ (np.linalg.inv(R) * root))
+        return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
 
 
 def balance_factors(
     system: System, horizon: int | None = None, emphasis: Emphasis | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    basis, pool = None, NUMPY
+    pool = NUMPY
     plain = horizon is None and emphasis is None
     channel = single_channel(system) if plain else None
     if channel is not None:
-        Z, Y, M = channel.Z, channel.Y, channel.M
+        factors, M = DenseFactors(channel.Z, channel.Y), channel.M
     elif emphasis is None and isinstance(system, StateSpace):
         factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
-        Z, Y, basis, pool = factors.Z, factors.Y, factors.basis, SCIPY
-        M = product(Y, Z, adjoint_left=True)
+        M, pool = product(factors.Y, factors.Z, adjoint_left=True), SCIPY
     else:
         Z, Y = gramian_factors(system, horizon) if emphasis is None else emphasis.factors(system)
-        M = adjoint(Y) @ Z
+        factors, M = DenseFactors(Z, Y), adjoint(Y) @ Z
     try:
         if channel is None:
             values, V = _right_singular(M, pool)
@@ -194,7 +188,16 @@ def balance_factors(
         ) from error
     n = state_count(system)
     hsv = _pad(values, n)
-    return BalancedFactors(hsv, int(np.sum(hsv > rank_tolerance(hsv))), Z, Y, M, V, basis, pool)
+    rank = int(np.sum(hsv > rank_tolerance(hsv)))
+    if channel is None and hsv[:1].sum() <= _RANK_CONSTANT * _product_rounding(factors):
+        rank = 0
+    return BalancedFactors(hsv, rank, factors, M, V, pool)
+
+
+def _product_rounding(factors: DenseFactors) -> float:
+    """eps Σ_i ‖y_i‖ ‖z_i‖ over the rows: what rounding alone makes of a product Yᴴ Z that vanishes."""
+    rows = np.linalg.norm(factors.Y, axis=1) * np.linalg.norm(factors.Z, axis=1)
+    return float(np.finfo(np.float64).eps * rows.sum())
 
 
 def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:

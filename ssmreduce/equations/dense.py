@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import lapack
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
@@ -30,11 +31,24 @@ _SMALLEST_FOR_LOW_RANK = 100
 
 @dataclass(frozen=True, eq=False)
 class DenseFactors:
-    """Z and Y with P = basis Z Zᴴ basisᴴ and Q = basis Y Yᴴ basisᴴ; `basis` is None for the identity."""
+    """Z and Y with P = (R Z)(R Z)ᴴ and Q = (L Y)(L Y)ᴴ, where Lᴴ R = I; None stands for I.
+
+    Their product Yᴴ Z is that of the whole factors.
+    """
 
     Z: HostArray
     Y: HostArray
-    basis: HostArray | None
+    right_basis: HostArray | None = None
+    left_basis: HostArray | None = None
+
+    def whole(self) -> tuple[HostArray, HostArray]:
+        """The factors of P and Q themselves."""
+        return in_basis(self.right_basis, self.Z), in_basis(self.left_basis, self.Y)
+
+
+def in_basis(basis: HostArray | None, columns: HostArray) -> HostArray:
+    """Return ``basis @ columns``."""
+    return columns if basis is None else product(basis, columns)
 
 
 def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) -> DenseFactors:
@@ -45,23 +59,40 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
-    columns = max(B.shape[1], C.shape[0])
-    route = choose_low_rank(A, columns, time)
+    dtype = np.result_type(A, B, C)
+    A, B, C = (x.astype(dtype, copy=False) for x in (A, B, C))
+    A, unit = scaled_states(A)
+    B, C = B / unit[:, None], C * unit
+    route = choose_low_rank(A, max(B.shape[1], C.shape[0]), time)
     if route is not None:
         solves, plan = route
         first = low_rank_gramian(solves, B, plan, check_stability=True)
         if first is not None:
             second = low_rank_gramian(solves, adjoint(C), plan, mirrored=True)
             if second is not None:
-                return DenseFactors(first.Z, second.Z, None)
+                return DenseFactors(first.Z * unit[:, None], second.Z / unit[:, None])
     schur = SchurForm.of(A)
     check_stable(schur.eigenvalues(), time)
     mirrored = schur.mirrored()
     Z = hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
-    Y = hammarling_factor(
-        mirrored.triangle, product(mirrored.basis, adjoint(C), adjoint_left=True), time
-    )
-    return DenseFactors(Z, np.asfortranarray(Y[::-1]), schur.basis)
+    inputs = product(mirrored.basis, adjoint(C), adjoint_left=True)
+    Y = np.asfortranarray(hammarling_factor(mirrored.triangle, inputs, time)[::-1])
+    if np.all(unit == 1.0):
+        return DenseFactors(Z, Y, schur.basis, schur.basis)
+    return DenseFactors(Z, Y, schur.basis * unit[:, None], schur.basis / unit[:, None])
+
+
+def scaled_states(A: HostArray) -> tuple[HostArray, HostArray]:
+    """Return S⁻¹ A S and the diagonal of S, powers of two that equalise rows and columns of A.
+
+    The QR algorithm is backward stable relative to ‖A‖, which badly scaled states inflate; without
+    this their eigenvalues may come out with errors larger than themselves. Nothing is rounded.
+    """
+    if A.shape[0] < 2:
+        return A, np.ones(A.shape[0])
+    gebal = lapack.zgebal if np.iscomplexobj(A) else lapack.dgebal
+    scaled, _, _, unit, _ = gebal(A, scale=1, permute=0)
+    return np.asarray(scaled), np.asarray(unit)
 
 
 def choose_low_rank(

@@ -54,9 +54,10 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
         Factor, real where T is.
     """
     n, m = B.shape
-    scale = np.abs(B).max(initial=0.0)
-    if scale == 0.0:
+    largest = float(np.abs(B).max(initial=0.0))
+    if largest == 0.0:
         return np.zeros_like(T)
+    scale = 2.0 ** np.frexp(largest)[1]
     B = np.array(_compressed(B) if m > n else B, order="F") / scale
     U = np.zeros((n, n), dtype=T.dtype, order="F")
     edges = diagonal_blocks(T)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import numpy as np
 
 from ssmreduce._checks import positive_horizon
-from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.dense import DenseFactors, dense_factors
@@ -38,10 +37,7 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     host = system.to_host()
     if isinstance(host, DiagonalStateSpace):
         return _diagonal_factors(host, horizon)
-    factors = dense_gramian_factors(host, horizon)
-    if factors.basis is None:
-        return factors.Z, factors.Y
-    return product(factors.basis, factors.Z), product(factors.basis, factors.Y)
+    return dense_gramian_factors(host, horizon).whole()
 
 
 def controllability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
@@ -138,7 +134,6 @@ def dense_gramian_factors(system: StateSpace, horizon: int | None) -> DenseFacto
     return DenseFactors(
         smith.finite_factor(smith.dense_powers(A), B, horizon),
         smith.finite_factor(smith.dense_powers(adjoint(A)), adjoint(C), horizon),
-        None,
     )
 
 

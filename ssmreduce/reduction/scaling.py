@@ -28,7 +28,8 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel
     B, C = host.B, host.C
     if isinstance(host, DiagonalStateSpace) and host.real_output:
         B, C = real_input(B), real_output(C)
-    gains = {"input": _gains(B, factors.Y), "output": _gains(adjoint(C), factors.Z)}
+    Z, Y = factors.factors.whole()
+    gains = {"input": _gains(B, Y), "output": _gains(adjoint(C), Z)}
     for kind, values in gains.items():
         heard = values[values > 0]
         if heard.size and heard.min() < _DROWNED * heard.max():
