@@ -75,7 +75,11 @@ def rounding(system: System, reduction: Reduction) -> float:
     before, after = scale_of(system), scale_of(reduction.system)
     sizes = [float(np.linalg.norm(dense(x).A, 2)) for x in (system, reduction.system)]
     of_result = after.rounding * max(1.0, sizes[0] / max(sizes[1], EPS * sizes[0]))
-    return C * max(before.rounding, of_result) * amplification(reduction)
+    # Singular vectors turn by rounding over σ_r - σ_{r+1}: a cut between equal values is arbitrary.
+    kept = int(reduction.real_order)
+    last, following = float(reduction.hsv[kept - 1]), float([*reduction.hsv, 0.0][kept])
+    turned = last / max(last - following, EPS * last) if last else 1.0
+    return C * max(before.rounding, of_result) * amplification(reduction) * turned
 
 
 @given(systems(max_order=6), st.data())
@@ -160,10 +164,7 @@ def test_values_of_what_is_left(system: System) -> None:
         gap = left - balancing.hsv[: left.size]
         if isinstance(system.time, Discrete):
             gap = np.maximum(gap, 0.0)
-        # Singular vectors turn by rounding over σ_r - σ_{r+1}: a cut between equal values is arbitrary.
-        kept, following = balancing.hsv[left.size - 1], [*balancing.hsv, 0.0][left.size]
-        turned = float(kept / max(kept - following, EPS * kept))
-        assert_within(gap, rounding(system, reduction) * turned)
+        assert_within(gap, rounding(system, reduction))
 
 
 @given(recipes(max_order=7, min_order=2))
