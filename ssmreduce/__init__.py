@@ -14,6 +14,7 @@ from ssmreduce.errors import NoConvergenceError as NoConvergenceError
 from ssmreduce.errors import NonFiniteError as NonFiniteError
 from ssmreduce.errors import OptimizerStateError as OptimizerStateError
 from ssmreduce.errors import OrderError as OrderError
+from ssmreduce.errors import ScalingWarning as ScalingWarning
 from ssmreduce.errors import ShapeError as ShapeError
 from ssmreduce.errors import SSMReduceError as SSMReduceError
 from ssmreduce.errors import TimeDomainError as TimeDomainError
@@ -29,16 +30,42 @@ from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model
 from ssmreduce.models.report import LayerReduction as LayerReduction
 from ssmreduce.models.report import ModelReduction as ModelReduction
+from ssmreduce.norms import HinfNorm as HinfNorm
+from ssmreduce.norms import h2_norm as h2_norm
+from ssmreduce.norms import hankel_norm as hankel_norm
+from ssmreduce.norms import hinf_norm as hinf_norm
 from ssmreduce.reduction.balanced import Balancing as Balancing
 from ssmreduce.reduction.balanced import balance as balance
 from ssmreduce.reduction.balanced import balanced_truncation as balanced_truncation
+from ssmreduce.reduction.h2_optimal import H2Reduction as H2Reduction
+from ssmreduce.reduction.h2_optimal import h2_optimal as h2_optimal
+from ssmreduce.reduction.modal import modal_truncation as modal_truncation
 from ssmreduce.reduction.order import ErrorBound as ErrorBound
 from ssmreduce.reduction.order import FixedOrder as FixedOrder
 from ssmreduce.reduction.order import HankelEnergy as HankelEnergy
 from ssmreduce.reduction.order import HankelMass as HankelMass
 from ssmreduce.reduction.order import OrderRule as OrderRule
+from ssmreduce.reduction.order import TotalBudget as TotalBudget
+from ssmreduce.reduction.perturbation import singular_perturbation as singular_perturbation
+from ssmreduce.reduction.realisation import balanced_realisation as balanced_realisation
+from ssmreduce.reduction.realisation import minimal_realisation as minimal_realisation
 from ssmreduce.reduction.report import Reduction as Reduction
+from ssmreduce.reduction.selection import select_states as select_states
+from ssmreduce.reduction.unstable import UnstableSplit as UnstableSplit
+from ssmreduce.reduction.unstable import split_unstable as split_unstable
+from ssmreduce.systems.coordinates import diagonalised as diagonalised
+from ssmreduce.systems.coordinates import real_form as real_form
+from ssmreduce.systems.coordinates import transformed as transformed
 from ssmreduce.systems.diagonal import DiagonalStateSpace as DiagonalStateSpace
+from ssmreduce.systems.interconnect import difference as difference
+from ssmreduce.systems.interconnect import parallel as parallel
+from ssmreduce.systems.interconnect import series as series
+from ssmreduce.systems.response import frequency_response as frequency_response
+from ssmreduce.systems.response import impulse_response as impulse_response
+from ssmreduce.systems.response import step_response as step_response
+from ssmreduce.systems.sampling import to_continuous as to_continuous
+from ssmreduce.systems.sampling import to_discrete as to_discrete
+from ssmreduce.systems.simulation import simulate as simulate
 from ssmreduce.systems.state_space import StateSpace as StateSpace
 from ssmreduce.time_domain import Continuous as Continuous
 from ssmreduce.time_domain import Discrete as Discrete
@@ -54,8 +81,10 @@ __all__ = [
     "Discrete",
     "ErrorBound",
     "FixedOrder",
+    "H2Reduction",
     "HankelEnergy",
     "HankelMass",
+    "HinfNorm",
     "InTrainingReducer",
     "LayerReduction",
     "LyapunovSolution",
@@ -70,26 +99,51 @@ __all__ = [
     "ReductionEvent",
     "ReductionSchedule",
     "SSMReduceError",
+    "ScalingWarning",
     "ShapeError",
     "StateSpace",
     "TimeDomainError",
+    "TotalBudget",
     "UnreachableToleranceError",
+    "UnstableSplit",
     "UnstableSystemError",
     "UnsupportedEquationError",
     "UnsupportedLayerError",
     "__version__",
     "balance",
+    "balanced_realisation",
     "balanced_truncation",
     "controllability_gramian",
+    "diagonalised",
+    "difference",
     "error_bounds",
+    "frequency_response",
+    "h2_norm",
+    "h2_optimal",
+    "hankel_norm",
     "hankel_singular_values",
+    "hinf_norm",
+    "impulse_response",
+    "minimal_realisation",
+    "modal_truncation",
     "observability_gramian",
+    "parallel",
     "read_system",
+    "real_form",
     "reduce_layer",
     "reduce_model",
     "register_layer",
+    "select_states",
+    "series",
+    "simulate",
+    "singular_perturbation",
     "solve_lyapunov",
     "solve_lyapunov_factor",
+    "split_unstable",
+    "step_response",
+    "to_continuous",
+    "to_discrete",
+    "transformed",
     "write_system",
 ]
 

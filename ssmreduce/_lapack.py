@@ -54,6 +54,6 @@ NUMPY = Pool(
 SCIPY = Pool(
     product,
     lambda x: scipy.linalg.svd(x, full_matrices=False, check_finite=False),
-    lambda x: scipy.linalg.eigh(x, check_finite=False),
+    lambda x: scipy.linalg.eigh(x, driver="evd", check_finite=False),
     lambda x: scipy.linalg.qr(x, mode="economic", check_finite=False),
 )

@@ -195,9 +195,15 @@ def balance_factors(
 
 
 def _product_rounding(factors: DenseFactors) -> float:
-    """eps Σ_i ‖y_i‖ ‖z_i‖ over the rows: what rounding alone makes of a product Yᴴ Z that vanishes."""
+    """What rounding alone makes of a product Yᴴ Z that vanishes.
+
+    Rows of factors in the states of the system are right to eps each; in a basis to eps of the whole.
+    """
+    eps = float(np.finfo(np.float64).eps)
+    if factors.right_basis is not None:
+        return eps * float(np.linalg.norm(factors.Y) * np.linalg.norm(factors.Z))
     rows = np.linalg.norm(factors.Y, axis=1) * np.linalg.norm(factors.Z, axis=1)
-    return float(np.finfo(np.float64).eps * rows.sum())
+    return eps * float(rows.sum())
 
 
 def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
@@ -210,20 +216,24 @@ def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
     the pool of BLAS threads in which the factors were made.
     """
     reach = max(1.0, _SQUARED_RANGE * M.shape[1])
+    largest = float(np.abs(M).max(initial=0.0))
+    # A power of two: squares neither over- nor underflow, and nothing is rounded.
+    unit = float(2.0 ** np.frexp(largest)[1]) if 0.0 < largest < np.inf else 1.0
+    M = M / unit
     norms = np.linalg.norm(M, axis=0)
     if M.shape[1] == 0 or norms.min() < norms.max() / reach**2:
         _, values, Vh = pool.svd(M)
-        return values, adjoint(Vh)
+        return values * unit, adjoint(Vh)
     squares, V = pool.eigh(pool.multiply(adjoint(M), M))
     squares, V = squares[::-1], V[:, ::-1]
     head = int(np.sum(squares * reach**2 > squares[0]))
     if head == squares.size:
-        return np.sqrt(squares), V
+        return np.sqrt(squares) * unit, V
     _, small, Xh = pool.svd(pool.multiply(M, V[:, head:]))
     values = np.concatenate([np.sqrt(squares[:head]), small])
     V = np.concatenate([V[:, :head], pool.multiply(V[:, head:], adjoint(Xh))], axis=1)
     order = np.argsort(-values, kind="stable")
-    return values[order], V[:, order]
+    return values[order] * unit, V[:, order]
 
 
 def _pad(values: HostArray, n: int) -> HostArray:

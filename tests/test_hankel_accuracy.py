@@ -196,7 +196,8 @@ def test_real_systems_stay_real(rng: np.random.Generator) -> None:
     system = channel(poles, rng.standard_normal(12), rng.standard_normal(12), discrete=False)
     assert_relative(system)
     factors = balance_factors(system)
-    assert not any(np.iscomplexobj(x) for x in (factors.Z, factors.Y, factors.M, factors.V))
+    arrays = (factors.factors.Z, factors.factors.Y, factors.M, factors.V)
+    assert not any(np.iscomplexobj(x) for x in arrays)
 
 
 @pytest.mark.parametrize("real_output", [False, True])

@@ -18,6 +18,7 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     OrderError,
+    ScalingWarning,
     StateSpace,
     UnstableSystemError,
     balance,
@@ -81,10 +82,6 @@ def test_reachable_and_observable_parts_that_do_not_meet() -> None:
     assert hankel_singular_values(system)[0] <= C * 3 * EPS * size
 
 
-@pytest.mark.xfail(
-    reason="the rank counts values above 4 n eps σ₁; where σ₁ is rounding itself it has to be "
-    "measured against n eps ‖Y‖ ‖Z‖"
-)
 def test_a_system_that_transfers_nothing_has_rank_zero() -> None:
     A = np.array([[0.3, 3.0, 1.0], [0.0, -0.4, 3.0], [0.0, 0.0, 0.2]])
     B, readout = np.array([[1.0], [0.0], [0.0]]), np.array([[0.0, 1.0, 1.0]])
@@ -360,9 +357,7 @@ def test_badly_scaled_states(discrete: bool) -> None:
     )
     expected = hankel_singular_values(plain)
     found = hankel_singular_values(system)
-    # Without scaling first the loss may be up to the spread of the states, 2^37.
-    assert np.abs(found - expected).max() <= 2.0**37 * 6 * EPS * expected[0]
-    assert np.abs(found - expected)[0] <= 1e-3 * expected[0]
+    assert np.abs(found - expected).max() <= 100 * 6 * EPS * expected[0]
 
 
 @pytest.mark.parametrize("kind", ["dense", "diagonal", "real output"])
@@ -383,7 +378,8 @@ def test_badly_scaled_inputs_and_outputs(kind: str) -> None:
         exact = exact_values(poles, B, readout, real_output=kind == "real output")
     found = hankel_singular_values(system)
     assert np.abs(found - exact).max() <= 10 * C * 10 * EPS * exact[0]
-    assert_reduces_within_the_bound(system, 2, 10 * C * 10 * EPS * float(exact[0]))
+    with pytest.warns(ScalingWarning):
+        assert_reduces_within_the_bound(system, 2, 10 * C * 10 * EPS * float(exact[0]))
 
 
 def test_wide_frequency_ranges() -> None:

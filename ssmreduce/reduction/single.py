@@ -14,10 +14,11 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg
 
+from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError, UnstableSystemError
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.hankel import balance_factors, error_bounds, state_count
+from ssmreduce.hankel import balance_factors, error_bounds, rank_tolerance, state_count
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.reciprocal import (
     dense_after_update,
@@ -61,6 +62,11 @@ class Reducible(ABC):
     @abstractmethod
     def budget_values(self) -> HostArray:
         """Hankel singular values by what an order counts: σ_{r+1} is left out when r are kept."""
+
+
+_DOUBTFUL_GAP = 1e-6
+"""Relative gap of neighbouring Hankel singular values, and of the last one over rounding, below which a
+truncation may be unstable: rounding of the projections is eps over that gap times a condition."""
 
 
 class BalancedSystem(Reducible):
@@ -204,15 +210,16 @@ class BalancedDense(BalancedSystem):
         OrderError
             If a fixed order is above the numerical rank, or the rank is zero. Rules stop at the rank.
         UnstableSystemError
-            If a band or two weights make it unstable.
+            If a band or two weights make it unstable, or a cut between values that are nearly equal, or
+            near rounding.
         """
         order, wanted = self._order(rule)
         if order == self._host.order:
             return self.unchanged()
         W, T = self.projections(order, balancing_free=balancing_free)
         reduced = _projected(self._host, W, T)
-        if self.emphasis is not None and not self.emphasis.keeps_stability:
-            _check_still_stable(reduced)
+        if self._stability_in_doubt(order):
+            _check_still_stable(reduced, self._remedy())
         return self.report(reduced, order, wanted, (W, T))
 
     def available(self, order: int) -> int:
@@ -229,7 +236,31 @@ class BalancedDense(BalancedSystem):
             return self.unchanged()
         W, T = self.projections(order, balancing_free=balancing_free)
         reduced = dense_from_reciprocal(_projected(self._reciprocal, W, T))
+        if self._stability_in_doubt(order):
+            _check_still_stable(reduced, self._remedy())
         return self.report(reduced, order, wanted, (W, T), method="DC matching")
+
+    def _stability_in_doubt(self, order: int) -> bool:
+        """Whether theory or rounding leaves stability open, so that poles have to be looked at."""
+        if self.horizon is not None:
+            return False
+        if self.emphasis is not None:
+            return not self.emphasis.keeps_stability
+        hsv = self.hsv
+        following = hsv[order] if order < hsv.size else 0.0
+        nearly_equal = hsv[order - 1] - following < _DOUBTFUL_GAP * hsv[order - 1]
+        return bool(nearly_equal or hsv[order - 1] < rank_tolerance(hsv) / _DOUBTFUL_GAP)
+
+    def _remedy(self) -> str:
+        if self.emphasis is not None:
+            return (
+                "neither a band nor two weights guarantee that. Try an order next to it, or one weight "
+                "only."
+            )
+        return (
+            "the cut lies between Hankel singular values that are nearly equal, or near rounding. Try a "
+            "lower order."
+        )
 
     @cached_property
     def _reciprocal(self) -> StateSpace:
@@ -254,8 +285,8 @@ class BalancedDense(BalancedSystem):
         return order, wanted
 
 
-def _check_still_stable(reduced: StateSpace) -> None:
-    """Refuse an unstable result: neither a band nor two weights promise a stable one."""
+def _check_still_stable(reduced: StateSpace, remedy: str) -> None:
+    """Refuse an unstable result."""
     poles = reduced.poles()
     discrete = isinstance(reduced.time, Discrete)
     worst = poles[np.argmax(np.abs(poles) if discrete else poles.real)]
@@ -263,14 +294,13 @@ def _check_still_stable(reduced: StateSpace) -> None:
         kind = f"|λ| = {abs(worst):.6g}" if discrete else f"Re λ = {worst.real:.6g}"
         raise UnstableSystemError(
             f"truncated to `order` {reduced.order} the system has a pole with {kind}; expected a stable "
-            "one, which neither a band nor two weights guarantee. Try an order next to it, or one "
-            "weight only."
+            f"one, but {remedy}"
         )
 
 
 def _projected(host: StateSpace, W: HostArray, T: HostArray) -> StateSpace:
     return StateSpace(
-        adjoint(W) @ (host.A @ T),
+        product(W, product(host.A, T), adjoint_left=True),
         adjoint(W) @ host.B,
         host.C @ T,
         host.D,
