@@ -12,7 +12,8 @@ Systems, continuous time, three inputs and outputs, order 20 (n/4 below 80 state
 random     a Gaussian matrix / sqrt(n), shifted to spectral abscissa -0.1
 structure  n/2 lightly damped modes [0 I; -Ω² -2ζΩ], ζ = 0.005, three decades of frequency, like `iss`
 mixed      the same in a random orthogonal basis, so that the structure cannot be seen
-and the SLICOT benchmark systems if --data names their folder. No solver of ours is Slycot's.
+and the SLICOT benchmark systems if --data names their folder. No solver of ours is Slycot's. Every call is
+preceded by a pause, in which the threads of the package before fall asleep.
 `--growth` times ours alone from 50 to 4000 states. Threads: both BLAS pools with all cores, or what
 OPENBLAS_NUM_THREADS says.
 """
@@ -42,6 +43,10 @@ from ssmreduce.systems.response import frequency_response
 
 SIZES = (50, 120, 270, 500, 1000, 2000)
 GROWTH = (50, 100, 200, 500, 1000, 2000, 4000)
+REST = 0.1
+"""Seconds before each call: the idle threads of the BLAS used before spin for a while, and every package
+brings a BLAS of its own."""
+
 PATIENCE = 30.0
 """Seconds: a package that took longer at one size is left out at the larger ones."""
 
@@ -138,6 +143,7 @@ def measure(system: StateSpace, order: int, repeats: int, names: list[str]) -> d
         for name in names:
             if repeat and times[name][0] > PATIENCE / 3:
                 continue
+            time.sleep(REST)
             started = time.perf_counter()
             results[name] = PACKAGES[name](system, order)
             times[name].append(time.perf_counter() - started)

@@ -16,15 +16,19 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._namespace import Array, HostArray, adjoint
 
 _SMALL_PRODUCT = 2**18
 """Multiplications below which a BLAS uses one thread anyway, and the call of NumPy is cheaper."""
 
+_SMALL_VECTOR_PRODUCT = 2**13
+"""The same for the product of a matrix and one column."""
+
 
 def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) -> HostArray:
     """Return ``left @ right``, or ``adjoint(left) @ right``, of two matrices."""
-    if left.size * right.shape[1] < _SMALL_PRODUCT:
+    single = left.size < _SMALL_VECTOR_PRODUCT if right.shape[1] == 1 else True
+    if single and left.size * right.shape[1] < _SMALL_PRODUCT:
         return np.asarray((adjoint(left) if adjoint_left else left) @ right)
     dtype = np.result_type(left, right)
     left, right = left.astype(dtype, copy=False), right.astype(dtype, copy=False)
@@ -36,6 +40,14 @@ def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) ->
         trans_a = 1 - trans_a if np.isrealobj(left) else 2
     b, trans_b = (np.swapaxes(right, 0, 1), 1) if right.flags.c_contiguous else (right, 0)
     return np.asarray(gemm(1.0, a, b, trans_a=trans_a, trans_b=trans_b))
+
+
+def frobenius_norm(matrix: Array) -> float:
+    """Frobenius norm without a BLAS: NumPy's takes a dot product in threads of its own pool."""
+    squares = np.add.reduce(np.square(matrix.real), axis=None)
+    if np.iscomplexobj(matrix):
+        squares += np.add.reduce(np.square(matrix.imag), axis=None)
+    return float(np.sqrt(squares))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._lapack import NUMPY, SCIPY, Pool, product
+from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
@@ -201,7 +201,7 @@ def _product_rounding(factors: DenseFactors) -> float:
     """
     eps = float(np.finfo(np.float64).eps)
     if factors.right_basis is not None:
-        return eps * float(np.linalg.norm(factors.Y) * np.linalg.norm(factors.Z))
+        return eps * frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
     rows = np.linalg.norm(factors.Y, axis=1) * np.linalg.norm(factors.Z, axis=1)
     return eps * float(rows.sum())
 

@@ -30,6 +30,7 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
+from ssmreduce._lapack import frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -189,8 +190,8 @@ def low_rank_gramian(
         rest[:, :m] = B / scale
     if check_stability:
         probe = np.random.default_rng(0).standard_normal(n)
-        rest[:, m] = probe / np.linalg.norm(probe)
-    start = float(np.linalg.norm(rest[:, :m]))
+        rest[:, m] = probe / frobenius_norm(probe)
+    start = frobenius_norm(rest[:, :m])
     Z = np.empty((n, m * limit), dtype=dtype, order="F")
     eps = np.finfo(np.float64).eps
     step, size = 0, start
@@ -208,7 +209,7 @@ def low_rank_gramian(
             rest = rest + (2.0 * shift.real) * V
         Z[:, step * m : (step + 1) * m] = weight * V[:, :m]
         step += 1
-        size = float(np.linalg.norm(rest[:, :m]))
+        size = frobenius_norm(rest[:, :m])
     Z = Z[:, : step * m]
     Z *= scale
     if Z.shape[1] > n:
@@ -217,7 +218,7 @@ def low_rank_gramian(
 
 
 def _decayed(column: HostArray) -> bool:
-    return bool(np.linalg.norm(column) <= _DECAYED)
+    return frobenius_norm(column) <= _DECAYED
 
 
 def _ritz_values(solves: ShiftedSolves) -> HostArray:
@@ -236,18 +237,19 @@ def _arnoldi(apply: Callable[[HostArray], HostArray], A: HostArray, count: int) 
     basis = np.zeros((n, count + 1), dtype=A.dtype, order="F")
     H = np.zeros((count + 1, count), dtype=A.dtype)
     start = np.random.default_rng(1).standard_normal(n)
-    basis[:, 0] = start / np.linalg.norm(start)
+    basis[:, 0] = start / frobenius_norm(start)
     for k in range(count):
-        image = apply(basis[:, k : k + 1])[:, 0]
+        known = basis[:, : k + 1]
+        image = apply(basis[:, k : k + 1])
         for _ in range(2):  # once more: orthogonal to working precision
-            weights = adjoint(basis[:, : k + 1]) @ image
-            image = image - basis[:, : k + 1] @ weights
-            H[: k + 1, k] += weights
-        norm = np.linalg.norm(image)
-        if norm <= n * np.finfo(np.float64).eps * np.linalg.norm(H[: k + 1, k]):
+            weights = product(known, image, adjoint_left=True)
+            image = image - product(known, weights)
+            H[: k + 1, k] += weights[:, 0]
+        norm = frobenius_norm(image)
+        if norm <= n * np.finfo(np.float64).eps * frobenius_norm(H[: k + 1, k]):
             return np.linalg.eigvals(H[: k + 1, : k + 1])
         H[k + 1, k] = norm
-        basis[:, k + 1] = image / norm
+        basis[:, k + 1] = image[:, 0] / norm
     return np.linalg.eigvals(H[:count, :count])
 
 

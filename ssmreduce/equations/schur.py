@@ -11,9 +11,11 @@ Reference: Golub and Van Loan, Matrix Computations, 4th ed., 2013, chapter 7.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import scipy.linalg
+from scipy.linalg import lapack
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
@@ -23,6 +25,9 @@ from ssmreduce.errors import NoConvergenceError
 
 _SMALLEST_FOR_PARTS = 100
 """Below this order the search takes longer than the Schur form."""
+
+_TINY = 8
+"""Parts up to this order go to LAPACK directly."""
 
 _SPARSE_SHARE = 0.2
 """Above this share of nonzero entries a matrix is not searched for parts: it would rarely have any."""
@@ -70,7 +75,7 @@ class SchurForm:
             if last - first == 1:
                 W[order[first], first] = 1.0
                 continue
-            T[at, at], basis = scipy.linalg.schur(T[at, at], check_finite=False)
+            T[at, at], basis = _schur_of_part(T[at, at])
             W[order[at], at] = basis
             T[:first, at] = product(T[:first, at], basis)
             T[at, last:] = product(basis, T[at, last:], adjoint_left=True)
@@ -97,6 +102,19 @@ class SchurForm:
             root = np.sqrt(square.astype(np.complex128))
             diagonal[first], diagonal[second] = mean + root, mean - root
         return diagonal
+
+
+def _schur_of_part(A: HostArray) -> tuple[HostArray, HostArray]:
+    """Schur form of one part: LAPACK without the checks of its wrapper, which cost more than a pair."""
+    if A.shape[0] > _TINY:
+        return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
+    if np.iscomplexobj(A):
+        T, _, _, basis, _, failed = lapack.zgees(lambda *_: None, A)
+    else:
+        T, _, _, _, basis, _, failed = lapack.dgees(lambda *_: None, A)
+    if failed:
+        raise np.linalg.LinAlgError("Schur form of a part not found")
+    return T, basis
 
 
 def _parts(A: HostArray) -> tuple[HostArray, list[tuple[int, int]]]:

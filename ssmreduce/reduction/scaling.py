@@ -8,9 +8,11 @@ right to n eps over its gain relative to the strongest one.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
+from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ScalingWarning
 from ssmreduce.hankel import BalancedFactors
@@ -28,8 +30,11 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel
     B, C = host.B, host.C
     if isinstance(host, DiagonalStateSpace) and host.real_output:
         B, C = real_input(B), real_output(C)
-    Z, Y = factors.factors.whole()
-    gains = {"input": _gains(B, Y), "output": _gains(adjoint(C), Z)}
+    whole = factors.factors
+    gains = {
+        "input": _gains(adjoint(B), whole.Y, lambda rows: adjoint(whole.observed(adjoint(rows)))),
+        "output": _gains(C, whole.Z, whole.reached),
+    }
     for kind, values in gains.items():
         heard = values[values > 0]
         if heard.size and heard.min() < _DROWNED * heard.max():
@@ -43,13 +48,17 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel
             )
 
 
-def _gains(columns: HostArray, factor: HostArray) -> HostArray:
-    """Proportional to ‖factorᴴ column‖ for every column; 0 where that is rounding."""
-    if not columns.size or not factor.size:
-        return np.zeros(columns.shape[1])
-    # Largest entries first, against over- and underflow of squares.
-    columns = columns / max(float(np.abs(columns).max()), np.finfo(np.float64).tiny)
-    factor = factor / max(float(np.abs(factor).max()), np.finfo(np.float64).tiny)
-    gains = np.linalg.norm(adjoint(factor) @ columns, axis=0)
-    rounding = np.finfo(np.float64).eps * np.linalg.norm(columns, axis=0) * np.linalg.norm(factor)
+def _gains(
+    rows: HostArray, factor: HostArray, through: Callable[[HostArray], HostArray]
+) -> HostArray:
+    """Proportional to the norm of every row after `through`, which applies the factor; 0 for rounding."""
+    if not rows.size or not factor.size:
+        return np.zeros(rows.shape[0])
+    # In units of the largest entries, against over- and underflow of squares.
+    rows = rows / max(float(np.abs(rows).max()), np.finfo(np.float64).tiny)
+    size = max(float(np.abs(factor).max()), np.finfo(np.float64).tiny)
+    gains = np.linalg.norm(through(rows) / size, axis=1)
+    rounding = (
+        np.finfo(np.float64).eps * np.linalg.norm(rows, axis=1) * frobenius_norm(factor / size)
+    )
     return np.where(gains > rounding, gains, 0.0)
