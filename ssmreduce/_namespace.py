@@ -51,5 +51,5 @@ def to_double(array: Array) -> HostArray:
 
 def adjoint(matrix: HostArray) -> HostArray:
     """Conjugate transpose of the last two axes (a view if `matrix` is real)."""
-    transposed = np.swapaxes(matrix, -1, -2)
-    return np.conj(transposed) if np.iscomplexobj(matrix) else transposed
+    transposed = matrix.swapaxes(-1, -2)
+    return transposed.conj() if matrix.dtype.kind == "c" else transposed

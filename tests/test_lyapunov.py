@@ -518,3 +518,19 @@ def test_singular_equations() -> None:
         solve_lyapunov(np.array([[0.5, 1.0], [0.0, 2.0]]), np.eye(2), time=Discrete())
     with pytest.raises(NoConvergenceError, match="singular"):
         solve_lyapunov(np.diag([1.0, -1.0]), np.eye(2), time=Continuous())
+
+
+def test_states_out_of_reach_by_rounding() -> None:
+    # Found by a law: B lies in the invariant space of one pole, but for rounding. Scaled to the size of the
+    # third state the other two would make T so uneven that its equation looks singular.
+    A = np.array(
+        [
+            [-0.6361558237474855, 0.4471945366590041, 1.0899105701836307],
+            [-0.9493783392103602, -0.21705592577469265, -2.0355581818525503],
+            [-0.7393604355532886, 2.200140017435582, -0.15721977026612138],
+        ]
+    )
+    B = np.array([[0.47704250580546154], [0.20833669257382667], [-0.16176001065410214]])
+    result = solve_lyapunov_factor(A, B, time=Continuous(), solver=Hammarling())
+    assert result.status == "success"
+    assert np.linalg.matrix_rank(result.value, tol=1e-12) == 1

@@ -28,6 +28,9 @@ from ssmreduce.time_domain import TimeDomain
 _SMALLEST_FOR_LOW_RANK = 100
 """Below this order the Schur form takes less time than the calls of an iteration."""
 
+_WORTH_SCALING = 2.0**10
+"""Spread of the units of states below which the Schur form is as good without scaling."""
+
 
 @dataclass(frozen=True, eq=False)
 class DenseFactors:
@@ -101,6 +104,8 @@ def scaled_states(A: HostArray) -> tuple[HostArray, HostArray]:
         return A, np.ones(A.shape[0])
     gebal = lapack.zgebal if np.iscomplexobj(A) else lapack.dgebal
     scaled, _, _, unit, _ = gebal(A, scale=1, permute=0)
+    if unit.max() <= _WORTH_SCALING * unit.min():
+        return A, np.ones(A.shape[0])
     return np.asarray(scaled), np.asarray(unit)
 
 

@@ -31,8 +31,11 @@ _ACCEPTED_GROWTH = 100.0
 """Largest squared row of L⁻¹ in a group, and so the amplification of eps by its differences."""
 
 _ACCEPTED_SPREAD = 0.1
-"""Smallest standard deviation in a group, relative to the largest: the formed Gramian has errors of eps
-relative to its largest entry."""
+"""Smallest standard deviation of a state in a group, relative to those after it: the formed Gramian has
+errors of eps relative to the entries that it is computed from."""
+
+_SCALED_SPREAD = 2.0**-20
+"""Spread beyond which states are not scaled to go together: T would become too uneven to solve with."""
 
 
 def block_continuous(T: HostArray, B: HostArray) -> Small:
@@ -86,8 +89,13 @@ def _group_factor(T: HostArray, B: HostArray, *, rescaled: bool = False) -> Smal
     deviation = np.sqrt(np.maximum(X.diagonal().real, 0.0))
     if deviation[-1] == 0.0:
         return None
-    if deviation.min() < _ACCEPTED_SPREAD * deviation.max():
-        if rescaled or deviation.min() == 0.0:
+    # A state is computed from those after it alone: only a larger one among those spoils it. Where that
+    # ends the group early, the states are scaled, by powers of two, and tried again.
+    behind = deviation[::-1]
+    spoilt = np.flatnonzero(behind < _ACCEPTED_SPREAD * np.maximum.accumulate(behind))
+    usable = int(spoilt[0]) if spoilt.size else n
+    if 2 * usable < n:
+        if rescaled or deviation.min() < _SCALED_SPREAD * deviation.max():
             return None
         unit = np.exp2(np.round(np.log2(deviation)))
         found = _group_factor(T / unit[:, None] * unit, B / unit[:, None], rescaled=True)
@@ -96,14 +104,15 @@ def _group_factor(T: HostArray, B: HostArray, *, rescaled: bool = False) -> Smal
         U, S, M = found
         return unit[n - U.shape[0] :, None] * U, S, M
     # Elimination starts with the last state: in reverse order it is an ordinary Cholesky factor.
-    correlation = (X / np.outer(deviation, deviation))[::-1, ::-1]
+    behind = behind[:usable]
+    correlation = X[n - usable :, n - usable :][::-1, ::-1] / (behind[:, None] * behind)
     potrf, trtri = (
         (lapack.zpotrf, lapack.ztrtri)
         if np.iscomplexobj(correlation)
         else (lapack.dpotrf, lapack.dtrtri)
     )
     L, failed = potrf(correlation, lower=1)
-    count = failed - 1 if failed else n
+    count = failed - 1 if failed else usable
     L = L[:count, :count]
     inverse, _ = trtri(L, lower=1)
     growth = np.einsum("ij,ij->i", inverse, inverse.conj()).real
