@@ -48,8 +48,24 @@ C_ERROR = 40.0
 """c of the relative error c (n + 10) eps κ, κ the condition of the Kronecker matrix."""
 
 TIMES = {"continuous": Continuous(), "discrete": Discrete()}
-SOLUTION_SOLVERS = [AutoLyapunov(), BartelsStewart(), SmithDoubling(), MatrixSign()]
-FACTOR_SOLVERS = [AutoLyapunov(), Hammarling(), SmithDoubling(), MatrixSign()]
+SOLUTION_SOLVERS = [
+    AutoLyapunov(),
+    BartelsStewart(),
+    DiagonalLyapunov(),
+    SmithDoubling(),
+    MatrixSign(),
+    SlycotLyapunov(),
+]
+FACTOR_SOLVERS = [
+    AutoLyapunov(),
+    Hammarling(),
+    DiagonalLyapunov(),
+    LowRankADI(),
+    SmithDoubling(),
+    MatrixSign(),
+    SlycotLyapunov(),
+]
+GENERAL_FACTOR_SOLVERS = [AutoLyapunov(), Hammarling(), SmithDoubling(), MatrixSign()]
 DTYPES = ["float32", "float64", "complex64", "complex128"]
 
 
@@ -57,17 +73,40 @@ def name_of(thing: Any) -> str:
     return type(thing).__name__ if isinstance(thing, LyapunovSolver) else str(thing)
 
 
-def sample(rng: np.random.Generator, n: int, time: str, dtype: str) -> tuple[Any, Any, Any]:
-    """A stable A, B, and a Hermitian Q, rounded to `dtype`."""
+def sample(
+    rng: np.random.Generator,
+    n: int,
+    time: str,
+    dtype: str,
+    solver: LyapunovSolver = AutoLyapunov(),
+) -> tuple[Any, Any, Any]:
+    """A stable A that `solver` can treat, B, and a Hermitian Q, rounded to `dtype`."""
     is_complex = dtype.startswith("complex")
-    system = dense_system(rng, n, 2, 1, discrete=time == "discrete", is_complex=is_complex)
+    inputs = 1 if isinstance(solver, LowRankADI) else 2
+    system = dense_system(rng, n, inputs, 1, discrete=time == "discrete", is_complex=is_complex)
+    A = system.A
+    if isinstance(solver, DiagonalLyapunov):
+        poles = np.linalg.eigvals(A)
+        A = np.diag(poles if is_complex else -np.abs(poles))
+    if isinstance(solver, LowRankADI):  # a spectrum that few real shifts cover
+        A = 0.3 * A if time == "discrete" else A - 3.0 * np.eye(n)
     Q = complex_normal(rng, n, n) if is_complex else rng.standard_normal((n, n))
-    return system.A.astype(dtype), system.B.astype(dtype), (Q + adjoint(Q)).astype(dtype)
+    return A.astype(dtype), system.B.astype(dtype), (Q + adjoint(Q)).astype(dtype)
 
 
-def skip_unsupported(solver: LyapunovSolver, time: str) -> None:
+def skip_unsupported(solver: LyapunovSolver, time: str, dtype: str = "float64") -> None:
     if isinstance(solver, MatrixSign) and time == "discrete":
         pytest.skip("the sign iteration is for continuous equations")
+    if isinstance(solver, SlycotLyapunov):
+        pytest.importorskip("slycot", reason="SLICOT is compared with where it is installed")
+        if dtype.startswith("complex"):
+            pytest.skip("SLICOT is for real equations")
+
+
+def orders(solver: LyapunovSolver) -> tuple[int, ...]:
+    if isinstance(solver, LowRankADI):
+        return (24,)  # as many as it takes steps
+    return (2, 3, 7, 12) if isinstance(solver, SlycotLyapunov) else (1, 2, 3, 7, 12)
 
 
 def oracle(A: Any, Q: Any, time: str) -> Any:
@@ -94,9 +133,9 @@ def condition(A: Any, time: str) -> float:
 def test_solutions(
     rng: np.random.Generator, solver: LyapunovSolver, time: str, dtype: str, mirrored: bool
 ) -> None:
-    skip_unsupported(solver, time)
-    for n in (1, 2, 3, 7, 12):
-        A, _, Q = sample(rng, n, time, dtype)
+    skip_unsupported(solver, time, dtype)
+    for n in orders(solver):
+        A, _, Q = sample(rng, n, time, dtype, solver)
         A = adjoint(A) if mirrored else A
         before = A.tobytes(), Q.tobytes()
         result = solve_lyapunov(A, Q, time=TIMES[time], solver=solver)
@@ -119,9 +158,9 @@ def test_solutions(
 def test_factors(
     rng: np.random.Generator, solver: LyapunovSolver, time: str, dtype: str, mirrored: bool
 ) -> None:
-    skip_unsupported(solver, time)
-    for n in (1, 2, 3, 7, 12):
-        A, B, _ = sample(rng, n, time, dtype)
+    skip_unsupported(solver, time, dtype)
+    for n in orders(solver):
+        A, B, _ = sample(rng, n, time, dtype, solver)
         A = adjoint(A) if mirrored else A
         before = A.tobytes(), B.tobytes()
         result = solve_lyapunov_factor(A, B, time=TIMES[time], solver=solver)
@@ -451,9 +490,8 @@ def test_nothing_to_solve(time: str) -> None:
     assert empty.value.shape == (0, 0)
     none = solve_lyapunov_factor(-0.5 * np.eye(3), np.zeros((3, 0)), time=TIMES[time])
     assert none.value.shape == (3, 0)
-    for solver in (*FACTOR_SOLVERS, SlycotLyapunov()):
-        skipped = isinstance(solver, MatrixSign) and time == "discrete"
-        if skipped or isinstance(solver, SlycotLyapunov):
+    for solver in GENERAL_FACTOR_SOLVERS:
+        if isinstance(solver, MatrixSign) and time == "discrete":
             continue
         zero = solve_lyapunov_factor(
             np.array([[-0.5, 0.1], [0.0, -0.2]]),
@@ -501,7 +539,7 @@ def test_solvers_refuse_by_name(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("time", TIMES)
-@pytest.mark.parametrize("solver", FACTOR_SOLVERS, ids=name_of)
+@pytest.mark.parametrize("solver", GENERAL_FACTOR_SOLVERS, ids=name_of)
 def test_unstable_matrices_have_no_factor(
     rng: np.random.Generator, solver: LyapunovSolver, time: str
 ) -> None:

@@ -28,6 +28,7 @@ from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.small_gramians import block_continuous, block_discrete, completed_inputs
 from ssmreduce.equations.triangular import (
+    BLOCK,
     Edges,
     SteinColumn,
     diagonal_blocks,
@@ -60,7 +61,7 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
     scale = 2.0 ** np.frexp(largest)[1]
     B = np.array(_compressed(B) if m > n else B, order="F") / scale
     U = np.zeros((n, n), dtype=T.dtype, order="F")
-    edges = diagonal_blocks(T)
+    edges = diagonal_blocks(T, BLOCK if n > 2 * BLOCK else n)
     if isinstance(time, Discrete):
         _eliminate_discrete(T, B, U, edges)
     else:
