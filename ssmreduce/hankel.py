@@ -147,6 +147,17 @@ class BalancedFactors:
     V: HostArray
     pool: Pool
 
+    def observed(self, B: HostArray) -> HostArray:
+        """What the outputs see of each column: the factor of Q, transposed, times B."""
+        basis = self.factors.left_basis
+        inner = B if basis is None else product(basis, B, adjoint_left=True)
+        return self.pool.multiply(adjoint(self.factors.Y), inner)
+
+    def reached(self, C: HostArray) -> HostArray:
+        """What the inputs reach of each row: C times the factor of P."""
+        basis = self.factors.right_basis
+        return self.pool.multiply(C if basis is None else product(C, basis), self.factors.Z)
+
     def projections(self, order: int) -> tuple[HostArray, HostArray]:
         """Return W and T, each of shape (n, order), with Wᴴ T = I; `order` at most the rank.
 

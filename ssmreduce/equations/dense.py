@@ -44,15 +44,6 @@ class DenseFactors:
     right_basis: HostArray | None = None
     left_basis: HostArray | None = None
 
-    def observed(self, B: HostArray) -> HostArray:
-        """Yᴴ Lᴴ B: what the outputs see of each column."""
-        inner = B if self.left_basis is None else product(self.left_basis, B, adjoint_left=True)
-        return product(self.Y, inner, adjoint_left=True)
-
-    def reached(self, C: HostArray) -> HostArray:
-        """C R Z: what the inputs reach of each row."""
-        return product(C if self.right_basis is None else product(C, self.right_basis), self.Z)
-
     def whole(self) -> tuple[HostArray, HostArray]:
         """The factors of P and Q themselves."""
         return in_basis(self.right_basis, self.Z), in_basis(self.left_basis, self.Y)

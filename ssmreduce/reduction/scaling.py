@@ -30,10 +30,11 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel
     B, C = host.B, host.C
     if isinstance(host, DiagonalStateSpace) and host.real_output:
         B, C = real_input(B), real_output(C)
-    whole = factors.factors
     gains = {
-        "input": _gains(adjoint(B), whole.Y, lambda rows: adjoint(whole.observed(adjoint(rows)))),
-        "output": _gains(C, whole.Z, whole.reached),
+        "input": _gains(
+            adjoint(B), factors.factors.Y, lambda rows: adjoint(factors.observed(adjoint(rows)))
+        ),
+        "output": _gains(C, factors.factors.Z, factors.reached),
     }
     for kind, values in gains.items():
         heard = values[values > 0]
