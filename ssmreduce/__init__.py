@@ -1,4 +1,4 @@
-"""Shrink state-space layers by balanced truncation, also while they train."""
+"""Reduce linear systems and state-space layers by balanced truncation, also while they train."""
 
 from importlib.metadata import version as _version
 

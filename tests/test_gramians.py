@@ -250,3 +250,24 @@ def test_batch_of_gramians(rng: np.random.Generator) -> None:
         assert stacked.shape[:2] == (2, 3)
         for index, single in zip(np.ndindex(2, 3), singles, strict=True):
             np.testing.assert_array_equal(stacked[index], function(single))
+
+
+@pytest.mark.parametrize("real_output", [False, True])
+@pytest.mark.parametrize("steps", [1, 7, 1000])
+def test_closed_form_within_a_horizon(
+    rng: np.random.Generator, steps: int, real_output: bool
+) -> None:
+    # Poles inside, on and outside the circle, at 0, and pairs whose product is 1 or nearly so.
+    angle = 2 * np.pi / 3
+    poles = np.array([0.0, 0.5, 1.0, np.exp(1j * angle), np.exp(-1j * angle), 1.001j, 0.999999])
+    B, readout = complex_normal(rng, 7, 2), complex_normal(rng, 2, 7)
+    system = DiagonalStateSpace(poles, B, readout, time=Discrete(), real_output=real_output)
+    dense = system.to_dense()
+    for function, A, G in (
+        (controllability_gramian, dense.A, dense.B),
+        (observability_gramian, adjoint(dense.A), adjoint(dense.C)),
+    ):
+        exact = summed_gramian(A, G, steps)
+        found = function(system, horizon=steps)
+        size = np.sqrt(np.abs(np.outer(exact.diagonal(), exact.diagonal())))
+        assert np.all(np.abs(found - exact) <= 20 * steps * EPS * size)

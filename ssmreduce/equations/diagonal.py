@@ -64,6 +64,26 @@ def cauchy_kernels(
     return kernels[0], kernels[1]
 
 
+def horizon_kernels(
+    eigenvalues: HostArray, log_eigenvalues: HostArray | None, steps: int
+) -> tuple[HostArray, HostArray]:
+    """Return Σ_{k<L} (λ_i λ_j')^k for λ_j' = conj λ_j and for λ_j, each of shape (n, n), for any λ.
+
+    As expm1(L s)/expm1(s) with s = log(λ_i λ_j'), L where s is 0 and 1 where the product is 0; the imaginary
+    part of s is taken between -π and π, since expm1 loses digits near 2πi. Entries may overflow to inf.
+    """
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        logarithms = np.log(eigenvalues + 0j) if log_eigenvalues is None else log_eigenvalues
+        kernels = []
+        for other in (logarithms.conj(), logarithms):
+            s = logarithms[:, None] + other
+            s = s.real + 1j * (s.imag - 2 * np.pi * np.round(s.imag / (2 * np.pi)))
+            ratio = np.expm1(steps * s) / np.expm1(s)
+            ratio = np.where(s == 0.0, float(steps), ratio)
+            kernels.append(np.where(s.real == -np.inf, 1.0, ratio))
+    return kernels[0], kernels[1]
+
+
 def state_factor(
     eigenvalues: HostArray,
     G: HostArray,

@@ -119,10 +119,7 @@ def compress_columns(Z: HostArray) -> HostArray:
         If an entry overflowed.
     """
     if not np.all(np.isfinite(Z)):
-        raise NoConvergenceError(
-            "the Gramian overflows within the horizon; expected |λ|^horizon to be finite. "
-            "Use a shorter horizon, or remove the fast unstable poles first."
-        )
+        raise overflow_within_horizon()
     if Z.shape[1] <= Z.shape[0]:
         return Z
     triangle = np.asarray(np.linalg.qr(adjoint(Z), mode="r"))
@@ -166,4 +163,12 @@ def _not_converged() -> NoConvergenceError:
     return NoConvergenceError(
         f"Smith doubling did not converge in {_MAX_DOUBLINGS} doublings; expected a spectral radius "
         "below 1. Use horizon= for a system with a pole at the stability boundary."
+    )
+
+
+def overflow_within_horizon() -> NoConvergenceError:
+    """The error for a sum over the horizon that is not finite."""
+    return NoConvergenceError(
+        "the Gramian overflows within the horizon; expected |λ|^horizon to be finite. "
+        "Use a shorter horizon, or remove the fast unstable poles first."
     )
