@@ -247,6 +247,24 @@ def mp_factor_values(T: Any, b: Any, time: str) -> Any:
     return np.array([float(L[n - 1 - i, n - 1 - i]) for i in range(n)])
 
 
+@pytest.mark.parametrize("damping", [1e-4, 1e-8, 1e-12])
+def test_lightly_damped_pair_in_a_group(damping: float) -> None:
+    # The formed Gramian of a group is Hermitian to few digits there; half of it alone solves nothing.
+    T = np.array(
+        [
+            [-2.1, 0.8, 0.65, 1.3, 0.75],
+            [-1.35, -2.1, 0.5, 0.3, -1.5],
+            [0.0, 0.0, -damping, -1.4, -0.45],
+            [0.0, 0.0, 2.2, -damping, 0.45],
+            [0.0, 0.0, 0.0, 0.0, -0.18],
+        ]
+    )
+    B = np.array([[6.0], [5.0], [-8.0], [-7.0], [-8.0]])
+    U = hammarling_factor(T, B, Continuous())
+    residual = relative_residual(T, U @ adjoint(U), B @ adjoint(B), time=Continuous())
+    assert residual <= C_RESIDUAL * 15 * EPS
+
+
 # --- Schur forms of structured matrices
 
 

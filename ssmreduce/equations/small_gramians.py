@@ -86,6 +86,9 @@ def _group_factor(T: HostArray, B: HostArray, *, rescaled: bool = False) -> Smal
     """U, S and M of the trailing states whose correlation matrix is well conditioned, if any."""
     n = T.shape[0]
     X = sylvester_leaf(T, T, -(B @ adjoint(B)))
+    # Near the boundary X is Hermitian to few digits. Its Hermitian part has as small a residual; the
+    # lower triangle alone, which is all that `potrf` reads, has not.
+    X = 0.5 * (X + adjoint(X))
     deviation = np.sqrt(np.maximum(X.diagonal().real, 0.0))
     if deviation[-1] == 0.0:
         return None
