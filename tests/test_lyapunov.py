@@ -20,6 +20,7 @@ from ssmreduce import (
     TimeDomainError,
     UnstableSystemError,
     UnsupportedEquationError,
+    hankel_singular_values,
     observability_gramian,
     solve_lyapunov,
     solve_lyapunov_factor,
@@ -450,6 +451,43 @@ def test_extreme_norms(rng: np.random.Generator, time: str, scale: float) -> Non
         np.testing.assert_allclose(result.value * power, exact.value, rtol=1e6 * EPS)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
+def test_any_unit_of_time(scale: float) -> None:
+    A, B, C = np.array([[-1.0, 5, 1], [-5, -1, 2], [0, 1, -2]]), np.ones((3, 1)), np.ones((1, 3))
+    power = 2.0 ** int(np.log2(scale))
+    fast = StateSpace(A * power, B * power, C, time=Continuous())
+    expected = hankel_singular_values(StateSpace(A, B, C, time=Continuous()))
+    np.testing.assert_allclose(hankel_singular_values(fast), expected, rtol=1e3 * EPS)
+
+
+def test_solutions_out_of_range_are_refused() -> None:
+    A = np.array([[-1.0, 1.0], [0.0, -1.0]])
+    with pytest.raises(NoConvergenceError, match="overflows"):
+        solve_lyapunov(A * 1e-200, np.eye(2) * 1e200, time=Continuous())
+    with pytest.raises(NoConvergenceError, match="overflows"):
+        solve_lyapunov_factor(A * 1e-300, np.eye(2) * 1e300, time=Continuous())
+    with pytest.raises(NoConvergenceError, match="not finite"):
+        solve_lyapunov(np.diag([-1.0, -1e-310]), np.eye(2), time=Continuous())
+    # The largest doubles, and factors whose product overflows, are not out of range.
+    assert solve_lyapunov(A, np.eye(2) * 1e308, time=Continuous()).status == "success"
+    A[0, 1] = 1e160
+    assert solve_lyapunov_factor(A, np.ones((2, 1)), time=Continuous()).status == "success"
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_solutions_are_hermitian(rng: np.random.Generator, time: str) -> None:
+    # Near a singular equation a solution with a small residual alone is so to few digits.
+    A = rng.standard_normal((8, 8))
+    poles = np.linalg.eigvals(A)
+    if time == "discrete":
+        A *= (1.0 - 1e-9) / np.abs(poles).max()
+    else:
+        A -= (poles.real.max() + 1e-9) * np.eye(8)
+    result = solve_lyapunov(A, np.eye(8), time=TIMES[time], solver=BartelsStewart())
+    assert result.status == "success"
+    np.testing.assert_array_equal(result.value, adjoint(result.value))
+
+
 def test_batches(rng: np.random.Generator) -> None:
     draws = [sample(rng, 5, "discrete", "complex128") for _ in range(6)]
     A, B, Q = (np.stack(arrays).reshape(2, 3, 5, -1) for arrays in zip(*draws, strict=True))
@@ -469,6 +507,9 @@ def test_nothing_to_solve(time: str) -> None:
     assert empty.value.shape == (0, 0)
     none = solve_lyapunov_factor(-0.5 * np.eye(3), np.zeros((3, 0)), time=TIMES[time])
     assert none.value.shape == (3, 0)
+    assert none.solver == DiagonalLyapunov()
+    with pytest.raises(UnstableSystemError):
+        solve_lyapunov_factor(2.0 * np.eye(3), np.zeros((3, 0)), time=TIMES[time])
     for solver in (*FACTOR_SOLVERS, SlycotLyapunov()):
         skipped = isinstance(solver, MatrixSign) and time == "discrete"
         if skipped or isinstance(solver, SlycotLyapunov):
@@ -528,6 +569,35 @@ def test_unstable_matrices_have_no_factor(
     A = A * 3 if time == "discrete" else A + 3 * np.eye(5)
     with pytest.raises(UnstableSystemError):
         solve_lyapunov_factor(A, B, time=TIMES[time], solver=solver)
+
+
+def test_a_solver_is_an_instance() -> None:
+    wrong: Any
+    for wrong in (BartelsStewart, "auto", None):
+        with pytest.raises(UnsupportedEquationError, match="`solver` is"):
+            solve_lyapunov(-np.eye(2), np.eye(2), time=Continuous(), solver=wrong)
+
+
+def test_singular_matrices(rng: np.random.Generator) -> None:
+    # Inverses of A do not exist: neither for the sign iteration nor for Ritz values near zero.
+    A = rng.standard_normal((150, 150)) / 150**0.5 - 1.3 * np.eye(150)
+    A[5] = 0.0
+    with pytest.raises(UnstableSystemError, match="pole"):
+        solve_lyapunov_factor(A, rng.standard_normal((150, 1)), time=Continuous())
+    for singular in (np.array([[0.0, 1.0], [0.0, -1.0]]), np.array([[0.0, 1.0], [-1.0, 0.0]])):
+        for solve in (solve_lyapunov, solve_lyapunov_factor):
+            with pytest.raises(UnstableSystemError, match="imaginary axis"):
+                solve(singular, np.eye(2), time=Continuous(), solver=MatrixSign())
+
+
+def test_doubling_of_large_factors() -> None:
+    # Squares of the rows overflow; that must not look like convergence.
+    A, B = np.array([[0.5, 1e153], [0.0, 0.9999]]), np.ones((2, 1))
+    Z = solve_lyapunov_factor(A, B, time=Discrete(), solver=SmithDoubling()).value
+    exact = solve_lyapunov_factor(A, B, time=Discrete(), solver=Hammarling()).value
+    scale = 2.0**-512
+    found, expected = (np.linalg.norm(x[0] * scale) for x in (Z, exact))
+    assert found == pytest.approx(expected, rel=1e3 * EPS)
 
 
 def test_singular_equations() -> None:
