@@ -600,6 +600,13 @@ def test_doubling_of_large_factors() -> None:
     assert found == pytest.approx(expected, rel=1e3 * EPS)
 
 
+def test_doubling_that_overflows_is_refused() -> None:
+    # Powers of a large Jordan block near the boundary grow beyond all range before they decay.
+    A = (1.0 - 1e-10) * (np.eye(36) + 2.0 * np.diag(np.ones(35), 1))
+    with pytest.raises(NoConvergenceError, match="Smith"):
+        solve_lyapunov_factor(A, np.ones((36, 1)), time=Discrete(), solver=SmithDoubling())
+
+
 def test_singular_equations() -> None:
     # λ and -λ, or λ and 1/λ, among the eigenvalues: no solution, or many.
     with pytest.raises(NoConvergenceError, match="singular"):

@@ -53,7 +53,8 @@ def infinite_factor(power: Power, B: HostArray) -> tuple[HostArray, int]:
     """
     Z = compress_columns(B)
     for i in range(_MAX_DOUBLINGS):
-        tail = power(i)(Z)
+        with np.errstate(over="ignore", invalid="ignore"):
+            tail = power(i)(Z)
         if not np.all(np.isfinite(tail)):
             break
         Z = compress_columns(np.concatenate([Z, tail], axis=1))

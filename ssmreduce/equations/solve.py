@@ -17,8 +17,9 @@ from ssmreduce.errors import NoConvergenceError, ShapeError, UnsupportedEquation
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 
 _RESIDUAL_CONSTANT = 8.0
-"""c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured over all
-solvers it stays below 1 for the direct ones, and below 4 for those that iterate."""
+"""c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured it
+stays below 1 for the direct solvers, and below 4 for those that iterate, except near the stability
+boundary and for A far from normal: there these lose digits, and say so."""
 
 
 class LyapunovStatus(StrEnum):
