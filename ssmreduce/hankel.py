@@ -133,7 +133,7 @@ def error_bounds(hsv: HostArray) -> HostArray:
 
 def rank_tolerance(hsv: HostArray) -> float:
     """Return 4 n eps σ₁, below which a Hankel singular value is rounding."""
-    return float(_RANK_CONSTANT * hsv.size * np.finfo(np.float64).eps * hsv[0])
+    return float(_RANK_CONSTANT * hsv.size * np.finfo(np.float64).eps * hsv[:1].sum())
 
 
 @dataclass(frozen=True, eq=False)

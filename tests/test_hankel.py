@@ -18,10 +18,13 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     ShapeError,
+    StateSpace,
     balance,
     error_bounds,
     hankel_singular_values,
 )
+from ssmreduce.gramians.frequency import frequency_limited_factors
+from ssmreduce.time_domain import TimeDomain
 
 C_HSV = 8.0
 """c of c n eps σ₁: each row of the two factors, their product and its singular values is computed
@@ -238,3 +241,15 @@ def test_error_bounds() -> None:
 def test_error_bounds_refuses_what_is_not_a_descending_list(bad: object) -> None:
     with pytest.raises(ShapeError, match="descending"):
         error_bounds(bad)
+
+
+@pytest.mark.parametrize("time", [Continuous(), Discrete()])
+def test_no_states(time: TimeDomain) -> None:
+    B, C = np.zeros((0, 1)), np.zeros((1, 0))
+    for system in (
+        StateSpace(np.zeros((0, 0)), B, C, time=time),
+        DiagonalStateSpace(np.zeros(0), B, C, time=time),
+    ):
+        assert hankel_singular_values(system).shape == (0,)
+        for factor in frequency_limited_factors(system, (0.0, 1.0)):
+            assert factor.shape == (0, 0)

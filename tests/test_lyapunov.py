@@ -20,6 +20,7 @@ from ssmreduce import (
     TimeDomainError,
     UnstableSystemError,
     UnsupportedEquationError,
+    hankel_singular_values,
     observability_gramian,
     solve_lyapunov,
     solve_lyapunov_factor,
@@ -286,6 +287,24 @@ def mp_factor_values(T: Any, b: Any, time: str) -> Any:
     return np.array([float(L[n - 1 - i, n - 1 - i]) for i in range(n)])
 
 
+@pytest.mark.parametrize("damping", [1e-4, 1e-8, 1e-12])
+def test_lightly_damped_pair_in_a_group(damping: float) -> None:
+    # The formed Gramian of a group is Hermitian to few digits there; half of it alone solves nothing.
+    T = np.array(
+        [
+            [-2.1, 0.8, 0.65, 1.3, 0.75],
+            [-1.35, -2.1, 0.5, 0.3, -1.5],
+            [0.0, 0.0, -damping, -1.4, -0.45],
+            [0.0, 0.0, 2.2, -damping, 0.45],
+            [0.0, 0.0, 0.0, 0.0, -0.18],
+        ]
+    )
+    B = np.array([[6.0], [5.0], [-8.0], [-7.0], [-8.0]])
+    U = hammarling_factor(T, B, Continuous())
+    residual = relative_residual(T, U @ adjoint(U), B @ adjoint(B), time=Continuous())
+    assert residual <= C_RESIDUAL * 15 * EPS
+
+
 # --- Schur forms of structured matrices
 
 
@@ -471,6 +490,43 @@ def test_extreme_norms(rng: np.random.Generator, time: str, scale: float) -> Non
         np.testing.assert_allclose(result.value * power, exact.value, rtol=1e6 * EPS)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
+def test_any_unit_of_time(scale: float) -> None:
+    A, B, C = np.array([[-1.0, 5, 1], [-5, -1, 2], [0, 1, -2]]), np.ones((3, 1)), np.ones((1, 3))
+    power = 2.0 ** int(np.log2(scale))
+    fast = StateSpace(A * power, B * power, C, time=Continuous())
+    expected = hankel_singular_values(StateSpace(A, B, C, time=Continuous()))
+    np.testing.assert_allclose(hankel_singular_values(fast), expected, rtol=1e3 * EPS)
+
+
+def test_solutions_out_of_range_are_refused() -> None:
+    A = np.array([[-1.0, 1.0], [0.0, -1.0]])
+    with pytest.raises(NoConvergenceError, match="overflows"):
+        solve_lyapunov(A * 1e-200, np.eye(2) * 1e200, time=Continuous())
+    with pytest.raises(NoConvergenceError, match="overflows"):
+        solve_lyapunov_factor(A * 1e-300, np.eye(2) * 1e300, time=Continuous())
+    with pytest.raises(NoConvergenceError, match="not finite"):
+        solve_lyapunov(np.diag([-1.0, -1e-310]), np.eye(2), time=Continuous())
+    # The largest doubles, and factors whose product overflows, are not out of range.
+    assert solve_lyapunov(A, np.eye(2) * 1e308, time=Continuous()).status == "success"
+    A[0, 1] = 1e160
+    assert solve_lyapunov_factor(A, np.ones((2, 1)), time=Continuous()).status == "success"
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_solutions_are_hermitian(rng: np.random.Generator, time: str) -> None:
+    # Near a singular equation a solution with a small residual alone is so to few digits.
+    A = rng.standard_normal((8, 8))
+    poles = np.linalg.eigvals(A)
+    if time == "discrete":
+        A *= (1.0 - 1e-9) / np.abs(poles).max()
+    else:
+        A -= (poles.real.max() + 1e-9) * np.eye(8)
+    result = solve_lyapunov(A, np.eye(8), time=TIMES[time], solver=BartelsStewart())
+    assert result.status == "success"
+    np.testing.assert_array_equal(result.value, adjoint(result.value))
+
+
 def test_batches(rng: np.random.Generator) -> None:
     draws = [sample(rng, 5, "discrete", "complex128") for _ in range(6)]
     A, B, Q = (np.stack(arrays).reshape(2, 3, 5, -1) for arrays in zip(*draws, strict=True))
@@ -490,6 +546,9 @@ def test_nothing_to_solve(time: str) -> None:
     assert empty.value.shape == (0, 0)
     none = solve_lyapunov_factor(-0.5 * np.eye(3), np.zeros((3, 0)), time=TIMES[time])
     assert none.value.shape == (3, 0)
+    assert none.solver == DiagonalLyapunov()
+    with pytest.raises(UnstableSystemError):
+        solve_lyapunov_factor(2.0 * np.eye(3), np.zeros((3, 0)), time=TIMES[time])
     for solver in GENERAL_FACTOR_SOLVERS:
         if isinstance(solver, MatrixSign) and time == "discrete":
             continue
@@ -550,6 +609,42 @@ def test_unstable_matrices_have_no_factor(
         solve_lyapunov_factor(A, B, time=TIMES[time], solver=solver)
 
 
+def test_a_solver_is_an_instance() -> None:
+    wrong: Any
+    for wrong in (BartelsStewart, "auto", None):
+        with pytest.raises(UnsupportedEquationError, match="`solver` is"):
+            solve_lyapunov(-np.eye(2), np.eye(2), time=Continuous(), solver=wrong)
+
+
+def test_singular_matrices(rng: np.random.Generator) -> None:
+    # Inverses of A do not exist: neither for the sign iteration nor for Ritz values near zero.
+    A = rng.standard_normal((150, 150)) / 150**0.5 - 1.3 * np.eye(150)
+    A[5] = 0.0
+    with pytest.raises(UnstableSystemError, match="pole"):
+        solve_lyapunov_factor(A, rng.standard_normal((150, 1)), time=Continuous())
+    for singular in (np.array([[0.0, 1.0], [0.0, -1.0]]), np.array([[0.0, 1.0], [-1.0, 0.0]])):
+        for solve in (solve_lyapunov, solve_lyapunov_factor):
+            with pytest.raises(UnstableSystemError, match="imaginary axis"):
+                solve(singular, np.eye(2), time=Continuous(), solver=MatrixSign())
+
+
+def test_doubling_of_large_factors() -> None:
+    # Squares of the rows overflow; that must not look like convergence.
+    A, B = np.array([[0.5, 1e153], [0.0, 0.9999]]), np.ones((2, 1))
+    Z = solve_lyapunov_factor(A, B, time=Discrete(), solver=SmithDoubling()).value
+    exact = solve_lyapunov_factor(A, B, time=Discrete(), solver=Hammarling()).value
+    scale = 2.0**-512
+    found, expected = (np.linalg.norm(x[0] * scale) for x in (Z, exact))
+    assert found == pytest.approx(expected, rel=1e3 * EPS)
+
+
+def test_doubling_that_overflows_is_refused() -> None:
+    # Powers of a large Jordan block near the boundary grow beyond all range before they decay.
+    A = (1.0 - 1e-10) * (np.eye(36) + 2.0 * np.diag(np.ones(35), 1))
+    with pytest.raises(NoConvergenceError, match="Smith"):
+        solve_lyapunov_factor(A, np.ones((36, 1)), time=Discrete(), solver=SmithDoubling())
+
+
 def test_singular_equations() -> None:
     # λ and -λ, or λ and 1/λ, among the eigenvalues: no solution, or many.
     with pytest.raises(NoConvergenceError, match="singular"):
@@ -558,6 +653,21 @@ def test_singular_equations() -> None:
         solve_lyapunov(np.array([[0.5, 1.0], [0.0, 2.0]]), np.eye(2), time=Discrete())
     with pytest.raises(NoConvergenceError, match="singular"):
         solve_lyapunov(np.diag([1.0, -1.0]), np.eye(2), time=Continuous())
+
+
+def test_pairs_of_uneven_states() -> None:
+    # Found by a law: a nearly defective pair whose second state is driven by rounding alone. In a formed
+    # Gramian its variance, 5e-17, is lost beside that of the first.
+    A = np.array([[-0.1, -0.3], [6e-16, -0.1]])
+    A = np.block(
+        [[np.array([[-0.05, -0.07], [5e-17, -0.05]]), 0.1 * np.ones((2, 2))], [np.zeros((2, 2)), A]]
+    )
+    B = np.array([[-0.4], [0.5], [0.6], [-4e-15]])
+    U = hammarling_factor(A, B, Continuous())
+    # B = U M with S + Sᴴ + M Mᴴ = 0, S = U⁻¹ A U: the factor reproduces what drives the pair.
+    M = np.linalg.solve(U, B)
+    S = np.linalg.solve(U, A @ U)
+    np.testing.assert_allclose(S + adjoint(S), -M @ adjoint(M), atol=1e3 * EPS)
 
 
 def test_states_out_of_reach_by_rounding() -> None:

@@ -90,13 +90,21 @@ class ShiftedSolves:
         return np.asarray(self._gemm(1.0, self.A, X, trans_a=2 if mirrored else 0))
 
     def solve(self, shift: complex, X: HostArray, *, mirrored: bool = False) -> HostArray:
-        """Return (A - p I)⁻¹ X or (I - α A)⁻¹ X; with (…)ᴴ where `mirrored`."""
+        """Return (A - p I)⁻¹ X or (I - α A)⁻¹ X; with (…)ᴴ where `mirrored`.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            If the matrix is singular: A is not stable then.
+        """
         if self.discrete and shift == 0.0:
             return X
         if shift not in self._factors:
             identity = np.eye(self.A.shape[0])
             matrix = identity - shift * self.A if self.discrete else self.A - shift * identity
-            lu, pivots, _ = self._getrf(np.asfortranarray(matrix), overwrite_a=True)
+            lu, pivots, singular = self._getrf(np.asfortranarray(matrix), overwrite_a=True)
+            if singular:
+                raise np.linalg.LinAlgError(f"an eigenvalue belongs to the shift {shift}")
             self._factors[shift] = lu, pivots
         lu, pivots = self._factors[shift]
         X, _ = self._getrs(lu, pivots, X, trans=2 if mirrored else 0)
@@ -116,12 +124,15 @@ def plan_low_rank(solves: ShiftedSolves, columns: int) -> LowRankPlan | None:
     Returns
     -------
     LowRankPlan or None
-        None where a factor would have more columns than 2.5 n, more than 400 steps are predicted, or a
-        Ritz value lies outside the region of stability.
+        None where a factor would have more columns than 2.5 n, more than 400 steps are predicted, A is
+        singular (continuous), or a Ritz value lies outside the region of stability.
     """
     n = solves.A.shape[0]
     limit = min(_MOST_STEPS, int(_MOST_COLUMNS * n) // max(columns, 1))
-    values = _ritz_values(solves)
+    try:
+        values = _ritz_values(solves)
+    except np.linalg.LinAlgError:
+        return None
     stable = np.abs(values) < 1.0 if solves.discrete else values.real < 0.0
     if limit == 0 or not np.all(stable):
         return None

@@ -23,10 +23,13 @@ from ssmreduce.equations.adi import (
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.schur import SchurForm
 from ssmreduce.equations.stability import check_stable
-from ssmreduce.time_domain import TimeDomain
+from ssmreduce.time_domain import Discrete, TimeDomain
 
 _SMALLEST_FOR_LOW_RANK = 100
 """Below this order the Schur form takes less time than the calls of an iteration."""
+
+_SAFE_EXPONENT = 100
+"""Entries between 2^-100 and 2^100 can be squared, and their squares multiplied."""
 
 _WORTH_SCALING = 2.0**10
 """Spread of the units of states below which the Schur form is as good without scaling."""
@@ -65,6 +68,9 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     dtype = np.result_type(A, B, C)
     A, B, C = (x.astype(dtype, copy=False) for x in (A, B, C))
     A, unit = scaled_states(A)
+    rate = 1.0 if isinstance(time, Discrete) else even_unit(A)
+    if rate != 1.0:
+        A, B, C = A / rate, B / np.sqrt(rate), C / np.sqrt(rate)
     B, C = B / unit[:, None], C * unit
     route = choose_low_rank(A, max(B.shape[1], C.shape[0]), time)
     if route is not None:
@@ -98,6 +104,16 @@ def scaled_states(A: HostArray) -> tuple[HostArray, HostArray]:
     if unit.max() <= _WORTH_SCALING * unit.min():
         return A, np.ones(A.shape[0])
     return np.asarray(scaled), np.asarray(unit)
+
+
+def even_unit(matrix: HostArray) -> float:
+    """An even power of two near the largest entry; 1.0 where squares are in no danger anyway.
+
+    Dividing by it, or by its root, is exact.
+    """
+    largest = float(np.abs(matrix).max(initial=0.0))
+    exponent = int(np.frexp(largest)[1])
+    return 4.0 ** ((exponent - 1) // 2) if abs(exponent) > _SAFE_EXPONENT else 1.0
 
 
 def choose_low_rank(

@@ -86,14 +86,20 @@ def _group_factor(T: HostArray, B: HostArray, *, rescaled: bool = False) -> Smal
     """U, S and M of the trailing states whose correlation matrix is well conditioned, if any."""
     n = T.shape[0]
     X = sylvester_leaf(T, T, -(B @ adjoint(B)))
+    # Near the boundary X is Hermitian to few digits. Its Hermitian part has as small a residual; the
+    # lower triangle alone, which is all that `potrf` reads, has not.
+    X = 0.5 * (X + adjoint(X))
     deviation = np.sqrt(np.maximum(X.diagonal().real, 0.0))
     if deviation[-1] == 0.0:
         return None
-    # A state is computed from those after it alone: only a larger one among those spoils it. Where that
-    # ends the group early, the states are scaled, by powers of two, and tried again.
+    # A state is computed from those after it alone, and a pair together: a larger one among those spoils
+    # it. Where that ends the group early, the states are scaled, by powers of two, and tried again.
     behind = deviation[::-1]
-    spoilt = np.flatnonzero(behind < _ACCEPTED_SPREAD * np.maximum.accumulate(behind))
-    usable = int(spoilt[0]) if spoilt.size else n
+    spoilt = behind < _ACCEPTED_SPREAD * np.maximum.accumulate(behind)
+    if np.isrealobj(T):
+        second = n - 2 - np.flatnonzero(T.diagonal(-1))
+        spoilt[second] |= behind[second] < _ACCEPTED_SPREAD * behind[second + 1]
+    usable = int(np.argmax(spoilt)) if spoilt.any() else n
     if 2 * usable < n:
         if rescaled or deviation.min() < _SCALED_SPREAD * deviation.max():
             return None

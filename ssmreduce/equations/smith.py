@@ -53,7 +53,8 @@ def infinite_factor(power: Power, B: HostArray) -> tuple[HostArray, int]:
     """
     Z = compress_columns(B)
     for i in range(_MAX_DOUBLINGS):
-        tail = power(i)(Z)
+        with np.errstate(over="ignore", invalid="ignore"):
+            tail = power(i)(Z)
         if not np.all(np.isfinite(tail)):
             break
         Z = compress_columns(np.concatenate([Z, tail], axis=1))
@@ -155,6 +156,8 @@ def _cayley_shift(poles: HostArray) -> float:
 
 def _negligible(tail: HostArray, Z: HostArray) -> bool:
     """Whether `tail` changes no row of Z by more than eps relative to that row, squared."""
+    largest = np.maximum(np.abs(tail).max(axis=1), np.abs(Z).max(axis=1))[:, None]
+    tail, Z = (x / np.where(largest > 0.0, largest, 1.0) for x in (tail, Z))
     eps = np.finfo(np.float64).eps
     return bool(np.all(np.linalg.norm(tail, axis=1) <= eps * np.linalg.norm(Z, axis=1)))
 

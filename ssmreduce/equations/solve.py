@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -10,14 +10,16 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._lapack import product
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double
+from ssmreduce.equations.dense import even_unit
 from ssmreduce.equations.residual import relative_residual
 from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver
-from ssmreduce.errors import NoConvergenceError, ShapeError
+from ssmreduce.errors import NoConvergenceError, ShapeError, UnsupportedEquationError
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 
 _RESIDUAL_CONSTANT = 8.0
-"""c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured over all
-solvers it stays below 1 for the direct ones, and below 4 for those that iterate."""
+"""c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured it
+stays below 1 for the direct solvers, and below 4 for those that iterate, except near the stability
+boundary and for A far from normal: there these lose digits, and say so."""
 
 
 class LyapunovStatus(StrEnum):
@@ -41,7 +43,8 @@ class LyapunovSolution:
         ‖A X + X Aᴴ + Q‖ / (2 ‖A‖ ‖X‖ + ‖Q‖), or ‖A X Aᴴ - X + Q‖ / ((‖A‖² + 1) ‖X‖ + ‖Q‖); of a batch
         the largest.
     solver : LyapunovSolver
-        What was used: for `AutoLyapunov` its choice, in a batch that for the first equation.
+        What was used: for `AutoLyapunov` its choice, or what it fell back to; in a batch that for the
+        first equation. `AutoLyapunov` itself where A is 0 x 0.
     iterations : int or None
         Of the solver, where it iterates; in a batch the most.
     """
@@ -167,6 +170,11 @@ def _solve(
     A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
 ) -> LyapunovSolution:
     time = check_time(time)
+    if not isinstance(solver, LyapunovSolver):
+        raise UnsupportedEquationError(
+            f"`solver` is {solver!r}; expected an instance of a solver. Write BartelsStewart() or "
+            "AutoLyapunov(), or leave it out."
+        )
     A = to_double(_checks.floating_array(A, "A", 2))
     right = to_double(_checks.floating_array(right, name, 2))
     n = A.shape[-1]
@@ -202,11 +210,14 @@ def _solve_one(
 ) -> LyapunovSolution:
     """One equation, in units in which neither A nor the right-hand side over- or underflows."""
     n = A.shape[0]
-    if n == 0 or right.shape[1] == 0:
-        width = n if name == "Q" else 0
-        return LyapunovSolution(np.zeros((n, width)), LyapunovStatus.SUCCESS, 0.0, solver, None)
-    fast = 1.0 if isinstance(time, Discrete) else _unit(A)
-    size = _unit(right)
+    if n == 0:
+        nothing = np.zeros((0, 0), dtype=np.result_type(A, right))
+        return LyapunovSolution(nothing, LyapunovStatus.SUCCESS, 0.0, solver, None)
+    if right.shape[1] == 0:
+        zero = _solve_one(A, np.zeros((n, 1), dtype=right.dtype), name, time, solver)
+        return replace(zero, value=zero.value[:, :0])
+    fast = 1.0 if isinstance(time, Discrete) else even_unit(A)
+    size = even_unit(right)
     solve = solver.solution if name == "Q" else solver.factor
     answer = solve(A / fast, right / size, time)
     value, chosen = answer.value, answer.solver
@@ -216,16 +227,22 @@ def _solve_one(
             "expected no eigenvalues λ_i, λ_j of `A` with λ_i + conj λ_j = 0 (continuous) or "
             "λ_i conj λ_j = 1 (discrete). Shift or scale `A`."
         )
-    X = value if name == "Q" else product(value, adjoint(value))
-    Q = right / size if name == "Q" else product(right / size, adjoint(right / size))
+    X, Q = value, right / size
+    if name == "B":
+        unit = even_unit(value)
+        X = product(value / unit, adjoint(value / unit))
+        Q = product(right / (size * unit), adjoint(right / (size * unit)))
+    elif np.array_equal(Q, adjoint(Q)):
+        # Its residual is no larger; near a singular equation X itself is Hermitian to few digits.
+        X = value = 0.5 * (value + adjoint(value))
     residual = relative_residual(A / fast, X, Q, time=time)
     accurate = residual <= _RESIDUAL_CONSTANT * (n + 10) * np.finfo(np.float64).eps
     status = LyapunovStatus.SUCCESS if accurate else LyapunovStatus.INACCURATE
-    unit = size / fast if name == "Q" else size / np.sqrt(fast)
-    return LyapunovSolution(value * unit, status, residual, chosen, answer.iterations)
-
-
-def _unit(matrix: HostArray) -> float:
-    """An even power of two near the largest entry: dividing by it, or its root, is exact."""
-    largest = float(np.abs(matrix).max(initial=0.0))
-    return float(4.0 ** (np.frexp(largest)[1] // 2)) if largest > 0.0 else 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = value * size / (fast if name == "Q" else np.sqrt(fast))
+    if not np.all(np.isfinite(value)):
+        raise NoConvergenceError(
+            f"the solution by {chosen!r} overflows; expected `{name}` and 1/`A` within the range of double "
+            f"precision, and their product too. Scale `{name}`, or choose another unit of time."
+        )
+    return LyapunovSolution(value, status, residual, chosen, answer.iterations)

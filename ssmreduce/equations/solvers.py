@@ -6,6 +6,7 @@ or both; what it cannot do it refuses by name. All of them work on arrays of Num
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -21,7 +22,7 @@ from ssmreduce.equations.dense import choose_low_rank, scaled_states
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.schur import SchurForm
 from ssmreduce.equations.stability import check_stable
-from ssmreduce.errors import NoConvergenceError, UnsupportedEquationError
+from ssmreduce.errors import NoConvergenceError, UnstableSystemError, UnsupportedEquationError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 
@@ -87,7 +88,7 @@ class DiagonalLyapunov(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X = Q ∘ K."""
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             kernel = diagonal.cauchy_kernels(_diagonal_of(A), None, time)[0]
             return Answer(Q * kernel, self)
 
@@ -95,8 +96,9 @@ class DiagonalLyapunov(LyapunovSolver):
         """Return Z with as many columns as its numerical rank."""
         eigenvalues = _diagonal_of(A)
         check_stable(eigenvalues.astype(np.complex128), time, name="A")
-        kernel = diagonal.cauchy_kernels(eigenvalues, None, time)[0]
-        return Answer(diagonal.state_factor(eigenvalues, B, kernel), self)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            kernel = diagonal.cauchy_kernels(eigenvalues, None, time)[0]
+            return Answer(diagonal.state_factor(eigenvalues, B, kernel), self)
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,13 @@ class MatrixSign(LyapunovSolver):
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
         self._refuse_discrete(time)
-        X, iterations = sign.sign_solution(A, Q)
+        X, iterations = _inverting(sign.sign_solution, A, Q)
         return Answer(X, self, iterations)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
         self._refuse_discrete(time)
-        Z, iterations = sign.sign_factor(A, B)
+        Z, iterations = _inverting(sign.sign_factor, A, B)
         return Answer(Z, self, iterations)
 
     def _refuse_discrete(self, time: TimeDomain) -> None:
@@ -275,6 +277,21 @@ def _diagonal_of(A: HostArray) -> HostArray:
             "matrix. Use AutoLyapunov()."
         )
     return A.diagonal()
+
+
+def _inverting(
+    iteration: Callable[[HostArray, HostArray], tuple[HostArray, int]],
+    A: HostArray,
+    right: HostArray,
+) -> tuple[HostArray, int]:
+    """Run a sign iteration; a singular iterate belongs to an eigenvalue on the imaginary axis."""
+    try:
+        return iteration(A, right)
+    except np.linalg.LinAlgError as error:
+        raise UnstableSystemError(
+            "`A` has an eigenvalue on the imaginary axis, to rounding; expected Re λ < 0. Use "
+            "BartelsStewart() for an equation whose A is not stable."
+        ) from error
 
 
 def _refuse_unstable(A: HostArray, time: TimeDomain) -> None:

@@ -37,6 +37,8 @@ def check_stable(
         stable = worst.real < 0.0
         found, expected = f"Re λ = {worst.real:.6g}", "Re λ < 0"
         remedy = "Look whether the time domain is right; else split off the unstable part first."
+    if name == "A":
+        remedy = "Look whether the time domain is right; BartelsStewart() needs no stable `A`, for X itself."
     if not stable:
         raise UnstableSystemError(
             f"`{name}` has a pole with {found}; expected {expected}, since no Gramian exists otherwise. "

@@ -99,6 +99,8 @@ def frequency_limited_factors(
             "Index it first: system[0]."
         )
     low, high = check_band(system, band)
+    if system.order == 0:
+        return np.zeros((0, 0)), np.zeros((0, 0))
     host = system.to_host()
     if isinstance(host, StateSpace):
         resolvent, poles, logarithms = _dense_resolvent(host)
@@ -110,7 +112,7 @@ def frequency_limited_factors(
     else:
         nodes = axis_nodes(poles, low, high)
     real, n = is_real(system), poles.size
-    width = min(n, max(system.inputs, system.outputs))
+    width = max(1, min(n, max(system.inputs, system.outputs)))
     length = max(_COLUMNS * n // width, _WORKING_ENTRIES // (n * width), 1)
     Z, Y = np.zeros((n, 0)), np.zeros((n, 0))
     for block in (each for part in nodes for each in part.blocks(length)):
