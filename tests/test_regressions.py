@@ -28,15 +28,18 @@ from ssmreduce import (
     ReductionSchedule,
     ShapeError,
     StateSpace,
+    TotalBudget,
     UnsupportedLayerError,
     balance,
     balanced_truncation,
     h2_optimal,
     hankel_singular_values,
+    minimal_realisation,
     modal_truncation,
     reduce_layer,
     reduce_model,
     register_layer,
+    select_states,
 )
 from ssmreduce.adapters.scipy_signal import from_scipy
 from ssmreduce.layers.lru import LRU
@@ -296,3 +299,25 @@ def test_frequencies_that_are_no_real_numbers(omega: Any) -> None:
 def test_systems_of_other_packages_are_named_with_their_way_in() -> None:
     with pytest.raises(UnsupportedLayerError, match="from_scipy"):
         balance(scipy.signal.StateSpace([[-1.0]], [[1.0]], [[1.0]], [[0.0]]))
+
+
+def test_logarithms_of_poles_survive_in_batches_and_beside_unstable_ones() -> None:
+    """A pole whose modulus has rounded to 1 is stable by its logarithm only."""
+    near = np.array([[-1e-18 + 1j, -0.5, -0.7], [-0.3, -0.2, -0.1]])
+    B, C = np.ones((2, 3, 1), dtype=complex), np.ones((2, 1, 3), dtype=complex)
+    batch = DiagonalStateSpace.from_log(near, B, C, time=Discrete())
+    cut = select_states(batch, 2).system
+    for k, found in enumerate(hankel_singular_values(cut)):
+        alone = hankel_singular_values(select_states(batch[k], 2).system)
+        np.testing.assert_allclose(found, alone, rtol=1e-14)
+    padded = select_states(batch, TotalBudget(4))
+    assert sorted(np.ravel(padded.order).tolist()) == [1, 3]
+    assert np.all(padded.system.is_stable())
+    unstable = DiagonalStateSpace.from_log(
+        [near[0, 0], 0.5, 0.6], [[1.0], [0.0], [1.0]], np.ones((1, 3)), time=Discrete()
+    )
+    kept = minimal_realisation(unstable).system
+    assert isinstance(kept, DiagonalStateSpace)
+    assert kept.order == 2
+    assert kept.log_eigenvalues is not None
+    assert kept.log_eigenvalues.real.min() == -1e-18
