@@ -83,7 +83,7 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     """
 
     def values(single: System) -> HostArray:
-        return balance_factors(single, horizon).hsv
+        return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
 
     return map_batch(system, values)
 

@@ -280,7 +280,7 @@ def test_poles_next_to_the_boundary_inside_the_band(distance: float, discrete: b
 def test_real_discrete_poles_at_zero_and_near_both_ends(pole: float) -> None:
     """∫ over the circle of 1/|z - λ|² is 1/(1 - λ²), and half of it each side."""
     system = DiagonalStateSpace.from_log(
-        np.log(np.array([pole], dtype=complex)) if pole else np.array([-800.0]),
+        np.log(np.array([pole], dtype=complex)) if pole else np.array([-800.0 + 0j]),
         [[1.0]],
         [[1.0]],
         time=Discrete(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.linalg
+import scipy.signal
 from modules import make_lru
 from samples import EPS, lru_system, lru_weights
 
@@ -25,14 +28,20 @@ from ssmreduce import (
     ReductionSchedule,
     ShapeError,
     StateSpace,
+    TotalBudget,
     UnsupportedLayerError,
     balance,
     balanced_truncation,
+    h2_optimal,
     hankel_singular_values,
+    minimal_realisation,
+    modal_truncation,
     reduce_layer,
     reduce_model,
     register_layer,
+    select_states,
 )
+from ssmreduce.adapters.scipy_signal import from_scipy
 from ssmreduce.layers.lru import LRU
 from ssmreduce.norms import finite_horizon_difference
 from ssmreduce.systems.response import frequency_response
@@ -216,3 +225,99 @@ def test_a_failing_decomposition_does_not_end_training(monkeypatch: pytest.Monke
     with pytest.warns(UserWarning, match="SVD did not converge"):
         model, _ = reducer.step(1, layer, None)
     assert model is layer
+
+
+@pytest.mark.parametrize("order", [12, 20])
+def test_a_long_filter_in_sections_is_reduced_within_its_bound(order: int) -> None:
+    zeros, poles, gain = scipy.signal.butter(order, 0.1, output="zpk")
+    system = from_scipy(scipy.signal.ZerosPolesGain(zeros, poles, gain, dt=True))
+    found, expected = np.sort_complex(system.poles()), np.sort_complex(poles)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
+    # Butterworth filters have gain 1 at most, so that σ₁ is below 1.
+    assert hankel_singular_values(system)[0] < 1.0
+    omega = np.linspace(0.0, np.pi, 500)
+    _, response = scipy.signal.freqz_zpk(zeros, poles, gain, worN=omega)
+    for r in (order // 2, order - 4):
+        reduction = balanced_truncation(system, r)
+        assert reduction.error_bound is not None
+        error = np.abs(frequency_response(reduction.system, omega)[:, 0, 0] - response).max()
+        assert error <= reduction.error_bound + 1e-12
+
+
+def test_sections_with_poles_and_zeros_on_the_boundary() -> None:
+    theirs = scipy.signal.ZerosPolesGain([0.0, 2j, -2j], [0.0, 0.0, 1j, -1j, -3.0], 5.0)
+    point = np.array([0.7])
+    _, expected = scipy.signal.freqs_zpk(theirs.zeros, theirs.poles, theirs.gain, worN=point)
+    found = frequency_response(from_scipy(theirs), point)
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("time", [Continuous(), Discrete()])
+def test_a_real_diagonal_system_is_reduced_in_a_band_to_a_real_one(time: Any) -> None:
+    poles = np.array([-1.0, -2.0, -3.0, -5.0]) if time == Continuous() else np.arange(4) / 5.0
+    B, C = np.array([[1.0], [2.0], [3.0], [-1.0]]), np.ones((1, 4))
+    diagonal = DiagonalStateSpace(poles, B, C, time=time)
+    dense = balance(diagonal.to_dense(), band=(0.0, 1.0))
+    found = balance(diagonal, band=(0.0, 1.0))
+    np.testing.assert_allclose(found.hsv, dense.hsv, rtol=0, atol=1e-12 * dense.hsv[0])
+    reduced = found.truncate(2).system
+    assert not any(np.iscomplexobj(x) for x in (reduced.poles(), reduced.B, reduced.C))
+
+
+@pytest.mark.parametrize("block", [[[0.0]], [[0.0, 1.0], [-1.0, 0.0]]])
+def test_an_error_is_measured_where_both_systems_keep_a_pole_on_the_boundary(block: Any) -> None:
+    A = scipy.linalg.block_diag(block, [[-1.0]], [[-2.0]], [[-4.0]])
+    system = StateSpace(A, np.ones((len(A), 1)), np.ones((1, len(A))), time=Continuous())
+    reduction = modal_truncation(system, len(A) - 1)
+    assert reduction.verify() == pytest.approx(0.25, rel=1e-9)
+    assert reduction.error_bound == pytest.approx(0.25, rel=1e-12)
+
+
+@pytest.mark.parametrize("real_output", [False, True])
+def test_without_states_there_are_no_hankel_singular_values(real_output: bool) -> None:
+    empty, D = np.zeros((0, 0)), np.ones((2, 3))
+    dense = StateSpace(empty, np.zeros((0, 3)), np.zeros((2, 0)), D, time=Continuous())
+    diagonal = DiagonalStateSpace(
+        [], np.zeros((0, 3)), np.zeros((2, 0)), D, time=Discrete(), real_output=real_output
+    )
+    for system in (dense, diagonal):
+        assert hankel_singular_values(system).shape == (0,)
+
+
+def test_an_h2_optimal_reduction_says_so() -> None:
+    system = StateSpace(np.diag([-1.0, -2.0]), np.ones((2, 1)), [[1.0, 3.0]], time=Continuous())
+    assert h2_optimal(system, 1).method == "H2-optimal refinement"
+
+
+@pytest.mark.parametrize("omega", [[1j], "ab", [None]])
+def test_frequencies_that_are_no_real_numbers(omega: Any) -> None:
+    system = StateSpace([[-1.0]], [[1.0]], [[1.0]], time=Continuous())
+    with pytest.raises(ShapeError, match="omega"):
+        frequency_response(system, omega)
+
+
+def test_systems_of_other_packages_are_named_with_their_way_in() -> None:
+    with pytest.raises(UnsupportedLayerError, match="from_scipy"):
+        balance(scipy.signal.StateSpace([[-1.0]], [[1.0]], [[1.0]], [[0.0]]))
+
+
+def test_logarithms_of_poles_survive_in_batches_and_beside_unstable_ones() -> None:
+    """A pole whose modulus has rounded to 1 is stable by its logarithm only."""
+    near = np.array([[-1e-18 + 1j, -0.5, -0.7], [-0.3, -0.2, -0.1]])
+    B, C = np.ones((2, 3, 1), dtype=complex), np.ones((2, 1, 3), dtype=complex)
+    batch = DiagonalStateSpace.from_log(near, B, C, time=Discrete())
+    cut = select_states(batch, 2).system
+    for k, found in enumerate(hankel_singular_values(cut)):
+        alone = hankel_singular_values(select_states(batch[k], 2).system)
+        np.testing.assert_allclose(found, alone, rtol=1e-14)
+    padded = select_states(batch, TotalBudget(4))
+    assert sorted(np.ravel(padded.order).tolist()) == [1, 3]
+    assert np.all(padded.system.is_stable())
+    unstable = DiagonalStateSpace.from_log(
+        [near[0, 0], 0.5, 0.6], [[1.0], [0.0], [1.0]], np.ones((1, 3)), time=Discrete()
+    )
+    kept = minimal_realisation(unstable).system
+    assert isinstance(kept, DiagonalStateSpace)
+    assert kept.order == 2
+    assert kept.log_eigenvalues is not None
+    assert kept.log_eigenvalues.real.min() == -1e-18

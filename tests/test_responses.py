@@ -288,9 +288,12 @@ def test_many_frequencies_of_a_dense_system(
 
 
 def test_graded_matrices_keep_their_digits() -> None:
-    """A chain of sections: exact entries matter, and the Schur form alone has lost them."""
+    """A chain of sections of large gain: exact entries matter, and the Schur form alone has lost them."""
     zeros, poles, gain = scipy.signal.butter(40, 0.3, output="zpk")
-    system = from_scipy(scipy.signal.ZerosPolesGain(zeros, poles, gain, dt=True))
+    system = from_scipy(scipy.signal.ZerosPolesGain([], [], gain, dt=True))
+    for pole in poles[poles.imag > 0]:
+        section = scipy.signal.ZerosPolesGain([-1.0, -1.0], [pole, pole.conj()], 1.0, dt=True)
+        system = series(system, from_scipy(section))
     omega = np.linspace(0.0, 3.0, 64)
     points = np.exp(1j * omega)
     expected = np.array([gain * np.prod(z - zeros) / np.prod(z - poles) for z in points])

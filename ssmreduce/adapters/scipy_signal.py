@@ -139,13 +139,32 @@ def _sections(zeros: HostArray, poles: HostArray, gain: complex, time: TimeDomai
     if numerators is None or denominators is None:
         numerators = [np.array([1.0, -root]) for root in zeros]
         denominators = [np.array([1.0, -root]) for root in poles]
-    factor = to_double(np.asarray(gain))
+    pairs = list(zip_longest(numerators, denominators, fillvalue=np.ones(1)))
+    sizes = [_size(numerator, denominator, time) for numerator, denominator in pairs]
+    factor = to_double(np.asarray(gain)) * np.prod(sizes)
     system = StateSpace(
         np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((1, 0)), factor.reshape(1, 1), time=time
     )
-    for numerator, denominator in zip_longest(numerators, denominators, fillvalue=np.ones(1)):
-        system = series(system, _canonical(numerator[None], denominator, time))
+    for (numerator, denominator), size in zip(pairs, sizes, strict=True):
+        system = series(system, _canonical(numerator[None] / size, denominator, time))
     return system
+
+
+def _size(numerator: HostArray, denominator: HostArray, time: TimeDomain) -> float:
+    """Power of two near the largest gain of a section where its poles and zeros make it large.
+
+    Sections of gain 1 keep the coupling of their states, and with it ‖A‖, near the size of the poles: of
+    a Butterworth filter of order 20 the poles are then right to eps, against two digits without.
+    """
+    roots = np.concatenate([np.roots(numerator), np.roots(denominator)])
+    if isinstance(time, Discrete):
+        points = np.exp(1j * np.concatenate([np.angle(roots), [0.0, np.pi]]))
+    else:
+        points = 1j * np.concatenate([roots.imag, np.abs(roots), [0.0]])
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        gains = np.abs(np.polyval(numerator, points) / np.polyval(denominator, points))
+    gains = gains[np.isfinite(gains) & (gains > 0.0)]
+    return float(2.0 ** np.round(np.log2(gains.max()))) if gains.size else 1.0
 
 
 def _real_factors(roots: HostArray) -> list[HostArray] | None:

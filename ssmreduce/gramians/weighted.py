@@ -25,8 +25,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.equations.smith import compress_columns
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.gramians.factors import gramian_factors
-from ssmreduce.gramians.frequency import is_real
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -120,7 +119,7 @@ def _check_weight(system: System, weight: System, name: str) -> None:
             f"`{name}` has {found} {inner[0]} but the system has {expected} {inner[1]}; expected "
             "the same number. Repeat a scalar weight on the diagonal."
         )
-    if is_real(system) and not is_real(weight):
+    if is_complex(weight) and not is_complex(system):
         raise ShapeError(
             f"`{name}` is complex but the system is real; expected a real weight, since a complex "
             "one would make the reduced system complex. Use real arrays or real_output=True."

@@ -21,7 +21,8 @@ import scipy.linalg
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.norms._common import frobenius
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import System, is_complex
+from ssmreduce.systems.linear_solve import solve_stacked
 from ssmreduce.systems.response import StatePart
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
@@ -83,7 +84,7 @@ class SchurPart:
                 known = X[end:].reshape(n - end, z.size * m)
                 rows += _times(self.triangle[start:end, end:], known).reshape(rows.shape)
             shifted = z[:, None, None] * np.eye(end - start) - self.triangle[start:end, start:end]
-            X[start:end] = _rows_first(np.linalg.solve(shifted, _points_first(rows)))
+            X[start:end] = _rows_first(solve_stacked(shifted, _points_first(rows)))
         return _points_first(_times(self.C, X.reshape(n, z.size * m)).reshape(-1, z.size, m))
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
@@ -114,7 +115,7 @@ class Gain:
         for other in others:
             _check_alike(first, other)
         self.discrete = isinstance(first.time, Discrete)
-        self.real = all(map(is_real, self.systems))
+        self.real = not any(map(is_complex, self.systems))
         self.inputs, self.outputs = first.inputs, first.outputs
         D = [s * to_double(x.D) for s, x in zip(self.signs, self.systems, strict=True)]
         self.D: HostArray = np.sum(D, axis=0)
@@ -222,15 +223,6 @@ def balanced(system: StateSpace) -> tuple[HostArray, HostArray, HostArray]:
     """
     A, (scale, _) = scipy.linalg.matrix_balance(system.A, permute=False, separate=True)
     return A, system.B / scale[:, None], system.C * scale
-
-
-def is_real(system: System) -> bool:
-    """Tell whether real inputs give real outputs, as far as the arrays say so."""
-    if isinstance(system, DiagonalStateSpace):
-        arrays = () if system.real_output else (system.eigenvalues, system.B, system.C, system.D)
-    else:
-        arrays = (system.A, system.B, system.C, system.D)
-    return not any(np.iscomplexobj(x) for x in arrays)
 
 
 def _power_iteration(

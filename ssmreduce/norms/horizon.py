@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint, to_double
-from ssmreduce.norms.gain import is_real
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.response import StatePart
 
 
@@ -64,7 +63,7 @@ def _sequence(system: System, signal: HostArray) -> HostArray:
     if not system.read_after_update:
         states = np.concatenate([np.zeros_like(states[:1]), states[:-1]])
     output = _each_row(np.asarray(system.C), states)
-    return np.asarray(output.real if is_real(system) else output)
+    return np.asarray(output if is_complex(system) else output.real)
 
 
 def _sequence_adjoint(system: System, output: HostArray) -> HostArray:
@@ -72,7 +71,7 @@ def _sequence_adjoint(system: System, output: HostArray) -> HostArray:
         output = np.concatenate([output[1:], np.zeros_like(output[:1])])
     states = _recursion(system, output[::-1], adjoint_system=True)[::-1]
     signal = _each_row(adjoint(np.asarray(system.B)), states)
-    return np.asarray(signal.real if is_real(system) else signal)
+    return np.asarray(signal if is_complex(system) else signal.real)
 
 
 def _recursion(system: System, signal: HostArray, *, adjoint_system: bool) -> HostArray:

@@ -13,6 +13,9 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
+_LOG_ZERO = -1000.0
+"""A logarithm of which the exponential is 0."""
+
 SomeSystem = TypeVar("SomeSystem", StateSpace, DiagonalStateSpace, System)
 
 
@@ -83,11 +86,20 @@ def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System,
     D = stacked([host.D for host in hosts])
     first = hosts[0]
     if isinstance(first, DiagonalStateSpace):
-        eigenvalues = [
-            lengthened(host.eigenvalues, -1, resting)
-            for host in hosts
-            if isinstance(host, DiagonalStateSpace)
-        ]
+        singles = [host for host in hosts if isinstance(host, DiagonalStateSpace)]
+        with_logarithms = any(single.log_eigenvalues is not None for single in singles)
+        if with_logarithms and isinstance(first.time, Discrete):
+            logarithms = [lengthened(_logarithms(single), -1, _LOG_ZERO) for single in singles]
+            return DiagonalStateSpace.from_log(
+                stacked(logarithms),
+                B,
+                C,
+                D,
+                time=first.time,
+                real_output=first.real_output,
+                read_after_update=first.read_after_update,
+            ), mask.reshape(*batch_shape, order)
+        eigenvalues = [lengthened(single.eigenvalues, -1, resting) for single in singles]
         return DiagonalStateSpace(
             stacked(eigenvalues),
             B,
@@ -105,3 +117,11 @@ def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System,
     return StateSpace(
         stacked(matrices), B, C, D, time=first.time, read_after_update=first.read_after_update
     ), mask.reshape(*batch_shape, order)
+
+
+def _logarithms(system: DiagonalStateSpace) -> HostArray:
+    """Stored logarithms of the poles, or computed ones, which are complex."""
+    if system.log_eigenvalues is not None:
+        return np.asarray(system.log_eigenvalues)
+    poles = system.eigenvalues.astype(np.complex128)
+    return np.asarray(np.log(poles, out=np.full_like(poles, _LOG_ZERO), where=poles != 0.0))

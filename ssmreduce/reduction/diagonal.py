@@ -117,6 +117,8 @@ class _DiagonalCut:
             wanted = 2 * limit if host.real_output else limit
         else:
             limit = wanted = rule.choose(balanced.hsv)
+        if min(wanted, balanced.check_rank()) == balanced.hsv.size:
+            return balanced.unchanged()
         real_order = self._largest_fit(min(wanted, balanced.check_rank()), limit)
         real_order, slot_map = self._safest_map(real_order, limit, invertible)
         if slot_map.order >= host.order:

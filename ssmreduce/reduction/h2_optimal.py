@@ -264,6 +264,7 @@ def _result(
         rank=truncation.rank,
         hsv=truncation.hsv,
         error_bound=None,
+        method="H2-optimal refinement",
         h2_error=error,
         h2_errors=np.array([iterate.error for iterate in iterates] or [0.0]),
         iterations=max(len(iterates) - 1, 0),

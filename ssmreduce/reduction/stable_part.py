@@ -15,15 +15,14 @@ from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.hankel import error_bounds, state_count
 from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule
-from ssmreduce.reduction.reciprocal import dense_reciprocal, diagonal_reciprocal
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import embedding
 from ssmreduce.reduction.single import BalancedSystem, Reducible
 from ssmreduce.reduction.unstable import UnstableSplit
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.interconnect import parallel
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
-from ssmreduce.time_domain import Discrete
 
 _LARGEST_CONDITION = float(np.finfo(np.float64).eps) ** -0.5
 """Condition at which separating the two parts costs half of the digits."""
@@ -118,12 +117,12 @@ class BalancedUnstable(Reducible):
             )
         assert self._stable is not None
         balanced = self._stable.standard if matched else self._stable
-        D = dc_gain(stable) if matched else stable.D
+        D = stable.dc_gain() if matched else stable.D
         n = state_count(stable)
         empty = np.zeros((n, 0), dtype=self._split.left[0].dtype)
         inner = Reduction(
             original=stable,
-            system=_resting(stable, D),
+            system=_static(stable, D),
             order=0,
             real_order=0,
             wanted_order=0,
@@ -185,7 +184,7 @@ class BalancedUnstable(Reducible):
         return replace(
             inner,
             original=self.original,
-            system=_sum(kept, inner.system, states=int(inner.order)),
+            system=parallel(kept, inner.system),
             order=kept.order + int(inner.order),
             real_order=real_order + int(inner.real_order),
             wanted_order=real_order + int(inner.wanted_order),
@@ -208,21 +207,12 @@ def _way(part: System, reduction: Reduction | None) -> tuple[HostArray, HostArra
     return np.eye(part.order), np.eye(part.order), None
 
 
-def dc_gain(system: System) -> HostArray:
-    """G at zero frequency of a system on the host: C (s - A)⁻¹ B + D of its standard form."""
-    standard = system.to_standard()
-    if isinstance(standard, DiagonalStateSpace):
-        return np.asarray(diagonal_reciprocal(standard).D)
-    return np.asarray(dense_reciprocal(standard).D)
-
-
-def _resting(stable: System, D: HostArray) -> System:
-    """A system that is its feedthrough, with one state that neither responds nor is seen."""
-    B, C = np.zeros((1, stable.inputs)), np.zeros((stable.outputs, 1))
-    pole = 0.0 if isinstance(stable.time, Discrete) else -1.0
+def _static(stable: System, D: HostArray) -> System:
+    """The system without states that is its feedthrough D, of the kind of `stable`."""
+    B, C = np.zeros((0, stable.inputs)), np.zeros((stable.outputs, 0))
     if isinstance(stable, DiagonalStateSpace):
         return DiagonalStateSpace(
-            [pole],
+            np.zeros(0),
             B,
             C,
             D,
@@ -231,33 +221,7 @@ def _resting(stable: System, D: HostArray) -> System:
             read_after_update=stable.read_after_update,
         )
     return StateSpace(
-        [[pole]], B, C, D, time=stable.time, read_after_update=stable.read_after_update
-    )
-
-
-def _sum(unstable: System, stable: System, states: int) -> System:
-    """Both parts side by side, with the leading `states` states of the stable one, and its D."""
-    B = np.concatenate([unstable.B, stable.B[:states]])
-    C = np.concatenate([unstable.C, stable.C[:, :states]], axis=1)
-    if isinstance(unstable, DiagonalStateSpace) and isinstance(stable, DiagonalStateSpace):
-        return DiagonalStateSpace(
-            np.concatenate([unstable.eigenvalues, stable.eigenvalues[:states]]),
-            B,
-            C,
-            stable.D,
-            time=stable.time,
-            real_output=stable.real_output,
-            read_after_update=stable.read_after_update,
-        )
-    assert isinstance(unstable, StateSpace)
-    assert isinstance(stable, StateSpace)
-    return StateSpace(
-        scipy.linalg.block_diag(unstable.A, stable.A[:states, :states]),
-        B,
-        C,
-        stable.D,
-        time=stable.time,
-        read_after_update=stable.read_after_update,
+        np.zeros((0, 0)), B, C, D, time=stable.time, read_after_update=stable.read_after_update
     )
 
 

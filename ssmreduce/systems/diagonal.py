@@ -328,7 +328,8 @@ def check_system(system: object) -> None:
     if not isinstance(system, StateSpace | DiagonalStateSpace):
         raise UnsupportedLayerError(
             f"`system` is a {type(system).__module__}.{type(system).__qualname__}; expected a "
-            "StateSpace or a DiagonalStateSpace. Build one from arrays, or read_system(layer)."
+            "StateSpace or a DiagonalStateSpace. Build one from arrays, with read_system(layer), or with "
+            "from_control, from_scipy or from_pymor of ssmreduce.adapters."
         )
     if 0 in system.batch_shape:
         raise ShapeError(

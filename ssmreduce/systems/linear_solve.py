@@ -8,6 +8,8 @@ Reference: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., sect
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
@@ -17,6 +19,19 @@ from ssmreduce._namespace import HostArray
 def singularity(size: int) -> float:
     """Reciprocal condition n·eps below which rounding of the entries may have hidden a singularity."""
     return size * float(np.finfo(np.float64).eps)
+
+
+def solve_stacked(matrices: HostArray, right: HostArray) -> HostArray:
+    """Return M_k⁻¹ N_k for stacks (K, n, n) and (K, n, m); NaN for every M_k with a zero pivot."""
+    try:
+        return np.linalg.solve(matrices, right)
+    except np.linalg.LinAlgError:
+        # LAPACK reports that one of them is singular, not which.
+        solution = np.full(right.shape, np.nan, dtype=np.result_type(matrices, right))
+        for k, (matrix, columns) in enumerate(zip(matrices, right, strict=True)):
+            with contextlib.suppress(np.linalg.LinAlgError):
+                solution[k] = np.linalg.solve(matrix, columns)
+        return solution
 
 
 def solve_conditioned(matrix: HostArray, right: HostArray) -> tuple[HostArray, float]:

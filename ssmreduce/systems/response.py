@@ -165,17 +165,15 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     >>> bool(abs(frequency_response(system, [0.0])[0, 0, 0] - 2.0) < 1e-15)
     True
     """
-    points = np.asarray(omega, dtype=np.float64)
+    points = np.asarray(omega)
+    points = points.astype(np.float64) if points.dtype.kind in "biuf" else np.full((), np.nan)
     if points.ndim != 1 or not np.all(np.isfinite(points)):
         raise ShapeError(
-            f"`omega` has shape {points.shape}; expected one axis of finite frequencies. "
+            f"`omega` has shape {np.shape(omega)}; expected one axis of finite, real frequencies. "
             "Try numpy.linspace(0, numpy.pi, 200)."
         )
-    try:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            response = StatePart(system).matrices(points)
-    except np.linalg.LinAlgError:
-        response = np.full((1, 1, 1), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        response = StatePart(system).matrices(points)
     if not np.all(np.isfinite(response)):
         raise UnstableSystemError(
             "`system` has a pole at one of the frequencies in `omega`; expected none on the boundary. "

@@ -21,6 +21,7 @@ import scipy.linalg
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
+from ssmreduce.systems.linear_solve import solve_stacked
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -150,7 +151,7 @@ def _by_elimination(z: HostArray, A: HostArray, right: HostArray, left: HostArra
         columns = np.moveaxis(right[:, done : done + points.size], 1, 0)
         done += points.size
         shifted = points[:, None, None] * np.eye(len(A)) - A
-        values.append(left @ np.linalg.solve(shifted, columns))
+        values.append(left @ solve_stacked(shifted, columns))
     return np.concatenate(values)
 
 
