@@ -191,8 +191,9 @@ def test_balanced_gramians_are_equal_and_diagonal(recipe: Recipe) -> None:
     system = recipe.build()
     balancing = balance(system)
     assume(balancing.rank > 1)
-    # The most that can be cut while something is cut, which is when the projections are reported.
-    reductions = [balancing.truncate(order) for order in orders(balancing)]
+    # The most that can be cut while something is cut, which is when the projections are reported. A column
+    # that belongs to a value of the size of rounding is arbitrary.
+    reductions = trusted(system, balancing)
     reductions = [r for r in reductions if r.left is not None and r.right is not None]
     assume(reductions)
     W, T = reductions[-1].left, reductions[-1].right
