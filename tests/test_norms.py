@@ -9,6 +9,7 @@ from typing import Any
 import mpmath as mp
 import numpy as np
 import pytest
+import scipy.signal
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import kronecker
@@ -33,6 +34,7 @@ from ssmreduce import (
     balanced_truncation,
     hankel_singular_values,
 )
+from ssmreduce.adapters.scipy_signal import from_scipy
 from ssmreduce.errors import ShapeError
 from ssmreduce.norms import (
     certified_difference,
@@ -44,6 +46,7 @@ from ssmreduce.norms import (
     level_set,
 )
 from ssmreduce.norms.gain import Gain
+from ssmreduce.systems.interconnect import series
 from ssmreduce.systems.response import frequency_response
 from ssmreduce.time_domain import TimeDomain
 
@@ -730,3 +733,19 @@ def test_differences_of_unlike_systems_are_refused(rng: np.random.Generator) -> 
         hinf_difference(one, dense_system(rng, 3, 3, 2))
     with pytest.raises(TimeDomainError, match="Continuous"):
         certified_difference(one, dense_system(rng, 3, 2, 2, discrete=False))
+
+
+def test_a_certificate_that_rounding_has_spoilt_is_refused() -> None:
+    # A chain of sections of large gain: the Schur form of A has lost what its entries say exactly. The
+    # filter's largest gain is 1.
+    zeros, poles, gain = scipy.signal.butter(30, 0.3, output="zpk")
+    system = StateSpace(
+        np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((1, 0)), [[gain]], time=Discrete()
+    )
+    for pole in poles[poles.imag > 0]:
+        section = scipy.signal.ZerosPolesGain([-1.0, -1.0], [pole, pole.conj()], 1.0, dt=True)
+        system = series(system, from_scipy(section))
+    assert len(zeros) == system.order
+    assert hinf_norm(system).lower <= 1.0 + 1e-9
+    with pytest.raises(UnreachableToleranceError, match="Schur form"):
+        hinf_norm(system, certified=True)
