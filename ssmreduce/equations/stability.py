@@ -31,12 +31,17 @@ def check_stable(
         if log_eigenvalues is not None:
             stable = bool(log_eigenvalues.real.max() < 0.0)
         found, expected = f"|λ| = {abs(worst):.17g}", "|λ| < 1"
-        remedy = "Pass horizon=L, the length of the sequences it sees."
+        remedy = (
+            "Pass horizon=L, the length of the sequences it sees, or balance with keep_unstable=True."
+        )
     else:
         worst = eigenvalues.flat[np.argmax(eigenvalues.real)]
         stable = worst.real < 0.0
         found, expected = f"Re λ = {worst.real:.6g}", "Re λ < 0"
-        remedy = "Look whether the time domain is right; else split off the unstable part first."
+        remedy = (
+            "Look whether the time domain is right; else keep the unstable part, by "
+            "balance(system, keep_unstable=True)."
+        )
     if name == "A":
         remedy = "Look whether the time domain is right; BartelsStewart() needs no stable `A`, for X itself."
     if not stable:
