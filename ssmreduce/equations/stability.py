@@ -31,9 +31,7 @@ def check_stable(
         if log_eigenvalues is not None:
             stable = bool(log_eigenvalues.real.max() < 0.0)
         found, expected = f"|λ| = {abs(worst):.17g}", "|λ| < 1"
-        remedy = (
-            "Pass horizon=L, the length of the sequences it sees, or balance with keep_unstable=True."
-        )
+        remedy = "Pass horizon=L, the length of the sequences it sees, or balance with keep_unstable=True."
     else:
         worst = eigenvalues.flat[np.argmax(eigenvalues.real)]
         stable = worst.real < 0.0

@@ -20,6 +20,14 @@ from ssmreduce.demo.training import CurvePoint
 FILES = ("results.json", "hsv_decay.png", "accuracy.png", "poles.png")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C raises, also where the tests run in the background of a shell, which ignores it there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def train(monkeypatch):
     """Stands in for the training, which it pretends to have done; call it to do so."""
