@@ -225,8 +225,7 @@ class Balancing:
 
         With `balancing_free` the columns of T are orthonormal (Varga, CDC 1991): the same transfer
         function, in states of the size of the original ones. Rounding is then amplified by the
-        norm of W, so it is no remedy for a loss of digits: on the heat benchmark of the SLICOT collection
-        at order 17 the error is 1e-9 σ₁, against 4e-13 σ₁ of the balanced states.
+        norm of W, so it is no remedy for a loss of digits.
         """
         return self._cut(
             order,
