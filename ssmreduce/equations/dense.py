@@ -24,7 +24,7 @@ from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.schur import SchurForm
 from ssmreduce.time_domain import Discrete, TimeDomain
 
-_SMALLEST_FOR_LOW_RANK = 100
+_SMALLEST_FOR_LOW_RANK = 128
 """Below this order the Schur form takes less time than the calls of an iteration."""
 
 _WORTH_SCALING = 2.0**10

@@ -2,9 +2,9 @@
 
 For a block (T, B) these are U, S = U⁻¹ T U and M = U⁻¹ B, which `hammarling` needs of its diagonal blocks.
 States are eliminated from the last to the first. One state is a scalar equation; a conjugate pair
-is one of two states in complex arithmetic, turned real. In continuous time that is compiled
-(`_elimination.c`) where a C compiler was at hand on installation: with some twenty calls a state,
-the interpreter would otherwise take most of the time of a small system.
+is one of two states in complex arithmetic, turned real. That is compiled (`_elimination.c`) where
+a C compiler was at hand on installation: with some twenty calls a state, the interpreter would otherwise take
+most of the time of a small system.
 
 Reference: Hammarling, IMA J. Numer. Anal. 2 (1982).
 """
@@ -20,36 +20,48 @@ import numpy as np
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.triangular import (
+    BLOCK,
     diagonal_blocks,
     singular_equation,
     stein_leaf,
     sylvester_leaf,
 )
 
-eliminate: Callable[[HostArray, HostArray, HostArray, HostArray, HostArray], bool] | None
-"""Fills U, S and M of a block in continuous time, and overwrites B; None where it is not compiled."""
+eliminate: Callable[[HostArray, HostArray, HostArray, HostArray, HostArray, bool], bool] | None
+"""Fills U, S and M of a block, and overwrites B; None where it is not compiled."""
 try:
     from ssmreduce.equations._elimination import eliminate
 except ImportError:  # installed without a C compiler
     eliminate = None
 
+_LARGEST_COMPILED = {"continuous": 128, "discrete": 768}
+"""Orders up to which one compiled block is faster than products of small ones. Blocks of Stein equations
+are solved column by column, and catch up late."""
+
 Small = tuple[HostArray, HostArray, HostArray]
 """U, S and M of a block."""
 
 
-def block_continuous(T: HostArray, B: HostArray) -> Small:
+def largest_block(*, discrete: bool) -> int:
+    """Order up to which a matrix is best taken as one block."""
+    if eliminate is None:
+        return 2 * BLOCK
+    return _LARGEST_COMPILED["discrete" if discrete else "continuous"]
+
+
+def block_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
     """U, S and M of one block."""
     if eliminate is None:
-        return _block_continuous(T, B)
+        return _block_discrete(T, B) if discrete else _block_continuous(T, B)
     U, S = np.zeros(T.shape, T.dtype, order="F"), np.zeros(T.shape, T.dtype, order="F")
     M = np.zeros(B.shape, B.dtype, order="F")
-    if not eliminate(np.asfortranarray(T), B.copy(order="F"), U, S, M):
-        raise singular_equation("λ_i + conj λ_j = 0")
+    if not eliminate(np.asfortranarray(T), B.copy(order="F"), U, S, M, discrete):
+        raise singular_equation("λ_i conj λ_j = 1" if discrete else "λ_i + conj λ_j = 0")
     return U, S, M
 
 
 def _block_continuous(T: HostArray, B: HostArray) -> Small:
-    """The same in Python, a state or a pair at a time."""
+    """U, S and M of one block in Python, a state or a pair at a time."""
     U, S = np.zeros_like(T), np.zeros_like(T)
     M, B = np.zeros_like(B), B.copy()
     for first, last in reversed(diagonal_blocks(T, 1)):
@@ -65,8 +77,8 @@ def _block_continuous(T: HostArray, B: HostArray) -> Small:
     return U, S, M
 
 
-def block_discrete(T: HostArray, B: HostArray) -> Small:
-    """U, S and M of one block, state by state; then S and M of the states together."""
+def _block_discrete(T: HostArray, B: HostArray) -> Small:
+    """The same in discrete time; then S and M of the states together."""
     U, S = np.zeros_like(T), np.zeros_like(T)
     M, B = np.zeros_like(B), B.copy()
     edges = diagonal_blocks(T, 1)

@@ -99,6 +99,13 @@ class SteinColumn:
 
 def stein_leaf(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
     """Return X with X - T X Sᴴ = F for a small T and an S of one or two states."""
+    try:
+        return _stein_leaf_columns(T, S, F)
+    except np.linalg.LinAlgError:
+        raise singular_equation("λ_i conj λ_j = 1") from None
+
+
+def _stein_leaf_columns(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
     if S.shape[0] == 1:
         return np.linalg.solve(np.eye(T.shape[0]) - np.conj(S[0, 0]) * T, F)
     E, basis = _triangular_form(adjoint(S))
