@@ -23,6 +23,10 @@ _DROWNED = float(np.sqrt(np.finfo(np.float64).eps))
 """Below this share of the strongest channel a channel keeps less than half its digits, and a cut to
 1e-8 of σ₁ may leave it out."""
 
+_ROUNDING = 4.0
+"""c in c n eps ‖row‖ ‖factor‖, below which a gain is rounding of none: the factor and the product with it
+round by a few n eps each."""
+
 
 def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel: int) -> None:
     """Issue a `ScalingWarning` where inputs or outputs drown beside the strongest one."""
@@ -59,7 +63,6 @@ def _gains(
     rows = rows / max(float(np.abs(rows).max()), np.finfo(np.float64).tiny)
     size = max(float(np.abs(factor).max()), np.finfo(np.float64).tiny)
     gains = np.linalg.norm(through(rows) / size, axis=1)
-    rounding = (
-        np.finfo(np.float64).eps * np.linalg.norm(rows, axis=1) * frobenius_norm(factor / size)
-    )
+    n_eps = rows.shape[1] * np.finfo(np.float64).eps
+    rounding = _ROUNDING * n_eps * np.linalg.norm(rows, axis=1) * frobenius_norm(factor / size)
     return np.where(gains > rounding, gains, 0.0)
