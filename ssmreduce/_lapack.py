@@ -62,11 +62,19 @@ def safe_unit(matrix: HostArray) -> float:
 
 
 def frobenius_norm(matrix: Array) -> float:
-    """Frobenius norm without a BLAS: NumPy's takes a dot product in threads of its own pool."""
-    squares = np.add.reduce(np.square(matrix.real), axis=None)
-    if np.iscomplexobj(matrix):
-        squares += np.add.reduce(np.square(matrix.imag), axis=None)
-    return float(np.sqrt(squares))
+    """Frobenius norm without a BLAS, and without overflow or underflow of the squares.
+
+    NumPy's takes a dot product in threads of its own pool.
+    """
+    largest = float(np.abs(matrix).max(initial=0.0))
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # a power of two: nothing is rounded
+    scaled = matrix / unit
+    squares = np.add.reduce(np.square(scaled.real), axis=None)
+    if np.iscomplexobj(scaled):
+        squares += np.add.reduce(np.square(scaled.imag), axis=None)
+    return unit * float(np.sqrt(squares))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class SchurForm:
             np.asfortranarray(self.basis[:, ::-1]),
         )
 
-    def check_stable(self, time: TimeDomain, *, name: str = "system") -> None:
+    def check_stable(self, time: TimeDomain, *, name: str = "`system`") -> None:
         """Raise `UnstableSystemError` unless A is stable."""
         # Blocks of pairs have equal diagonal entries: all real parts are on the diagonal.
         if isinstance(time, Discrete) or not np.all(self.triangle.diagonal().real < 0.0):

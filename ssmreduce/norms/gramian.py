@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.gramians.factors import gramian_factors
 from ssmreduce.hankel import hankel_singular_values
-from ssmreduce.norms._common import check_stable, frobenius
+from ssmreduce.norms._common import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.real_form import real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
@@ -124,7 +125,7 @@ def _h2(system: System) -> float:
         state = float(np.ldexp(_state_norm(scaled), exponent))
     if not isinstance(host.time, Discrete):
         return math.inf if np.any(D) else state
-    return math.hypot(state, frobenius(D))
+    return math.hypot(state, frobenius_norm(D))
 
 
 def _state_norm(system: System) -> float:
@@ -132,8 +133,8 @@ def _state_norm(system: System) -> float:
     Z, Y = gramian_factors(system)
     real = isinstance(system, DiagonalStateSpace) and system.real_output
     if system.outputs <= system.inputs:
-        return frobenius((real_output(system.C) if real else system.C) @ Z)
-    return frobenius(adjoint(real_input(system.B) if real else system.B) @ Y)
+        return frobenius_norm((real_output(system.C) if real else system.C) @ Z)
+    return frobenius_norm(adjoint(real_input(system.B) if real else system.B) @ Y)
 
 
 def _scaled(system: System) -> tuple[System, int]:

@@ -22,6 +22,10 @@ _DROWNED = float(np.sqrt(np.finfo(np.float64).eps))
 """Below this share of the strongest channel a channel keeps less than half its digits, and a cut to
 1e-8 of σ₁ may leave it out."""
 
+_ROUNDING = 4.0
+"""c in c n eps ‖row‖ ‖factor‖, below which a gain is rounding of none: the factor and the product with it
+round by a few n eps each."""
+
 
 def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel: int) -> None:
     """Issue a `ScalingWarning` where inputs or outputs drown beside the strongest one."""
@@ -64,7 +68,8 @@ def _gains(seen: HostArray, rows: HostArray, factor: HostArray) -> HostArray:
     size = _height(factor)
     gains = np.linalg.norm(seen / size, axis=0)
     lengths = np.linalg.norm(rows, axis=1)
-    rounding = np.finfo(np.float64).eps * lengths * frobenius_norm(factor / size)
+    n_eps = rows.shape[1] * np.finfo(np.float64).eps
+    rounding = _ROUNDING * n_eps * lengths * frobenius_norm(factor / size)
     return np.where(gains > rounding, gains, 0.0)
 
 

@@ -16,7 +16,8 @@ import scipy.linalg
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import OrderError, UnstableSystemError
+from ssmreduce.equations.stability import check_stable_system
+from ssmreduce.errors import OrderError
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.hankel import balance_factors, rank_tolerance, state_count, tail_bound
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
@@ -30,7 +31,6 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
-from ssmreduce.time_domain import Discrete
 
 
 class Reducible(ABC):
@@ -219,7 +219,7 @@ class BalancedDense(BalancedSystem):
         W, T = self.projections(order, balancing_free=balancing_free)
         reduced = _projected(self._host, W, T)
         if self._stability_in_doubt(order):
-            _check_still_stable(reduced, self._remedy())
+            self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T))
 
     def available(self, order: int) -> int:
@@ -237,7 +237,7 @@ class BalancedDense(BalancedSystem):
         W, T = self.projections(order, balancing_free=balancing_free)
         reduced = dense_from_reciprocal(_projected(self._reciprocal, W, T))
         if self._stability_in_doubt(order):
-            _check_still_stable(reduced, self._remedy())
+            self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T), method="DC matching")
 
     def _stability_in_doubt(self, order: int) -> bool:
@@ -251,16 +251,19 @@ class BalancedDense(BalancedSystem):
         nearly_equal = hsv[order - 1] - following < _DOUBTFUL_GAP * hsv[order - 1]
         return bool(nearly_equal or hsv[order - 1] < rank_tolerance(hsv) / _DOUBTFUL_GAP)
 
-    def _remedy(self) -> str:
+    def _check_still_stable(self, reduced: StateSpace) -> None:
         if self.emphasis is not None:
-            return (
-                "neither a band nor two weights guarantee that. Try an order next to it, or one weight "
+            advice = (
+                "Neither a band nor two weights guarantee that: try an order next to it, or one weight "
                 "only."
             )
-        return (
-            "the cut lies between Hankel singular values that are nearly equal, or near rounding. Try a "
-            "lower order."
-        )
+        else:
+            advice = (
+                "The cut lies between Hankel singular values that are nearly equal, or near rounding: "
+                "try a lower order."
+            )
+        name = f"truncated to `order` {reduced.order} the system"
+        check_stable_system(reduced, advice, name=name)
 
     @cached_property
     def _reciprocal(self) -> StateSpace:
@@ -283,19 +286,6 @@ class BalancedDense(BalancedSystem):
         if order < n:
             self.check_bound(rule, order)
         return order, wanted
-
-
-def _check_still_stable(reduced: StateSpace, remedy: str) -> None:
-    """Refuse an unstable result."""
-    poles = reduced.poles()
-    discrete = isinstance(reduced.time, Discrete)
-    worst = poles[np.argmax(np.abs(poles) if discrete else poles.real)]
-    if abs(worst) >= 1.0 if discrete else worst.real >= 0.0:
-        kind = f"|λ| = {abs(worst):.6g}" if discrete else f"Re λ = {worst.real:.6g}"
-        raise UnstableSystemError(
-            f"truncated to `order` {reduced.order} the system has a pole with {kind}; expected a stable "
-            f"one, but {remedy}"
-        )
 
 
 def _projected(host: StateSpace, W: HostArray, T: HostArray) -> StateSpace:

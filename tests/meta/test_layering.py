@@ -50,6 +50,7 @@ FRAMEWORKS = {
     "cupy",
     "matplotlib",
     "control",
+    "hypothesis",
     "slycot",
     "pymor",
 }
@@ -61,6 +62,9 @@ FRAMEWORK_HOMES = {
     "adapters/scipy_signal.py",
     "adapters/pymor.py",
     "plotting.py",
+    # For type checkers alone.
+    "testing/drawing.py",
+    "testing/strategies.py",
 }
 """Where a framework may be imported at the top of a module; the demo brings its own."""
 
@@ -119,12 +123,16 @@ def test_imports_point_down(path: Path) -> None:
             assert target in ALLOWED[own], f"{path}:{line}: {own} imports {target}"
 
 
-def test_nothing_below_imports_the_command_line_or_the_demo() -> None:
+def test_nothing_below_imports_the_command_line_the_demo_or_the_test_helpers() -> None:
     for path in MODULES:
-        if top_name(path) in {"cli", "demo", "__main__"}:
+        if top_name(path) in {"cli", "demo", "testing", "__main__"}:
             continue
         names = [name for name, _ in imported(ast.parse(path.read_text(encoding="utf-8")), path)]
-        assert not [n for n in names if n.startswith(("ssmreduce.demo", "ssmreduce.cli"))], path
+        assert not [
+            n
+            for n in names
+            if n.startswith(("ssmreduce.demo", "ssmreduce.cli", "ssmreduce.testing"))
+        ], path
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
