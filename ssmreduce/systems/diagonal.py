@@ -239,7 +239,9 @@ class DiagonalStateSpace:
         return np.asarray(host.D + (gain.real if self.real_output else gain))
 
     def to_host(self) -> DiagonalStateSpace:
-        """Return the same system in NumPy arrays at double precision."""
+        """Return the same system in NumPy arrays at double precision; itself if it is that already."""
+        if all(map(_is_double, (self.eigenvalues, self.B, self.C, self.D))):
+            return self
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
         eigenvalues = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
         return self._with(
@@ -279,24 +281,29 @@ class DiagonalStateSpace:
 
     def __getitem__(self, index: int | tuple[int, ...]) -> DiagonalStateSpace:
         """Return one system of a batch."""
-        at = (*index, ...) if isinstance(index, tuple) else (index, ...)
+        at = index if isinstance(index, tuple) else (index,)
+        if len(at) > len(self.batch_shape):
+            raise ShapeError(
+                f"`system` has batch axes {self.batch_shape} but is indexed by {at}; expected at most "
+                f"{len(self.batch_shape)} indices. For a subset of states use select_states."
+            )
+        at = (*at, ...)
         logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[at]
         return self._with(self.eigenvalues[at], self.B[at], self.C[at], self.D[at], logarithms)
 
     def _with(
         self, eigenvalues: Array, B: Array, C: Array, D: Array, logarithms: Array
     ) -> DiagonalStateSpace:
-        system = DiagonalStateSpace(
-            eigenvalues,
-            B,
-            C,
-            D,
-            time=self.time,
-            real_output=self.real_output,
-            read_after_update=self.read_after_update,
+        """Return a system like this one with other arrays, which are known to fit."""
+        system = object.__new__(DiagonalStateSpace)
+        system.__dict__.update(
+            self.__dict__, eigenvalues=eigenvalues, B=B, C=C, D=D, log_eigenvalues=logarithms
         )
-        object.__setattr__(system, "log_eigenvalues", logarithms)
         return system
+
+
+def _is_double(array: Array) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype in (np.float64, np.complex128)
 
 
 System = StateSpace | DiagonalStateSpace
