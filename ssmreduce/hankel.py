@@ -164,7 +164,7 @@ class BalancedFactors:
         Only the leading vectors are ever computed: M V_r = Q R with R = Σ_r up to signs and rounding,
         and with W = Y Q Σ_r^(-1/2), T = Z V_r R⁻¹ Σ_r^(1/2) that rounding leaves Wᴴ T = I untouched.
         """
-        V, root = self.V[:, :order], np.sqrt(self.hsv[:order])
+        V, root = self.V[..., :order], np.sqrt(self.hsv[..., None, :order])
         multiply = self.pool.multiply
         Q, R = self.pool.qr(multiply(self.M, V))
         W = multiply(self.factors.Y, Q) / root

@@ -63,6 +63,11 @@ class CauchyFactors:
     core: HostArray
     count: HostArray
 
+    def __getitem__(self, index: int) -> CauchyFactors:
+        """Return the factors of one system of a batch."""
+        arrays = (self.Z, self.Y, self.M, self.core, self.count)
+        return CauchyFactors(*(array[index] for array in arrays))
+
 
 @dataclass(frozen=True, eq=False)
 class _Nodes:

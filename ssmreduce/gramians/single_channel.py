@@ -13,6 +13,8 @@ Cost O(n³): a tenth of that of the other route where values are close; with rot
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
@@ -46,6 +48,46 @@ def single_channel(system: System) -> CauchyFactors | None:
     if large and np.any(nearly_real(host.eigenvalues, host.log_eigenvalues, system.time)):
         return None
     return _factors(host)
+
+
+def is_channel_batch(system: System) -> bool:
+    """Whether `system` is a batch of diagonal systems with one input and one output, none of them large."""
+    return (
+        isinstance(system, DiagonalStateSpace)
+        and bool(system.batch_shape)
+        and system.inputs == system.outputs == 1
+        and 0 < system.order <= LARGEST_ROTATED // 4
+    )
+
+
+def decompose_channels(
+    batch: DiagonalStateSpace,
+) -> list[tuple[CauchyFactors, HostArray, HostArray]]:
+    """Factors, singular values and right singular vectors of each system along one batch axis.
+
+    Systems whose factors have the same shape share every step; each comes out as it does alone.
+
+    Raises
+    ------
+    UnstableSystemError, NoConvergenceError, numpy.linalg.LinAlgError
+        If that is so for any of them.
+    """
+    host = batch.to_host()
+    logarithms = host.log_eigenvalues
+    check_stable(host.eigenvalues, host.time, log_eigenvalues=logarithms)
+    parts: list[Any] = [None] * len(host.eigenvalues)
+    near = np.any(nearly_real(host.eigenvalues, logarithms, host.time), axis=-1)
+    near &= host.real_output
+    for kind in (~near, near):
+        members = np.flatnonzero(kind)
+        factors = _factors(host[members]) if members.size else None
+        for count in np.unique(factors.count) if factors is not None else ():
+            alike = members[factors.count == count]
+            own = factors if alike.size == members.size else _factors(host[alike])
+            values, V = right_singular(own)
+            for at, k in enumerate(alike):
+                parts[k] = own[at], values[at], V[at]
+    return parts
 
 
 def right_singular(factors: CauchyFactors) -> tuple[HostArray, HostArray]:

@@ -287,9 +287,9 @@ class DiagonalStateSpace:
                 f"`system` has batch axes {self.batch_shape} but is indexed by {at}; expected at most "
                 f"{len(self.batch_shape)} indices. For a subset of states use select_states."
             )
-        at = (*at, ...)
-        logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[at]
-        return self._with(self.eigenvalues[at], self.B[at], self.C[at], self.D[at], logarithms)
+        logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[(*at, ...)]
+        arrays = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
+        return self._with(*arrays, logarithms)
 
     def _with(
         self, eigenvalues: Array, B: Array, C: Array, D: Array, logarithms: Array
