@@ -23,7 +23,9 @@ HostArray = NDArray[Any]
 
 def as_array(value: object) -> Array:
     """Return `value` itself if it is an array of a known library, else ``numpy.asarray(value)``."""
-    if array_api_compat.is_array_api_obj(value) and not isinstance(value, np.generic):
+    if type(value) is np.ndarray or (
+        array_api_compat.is_array_api_obj(value) and not isinstance(value, np.generic)
+    ):
         return value
     return np.asarray(value)
 
@@ -41,6 +43,11 @@ def to_host(array: Array) -> HostArray:
     if array_api_compat.is_cupy_array(array):
         return np.asarray(array.get())
     return np.asarray(array)
+
+
+def is_host_double(array: Array) -> bool:
+    """Tell whether `array` is a NumPy array of float64 or complex128, as `to_double` returns."""
+    return type(array) is np.ndarray and array.dtype.char in "dD"
 
 
 def to_double(array: Array) -> HostArray:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
+from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product, upper_inverse
 from ssmreduce._namespace import HostArray, adjoint, to_double
+from ssmreduce._threads import threads_for
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.emphasis import Emphasis
@@ -29,11 +30,17 @@ from ssmreduce.gramians.single_channel import right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 
+_EPS = float(np.finfo(np.float64).eps)
+
 _RANK_CONSTANT = 4.0
 """Safety factor c of the rank tolerance c n eps σ₁: a few roundings per product of factors."""
 
 _SQUARED_RANGE = 0.25
 """A singular value above σ₁/(0.25 n) is taken from Mᴴ M: squaring costs it 0.25 n eps σ₁."""
+
+
+_SMALL = 64
+"""Columns up to which a singular value decomposition is not slower than eigenvectors of Mᴴ M."""
 
 
 def state_count(system: System) -> int:
@@ -131,9 +138,15 @@ def error_bounds(hsv: HostArray) -> HostArray:
     return 2.0 * np.concatenate([tails, np.zeros((*values.shape[:-1], 1))], axis=-1)
 
 
+def tail_bound(hsv: HostArray, order: int) -> float:
+    """Entry `order` of ``error_bounds(hsv)``."""
+    tail = hsv[order:]
+    return 2.0 * float(tail[::-1].cumsum()[-1]) if tail.size else 0.0
+
+
 def rank_tolerance(hsv: HostArray) -> float:
     """Return 4 n eps σ₁, below which a Hankel singular value is rounding."""
-    return float(_RANK_CONSTANT * hsv.size * np.finfo(np.float64).eps * hsv[:1].sum())
+    return _RANK_CONSTANT * hsv.size * _EPS * float(hsv[0]) if hsv.size else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +181,7 @@ class BalancedFactors:
         multiply = self.pool.multiply
         Q, R = self.pool.qr(multiply(self.M, V))
         W = multiply(self.factors.Y, Q) / root
-        T = multiply(self.factors.Z, V @ (np.linalg.inv(R) * root))
+        T = multiply(self.factors.Z, V @ (upper_inverse(R) * root))
         return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
 
 
@@ -176,6 +189,13 @@ def balance_factors(
     system: System, horizon: int | None = None, emphasis: Emphasis | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
+    with threads_for(state_count(system)):
+        return _balance_factors(system, horizon, emphasis)
+
+
+def _balance_factors(
+    system: System, horizon: int | None, emphasis: Emphasis | None
+) -> BalancedFactors:
     pool = NUMPY
     plain = horizon is None and emphasis is None
     channel = single_channel(system) if plain else None
@@ -210,11 +230,10 @@ def _product_rounding(factors: DenseFactors) -> float:
 
     Rows of factors in the states of the system are right to eps each; in a basis to eps of the whole.
     """
-    eps = float(np.finfo(np.float64).eps)
     if factors.right_basis is not None:
-        return eps * frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
+        return _EPS * frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
     rows = np.linalg.norm(factors.Y, axis=1) * np.linalg.norm(factors.Z, axis=1)
-    return eps * float(rows.sum())
+    return _EPS * float(rows.sum())
 
 
 def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
@@ -226,13 +245,16 @@ def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
     of large values, few values are large and all of M is decomposed directly. All is done in
     the pool of BLAS threads in which the factors were made.
     """
-    reach = max(1.0, _SQUARED_RANGE * M.shape[1])
+    if M.shape[1] <= _SMALL:
+        _, values, Vh = pool.svd(M)
+        return values, adjoint(Vh)
+    reach = _SQUARED_RANGE * M.shape[1]
     largest = float(np.abs(M).max(initial=0.0))
     # A power of two: squares neither over- nor underflow, and nothing is rounded.
     unit = float(2.0 ** np.frexp(largest)[1]) if 0.0 < largest < np.inf else 1.0
     M = M / unit
     norms = np.linalg.norm(M, axis=0)
-    if M.shape[1] == 0 or norms.min() < norms.max() / reach**2:
+    if norms.min() < norms.max() / reach**2:
         _, values, Vh = pool.svd(M)
         return values * unit, adjoint(Vh)
     squares, V = pool.eigh(pool.multiply(adjoint(M), M))

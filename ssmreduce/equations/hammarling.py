@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._lapack import product
+from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.small_gramians import block_continuous, block_discrete, completed_inputs
 from ssmreduce.equations.triangular import (
@@ -55,19 +55,19 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
         Factor, real where T is.
     """
     n, m = B.shape
-    largest = float(np.abs(B).max(initial=0.0))
-    if largest == 0.0:
+    if not B.any():
         return np.zeros_like(T)
-    scale = 2.0 ** np.frexp(largest)[1]
-    B = np.array(_compressed(B) if m > n else B, order="F") / scale
+    scale = safe_unit(B)
+    B = np.array(_compressed(B) if m > n else B, order="F")
+    if scale != 1.0:
+        B /= scale
     U = np.zeros((n, n), dtype=T.dtype, order="F")
     edges = diagonal_blocks(T, BLOCK if n > 2 * BLOCK else n)
     if isinstance(time, Discrete):
         _eliminate_discrete(T, B, U, edges)
     else:
         _eliminate_continuous(T, B, U, edges)
-    U *= scale
-    return U
+    return U if scale == 1.0 else U * scale
 
 
 def _compressed(B: HostArray) -> HostArray:

@@ -76,7 +76,7 @@ class Hammarling(LyapunovSolver):
         dtype = np.result_type(A, B)
         A, unit = scaled_states(A.astype(dtype, copy=False))
         schur = SchurForm.of(A)
-        check_stable(schur.eigenvalues(), time, name="A")
+        schur.check_stable(time, name="A")
         inner = product(schur.basis, B.astype(dtype) / unit[:, None], adjoint_left=True)
         Z = product(schur.basis, hammarling_factor(schur.triangle, inner, time))
         return Answer(unit[:, None] * Z, self)

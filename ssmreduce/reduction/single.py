@@ -18,7 +18,7 @@ from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError, UnstableSystemError
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.hankel import balance_factors, error_bounds, rank_tolerance, state_count
+from ssmreduce.hankel import balance_factors, rank_tolerance, state_count, tail_bound
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.reciprocal import (
     dense_after_update,
@@ -162,7 +162,7 @@ class BalancedSystem(Reducible):
     def check_bound(self, rule: OrderRule, real_order: int) -> None:
         """Raise `UnreachableToleranceError` if an `ErrorBound` is missed."""
         if isinstance(rule, ErrorBound):
-            rule.check(self.hsv, float(error_bounds(self.hsv)[real_order]))
+            rule.check(self.hsv, tail_bound(self.hsv, real_order))
 
     def report(
         self,
@@ -184,7 +184,7 @@ class BalancedSystem(Reducible):
             wanted_order=wanted_order,
             rank=self.rank,
             hsv=self.hsv,
-            error_bound=float(error_bounds(self.hsv)[real_order]) if bounded else None,
+            error_bound=tail_bound(self.hsv, real_order) if bounded else None,
             left=left,
             right=right,
             slot_map=slot_map,

@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._namespace import Array, HostArray, to_double
+from ssmreduce._namespace import Array, HostArray, is_host_double, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.time_domain import (
@@ -183,9 +183,12 @@ class StateSpace:
         return gain
 
     def to_host(self) -> StateSpace:
-        """Return the same system in NumPy arrays at double precision."""
+        """Return the same system in NumPy arrays at double precision; itself if it is that already."""
+        arrays = (self.A, self.B, self.C, self.D)
+        if all(is_host_double(x) for x in arrays):
+            return self
         return StateSpace(
-            *(to_double(x) for x in (self.A, self.B, self.C, self.D)),
+            *(to_double(x) for x in arrays),
             time=self.time,
             read_after_update=self.read_after_update,
         )
