@@ -78,10 +78,11 @@ def decompose_channels(
     parts: list[Any] = [None] * len(host.eigenvalues)
     near = np.any(nearly_real(host.eigenvalues, logarithms, host.time), axis=-1)
     near &= host.real_output
-    for kind in (~near, near):
-        members = np.flatnonzero(kind)
-        factors = _factors(host[members]) if members.size else None
-        for count in np.unique(factors.count) if factors is not None else ():
+    for members in (np.flatnonzero(~near), np.flatnonzero(near)):
+        if members.size == 0:
+            continue
+        factors = _factors(host[members])
+        for count in np.unique(factors.count):
             alike = members[factors.count == count]
             own = factors if alike.size == members.size else _factors(host[alike])
             values, V = right_singular(own)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError
+from ssmreduce.gramians.batch import in_batch_shape
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.reduction.batch import assemble, in_batch_shape, single_systems
+from ssmreduce.reduction.batch import assemble, single_systems
 from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule, divided
 from ssmreduce.reduction.report import Reduction

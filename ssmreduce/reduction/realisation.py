@@ -16,8 +16,9 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError
+from ssmreduce.gramians.batch import in_batch_shape
 from ssmreduce.hankel import rank_tolerance, state_count
-from ssmreduce.reduction.batch import in_batch_shape, single_systems
+from ssmreduce.reduction.batch import single_systems
 from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction

@@ -21,7 +21,8 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, UnsupportedLayerError
-from ssmreduce.reduction.batch import assemble, in_batch_shape, single_systems
+from ssmreduce.gramians.batch import in_batch_shape
+from ssmreduce.reduction.batch import assemble, single_systems
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule, divided
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, check_system

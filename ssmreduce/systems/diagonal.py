@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._namespace import Array, HostArray, to_double, to_host
+from ssmreduce._namespace import Array, HostArray, is_host_double, to_double, to_host
 from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
@@ -240,7 +241,7 @@ class DiagonalStateSpace:
 
     def to_host(self) -> DiagonalStateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
-        if all(map(_is_double, (self.eigenvalues, self.B, self.C, self.D))):
+        if all(map(is_host_double, (self.eigenvalues, self.B, self.C, self.D))):
             return self
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
         eigenvalues = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
@@ -279,8 +280,8 @@ class DiagonalStateSpace:
         object.__setattr__(standard, "log_eigenvalues", self.log_eigenvalues)
         return standard
 
-    def __getitem__(self, index: int | tuple[int, ...]) -> DiagonalStateSpace:
-        """Return one system of a batch."""
+    def __getitem__(self, index: Any) -> DiagonalStateSpace:
+        """Return one system of a batch, or what an index array or a slice selects, without copies if it can."""
         at = index if isinstance(index, tuple) else (index,)
         if len(at) > len(self.batch_shape):
             raise ShapeError(
@@ -288,8 +289,8 @@ class DiagonalStateSpace:
                 f"{len(self.batch_shape)} indices. For a subset of states use select_states."
             )
         logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[(*at, ...)]
-        arrays = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
-        return self._with(*arrays, logarithms)
+        eigenvalues, B, C, D = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
+        return self._with(eigenvalues, B, C, D, logarithms)
 
     def _with(
         self, eigenvalues: Array, B: Array, C: Array, D: Array, logarithms: Array
@@ -300,10 +301,6 @@ class DiagonalStateSpace:
             self.__dict__, eigenvalues=eigenvalues, B=B, C=C, D=D, log_eigenvalues=logarithms
         )
         return system
-
-
-def _is_double(array: Array) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype in (np.float64, np.complex128)
 
 
 System = StateSpace | DiagonalStateSpace
