@@ -40,14 +40,11 @@ def map_systems(
     one by one, and the one to blame raises again.
     """
     check_system(system)
-    if not system.batch_shape:
-        return [single(system)]
+    indices = list(np.ndindex(system.batch_shape))
 
     def alone(index: tuple[int, ...]) -> Result:
-        with naming_system(index):
-            return single(system[index])
+        return single(system[index] if index else system)
 
-    indices = list(np.ndindex(system.batch_shape))
     if stacked is not None and isinstance(system, DiagonalStateSpace) and is_channel_batch(system):
         host, at_once = system.to_host(), stacked
 
@@ -55,16 +52,28 @@ def map_systems(
             try:
                 return at_once(host[tuple(np.transpose(members))])
             except (SSMReduceError, np.linalg.LinAlgError):
-                return [alone(index) for index in members]
+                return [_named(alone, index) for index in members]
 
         return [
             result
             for part in map_workers(together, chunks(indices, system.order))
             for result in part
         ]
+    return map_indices(system, alone)
+
+
+def map_indices(system: System, function: Callable[[tuple[int, ...]], Result]) -> list[Result]:
+    """Return ``function(index)`` for every index of a batch, in C order; errors name the index."""
+    indices = list(np.ndindex(system.batch_shape))
+
     if isinstance(system, StateSpace) or system.order < _SMALL:
-        return [alone(index) for index in indices]
-    return map_workers(alone, indices)
+        return [_named(function, index) for index in indices]
+    return map_workers(lambda index: _named(function, index), indices)
+
+
+def _named(function: Callable[[tuple[int, ...]], Result], index: tuple[int, ...]) -> Result:
+    with naming_system(index):
+        return function(index)
 
 
 def map_batch(system: System, function: Callable[[Any], HostArray]) -> HostArray:

@@ -280,8 +280,13 @@ class DiagonalStateSpace:
         object.__setattr__(standard, "log_eigenvalues", self.log_eigenvalues)
         return standard
 
+    def rescaled(self, scale: HostArray) -> DiagonalStateSpace:
+        """Return the same map with stored states multiplied by `scale`, shape (..., n)."""
+        B, C = self.B * scale[..., :, None], self.C / scale[..., None, :]
+        return self._with(self.eigenvalues, B, C, self.D, self.log_eigenvalues)
+
     def __getitem__(self, index: Any) -> DiagonalStateSpace:
-        """Return one system of a batch, or what an index array or a slice selects, without copies if it can."""
+        """Return one system of a batch, or what a slice or an index array selects."""
         at = index if isinstance(index, tuple) else (index,)
         if len(at) > len(self.batch_shape):
             raise ShapeError(
