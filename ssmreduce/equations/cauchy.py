@@ -129,11 +129,13 @@ def cauchy_factors(
     nodes = _nodes(eigenvalues, log_eigenvalues, c * b, mirror=real_output)
     functions, count = _real_functions(nodes, time) if real_output else _functions(nodes, time)
     core = _core(functions, nodes.residues, real=real_output)
-    rows = np.where(nodes.mirrored[..., None, :], functions.conj(), functions)
-    Z, Y = b[..., None, :] * rows, (c[..., None, :] * rows).conj()
+    if np.any(nodes.mirrored):
+        functions = np.where(nodes.mirrored[..., None, :], functions.conj(), functions)
+    Z, Y = b[..., None, :] * functions, c[..., None, :] * functions
     if real_output:
-        Z, Y = (np.concatenate([X.real, X.imag], axis=-1) for X in (Z, Y))
-    return CauchyFactors(Z.swapaxes(-1, -2), Y.swapaxes(-1, -2), core, core, count)
+        Z = np.concatenate([Z.real, Z.imag], axis=-1)
+        Y = np.concatenate([Y.real, -Y.imag], axis=-1)
+    return CauchyFactors(Z.swapaxes(-1, -2), adjoint(Y), core, core, count)
 
 
 def nearly_real(
@@ -203,7 +205,7 @@ def _functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
     gain = np.diagonal(kernel, axis1=-2, axis2=-1).real
     blaschke = _differences(nodes, conjugate=False) * kernel
     pivots, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
-    products *= _columns(kernel, pivots) / np.sqrt(_entries(gain, pivots))
+    products *= rows_at(kernel, pivots).conj() / np.sqrt(_entries(gain, pivots))
     return products, alive.sum(axis=-1)
 
 
@@ -223,8 +225,8 @@ def _real_functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArr
     blaschke *= np.where(real[..., None, :], 1.0, pair_blaschke)
     pivots, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
     single = _entries(real, pivots)
-    products *= _columns(kernel, pivots) / np.sqrt(_entries(gain, pivots))
-    products *= np.where(single, 1.0, _columns(conjugate_kernel, pivots))
+    products *= rows_at(kernel, pivots).conj() / np.sqrt(_entries(gain, pivots))
+    products *= np.where(single, 1.0, rows_at(conjugate_kernel, pivots))
     even, odd = _numerators(nodes, time)
     first = np.where(single, 1.0, np.abs(_entries(odd, pivots)) * even[..., None, :])
     second = np.where(single, 0.0, np.abs(_entries(even, pivots)) * odd[..., None, :])
@@ -276,9 +278,12 @@ def _entries(values: HostArray, pivots: HostArray) -> HostArray:
     return np.take_along_axis(values, pivots, axis=-1)[..., None]
 
 
-def _columns(kernel: HostArray, pivots: HostArray) -> HostArray:
-    """Columns of the kernel at the pivots, as rows: shape (..., k, n)."""
-    return np.take_along_axis(kernel.swapaxes(-1, -2), pivots[..., None], axis=-2)
+def rows_at(matrix: HostArray, indices: HostArray) -> HostArray:
+    """Rows of stacked matrices, (..., n, m), at the indices of each, (..., k): shape (..., k, m)."""
+    flat = matrix.reshape(-1, *matrix.shape[-2:])
+    each = np.arange(len(flat))[:, None]
+    found = flat[each, indices.reshape(-1, indices.shape[-1])]
+    return found.reshape(*indices.shape, matrix.shape[-1])
 
 
 def _leading(functions: HostArray, exists: HostArray) -> tuple[HostArray, HostArray]:
@@ -286,7 +291,7 @@ def _leading(functions: HostArray, exists: HostArray) -> tuple[HostArray, HostAr
     count = exists.sum(axis=-1)
     width = int(count.max(initial=0))
     order = np.argsort(~exists, axis=-1, kind="stable")[..., :width]
-    moved = np.take_along_axis(functions, order[..., None], axis=-2)
+    moved = rows_at(functions, order)
     if np.any(count < width):
         moved = np.where((np.arange(width) < count[..., None])[..., None], moved, 0.0)
     return moved, count

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.equations.cauchy import CauchyFactors, cauchy_factors, nearly_real
+from ssmreduce.equations.cauchy import CauchyFactors, cauchy_factors, nearly_real, rows_at
 from ssmreduce.equations.jacobi import jacobi_right_singular, jacobi_singular_values
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -138,7 +138,7 @@ def _standard(core: HostArray, M: HostArray) -> tuple[HostArray, HostArray]:
     eigenvalues, V = np.linalg.eigh(M)
     order = np.argsort(-np.abs(eigenvalues), axis=-1, kind="stable")
     values = np.abs(np.take_along_axis(eigenvalues, order, axis=-1))
-    return values, np.take_along_axis(V, order[..., None, :], axis=-1)
+    return values, rows_at(V.swapaxes(-1, -2), order).swapaxes(-1, -2)
 
 
 def _with_small_ones(values: HostArray, core: HostArray) -> HostArray:

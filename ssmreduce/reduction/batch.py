@@ -70,6 +70,8 @@ def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System,
         return np.stack(arrays).reshape(*batch_shape, *arrays[0].shape)
 
     def lengthened(array: HostArray, axis: int, fill: float = 0.0) -> HostArray:
+        if array.shape[axis] == order:
+            return array
         widths = [(0, 0)] * array.ndim
         widths[axis] = (0, order - array.shape[axis])
         return np.pad(array, widths, constant_values=fill)
