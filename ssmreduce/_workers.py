@@ -23,8 +23,6 @@ Result = TypeVar("Result")
 
 def map_workers(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return ``[function(item) for item in items]``; of items that fail the first one raises."""
-    if len(items) < 2:
-        return [function(item) for item in items]
     workers = min(blas_threads(), len(items))
     with one_blas_thread():
         if workers < 2:

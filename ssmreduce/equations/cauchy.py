@@ -25,6 +25,7 @@ Appl. 33 (2012); for the functions Ninness and Gustafsson, IEEE Trans. Automatic
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -280,9 +281,9 @@ def _entries(values: HostArray, pivots: HostArray) -> HostArray:
 
 def rows_at(matrix: HostArray, indices: HostArray) -> HostArray:
     """Rows of stacked matrices, (..., n, m), at the indices of each, (..., k): shape (..., k, m)."""
-    flat = matrix.reshape(-1, *matrix.shape[-2:])
-    each = np.arange(len(flat))[:, None]
-    found = flat[each, indices.reshape(-1, indices.shape[-1])]
+    count = math.prod(matrix.shape[:-2])
+    flat = matrix.reshape(count, *matrix.shape[-2:])
+    found = flat[np.arange(count)[:, None], indices.reshape(count, indices.shape[-1])]
     return found.reshape(*indices.shape, matrix.shape[-1])
 
 

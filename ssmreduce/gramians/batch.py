@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce._threads import blas_threads
 from ssmreduce._workers import map_workers, naming_system
 from ssmreduce.errors import SSMReduceError
 from ssmreduce.gramians.single_channel import is_channel_batch
@@ -50,7 +51,7 @@ def map_systems(
 
         def together(members: list[tuple[int, ...]]) -> list[Result]:
             try:
-                return at_once(host[tuple(np.transpose(members))])
+                return at_once(host[tuple(map(list, zip(*members, strict=True)))])
             except (SSMReduceError, np.linalg.LinAlgError):
                 return [_named(alone, index) for index in members]
 
@@ -66,7 +67,7 @@ def map_indices(system: System, function: Callable[[tuple[int, ...]], Result]) -
     """Return ``function(index)`` for every index of a batch, in C order; errors name the index."""
     indices = list(np.ndindex(system.batch_shape))
 
-    if isinstance(system, StateSpace) or system.order < _SMALL:
+    if len(indices) == 1 or isinstance(system, StateSpace) or system.order < _SMALL:
         return [_named(function, index) for index in indices]
     return map_workers(lambda index: _named(function, index), indices)
 
@@ -90,6 +91,6 @@ def in_batch_shape(values: list[Any], batch_shape: tuple[int, ...]) -> Any:
 
 
 def chunks(items: list[Any], order: int) -> list[list[Any]]:
-    """Split a list of systems of that order into chunks."""
-    size = max(1, CHUNK_ENTRIES // order**2)
+    """Split a list of systems of that order into chunks, at least one for each worker."""
+    size = max(1, min(CHUNK_ENTRIES // order**2, -(-len(items) // blas_threads())))
     return [items[start : start + size] for start in range(0, len(items), size)]
