@@ -225,14 +225,15 @@ def _real_functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArr
     pair_blaschke = _differences(nodes, conjugate=True) * conjugate_kernel
     blaschke *= np.where(real[..., None, :], 1.0, pair_blaschke)
     pivots, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
-    single = _entries(real, pivots)
-    products *= rows_at(kernel, pivots).conj() / np.sqrt(_entries(gain, pivots))
-    products *= np.where(single, 1.0, rows_at(conjugate_kernel, pivots))
+    products *= rows_at(kernel, pivots).conj()
+    pairs = products * rows_at(conjugate_kernel, pivots)
     even, odd = _numerators(nodes, time)
-    first = np.where(single, 1.0, np.abs(_entries(odd, pivots)) * even[..., None, :])
-    second = np.where(single, 0.0, np.abs(_entries(even, pivots)) * odd[..., None, :])
-    functions = np.stack([first * products, second * products], axis=-2)
-    exists = np.stack([alive, alive & ~single[..., 0]], axis=-1)
+    functions = np.stack([pairs * even[..., None, :], pairs * odd[..., None, :]], axis=-2)
+    sizes = np.stack([np.abs(_entries(odd, pivots)), np.abs(_entries(even, pivots))], axis=-2)
+    alone = _entries(real, pivots)[..., 0]
+    functions[alone, 0], sizes[alone, 0] = products[alone], 1.0
+    functions *= sizes / np.sqrt(_entries(gain, pivots))[..., None]
+    exists = np.stack([alive, alive & ~alone], axis=-1)
     return _leading(
         functions.reshape(*functions.shape[:-3], -1, functions.shape[-1]),
         exists.reshape(*exists.shape[:-2], -1),
