@@ -25,7 +25,6 @@ Appl. 33 (2012); for the functions Ninness and Gustafsson, IEEE Trans. Automatic
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +63,8 @@ class CauchyFactors:
     core: HostArray
     count: HostArray
 
-    def __getitem__(self, index: int) -> CauchyFactors:
-        """Return the factors of one system of a batch."""
+    def __getitem__(self, index: int | None) -> CauchyFactors:
+        """Return the factors of one system of a batch, or with None a batch of one."""
         arrays = (self.Z, self.Y, self.M, self.core, self.count)
         return CauchyFactors(*(array[index] for array in arrays))
 
@@ -125,6 +124,10 @@ def cauchy_factors(
     different poles nearly cancel in M. Half a unit in the last place of the data does the same harm.
     If any system of a batch has nearly real poles, all are treated that way, which costs time only.
     """
+    if eigenvalues.ndim == 1:
+        logarithms = None if log_eigenvalues is None else log_eigenvalues[None]
+        alone = (eigenvalues[None], logarithms, b[None], c[None])
+        return cauchy_factors(*alone, time, real_output=real_output)[0]
     if real_output and np.any(nearly_real(eigenvalues, log_eigenvalues, time)):
         return _factors_of_pairs(eigenvalues, log_eigenvalues, b, c, time)
     nodes = _nodes(eigenvalues, log_eigenvalues, c * b, mirror=real_output)
@@ -203,11 +206,11 @@ def _nodes(
 def _functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
     """Orthonormal functions in rows, one for each pole with a residue, and how many there are."""
     kernel, _ = cauchy_kernels(nodes.poles, nodes.logarithms, time)
-    gain = np.diagonal(kernel, axis1=-2, axis2=-1).real
+    gain = kernel.diagonal(axis1=1, axis2=2).real
     blaschke = _differences(nodes, conjugate=False) * kernel
-    pivots, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
-    products *= rows_at(kernel, pivots).conj() / np.sqrt(_entries(gain, pivots))
-    return products, alive.sum(axis=-1)
+    at, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
+    products *= kernel[at].conj() / np.sqrt(gain[at])[..., None]
+    return products, alive.sum(axis=1)
 
 
 def _real_functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
@@ -219,83 +222,69 @@ def _real_functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArr
     λ K sqrt(2/K_pp) and |p| K sqrt(2/K_pp) in continuous time.
     """
     kernel, conjugate_kernel = cauchy_kernels(nodes.poles, nodes.logarithms, time)
-    gain = np.diagonal(kernel, axis1=-2, axis2=-1).real
+    gain = kernel.diagonal(axis1=1, axis2=2).real
     real = nodes.poles.imag == 0
     blaschke = _differences(nodes, conjugate=False) * kernel
     pair_blaschke = _differences(nodes, conjugate=True) * conjugate_kernel
-    blaschke *= np.where(real[..., None, :], 1.0, pair_blaschke)
-    pivots, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
-    products *= rows_at(kernel, pivots).conj()
-    pairs = products * rows_at(conjugate_kernel, pivots)
+    blaschke *= np.where(real[:, None], 1.0, pair_blaschke)
+    at, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
+    products *= kernel[at].conj()
+    pairs = products * conjugate_kernel[at]
     even, odd = _numerators(nodes, time)
-    functions = np.stack([pairs * even[..., None, :], pairs * odd[..., None, :]], axis=-2)
-    sizes = np.stack([np.abs(_entries(odd, pivots)), np.abs(_entries(even, pivots))], axis=-2)
-    alone = _entries(real, pivots)[..., 0]
-    functions[alone, 0], sizes[alone, 0] = products[alone], 1.0
-    functions *= sizes / np.sqrt(_entries(gain, pivots))[..., None]
-    exists = np.stack([alive, alive & ~alone], axis=-1)
-    return _leading(
-        functions.reshape(*functions.shape[:-3], -1, functions.shape[-1]),
-        exists.reshape(*exists.shape[:-2], -1),
-    )
+    functions = np.stack([pairs * even[:, None], pairs * odd[:, None]], axis=2)
+    sizes = np.abs(np.stack([odd[at], even[at]], axis=2))
+    single = real[at]
+    functions[single, 0], sizes[single, 0] = products[single], 1.0
+    functions *= (sizes / np.sqrt(gain[at])[..., None])[..., None]
+    exists = np.stack([alive, alive & ~single], axis=2)
+    count, n = real.shape
+    return _leading(functions.reshape(count, -1, n), exists.reshape(count, -1))
 
 
-def _eliminate(blaschke: HostArray, energy: HostArray) -> tuple[HostArray, HostArray, HostArray]:
-    """Pivots, those of the largest remaining energy |g_i|² energy_i first, and g before each.
+def _eliminate(
+    blaschke: HostArray, energy: HostArray
+) -> tuple[tuple[HostArray, HostArray], HostArray, HostArray]:
+    """Where the pivots are, those of the largest remaining energy |g_i|² energy_i first, and g before each.
 
-    g, shape (..., n), is the product of the Blaschke factors of all earlier pivots. It is exactly zero
-    at those. The last result tells of each system whether it still had a pivot; g is zero if not.
+    g, shape (n,), is the product of the Blaschke factors of all earlier pivots. It is exactly zero at
+    those. The last result tells of each system whether it still had a pivot; g is zero if not.
     """
     if not np.all(np.isfinite(energy)):
         raise NoConvergenceError(
             "a product of `B`, `C` and Gramian entries overflows; expected Hankel singular values "
             "within the range of double precision. Scale `B` or `C`."
         )
-    *batch, n = energy.shape
-    blaschke, energy = blaschke.reshape(-1, n, n), energy.reshape(-1, n)
-    systems = np.arange(len(energy))
+    count, n = energy.shape
+    systems = np.arange(count)
     g = np.ones(energy.shape, dtype=blaschke.dtype)
-    floor = _SMALLEST_PIVOT * energy.max(axis=-1, initial=0.0)
-    steps: list[tuple[HostArray, HostArray, HostArray]] = []
-    for _ in range(n):
+    floor = _SMALLEST_PIVOT * energy.max(axis=1, initial=0.0)
+    pivots, products = np.zeros((n, count), dtype=np.intp), np.zeros((n, count, n), g.dtype)
+    alive = np.zeros((n, count), dtype=bool)
+    steps = 0
+    for step in range(n):
         remaining = (g.real**2 + g.imag**2) * energy
-        pivot = remaining.argmax(axis=-1)
-        alive = remaining[systems, pivot] > floor
-        if not alive.all():
-            if not alive.any():
+        pivots[step] = pivot = remaining.argmax(axis=1)
+        alive[step] = going = remaining[systems, pivot] > floor
+        if not going.all():
+            if not going.any():
                 break
-            g = np.where(alive[:, None], g, 0.0)
-        steps.append((pivot, g, alive))
+            g = np.where(going[:, None], g, 0.0)
+        products[step] = g
         g = g * blaschke[systems, :, pivot]
-    if not steps:
-        none = np.zeros((*batch, 0), dtype=np.intp)
-        return none, np.zeros((*batch, 0, n), dtype=blaschke.dtype), none.astype(bool)
-    pivots, products, alive = (np.stack(parts, axis=1) for parts in zip(*steps, strict=True))
-    k = len(steps)
-    return pivots.reshape(*batch, k), products.reshape(*batch, k, n), alive.reshape(*batch, k)
-
-
-def _entries(values: HostArray, pivots: HostArray) -> HostArray:
-    """Values at the pivots, shape (..., k, 1)."""
-    return np.take_along_axis(values, pivots, axis=-1)[..., None]
-
-
-def rows_at(matrix: HostArray, indices: HostArray) -> HostArray:
-    """Rows of stacked matrices, (..., n, m), at the indices of each, (..., k): shape (..., k, m)."""
-    count = math.prod(matrix.shape[:-2])
-    flat = matrix.reshape(count, *matrix.shape[-2:])
-    found = flat[np.arange(count)[:, None], indices.reshape(count, indices.shape[-1])]
-    return found.reshape(*indices.shape, matrix.shape[-1])
+        steps += 1
+    first = slice(steps)
+    at = systems[:, None], np.moveaxis(pivots[first], 0, 1)
+    return at, np.moveaxis(products[first], 0, 1).copy(), np.moveaxis(alive[first], 0, 1)
 
 
 def _leading(functions: HostArray, exists: HostArray) -> tuple[HostArray, HostArray]:
     """Move the rows that exist to the front, and count them; those behind them are zero."""
-    count = exists.sum(axis=-1)
+    count = exists.sum(axis=1)
     width = int(count.max(initial=0))
-    order = np.argsort(~exists, axis=-1, kind="stable")[..., :width]
-    moved = rows_at(functions, order)
+    order = np.argsort(~exists, axis=1, kind="stable")[:, :width]
+    moved = functions[np.arange(len(order))[:, None], order]
     if np.any(count < width):
-        moved = np.where((np.arange(width) < count[..., None])[..., None], moved, 0.0)
+        moved = np.where((np.arange(width) < count[:, None])[..., None], moved, 0.0)
     return moved, count
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.equations.cauchy import CauchyFactors, cauchy_factors, nearly_real, rows_at
+from ssmreduce.equations.cauchy import CauchyFactors, cauchy_factors, nearly_real
 from ssmreduce.equations.jacobi import jacobi_right_singular, jacobi_singular_values
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -104,6 +104,9 @@ def right_singular(factors: CauchyFactors) -> tuple[HostArray, HostArray]:
     """
     if not (np.all(np.isfinite(factors.Z)) and np.all(np.isfinite(factors.Y))):
         raise np.linalg.LinAlgError("Gramian factors are not finite")
+    if factors.core.ndim == 2:
+        values, V = right_singular(factors[None])
+        return values[0], V[0]
     core, M = factors.core, factors.M
     values, V = np.zeros(core.shape[:-1]), np.zeros(M.shape, dtype=M.dtype)
     if core.size == 0:
@@ -136,9 +139,9 @@ def _standard(core: HostArray, M: HostArray) -> tuple[HostArray, HostArray]:
         _, values, Vh = np.linalg.svd(M)
         return values[..., : core.shape[-1]], adjoint(Vh)
     eigenvalues, V = np.linalg.eigh(M)
-    order = np.argsort(-np.abs(eigenvalues), axis=-1, kind="stable")
-    values = np.abs(np.take_along_axis(eigenvalues, order, axis=-1))
-    return values, rows_at(V.swapaxes(-1, -2), order).swapaxes(-1, -2)
+    order = np.argsort(-np.abs(eigenvalues), axis=1, kind="stable")
+    at = np.arange(len(order))[:, None], order
+    return np.abs(eigenvalues[at]), V.swapaxes(1, 2)[at].swapaxes(1, 2)
 
 
 def _with_small_ones(values: HostArray, core: HostArray) -> HostArray:
