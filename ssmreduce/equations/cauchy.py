@@ -255,26 +255,27 @@ def _eliminate(
             "within the range of double precision. Scale `B` or `C`."
         )
     count, n = energy.shape
+    largest = energy.max(axis=1, initial=0.0)[:, None]
+    share = energy / np.where(largest > 0.0, largest, 1.0)
     systems = np.arange(count)
     g = np.ones(energy.shape, dtype=blaschke.dtype)
-    floor = _SMALLEST_PIVOT * energy.max(axis=1, initial=0.0)
-    pivots, products = np.zeros((n, count), dtype=np.intp), np.zeros((n, count, n), g.dtype)
-    alive = np.zeros((n, count), dtype=bool)
-    steps = 0
+    products = np.zeros((n, count, n), dtype=g.dtype)
+    pivots, heights = np.zeros((n, count), dtype=np.intp), np.zeros((n, count))
     for step in range(n):
-        remaining = (g.real**2 + g.imag**2) * energy
-        pivots[step] = pivot = remaining.argmax(axis=1)
-        alive[step] = going = remaining[systems, pivot] > floor
-        if not going.all():
-            if not going.any():
-                break
-            g = np.where(going[:, None], g, 0.0)
-        products[step] = g
+        remaining = np.abs(g)
+        remaining *= remaining
+        remaining *= share
+        pivot = remaining.argmax(axis=1)
+        height = remaining[systems, pivot]
+        if height.max() <= _SMALLEST_PIVOT:
+            break
+        pivots[step], heights[step], products[step] = pivot, height, g
         g = g * blaschke[systems, :, pivot]
-        steps += 1
-    first = slice(steps)
-    at = systems[:, None], np.moveaxis(pivots[first], 0, 1)
-    return at, np.moveaxis(products[first], 0, 1).copy(), np.moveaxis(alive[first], 0, 1)
+    alive = np.logical_and.accumulate(heights > _SMALLEST_PIVOT)
+    steps = int(np.sum(alive.any(axis=1)))
+    products[~alive] = 0.0
+    at = systems[:, None], pivots[:steps].swapaxes(0, 1)
+    return at, products[:steps].swapaxes(0, 1).copy(), alive[:steps].swapaxes(0, 1)
 
 
 def _leading(functions: HostArray, exists: HostArray) -> tuple[HostArray, HostArray]:

@@ -102,34 +102,34 @@ def right_singular(factors: CauchyFactors) -> tuple[HostArray, HostArray]:
     numpy.linalg.LinAlgError
         If a factor is not finite or the rotations do not converge.
     """
-    if not (np.all(np.isfinite(factors.Z)) and np.all(np.isfinite(factors.Y))):
+    if not (np.isfinite(factors.Z).all() and np.isfinite(factors.Y).all()):
         raise np.linalg.LinAlgError("Gramian factors are not finite")
     if factors.core.ndim == 2:
         values, V = right_singular(factors[None])
         return values[0], V[0]
     core, M = factors.core, factors.M
-    values, V = np.zeros(core.shape[:-1]), np.zeros(M.shape, dtype=M.dtype)
+    values, V = np.zeros(core.shape[:2]), np.zeros(M.shape, dtype=M.dtype)
     if core.size == 0:
         return values, V
-    reach = _REACH * core.shape[-1]
-    columns = np.abs(core).max(axis=-2)
-    spread = columns.max(axis=-1) / columns.min(axis=-1)
-    real = np.isrealobj(core)
-    close = np.ones(spread.shape, dtype=bool)
-    if real:
-        close = np.asarray(spread <= reach**2)
-    values[close], V[close] = _standard(core[close], M[close])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = np.where(close, values[..., 0] / values[..., -1], np.inf)
-    wide = (spread > reach) & (spread <= reach**2)
-    if np.any(wide):
+    reach, real = _REACH * core.shape[1], np.isrealobj(core)
+    # Column j is about D_1 D_j, and σ_j about D_j²: a wide spread shows before any decomposition.
+    columns = np.abs(core).max(axis=1)
+    graded = columns.min(axis=1) * reach**1.5 < columns.max(axis=1)
+    graded &= real
+    if not graded.any():
+        values, V = _standard(core, M)
+    elif not graded.all():
+        values[~graded], V[~graded] = _standard(core[~graded], M[~graded])
+    wide = values[:, 0] > reach * values[:, -1]
+    if wide.any():
+        graded |= values[:, 0] > reach**2 * values[:, -1]
+        wide &= ~graded
         values[wide] = _with_small_ones(values[wide], core[wide])
-    for index in np.argwhere(~(spread <= reach**2)):
-        at = tuple(index)
+    for k in np.flatnonzero(graded):
         if real:
-            values[at], V[at] = jacobi_right_singular(core[at])
+            values[k], V[k] = jacobi_right_singular(core[k])
         else:
-            values[at] = jacobi_singular_values(core[at])
+            values[k] = jacobi_singular_values(core[k])
     return values, V
 
 
