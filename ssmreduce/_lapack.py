@@ -79,12 +79,16 @@ def frobenius_norm(matrix: Array) -> float:
 
 @dataclass(frozen=True)
 class Pool:
-    """Products and decompositions in one BLAS: (U, values, Vᴴ), (values, vectors) and (Q, R), all thin."""
+    """Products and decompositions in one BLAS: (U, values, Vᴴ), (values, vectors) and (Q, R), all thin.
+
+    That of NumPy takes stacks of matrices too.
+    """
 
     multiply: Callable[[HostArray, HostArray], HostArray]
     svd: Callable[[HostArray], Any]
     eigh: Callable[[HostArray], Any]
     qr: Callable[[HostArray], Any]
+    upper_inverse: Callable[[HostArray], HostArray]
 
 
 def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
@@ -123,11 +127,16 @@ def upper_inverse(R: HostArray) -> HostArray:
 
 
 NUMPY = Pool(
-    np.matmul, lambda x: np.linalg.svd(x, full_matrices=False), np.linalg.eigh, np.linalg.qr
+    np.matmul,
+    lambda x: np.linalg.svd(x, full_matrices=False),
+    np.linalg.eigh,
+    np.linalg.qr,
+    np.linalg.inv,
 )
 SCIPY = Pool(
     product,
     _svd,
     lambda x: scipy.linalg.eigh(x, driver="evd", check_finite=False),
     _qr,
+    upper_inverse,
 )

@@ -26,6 +26,11 @@ def _pools() -> tuple[Any, ...]:
     return tuple(pool for pool in pools if pool.user_api == "blas")
 
 
+def blas_threads() -> int:
+    """How many threads a BLAS may use now; 1 if there is none that can be asked."""
+    return max((pool.get_num_threads() for pool in _pools()), default=1)
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Run the body with one thread in every BLAS, and restore what was."""

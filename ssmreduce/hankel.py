@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product, upper_inverse
+from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import threads_for
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
+from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import (
     check_horizon,
     dense_gramian_factors,
     gramian_factors,
-    map_batch,
 )
-from ssmreduce.gramians.single_channel import right_singular, single_channel
+from ssmreduce.gramians.single_channel import decompose_channels, right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 
@@ -92,7 +92,11 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     def values(single: System) -> HostArray:
         return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
 
-    return map_batch(system, values)
+    def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
+        return [_pad(values, state_count(batch)) for _, values, _ in decompose_channels(batch)]
+
+    every = map_systems(system, values, stacked if horizon is None else None)
+    return np.asarray(in_batch_shape(every, system.batch_shape))
 
 
 def error_bounds(hsv: HostArray) -> HostArray:
@@ -177,11 +181,11 @@ class BalancedFactors:
         Only the leading vectors are ever computed: M V_r = Q R with R = Σ_r up to signs and rounding,
         and with W = Y Q Σ_r^(-1/2), T = Z V_r R⁻¹ Σ_r^(1/2) that rounding leaves Wᴴ T = I untouched.
         """
-        V, root = self.V[:, :order], np.sqrt(self.hsv[:order])
+        V, root = self.V[..., :order], np.sqrt(self.hsv[..., None, :order])
         multiply = self.pool.multiply
         Q, R = self.pool.qr(multiply(self.M, V))
         W = multiply(self.factors.Y, Q) / root
-        T = multiply(self.factors.Z, V @ (upper_inverse(R) * root))
+        T = multiply(self.factors.Z, V @ (self.pool.upper_inverse(R) * root))
         return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
 
 
@@ -191,6 +195,27 @@ def balance_factors(
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
     with threads_for(state_count(system)):
         return _balance_factors(system, horizon, emphasis)
+
+
+def balance_every(
+    system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+) -> list[BalancedFactors]:
+    """The same for every system of a batch, in C order."""
+
+    def stacked(batch: DiagonalStateSpace) -> list[BalancedFactors]:
+        n, every = state_count(batch), []
+        for channel, values, V in decompose_channels(batch):
+            hsv, factors = _pad(values, n), DenseFactors(channel.Z, channel.Y)
+            rank = int(np.sum(hsv > rank_tolerance(hsv)))
+            every.append(BalancedFactors(hsv, rank, factors, channel.M, V, NUMPY))
+        return every
+
+    plain = horizon is None and emphasis is None
+    return map_systems(
+        system,
+        lambda single: balance_factors(single, horizon, emphasis),
+        stacked if plain else None,
+    )
 
 
 def _balance_factors(

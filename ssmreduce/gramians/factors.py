@@ -7,8 +7,6 @@ Aᴴ Q A - Q + Cᴴ C = 0. Continuous time: A P + P Aᴴ + B Bᴴ = 0 and Aᴴ Q
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ssmreduce._checks import positive_horizon
@@ -17,7 +15,8 @@ from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.dense import DenseFactors, dense_factors
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import TimeDomainError
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.gramians.batch import map_batch
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
@@ -126,15 +125,6 @@ def _horizon_gramian(system: DiagonalStateSpace, horizon: int, which: int) -> Ho
             [(first + second).imag, (first - second).real],
         ]
     )
-
-
-def map_batch(system: System, function: Callable[[System], HostArray]) -> HostArray:
-    """Apply `function` to every system of a batch and stack the arrays it returns."""
-    check_system(system)
-    if not system.batch_shape:
-        return function(system)
-    results = [function(system[index]) for index in np.ndindex(system.batch_shape)]
-    return np.stack(results).reshape(*system.batch_shape, *results[0].shape)
 
 
 def check_horizon(system: System, horizon: int | None) -> int | None:

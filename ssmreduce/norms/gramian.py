@@ -18,10 +18,11 @@ import numpy as np
 
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.factors import gramian_factors
 from ssmreduce.hankel import hankel_singular_values
 from ssmreduce.norms._common import check_stable
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
@@ -100,11 +101,8 @@ def hankel_norm(system: System) -> float | HostArray:
 
 def _each(system: System, norm: Callable[[System], float]) -> float | HostArray:
     """Norm of a single system, or of every system of a batch."""
-    check_system(system)
-    if not system.batch_shape:
-        return norm(system)
-    norms = [norm(system[index]) for index in np.ndindex(system.batch_shape)]
-    return np.asarray(norms).reshape(system.batch_shape)
+    norms: float | HostArray = in_batch_shape(map_systems(system, norm), system.batch_shape)
+    return norms
 
 
 def _hankel(system: System) -> float:

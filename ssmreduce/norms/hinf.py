@@ -13,11 +13,12 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
+from ssmreduce.gramians.batch import map_systems
 from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.grid import peak
 from ssmreduce.norms.level_set import upper_bound
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.response import frequency_response
 from ssmreduce.systems.state_space import StateSpace
 
@@ -113,13 +114,10 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     >>> float(hinf_norm(system))
     2.0
     """
-    check_system(system)
     _check_tolerance(tolerance)
+    norms = map_systems(system, lambda single: _single(single, certified, tolerance))
     if not system.batch_shape:
-        return _single(system, certified, tolerance)
-    norms = [
-        _single(system[index], certified, tolerance) for index in np.ndindex(system.batch_shape)
-    ]
+        return norms[0]
     lower, upper, frequency = (
         np.array([getattr(norm, name) for norm in norms]).reshape(system.batch_shape)
         for name in ("lower", "upper", "frequency")

@@ -6,13 +6,18 @@ Automatic Control 32 (1987), for discrete time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError
+from ssmreduce.gramians.batch import in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.reduction.batch import assemble, in_batch_shape, single_systems
-from ssmreduce.reduction.diagonal import balanced_system
+from ssmreduce.gramians.single_channel import is_channel_batch
+from ssmreduce.reduction.batch import assemble
+from ssmreduce.reduction.channels import truncate_channels
+from ssmreduce.reduction.diagonal import BalancedDiagonal, balanced_system, balanced_systems
 from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule, divided
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled
@@ -189,12 +194,11 @@ class Balancing:
         self.system = system
         self.horizon = horizon
         self.emphasis = emphasis
-        self._parts: list[Reducible] = [
-            _keeping_unstable(single, margin)
+        self._parts: list[Reducible] = (
+            map_systems(system, lambda single: _keeping_unstable(single, margin))
             if keep_unstable
-            else balanced_system(single, horizon, emphasis)
-            for single in single_systems(system)
-        ]
+            else [*balanced_systems(system, horizon, emphasis)]
+        )
         batch = system.batch_shape
         self.hsv: HostArray = in_batch_shape([part.hsv for part in self._parts], batch)
         self.rank: int | HostArray = in_batch_shape([part.rank for part in self._parts], batch)
@@ -231,6 +235,7 @@ class Balancing:
             order,
             lambda part, rule: part.truncate(rule, balancing_free=balancing_free),
             common_order,
+            together=not balancing_free,
         )
 
     def match_dc(
@@ -252,6 +257,8 @@ class Balancing:
         order: int | OrderRule,
         cut: Callable[[Reducible, OrderRule], Reduction],
         common_order: bool,
+        *,
+        together: bool = False,
     ) -> Reduction:
         rule, batch = as_rule(order), self.system.batch_shape
         if isinstance(rule, TotalBudget) and common_order:
@@ -260,11 +267,31 @@ class Balancing:
                 "budget gives each system its own order. Pass an int for a common one."
             )
         rules = divided(rule, self.budget_values(), [part.unstable for part in self._parts])
-        parts = [cut(part, own) for part, own in zip(self._parts, rules, strict=True)]
+        parts = self._cut_each(rules, cut, together)
         if common_order and batch:
             largest = max(int(part.order) for part in parts)
-            parts = [cut(part, FixedOrder(part.available(largest))) for part in self._parts]
+            common = [FixedOrder(part.available(largest)) for part in self._parts]
+            parts = self._cut_each(common, cut, together)
         return assemble(self.system, parts)
+
+    def _cut_each(
+        self,
+        rules: Sequence[OrderRule],
+        cut: Callable[[Reducible, OrderRule], Reduction],
+        together: bool,
+    ) -> list[Reduction]:
+        """Cut every system by its own rule; `together` those that can be truncated in stacked arrays."""
+        done: list[Reduction | None] = [None] * len(rules)
+        balanced = [part for part in self._parts if isinstance(part, BalancedDiagonal)]
+        if together and is_channel_batch(self.system) and len(balanced) == len(rules):
+            done = truncate_channels(balanced, rules)
+        positions = np.arange(len(rules)).reshape(self.system.batch_shape)
+
+        def one(index: tuple[int, ...]) -> Reduction:
+            k = int(positions[index])
+            return done[k] or cut(self._parts[k], rules[k])
+
+        return map_indices(self.system, one)
 
 
 def _keeping_unstable(system: System, margin: float) -> Reducible:

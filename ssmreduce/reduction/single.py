@@ -19,7 +19,13 @@ from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.hankel import balance_factors, rank_tolerance, state_count, tail_bound
+from ssmreduce.hankel import (
+    BalancedFactors,
+    balance_factors,
+    rank_tolerance,
+    state_count,
+    tail_bound,
+)
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.reciprocal import (
     dense_after_update,
@@ -77,12 +83,15 @@ class BalancedSystem(Reducible):
         original: System,
         horizon: int | None = None,
         emphasis: Emphasis | None = None,
+        factors: BalancedFactors | None = None,
     ) -> None:
         self.original = original
         self.horizon = horizon
         self.emphasis = emphasis
         # Without states nothing is left to balance: the system is its feedthrough.
-        self.factors = balance_factors(original, horizon, emphasis) if original.order else None
+        if factors is None and original.order:
+            factors = balance_factors(original, horizon, emphasis)
+        self.factors = factors
         self.hsv: HostArray = np.zeros(0) if self.factors is None else self.factors.hsv
         self.rank = 0 if self.factors is None else self.factors.rank
         self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))

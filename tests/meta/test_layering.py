@@ -12,7 +12,7 @@ import ssmreduce
 ROOT = Path(ssmreduce.__file__).parent
 
 LEVELS = [
-    {"errors", "_namespace", "time_domain", "_checks", "_lapack", "_threads"},
+    {"errors", "_namespace", "time_domain", "_checks", "_lapack", "_threads", "_workers"},
     {"systems"},
     {"equations"},
     {"gramians"},
