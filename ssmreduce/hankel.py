@@ -16,6 +16,9 @@ import numpy as np
 
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
+from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
+from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
+from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.emphasis import Emphasis
@@ -82,10 +85,36 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     True
     """
 
+    if differentiable(system):
+        refuse_horizon(horizon)
+        return apply(hsv_rule, system, (state_count(system),))
+
     def values(single: System) -> HostArray:
         return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
 
     return map_batch(system, values)
+
+
+def hsv_rule(system: System) -> tuple[HostArray, Pullback]:
+    """dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), with w_i and t_i the columns of W and T.
+
+    No difference of singular values is divided by. Values that are rounding contribute nothing.
+    """
+    if system.order == 0:
+        return np.zeros(0), lambda _: (None, None, None, None)
+    balanced = balance_factors(system)
+
+    def pullback(cotangent: HostArray) -> Gradients:
+        if balanced.rank == 0:
+            return None, None, None, None
+        W, T = balanced.projections(balanced.rank)
+        Z, Y = balanced.factors.whole()
+        weights = 0.5 * cotangent[: balanced.rank]
+        reached, B = controllability_gradient(system, Z, (W * weights) @ adjoint(W))
+        observed, C = observability_gradient(system, Y, (T * weights) @ adjoint(T))
+        return reached + observed, B, C, None
+
+    return balanced.hsv, pullback
 
 
 def error_bounds(hsv: HostArray) -> HostArray:

@@ -17,8 +17,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.derivatives.adjoint import controllability_gradient
+from ssmreduce.derivatives.dispatch import apply, differentiable
+from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.gramians.factors import gramian_factors
-from ssmreduce.hankel import hankel_singular_values
+from ssmreduce.hankel import hankel_singular_values, hsv_rule
 from ssmreduce.norms._common import check_stable, frobenius
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.real_form import real_input, real_output
@@ -59,6 +62,8 @@ def h2_norm(system: System) -> float | HostArray:
     >>> round(h2_norm(system), 12)
     1.0
     """
+    if differentiable(system):
+        return apply(_h2_rule, system.to_standard(), ())
     return _each(system, _h2)
 
 
@@ -94,6 +99,8 @@ def hankel_norm(system: System) -> float | HostArray:
     >>> round(hankel_norm(system), 12)
     4.0
     """
+    if differentiable(system):
+        return apply(_hankel_rule, system.to_standard(), ())
     return _each(system, _hankel)
 
 
@@ -104,6 +111,38 @@ def _each(system: System, norm: Callable[[System], float]) -> float | HostArray:
         return norm(system)
     norms = [norm(system[index]) for index in np.ndindex(system.batch_shape)]
     return np.asarray(norms).reshape(system.batch_shape)
+
+
+def _h2_rule(system: System) -> tuple[float, Pullback]:
+    """d tr(C P Cᴴ) = 2 Re tr((C P)ᴴ dC) + tr(Cᴴ C dP), of which the norm is the root."""
+    value = _h2(system)
+
+    def pullback(cotangent: HostArray) -> Gradients:
+        if value == 0.0 or math.isinf(value):
+            return None, None, None, None
+        scale = float(cotangent) / value
+        D = scale * system.D if isinstance(system.time, Discrete) else None
+        if system.order == 0:
+            return None, None, None, D
+        real = isinstance(system, DiagonalStateSpace) and system.real_output
+        C = real_output(system.C) if real else system.C
+        Z, _ = gramian_factors(system)
+        state, B = controllability_gradient(system, Z, (0.5 * scale) * (adjoint(C) @ C))
+        outer = scale * ((C @ Z) @ adjoint(Z))
+        if real:
+            real_part, imaginary_part = np.split(outer, 2, axis=1)
+            outer = real_part - 1j * imaginary_part
+        return state, B, outer, D
+
+    return value, pullback
+
+
+def _hankel_rule(system: System) -> tuple[float, Pullback]:
+    values, pullback = hsv_rule(system)
+    if values.size == 0:
+        return 0.0, pullback
+    first = np.arange(values.size) == 0
+    return float(values[0]), lambda cotangent: pullback(cotangent * first)
 
 
 def _hankel(system: System) -> float:

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import UnreachableToleranceError
+from ssmreduce.derivatives.dispatch import apply, differentiable
+from ssmreduce.derivatives.rule import Pullback
+from ssmreduce.errors import UnreachableToleranceError, UnsupportedEquationError
 from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain
+from ssmreduce.norms.gain_gradient import gain_gradient
 from ssmreduce.norms.grid import peak
 from ssmreduce.norms.level_set import upper_bound
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
@@ -115,6 +118,8 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     """
     check_system(system)
     _check_tolerance(tolerance)
+    if differentiable(system):
+        return _with_derivative(system, certified)
     if not system.batch_shape:
         return _single(system, certified, tolerance)
     norms = [
@@ -125,6 +130,24 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
         for name in ("lower", "upper", "frequency")
     )
     return HinfNorm(lower, upper, frequency)
+
+
+def _with_derivative(system: System, certified: bool) -> HinfNorm:
+    if certified:
+        raise UnsupportedEquationError(
+            "`certified` is True but a derivative is asked for; expected False: only the lower bound has "
+            "one. Certify a system of detached arrays."
+        )
+    found = apply(_lower_rule, system.to_standard(), (2,))
+    upper = np.full(system.batch_shape, math.inf) if system.batch_shape else math.inf
+    return HinfNorm(found[..., 0], upper, found[..., 1])
+
+
+def _lower_rule(system: System) -> tuple[HostArray, Pullback]:
+    """The largest gain seen and where; the frequency counts as a constant."""
+    norm = _single(system, False, 1e-6)
+    place = float(norm.frequency)
+    return np.array([norm.lower, place]), lambda g: gain_gradient(system, place, float(g[0]))
 
 
 def hinf_difference(
