@@ -84,10 +84,10 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     >>> bool(abs(hankel_singular_values(system)[0] - 8.0) < 1e-13)
     True
     """
-
     if differentiable(system):
         refuse_horizon(horizon)
-        return apply(hsv_rule, system, (state_count(system),))
+        found: HostArray = apply(hsv_rule, system, (state_count(system),))
+        return found
 
     def values(single: System) -> HostArray:
         return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
@@ -107,11 +107,10 @@ def hsv_rule(system: System) -> tuple[HostArray, Pullback]:
     def pullback(cotangent: HostArray) -> Gradients:
         if balanced.rank == 0:
             return None, None, None, None
-        W, T = balanced.projections(balanced.rank)
+        G, H = balanced.gramian_derivatives(cotangent[: balanced.rank])
         Z, Y = balanced.factors.whole()
-        weights = 0.5 * cotangent[: balanced.rank]
-        reached, B = controllability_gradient(system, Z, (W * weights) @ adjoint(W))
-        observed, C = observability_gradient(system, Y, (T * weights) @ adjoint(T))
+        reached, B = controllability_gradient(system, Z, G)
+        observed, C = observability_gradient(system, Y, H)
         return reached + observed, B, C, None
 
     return balanced.hsv, pullback
@@ -199,6 +198,19 @@ class BalancedFactors:
         W = multiply(self.factors.Y, Q) / root
         T = multiply(self.factors.Z, V @ (np.linalg.inv(R) * root))
         return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
+
+    def gramian_derivatives(self, weights: HostArray) -> tuple[HostArray, HostArray]:
+        """Derivatives of Σ g_i σ_i by P and by Q: ½ W diag(g) Wᴴ and ½ T diag(g) Tᴴ.
+
+        `weights` are g of the leading values, at most the rank. With u_i = M v_i/σ_i the vectors are right to
+        the eps σ₁/σ_i to which the data define them; that Wᴴ T = I to rounding is not needed here.
+        """
+        values, V = self.hsv[: weights.size], self.V[:, : weights.size]
+        Z, Y = self.factors.whole()
+        multiply = self.pool.multiply
+        left, right = multiply(Y, multiply(self.M, V) / values), multiply(Z, V)
+        share = 0.5 * weights / values
+        return multiply(left * share, adjoint(left)), multiply(right * share, adjoint(right))
 
 
 def balance_factors(

@@ -107,14 +107,14 @@ class DiagonalAdjoint:
         driven = self.X * self.P.conj()
         if isinstance(system.time, Discrete):
             driven = driven * all_states(eigenvalues, system)
-        gradient = 2.0 * _rows_left_out(system) * driven.sum(axis=1)
+        gradient = 2.0 * rows_left_out(system) * driven.sum(axis=1)
         if system.log_eigenvalues is not None:
             gradient = gradient * eigenvalues.conj()
         return np.asarray(gradient)
 
     def input_gradient(self, system: DiagonalStateSpace) -> HostArray:
         """Return dL/dB."""
-        return np.asarray(2.0 * _rows_left_out(system) * self.X @ all_states(system.B, system))
+        return np.asarray(2.0 * rows_left_out(system) * self.X @ all_states(system.B, system))
 
 
 def diagonal_adjoint(system: DiagonalStateSpace, G: HostArray) -> DiagonalAdjoint:
@@ -137,6 +137,6 @@ def all_states(rows: HostArray, system: DiagonalStateSpace) -> HostArray:
     return np.concatenate([rows, rows.conj()]) if system.real_output else rows
 
 
-def _rows_left_out(system: DiagonalStateSpace) -> float:
+def rows_left_out(system: DiagonalStateSpace) -> float:
     """Factor for the conjugate rows."""
     return 2.0 if system.real_output else 1.0

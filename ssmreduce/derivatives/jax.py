@@ -50,6 +50,8 @@ def _as_jax(gradients: tuple[HostArray, ...], arrays: Any) -> tuple[HostArray, .
     return tuple(gradient.conj().astype(array.dtype) for gradient, array in pairs)
 
 
+_Shape: Any = jax.ShapeDtypeStruct
+
 _callback = partial(jax.pure_callback, vmap_method="broadcast_all")
 
 
@@ -57,21 +59,21 @@ def apply(rule: Rule, system: System, shape: tuple[int, ...], *, is_complex: boo
     """Value of `rule` as an array that knows its derivative."""
     leaves, structure = jax.tree_util.tree_flatten(system)
     arrays = [jnp.asarray(leaf) for leaf in leaves]
-    dtype = jnp.result_type(*arrays)
-    dtype = jnp.result_type(dtype, jnp.complex64) if is_complex else jnp.finfo(dtype).dtype
+    dtype: Any = jnp.result_type(*arrays)
+    dtype = jnp.result_type(dtype, jnp.complex64) if is_complex else np.finfo(dtype).dtype
     call = _Call(rule, structure, (*system.batch_shape, *shape), np.dtype(dtype), not shape)
     return _apply(call, *arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _apply(call: _Call, *arrays: Any) -> Any:
-    return _callback(call.value, jax.ShapeDtypeStruct(call.shape, call.dtype), *arrays)
+    return _callback(call.value, _Shape(call.shape, call.dtype), *arrays)
 
 
 def _forward(call: _Call, *arrays: Any) -> Any:
     if not call.scalar:
         return _apply(call, *arrays), arrays
-    kinds = (jax.ShapeDtypeStruct(call.shape, call.dtype), *_kinds(arrays))
+    kinds = (_Shape(call.shape, call.dtype), *_kinds(arrays))
     value, *gradients = _callback(call.value_and_gradients, kinds, *arrays)
     return value, tuple(gradients)
 
@@ -91,4 +93,4 @@ _apply.defvjp(_forward, _backward)
 
 
 def _kinds(arrays: Any) -> tuple[Any, ...]:
-    return tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
+    return tuple(_Shape(array.shape, array.dtype) for array in arrays)

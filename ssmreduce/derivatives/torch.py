@@ -9,12 +9,14 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ssmreduce._namespace import to_double
 from ssmreduce.derivatives.rule import Rule, on_host
+from ssmreduce.errors import UnsupportedEquationError
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.pytree import arrays_of, with_arrays
+
+_Function: Any = torch.autograd.Function
 
 
 def apply(rule: Rule, system: System, shape: tuple[int, ...], *, is_complex: bool) -> Any:
@@ -22,7 +24,7 @@ def apply(rule: Rule, system: System, shape: tuple[int, ...], *, is_complex: boo
     return _Apply.apply(rule, system, is_complex, *arrays_of(system))
 
 
-class _Apply(torch.autograd.Function):  # type: ignore[misc]
+class _Apply(_Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, rule: Rule, system: System, is_complex: bool, *arrays: Any) -> Any:
         values, ctx.pullback = on_host(rule, with_arrays(system, arrays))
@@ -36,8 +38,12 @@ class _Apply(torch.autograd.Function):  # type: ignore[misc]
         return torch.as_tensor(values, dtype=dtype, device=tensors[0].device)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, cotangent: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise UnsupportedEquationError(
+                "`create_graph` is True but there are first derivatives only; expected False. Keep this "
+                "value out of the loss whose gradient is differentiated."
+            )
         gradients = ctx.pullback(to_double(cotangent))
         wanted = zip(gradients, ctx.kinds, ctx.needs_input_grad[3:], strict=True)
         return (

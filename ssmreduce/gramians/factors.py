@@ -100,7 +100,8 @@ def observability_gramian(system: System, *, horizon: int | None = None) -> Host
 def _batched(system: System, horizon: int | None, which: int) -> HostArray:
     if differentiable(system):
         refuse_horizon(horizon)
-        return _with_derivative(system, which)
+        found: HostArray = _with_derivative(system, which)
+        return found
 
     def gramian(single: System) -> HostArray:
         if horizon is not None and isinstance(single, DiagonalStateSpace):

@@ -63,7 +63,8 @@ def h2_norm(system: System) -> float | HostArray:
     1.0
     """
     if differentiable(system):
-        return apply(_h2_rule, system.to_standard(), ())
+        found: HostArray = apply(_h2_rule, system.to_standard(), ())
+        return found
     return _each(system, _h2)
 
 
@@ -100,7 +101,8 @@ def hankel_norm(system: System) -> float | HostArray:
     4.0
     """
     if differentiable(system):
-        return apply(_hankel_rule, system.to_standard(), ())
+        found: HostArray = apply(_hankel_rule, system.to_standard(), ())
+        return found
     return _each(system, _hankel)
 
 
@@ -114,7 +116,7 @@ def _each(system: System, norm: Callable[[System], float]) -> float | HostArray:
 
 
 def _h2_rule(system: System) -> tuple[float, Pullback]:
-    """d tr(C P Cᴴ) = 2 Re tr((C P)ᴴ dC) + tr(Cᴴ C dP), of which the norm is the root."""
+    """The norm is the root of tr(C P Cᴴ), whose derivative is 2 Re tr((C P)ᴴ dC) + tr(Cᴴ C dP)."""
     value = _h2(system)
 
     def pullback(cotangent: HostArray) -> Gradients:

@@ -71,7 +71,7 @@ def _unflatten(cls: type, structure: tuple[Any, ...], arrays: Sequence[Any]) -> 
             values["eigenvalues"] = array_api_compat.array_namespace(logarithms).exp(logarithms)
     elif state == "eigenvalues":
         values["log_eigenvalues"] = None
-    system = object.__new__(cls)
+    system: Any = object.__new__(cls)
     for name, value in values.items():
         object.__setattr__(system, name, value)
     return system

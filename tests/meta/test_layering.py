@@ -15,6 +15,7 @@ LEVELS = [
     {"errors", "_namespace", "time_domain", "_checks", "_lapack"},
     {"systems"},
     {"equations"},
+    {"derivatives"},
     {"gramians"},
     {"hankel", "norms", "regularizers"},
     {"reduction"},
@@ -60,6 +61,8 @@ FRAMEWORK_HOMES = {
     "adapters/control.py",
     "adapters/scipy_signal.py",
     "adapters/pymor.py",
+    "derivatives/jax.py",
+    "derivatives/torch.py",
     "plotting.py",
 }
 """Where a framework may be imported at the top of a module; the demo brings its own."""
