@@ -72,6 +72,10 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     O(n eps), or about what half a unit in the last place of the data changes, if that is more.
     Cost O(n³), most of it one singular value decomposition.
 
+    Where an array is a tensor that asks for a gradient, or a tracer of JAX, so is the result, without a
+    horizon: dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), which divides by no difference of values. Of equal values
+    only symmetric functions have a derivative; values below 4 n eps σ₁ contribute none.
+
     References
     ----------
     Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5; Haut and Beylkin,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray, adjoint, is_complex_array
+from ssmreduce._namespace import Array, HostArray, adjoint, is_complex_array, is_traced
 from ssmreduce.derivatives.adjoint import diagonal_adjoint, dual, rows_left_out
 from ssmreduce.equations.solve import solve_lyapunov
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -136,7 +136,11 @@ def _dense_term(xp: Any, system: StateSpace, frozen: FrozenAdjoint) -> Array:
 
 
 def _quadratic(xp: Any, rows: Array, X: Array) -> Array:
-    """Re tr R X Rᴴ. Rows times X, not X times columns: the derivative is then of the same shape."""
+    """Re tr R X Rᴴ for a fixed Hermitian X."""
+    if is_traced(rows) and not is_complex_array(rows):
+        from ssmreduce.derivatives.jax import quadratic_form
+
+        return quadratic_form(rows, X)
     return _inner(xp, rows @ X, rows)
 
 

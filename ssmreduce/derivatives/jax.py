@@ -94,3 +94,17 @@ _apply.defvjp(_forward, _backward)
 
 def _kinds(arrays: Any) -> tuple[Any, ...]:
     return tuple(_Shape(array.shape, array.dtype) for array in arrays)
+
+
+@jax.custom_jvp
+def quadratic_form(rows: Any, X: Any) -> Any:
+    """Return tr R X Rᵀ for a fixed real symmetric X: one product serves value and derivative."""
+    return jnp.sum((rows @ X) * rows, axis=(-2, -1))
+
+
+@quadratic_form.defjvp
+def _quadratic_form_jvp(primals: Any, tangents: Any) -> Any:
+    rows, X = primals
+    product = rows @ X
+    slope = 2.0 * jnp.sum(product * tangents[0], axis=(-2, -1))
+    return jnp.sum(product * rows, axis=(-2, -1)), slope

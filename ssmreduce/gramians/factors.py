@@ -69,7 +69,8 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
     -----
     Formed from its factor, which is what `balance` uses: prefer that for anything numerical. Within a
     horizon, for a diagonal system, the sum is taken in closed form.
-    Cost O(n² m) for diagonal systems, O(n³) per doubling for dense ones.
+    Cost O(n² m) for diagonal systems, O(n³) per doubling for dense ones. Differentiable under torch
+    autograd and JAX without a horizon: a tensor that asks for a gradient, or a tracer, gives one back.
 
     Examples
     --------

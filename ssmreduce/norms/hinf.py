@@ -95,13 +95,17 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
         If `tolerance` is below 100 n eps, or rounding of the Schur form moves the norm by more.
     NoConvergenceError
         If levels keep rising: the gain itself is rounding.
+    UnsupportedEquationError
+        If a certificate is asked for together with a derivative.
 
     Notes
     -----
     Lower bound: O(K n p m) for K ≈ 300 … 500 frequencies of a diagonal system; one Schur form and
     O(K n² min(m, p)) for a dense one. Upper bound: eigenvalues of a matrix of order 2n (4n for a
     diagonal system with real output), once or twice. At a distance d between poles and boundary
-    both know the norm to a relative n eps ‖A‖/d.
+    both know the norm to a relative n eps ‖A‖/d. `lower` is differentiable under torch autograd and JAX, with
+    the frequency of the peak held fixed: at a peak that changes nothing, and of two equal peaks
+    one is taken.
 
     References
     ----------
