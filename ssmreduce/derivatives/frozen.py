@@ -63,9 +63,9 @@ def freeze(
     weights : tuple of two arrays
         G and H, Hermitian.
     """
-    frozen = _diagonal(system, weights) if isinstance(system, DiagonalStateSpace) else None
-    if frozen is None:
-        assert isinstance(system, StateSpace)
+    if isinstance(system, DiagonalStateSpace):
+        frozen = _diagonal(system, weights)
+    else:
         frozen = _dense(system, gramians, weights)
     return frozen._replace(offset=np.asarray(value - _terms(system, frozen)))
 
