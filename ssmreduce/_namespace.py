@@ -36,6 +36,11 @@ def is_traced(array: Array) -> bool:
     return jax is not None and isinstance(array, jax.core.Tracer)
 
 
+def is_complex_array(array: Array) -> bool:
+    """Tell whether `array`, of any library, has a complex dtype."""
+    return bool(array_api_compat.array_namespace(array).isdtype(array.dtype, "complex floating"))
+
+
 def to_host(array: Array) -> HostArray:
     """Copy or view `array` as a NumPy array; device arrays are moved."""
     if array_api_compat.is_torch_array(array):

@@ -8,6 +8,7 @@ that bodies in several Python threads may overlap: the first to leave restores w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -33,9 +34,11 @@ def blas_threads() -> int:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Run the body with one thread in every BLAS, and restore what was."""
-    limited = [(pool, pool.get_num_threads()) for pool in _pools()]
-    limited = [(pool, count) for pool, count in limited if count > 1]
+    """Run the body with one thread in every BLAS, and restore what was; in the main thread only."""
+    limited = []
+    if threading.current_thread() is threading.main_thread():
+        counts = [(pool, pool.get_num_threads()) for pool in _pools()]
+        limited = [(pool, count) for pool, count in counts if count > 1]
     for pool, _ in limited:
         pool.set_num_threads(1)
     try:

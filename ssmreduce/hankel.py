@@ -17,6 +17,9 @@ import numpy as np
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import threads_for
+from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
+from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
+from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
@@ -76,6 +79,10 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     O(n eps), or about what half a unit in the last place of the data changes, if that is more.
     Cost O(n³), most of it one singular value decomposition.
 
+    Where an array is a tensor that asks for a gradient, or a tracer of JAX, so is the result, without a
+    horizon: dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), which divides by no difference of values. Of equal values
+    only symmetric functions have a derivative; values below 4 n eps σ₁ contribute none.
+
     References
     ----------
     Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5; Haut and Beylkin,
@@ -88,6 +95,10 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     >>> bool(abs(hankel_singular_values(system)[0] - 8.0) < 1e-13)
     True
     """
+    if differentiable(system):
+        refuse_horizon(horizon)
+        found: HostArray = apply(hsv_rule, system, (state_count(system),))
+        return found
 
     def values(single: System) -> HostArray:
         return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
@@ -97,6 +108,27 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
 
     every = map_systems(system, values, stacked if horizon is None else None)
     return np.asarray(in_batch_shape(every, system.batch_shape))
+
+
+def hsv_rule(system: System) -> tuple[HostArray, Pullback]:
+    """dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), with w_i and t_i the columns of W and T.
+
+    No difference of singular values is divided by. Values that are rounding contribute nothing.
+    """
+    if system.order == 0:
+        return np.zeros(0), lambda _: (None, None, None, None)
+    balanced = balance_factors(system)
+
+    def pullback(cotangent: HostArray) -> Gradients:
+        if balanced.rank == 0:
+            return None, None, None, None
+        G, H = balanced.gramian_derivatives(cotangent[: balanced.rank])
+        Z, Y = balanced.factors.whole()
+        reached, B = controllability_gradient(system, Z, G)
+        observed, C = observability_gradient(system, Y, H)
+        return reached + observed, B, C, None
+
+    return balanced.hsv, pullback
 
 
 def error_bounds(hsv: HostArray) -> HostArray:
@@ -187,6 +219,19 @@ class BalancedFactors:
         W = multiply(self.factors.Y, Q) / root
         T = multiply(self.factors.Z, V @ (self.pool.upper_inverse(R) * root))
         return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
+
+    def gramian_derivatives(self, weights: HostArray) -> tuple[HostArray, HostArray]:
+        """Derivatives of Σ g_i σ_i by P and by Q: ½ W diag(g) Wᴴ and ½ T diag(g) Tᴴ.
+
+        `weights` are g of the leading values, at most the rank. With u_i = M v_i/σ_i the vectors are right to
+        the eps σ₁/σ_i to which the data define them; that Wᴴ T = I to rounding is not needed here.
+        """
+        values, V = self.hsv[: weights.size], self.V[:, : weights.size]
+        Z, Y = self.factors.whole()
+        multiply = self.pool.multiply
+        left, right = multiply(Y, multiply(self.M, V) / values), multiply(Z, V)
+        share = 0.5 * weights / values
+        return multiply(left * share, adjoint(left)), multiply(right * share, adjoint(right))
 
 
 def balance_factors(

@@ -11,6 +11,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._namespace import Array, HostArray, is_host_double, to_double, to_host
 from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
+from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
     StateSpace,
@@ -117,6 +118,7 @@ class DiagonalStateSpace:
             )
         for name, value in (("eigenvalues", eigenvalues), ("B", B), ("C", C), ("D", D)):
             object.__setattr__(self, name, value)
+        register_pytree(type(self))
 
     @classmethod
     def from_log(

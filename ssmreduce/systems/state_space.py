@@ -11,6 +11,7 @@ from ssmreduce import _checks
 from ssmreduce._namespace import Array, HostArray, is_host_double, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
+from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.time_domain import (
     Discrete,
     TimeDomain,
@@ -131,6 +132,7 @@ class StateSpace:
         check_readout(self.read_after_update, check_time(self.time))
         for name, value in (("A", A), ("B", B), ("C", C), ("D", D)):
             object.__setattr__(self, name, value)
+        register_pytree(type(self))
 
     @property
     def order(self) -> int:

@@ -15,6 +15,7 @@ LEVELS = [
     {"errors", "_namespace", "time_domain", "_checks", "_lapack", "_threads", "_workers"},
     {"systems"},
     {"equations"},
+    {"derivatives"},
     {"gramians"},
     {"hankel", "norms", "regularizers"},
     {"reduction"},
@@ -61,6 +62,8 @@ FRAMEWORK_HOMES = {
     "adapters/control.py",
     "adapters/scipy_signal.py",
     "adapters/pymor.py",
+    "derivatives/jax.py",
+    "derivatives/torch.py",
     "plotting.py",
     # For type checkers alone.
     "testing/drawing.py",
