@@ -98,9 +98,11 @@ def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
         if np.iscomplexobj(matrix)
         else (lapack.dgesdd, lapack.dgesdd_lwork)
     )
+    if matrix.size == 0:
+        return np.linalg.svd(matrix, full_matrices=False)
     size, _ = work(*matrix.shape, compute_uv=1, full_matrices=0)
     left, values, right, failed = gesdd(matrix, full_matrices=0, lwork=int(size.real))
-    if failed:
+    if failed or not np.isfinite(values).all():
         raise np.linalg.LinAlgError("the singular value decomposition did not converge")
     return left, values, right
 
@@ -112,8 +114,10 @@ def _qr(matrix: HostArray) -> tuple[HostArray, HostArray]:
         if np.iscomplexobj(matrix)
         else (lapack.dgeqrf, lapack.dorgqr)
     )
+    if matrix.size == 0:
+        return np.linalg.qr(matrix)
     columns = matrix.shape[1]
-    work = _WORK_PER_COLUMN * max(columns, 1)
+    work = _WORK_PER_COLUMN * columns
     packed, tau, _, _ = geqrf(matrix, lwork=work)
     Q, _, _ = orgqr(packed, tau, lwork=work)
     return Q, np.triu(packed[:columns])
@@ -122,7 +126,9 @@ def _qr(matrix: HostArray) -> tuple[HostArray, HostArray]:
 def upper_inverse(R: HostArray) -> HostArray:
     """Inverse of an upper triangular matrix without zeros on its diagonal."""
     trtri = lapack.ztrtri if np.iscomplexobj(R) else lapack.dtrtri
-    inverse, _ = trtri(R)
+    inverse, singular = trtri(R)
+    if singular:
+        raise np.linalg.LinAlgError("the triangular matrix is singular")
     return np.asarray(inverse)
 
 

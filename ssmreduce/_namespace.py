@@ -52,7 +52,7 @@ def to_host(array: Array) -> HostArray:
 
 def is_host_double(array: Array) -> bool:
     """Tell whether `array` is a NumPy array of float64 or complex128, as `to_double` returns."""
-    return type(array) is np.ndarray and array.dtype.char in "dD"
+    return type(array) is np.ndarray and array.dtype in (np.float64, np.complex128)
 
 
 def to_double(array: Array) -> HostArray:

@@ -3,12 +3,11 @@
 A small problem is over before the threads of a BLAS have woken up: with two of them a truncation of 50
 states takes half as long again as with one. Worker pools bring threads of their own, and want one
 each in the BLAS. The setting is that of the whole process. Who finds one thread already leaves it alone, so
-that bodies in several Python threads may overlap: the first to leave restores what was.
+that bodies in several Python threads may overlap.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -22,7 +21,7 @@ _TOO_SMALL = 150
 
 @cache
 def _pools() -> tuple[Any, ...]:
-    """The BLAS libraries that NumPy and SciPy have loaded."""
+    """The BLAS libraries in this process, those of NumPy and SciPy among them."""
     pools = ThreadpoolController().lib_controllers
     return tuple(pool for pool in pools if pool.user_api == "blas")
 
@@ -34,20 +33,23 @@ def blas_threads() -> int:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Run the body with one thread in every BLAS, and restore what was; in the main thread only."""
-    limited = []
-    if threading.current_thread() is threading.main_thread():
-        counts = [(pool, pool.get_num_threads()) for pool in _pools()]
-        limited = [(pool, count) for pool, count in counts if count > 1]
-    for pool, _ in limited:
-        pool.set_num_threads(1)
+    """Run the body with one thread in every BLAS of the process, and restore what was."""
+    limited: list[tuple[Any, int]] = []
     try:
+        for pool in _pools():
+            count = pool.get_num_threads()
+            if count > 1:
+                limited.append((pool, count))
+                pool.set_num_threads(1)
         yield
     finally:
         for pool, count in limited:
             pool.set_num_threads(count)
+            # threadpoolctl >= 3.7 obeys one Python thread alone, until that gives up control.
+            if hasattr(pool, "clear_controlling_thread"):
+                pool.clear_controlling_thread()
 
 
 def threads_for(order: int) -> AbstractContextManager[None]:
-    """One BLAS thread for a dense system of few states, else as many as there are."""
+    """One BLAS thread for a small system, else as many as there are."""
     return one_blas_thread() if order < _TOO_SMALL else nullcontext()

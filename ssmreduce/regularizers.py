@@ -189,7 +189,7 @@ class LazyHankelNuclearNorm:
     >>> from ssmreduce.demo.lru import LRU
     >>> from ssmreduce.regularizers import LazyHankelNuclearNorm
     >>> layer = LRU(16, 2, rng=np.random.default_rng(0))
-    >>> lazy = LazyHankelNuclearNorm(every=200)
+    >>> lazy = LazyHankelNuclearNorm(every=500)
     >>> gradient = jax.jit(jax.grad(lambda layer, state: lazy.penalty(read_system(layer), state)))
     >>> for step in range(3):
     ...     if lazy.due(step):
@@ -199,7 +199,7 @@ class LazyHankelNuclearNorm:
     (16, 2)
     """
 
-    def __init__(self, every: int = 200) -> None:
+    def __init__(self, every: int = 500) -> None:
         self.every = positive_count(every, "every", "the number of steps between two refreshes")
 
     def due(self, step: int) -> bool:

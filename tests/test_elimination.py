@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mpmath as mp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -101,7 +102,7 @@ def test_blocks_together(
     is_complex: bool,
 ) -> None:
     """A factor made of several blocks, which meet in S and M."""
-    monkeypatch.setattr(hammarling, "largest_block", lambda *, discrete: 0)
+    monkeypatch.setattr(hammarling, "largest_block", lambda inputs, *, discrete: 0)
     n = 2 * BLOCK + 7
     T, B = block(rng, n, 3, is_complex=is_complex, discrete=discrete)
     U = hammarling_factor(T, B, Discrete() if discrete else Continuous())
@@ -213,3 +214,44 @@ def test_compiled_arguments_are_checked() -> None:
     frozen.setflags(write=False)
     with pytest.raises((BufferError, ValueError), match=r"(?i)read-only"):
         eliminate(F[3], inputs, frozen, square(), inputs.copy(), False)
+
+
+def test_pairs_of_different_scaling(implementation: str) -> None:
+    """Entries of 1e-6 and 1e5 meet in the four equations between two pairs; mpmath has the Gramian."""
+    a, d = -4.2747990729593046e-05, -1.7390696851919463
+    T = np.array(
+        [
+            [a, 93407.12791113857, -0.0030400658620785012, -0.004870012119257917],
+            [-1.6375103473937608e-06, a, -0.006060785427802382, -0.010582514618921299],
+            [0.0, 0.0, d, 0.00021098243665997667],
+            [0.0, 0.0, -0.601259401999493, d],
+        ]
+    )
+    B = np.array([[-266.66], [2.404], [-3.737e-4], [-0.10283]])
+    U, _, _ = block_factor(T, B, discrete=False)
+    with mp.workdps(60):
+        exact_T, exact_B = mp.matrix(T.tolist()), mp.matrix(B.tolist())
+        operator = mp.matrix(16, 16)
+        for i in range(4):
+            for j in range(4):
+                for k in range(4):
+                    operator[4 * j + i, 4 * j + k] += exact_T[i, k]
+                    operator[4 * j + i, 4 * k + i] += exact_T[j, k]
+        driven = exact_B * exact_B.T
+        right = mp.matrix([-driven[i, j] for j in range(4) for i in range(4)])
+        solution = mp.lu_solve(operator, right)
+        X = np.array([[float(solution[4 * j + i]) for j in range(4)] for i in range(4)])
+    deviation = np.sqrt(X.diagonal())
+    error = np.abs(U @ U.T - X) / np.outer(deviation, deviation)
+    assert error.max() <= 1e2 * EPS
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_unstable_blocks_are_refused(
+    rng: np.random.Generator, implementation: str, discrete: bool, is_complex: bool
+) -> None:
+    """What has no decay has no Gramian, and no square root of it is taken."""
+    edge = np.array([[0.6, 0.8], [-0.8, 0.6]]) if discrete else np.array([[0.0, 1.0], [-1.0, 0.0]])
+    T = scipy.linalg.schur(edge, output="complex")[0] if is_complex else edge * (1.0 + 2.0 * EPS)
+    with pytest.raises(NoConvergenceError, match="singular"):
+        block_factor(T, np.ones((2, 1), dtype=T.dtype), discrete=discrete)

@@ -23,15 +23,18 @@ from ssmreduce import (
     ErrorBound,
     HankelMass,
     InTrainingReducer,
+    NoConvergenceError,
     OptimizerStateError,
     OrderError,
     ReductionSchedule,
     ShapeError,
     StateSpace,
     TotalBudget,
+    UnstableSystemError,
     UnsupportedLayerError,
     balance,
     balanced_truncation,
+    controllability_gramian,
     h2_optimal,
     hankel_singular_values,
     minimal_realisation,
@@ -321,3 +324,51 @@ def test_logarithms_of_poles_survive_in_batches_and_beside_unstable_ones() -> No
     assert kept.order == 2
     assert kept.log_eigenvalues is not None
     assert kept.log_eigenvalues.real.min() == -1e-18
+
+
+@pytest.mark.parametrize("time", [Continuous(), Discrete()])
+@pytest.mark.parametrize("n", [0, 3, 140])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 0), (0, 2), (0, 0)])
+def test_nothing_in_or_nothing_out(time: Any, n: int, inputs: int, outputs: int) -> None:
+    """LAPACK takes no empty work space: these printed its complaints and were refused."""
+    A = 0.5 * np.eye(n) if time == Discrete() else -np.eye(n)
+    system = StateSpace(A, np.ones((n, inputs)), np.ones((outputs, n)), time=time)
+    assert not np.any(hankel_singular_values(system))
+    if time == Discrete():
+        assert not np.any(hankel_singular_values(system, horizon=3))
+    assert controllability_gramian(system).shape == (n, n)
+
+
+def test_values_beyond_the_range_are_refused() -> None:
+    """The singular values of what has overflowed came out as NaN."""
+    A = np.diag([0.5], 1) - np.eye(2)
+    B, C = 1e155 * np.array([[1.0, 2.0], [3.0, 4.0]]), 1e155 * np.array([[1.0, 2.0], [3.0, 5.0]])
+    with np.errstate(over="ignore"), pytest.raises(NoConvergenceError):
+        hankel_singular_values(StateSpace(A, B, C, time=Continuous()))
+
+
+def test_pairs_at_the_circle_are_refused_or_finite() -> None:
+    """Two roundings of one modulus disagreed on which side of 1 a pair lies: the Gramian was NaN."""
+    rng = np.random.default_rng(0)
+    found = {"finite": 0, "refused": 0}
+    for _ in range(500):
+        angle, radius = rng.uniform(0.0, np.pi), 1.0 - rng.uniform(0.0, 6e-16)
+        scale = 2.0 ** rng.integers(0, 8)
+        A = radius * np.array(
+            [[np.cos(angle), -scale * np.sin(angle)], [np.sin(angle) / scale, np.cos(angle)]]
+        )
+        system = StateSpace(A, np.eye(2), np.eye(2), time=Discrete())
+        try:
+            assert np.all(np.isfinite(controllability_gramian(system)))
+            found["finite"] += 1
+        except (UnstableSystemError, NoConvergenceError):
+            found["refused"] += 1
+    assert found["finite"] > 100
+    assert found["refused"] > 10
+
+
+def test_host_arrays_are_of_native_byte_order() -> None:
+    system = StateSpace(*(np.ones((1, 1), dtype=">f8") * x for x in (0.5, 1, 1)), time=Discrete())
+    assert system.to_host().A.dtype == np.dtype(np.float64)
+    native = system.to_host()
+    assert native.to_host() is native

@@ -27,23 +27,55 @@ def test_restored_after_nested_bodies_and_errors() -> None:
         assert counts() == before
 
 
-def test_other_threads_change_nothing() -> None:
-    """Whoever asks first is obeyed alone: a worker of another library shall not be that one."""
+def test_overlapping_bodies_leave_nothing_behind() -> None:
+    """One that starts inside another in its own thread, and outlasts it."""
     with threadpool_limits(2, user_api="blas"):
-        before: list[int] = counts()
-        seen: list[list[int]] = []
+        before, inside, release = counts(), threading.Event(), threading.Event()
 
         def body() -> None:
             with one_blas_thread():
-                seen.append(counts())
+                inside.set()
+                release.wait(timeout=30)
 
         other = threading.Thread(target=body)
+        with one_blas_thread():
+            other.start()
+            assert inside.wait(timeout=30)
+            assert set(counts()) == {1}
+        release.set()
+        other.join()
+        assert counts() == before
+
+
+@pytest.mark.parametrize("first", ["main", "worker"])
+def test_others_may_set_threads_afterwards(first: str) -> None:
+    """Our limit keeps no Python thread from setting its own, not even while we wait in another."""
+    seen: list[list[int]] = []
+    done = threading.Event()
+
+    def own_limit() -> None:
+        with threadpool_limits(1, user_api="blas"):
+            seen.append(counts())
+
+    def limit_and_wait() -> None:
+        with one_blas_thread():
+            pass
+        done.set()
+        done.wait(timeout=30)
+
+    if first == "main":
+        with one_blas_thread():
+            pass
+        other = threading.Thread(target=own_limit)
         other.start()
         other.join()
-        assert seen == [before]
-        with one_blas_thread():
-            assert set(counts()) == {1}
-        assert counts() == before
+    else:
+        other = threading.Thread(target=limit_and_wait)
+        other.start()
+        assert done.wait(timeout=30)
+        own_limit()
+        other.join()
+    assert set(seen[0]) == {1}
 
 
 def test_only_small_systems_are_limited() -> None:

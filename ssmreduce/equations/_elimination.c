@@ -66,6 +66,13 @@ static void add_complex(Index n, cplx factor, const cplx *restrict x, cplx *rest
     }
 }
 
+static void swap(double *x, double *y)
+{
+    const double held = *x;
+    *x = *y;
+    *y = held;
+}
+
 /* u^2 over |b|^2 of one state is the inverse square of this: -2 Re pole, or 1 - |pole|^2. */
 static double decay(cplx pole, int discrete)
 {
@@ -93,25 +100,29 @@ static double normalise(double rate, Index m, cplx *row, Index step)
     return largest * norm / rate;
 }
 
-/* Solve the system of `n` <= 4 equations A x = b, with row pivoting; 0 where A is singular. */
+/* Solve the system of `n` <= 4 equations A x = b; 0 where A is singular. Rows and columns are pivoted: pairs of
+   different scaling make entries of very different size. */
 static int solve_small(int n, double A[4][4], double *b)
 {
+    int place[4] = {0, 1, 2, 3};
+    double x[4];
     for (int k = 0; k < n; k++) {
-        int pivot = k;
-        for (int i = k + 1; i < n; i++) {
-            if (fabs(A[i][k]) > fabs(A[pivot][k])) pivot = i;
-        }
-        if (A[pivot][k] == 0.0) return 0;
-        if (pivot != k) {
+        int row = k, column = k;
+        for (int i = k; i < n; i++) {
             for (int j = k; j < n; j++) {
-                const double held = A[k][j];
-                A[k][j] = A[pivot][j];
-                A[pivot][j] = held;
+                if (fabs(A[i][j]) > fabs(A[row][column])) {
+                    row = i;
+                    column = j;
+                }
             }
-            const double held = b[k];
-            b[k] = b[pivot];
-            b[pivot] = held;
         }
+        if (!(fabs(A[row][column]) > 0.0)) return 0;
+        for (int j = 0; j < n && row != k; j++) swap(&A[k][j], &A[row][j]);
+        if (row != k) swap(&b[k], &b[row]);
+        for (int i = 0; i < n && column != k; i++) swap(&A[i][k], &A[i][column]);
+        const int held = place[k];
+        place[k] = place[column];
+        place[column] = held;
         for (int i = k + 1; i < n; i++) {
             const double factor = A[i][k] / A[k][k];
             for (int j = k + 1; j < n; j++) A[i][j] -= factor * A[k][j];
@@ -121,13 +132,15 @@ static int solve_small(int n, double A[4][4], double *b)
     for (int k = n - 1; k >= 0; k--) {
         for (int j = k + 1; j < n; j++) b[k] -= A[k][j] * b[j];
         b[k] /= A[k][k];
+        x[place[k]] = b[k];
     }
+    memcpy(b, x, n * sizeof(double));
     return 1;
 }
 
 /* u, s (2 x 2, by rows) and the rows m of a conjugate pair: two complex states in the Schur form of the pair,
-   turned real by a rotation, as `_pair_factor` does it. `row` holds 2 m numbers of workspace. */
-static void pair_factor(Real T, Index first, Real B, int discrete, cplx *row, double u[4], double s[4])
+   turned real by a rotation, as `_pair_factor` does it. `row` holds 2 m numbers. 0 where unstable. */
+static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, double u[4], double s[4])
 {
     const Index m = B.columns;
     const double a = ENTRY(T, first, first), b = ENTRY(T, first, first + 1);
@@ -139,7 +152,7 @@ static void pair_factor(Real T, Index first, Real B, int discrete, cplx *row, do
     for (Index j = 0; j < m; j++) {
         scale = fmax(scale, fmax(fabs(ENTRY(B, first, j)), fabs(ENTRY(B, first + 1, j))));
     }
-    if (scale == 0.0) return;
+    if (scale == 0.0) return 1;
 
     const double half = 0.5 * (a - d);
     const cplx pole = CMPLX(0.5 * (a + d), sqrt(fmax(-(half * half + b * c), 0.0)));
@@ -164,6 +177,7 @@ static void pair_factor(Real T, Index first, Real B, int discrete, cplx *row, do
         m2[j] = -y * b1 + x * b2;
     }
     const double rate = decay(pole, discrete), modulus = cabs(pole);
+    if (!(rate > 0.0)) return 0;
     const double u2 = normalise(rate, m, m2, 1);
     const cplx phase = discrete && modulus != 0.0 ? conj(pole) / modulus : 1.0;
     cplx u12, inner = 0.0, moved;
@@ -185,7 +199,7 @@ static void pair_factor(Real T, Index first, Real B, int discrete, cplx *row, do
     const double bottom = hypot(cabs(low1), cabs(low2));
     if (bottom == 0.0) { /* by underflow alone: both poles are reached through both states */
         memset(row, 0, 2 * m * sizeof(cplx));
-        return;
+        return 1;
     }
     cplx V[2][2] = {{low2 / bottom, conj(low1) / bottom}, {-low1 / bottom, conj(low2) / bottom}};
     cplx square = 0.0;
@@ -213,6 +227,7 @@ static void pair_factor(Real T, Index first, Real B, int discrete, cplx *row, do
     u[0] = scale * (u1 * u2 / bottom);
     u[1] = scale * creal(top1 * V[0][1] + top2 * V[1][1]);
     u[3] = scale * bottom;
+    return 1;
 }
 
 /* Solve T1 X + X s^H = -F (continuous) or X - T1 X s^H = F (discrete) for the leading rows and `k` = 1 or 2
@@ -288,7 +303,7 @@ static void polar(int k, const double s[4], double J[4], double E[4])
 /* S and M of the states together: from those of each, [0, M] Q for all that lie above it. */
 static void cascade_real(Real T, Real S, Real M)
 {
-    Index first = ENTRY(T, T.rows > 1 ? 1 : 0, 0) != 0.0 && T.rows > 1 ? 2 : 1;
+    Index first = T.rows > 1 && ENTRY(T, 1, 0) != 0.0 ? 2 : 1;
     while (first < T.rows) {
         const int k = first + 1 < T.rows && ENTRY(T, first + 1, first) != 0.0 ? 2 : 1;
         double s[4] = {0.0}, J[4], E[4];
@@ -315,8 +330,9 @@ static void cascade_real(Real T, Real S, Real M)
 }
 
 /* U, S, M of a real block; B is overwritten. Zero entries are expected in U and S. `row` holds 2 m complex
-   numbers, `driven` as many rows as T and two columns. 0 where the equation is singular. */
-static int eliminate_real(Real T, Real B, Real U, Real S, Real M, int discrete, cplx *row, Real driven)
+   numbers, `driven` and `reached` as many rows as T and two columns. 0 where the equation is singular. */
+static int eliminate_real(Real T, Real B, Real U, Real S, Real M, int discrete, cplx *row, Real driven,
+                          Real reached)
 {
     Index last = T.rows;
     while (last > 0) {
@@ -325,11 +341,12 @@ static int eliminate_real(Real T, Real B, Real U, Real S, Real M, int discrete, 
         double u[4], s[4];
         if (k == 2) {
             memset(row, 0, 2 * B.columns * sizeof(cplx));
-            pair_factor(T, first, B, discrete, row, u, s);
+            if (!pair_factor(T, first, B, discrete, row, u, s)) return 0;
         } else {
-            const double pole = ENTRY(T, first, first);
+            const double pole = ENTRY(T, first, first), rate = decay(pole, discrete);
+            if (!(rate > 0.0)) return 0;
             for (Index j = 0; j < B.columns; j++) row[j] = ENTRY(B, first, j);
-            u[0] = normalise(decay(pole, discrete), B.columns, row, 1);
+            u[0] = normalise(rate, B.columns, row, 1);
             s[0] = u[0] != 0.0 ? pole : discrete; /* free where nothing reaches it */
         }
         for (int i = 0; i < k; i++) {
@@ -349,30 +366,24 @@ static int eliminate_real(Real T, Real B, Real U, Real S, Real M, int discrete, 
                 for (int l = 0; l < k; l++) add_real(first, u[l * k + j], &ENTRY(T, 0, first + l), moved);
             }
             for (int j = 0; j < k; j++) {
+                double *inner = &ENTRY(reached, 0, j);
+                memset(inner, 0, first * sizeof(double));
+                for (Index l = 0; l < B.columns; l++) {
+                    add_real(first, ENTRY(M, first + j, l), &ENTRY(B, 0, l), inner);
+                }
                 for (int l = 0; l < k && discrete; l++) {
                     add_real(first, s[j * k + l], &ENTRY(driven, 0, l), &ENTRY(X, 0, j));
                 }
-                for (Index l = 0; l < B.columns; l++) {
-                    add_real(first, ENTRY(M, first + j, l), &ENTRY(B, 0, l), &ENTRY(X, 0, j));
-                }
+                add_real(first, 1.0, inner, &ENTRY(X, 0, j));
             }
             if (discrete) {
-                /* B1 m^H E, before X takes the place of F = T12 u s^H + B1 m^H */
                 double J[4], E[4];
                 polar(k, s, J, E);
-                for (Index i = 0; i < first; i++) {
-                    double inner[2] = {0.0, 0.0};
-                    for (int j = 0; j < k; j++) {
-                        for (Index l = 0; l < B.columns; l++) {
-                            inner[j] += ENTRY(B, i, l) * ENTRY(M, first + j, l);
-                        }
-                    }
-                    for (int j = 0; j < k; j++) {
+                for (int j = 0; j < k; j++) { /* B1 <- B1 - (B1 m^H) E m */
+                    for (Index l = 0; l < B.columns; l++) {
                         double weight = 0.0;
-                        for (int l = 0; l < k; l++) weight += inner[l] * E[l * k + j];
-                        for (Index l = 0; l < B.columns; l++) {
-                            ENTRY(B, i, l) -= weight * ENTRY(M, first + j, l);
-                        }
+                        for (int h = 0; h < k; h++) weight += E[j * k + h] * ENTRY(M, first + h, l);
+                        add_real(first, -weight, &ENTRY(reached, 0, j), &ENTRY(B, 0, l));
                     }
                 }
                 if (!solve_above(T, k, s, discrete, X, driven)) return 0;
@@ -407,14 +418,16 @@ static int eliminate_real(Real T, Real B, Real U, Real S, Real M, int discrete, 
     return 1;
 }
 
-/* The same for a complex block, whose T is triangular; `driven` holds as many numbers as T has rows. */
+/* The same for a complex block, whose T is triangular; `driven` and `reached` hold a number for every row. */
 static int eliminate_complex(Complex T, Complex B, Complex U, Complex S, Complex M, int discrete,
-                             cplx *driven)
+                             cplx *driven, cplx *reached)
 {
     for (Index k = T.rows - 1; k >= 0; k--) {
         for (Index j = 0; j < B.columns; j++) ENTRY(M, k, j) = ENTRY(B, k, j);
         const cplx pole = ENTRY(T, k, k);
-        const double u = normalise(decay(pole, discrete), B.columns, &ENTRY(M, k, 0), M.step);
+        const double rate = decay(pole, discrete);
+        if (!(rate > 0.0)) return 0;
+        const double u = normalise(rate, B.columns, &ENTRY(M, k, 0), M.step);
         const cplx s = u != 0.0 ? pole : discrete; /* free where nothing reaches it */
         const double modulus = cabs(s);
         cplx *x = &ENTRY(U, 0, k);
@@ -427,16 +440,13 @@ static int eliminate_complex(Complex T, Complex B, Complex U, Complex S, Complex
         } else {
             add_complex(k, -u, &ENTRY(T, 0, k), x);
         }
+        memset(reached, 0, k * sizeof(cplx));
         for (Index l = 0; l < B.columns; l++) {
-            add_complex(k, (discrete ? 1.0 : -1.0) * conj(ENTRY(M, k, l)), &ENTRY(B, 0, l), x);
+            add_complex(k, conj(ENTRY(M, k, l)), &ENTRY(B, 0, l), reached);
         }
-        if (discrete) {
-            for (Index i = 0; i < k; i++) {
-                cplx inner = 0.0;
-                for (Index l = 0; l < B.columns; l++) inner += ENTRY(B, i, l) * conj(ENTRY(M, k, l));
-                inner /= 1.0 + modulus;
-                for (Index l = 0; l < B.columns; l++) ENTRY(B, i, l) -= inner * ENTRY(M, k, l);
-            }
+        add_complex(k, discrete ? 1.0 : -1.0, reached, x);
+        for (Index l = 0; l < B.columns && discrete; l++) { /* B1 <- B1 - (B1 m^H) E m */
+            add_complex(k, -ENTRY(M, k, l) / (1.0 + modulus), reached, &ENTRY(B, 0, l));
         }
         for (Index i = k - 1; i >= 0; i--) {
             const cplx pivot = discrete ? 1.0 - conj(s) * ENTRY(T, i, i) : ENTRY(T, i, i) + conj(s);
@@ -509,7 +519,7 @@ static PyObject *eliminate(PyObject *module, PyObject *const *args, Py_ssize_t c
             const int inputs = i == 1 || i == 4;
             fits = fits && views[i].shape[0] == n && views[i].shape[1] == (inputs ? m : n);
         }
-        cplx *row = fits ? malloc((2 * m + n + 1) * sizeof(cplx)) : NULL;
+        cplx *row = fits ? malloc((2 * m + 2 * n + 1) * sizeof(cplx)) : NULL;
         if (!fits) {
             PyErr_SetString(PyExc_ValueError, "expected T, U, S of shape (n, n) and B, M of shape (n, m)");
         } else if (row == NULL) {
@@ -523,14 +533,15 @@ static PyObject *eliminate(PyObject *module, PyObject *const *args, Py_ssize_t c
                                   views[i].strides[1] / views[i].itemsize};
                 }
                 const Real driven = {(double *)(row + 2 * m), n, 2, n};
-                solved = eliminate_real(A[0], A[1], A[2], A[3], A[4], discrete, row, driven);
+                const Real reached = {driven.at + 2 * n, n, 2, n};
+                solved = eliminate_real(A[0], A[1], A[2], A[3], A[4], discrete, row, driven, reached);
             } else {
                 Complex A[5];
                 for (int i = 0; i < 5; i++) {
                     A[i] = (Complex){views[i].buf, views[i].shape[0], views[i].shape[1],
                                      views[i].strides[1] / views[i].itemsize};
                 }
-                solved = eliminate_complex(A[0], A[1], A[2], A[3], A[4], discrete, row);
+                solved = eliminate_complex(A[0], A[1], A[2], A[3], A[4], discrete, row, row + n);
             }
             Py_END_ALLOW_THREADS
             free(row);

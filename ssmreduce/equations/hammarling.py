@@ -63,7 +63,7 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
         B /= scale
     U = np.zeros((n, n), dtype=T.dtype, order="F")
     discrete = isinstance(time, Discrete)
-    edges = diagonal_blocks(T, n if n <= largest_block(discrete=discrete) else BLOCK)
+    edges = diagonal_blocks(T, n if n <= largest_block(B.shape[1], discrete=discrete) else BLOCK)
     if discrete:
         _eliminate_discrete(T, B, U, edges)
     else:

@@ -109,7 +109,7 @@ class SchurForm:
             first = np.flatnonzero(below)
             if first.size:
                 beside = self.triangle.diagonal(1)[first]
-                root = 1j * np.sqrt(np.abs(beside)) * np.sqrt(np.abs(below[first]))
+                root = 1j * np.sqrt(np.abs(beside * below[first]))
                 diagonal[first] += root
                 diagonal[first + 1] -= root
         return diagonal
@@ -118,6 +118,8 @@ class SchurForm:
 def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
     """Triangle and basis."""
     n = A.shape[0]
+    if n == 0:
+        return A, A
     if n > _SMALL:
         return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
     if np.iscomplexobj(A):

@@ -26,6 +26,7 @@ from ssmreduce.equations.triangular import (
     stein_leaf,
     sylvester_leaf,
 )
+from ssmreduce.errors import NoConvergenceError
 
 eliminate: Callable[[HostArray, HostArray, HostArray, HostArray, HostArray, bool], bool] | None
 """Fills U, S and M of a block, and overwrites B; None where it is not compiled."""
@@ -34,19 +35,22 @@ try:
 except ImportError:  # installed without a C compiler
     eliminate = None
 
-_LARGEST_COMPILED = {"continuous": 128, "discrete": 768}
+_LARGEST_CONTINUOUS, _LARGEST_DISCRETE = 128, 768
 """Orders up to which one compiled block is faster than products of small ones. Blocks of Stein equations
 are solved column by column, and catch up late."""
+
+_MANY_INPUTS = 64
+"""Inputs beyond which the larger part of the work is in products with B, which blocks do better."""
 
 Small = tuple[HostArray, HostArray, HostArray]
 """U, S and M of a block."""
 
 
-def largest_block(*, discrete: bool) -> int:
+def largest_block(inputs: int, *, discrete: bool) -> int:
     """Order up to which a matrix is best taken as one block."""
     if eliminate is None:
         return 2 * BLOCK
-    return _LARGEST_COMPILED["discrete" if discrete else "continuous"]
+    return _LARGEST_DISCRETE if discrete and inputs <= _MANY_INPUTS else _LARGEST_CONTINUOUS
 
 
 def block_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
@@ -56,7 +60,7 @@ def block_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
     U, S = np.zeros(T.shape, T.dtype, order="F"), np.zeros(T.shape, T.dtype, order="F")
     M = np.zeros(B.shape, B.dtype, order="F")
     if not eliminate(np.asfortranarray(T), B.copy(order="F"), U, S, M, discrete):
-        raise singular_equation("λ_i conj λ_j = 1" if discrete else "λ_i + conj λ_j = 0")
+        raise _singular(discrete=discrete)
     return U, S, M
 
 
@@ -107,14 +111,19 @@ def _state_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
 
 def _normalised(pole: complex, row: HostArray, *, discrete: bool) -> tuple[float, HostArray]:
     """The factor u of one state, and its row m = b/u."""
-    norm = math.sqrt(float(np.vdot(row, row).real))
-    if norm == 0.0:
+    decay = (1.0 - abs(pole)) * (1.0 + abs(pole)) if discrete else -2.0 * pole.real
+    if not decay > 0.0:
+        raise _singular(discrete=discrete)
+    largest = float(np.abs(row).max(initial=0.0))
+    if largest == 0.0:
         return 0.0, np.zeros_like(row)
-    if discrete:
-        rate = math.sqrt((1.0 - abs(pole)) * (1.0 + abs(pole)))
-    else:
-        rate = math.sqrt(-2.0 * pole.real)
-    return norm / rate, row * (rate / norm)
+    row = row / largest
+    norm, rate = math.sqrt(float(np.vdot(row, row).real)), math.sqrt(decay)
+    return largest * norm / rate, row * (rate / norm)
+
+
+def _singular(*, discrete: bool) -> NoConvergenceError:
+    return singular_equation("λ_i conj λ_j = 1" if discrete else "λ_i + conj λ_j = 0")
 
 
 def _pair_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
