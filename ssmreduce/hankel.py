@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.equations.dense import DenseFactors, in_basis
@@ -42,6 +43,7 @@ def state_count(system: System) -> int:
     return 2 * system.order if real_output else system.order
 
 
+@any_library()
 def hankel_singular_values(system: System, *, horizon: int | None = None) -> HostArray:
     """Hankel singular values σ_i = sqrt(λ_i(P Q)), as the singular values of Yᴴ Z.
 
@@ -88,6 +90,7 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     return map_batch(system, values)
 
 
+@any_library()
 def error_bounds(hsv: HostArray) -> HostArray:
     """Bounds on the H-infinity error of balanced truncation: entry r is 2 Σ_{i>r} σ_i.
 

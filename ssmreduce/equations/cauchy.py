@@ -301,4 +301,4 @@ def _real_factor(plain: HostArray, conjugate: HostArray) -> HostArray:
     """
     Z = np.concatenate([plain + conjugate, -1j * (plain - conjugate)]) / 2.0
     parts = np.concatenate([Z.real, Z.imag], axis=1)
-    return adjoint(np.asarray(np.linalg.qr(adjoint(parts), mode="r")))
+    return np.asarray(adjoint(np.linalg.qr(adjoint(parts), mode="r")))

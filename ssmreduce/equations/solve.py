@@ -8,6 +8,7 @@ from enum import StrEnum
 import numpy as np
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._lapack import product
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double
 from ssmreduce.equations.dense import even_unit
@@ -56,6 +57,7 @@ class LyapunovSolution:
     iterations: int | None
 
 
+@any_library()
 def solve_lyapunov(
     A: Array, Q: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
 ) -> LyapunovSolution:
@@ -111,6 +113,7 @@ def solve_lyapunov(
     return _solve(A, Q, "Q", time, solver)
 
 
+@any_library()
 def solve_lyapunov_factor(
     A: Array, B: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
 ) -> LyapunovSolution:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._checks import positive_horizon
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations import diagonal, smith
@@ -40,6 +41,7 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     return dense_gramian_factors(host, horizon).whole()
 
 
+@any_library()
 def controllability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Controllability Gramian P of A P Aᴴ - P + B Bᴴ = 0 or A P + P Aᴴ + B Bᴴ = 0.
 
@@ -77,6 +79,7 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
     return _batched(system, horizon, 0)
 
 
+@any_library()
 def observability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Observability Gramian Q of Aᴴ Q A - Q + Cᴴ C = 0 or Aᴴ Q + Q A + Cᴴ C = 0.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.gramians.factors import gramian_factors
 from ssmreduce.hankel import hankel_singular_values
@@ -26,6 +27,7 @@ from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
+@any_library()
 def h2_norm(system: System) -> float | HostArray:
     """H2 norm ‖G‖₂ = sqrt(tr(C P Cᴴ)), in discrete time sqrt(tr(C P Cᴴ) + ‖D‖_F²).
 
@@ -62,6 +64,7 @@ def h2_norm(system: System) -> float | HostArray:
     return _each(system, _h2)
 
 
+@any_library()
 def hankel_norm(system: System) -> float | HostArray:
     """Hankel norm ‖G‖_H = σ₁, the largest Hankel singular value: past inputs to future outputs.
 

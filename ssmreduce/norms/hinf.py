@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms._common import check_stable
@@ -66,6 +67,7 @@ class HinfNorm:
         return float(self.lower)
 
 
+@any_library()
 def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-6) -> HinfNorm:
     """H-infinity norm ‖G‖∞ = max σ_max(G(z)) over |z| = 1 or z = iω: bounds on it.
 
@@ -127,6 +129,7 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     return HinfNorm(lower, upper, frequency)
 
 
+@any_library()
 def hinf_difference(
     first: System,
     second: System,
@@ -178,6 +181,7 @@ def hinf_difference(
     return peak(gain, grid=grid, refinements=refinements, iterations=iterations)[0]
 
 
+@any_library()
 def certified_difference(first: System, second: System, *, tolerance: float = 1e-6) -> HinfNorm:
     """H-infinity norm ‖G₁ - G₂‖∞ of the difference of two systems, with an upper bound.
 

@@ -7,8 +7,10 @@ Automatic Control 32 (1987), for discrete time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._boundary import caller_of
+from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.reduction.batch import assemble, in_batch_shape, single_systems
@@ -189,22 +191,26 @@ class Balancing:
         self.system = system
         self.horizon = horizon
         self.emphasis = emphasis
+        self._caller = caller_of(system, emphasis)
+        self._host: System = self._caller.host(system)
+        counted = self._caller.host(emphasis)
         self._parts: list[Reducible] = [
             _keeping_unstable(single, margin)
             if keep_unstable
-            else balanced_system(single, horizon, emphasis)
-            for single in single_systems(system)
+            else balanced_system(single, horizon, counted)
+            for single in single_systems(self._host)
         ]
-        batch = system.batch_shape
-        self.hsv: HostArray = in_batch_shape([part.hsv for part in self._parts], batch)
-        self.rank: int | HostArray = in_batch_shape([part.rank for part in self._parts], batch)
-        self.unstable: int | HostArray = in_batch_shape(
-            [part.unstable for part in self._parts], batch
-        )
+        self.hsv: Array = self._gathered("hsv")
+        self.rank: int | Array = self._gathered("rank")
+        self.unstable: int | Array = self._gathered("unstable")
         for part in self._parts:
             balanced = part.balanced_part
             if balanced is not None and balanced.factors is not None:
-                warn_if_badly_scaled(balanced.original, balanced.factors, stacklevel=4)
+                warn_if_badly_scaled(balanced.original, balanced.factors)
+
+    def _gathered(self, name: str) -> Any:
+        values = [getattr(part, name) for part in self._parts]
+        return self._caller.answer(in_batch_shape(values, self.system.batch_shape))
 
     def bound(self, order: int | OrderRule) -> float | HostArray | None:
         """Error bound of ``truncate(order)``, in the same units; None where no theorem gives one."""
@@ -264,7 +270,8 @@ class Balancing:
         if common_order and batch:
             largest = max(int(part.order) for part in parts)
             parts = [cut(part, FixedOrder(part.available(largest))) for part in self._parts]
-        return assemble(self.system, parts)
+        reduction: Reduction = self._caller.answer(assemble(self._host, parts))
+        return reduction
 
 
 def _keeping_unstable(system: System, margin: float) -> Reducible:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference, hinf_difference
@@ -92,6 +93,7 @@ class Reduction:
     scores: HostArray | None = field(default=None, repr=False)
     parts: tuple[Reduction, ...] = field(default=(), repr=False)
 
+    @any_library()
     def verify(self, *, certified: bool = False) -> float | HostArray:
         """Measure the error between `original` and `system` as it stands.
 
@@ -120,6 +122,7 @@ class Reduction:
             return self._certified()
         return self._measure(grid=256, refinements=12, iterations=32)
 
+    @any_library()
     def quick_error(self) -> float | HostArray:
         """Measure like `verify`, on a coarse grid: what a cut during training records."""
         return self._measure(grid=24, refinements=2, iterations=3)

@@ -7,11 +7,11 @@ right to n eps over its gain relative to the strongest one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 
+from ssmreduce._boundary import warn_caller
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ScalingWarning
@@ -24,7 +24,7 @@ _DROWNED = float(np.sqrt(np.finfo(np.float64).eps))
 1e-8 of σ₁ may leave it out."""
 
 
-def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel: int) -> None:
+def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
     """Issue a `ScalingWarning` where inputs or outputs drown beside the strongest one."""
     host = system.to_host()
     B, C = host.B, host.C
@@ -40,12 +40,11 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel
         heard = values[values > 0]
         if heard.size and heard.min() < _DROWNED * heard.max():
             weakest = int(np.flatnonzero(values == heard.min())[0])
-            warnings.warn(
+            warn_caller(
                 f"{kind} {weakest} of the system has {heard.min() / heard.max():.1g} of the gain of "
                 f"the strongest one; below {_DROWNED:.1g} its part of the response drowns in rounding "
                 f"and is the first to be cut. Scale every {kind} to the same size.",
                 ScalingWarning,
-                stacklevel=stacklevel,
             )
 
 

@@ -8,6 +8,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import Array, HostArray, to_double, to_host
 from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
 from ssmreduce.systems.real_form import real_input, real_output, real_state
@@ -197,10 +198,12 @@ class DiagonalStateSpace:
         """Leading axes."""
         return tuple(self.eigenvalues.shape[:-1])
 
+    @any_library()
     def poles(self) -> HostArray:
         """Stored eigenvalues λ, shape (..., n), on the host."""
         return to_host(self.eigenvalues)
 
+    @any_library()
     def is_stable(self, margin: float = 0.0) -> HostArray:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
@@ -215,6 +218,7 @@ class DiagonalStateSpace:
         stable: HostArray = np.all(inside, axis=-1)
         return stable
 
+    @any_library()
     def dc_gain(self) -> HostArray:
         """Gain for constant inputs, D + C (z - Λ)⁻¹ B at z = 1 (or s = 0), shape (..., p, m).
 
@@ -246,6 +250,7 @@ class DiagonalStateSpace:
             eigenvalues, to_double(self.B), to_double(self.C), to_double(self.D), logarithms
         )
 
+    @any_library()
     def to_dense(self) -> StateSpace:
         """Return the dense system: of order 2n and real where the output is real, else of order n."""
         host = self.to_host()
@@ -258,6 +263,7 @@ class DiagonalStateSpace:
             B, C = host.B, host.C
         return StateSpace(A, B, C, host.D, time=self.time, read_after_update=self.read_after_update)
 
+    @any_library()
     def to_standard(self) -> DiagonalStateSpace:
         """Return the same map read before the update: (λ, B, C Λ, D + C B, real part if real)."""
         if not self.read_after_update:

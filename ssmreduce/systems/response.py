@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
@@ -23,6 +24,7 @@ from ssmreduce.systems.transfer import StatePart as StatePart
 from ssmreduce.time_domain import Discrete
 
 
+@any_library()
 def impulse_response(
     system: System, length: int | None = None, *, times: HostArray | None = None
 ) -> HostArray:
@@ -83,6 +85,7 @@ def impulse_response(
     return np.asarray(host.C @ np.stack(states))
 
 
+@any_library()
 def step_response(
     system: System, length: int | None = None, *, times: HostArray | None = None
 ) -> HostArray:
@@ -132,6 +135,7 @@ def step_response(
     return response
 
 
+@any_library()
 def frequency_response(system: System, omega: HostArray) -> HostArray:
     """Transfer function C (zI - A)⁻¹ B + D on the stability boundary; times z where read after update.
 

@@ -8,6 +8,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import Array, HostArray, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
@@ -152,10 +153,12 @@ class StateSpace:
         """Leading axes."""
         return tuple(self.A.shape[:-2])
 
+    @any_library()
     def poles(self) -> HostArray:
         """Eigenvalues of A, shape (..., n), on the host."""
         return np.linalg.eigvals(to_double(self.A))
 
+    @any_library()
     def is_stable(self, margin: float = 0.0) -> HostArray:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
@@ -164,6 +167,7 @@ class StateSpace:
         inside: HostArray = np.all(inside_boundary(self.poles(), self.time, margin), axis=-1)
         return inside
 
+    @any_library()
     def dc_gain(self) -> HostArray:
         """Gain for constant inputs, D + C (z I - A)⁻¹ B at z = 1 (or s = 0), shape (..., p, m).
 
@@ -194,6 +198,7 @@ class StateSpace:
         """Return the system itself: it is dense."""
         return self
 
+    @any_library()
     def to_standard(self) -> StateSpace:
         """Return the same input-output map read before the update: (A, B, C A, D + C B)."""
         if not self.read_after_update:
