@@ -128,12 +128,17 @@ class Caller:
     """
 
     def __init__(self, like: Array | None) -> None:
-        self._like = like
+        self.like = like
         self._known: dict[int, tuple[Any, Any]] = {}
+
+    @classmethod
+    def of(cls, *values: Any) -> Caller:
+        """Return the caller of a function with these arguments."""
+        return cls(deciding_array(*values) if any(map(_is_foreign, values)) else None)
 
     def host(self, value: Any) -> Any:
         """Return `value` with NumPy arrays for all arrays in it."""
-        if self._like is None or not any(True for _ in _foreign_arrays(value)):
+        if self.like is None or not any(True for _ in _foreign_arrays(value)):
             return value
         converted = to_host(value) if _kind(value) is _ARRAY else _mapped(value, self.host)
         # Kept alive by the entry, so that no other object can take over its id.
@@ -142,27 +147,22 @@ class Caller:
 
     def answer(self, value: Any) -> Any:
         """Return `value` with arrays of the caller's library, and the objects that it passed."""
-        if self._like is None:
+        if self.like is None:
             return value
         known = self._known.get(id(value))
         if known is not None:
             return known[1]
         if isinstance(value, np.ndarray):
-            return from_host(value, self._like)
+            return from_host(value, self.like)
         if _kind(value) in (_PLAIN, _ARRAY):
             return value
         return _mapped(value, self.answer)
 
 
-def caller_of(*values: Any) -> Caller:
-    """Return the caller of a function with these arguments, and warn where they are moved to it."""
-    return Caller(deciding_array(*values) if any(map(_is_foreign, values)) else None)
-
-
 def deciding_array(*values: Any) -> Array:
     """The array by which the route is chosen: a traced one, or one on a device, before all others."""
     arrays = [array for value in values for array in _foreign_arrays(value)]
-    return max(arrays, key=_urgency)
+    return max(arrays, key=_urgency, default=np.zeros(()))
 
 
 def _urgency(array: Array) -> int:
@@ -239,7 +239,7 @@ def any_library(native: Callable[..., Any] | None = None) -> Callable[[F], F]:
                     except NoNativeRoute as refusal:
                         reason = str(refusal)
                 announce_transfer(function.__name__, reason, *values)
-            caller = caller_of(*values)
+            caller = Caller.of(*values)
             on_host = [caller.host(value) for value in args]
             named = {key: caller.host(value) for key, value in kwargs.items()}
             return caller.answer(function(*on_host, **named))

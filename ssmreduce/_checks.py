@@ -10,7 +10,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, as_array, is_traced
+from ssmreduce._namespace import Array, as_array, refuted
 from ssmreduce.errors import MissingBackendError, NonFiniteError, OrderError, ShapeError
 
 
@@ -48,7 +48,7 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
             f"`{name}` has shape {tuple(array.shape)}; expected at least {ndim_min} axes. "
             "Write one input as a column and one output as a row."
         )
-    if not is_traced(array) and not bool(xp.all(xp.isfinite(array))):
+    if refuted(xp.isfinite(array)):
         raise NonFiniteError(
             f"`{name}` holds NaN or Inf; expected finite numbers. "
             "Look at the step before: a diverged training run or a damaged checkpoint."

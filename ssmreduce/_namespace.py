@@ -80,7 +80,12 @@ def in_host_memory(array: Array) -> bool:
         return all(device.platform == "cpu" for device in array.devices())
     if array_api_compat.is_cupy_array(array):
         return False
-    return "cpu" in str(array_api_compat.device(array)).lower()
+    return "cpu" in str(device_of(array)).lower()
+
+
+def device_of(array: Array) -> Any:
+    """Return the device of `array`; None, the default one, where it is traced."""
+    return None if is_traced(array) else array_api_compat.device(array)
 
 
 def described(array: Array) -> str:
@@ -88,7 +93,7 @@ def described(array: Array) -> str:
     library = type(array).__module__.split(".")[0].removesuffix("lib")
     if is_traced(array):
         return "a traced array of jax"
-    return f"an array of {library} on {array_api_compat.device(array)}"
+    return f"an array of {library} on {device_of(array)}"
 
 
 def has_doubles(array: Array) -> bool:
@@ -147,6 +152,13 @@ def from_host(host: HostArray, like: Array) -> Array:
     return namespace(like).asarray(host, device=like.device)
 
 
+def in_library_of(array: Array, like: Array) -> Array:
+    """Return `array` itself if it belongs to the library of `like`, else a copy there."""
+    if is_traced(array) or (is_array(array) and namespace(array) is namespace(like)):
+        return array
+    return from_host(to_host(array), like)
+
+
 def _single(array: Array) -> Array:
     """The same numbers in single precision, where they are double."""
     xp = namespace(array)
@@ -164,6 +176,21 @@ def common_precision(*arrays: Array) -> list[Array]:
     else:
         dtype = xp.complex64 if is_complex else xp.float32
     return [xp.astype(x, dtype, copy=False) for x in arrays]
+
+
+def as_number(value: Array) -> Any:
+    """A float or int; the array itself if it has axes, is traced, or records gradients."""
+    if value.ndim or is_traced(value) or records_gradient(value):
+        return value
+    return int(value) if namespace(value).isdtype(value.dtype, "integral") else float(value)
+
+
+def refuted(condition: Array) -> bool:
+    """Whether `condition` is known not to hold everywhere: of a traced one nothing is known.
+
+    Under `jit` what is computed from concrete arrays of JAX is traced too.
+    """
+    return not is_traced(condition) and not bool(namespace(condition).all(condition))
 
 
 # --- Operations that libraries name or do differently
@@ -185,6 +212,13 @@ def conjugate(array: Array) -> Array:
     """Complex conjugate; a real array itself."""
     xp = namespace(array)
     return xp.conj(array) if xp.isdtype(array.dtype, "complex floating") else array
+
+
+def product_of(left: Array, right: Array) -> Array:
+    """Return ``left @ right``; torch, left alone, multiplies matrices of one dtype only."""
+    if array_api_compat.is_torch_array(left) and array_api_compat.is_torch_array(right):
+        return namespace(left).matmul(left, right)
+    return left @ right
 
 
 def triangular_factor(matrix: Array) -> Array:

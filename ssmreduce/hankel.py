@@ -19,6 +19,7 @@ from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
+from ssmreduce.gramians import native_hankel
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import (
     check_horizon,
@@ -43,7 +44,7 @@ def state_count(system: System) -> int:
     return 2 * system.order if real_output else system.order
 
 
-@any_library()
+@any_library(native_hankel.singular_values)
 def hankel_singular_values(system: System, *, horizon: int | None = None) -> HostArray:
     """Hankel singular values σ_i = sqrt(λ_i(P Q)), as the singular values of Yᴴ Z.
 
@@ -90,7 +91,7 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     return map_batch(system, values)
 
 
-@any_library()
+@any_library(native_hankel.tail_sums)
 def error_bounds(hsv: HostArray) -> HostArray:
     """Bounds on the H-infinity error of balanced truncation: entry r is 2 Σ_{i>r} σ_i.
 

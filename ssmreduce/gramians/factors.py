@@ -18,6 +18,7 @@ from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.dense import DenseFactors, dense_factors
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import TimeDomainError
+from ssmreduce.gramians import native
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.systems.state_space import StateSpace
@@ -41,7 +42,7 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     return dense_gramian_factors(host, horizon).whole()
 
 
-@any_library()
+@any_library(native.controllability)
 def controllability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Controllability Gramian P of A P Aᴴ - P + B Bᴴ = 0 or A P + P Aᴴ + B Bᴴ = 0.
 
@@ -79,7 +80,7 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
     return _batched(system, horizon, 0)
 
 
-@any_library()
+@any_library(native.observability)
 def observability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Observability Gramian Q of Aᴴ Q A - Q + Cᴴ C = 0 or Aᴴ Q + Q A + Cᴴ C = 0.
 

@@ -20,6 +20,7 @@ from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.gramians.factors import gramian_factors
 from ssmreduce.hankel import hankel_singular_values
+from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable, frobenius
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.real_form import real_input, real_output
@@ -27,7 +28,7 @@ from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
-@any_library()
+@any_library(native.h2)
 def h2_norm(system: System) -> float | HostArray:
     """H2 norm ‖G‖₂ = sqrt(tr(C P Cᴴ)), in discrete time sqrt(tr(C P Cᴴ) + ‖D‖_F²).
 
@@ -64,7 +65,7 @@ def h2_norm(system: System) -> float | HostArray:
     return _each(system, _h2)
 
 
-@any_library()
+@any_library(native.hankel)
 def hankel_norm(system: System) -> float | HostArray:
     """Hankel norm ‖G‖_H = σ₁, the largest Hankel singular value: past inputs to future outputs.
 

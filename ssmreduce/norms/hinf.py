@@ -14,6 +14,7 @@ import numpy as np
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
+from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.grid import peak
@@ -67,7 +68,12 @@ class HinfNorm:
         return float(self.lower)
 
 
-@any_library()
+def _native(system: System, *, certified: bool = False, tolerance: float = 1e-6) -> HinfNorm:
+    lower, frequency = native.hinf_lower_bound(system, certified)
+    return HinfNorm(lower, math.inf, frequency)
+
+
+@any_library(_native)
 def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-6) -> HinfNorm:
     """H-infinity norm ‖G‖∞ = max σ_max(G(z)) over |z| = 1 or z = iω: bounds on it.
 

@@ -7,14 +7,22 @@ Automatic Control 32 (1987), for discrete time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
-from ssmreduce._boundary import caller_of
+from ssmreduce._boundary import (
+    Caller,
+    NoNativeRoute,
+    announce_transfer,
+    needs_native,
+    run_native,
+)
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.reduction.batch import assemble, in_batch_shape, single_systems
 from ssmreduce.reduction.diagonal import balanced_system
+from ssmreduce.reduction.native import NativeBalancing
 from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule, divided
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled
@@ -22,6 +30,7 @@ from ssmreduce.reduction.single import Reducible
 from ssmreduce.reduction.stable_part import BalancedUnstable, check_split
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import System, check_system
+from ssmreduce.systems.state_space import StateSpace
 
 
 def balance(
@@ -191,22 +200,58 @@ class Balancing:
         self.system = system
         self.horizon = horizon
         self.emphasis = emphasis
-        self._caller = caller_of(system, emphasis)
-        self._host: System = self._caller.host(system)
-        counted = self._caller.host(emphasis)
-        self._parts: list[Reducible] = [
-            _keeping_unstable(single, margin)
-            if keep_unstable
-            else balanced_system(single, horizon, counted)
-            for single in single_systems(self._host)
-        ]
-        self.hsv: Array = self._gathered("hsv")
-        self.rank: int | Array = self._gathered("rank")
-        self.unstable: int | Array = self._gathered("unstable")
+        self._options = keep_unstable, margin
+        self._caller = Caller.of(system, emphasis)
+        self._native = self._on_device()
+        self.hsv: Array
+        self.rank: int | Array
+        self.unstable: int | Array
+        if self._native is not None:
+            self.hsv, self.rank, self.unstable = self._native.hsv, self._native.rank, 0
+            return
+        self.hsv, self.rank, self.unstable = (
+            self._gathered(name) for name in ("hsv", "rank", "unstable")
+        )
         for part in self._parts:
             balanced = part.balanced_part
             if balanced is not None and balanced.factors is not None:
                 warn_if_badly_scaled(balanced.original, balanced.factors)
+
+    def _on_device(self) -> NativeBalancing | None:
+        """Balance without leaving the device, where there is one and it can."""
+        if self._caller.like is None or not needs_native(self.system, self.emphasis):
+            return None
+        plain = self.horizon is None and self.emphasis is None and not self._options[0]
+        reason = "only dense, stable systems are balanced on it, without a horizon, band or weights"
+        if plain and isinstance(self.system, StateSpace):
+            try:
+                native: NativeBalancing = run_native(NativeBalancing, self.system)
+                return native
+            except NoNativeRoute as refusal:
+                reason = str(refusal)
+        announce_transfer("balance", reason, self.system, self.emphasis)
+        return None
+
+    def _leave_device(self, name: str, reason: str) -> None:
+        """Say that what comes is done on the host, where what came before was not."""
+        if self._native is not None:
+            announce_transfer(name, reason, self.system)
+
+    @cached_property
+    def _host(self) -> System:
+        host: System = self._caller.host(self.system)
+        return host
+
+    @cached_property
+    def _parts(self) -> list[Reducible]:
+        keep_unstable, margin = self._options
+        emphasis = self._caller.host(self.emphasis)
+        return [
+            _keeping_unstable(single, margin)
+            if keep_unstable
+            else balanced_system(single, self.horizon, emphasis)
+            for single in single_systems(self._host)
+        ]
 
     def _gathered(self, name: str) -> Any:
         values = [getattr(part, name) for part in self._parts]
@@ -222,6 +267,7 @@ class Balancing:
         Those are Hankel singular values by what an order counts: σ_{r+1} is left out when r are kept,
         every other one where a stored state stands for two real ones.
         """
+        self._leave_device("budget_values", "it has no version for devices")
         return [part.budget_values() for part in self._parts]
 
     def truncate(
@@ -233,6 +279,15 @@ class Balancing:
         function, in states of the size of the original ones. Rounding is then amplified by the
         norm of W, so it is no remedy for a loss of digits.
         """
+        if self._native is not None:
+            reason = "balancing-free projections are made on the host"
+            if not balancing_free:
+                try:
+                    cut: Reduction = run_native(self._native.truncate, as_rule(order))
+                    return cut
+                except NoNativeRoute as refusal:
+                    reason = str(refusal)
+            self._leave_device("truncate", reason)
         return self._cut(
             order,
             lambda part, rule: part.truncate(rule, balancing_free=balancing_free),
@@ -247,6 +302,7 @@ class Balancing:
         For a system that reads its state after the update the standard form is balanced on first
         use, a second factorisation: ``hsv``, ``rank`` and ``error_bound`` of the result are of that one.
         """
+        self._leave_device("match_dc", "it has no version for devices")
         return self._cut(
             order,
             lambda part, rule: part.match_dc(rule, balancing_free=balancing_free),

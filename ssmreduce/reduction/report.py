@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Reduction:
     scores : (..., n) array or None
         For modal truncation and selection: score of every mode, descending; inf for unstable ones.
     parts : tuple of Reduction
-        For a batch: the single reductions, in C order.
+        For a batch: the single reductions, in C order; none where it was cut as one on its device.
 
     Examples
     --------
@@ -127,9 +127,18 @@ class Reduction:
         """Measure like `verify`, on a coarse grid: what a cut during training records."""
         return self._measure(grid=24, refinements=2, iterations=3)
 
-    def _certified(self) -> float | HostArray:
+    def _singles(self) -> tuple[Reduction, ...]:
+        """The reductions of a batch: its parts, or where all were cut as one, pieces of it."""
         if self.parts:
-            errors = [part._certified() for part in self.parts]
+            return self.parts
+        return tuple(
+            replace(self, original=self.original[at], system=self.system[at])
+            for at in np.ndindex(self.original.batch_shape)
+        )
+
+    def _certified(self) -> float | HostArray:
+        if self.original.batch_shape:
+            errors = [part._certified() for part in self._singles()]
             return np.asarray(errors).reshape(self.original.batch_shape)
         if self.stable_part is not None:
             return self.stable_part._certified()
@@ -143,10 +152,10 @@ class Reduction:
         return float(certified_difference(self.original, self.system).upper)
 
     def _measure(self, *, grid: int, refinements: int, iterations: int) -> float | HostArray:
-        if self.parts:
+        if self.original.batch_shape:
             errors = [
                 part._measure(grid=grid, refinements=refinements, iterations=iterations)
-                for part in self.parts
+                for part in self._singles()
             ]
             return np.asarray(errors).reshape(self.original.batch_shape)
         if self.stable_part is not None:

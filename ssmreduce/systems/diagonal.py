@@ -9,7 +9,7 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
-from ssmreduce._namespace import Array, HostArray, to_double, to_host
+from ssmreduce._namespace import Array, HostArray, product_of, to_double, to_host
 from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
@@ -263,13 +263,12 @@ class DiagonalStateSpace:
             B, C = host.B, host.C
         return StateSpace(A, B, C, host.D, time=self.time, read_after_update=self.read_after_update)
 
-    @any_library()
     def to_standard(self) -> DiagonalStateSpace:
         """Return the same map read before the update: (λ, B, C Λ, D + C B, real part if real)."""
         if not self.read_after_update:
             return self
         xp = array_api_compat.array_namespace(self.C)
-        first = self.C @ self.B
+        first = product_of(self.C, self.B)
         if self.real_output and xp.isdtype(first.dtype, "complex floating"):
             first = xp.real(first)
         standard = DiagonalStateSpace(

@@ -17,6 +17,7 @@ from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.systems import native_transfer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
 from ssmreduce.systems.state_space import StateSpace
@@ -135,7 +136,7 @@ def step_response(
     return response
 
 
-@any_library()
+@any_library(native_transfer.frequency_response)
 def frequency_response(system: System, omega: HostArray) -> HostArray:
     """Transfer function C (zI - A)⁻¹ B + D on the stability boundary; times z where read after update.
 

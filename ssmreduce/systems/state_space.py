@@ -9,7 +9,7 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
-from ssmreduce._namespace import Array, HostArray, to_double
+from ssmreduce._namespace import Array, HostArray, device_of, product_of, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.time_domain import (
@@ -42,7 +42,8 @@ def zero_feedthrough(B: Array, C: Array, *, real: bool) -> Array:
     """Return D = 0 in the namespace of B, of shape (..., p, m)."""
     xp = array_api_compat.array_namespace(B)
     dtype = xp.real(B).dtype if real and xp.isdtype(B.dtype, "complex floating") else B.dtype
-    return xp.zeros((*B.shape[:-2], C.shape[-2], B.shape[-1]), dtype=dtype)
+    shape = (*B.shape[:-2], C.shape[-2], B.shape[-1])
+    return xp.zeros(shape, dtype=dtype, device=device_of(B))
 
 
 def check_readout(read_after_update: bool, time: TimeDomain) -> None:
@@ -198,12 +199,17 @@ class StateSpace:
         """Return the system itself: it is dense."""
         return self
 
-    @any_library()
     def to_standard(self) -> StateSpace:
         """Return the same input-output map read before the update: (A, B, C A, D + C B)."""
         if not self.read_after_update:
             return self
-        return StateSpace(self.A, self.B, self.C @ self.A, self.D + self.C @ self.B, time=self.time)
+        return StateSpace(
+            self.A,
+            self.B,
+            product_of(self.C, self.A),
+            self.D + product_of(self.C, self.B),
+            time=self.time,
+        )
 
     def __getitem__(self, index: int | tuple[int, ...]) -> StateSpace:
         """Return one system of a batch."""
