@@ -13,9 +13,11 @@ from typing import Any
 from ssmreduce._boundary import NoNativeRoute
 from ssmreduce._namespace import (
     Array,
+    State,
     as_number,
     device_of,
     namespace,
+    repeat_until,
 )
 from ssmreduce.gramians.native import NativeSystem, native_system
 from ssmreduce.gramians.native_hankel import singular_values
@@ -68,17 +70,23 @@ def hinf_lower_bound(system: System, certified: bool) -> tuple[Any, Any]:
     arrays = native_system(system)
     arrays.factors()  # refuses unstable systems
     xp = arrays.xp
-    omega = _grid(arrays)
-    gain, at = _peak(system, omega)
-    frequency = _entry(omega, at)
-    for _ in range(_ROUNDS):
+
+    def finer(state: State) -> tuple[Array, State]:
+        gain, frequency, omega, at = state
         low = _entry(omega, xp.where(at > 0, at - 1, at))
         high = _entry(omega, xp.where(at < omega.shape[0] - 1, at + 1, at))
         steps = xp.arange(_FINER, dtype=omega.dtype, device=device_of(omega)) / (_FINER - 1)
         omega = low + (high - low) * steps
-        finer, at = _peak(system, omega)
-        frequency = xp.where(finer > gain, _entry(omega, at), frequency)
-        gain = xp.maximum(gain, finer)
+        seen, at = _peak(system, omega)
+        # The error of the largest gain falls with the square of the spacing.
+        finished = seen <= gain * (1.0 + 4.0 * xp.finfo(gain.dtype).eps)
+        frequency = xp.where(seen > gain, _entry(omega, at), frequency)
+        return finished, (xp.maximum(gain, seen), frequency, omega, at)
+
+    omega = _grid(arrays)
+    gain, at = _peak(system, omega)
+    start = (gain, _entry(omega, at), omega, at)
+    (gain, frequency, *_), _ = repeat_until(finer, start, _ROUNDS)
     through = xp.linalg.matrix_norm(arrays.D, ord=2)
     if not isinstance(system.time, Discrete):
         frequency = xp.where(through > gain, xp.inf, frequency)
