@@ -268,6 +268,9 @@ class Balancing:
         every other one where a stored state stands for two real ones.
         """
         self._leave_device("budget_values", "it has no version for devices")
+        return self._budget_values()
+
+    def _budget_values(self) -> list[HostArray]:
         return [part.budget_values() for part in self._parts]
 
     def truncate(
@@ -321,7 +324,7 @@ class Balancing:
                 "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
                 "budget gives each system its own order. Pass an int for a common one."
             )
-        rules = divided(rule, self.budget_values(), [part.unstable for part in self._parts])
+        rules = divided(rule, self._budget_values(), [part.unstable for part in self._parts])
         parts = [cut(part, own) for part, own in zip(self._parts, rules, strict=True)]
         if common_order and batch:
             largest = max(int(part.order) for part in parts)
