@@ -5,8 +5,9 @@
 For every array library with a GPU (CuPy, torch, JAX) one line per case: the median time on the device,
 the median time of the same answer by the host (arrays moved there and back), and the largest difference
 of the Hankel singular values relative to the largest. Calls of both are interleaved, after one of each
-that is not counted; devices are waited for. Without a GPU it says so and ends. ``--device cpu`` runs the same native
-routes on torch's and JAX's CPU, which shows that they work and what they cost there, and nothing else.
+that is not counted; devices are waited for. Without a GPU it says so and ends. ``--device cpu`` runs
+the same native routes on the CPU of torch and JAX, which shows that they work and what they cost there,
+and nothing else.
 """
 
 from __future__ import annotations

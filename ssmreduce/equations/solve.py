@@ -148,7 +148,8 @@ def solve_lyapunov(
     Notes
     -----
     O(n³): a Schur form and matrix products. The residual is that of a backward stable method; the error
-    is larger by the condition of the equation. Computed in double precision on the host.
+    is larger by the condition of the equation. Arrays of a device, and traced ones, are solved where they
+    are if A is stable, by doubling or the matrix sign iteration.
 
     References
     ----------

@@ -23,7 +23,7 @@ class Reduction:
     original : StateSpace or DiagonalStateSpace
         The system before.
     system : StateSpace or DiagonalStateSpace
-        The system after, of the same kind, in NumPy arrays at double precision; for a layer, as
+        The system after, of the same kind and array library, at double precision; for a layer, as
         read back from what was written. The original itself if nothing was cut.
     order : int or int array
         Stored states of `system`; of the batch's shape for a batch.

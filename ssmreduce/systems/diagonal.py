@@ -200,7 +200,7 @@ class DiagonalStateSpace:
 
     @any_library()
     def poles(self) -> HostArray:
-        """Stored eigenvalues λ, shape (..., n), on the host."""
+        """Stored eigenvalues λ, shape (..., n)."""
         return to_host(self.eigenvalues)
 
     @any_library()

@@ -156,7 +156,7 @@ class StateSpace:
 
     @any_library()
     def poles(self) -> HostArray:
-        """Eigenvalues of A, shape (..., n), on the host."""
+        """Eigenvalues of A, shape (..., n)."""
         return np.linalg.eigvals(to_double(self.A))
 
     @any_library()
