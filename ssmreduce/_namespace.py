@@ -190,6 +190,8 @@ def refuted(condition: Array) -> bool:
 
     Under `jit` what is computed from concrete arrays of JAX is traced too.
     """
+    if isinstance(condition, np.ndarray | np.bool_):
+        return not condition.all()
     return not is_traced(condition) and not bool(namespace(condition).all(condition))
 
 
