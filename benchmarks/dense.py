@@ -8,12 +8,14 @@ values from ours, relative to the first, and the error of the reduced system on 
 bound 2 Σ σ_i, which must not exceed 1 (NaN: the package returned another order).
 Memory is the peak of NumPy's allocations (tracemalloc) in one call of ours, in units of n² numbers.
 
-Systems, continuous time, three inputs and outputs, order 20 (n/4 below 80 states):
+Systems, continuous time unless said, three inputs and outputs, order 20 (n/4 below 80 states):
 random     a Gaussian matrix / sqrt(n), shifted to spectral abscissa -0.1
 structure  n/2 lightly damped modes [0 I; -Ω² -2ζΩ], ζ = 0.005, three decades of frequency, like `iss`
 mixed      the same in a random orthogonal basis, so that the structure cannot be seen
-and the SLICOT benchmark systems if --data names their folder. No solver of ours is Slycot's. Every call is
-preceded by a pause, in which the threads of the package before fall asleep.
+discrete   a Gaussian matrix of spectral radius 0.95, in discrete time, which `balred` takes for continuous
+and the SLICOT benchmark systems if --data names their folder. No solver of ours is Slycot's. Before each
+package there is a pause, in which the threads of the one before fall asleep; short calls are then
+repeated for a twentieth of a second.
 `--growth` times ours alone from 50 to 4000 states. Threads: both BLAS pools with all cores, or what
 OPENBLAS_NUM_THREADS says.
 """
@@ -38,7 +40,7 @@ from pymor.core.logger import set_log_levels
 from pymor.models.iosys import LTIModel
 from pymor.reductors.bt import BTReductor
 
-from ssmreduce import Continuous, StateSpace, balanced_truncation
+from ssmreduce import Continuous, Discrete, StateSpace, balanced_truncation
 from ssmreduce.systems.response import frequency_response
 
 SIZES = (50, 120, 270, 500, 1000, 2000)
@@ -46,6 +48,9 @@ GROWTH = (50, 100, 200, 500, 1000, 2000, 4000)
 REST = 0.1
 """Seconds before each call: the idle threads of the BLAS used before spin for a while, and every package
 brings a BLAS of its own."""
+
+BURST = 0.05
+"""Seconds for which a call is repeated after that rest, so that short ones meet warm caches."""
 
 PATIENCE = 30.0
 """Seconds: a package that took longer at one size is left out at the larger ones."""
@@ -85,7 +90,14 @@ def mixed(n: int) -> StateSpace:
     )
 
 
-KINDS = {"random": random_system, "structure": structure, "mixed": mixed}
+def discrete(n: int) -> StateSpace:
+    rng = np.random.default_rng(n)
+    A = rng.standard_normal((n, n))
+    A *= 0.95 / np.abs(np.linalg.eigvals(A)).max()
+    return StateSpace(A, rng.standard_normal((n, 3)), rng.standard_normal((3, n)), time=Discrete())
+
+
+KINDS = {"random": random_system, "structure": structure, "mixed": mixed, "discrete": discrete}
 
 
 def ours(system: StateSpace, order: int) -> Reduced:
@@ -96,23 +108,32 @@ def ours(system: StateSpace, order: int) -> Reduced:
 def slicot(system: StateSpace, order: int) -> Reduced:
     arrays = (np.array(x, order="F") for x in (system.A, system.B, system.C))
     found, A, B, C, hsv = slycot.ab09ad(
-        "C", "B", "N", system.order, system.inputs, system.outputs, *arrays, nr=order
+        "C" if system.time == Continuous() else "D",
+        "B",
+        "N",
+        system.order,
+        system.inputs,
+        system.outputs,
+        *arrays,
+        nr=order,
     )
-    return checked(A[:found, :found], B[:found], C[:, :found], order), hsv
+    return checked(A[:found, :found], B[:found], C[:, :found], system, order), hsv
 
 
 def pymor(system: StateSpace, order: int) -> Reduced:
-    reductor = BTReductor(LTIModel.from_matrices(system.A, system.B, system.C))
+    step = 0 if system.time == Continuous() else 1
+    arrays = (system.A, system.B, system.C)
+    reductor = BTReductor(LTIModel.from_matrices(*arrays, sampling_time=step))
     A, B, C, _, E = reductor.reduce(order).to_matrices()
     if E is not None:  # its balancing-free default leaves one
         A, B = np.linalg.solve(E, A), np.linalg.solve(E, B)
-    return checked(A, B, C, order), None
+    return checked(A, B, C, system, order), None
 
 
 def python_control(system: StateSpace, order: int) -> Reduced:
     full = control.ss(system.A, system.B, system.C, np.zeros((system.outputs, system.inputs)))
     reduced = control.balred(full, order, method="truncate")
-    return checked(reduced.A, reduced.B, reduced.C, order), None
+    return checked(reduced.A, reduced.B, reduced.C, system, order), None
 
 
 PACKAGES: dict[str, Callable[[StateSpace, int], Reduced]] = {
@@ -123,15 +144,18 @@ PACKAGES: dict[str, Callable[[StateSpace, int], Reduced]] = {
 }
 
 
-def checked(A: Any, B: Any, C: Any, order: int) -> StateSpace | None:
-    return StateSpace(A, B, C, time=Continuous()) if len(A) == order else None
+def checked(A: Any, B: Any, C: Any, full: StateSpace, order: int) -> StateSpace | None:
+    return StateSpace(A, B, C, time=full.time) if len(A) == order else None
 
 
 def error_over_bound(system: StateSpace, reduced: StateSpace | None, bound: float) -> float:
     if reduced is None:
         return float("nan")
-    poles = np.abs(reduced.poles().imag)
-    omega = np.concatenate([[0.0], np.geomspace(1e-2, 1e3, 12), poles[poles > 0][:8]])
+    if system.time == Continuous():
+        poles = np.abs(reduced.poles().imag)
+        omega = np.concatenate([[0.0], np.geomspace(1e-2, 1e3, 12), poles[poles > 0][:8]])
+    else:
+        omega = np.linspace(0.0, np.pi, 21)
     gap = frequency_response(system, omega) - frequency_response(reduced, omega)
     return float(np.linalg.norm(gap, ord=2, axis=(-2, -1)).max() / bound)
 
@@ -144,9 +168,12 @@ def measure(system: StateSpace, order: int, repeats: int, names: list[str]) -> d
             if repeat and times[name][0] > PATIENCE / 3:
                 continue
             time.sleep(REST)
-            started = time.perf_counter()
-            results[name] = PACKAGES[name](system, order)
-            times[name].append(time.perf_counter() - started)
+            begun = started = time.perf_counter()
+            while started < begun + BURST:
+                results[name] = PACKAGES[name](system, order)
+                finished = time.perf_counter()
+                times[name].append(finished - started)
+                started = finished
     tracemalloc.start()
     reduction = balanced_truncation(system, order)
     peak = tracemalloc.get_traced_memory()[1]
@@ -182,6 +209,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         n = system.order
         order = 10 if kind == "heat-cont" else min(20, n // 4)  # of numerical rank 17
         names = [name for name in PACKAGES if n < dropped[name]]
+        if system.time != Continuous():
+            names.remove("balred")
         # Before the first measurement of a size: threads started, code loaded.
         for name in names if n <= 270 else ():
             PACKAGES[name](system, order)

@@ -208,13 +208,18 @@ def warn_caller(message: str, category: type[Warning]) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def any_library(native: Callable[..., Any] | None = None) -> Callable[[F], F]:
+def any_library(
+    native: Callable[..., Any] | None = None, *, has_derivative: bool = False
+) -> Callable[[F], F]:
     """Let a function of NumPy arrays and systems take those of any library, and answer in kind.
 
     Parameters
     ----------
     native : callable, optional
         The same function for arrays that should stay where they are.
+    has_derivative : bool
+        Whether the function itself answers systems whose derivative may be asked for, traced ones and
+        those that record gradients; see `ssmreduce.derivatives`.
     """
 
     def decorate(function: F) -> F:
@@ -233,6 +238,13 @@ def any_library(native: Callable[..., Any] | None = None) -> Callable[[F], F]:
             values = (*args, *kwargs.values())
             if needs_native(*values):
                 reason = "it has no version that leaves arrays where they are"
+                like = deciding_array(*values)
+                if has_derivative and (is_traced(like) or records_gradient(like)):
+                    if not is_traced(like):
+                        announce_transfer(
+                            function.__name__, "its derivative is one of the host", like
+                        )
+                    return function(*args, **kwargs)
                 if native is not None:
                     try:
                         return run_native(native, *args, **kwargs)

@@ -35,10 +35,14 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
         raise ShapeError(
             f"`{name}` is not an array ({error}); expected rows of equal length. Look at its nesting."
         ) from None
-    if isinstance(array, np.ndarray) and array.dtype.kind in "biu":
-        array = array.astype(np.float64)
-    xp = array_api_compat.array_namespace(array)
-    if not xp.isdtype(array.dtype, ("real floating", "complex floating")):
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind in "biu":
+            array = array.astype(np.float64)
+        floating = array.dtype.kind in "fc"
+    else:
+        xp = array_api_compat.array_namespace(array)
+        floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
+    if not floating:
         raise ShapeError(
             f"`{name}` has dtype {array.dtype}; expected a real or complex floating dtype. "
             f"Convert it, for example {name}.astype('float64')."
@@ -48,12 +52,19 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
             f"`{name}` has shape {tuple(array.shape)}; expected at least {ndim_min} axes. "
             "Write one input as a column and one output as a row."
         )
-    if refuted(xp.isfinite(array)):
+    if not _all_finite(array):
         raise NonFiniteError(
             f"`{name}` holds NaN or Inf; expected finite numbers. "
             "Look at the step before: a diverged training run or a damaged checkpoint."
         )
     return array
+
+
+def _all_finite(array: Array) -> bool:
+    """Tell whether no entry is NaN or Inf; what cannot be looked at counts as finite."""
+    if isinstance(array, np.ndarray):
+        return bool(np.isfinite(array).all())
+    return not refuted(array_api_compat.array_namespace(array).isfinite(array))
 
 
 def matching_batches(batches: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ State = tuple[Array, ...]
 
 def as_array(value: object) -> Array:
     """Return `value` itself if it is an array of a known library, else ``numpy.asarray(value)``."""
-    if is_array(value):
+    if type(value) is np.ndarray or is_array(value):
         return value
     return np.asarray(value)
 
@@ -96,6 +96,11 @@ def described(array: Array) -> str:
     return f"an array of {library} on {device_of(array)}"
 
 
+def traced_on_device() -> bool:
+    """Tell whether what JAX traces now will run on another device than the host, where it has one."""
+    return bool(sys.modules["jax"].default_backend() != "cpu")
+
+
 def has_doubles(array: Array) -> bool:
     """Tell whether the library of `array` keeps double precision on its device, as it is set up now."""
     if array_api_compat.is_jax_array(array):
@@ -106,6 +111,11 @@ def has_doubles(array: Array) -> bool:
         return True
     kinds = namespace(array).__array_namespace_info__().dtypes(device=array.device)
     return "complex128" in kinds
+
+
+def is_complex_array(array: Array) -> bool:
+    """Tell whether `array`, of any library, has a complex dtype."""
+    return bool(namespace(array).isdtype(array.dtype, "complex floating"))
 
 
 # --- From one library to another
@@ -126,6 +136,11 @@ def to_host(array: Array) -> HostArray:
         # The made-up devices of array-api-strict.
         array = array.to_device(namespace(array).Device("CPU_DEVICE"))
     return np.asarray(array)
+
+
+def is_host_double(array: Array) -> bool:
+    """Tell whether `array` is a NumPy array of float64 or complex128, as `to_double` returns."""
+    return type(array) is np.ndarray and array.dtype.char in "dD"
 
 
 def to_double(array: Array) -> HostArray:

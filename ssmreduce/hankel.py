@@ -17,19 +17,25 @@ import numpy as np
 from ssmreduce._boundary import any_library
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
+from ssmreduce._threads import threads_for
+from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
+from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
+from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians import native_hankel
+from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import (
     check_horizon,
     dense_gramian_factors,
     gramian_factors,
-    map_batch,
 )
-from ssmreduce.gramians.single_channel import right_singular, single_channel
+from ssmreduce.gramians.single_channel import decompose_channels, right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
+
+_EPS = float(np.finfo(np.float64).eps)
 
 _RANK_CONSTANT = 4.0
 """Safety factor c of the rank tolerance c n eps σ₁: a few roundings per product of factors."""
@@ -38,13 +44,17 @@ _SQUARED_RANGE = 0.25
 """A singular value above σ₁/(0.25 n) is taken from Mᴴ M: squaring costs it 0.25 n eps σ₁."""
 
 
+_SMALL = 64
+"""Columns up to which a singular value decomposition is not slower than eigenvectors of Mᴴ M."""
+
+
 def state_count(system: System) -> int:
     """Order of the system that is balanced: 2n where a diagonal system outputs a real part."""
     real_output = isinstance(system, DiagonalStateSpace) and system.real_output
     return 2 * system.order if real_output else system.order
 
 
-@any_library(native_hankel.singular_values)
+@any_library(native_hankel.singular_values, has_derivative=True)
 def hankel_singular_values(system: System, *, horizon: int | None = None) -> HostArray:
     """Hankel singular values σ_i = sqrt(λ_i(P Q)), as the singular values of Yᴴ Z.
 
@@ -72,6 +82,10 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     O(n eps), or about what half a unit in the last place of the data changes, if that is more.
     Cost O(n³), most of it one singular value decomposition.
 
+    Where an array is a tensor that asks for a gradient, or a tracer of JAX, so is the result, without a
+    horizon: dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), which divides by no difference of values. Of equal values
+    only symmetric functions have a derivative; values below 4 n eps σ₁ contribute none.
+
     References
     ----------
     Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5; Haut and Beylkin,
@@ -84,11 +98,42 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     >>> bool(abs(hankel_singular_values(system)[0] - 8.0) < 1e-13)
     True
     """
+    if differentiable(system):
+        refuse_horizon(horizon)
+        found: HostArray = apply(
+            hsv_rule, system, (state_count(system),), native=native_hankel.singular_values
+        )
+        return found
 
     def values(single: System) -> HostArray:
         return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
 
-    return map_batch(system, values)
+    def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
+        return [_pad(values, state_count(batch)) for _, values, _ in decompose_channels(batch)]
+
+    every = map_systems(system, values, stacked if horizon is None else None)
+    return np.asarray(in_batch_shape(every, system.batch_shape))
+
+
+def hsv_rule(system: System) -> tuple[HostArray, Pullback]:
+    """dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), with w_i and t_i the columns of W and T.
+
+    No difference of singular values is divided by. Values that are rounding contribute nothing.
+    """
+    if system.order == 0:
+        return np.zeros(0), lambda _: (None, None, None, None)
+    balanced = balance_factors(system)
+
+    def pullback(cotangent: HostArray) -> Gradients:
+        if balanced.rank == 0:
+            return None, None, None, None
+        G, H = balanced.gramian_derivatives(cotangent[: balanced.rank])
+        Z, Y = balanced.factors.whole()
+        reached, B = controllability_gradient(system, Z, G)
+        observed, C = observability_gradient(system, Y, H)
+        return reached + observed, B, C, None
+
+    return balanced.hsv, pullback
 
 
 @any_library(native_hankel.tail_sums)
@@ -135,9 +180,15 @@ def error_bounds(hsv: HostArray) -> HostArray:
     return 2.0 * np.concatenate([tails, np.zeros((*values.shape[:-1], 1))], axis=-1)
 
 
+def tail_bound(hsv: HostArray, order: int) -> float:
+    """Entry `order` of ``error_bounds(hsv)``."""
+    tail = hsv[order:]
+    return 2.0 * float(tail[::-1].cumsum()[-1]) if tail.size else 0.0
+
+
 def rank_tolerance(hsv: HostArray) -> float:
     """Return 4 n eps σ₁, below which a Hankel singular value is rounding."""
-    return float(_RANK_CONSTANT * hsv.size * np.finfo(np.float64).eps * hsv[:1].sum())
+    return _RANK_CONSTANT * hsv.size * _EPS * float(hsv[0]) if hsv.size else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,18 +219,59 @@ class BalancedFactors:
         Only the leading vectors are ever computed: M V_r = Q R with R = Σ_r up to signs and rounding,
         and with W = Y Q Σ_r^(-1/2), T = Z V_r R⁻¹ Σ_r^(1/2) that rounding leaves Wᴴ T = I untouched.
         """
-        V, root = self.V[:, :order], np.sqrt(self.hsv[:order])
+        V, root = self.V[..., :order], np.sqrt(self.hsv[..., None, :order])
         multiply = self.pool.multiply
         Q, R = self.pool.qr(multiply(self.M, V))
         W = multiply(self.factors.Y, Q) / root
-        T = multiply(self.factors.Z, V @ (np.linalg.inv(R) * root))
+        T = multiply(self.factors.Z, V @ (self.pool.upper_inverse(R) * root))
         return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
+
+    def gramian_derivatives(self, weights: HostArray) -> tuple[HostArray, HostArray]:
+        """Derivatives of Σ g_i σ_i by P and by Q: ½ W diag(g) Wᴴ and ½ T diag(g) Tᴴ.
+
+        `weights` are g of the leading values, at most the rank. With u_i = M v_i/σ_i the vectors are right to
+        the eps σ₁/σ_i to which the data define them; that Wᴴ T = I to rounding is not needed here.
+        """
+        values, V = self.hsv[: weights.size], self.V[:, : weights.size]
+        Z, Y = self.factors.whole()
+        multiply = self.pool.multiply
+        left, right = multiply(Y, multiply(self.M, V) / values), multiply(Z, V)
+        share = 0.5 * weights / values
+        return multiply(left * share, adjoint(left)), multiply(right * share, adjoint(right))
 
 
 def balance_factors(
     system: System, horizon: int | None = None, emphasis: Emphasis | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
+    with threads_for(state_count(system)):
+        return _balance_factors(system, horizon, emphasis)
+
+
+def balance_every(
+    system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+) -> list[BalancedFactors]:
+    """The same for every system of a batch, in C order."""
+
+    def stacked(batch: DiagonalStateSpace) -> list[BalancedFactors]:
+        n, every = state_count(batch), []
+        for channel, values, V in decompose_channels(batch):
+            hsv, factors = _pad(values, n), DenseFactors(channel.Z, channel.Y)
+            rank = int(np.sum(hsv > rank_tolerance(hsv)))
+            every.append(BalancedFactors(hsv, rank, factors, channel.M, V, NUMPY))
+        return every
+
+    plain = horizon is None and emphasis is None
+    return map_systems(
+        system,
+        lambda single: balance_factors(single, horizon, emphasis),
+        stacked if plain else None,
+    )
+
+
+def _balance_factors(
+    system: System, horizon: int | None, emphasis: Emphasis | None
+) -> BalancedFactors:
     pool = NUMPY
     plain = horizon is None and emphasis is None
     channel = single_channel(system) if plain else None
@@ -214,11 +306,10 @@ def _product_rounding(factors: DenseFactors) -> float:
 
     Rows of factors in the states of the system are right to eps each; in a basis to eps of the whole.
     """
-    eps = float(np.finfo(np.float64).eps)
     if factors.right_basis is not None:
-        return eps * frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
+        return _EPS * frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
     rows = np.linalg.norm(factors.Y, axis=1) * np.linalg.norm(factors.Z, axis=1)
-    return eps * float(rows.sum())
+    return _EPS * float(rows.sum())
 
 
 def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
@@ -230,13 +321,16 @@ def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
     of large values, few values are large and all of M is decomposed directly. All is done in
     the pool of BLAS threads in which the factors were made.
     """
-    reach = max(1.0, _SQUARED_RANGE * M.shape[1])
+    if M.shape[1] <= _SMALL:
+        _, values, Vh = pool.svd(M)
+        return values, adjoint(Vh)
+    reach = _SQUARED_RANGE * M.shape[1]
     largest = float(np.abs(M).max(initial=0.0))
     # A power of two: squares neither over- nor underflow, and nothing is rounded.
     unit = float(2.0 ** np.frexp(largest)[1]) if 0.0 < largest < np.inf else 1.0
     M = M / unit
     norms = np.linalg.norm(M, axis=0)
-    if M.shape[1] == 0 or norms.min() < norms.max() / reach**2:
+    if norms.min() < norms.max() / reach**2:
         _, values, Vh = pool.svd(M)
         return values * unit, adjoint(Vh)
     squares, V = pool.eigh(pool.multiply(adjoint(M), M))

@@ -375,7 +375,7 @@ def layer(poles: Any, size: int = 1, **options: Any) -> DiagonalStateSpace:
         (layer([0.5], real_output=True), ShapeError, "real_output"),
         (layer([0.5], size=2), ShapeError, "is 1x2"),
         (layer([0.5, 0.4]), OrderError, "has 2 states but `order` is 1"),
-        (layer([1.5]), UnstableSystemError, "has a pole on or outside"),
+        (layer([1.5]), UnstableSystemError, r"`start` has a pole with .λ. = 1\.5; .* Leave it out"),
     ],
 )
 def test_starts_that_do_not_fit(start: Any, error: type[Exception], words: str) -> None:

@@ -269,3 +269,12 @@ def test_the_stable_part_warns_too() -> None:
     system = DiagonalStateSpace([0.5, 0.1, 2.0], B, np.ones((1, 3)), time=Discrete())
     with pytest.warns(ScalingWarning, match="input 1"):
         balance(system, keep_unstable=True)
+
+
+def test_a_channel_whose_gain_is_rounding_is_silent_not_weak() -> None:
+    # Input 0 drives a state that no output sees: its gain is zero, and eps in turned coordinates.
+    v = np.array([[1.0], [2.0]])
+    H = np.eye(2) - 2.0 * v @ v.T / 5.0
+    for C in (np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([[0.0, 1.0]])):
+        B = H @ np.array([[1.0, 1.0], [0.0, 1.0]])
+        assert balance(StateSpace(0.5 * H @ H.T, B, C @ H.T, time=Discrete())).rank == 1

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmreduce._namespace import HostArray, to_double, to_host
+from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
 
 
 def is_module(candidate: object) -> bool:
@@ -26,9 +26,10 @@ def has_arrays(module: Any, names: tuple[str, ...]) -> bool:
     return all(eqx.is_array(getattr(module, name, None)) for name in names)
 
 
-def read_arrays(module: Any, names: tuple[str, ...]) -> dict[str, HostArray]:
-    """Return the named arrays at double precision on the host."""
-    return {name: to_double(getattr(module, name)) for name in names}
+def read_arrays(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the named arrays at double precision on the host; tracers as they are."""
+    arrays = {name: getattr(module, name) for name in names}
+    return {name: x if is_traced(x) else to_double(x) for name, x in arrays.items()}
 
 
 def precision(module: Any, names: tuple[str, ...]) -> float:

@@ -17,19 +17,20 @@ range, and a Jacobi singular value decomposition keeps the relative accuracy of 
 the output is real, a pole and its conjugate go together, with two real functions. If they nearly
 coincide without being equal this L is ill conditioned, and they go one at a time, in complex numbers.
 
+All arrays may have leading axes: the systems of a batch share the loop over pivots, each with its own.
+
 References: Demmel, SIAM J. Matrix Anal. Appl. 21 (2000); Haut and Beylkin, SIAM J. Matrix Anal.
 Appl. 33 (2012); for the functions Ninness and Gustafsson, IEEE Trans. Automatic Control 42 (1997).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.equations.diagonal import cauchy_kernels
+from ssmreduce.equations.diagonal import cauchy_kernel, cauchy_kernels
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -52,29 +53,33 @@ class CauchyFactors:
 
     Directions that are not both reachable and observable may be left out. The core has the nonzero
     singular values of M, and entry ij of it an error of O(n eps) D_i D_j only (see the module). It is
-    M itself unless poles are nearly real: then it is complex.
+    M itself unless poles are nearly real: then it is complex. In a batch `count` says how many leading
+    rows and columns of the core each system has; the others are zero.
     """
 
     Z: HostArray
     Y: HostArray
     M: HostArray
     core: HostArray
+    count: HostArray
+
+    def __getitem__(self, index: int | None) -> CauchyFactors:
+        """Return the factors of one system of a batch, or with None a batch of one."""
+        arrays = (self.Z, self.Y, self.M, self.core, self.count)
+        return CauchyFactors(*(array[index] for array in arrays))
 
 
 @dataclass(frozen=True, eq=False)
 class _Nodes:
-    """Distinct poles, the sum of the residues c_i b_i at each, and which pole each state has."""
+    """Poles, their logarithms, and residues c_i b_i: of equal poles the first one has the sum.
+
+    `mirrored` poles have been replaced by their conjugates.
+    """
 
     poles: HostArray
     logarithms: HostArray | None
     residues: HostArray
-    of_state: HostArray
     mirrored: HostArray
-
-    def rows(self, functions: HostArray) -> HostArray:
-        """Functions at the pole of each state; real functions at a mirrored pole are conjugate."""
-        values = functions[self.of_state]
-        return np.where(self.mirrored[:, None], values.conj(), values)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -91,11 +96,11 @@ def cauchy_factors(
 
     Parameters
     ----------
-    eigenvalues : (n,) array
+    eigenvalues : (..., n) array
         λ, stable for `time`; equal ones are allowed.
-    log_eigenvalues : (n,) array or None
+    log_eigenvalues : (..., n) array or None
         log λ where known (discrete time).
-    b, c : (n,) array
+    b, c : (..., n) array
         Input and output weights; zeros are allowed.
     time : Continuous or Discrete
         Time domain.
@@ -105,7 +110,7 @@ def cauchy_factors(
     Returns
     -------
     CauchyFactors
-        Z and Y of shape (n, k), or (2n, k) with real output; M of shape (k, k).
+        Z and Y of shape (..., n, k), or (..., 2n, k) with real output; M of shape (..., k, k).
 
     Raises
     ------
@@ -117,26 +122,33 @@ def cauchy_factors(
     Cost O(n² k). Close poles cost nothing: their difference is exact. Digits go where a stored λ is
     near the unit circle (pass the logarithms), where residues at one pole cancel, and where those of
     different poles nearly cancel in M. Half a unit in the last place of the data does the same harm.
+    If any system of a batch has nearly real poles, all are treated that way, which costs time only.
     """
+    if eigenvalues.ndim == 1:
+        logarithms = None if log_eigenvalues is None else log_eigenvalues[None]
+        alone = (eigenvalues[None], logarithms, b[None], c[None])
+        return cauchy_factors(*alone, time, real_output=real_output)[0]
     if real_output and np.any(nearly_real(eigenvalues, log_eigenvalues, time)):
         return _factors_of_pairs(eigenvalues, log_eigenvalues, b, c, time)
-    nodes = _distinct(eigenvalues, log_eigenvalues, c * b, mirror=real_output)
-    functions = _real_functions(nodes, time) if real_output else _functions(nodes, time)
-    core = _core(functions, nodes.residues)
-    rows = nodes.rows(functions)
-    Z, Y = b[:, None] * rows, (c[:, None] * rows).conj()
-    if not real_output:
-        return CauchyFactors(Z, Y, core, core)
-    Z, Y, core = np.concatenate([Z.real, Z.imag]), np.concatenate([Y.real, Y.imag]), core.real
-    return CauchyFactors(Z, Y, core, core)
+    nodes = _nodes(eigenvalues, log_eigenvalues, c * b, mirror=real_output)
+    functions, count = _real_functions(nodes, time) if real_output else _functions(nodes, time)
+    core = _core(functions, nodes.residues, real=real_output)
+    if np.any(nodes.mirrored):
+        functions = np.where(nodes.mirrored[..., None, :], functions.conj(), functions)
+    Z, Y = b[..., None, :] * functions, c[..., None, :] * functions
+    if real_output:
+        Z = np.concatenate([Z.real, Z.imag], axis=-1)
+        Y = np.concatenate([Y.real, -Y.imag], axis=-1)
+    return CauchyFactors(Z.swapaxes(-1, -2), adjoint(Y), core, core, count)
 
 
 def nearly_real(
     eigenvalues: HostArray, log_eigenvalues: HostArray | None, time: TimeDomain
 ) -> HostArray:
-    """Which poles nearly coincide with their conjugates without being equal, shape (n,)."""
-    _, kernel = cauchy_kernels(eigenvalues, log_eigenvalues, time)
-    distance = 2.0 * np.abs(eigenvalues.imag * kernel.diagonal())
+    """Which poles nearly coincide with their conjugates without being equal, shape (..., n)."""
+    logarithms = None if log_eigenvalues is None else (log_eigenvalues, log_eigenvalues)
+    kernel = cauchy_kernel(eigenvalues, eigenvalues, logarithms, time)
+    distance = 2.0 * np.abs(eigenvalues.imag * kernel)
     near: HostArray = (eigenvalues.imag != 0) & (distance < _NEARLY_REAL)
     return near
 
@@ -149,29 +161,31 @@ def _factors_of_pairs(
     time: TimeDomain,
 ) -> CauchyFactors:
     """Factors of the system Re(c h) from the complex states [h; conj h], eliminated one at a time."""
-    n = eigenvalues.size
+    n = eigenvalues.shape[-1]
 
     def twice(values: HostArray) -> HostArray:
-        return np.concatenate([values, values.conj()])
+        return np.concatenate([values, values.conj()], axis=-1)
 
-    nodes = _distinct(
+    nodes = _nodes(
         twice(eigenvalues),
         None if logarithms is None else twice(logarithms),
         twice(c * b) / 2.0,
         mirror=False,
     )
-    functions = _functions(nodes, time)
-    rows = nodes.rows(functions)
-    Z = _real_factor(b[:, None] * rows[:n], b.conj()[:, None] * rows[n:])
-    Y = _real_factor(c.conj()[:, None] * rows[:n].conj(), c[:, None] * rows[n:].conj())
-    return CauchyFactors(Z, Y, adjoint(Y) @ Z, _core(functions, nodes.residues))
+    functions, count = _functions(nodes, time)
+    plain, conjugate = functions[..., :n], functions[..., n:]
+    b, c = b[..., None, :], c[..., None, :]
+    Z = _real_factor(b * plain, b.conj() * conjugate)
+    Y = _real_factor((c * plain).conj(), c * conjugate.conj())
+    core = _core(functions, nodes.residues, real=False)
+    return CauchyFactors(Z, Y, adjoint(Y) @ Z, core, count)
 
 
-def _distinct(
+def _nodes(
     eigenvalues: HostArray, logarithms: HostArray | None, residues: HostArray, *, mirror: bool
 ) -> _Nodes:
-    """Merge states with equal poles; with `mirror` also those with conjugate ones."""
-    mirrored = np.zeros(eigenvalues.size, dtype=bool)
+    """Gather the residues of states with equal poles; with `mirror` also of those with conjugate ones."""
+    mirrored = np.zeros(eigenvalues.shape, dtype=bool)
     if mirror:
         mirrored = eigenvalues.imag < 0
         eigenvalues = np.where(mirrored, eigenvalues.conj(), eigenvalues)
@@ -180,32 +194,27 @@ def _distinct(
         if logarithms is not None:
             logarithms = np.where(mirrored, logarithms.conj(), logarithms)
     keys = eigenvalues if logarithms is None else logarithms
-    _, first, of_state = np.unique(keys, return_index=True, return_inverse=True)
-    merged = np.zeros(first.size, dtype=residues.dtype)
-    np.add.at(merged, of_state, residues)
-    return _Nodes(
-        eigenvalues[first],
-        None if logarithms is None else logarithms[first],
-        merged,
-        of_state,
-        mirrored,
-    )
+    ordered = np.sort(keys, axis=-1)
+    if np.any(ordered[..., 1:] == ordered[..., :-1]):
+        same = keys[..., :, None] == keys[..., None, :]
+        is_first = np.argmax(same, axis=-1) == np.arange(keys.shape[-1])
+        sums = np.sum(np.where(same, residues[..., None, :], 0.0), axis=-1)
+        residues = np.where(is_first, sums, 0.0)
+    return _Nodes(eigenvalues, logarithms, residues, mirrored)
 
 
-def _functions(nodes: _Nodes, time: TimeDomain) -> HostArray:
-    """Orthonormal functions at the nodes, one for each pole with a residue."""
+def _functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
+    """Orthonormal functions in rows, one for each pole with a residue, and how many there are."""
     kernel, _ = cauchy_kernels(nodes.poles, nodes.logarithms, time)
-    gain = kernel.diagonal().real
+    gain = kernel.diagonal(axis1=1, axis2=2).real
     blaschke = _differences(nodes, conjugate=False) * kernel
-    columns = [
-        g * kernel[:, pivot] / np.sqrt(gain[pivot])
-        for pivot, g in _eliminate(blaschke, np.abs(nodes.residues) * gain)
-    ]
-    return _stack(columns, kernel)
+    at, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
+    products *= kernel[at].conj() / np.sqrt(gain[at])[..., None]
+    return products, alive.sum(axis=1)
 
 
-def _real_functions(nodes: _Nodes, time: TimeDomain) -> HostArray:
-    """Orthonormal functions with f(conj λ) = conj f(λ), one for a real pole and two for a pair.
+def _real_functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
+    """Orthonormal functions with f(conj λ) = conj f(λ) in rows, one for a real pole and two for a pair.
 
     Those of the pair (p, conj p), with K = K(λ, p) K(λ, conj p), are the sum and the difference of its
     two functions of Takenaka and Malmquist, up to phases:
@@ -213,55 +222,85 @@ def _real_functions(nodes: _Nodes, time: TimeDomain) -> HostArray:
     λ K sqrt(2/K_pp) and |p| K sqrt(2/K_pp) in continuous time.
     """
     kernel, conjugate_kernel = cauchy_kernels(nodes.poles, nodes.logarithms, time)
-    gain = kernel.diagonal().real
+    gain = kernel.diagonal(axis1=1, axis2=2).real
     real = nodes.poles.imag == 0
     blaschke = _differences(nodes, conjugate=False) * kernel
     pair_blaschke = _differences(nodes, conjugate=True) * conjugate_kernel
-    blaschke *= np.where(real, 1.0, pair_blaschke)
+    blaschke *= np.where(real[:, None], 1.0, pair_blaschke)
+    at, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
+    products *= kernel[at].conj()
+    pairs = products * conjugate_kernel[at]
     even, odd = _numerators(nodes, time)
-    columns = []
-    for pivot, g in _eliminate(blaschke, np.abs(nodes.residues) * gain):
-        g = g * kernel[:, pivot] / np.sqrt(gain[pivot])
-        if real[pivot]:
-            columns.append(g)
-            continue
-        g *= conjugate_kernel[:, pivot]
-        columns += [np.abs(odd[pivot]) * even * g, np.abs(even[pivot]) * odd * g]
-    return _stack(columns, kernel)
+    functions = np.stack([pairs * even[:, None], pairs * odd[:, None]], axis=2)
+    sizes = np.abs(np.stack([odd[at], even[at]], axis=2))
+    single = real[at]
+    functions[single, 0], sizes[single, 0] = products[single], 1.0
+    functions *= (sizes / np.sqrt(gain[at])[..., None])[..., None]
+    exists = np.stack([alive, alive & ~single], axis=2)
+    count, n = real.shape
+    return _leading(functions.reshape(count, -1, n), exists.reshape(count, -1))
 
 
-def _eliminate(blaschke: HostArray, energy: HostArray) -> Iterator[tuple[int, HostArray]]:
-    """Yield pivots, the largest remaining energy |g_i|² energy_i first, and g before each.
+def _eliminate(
+    blaschke: HostArray, energy: HostArray
+) -> tuple[tuple[HostArray, HostArray], HostArray, HostArray]:
+    """Where the pivots are, those of the largest remaining energy |g_i|² energy_i first, and g before each.
 
-    g is the product of the Blaschke factors of all earlier pivots. It is exactly zero at those.
+    g, shape (n,), is the product of the Blaschke factors of all earlier pivots. It is exactly zero at
+    those. The last result tells of each system whether it still had a pivot; g is zero if not.
     """
     if not np.all(np.isfinite(energy)):
         raise NoConvergenceError(
             "a product of `B`, `C` and Gramian entries overflows; expected Hankel singular values "
             "within the range of double precision. Scale `B` or `C`."
         )
-    g = np.ones(energy.size, dtype=blaschke.dtype)
-    floor = _SMALLEST_PIVOT * energy.max(initial=0.0)
-    for _ in range(energy.size):
-        remaining = (g.real**2 + g.imag**2) * energy
-        pivot = int(np.argmax(remaining))
-        if remaining[pivot] <= floor:
-            return
-        yield pivot, g
-        g = g * blaschke[:, pivot]
+    count, n = energy.shape
+    largest = energy.max(axis=1, initial=0.0)[:, None]
+    share = energy / np.where(largest > 0.0, largest, 1.0)
+    systems = np.arange(count)
+    g = np.ones(energy.shape, dtype=blaschke.dtype)
+    products = np.zeros((n, count, n), dtype=g.dtype)
+    pivots, heights = np.zeros((n, count), dtype=np.intp), np.zeros((n, count))
+    for step in range(n):
+        remaining = np.abs(g)
+        remaining *= remaining
+        remaining *= share
+        pivot = remaining.argmax(axis=1)
+        height = remaining[systems, pivot]
+        if height.max() <= _SMALLEST_PIVOT:
+            break
+        pivots[step], heights[step], products[step] = pivot, height, g
+        g = g * blaschke[systems, :, pivot]
+    alive = np.logical_and.accumulate(heights > _SMALLEST_PIVOT)
+    steps = int(np.sum(alive.any(axis=1)))
+    products[~alive] = 0.0
+    at = systems[:, None], pivots[:steps].swapaxes(0, 1)
+    return at, products[:steps].swapaxes(0, 1).copy(), alive[:steps].swapaxes(0, 1)
+
+
+def _leading(functions: HostArray, exists: HostArray) -> tuple[HostArray, HostArray]:
+    """Move the rows that exist to the front, and count them; those behind them are zero."""
+    count = exists.sum(axis=1)
+    width = int(count.max(initial=0))
+    order = np.argsort(~exists, axis=1, kind="stable")[:, :width]
+    moved = functions[np.arange(len(order))[:, None], order]
+    if np.any(count < width):
+        moved = np.where((np.arange(width) < count[:, None])[..., None], moved, 0.0)
+    return moved, count
 
 
 def _differences(nodes: _Nodes, *, conjugate: bool) -> HostArray:
     """λ_i - λ_j or λ_i - conj λ_j; as λ_j expm1(log λ_i - log λ_j) where close and logarithms known."""
-    others, logarithms = nodes.poles, nodes.logarithms
+    others, logarithms = nodes.poles[..., None, :], nodes.logarithms
     if conjugate:
         others = others.conj()
-    differences = nodes.poles[:, None] - others
+    differences = nodes.poles[..., :, None] - others
     if nodes.logarithms is not None and logarithms is not None:
         if conjugate:
             logarithms = logarithms.conj()
-        i, j = np.nonzero(np.abs(differences) < _NEAR_POLES * np.abs(others))
-        differences[i, j] = others[j] * np.expm1(nodes.logarithms[i] - logarithms[j])
+        near = np.abs(differences) < _NEAR_POLES * np.abs(others)
+        gaps = (nodes.logarithms[..., :, None] - logarithms[..., None, :])[near]
+        differences[near] = np.broadcast_to(others, differences.shape)[near] * np.expm1(gaps)
     return differences
 
 
@@ -277,28 +316,26 @@ def _numerators(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
     return even + 1j * nodes.poles.imag, -np.expm1(nodes.logarithms) / np.sqrt(2.0)
 
 
-def _core(functions: HostArray, residues: HostArray) -> HostArray:
-    """Φᵀ diag(r) Φ, each entry to rounding errors of the size of its row and column scales."""
+def _core(functions: HostArray, residues: HostArray, *, real: bool) -> HostArray:
+    """Φᵀ diag(r) Φ or its real part, each entry to rounding errors of the size of its row and column."""
     size = np.abs(residues)
-    largest = size.max(initial=0.0)
-    if largest == 0.0:
-        return np.zeros((0, 0), dtype=functions.dtype)
-    scaled = np.sqrt(size / largest)[:, None] * functions
-    phases = residues / np.where(size > 0, size, 1.0)
-    core: HostArray = largest * (adjoint(scaled.conj()) @ (phases[:, None] * scaled))
+    largest = size.max(axis=-1, initial=0.0)[..., None, None]
+    share = size[..., None, :] / np.where(largest > 0, largest, 1.0)
+    left = np.sqrt(share) * functions
+    right = (residues / np.where(size > 0, size, 1.0))[..., None, :] * left
+    if real:
+        left = np.concatenate([left.real, left.imag], axis=-1)
+        right = np.concatenate([right.real, -right.imag], axis=-1)
+    core: HostArray = largest * (left @ right.swapaxes(-1, -2))
     return core
 
 
-def _stack(columns: list[HostArray], like: HostArray) -> HostArray:
-    return np.stack(columns, axis=1) if columns else np.zeros((len(like), 0), dtype=like.dtype)
-
-
 def _real_factor(plain: HostArray, conjugate: HostArray) -> HostArray:
-    """Real factor of the covariance of [Re h; Im h] from complex factors of h and conj h.
+    """Real factor of the covariance of [Re h; Im h] from complex factors of h and conj h, in rows.
 
     That covariance is real, so that [Re Z, Im Z] is a factor of it as well as the complex Z. The
     triangular one of its QR decomposition has no more columns than rows, and keeps each row to eps.
     """
-    Z = np.concatenate([plain + conjugate, -1j * (plain - conjugate)]) / 2.0
-    parts = np.concatenate([Z.real, Z.imag], axis=1)
-    return np.asarray(adjoint(np.linalg.qr(adjoint(parts), mode="r")))
+    Z = np.concatenate([plain + conjugate, -1j * (plain - conjugate)], axis=-1) / 2.0
+    parts = np.concatenate([Z.real, Z.imag], axis=-2)
+    return np.asarray(adjoint(np.linalg.qr(parts, mode="r")))

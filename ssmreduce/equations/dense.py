@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import lapack
 
-from ssmreduce._lapack import product
+from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.adi import (
     LowRankPlan,
@@ -22,14 +22,10 @@ from ssmreduce.equations.adi import (
 )
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.schur import SchurForm
-from ssmreduce.equations.stability import check_stable
 from ssmreduce.time_domain import Discrete, TimeDomain
 
-_SMALLEST_FOR_LOW_RANK = 100
+_SMALLEST_FOR_LOW_RANK = 128
 """Below this order the Schur form takes less time than the calls of an iteration."""
-
-_SAFE_EXPONENT = 100
-"""Entries between 2^-100 and 2^100 can be squared, and their squares multiplied."""
 
 _WORTH_SCALING = 2.0**10
 """Spread of the units of states below which the Schur form is as good without scaling."""
@@ -68,7 +64,7 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     dtype = np.result_type(A, B, C)
     A, B, C = (x.astype(dtype, copy=False) for x in (A, B, C))
     A, unit = scaled_states(A)
-    rate = 1.0 if isinstance(time, Discrete) else even_unit(A)
+    rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
     if rate != 1.0:
         A, B, C = A / rate, B / np.sqrt(rate), C / np.sqrt(rate)
     B, C = B / unit[:, None], C * unit
@@ -81,7 +77,7 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
             if second is not None:
                 return DenseFactors(first.Z * unit[:, None], second.Z / unit[:, None])
     schur = SchurForm.of(A)
-    check_stable(schur.eigenvalues(), time)
+    schur.check_stable(time)
     mirrored = schur.mirrored()
     Z = hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
     inputs = product(mirrored.basis, adjoint(C), adjoint_left=True)
@@ -104,16 +100,6 @@ def scaled_states(A: HostArray) -> tuple[HostArray, HostArray]:
     if unit.max() <= _WORTH_SCALING * unit.min():
         return A, np.ones(A.shape[0])
     return np.asarray(scaled), np.asarray(unit)
-
-
-def even_unit(matrix: HostArray) -> float:
-    """An even power of two near the largest entry; 1.0 where squares are in no danger anyway.
-
-    Dividing by it, or by its root, is exact.
-    """
-    largest = float(np.abs(matrix).max(initial=0.0))
-    exponent = int(np.frexp(largest)[1])
-    return 4.0 ** ((exponent - 1) // 2) if abs(exponent) > _SAFE_EXPONENT else 1.0
 
 
 def choose_low_rank(

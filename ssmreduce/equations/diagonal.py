@@ -43,25 +43,37 @@ _NEAR_BOUNDARY = 0.1
 def cauchy_kernels(
     eigenvalues: HostArray, log_eigenvalues: HostArray | None, time: TimeDomain
 ) -> tuple[HostArray, HostArray]:
-    """Return K_ij for (λ_i, λ_j) and for (λ_i, conj λ_j), each of shape (n, n).
+    """Return K_ij for (λ_i, λ_j) and for (λ_i, conj λ_j), each of shape (..., n, n).
 
-    The first belongs to E[h hᴴ], the second to E[h hᵀ]. Discrete entries near the unit circle are
-    computed as -1/expm1(log λ_i + conj log λ_j) where the logarithms are given.
+    The first belongs to E[h hᴴ], the second to E[h hᵀ].
     """
-    columns = eigenvalues[:, None]
+    left, right = eigenvalues[..., :, None], eigenvalues[..., None, :]
+    if log_eigenvalues is None:
+        return cauchy_kernel(left, right.conj(), None, time), cauchy_kernel(left, right, None, time)
+    first, second = log_eigenvalues[..., :, None], log_eigenvalues[..., None, :]
+    return (
+        cauchy_kernel(left, right.conj(), (first, second.conj()), time),
+        cauchy_kernel(left, right, (first, second), time),
+    )
+
+
+def cauchy_kernel(
+    left: HostArray,
+    right: HostArray,
+    logarithms: tuple[HostArray, HostArray] | None,
+    time: TimeDomain,
+) -> HostArray:
+    """Return 1/(1 - λ λ') or -1/(λ + λ'), entry by entry.
+
+    Discrete entries near the unit circle are -1/expm1(log λ + log λ') where the logarithms are given.
+    """
     if not isinstance(time, Discrete):
-        return -1.0 / (columns + eigenvalues.conj()), -1.0 / (columns + eigenvalues)
-    kernels = []
-    for other_eigenvalues, other_logarithms in (
-        (eigenvalues.conj(), None if log_eigenvalues is None else log_eigenvalues.conj()),
-        (eigenvalues, log_eigenvalues),
-    ):
-        distance = 1.0 - columns * other_eigenvalues
-        if log_eigenvalues is not None and other_logarithms is not None:
-            i, j = np.nonzero(np.abs(distance) < _NEAR_BOUNDARY)
-            distance[i, j] = -np.expm1(log_eigenvalues[i] + other_logarithms[j])
-        kernels.append(1.0 / distance)
-    return kernels[0], kernels[1]
+        return np.asarray(-1.0 / (left + right))
+    distance = 1.0 - left * right
+    if logarithms is not None:
+        near = np.abs(distance) < _NEAR_BOUNDARY
+        distance[near] = -np.expm1((logarithms[0] + logarithms[1])[near])
+    return np.asarray(1.0 / distance)
 
 
 def horizon_kernels(

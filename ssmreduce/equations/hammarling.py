@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._lapack import product
+from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.equations.small_gramians import block_continuous, block_discrete, completed_inputs
+from ssmreduce.equations.small_gramians import block_factor, completed_inputs, largest_block
 from ssmreduce.equations.triangular import (
     BLOCK,
     Edges,
@@ -55,19 +55,20 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
         Factor, real where T is.
     """
     n, m = B.shape
-    largest = float(np.abs(B).max(initial=0.0))
-    if largest == 0.0:
+    if not B.any():
         return np.zeros_like(T)
-    scale = 2.0 ** np.frexp(largest)[1]
-    B = np.array(_compressed(B) if m > n else B, order="F") / scale
+    scale = safe_unit(B)
+    B = np.array(_compressed(B) if m > n else B, order="F")
+    if scale != 1.0:
+        B /= scale
     U = np.zeros((n, n), dtype=T.dtype, order="F")
-    edges = diagonal_blocks(T, BLOCK if n > 2 * BLOCK else n)
-    if isinstance(time, Discrete):
+    discrete = isinstance(time, Discrete)
+    edges = diagonal_blocks(T, n if n <= largest_block(discrete=discrete) else BLOCK)
+    if discrete:
         _eliminate_discrete(T, B, U, edges)
     else:
         _eliminate_continuous(T, B, U, edges)
-    U *= scale
-    return U
+    return U if scale == 1.0 else U * scale
 
 
 def _compressed(B: HostArray) -> HostArray:
@@ -78,7 +79,7 @@ def _compressed(B: HostArray) -> HostArray:
 def _eliminate_continuous(T: HostArray, B: HostArray, U: HostArray, edges: Edges) -> None:
     for index in range(len(edges) - 1, -1, -1):
         first, last = edges[index]
-        small, S, M = block_continuous(T[first:last, first:last], B[first:last])
+        small, S, M = block_factor(T[first:last, first:last], B[first:last], discrete=False)
         U[first:last, first:last] = small
         if first:
             F = -(T[:first, first:last] @ small) - product(B[:first], adjoint(M))
@@ -91,7 +92,7 @@ def _eliminate_discrete(T: HostArray, B: HostArray, U: HostArray, edges: Edges) 
     stein = SteinColumn(T, edges)
     for index in range(len(edges) - 1, -1, -1):
         first, last = edges[index]
-        small, S, M = block_discrete(T[first:last, first:last], B[first:last])
+        small, S, M = block_factor(T[first:last, first:last], B[first:last], discrete=True)
         U[first:last, first:last] = small
         if first:
             driven = T[:first, first:last] @ small

@@ -30,7 +30,7 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
     Returns
     -------
     float
-        0.0 where everything is zero.
+        0.0 where everything is zero; NaN where something is.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
         half = product(A, X)
         remainder = half + product(X, adjoint(A)) + Q
         scale = 2.0 * np.linalg.norm(A) * np.linalg.norm(X) + np.linalg.norm(Q)
-    return float(np.linalg.norm(remainder) / scale) if scale > 0.0 else 0.0
+    return float(np.linalg.norm(remainder) / scale) if scale != 0.0 else 0.0
 
 
 def factor_residual(A: Array, Z: Array, B: Array, *, time: TimeDomain) -> Array:

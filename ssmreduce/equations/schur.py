@@ -21,13 +21,19 @@ from scipy.sparse.csgraph import connected_components
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import NoConvergenceError
+from ssmreduce.time_domain import Discrete, TimeDomain
 
 _SMALLEST_FOR_PARTS = 100
 """Below this order the search takes longer than the Schur form."""
 
-_TINY = 8
-"""Parts up to this order go to LAPACK directly."""
+_SMALL = 64
+"""Up to this order LAPACK takes little work space, and is called without the checks of its wrapper, which
+cost more than a pair."""
+
+_WORK_PER_STATE = 40
+"""Numbers of work space for each state, enough for blocks of 32 columns."""
 
 _SPARSE_SHARE = 0.2
 """Above this share of nonzero entries a matrix is not searched for parts: it would rarely have any."""
@@ -52,7 +58,7 @@ class SchurForm:
         try:
             order, edges = _parts(A)
             if len(edges) == 1:
-                return cls(*scipy.linalg.schur(A, check_finite=False))
+                return cls(*_schur(A))
             return cls._in_parts(A, order, edges)
         except np.linalg.LinAlgError as error:
             raise NoConvergenceError(
@@ -75,7 +81,7 @@ class SchurForm:
             if last - first == 1:
                 W[order[first], first] = 1.0
                 continue
-            T[at, at], basis = _schur_of_part(T[at, at])
+            T[at, at], basis = _schur(T[at, at])
             W[order[at], at] = basis
             T[:first, at] = product(T[:first, at], basis)
             T[at, last:] = product(basis, T[at, last:], adjoint_left=True)
@@ -88,32 +94,38 @@ class SchurForm:
             np.asfortranarray(self.basis[:, ::-1]),
         )
 
+    def check_stable(self, time: TimeDomain, *, name: str = "`system`") -> None:
+        """Raise `UnstableSystemError` unless A is stable."""
+        # Blocks of pairs have equal diagonal entries: all real parts are on the diagonal.
+        if isinstance(time, Discrete) or not np.all(self.triangle.diagonal().real < 0.0):
+            check_stable(self.eigenvalues(), time, name=name)
+
     def eigenvalues(self) -> HostArray:
         """Eigenvalues of A, in the order of the diagonal of T."""
         diagonal: HostArray = self.triangle.diagonal().astype(np.complex128)
-        if np.iscomplexobj(self.triangle):
-            return diagonal
-        first = np.flatnonzero(self.triangle.diagonal(-1))
-        if first.size:
-            second = first + 1
-            half = 0.5 * (self.triangle[first, first] - self.triangle[second, second])
-            square = half * half + self.triangle[first, second] * self.triangle[second, first]
-            mean = 0.5 * (self.triangle[first, first] + self.triangle[second, second])
-            root = np.sqrt(square.astype(np.complex128))
-            diagonal[first], diagonal[second] = mean + root, mean - root
+        if np.isrealobj(self.triangle):
+            # LAPACK's blocks of pairs [a, b; c, a] have equal diagonal entries, and b c < 0.
+            below = self.triangle.diagonal(-1)
+            first = np.flatnonzero(below)
+            if first.size:
+                beside = self.triangle.diagonal(1)[first]
+                root = 1j * np.sqrt(np.abs(beside)) * np.sqrt(np.abs(below[first]))
+                diagonal[first] += root
+                diagonal[first + 1] -= root
         return diagonal
 
 
-def _schur_of_part(A: HostArray) -> tuple[HostArray, HostArray]:
-    """Schur form of one part: LAPACK without the checks of its wrapper, which cost more than a pair."""
-    if A.shape[0] > _TINY:
+def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
+    """Triangle and basis."""
+    n = A.shape[0]
+    if n > _SMALL:
         return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
     if np.iscomplexobj(A):
-        T, _, _, basis, _, failed = lapack.zgees(lambda *_: None, A)
+        T, _, _, basis, _, failed = lapack.zgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)
     else:
-        T, _, _, _, basis, _, failed = lapack.dgees(lambda *_: None, A)
+        T, _, _, _, basis, _, failed = lapack.dgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)
     if failed:
-        raise np.linalg.LinAlgError("Schur form of a part not found")
+        raise np.linalg.LinAlgError("the QR algorithm did not converge")
     return T, basis
 
 

@@ -1,10 +1,10 @@
-"""Gramian factors of small blocks in Schur form: states, conjugate pairs, and groups of them.
+"""Gramian factors of small blocks in Schur form, by states and conjugate pairs.
 
 For a block (T, B) these are U, S = U⁻¹ T U and M = U⁻¹ B, which `hammarling` needs of its diagonal blocks.
 States are eliminated from the last to the first. One state is a scalar equation; a conjugate pair
-is one of two states in complex arithmetic, turned real. In continuous time several states go at once
-where nothing is lost by it: the small Gramian is formed, scaled to a correlation matrix, and its Cholesky
-factor L taken as far as the rows of L⁻¹ are below sqrt(10), so that differences amplify eps by at most 10.
+is one of two states in complex arithmetic, turned real. That is compiled (`_elimination.c`) where
+a C compiler was at hand on installation: with some twenty calls a state, the interpreter would otherwise take
+most of the time of a small system.
 
 Reference: Hammarling, IMA J. Numer. Anal. 2 (1982).
 """
@@ -13,130 +13,72 @@ from __future__ import annotations
 
 import cmath
 import math
+from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import lapack
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.equations.triangular import diagonal_blocks, stein_leaf, sylvester_leaf
+from ssmreduce.equations.triangular import (
+    BLOCK,
+    diagonal_blocks,
+    singular_equation,
+    stein_leaf,
+    sylvester_leaf,
+)
+
+eliminate: Callable[[HostArray, HostArray, HostArray, HostArray, HostArray, bool], bool] | None
+"""Fills U, S and M of a block, and overwrites B; None where it is not compiled."""
+try:
+    from ssmreduce.equations._elimination import eliminate
+except ImportError:  # installed without a C compiler
+    eliminate = None
+
+_LARGEST_COMPILED = {"continuous": 128, "discrete": 768}
+"""Orders up to which one compiled block is faster than products of small ones. Blocks of Stein equations
+are solved column by column, and catch up late."""
 
 Small = tuple[HostArray, HostArray, HostArray]
 """U, S and M of a block."""
 
-_FIRST_GROUP = 16
-"""States tried at once at first; doubled while all are accepted."""
 
-_ACCEPTED_GROWTH = 100.0
-"""Largest squared row of L⁻¹ in a group, and so the amplification of eps by its differences."""
-
-_ACCEPTED_SPREAD = 0.1
-"""Smallest standard deviation of a state in a group, relative to those after it: the formed Gramian has
-errors of eps relative to the entries that it is computed from."""
-
-_SCALED_SPREAD = 2.0**-20
-"""Spread beyond which states are not scaled to go together: T would become too uneven to solve with."""
+def largest_block(*, discrete: bool) -> int:
+    """Order up to which a matrix is best taken as one block."""
+    if eliminate is None:
+        return 2 * BLOCK
+    return _LARGEST_COMPILED["discrete" if discrete else "continuous"]
 
 
-def block_continuous(T: HostArray, B: HostArray) -> Small:
-    """U, S and M of one block, a group of states at a time."""
-    U, S = np.zeros_like(T), np.zeros_like(T)
-    M, B = np.zeros_like(B), B.copy()
-    starts = {last: first for first, last in diagonal_blocks(T, 1)}
-    last, length = T.shape[0], _FIRST_GROUP
-    while last:
-        found, tried = _trailing_group(T, B, starts, last, length)
-        if found is None:
-            first = starts[last]
-            factor = _state_factor if last - first == 1 else _pair_factor
-            found = factor(T[first:last, first:last], B[first:last], discrete=False)
-            length = _FIRST_GROUP
-        else:
-            accepted = found[0].shape[0]
-            length = 2 * tried if accepted == tried else accepted + 4
-        small, s, rows = found
-        first = last - small.shape[0]
-        group = slice(first, last)
-        U[group, group], S[group, group], M[group] = small, s, rows
-        S[group, last:] = -(rows @ adjoint(M[last:]))
-        if first:
-            F = T[:first, group] @ small + B[:first] @ adjoint(rows)
-            X = sylvester_leaf(T[:first, :first], s, F)
-            U[:first, group] = -X
-            B[:first] += X @ rows
-        last = first
+def block_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
+    """U, S and M of one block."""
+    if eliminate is None:
+        return _block_discrete(T, B) if discrete else _block_continuous(T, B)
+    U, S = np.zeros(T.shape, T.dtype, order="F"), np.zeros(T.shape, T.dtype, order="F")
+    M = np.zeros(B.shape, B.dtype, order="F")
+    if not eliminate(np.asfortranarray(T), B.copy(order="F"), U, S, M, discrete):
+        raise singular_equation("λ_i conj λ_j = 1" if discrete else "λ_i + conj λ_j = 0")
     return U, S, M
 
 
-def _trailing_group(
-    T: HostArray, B: HostArray, starts: dict[int, int], last: int, length: int
-) -> tuple[Small | None, int]:
-    """The longest well conditioned group that ends at `last`, of those up to `length`; and that length."""
-    first = max(last - length, 0)
-    if first and first not in starts:  # not in the middle of a pair
-        first -= 1
-    if last - first <= 2:
-        return None, last - first
-    at = slice(first, last)
-    found = _group_factor(T[at, at], B[at])
-    return found, last - first
+def _block_continuous(T: HostArray, B: HostArray) -> Small:
+    """U, S and M of one block in Python, a state or a pair at a time."""
+    U, S = np.zeros_like(T), np.zeros_like(T)
+    M, B = np.zeros_like(B), B.copy()
+    for first, last in reversed(diagonal_blocks(T, 1)):
+        at = slice(first, last)
+        factor = _state_factor if last - first == 1 else _pair_factor
+        u, s, m = factor(T[at, at], B[at], discrete=False)
+        U[at, at], S[at, at], M[at] = u, s, m
+        S[at, last:] = -(m @ adjoint(M[last:]))
+        if first:
+            X = sylvester_leaf(T[:first, :first], s, -(T[:first, at] @ u) - B[:first] @ adjoint(m))
+            U[:first, at] = X
+            B[:first] -= X @ m
+    return U, S, M
 
 
-def _group_factor(T: HostArray, B: HostArray, *, rescaled: bool = False) -> Small | None:
-    """U, S and M of the trailing states whose correlation matrix is well conditioned, if any."""
-    n = T.shape[0]
-    X = sylvester_leaf(T, T, -(B @ adjoint(B)))
-    # Near the boundary X is Hermitian to few digits. Its Hermitian part has as small a residual; the
-    # lower triangle alone, which is all that `potrf` reads, has not.
-    X = 0.5 * (X + adjoint(X))
-    deviation = np.sqrt(np.maximum(X.diagonal().real, 0.0))
-    if deviation[-1] == 0.0:
-        return None
-    # A state is computed from those after it alone, and a pair together: a larger one among those spoils
-    # it. Where that ends the group early, the states are scaled, by powers of two, and tried again.
-    behind = deviation[::-1]
-    spoilt = behind < _ACCEPTED_SPREAD * np.maximum.accumulate(behind)
-    if np.isrealobj(T):
-        second = n - 2 - np.flatnonzero(T.diagonal(-1))
-        spoilt[second] |= behind[second] < _ACCEPTED_SPREAD * behind[second + 1]
-    usable = int(np.argmax(spoilt)) if spoilt.any() else n
-    if 2 * usable < n:
-        if rescaled or deviation.min() < _SCALED_SPREAD * deviation.max():
-            return None
-        unit = np.exp2(np.round(np.log2(deviation)))
-        found = _group_factor(T / unit[:, None] * unit, B / unit[:, None], rescaled=True)
-        if found is None:
-            return None
-        U, S, M = found
-        return unit[n - U.shape[0] :, None] * U, S, M
-    # Elimination starts with the last state: in reverse order it is an ordinary Cholesky factor.
-    behind = behind[:usable]
-    correlation = X[n - usable :, n - usable :][::-1, ::-1] / (behind[:, None] * behind)
-    potrf, trtri = (
-        (lapack.zpotrf, lapack.ztrtri)
-        if np.iscomplexobj(correlation)
-        else (lapack.dpotrf, lapack.dtrtri)
-    )
-    L, failed = potrf(correlation, lower=1)
-    count = failed - 1 if failed else usable
-    L = L[:count, :count]
-    inverse, _ = trtri(L, lower=1)
-    growth = np.einsum("ij,ij->i", inverse, inverse.conj()).real
-    beyond = np.flatnonzero(growth > _ACCEPTED_GROWTH)
-    count = int(beyond[0]) if beyond.size else count
-    if 0 < count < n and np.isrealobj(T) and T[n - count, n - count - 1] != 0.0:
-        count -= 1
-    if count < 2:
-        return None
-    kept = deviation[n - count :]
-    U = kept[:, None] * L[:count, :count][::-1, ::-1]
-    inverse = inverse[:count, :count][::-1, ::-1] / kept
-    T, B = T[n - count :, n - count :], B[n - count :]
-    return U, inverse @ T @ U, inverse @ B
-
-
-def block_discrete(T: HostArray, B: HostArray) -> Small:
-    """U, S and M of one block, state by state; then S and M of the states together."""
+def _block_discrete(T: HostArray, B: HostArray) -> Small:
+    """The same in discrete time; then S and M of the states together."""
     U, S = np.zeros_like(T), np.zeros_like(T)
     M, B = np.zeros_like(B), B.copy()
     edges = diagonal_blocks(T, 1)
@@ -181,7 +123,7 @@ def _pair_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
     Two complex states are eliminated in the Schur form of the pair; the unitary V that makes the
     factor real and triangular is then that of a rotation.
     """
-    scale = float(np.abs(B).max())
+    scale = float(np.abs(B).max(initial=0.0))
     if scale == 0.0:
         return np.zeros((2, 2)), np.eye(2) if discrete else np.zeros((2, 2)), np.zeros_like(B)
     # B = L Nᴴ with orthonormal columns of N, and L lower triangular: a problem of 2 by 2 numbers.

@@ -9,10 +9,9 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
-from ssmreduce._lapack import product
+from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double, to_host
 from ssmreduce.equations import native
-from ssmreduce.equations.dense import even_unit
 from ssmreduce.equations.residual import BACKWARD_STABLE, relative_residual
 from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver
 from ssmreduce.errors import NoConvergenceError, ShapeError, UnsupportedEquationError
@@ -254,8 +253,8 @@ def _solve_one(
     if right.shape[1] == 0:
         zero = _solve_one(A, np.zeros((n, 1), dtype=right.dtype), name, time, solver)
         return replace(zero, value=zero.value[:, :0])
-    fast = 1.0 if isinstance(time, Discrete) else even_unit(A)
-    size = even_unit(right)
+    fast = 1.0 if isinstance(time, Discrete) else safe_unit(A)
+    size = safe_unit(right)
     solve = solver.solution if name == "Q" else solver.factor
     answer = solve(A / fast, right / size, time)
     value, chosen = answer.value, answer.solver
@@ -267,7 +266,7 @@ def _solve_one(
         )
     X, Q = value, right / size
     if name == "B":
-        unit = even_unit(value)
+        unit = safe_unit(value)
         X = product(value / unit, adjoint(value / unit))
         Q = product(right / (size * unit), adjoint(right / (size * unit)))
     elif np.array_equal(Q, adjoint(Q)):

@@ -76,7 +76,7 @@ class Hammarling(LyapunovSolver):
         dtype = np.result_type(A, B)
         A, unit = scaled_states(A.astype(dtype, copy=False))
         schur = SchurForm.of(A)
-        check_stable(schur.eigenvalues(), time, name="A")
+        schur.check_stable(time, name="`A`")
         inner = product(schur.basis, B.astype(dtype) / unit[:, None], adjoint_left=True)
         Z = product(schur.basis, hammarling_factor(schur.triangle, inner, time))
         return Answer(unit[:, None] * Z, self)
@@ -95,7 +95,7 @@ class DiagonalLyapunov(LyapunovSolver):
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z with as many columns as its numerical rank."""
         eigenvalues = _diagonal_of(A)
-        check_stable(eigenvalues.astype(np.complex128), time, name="A")
+        check_stable(eigenvalues.astype(np.complex128), time, name="`A`")
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             kernel = diagonal.cauchy_kernels(eigenvalues, None, time)[0]
             return Answer(diagonal.state_factor(eigenvalues, B, kernel), self)
@@ -182,7 +182,7 @@ class SlycotLyapunov(LyapunovSolver):
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
         slycot = self._backend(A, B)
-        check_stable(np.linalg.eigvals(A).astype(np.complex128), time, name="A")
+        _refuse_unstable(A, time)
         n, m = B.shape
         wide = np.zeros((n, max(n, m)), order="F")
         wide[:, :m] = B
@@ -295,4 +295,4 @@ def _inverting(
 
 
 def _refuse_unstable(A: HostArray, time: TimeDomain) -> None:
-    check_stable(np.linalg.eigvals(A).astype(np.complex128), time, name="A")
+    check_stable(np.linalg.eigvals(A).astype(np.complex128), time, name="`A`")

@@ -34,6 +34,8 @@ Edges = list[tuple[int, int]]
 def diagonal_blocks(T: HostArray, size: int = BLOCK) -> Edges:
     """Cut 0 ... n into blocks of about `size` that part no 2 by 2 block of a real Schur form."""
     n = T.shape[0]
+    if 0 < n <= size:
+        return [(0, n)]
     paired = np.zeros(n + 1, dtype=bool)
     if np.isrealobj(T) and n > 1:
         paired[1:n] = T.diagonal(-1) != 0
@@ -62,7 +64,7 @@ def sylvester_leaf(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
     trsyl = lapack.ztrsyl if np.iscomplexobj(F) else lapack.dtrsyl
     X, scale, close = trsyl(T, S, F, tranb="C")
     if close:
-        raise _singular("λ_i + conj λ_j = 0")
+        raise singular_equation("λ_i + conj λ_j = 0")
     return np.asarray(X if scale == 1.0 else X / scale)
 
 
@@ -97,6 +99,13 @@ class SteinColumn:
 
 def stein_leaf(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
     """Return X with X - T X Sᴴ = F for a small T and an S of one or two states."""
+    try:
+        return _stein_leaf_columns(T, S, F)
+    except np.linalg.LinAlgError:
+        raise singular_equation("λ_i conj λ_j = 1") from None
+
+
+def _stein_leaf_columns(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
     if S.shape[0] == 1:
         return np.linalg.solve(np.eye(T.shape[0]) - np.conj(S[0, 0]) * T, F)
     E, basis = _triangular_form(adjoint(S))
@@ -129,12 +138,13 @@ def _stein_leaf(T: HostArray, E: HostArray, F: HostArray) -> HostArray:
         rest = F[:, column] + TX[:, :column] @ E[:column, column]
         X[:, column], singular = trtrs(identity - E[column, column] * T, rest)
         if singular:
-            raise _singular("λ_i conj λ_j = 1")
+            raise singular_equation("λ_i conj λ_j = 1")
         TX[:, column] = T @ X[:, column]
     return X
 
 
-def _singular(condition: str) -> NoConvergenceError:
+def singular_equation(condition: str) -> NoConvergenceError:
+    """What to raise where an equation has no unique solution because of `condition`."""
     return NoConvergenceError(
         "the Lyapunov equation is singular to working precision; expected no eigenvalues of `A` with "
         f"{condition}. Shift or scale `A`."

@@ -7,19 +7,22 @@ Aᴴ Q A - Q + Cᴴ C = 0. Continuous time: A P + P Aᴴ + B Bᴴ = 0 and Aᴴ Q
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import positive_horizon
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._namespace import Array, HostArray, adjoint, is_complex_array
+from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
+from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
+from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.dense import DenseFactors, dense_factors
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import TimeDomainError
 from ssmreduce.gramians import native
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.gramians.batch import map_batch
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.pytree import arrays_of
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
@@ -42,7 +45,7 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     return dense_gramian_factors(host, horizon).whole()
 
 
-@any_library(native.controllability)
+@any_library(native.controllability, has_derivative=True)
 def controllability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Controllability Gramian P of A P Aᴴ - P + B Bᴴ = 0 or A P + P Aᴴ + B Bᴴ = 0.
 
@@ -68,7 +71,8 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
     -----
     Formed from its factor, which is what `balance` uses: prefer that for anything numerical. Within a
     horizon, for a diagonal system, the sum is taken in closed form.
-    Cost O(n² m) for diagonal systems, O(n³) per doubling for dense ones.
+    Cost O(n² m) for diagonal systems, O(n³) per doubling for dense ones. Differentiable under torch
+    autograd and JAX without a horizon: a tensor that asks for a gradient, or a tracer, gives one back.
 
     Examples
     --------
@@ -80,7 +84,7 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
     return _batched(system, horizon, 0)
 
 
-@any_library(native.observability)
+@any_library(native.observability, has_derivative=True)
 def observability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Observability Gramian Q of Aᴴ Q A - Q + Cᴴ C = 0 or Aᴴ Q + Q A + Cᴴ C = 0.
 
@@ -98,6 +102,11 @@ def observability_gramian(system: System, *, horizon: int | None = None) -> Host
 
 
 def _batched(system: System, horizon: int | None, which: int) -> HostArray:
+    if differentiable(system):
+        refuse_horizon(horizon)
+        found: HostArray = _with_derivative(system, which)
+        return found
+
     def gramian(single: System) -> HostArray:
         if horizon is not None and isinstance(single, DiagonalStateSpace):
             return _horizon_gramian(single, horizon, which)
@@ -105,6 +114,36 @@ def _batched(system: System, horizon: int | None, which: int) -> HostArray:
         return factor @ adjoint(factor)
 
     return map_batch(system, gramian)
+
+
+def _with_derivative(system: System, which: int) -> Array:
+    rule = _observability_rule if which else _controllability_rule
+    real_output = isinstance(system, DiagonalStateSpace) and system.real_output
+    n = 2 * system.order if real_output else system.order
+    state, B, C, _ = arrays_of(system)
+    complex_valued = not real_output and any(map(is_complex_array, (state, C if which else B)))
+    where_it_is = native.observability if which else native.controllability
+    return apply(rule, system, (n, n), is_complex=complex_valued, native=where_it_is)
+
+
+def _controllability_rule(system: System) -> tuple[HostArray, Pullback]:
+    Z = gramian_factors(system)[0]
+
+    def pullback(cotangent: HostArray) -> Gradients:
+        G = 0.5 * (cotangent + adjoint(cotangent))
+        return *controllability_gradient(system, Z, G), None, None
+
+    return Z @ adjoint(Z), pullback
+
+
+def _observability_rule(system: System) -> tuple[HostArray, Pullback]:
+    Y = gramian_factors(system)[1]
+
+    def pullback(cotangent: HostArray) -> Gradients:
+        state, C = observability_gradient(system, Y, 0.5 * (cotangent + adjoint(cotangent)))
+        return state, None, C, None
+
+    return Y @ adjoint(Y), pullback
 
 
 def _horizon_gramian(system: DiagonalStateSpace, horizon: int, which: int) -> HostArray:
@@ -130,15 +169,6 @@ def _horizon_gramian(system: DiagonalStateSpace, horizon: int, which: int) -> Ho
             [(first + second).imag, (first - second).real],
         ]
     )
-
-
-def map_batch(system: System, function: Callable[[System], HostArray]) -> HostArray:
-    """Apply `function` to every system of a batch and stack the arrays it returns."""
-    check_system(system)
-    if not system.batch_shape:
-        return function(system)
-    results = [function(system[index]) for index in np.ndindex(system.batch_shape)]
-    return np.stack(results).reshape(*system.batch_shape, *results[0].shape)
 
 
 def check_horizon(system: System, horizon: int | None) -> int | None:

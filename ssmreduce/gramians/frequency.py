@@ -24,7 +24,8 @@ from scipy import linalg
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.smith import compress_columns
-from ssmreduce.errors import NonFiniteError, OrderError, ShapeError, UnstableSystemError
+from ssmreduce.equations.stability import check_stable
+from ssmreduce.errors import NonFiniteError, OrderError, ShapeError
 from ssmreduce.gramians.quadrature import Nodes, axis_nodes, circle_nodes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
 from ssmreduce.systems.state_space import StateSpace
@@ -108,7 +109,12 @@ def frequency_limited_factors(
         resolvent, poles, logarithms = _dense_resolvent(host)
     else:
         resolvent, poles, logarithms = _diagonal_resolvent(host)
-    _check_stable(host, poles, logarithms)
+    check_stable(
+        poles,
+        host.time,
+        log_eigenvalues=host.log_eigenvalues if isinstance(host, DiagonalStateSpace) else None,
+        advice="Split off the unstable part and reduce the rest.",
+    )
     if isinstance(host.time, Discrete):
         nodes = circle_nodes(poles, logarithms, low, high)
     else:
@@ -152,18 +158,6 @@ def check_band(system: System, band: tuple[float, float]) -> Band:
             f"{' dt' if isinstance(system.time, Discrete) else ''}."
         )
     return low, high
-
-
-def _check_stable(system: System, poles: HostArray, logarithms: HostArray) -> None:
-    discrete = isinstance(system.time, Discrete)
-    decay = (logarithms if discrete else poles).real
-    worst = int(np.argmax(decay))
-    if decay[worst] >= 0:
-        kind = f"|λ| = {abs(poles[worst]):.17g}" if discrete else f"Re λ = {decay[worst]:.6g}"
-        raise UnstableSystemError(
-            f"`system` has a pole with {kind}; expected {'|λ| < 1' if discrete else 'Re λ < 0'}. "
-            "Split off the unstable part and reduce the rest."
-        )
 
 
 def _appended(Z: HostArray, columns: HostArray, *, real: bool) -> HostArray:

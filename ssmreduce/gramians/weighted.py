@@ -24,11 +24,11 @@ import numpy as np
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.equations.smith import compress_columns
-from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.equations.stability import check_stable_system
+from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.gramians.factors import gramian_factors
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
 
 
 @any_library()
@@ -126,15 +126,11 @@ def _check_weight(system: System, weight: System, name: str) -> None:
             f"`{name}` is complex but the system is real; expected a real weight, since a complex "
             "one would make the reduced system complex. Use real arrays or real_output=True."
         )
-    poles = weight.poles()
-    discrete = isinstance(weight.time, Discrete)
-    if poles.size and (np.abs(poles).max() >= 1.0 if discrete else poles.real.max() >= 0.0):
-        worst = poles[np.argmax(np.abs(poles) if discrete else poles.real)]
-        kind = f"|λ| = {abs(worst):.17g}" if discrete else f"Re λ = {worst.real:.6g}"
-        raise UnstableSystemError(
-            f"`{name}` has a pole with {kind}; expected {'|λ| < 1' if discrete else 'Re λ < 0'}. "
-            "Mirror that pole: the gain of the weight, which is all that counts, stays."
-        )
+    check_stable_system(
+        weight,
+        "Mirror that pole: the gain of the weight, which is all that counts, stays.",
+        name=f"`{name}`",
+    )
 
 
 def _dense(system: System) -> StateSpace:

@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import HostArray
-from ssmreduce.errors import NonFiniteError, ShapeError, UnstableSystemError
+from ssmreduce._checks import floating_array
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import ShapeError, UnstableSystemError
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -42,8 +44,10 @@ class LRU:
         """Return the names of all weights."""
         return (*self.poles, *self.input_matrix, *self.output_matrix, *self.feedthrough)
 
-    def read(self, weights: Mapping[str, HostArray]) -> DiagonalStateSpace:
-        """Return the discrete system that the layer runs.
+    def read(self, weights: Mapping[str, Array]) -> DiagonalStateSpace:
+        """Return the discrete system that the layer runs, in the arrays of `weights`.
+
+        They may be tensors that ask for a gradient, or tracers of JAX: the system can be differentiated.
 
         Raises
         ------
@@ -53,14 +57,15 @@ class LRU:
             If a weight holds NaN or Inf.
         """
         _check(weights)
+        xp = array_api_compat.array_namespace(weights["nu_log"])
         B = weights["B_re"] + 1j * weights["B_im"]
         C = weights["C_re"] + 1j * weights["C_im"]
         D = weights["D"]
         if D.ndim == 1:
-            D = np.diag(D)
+            D = D[:, None] * xp.eye(D.shape[0], dtype=D.dtype, device=array_api_compat.device(D))
         return DiagonalStateSpace.from_log(
-            -np.exp(weights["nu_log"]) + 1j * np.exp(weights["theta_log"]),
-            self.input_scale(weights)[:, None] * B,
+            -xp.exp(weights["nu_log"]) + 1j * xp.exp(weights["theta_log"]),
+            xp.exp(weights["gamma_log"])[:, None] * B,
             C,
             D,
             time=Discrete(),
@@ -102,17 +107,13 @@ class LRU:
         return np.asarray(np.exp(weights["gamma_log"]))
 
 
-def _check(weights: Mapping[str, HostArray]) -> None:
+def _check(weights: Mapping[str, Array]) -> None:
     for name, value in weights.items():
-        if not np.all(np.isfinite(value)):
-            raise NonFiniteError(
-                f"`{name}` holds NaN or Inf; expected finite weights. "
-                "Look at the step before: a diverged training run or a damaged checkpoint."
-            )
+        floating_array(value, name, 1)
     nu_log, B_re, C_re, D = (weights[name] for name in ("nu_log", "B_re", "C_re", "D"))
     if nu_log.ndim != 1:
         raise ShapeError(f"`nu_log` has shape {nu_log.shape}; expected (n,), one layer at a time.")
-    n = nu_log.size
+    n = nu_log.shape[0]
     if B_re.ndim != 2 or B_re.shape[0] != n:
         raise ShapeError(f"`B_re` has shape {B_re.shape}; expected ({n}, m), as `nu_log` has {n}.")
     if C_re.ndim != 2 or C_re.shape[1] != n:

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.linalg
 
+from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.norms._common import frobenius
 from ssmreduce.systems.diagonal import System, is_complex
 from ssmreduce.systems.linear_solve import solve_stacked
 from ssmreduce.systems.response import StatePart
@@ -168,7 +168,7 @@ class Gain:
             value = to_double(system.D)
             if np.isfinite(frequency):
                 value = value + self._part(i, np.array([frequency]))[0]
-            total += frobenius(value)
+            total += frobenius_norm(value)
         return total
 
     def _chunks(self, omega: HostArray) -> Iterator[slice]:

@@ -17,18 +17,23 @@ from collections.abc import Callable
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.derivatives.adjoint import controllability_gradient
+from ssmreduce.derivatives.dispatch import apply, differentiable
+from ssmreduce.derivatives.rule import Gradients, Pullback
+from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.factors import gramian_factors
-from ssmreduce.hankel import hankel_singular_values
+from ssmreduce.hankel import hankel_singular_values, hsv_rule
 from ssmreduce.norms import native
-from ssmreduce.norms._common import check_stable, frobenius
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.norms._common import check_stable
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
-@any_library(native.h2)
+@any_library(native.h2, has_derivative=True)
 def h2_norm(system: System) -> float | HostArray:
     """H2 norm ‖G‖₂ = sqrt(tr(C P Cᴴ)), in discrete time sqrt(tr(C P Cᴴ) + ‖D‖_F²).
 
@@ -52,7 +57,7 @@ def h2_norm(system: System) -> float | HostArray:
     Notes
     -----
     Relative error n eps ‖C‖‖Z‖/‖C Z‖, times the condition of the Lyapunov equation. Cost of the
-    Gramian factors.
+    Gramian factors. Differentiable under torch autograd and JAX, with the derivative 0 where the norm is 0.
 
     Examples
     --------
@@ -62,10 +67,13 @@ def h2_norm(system: System) -> float | HostArray:
     >>> round(h2_norm(system), 12)
     1.0
     """
+    if differentiable(system):
+        found: HostArray = apply(_h2_rule, system.to_standard(), (), native=native.h2)
+        return found
     return _each(system, _h2)
 
 
-@any_library(native.hankel)
+@any_library(native.hankel, has_derivative=True)
 def hankel_norm(system: System) -> float | HostArray:
     """Hankel norm ‖G‖_H = σ₁, the largest Hankel singular value: past inputs to future outputs.
 
@@ -88,7 +96,8 @@ def hankel_norm(system: System) -> float | HostArray:
 
     Notes
     -----
-    σ₁ ≤ ‖G - D‖∞ ≤ 2 Σ σ_i over distinct values. Cost of `hankel_singular_values`.
+    σ₁ ≤ ‖G - D‖∞ ≤ 2 Σ σ_i over distinct values. Cost of `hankel_singular_values`. Differentiable under
+    torch autograd and JAX; of a double σ₁ the derivative is one of the subgradients.
 
     Examples
     --------
@@ -98,16 +107,48 @@ def hankel_norm(system: System) -> float | HostArray:
     >>> round(hankel_norm(system), 12)
     4.0
     """
+    if differentiable(system):
+        found: HostArray = apply(_hankel_rule, system.to_standard(), (), native=native.hankel)
+        return found
     return _each(system, _hankel)
 
 
 def _each(system: System, norm: Callable[[System], float]) -> float | HostArray:
     """Norm of a single system, or of every system of a batch."""
-    check_system(system)
-    if not system.batch_shape:
-        return norm(system)
-    norms = [norm(system[index]) for index in np.ndindex(system.batch_shape)]
-    return np.asarray(norms).reshape(system.batch_shape)
+    norms: float | HostArray = in_batch_shape(map_systems(system, norm), system.batch_shape)
+    return norms
+
+
+def _h2_rule(system: System) -> tuple[float, Pullback]:
+    """The norm is the root of tr(C P Cᴴ), whose derivative is 2 Re tr((C P)ᴴ dC) + tr(Cᴴ C dP)."""
+    value = _h2(system)
+
+    def pullback(cotangent: HostArray) -> Gradients:
+        if value == 0.0 or math.isinf(value):
+            return None, None, None, None
+        scale = float(cotangent) / value
+        D = scale * system.D if isinstance(system.time, Discrete) else None
+        if system.order == 0:
+            return None, None, None, D
+        real = isinstance(system, DiagonalStateSpace) and system.real_output
+        C = real_output(system.C) if real else system.C
+        Z, _ = gramian_factors(system)
+        state, B = controllability_gradient(system, Z, (0.5 * scale) * (adjoint(C) @ C))
+        outer = scale * ((C @ Z) @ adjoint(Z))
+        if real:
+            real_part, imaginary_part = np.split(outer, 2, axis=1)
+            outer = real_part - 1j * imaginary_part
+        return state, B, outer, D
+
+    return value, pullback
+
+
+def _hankel_rule(system: System) -> tuple[float, Pullback]:
+    values, pullback = hsv_rule(system)
+    if values.size == 0:
+        return 0.0, pullback
+    first = np.arange(values.size) == 0
+    return float(values[0]), lambda cotangent: pullback(cotangent * first)
 
 
 def _hankel(system: System) -> float:
@@ -128,7 +169,7 @@ def _h2(system: System) -> float:
         state = float(np.ldexp(_state_norm(scaled), exponent))
     if not isinstance(host.time, Discrete):
         return math.inf if np.any(D) else state
-    return math.hypot(state, frobenius(D))
+    return math.hypot(state, frobenius_norm(D))
 
 
 def _state_norm(system: System) -> float:
@@ -136,8 +177,8 @@ def _state_norm(system: System) -> float:
     Z, Y = gramian_factors(system)
     real = isinstance(system, DiagonalStateSpace) and system.real_output
     if system.outputs <= system.inputs:
-        return frobenius((real_output(system.C) if real else system.C) @ Z)
-    return frobenius(adjoint(real_input(system.B) if real else system.B) @ Y)
+        return frobenius_norm((real_output(system.C) if real else system.C) @ Z)
+    return frobenius_norm(adjoint(real_input(system.B) if real else system.B) @ Y)
 
 
 def _scaled(system: System) -> tuple[System, int]:

@@ -13,13 +13,17 @@ import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import UnreachableToleranceError
+from ssmreduce.derivatives.dispatch import apply, differentiable
+from ssmreduce.derivatives.rule import Pullback
+from ssmreduce.errors import UnreachableToleranceError, UnsupportedEquationError
+from ssmreduce.gramians.batch import map_systems
 from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain
+from ssmreduce.norms.gain_gradient import gain_gradient
 from ssmreduce.norms.grid import peak
 from ssmreduce.norms.level_set import upper_bound
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.response import frequency_response
 from ssmreduce.systems.state_space import StateSpace
 
@@ -73,7 +77,7 @@ def _native(system: System, *, certified: bool = False, tolerance: float = 1e-6)
     return HinfNorm(lower, math.inf, frequency)
 
 
-@any_library(_native)
+@any_library(_native, has_derivative=True)
 def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-6) -> HinfNorm:
     """H-infinity norm ‖G‖∞ = max σ_max(G(z)) over |z| = 1 or z = iω: bounds on it.
 
@@ -100,13 +104,17 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
         If `tolerance` is below 100 n eps, or rounding of the Schur form moves the norm by more.
     NoConvergenceError
         If levels keep rising: the gain itself is rounding.
+    UnsupportedEquationError
+        If a certificate is asked for together with a derivative.
 
     Notes
     -----
     Lower bound: O(K n p m) for K ≈ 300 … 500 frequencies of a diagonal system; one Schur form and
     O(K n² min(m, p)) for a dense one. Upper bound: eigenvalues of a matrix of order 2n (4n for a
     diagonal system with real output), once or twice. At a distance d between poles and boundary
-    both know the norm to a relative n eps ‖A‖/d.
+    both know the norm to a relative n eps ‖A‖/d. `lower` is differentiable under torch autograd and JAX, with
+    the frequency of the peak held fixed: at a peak that changes nothing, and of two equal peaks
+    one is taken.
 
     References
     ----------
@@ -121,18 +129,35 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     >>> float(hinf_norm(system))
     2.0
     """
-    check_system(system)
     _check_tolerance(tolerance)
+    if differentiable(system):
+        return _with_derivative(system, certified)
+    norms = map_systems(system, lambda single: _single(single, certified, tolerance))
     if not system.batch_shape:
-        return _single(system, certified, tolerance)
-    norms = [
-        _single(system[index], certified, tolerance) for index in np.ndindex(system.batch_shape)
-    ]
+        return norms[0]
     lower, upper, frequency = (
         np.array([getattr(norm, name) for norm in norms]).reshape(system.batch_shape)
         for name in ("lower", "upper", "frequency")
     )
     return HinfNorm(lower, upper, frequency)
+
+
+def _with_derivative(system: System, certified: bool) -> HinfNorm:
+    if certified:
+        raise UnsupportedEquationError(
+            "`certified` is True but a derivative is asked for; expected False: only the lower bound has "
+            "one. Certify a system of detached arrays."
+        )
+    found = apply(_lower_rule, system.to_standard(), (2,), native=native.hinf_pair)
+    upper = np.full(system.batch_shape, math.inf) if system.batch_shape else math.inf
+    return HinfNorm(found[..., 0], upper, found[..., 1])
+
+
+def _lower_rule(system: System) -> tuple[HostArray, Pullback]:
+    """The largest gain seen and where; the frequency counts as a constant."""
+    norm = _single(system, False, 1e-6)
+    place = float(norm.frequency)
+    return np.array([norm.lower, place]), lambda g: gain_gradient(system, place, float(g[0]))
 
 
 @any_library()

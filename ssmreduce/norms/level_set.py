@@ -32,9 +32,9 @@ import math
 import numpy as np
 import scipy.linalg
 
+from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
-from ssmreduce.norms._common import frobenius
 from ssmreduce.norms.gain import Gain, balanced
 from ssmreduce.norms.grid import refine
 from ssmreduce.systems.state_space import StateSpace
@@ -180,7 +180,7 @@ class _AxisTest:
         n = len(self.A)
         root = math.sqrt(level)
         B, C, D = self.B / root, self.C / root, self.D / level
-        ratio = math.sqrt(frobenius(C) / frobenius(B))
+        ratio = math.sqrt(frobenius_norm(C) / frobenius_norm(B))
         B, C = B * ratio, C / ratio
         # D = U diag(s) Vᴴ diagonalises R and S. That s < 1 was seen, up to rounding.
         U, s, Vh = np.linalg.svd(D)

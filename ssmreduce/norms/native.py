@@ -92,6 +92,12 @@ def hinf_lower_bound(system: System, certified: bool) -> tuple[Any, Any]:
     return as_number(gain), as_number(frequency)
 
 
+def hinf_pair(system: System) -> Array:
+    """The largest gain on the grids and its frequency, as one array."""
+    gain, frequency = hinf_lower_bound(system, False)
+    return namespace(gain).stack([gain, frequency])
+
+
 def _peak(system: System, omega: Array) -> tuple[Array, Array]:
     """Largest singular value over the frequencies, and its index."""
     xp = namespace(omega)

@@ -6,9 +6,11 @@ Automatic Control 32 (1987), for discrete time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from ssmreduce._boundary import (
     Caller,
@@ -19,9 +21,12 @@ from ssmreduce._boundary import (
 )
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import OrderError
+from ssmreduce.gramians.batch import in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.reduction.batch import assemble, in_batch_shape, single_systems
-from ssmreduce.reduction.diagonal import balanced_system
+from ssmreduce.gramians.single_channel import is_channel_batch
+from ssmreduce.reduction.batch import assemble
+from ssmreduce.reduction.channels import truncate_channels
+from ssmreduce.reduction.diagonal import BalancedDiagonal, balanced_system, balanced_systems
 from ssmreduce.reduction.native import NativeBalancing
 from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule, divided
 from ssmreduce.reduction.report import Reduction
@@ -246,12 +251,9 @@ class Balancing:
     def _parts(self) -> list[Reducible]:
         keep_unstable, margin = self._options
         emphasis = self._caller.host(self.emphasis)
-        return [
-            _keeping_unstable(single, margin)
-            if keep_unstable
-            else balanced_system(single, self.horizon, emphasis)
-            for single in single_systems(self._host)
-        ]
+        if keep_unstable:
+            return map_systems(self._host, lambda single: _keeping_unstable(single, margin))
+        return [*balanced_systems(self._host, self.horizon, emphasis)]
 
     def _gathered(self, name: str) -> Any:
         values = [getattr(part, name) for part in self._parts]
@@ -295,6 +297,7 @@ class Balancing:
             order,
             lambda part, rule: part.truncate(rule, balancing_free=balancing_free),
             common_order,
+            together=not balancing_free,
         )
 
     def match_dc(
@@ -317,6 +320,8 @@ class Balancing:
         order: int | OrderRule,
         cut: Callable[[Reducible, OrderRule], Reduction],
         common_order: bool,
+        *,
+        together: bool = False,
     ) -> Reduction:
         rule, batch = as_rule(order), self.system.batch_shape
         if isinstance(rule, TotalBudget) and common_order:
@@ -325,12 +330,32 @@ class Balancing:
                 "budget gives each system its own order. Pass an int for a common one."
             )
         rules = divided(rule, self._budget_values(), [part.unstable for part in self._parts])
-        parts = [cut(part, own) for part, own in zip(self._parts, rules, strict=True)]
+        parts = self._cut_each(rules, cut, together)
         if common_order and batch:
             largest = max(int(part.order) for part in parts)
-            parts = [cut(part, FixedOrder(part.available(largest))) for part in self._parts]
+            common = [FixedOrder(part.available(largest)) for part in self._parts]
+            parts = self._cut_each(common, cut, together)
         reduction: Reduction = self._caller.answer(assemble(self._host, parts))
         return reduction
+
+    def _cut_each(
+        self,
+        rules: Sequence[OrderRule],
+        cut: Callable[[Reducible, OrderRule], Reduction],
+        together: bool,
+    ) -> list[Reduction]:
+        """Cut every system by its own rule; `together` those that can be truncated in stacked arrays."""
+        done: list[Reduction | None] = [None] * len(rules)
+        balanced = [part for part in self._parts if isinstance(part, BalancedDiagonal)]
+        if together and is_channel_batch(self._host) and len(balanced) == len(rules):
+            done = truncate_channels(balanced, rules)
+        positions = np.arange(len(rules)).reshape(self.system.batch_shape)
+
+        def one(index: tuple[int, ...]) -> Reduction:
+            k = int(positions[index])
+            return done[k] or cut(self._parts[k], rules[k])
+
+        return map_indices(self._host, one)
 
 
 def _keeping_unstable(system: System, margin: float) -> Reducible:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce.gramians.batch import in_batch_shape
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
@@ -23,14 +24,6 @@ def single_systems(system: SomeSystem) -> list[SomeSystem]:
     """Systems of a batch in C order; the system itself without batch axes."""
     batch = system.batch_shape
     return [system[index] for index in np.ndindex(batch)] if batch else [system]
-
-
-def in_batch_shape(values: Sequence[Any], batch_shape: tuple[int, ...]) -> Any:
-    """One value per system in the shape of the batch; the value itself without one."""
-    if not batch_shape:
-        return values[0]
-    stacked = np.asarray(values)
-    return stacked.reshape(*batch_shape, *stacked.shape[1:])
 
 
 def assemble(original: System, parts: Sequence[Reduction]) -> Reduction:
@@ -77,6 +70,8 @@ def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System,
         return np.stack(arrays).reshape(*batch_shape, *arrays[0].shape)
 
     def lengthened(array: HostArray, axis: int, fill: float = 0.0) -> HostArray:
+        if array.shape[axis] == order:
+            return array
         widths = [(0, 0)] * array.ndim
         widths[axis] = (0, order - array.shape[axis])
         return np.pad(array, widths, constant_values=fill)

@@ -8,15 +8,17 @@ truncated reciprocal system, with poles μ, and takes it back to poles s + 1/μ.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.hankel import error_bounds
+from ssmreduce.hankel import balance_every, error_bounds
+from ssmreduce.reduction.batch import single_systems
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.reciprocal import (
     are_invertible,
@@ -35,6 +37,8 @@ from ssmreduce.time_domain import Discrete
 _DIAGONALISATION_FACTOR = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
 
+_EPS = float(np.finfo(np.float64).eps)
+
 _NEARBY_ORDERS = 6
 """How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
 
@@ -46,6 +50,30 @@ def balanced_system(
     if isinstance(original, StateSpace):
         return BalancedDense(original, horizon, emphasis)
     return BalancedDiagonal(original, horizon, emphasis)
+
+
+def balanced_systems(
+    system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+) -> list[BalancedSystem]:
+    """Balance every system of a batch, in C order."""
+    kind = BalancedDense if isinstance(system, StateSpace) else BalancedDiagonal
+    singles: list[Any] = single_systems(system)
+    if system.order == 0:
+        return [kind(single, horizon, emphasis) for single in singles]
+    every = balance_every(system, horizon, emphasis)
+    return [
+        kind(single, horizon, emphasis, factors)
+        for single, factors in zip(singles, every, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The real order to start from, how many stored states it may take, and the order that was wanted."""
+
+    order: int
+    limit: int
+    wanted: int
 
 
 class BalancedDiagonal(BalancedSystem):
@@ -68,6 +96,19 @@ class BalancedDiagonal(BalancedSystem):
             If no order nearby has a stable diagonal form.
         """
         return _DiagonalCut(self, self._host, balancing_free=balancing_free).to(rule)
+
+    def target(self, rule: OrderRule) -> Target | None:
+        """What `rule` aims at; None if nothing is to be cut."""
+        stored = self.original.order
+        if isinstance(rule, FixedOrder):
+            limit = rule.order
+            wanted = 2 * limit if self.original.real_output else limit
+            if limit >= stored:
+                return None
+        else:
+            limit = wanted = rule.choose(self.hsv)
+        order = min(wanted, self.check_rank())
+        return Target(order, limit, wanted) if order < self.hsv.size else None
 
     def available(self, order: int) -> int:
         """`order`: an upper limit in any case."""
@@ -110,17 +151,11 @@ class _DiagonalCut:
         host, balanced = self._host, self._balanced
         if host.order == 0:
             return balanced.unchanged()
-        if isinstance(rule, FixedOrder):
-            limit = rule.order
-            if limit >= host.order:
-                return balanced.unchanged()
-            wanted = 2 * limit if host.real_output else limit
-        else:
-            limit = wanted = rule.choose(balanced.hsv)
-        if min(wanted, balanced.check_rank()) == balanced.hsv.size:
+        target = balanced.target(rule)
+        if target is None:
             return balanced.unchanged()
-        real_order = self._largest_fit(min(wanted, balanced.check_rank()), limit)
-        real_order, slot_map = self._safest_map(real_order, limit, invertible)
+        real_order = self._largest_fit(target.order, target.limit)
+        real_order, slot_map = self._safest_map(real_order, target.limit, invertible)
         if slot_map.order >= host.order:
             return balanced.unchanged()
         balanced.check_bound(rule, real_order)
@@ -130,19 +165,10 @@ class _DiagonalCut:
             full_B, full_C = real_input(host.B), real_output(host.C)
         B, C = adjoint(W) @ full_B, full_C @ T
         reduced = self._diagonal(slot_map, B, C)
-        scale = _like_original(balanced.original, reduced)
-        slot_map = self._taken_back(slot_map).rescaled(scale)
-        reduced = DiagonalStateSpace(
-            reduced.eigenvalues,
-            reduced.B * scale[:, None],
-            reduced.C / scale,
-            reduced.D,
-            time=host.time,
-            real_output=host.real_output,
-            read_after_update=host.read_after_update,
-        )
+        scale = size_of_states(balanced.original.to_host(), reduced)
+        slot_map, reduced = self._taken_back(slot_map).rescaled(scale), reduced.rescaled(scale)
         method = "DC matching" if self._is_reciprocal else "balanced truncation"
-        return balanced.report(reduced, real_order, wanted, (W, T), slot_map, method)
+        return balanced.report(reduced, real_order, target.wanted, (W, T), slot_map, method)
 
     def _projections(self, real_order: int) -> tuple[HostArray, HostArray]:
         return self._balanced.projections(real_order, balancing_free=self._balancing_free)
@@ -219,7 +245,6 @@ class _DiagonalCut:
         below a tenth of its truncation bound, or of the square root of eps.
         """
         bounds = error_bounds(self._balanced.hsv)
-        eps = float(np.finfo(np.float64).eps)
         best: tuple[float, int, SlotMap] | None = None
         for candidate in range(real_order, max(real_order - _NEARBY_ORDERS, 1) - 1, -1):
             slot_map = diagonalise(self._truncated_state(candidate), real=self._host.real_output)
@@ -229,11 +254,10 @@ class _DiagonalCut:
                 or not self._storable(slot_map, invertible)
             ):
                 continue
-            rounding = eps * slot_map.condition * bounds[0]
-            total = float(bounds[candidate] + rounding)
+            total = float(bounds[candidate] + _EPS * slot_map.condition * bounds[0])
             if best is None or total < best[0]:
                 best = total, candidate, slot_map
-            if rounding <= _DIAGONALISATION_FACTOR * max(bounds[candidate], eps**0.5 * bounds[0]):
+            if eigenvectors_are_safe(slot_map, bounds, candidate):
                 break
         if best is None:
             raise NoConvergenceError(
@@ -255,19 +279,30 @@ class _DiagonalCut:
         return bool(np.all(poles.real < 0.0))
 
 
-def _like_original(original: DiagonalStateSpace, reduced: DiagonalStateSpace) -> HostArray:
+def eigenvectors_are_safe(slot_map: SlotMap, bounds: HostArray, order: int) -> HostArray:
+    """Whether their rounding, eps · condition · 2 Σσ, is below a share of the bound, or of sqrt(eps)."""
+    rounding = _EPS * slot_map.condition * bounds[..., 0]
+    limit = np.maximum(bounds[..., order], _EPS**0.5 * bounds[..., 0])
+    return np.asarray(rounding <= _DIAGONALISATION_FACTOR * limit)
+
+
+def size_of_states(original: DiagonalStateSpace, reduced: DiagonalStateSpace) -> HostArray:
     """Scale of each stored state with which input and output weights share their product as before.
 
     The size of a stored state is free. It is chosen so that ‖b‖/sqrt(1-|λ|²) over ‖c‖ is the median
     of that ratio in the original: gradients of both then keep their proportions.
     """
-    before, after = _input_share(original.to_host()), _input_share(reduced)
+    before, after = _input_share(original), _input_share(reduced)
     usable = np.isfinite(before) & (before > 0)
-    if not np.any(usable):
-        return np.ones(reduced.order)
+    count = usable.sum(axis=-1, keepdims=True)
+    ordered = np.sort(np.where(usable, before, np.inf), axis=-1)
+    middle = [
+        np.take_along_axis(ordered, np.maximum(k, 0), axis=-1)
+        for k in ((count - 1) // 2, count // 2)
+    ]
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(np.median(before[usable]) / after)
-    return np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
+        scale = np.sqrt(0.5 * (middle[0] + middle[1]) / after)
+    return np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
 
 
 def _input_share(system: DiagonalStateSpace) -> HostArray:

@@ -27,6 +27,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import (
     NoConvergenceError,
     OrderError,
@@ -49,7 +50,7 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import slots_needed
-from ssmreduce.time_domain import Continuous, Discrete
+from ssmreduce.time_domain import Continuous
 
 _ROUNDING = 4.0
 """Errors within 4 n eps ‖G‖_H2 of each other are taken as equal: a few roundings per entry of Ĉ Z."""
@@ -301,10 +302,4 @@ def _check_start(start: System, system: System, order: int) -> None:
             f"`start` has {start.order} states but `order` is {order}; expected the same. "
             "Pass order=start.order."
         )
-    poles = start.poles()
-    in_steps = isinstance(start.time, Discrete)
-    if np.any(np.abs(poles) >= 1.0) if in_steps else np.any(poles.real >= 0.0):
-        raise UnstableSystemError(
-            "`start` has a pole on or outside the stability boundary; expected a stable system. "
-            "Leave it out to start from balanced truncation."
-        )
+    check_stable_system(start, "Leave it out to start from balanced truncation.", name="`start`")

@@ -17,8 +17,8 @@ import numpy as np
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError
+from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.hankel import rank_tolerance, state_count
-from ssmreduce.reduction.batch import in_batch_shape, single_systems
 from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
@@ -67,7 +67,7 @@ def balanced_realisation(system: System) -> StateSpace:
     (True, True)
     """
     check_system(system)
-    singles = [_balanced_single(single) for single in single_systems(system)]
+    singles = map_systems(system, _balanced_single)
     batch = system.batch_shape
 
     def stacked(name: str) -> HostArray:

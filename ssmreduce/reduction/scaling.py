@@ -7,8 +7,6 @@ right to n eps over its gain relative to the strongest one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ssmreduce._boundary import warn_caller
@@ -23,20 +21,29 @@ _DROWNED = float(np.sqrt(np.finfo(np.float64).eps))
 """Below this share of the strongest channel a channel keeps less than half its digits, and a cut to
 1e-8 of σ₁ may leave it out."""
 
+_ROUNDING = 4.0
+"""c in c n eps ‖row‖ ‖factor‖, below which a gain is rounding of none: the factor and the product with it
+round by a few n eps each."""
+
 
 def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
     """Issue a `ScalingWarning` where inputs or outputs drown beside the strongest one."""
+    if system.inputs == system.outputs == 1:
+        return
     host = system.to_host()
     B, C = host.B, host.C
     if isinstance(host, DiagonalStateSpace) and host.real_output:
         B, C = real_input(B), real_output(C)
-    gains = {
-        "input": _gains(
-            adjoint(B), factors.factors.Y, lambda rows: adjoint(factors.observed(adjoint(rows)))
-        ),
-        "output": _gains(C, factors.factors.Z, factors.reached),
-    }
-    for kind, values in gains.items():
+    # In units of the largest entries, against over- and underflow.
+    B, C = B / _height(B), C / _height(C)
+    inputs, outputs = factors.observed(B), adjoint(factors.reached(C))
+    for kind, seen, rows, factor in (
+        ("input", inputs, adjoint(B), factors.factors.Y),
+        ("output", outputs, C, factors.factors.Z),
+    ):
+        if _plainly_heard(seen):
+            continue
+        values = _gains(seen, rows, factor)
         heard = values[values > 0]
         if heard.size and heard.min() < _DROWNED * heard.max():
             weakest = int(np.flatnonzero(values == heard.min())[0])
@@ -48,17 +55,24 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
             )
 
 
-def _gains(
-    rows: HostArray, factor: HostArray, through: Callable[[HostArray], HostArray]
-) -> HostArray:
-    """Proportional to the norm of every row after `through`, which applies the factor; 0 for rounding."""
-    if not rows.size or not factor.size:
-        return np.zeros(rows.shape[0])
-    # In units of the largest entries, against over- and underflow of squares.
-    rows = rows / max(float(np.abs(rows).max()), np.finfo(np.float64).tiny)
-    size = max(float(np.abs(factor).max()), np.finfo(np.float64).tiny)
-    gains = np.linalg.norm(through(rows) / size, axis=1)
-    rounding = (
-        np.finfo(np.float64).eps * np.linalg.norm(rows, axis=1) * frobenius_norm(factor / size)
-    )
+def _plainly_heard(seen: HostArray) -> bool:
+    """Whether the largest entry in every column shows that no norm is small beside another."""
+    if not seen.size:
+        return True
+    largest = np.abs(seen).max(axis=0)
+    return bool(largest.min() > np.sqrt(seen.shape[0]) * _DROWNED * largest.max())
+
+
+def _gains(seen: HostArray, rows: HostArray, factor: HostArray) -> HostArray:
+    """Proportional to the norm of every column of `seen`, rows times a factor; 0 for rounding."""
+    size = _height(factor)
+    gains = np.linalg.norm(seen / size, axis=0)
+    lengths = np.linalg.norm(rows, axis=1)
+    n_eps = rows.shape[1] * np.finfo(np.float64).eps
+    rounding = _ROUNDING * n_eps * lengths * frobenius_norm(factor / size)
     return np.where(gains > rounding, gains, 0.0)
+
+
+def _height(matrix: HostArray) -> float:
+    """Size of the largest entry, or of the smallest normal number if there is none."""
+    return max(float(np.abs(matrix).max(initial=0.0)), float(np.finfo(np.float64).tiny))

@@ -22,7 +22,8 @@ import numpy as np
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, UnsupportedLayerError
-from ssmreduce.reduction.batch import assemble, in_batch_shape, single_systems
+from ssmreduce.gramians.batch import in_batch_shape, map_systems
+from ssmreduce.reduction.batch import assemble, single_systems
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule, divided
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, check_system
@@ -65,7 +66,7 @@ def state_scores(system: DiagonalStateSpace, score: Score = "hankel") -> HostArr
     [6.0, 5.0]
     """
     _check_diagonal(system, score)
-    values = [_scores(single, score) for single in single_systems(system)]
+    values = map_systems(system, lambda single: _scores(single, score))
     return np.asarray(in_batch_shape(values, system.batch_shape))
 
 

@@ -16,9 +16,16 @@ import scipy.linalg
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import OrderError, UnstableSystemError
+from ssmreduce.equations.stability import check_stable_system
+from ssmreduce.errors import OrderError
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.hankel import balance_factors, error_bounds, rank_tolerance, state_count
+from ssmreduce.hankel import (
+    BalancedFactors,
+    balance_factors,
+    rank_tolerance,
+    state_count,
+    tail_bound,
+)
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.reciprocal import (
     dense_after_update,
@@ -30,7 +37,6 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
-from ssmreduce.time_domain import Discrete
 
 
 class Reducible(ABC):
@@ -84,12 +90,15 @@ class BalancedSystem(Reducible):
         original: System,
         horizon: int | None = None,
         emphasis: Emphasis | None = None,
+        factors: BalancedFactors | None = None,
     ) -> None:
         self.original = original
         self.horizon = horizon
         self.emphasis = emphasis
         # Without states nothing is left to balance: the system is its feedthrough.
-        self.factors = balance_factors(original, horizon, emphasis) if original.order else None
+        if factors is None and original.order:
+            factors = balance_factors(original, horizon, emphasis)
+        self.factors = factors
         self.hsv: HostArray = np.zeros(0) if self.factors is None else self.factors.hsv
         self.rank = 0 if self.factors is None else self.factors.rank
         self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
@@ -169,7 +178,7 @@ class BalancedSystem(Reducible):
     def check_bound(self, rule: OrderRule, real_order: int) -> None:
         """Raise `UnreachableToleranceError` if an `ErrorBound` is missed."""
         if isinstance(rule, ErrorBound):
-            rule.check(self.hsv, float(error_bounds(self.hsv)[real_order]))
+            rule.check(self.hsv, tail_bound(self.hsv, real_order))
 
     def report(
         self,
@@ -191,7 +200,7 @@ class BalancedSystem(Reducible):
             wanted_order=wanted_order,
             rank=self.rank,
             hsv=self.hsv,
-            error_bound=float(error_bounds(self.hsv)[real_order]) if bounded else None,
+            error_bound=tail_bound(self.hsv, real_order) if bounded else None,
             left=left,
             right=right,
             slot_map=slot_map,
@@ -226,7 +235,7 @@ class BalancedDense(BalancedSystem):
         W, T = self.projections(order, balancing_free=balancing_free)
         reduced = _projected(self._host, W, T)
         if self._stability_in_doubt(order):
-            _check_still_stable(reduced, self._remedy())
+            self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T))
 
     def available(self, order: int) -> int:
@@ -244,7 +253,7 @@ class BalancedDense(BalancedSystem):
         W, T = self.projections(order, balancing_free=balancing_free)
         reduced = dense_from_reciprocal(_projected(self._reciprocal, W, T))
         if self._stability_in_doubt(order):
-            _check_still_stable(reduced, self._remedy())
+            self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T), method="DC matching")
 
     def _stability_in_doubt(self, order: int) -> bool:
@@ -255,16 +264,19 @@ class BalancedDense(BalancedSystem):
             return not self.emphasis.keeps_stability
         return stability_in_doubt(self.hsv, order)
 
-    def _remedy(self) -> str:
+    def _check_still_stable(self, reduced: StateSpace) -> None:
         if self.emphasis is not None:
-            return (
-                "neither a band nor two weights guarantee that. Try an order next to it, or one weight "
+            advice = (
+                "Neither a band nor two weights guarantee that: try an order next to it, or one weight "
                 "only."
             )
-        return (
-            "the cut lies between Hankel singular values that are nearly equal, or near rounding. Try a "
-            "lower order."
-        )
+        else:
+            advice = (
+                "The cut lies between Hankel singular values that are nearly equal, or near rounding: "
+                "try a lower order."
+            )
+        name = f"truncated to `order` {reduced.order} the system"
+        check_stable_system(reduced, advice, name=name)
 
     @cached_property
     def _reciprocal(self) -> StateSpace:
@@ -287,19 +299,6 @@ class BalancedDense(BalancedSystem):
         if order < n:
             self.check_bound(rule, order)
         return order, wanted
-
-
-def _check_still_stable(reduced: StateSpace, remedy: str) -> None:
-    """Refuse an unstable result."""
-    poles = reduced.poles()
-    discrete = isinstance(reduced.time, Discrete)
-    worst = poles[np.argmax(np.abs(poles) if discrete else poles.real)]
-    if abs(worst) >= 1.0 if discrete else worst.real >= 0.0:
-        kind = f"|λ| = {abs(worst):.6g}" if discrete else f"Re λ = {worst.real:.6g}"
-        raise UnstableSystemError(
-            f"truncated to `order` {reduced.order} the system has a pole with {kind}; expected a stable "
-            f"one, but {remedy}"
-        )
 
 
 def _projected(host: StateSpace, W: HostArray, T: HostArray) -> StateSpace:

@@ -196,7 +196,7 @@ def real_form(system: System) -> StateSpace:
         poles, B, C, condition = host.eigenvalues, host.B, host.C, 1.0
     else:
         slot_map = _eigenvectors(host.A, real=False)
-        poles, condition = slot_map.eigenvalues, slot_map.condition
+        poles, condition = slot_map.eigenvalues, float(slot_map.condition)
         B, C = slot_map.input_matrix(host.B), slot_map.output_matrix(host.C)
     tolerance = _PAIRING * singularity(host.order) * condition
     if np.abs(host.D.imag).max(initial=0.0) > tolerance * np.abs(host.D).max(initial=0.0):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
-from ssmreduce._namespace import Array, HostArray, product_of, to_double, to_host
+from ssmreduce._namespace import (
+    Array,
+    HostArray,
+    is_host_double,
+    product_of,
+    to_double,
+    to_host,
+)
 from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
+from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
     StateSpace,
@@ -117,6 +126,7 @@ class DiagonalStateSpace:
             )
         for name, value in (("eigenvalues", eigenvalues), ("B", B), ("C", C), ("D", D)):
             object.__setattr__(self, name, value)
+        register_pytree(type(self))
 
     @classmethod
     def from_log(
@@ -243,7 +253,9 @@ class DiagonalStateSpace:
         return np.asarray(host.D + (gain.real if self.real_output else gain))
 
     def to_host(self) -> DiagonalStateSpace:
-        """Return the same system in NumPy arrays at double precision."""
+        """Return the same system in NumPy arrays at double precision; itself if it is that already."""
+        if all(map(is_host_double, (self.eigenvalues, self.B, self.C, self.D))):
+            return self
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
         eigenvalues = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
         return self._with(
@@ -282,25 +294,31 @@ class DiagonalStateSpace:
         object.__setattr__(standard, "log_eigenvalues", self.log_eigenvalues)
         return standard
 
-    def __getitem__(self, index: int | tuple[int, ...]) -> DiagonalStateSpace:
-        """Return one system of a batch."""
-        at = (*index, ...) if isinstance(index, tuple) else (index, ...)
-        logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[at]
-        return self._with(self.eigenvalues[at], self.B[at], self.C[at], self.D[at], logarithms)
+    def rescaled(self, scale: HostArray) -> DiagonalStateSpace:
+        """Return the same map with stored states multiplied by `scale`, shape (..., n)."""
+        B, C = self.B * scale[..., :, None], self.C / scale[..., None, :]
+        return self._with(self.eigenvalues, B, C, self.D, self.log_eigenvalues)
+
+    def __getitem__(self, index: Any) -> DiagonalStateSpace:
+        """Return one system of a batch, or what a slice or an index array selects."""
+        at = index if isinstance(index, tuple) else (index,)
+        if len(at) > len(self.batch_shape):
+            raise ShapeError(
+                f"`system` has batch axes {self.batch_shape} but is indexed by {at}; expected at most "
+                f"{len(self.batch_shape)} indices. For a subset of states use select_states."
+            )
+        logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[(*at, ...)]
+        eigenvalues, B, C, D = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
+        return self._with(eigenvalues, B, C, D, logarithms)
 
     def _with(
         self, eigenvalues: Array, B: Array, C: Array, D: Array, logarithms: Array
     ) -> DiagonalStateSpace:
-        system = DiagonalStateSpace(
-            eigenvalues,
-            B,
-            C,
-            D,
-            time=self.time,
-            real_output=self.real_output,
-            read_after_update=self.read_after_update,
+        """Return a system like this one with other arrays, which are known to fit."""
+        system = object.__new__(DiagonalStateSpace)
+        system.__dict__.update(
+            self.__dict__, eigenvalues=eigenvalues, B=B, C=C, D=D, log_eigenvalues=logarithms
         )
-        object.__setattr__(system, "log_eigenvalues", logarithms)
         return system
 
 

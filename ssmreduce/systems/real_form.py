@@ -26,12 +26,12 @@ def real_state(eigenvalues: HostArray) -> HostArray:
 
 
 def apply_real_state(eigenvalues: HostArray, X: HostArray) -> HostArray:
-    """Return A X for the real state matrix A of diag(λ), shape (2n, k), without forming A."""
+    """Return A X for the real state matrix A of diag(λ), shape (..., 2n, k), without forming A."""
     n = eigenvalues.shape[-1]
-    alpha, beta = eigenvalues.real[:, None], eigenvalues.imag[:, None]
+    alpha, beta = eigenvalues.real[..., :, None], eigenvalues.imag[..., :, None]
     product = np.empty_like(X)
-    product[:n] = alpha * X[:n] - beta * X[n:]
-    product[n:] = beta * X[:n] + alpha * X[n:]
+    product[..., :n, :] = alpha * X[..., :n, :] - beta * X[..., n:, :]
+    product[..., n:, :] = beta * X[..., :n, :] + alpha * X[..., n:, :]
     return product
 
 

@@ -9,9 +9,17 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
-from ssmreduce._namespace import Array, HostArray, device_of, product_of, to_double
+from ssmreduce._namespace import (
+    Array,
+    HostArray,
+    device_of,
+    is_host_double,
+    product_of,
+    to_double,
+)
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
+from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.time_domain import (
     Discrete,
     TimeDomain,
@@ -133,6 +141,7 @@ class StateSpace:
         check_readout(self.read_after_update, check_time(self.time))
         for name, value in (("A", A), ("B", B), ("C", C), ("D", D)):
             object.__setattr__(self, name, value)
+        register_pytree(type(self))
 
     @property
     def order(self) -> int:
@@ -188,9 +197,12 @@ class StateSpace:
         return gain
 
     def to_host(self) -> StateSpace:
-        """Return the same system in NumPy arrays at double precision."""
+        """Return the same system in NumPy arrays at double precision; itself if it is that already."""
+        arrays = (self.A, self.B, self.C, self.D)
+        if all(is_host_double(x) for x in arrays):
+            return self
         return StateSpace(
-            *(to_double(x) for x in (self.A, self.B, self.C, self.D)),
+            *(to_double(x) for x in arrays),
             time=self.time,
             read_after_update=self.read_after_update,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ class SlotMap:
 
     For a real system one stored state h_k stands for a conjugate pair, x = 2 Re(v_k h_k), or for a
     real pole, x = v_k h_k; a layer with output Re(C h) then stores B' = S B and C' = C V with
-    doubled columns for pairs. For a complex system S = V⁻¹.
+    doubled columns for pairs. For a complex system S = V⁻¹. Maps of equal sizes may be stacked, with a
+    leading axis in every array; indexing takes one out.
 
     Parameters
     ----------
@@ -27,7 +29,7 @@ class SlotMap:
         S, the matching rows of the inverse of the full eigenvector matrix.
     is_pair : (r,) bool array
         Whether the stored state stands for a conjugate pair.
-    condition : float
+    condition : float or array
         Condition number, in the 1-norm, of the eigenvector matrix with unit columns (for a real
         system of its real form, with columns Re v and Im v).
     """
@@ -36,12 +38,12 @@ class SlotMap:
     vectors: HostArray
     inverse: HostArray
     is_pair: HostArray
-    condition: float
+    condition: float | HostArray
 
     @property
     def order(self) -> int:
         """Number of stored states r."""
-        return int(self.eigenvalues.size)
+        return int(self.eigenvalues.shape[-1])
 
     def input_matrix(self, B: HostArray) -> HostArray:
         """Return B' = S B, shape (r, m)."""
@@ -50,16 +52,26 @@ class SlotMap:
 
     def output_matrix(self, C: HostArray) -> HostArray:
         """Return C' = C V with doubled columns for pairs, shape (p, r)."""
-        return (C @ self.vectors) * np.where(self.is_pair, 2.0, 1.0)
+        return (C @ self.vectors) * np.where(self.is_pair, 2.0, 1.0)[..., None, :]
 
     def rescaled(self, scale: HostArray) -> SlotMap:
         """Return the map with stored states multiplied by `scale`, shape (r,)."""
         return SlotMap(
             self.eigenvalues,
-            self.vectors / scale,
-            self.inverse * scale[:, None],
+            self.vectors / scale[..., None, :],
+            self.inverse * scale[..., :, None],
             self.is_pair,
             self.condition,
+        )
+
+    def __getitem__(self, index: int | HostArray) -> SlotMap:
+        """Return one of stacked maps, or a stack of some."""
+        return SlotMap(
+            self.eigenvalues[index],
+            self.vectors[index],
+            self.inverse[index],
+            self.is_pair[index],
+            np.asarray(self.condition)[index],
         )
 
 
@@ -79,44 +91,51 @@ def diagonalise(A: HostArray, *, real: bool) -> SlotMap | None:
     if A.size == 0:
         none = np.zeros(0, dtype=bool)
         return SlotMap(np.zeros(0, dtype=np.complex128), A, A, none, 1.0)
+    for _, slot_map in diagonalise_each(A[None], real=real):
+        return slot_map[0]
+    return None
+
+
+def diagonalise_each(A: HostArray, *, real: bool) -> Iterator[tuple[HostArray, SlotMap]]:
+    """Diagonalise stacked matrices, shape (count, R, R): which ones, and their stacked maps.
+
+    One stack for each number of slots that they need; matrices whose eigenvectors are linearly dependent
+    in floating point are in none.
+    """
     try:
         eigenvalues, vectors = np.linalg.eig(A)
+        # Columns Re v and Im v of a pair, next to each other as its poles are.
+        basis = np.where(eigenvalues.imag[:, None] >= 0, vectors.real, -vectors.imag)
+        basis = basis if real else vectors
+        inverse = np.linalg.inv(basis)
     except np.linalg.LinAlgError:
-        return None
-    if not real:
-        inverse = _inverse(vectors)
-        if inverse is None:
-            return None
-        alone = np.zeros(eigenvalues.size, dtype=bool)
-        return SlotMap(eigenvalues, vectors, inverse, alone, _condition(vectors, inverse))
-    kept = np.flatnonzero(eigenvalues.imag >= 0)
-    is_pair = eigenvalues.imag[kept] > 0
-    first = np.arange(kept.size) + np.concatenate([[0], np.cumsum(is_pair)[:-1]])
-    second = first[is_pair] + 1
-    real_vectors = np.empty(A.shape)
-    real_vectors[:, first] = vectors[:, kept].real
-    real_vectors[:, second] = vectors[:, kept[is_pair]].imag
-    real_inverse = _inverse(real_vectors)
-    if real_inverse is None:
-        return None
-    inverse = real_inverse[first].astype(np.complex128)
-    inverse[is_pair] = 0.5 * (inverse[is_pair] - 1j * real_inverse[second])
-    return SlotMap(
-        eigenvalues[kept].astype(np.complex128),
-        vectors[:, kept].astype(np.complex128),
-        inverse,
-        is_pair,
-        _condition(real_vectors, real_inverse),
-    )
-
-
-def _inverse(vectors: HostArray) -> HostArray | None:
-    try:
-        inverse = np.linalg.inv(vectors)
-    except np.linalg.LinAlgError:
-        return None
-    return inverse if np.all(np.isfinite(inverse)) else None
-
-
-def _condition(vectors: HostArray, inverse: HostArray) -> float:
-    return float(np.linalg.norm(vectors, 1) * np.linalg.norm(inverse, 1))
+        if len(A) > 1:
+            for k in range(len(A)):
+                for _, slot_map in diagonalise_each(A[k : k + 1], real=real):
+                    yield np.array([k]), slot_map
+        return
+    condition = np.linalg.norm(basis, 1, axis=(1, 2)) * np.linalg.norm(inverse, 1, axis=(1, 2))
+    is_pair = real & (eigenvalues.imag > 0)
+    kept = (eigenvalues.imag >= 0) | (not real)
+    rows = inverse
+    if real:
+        rows = inverse.astype(np.complex128)
+        rows[is_pair] = 0.5 * (inverse[is_pair] - 1j * np.roll(inverse, -1, axis=1)[is_pair])
+        eigenvalues, vectors = eigenvalues.astype(np.complex128), vectors.astype(np.complex128)
+    finite = np.all(np.isfinite(inverse), axis=(1, 2))
+    count = kept.sum(axis=1)
+    first = np.argsort(~kept, axis=1, kind="stable")
+    for slots in np.unique(count[finite]):
+        members = np.flatnonzero(finite & (count == slots))
+        at = first[members, :slots]
+        one, each = members[:, None], np.arange(A.shape[-1])
+        yield (
+            members,
+            SlotMap(
+                eigenvalues[one, at],
+                vectors[one[:, None], each[:, None], at[:, None]],
+                rows[one, at],
+                is_pair[one, at],
+                condition[members],
+            ),
+        )

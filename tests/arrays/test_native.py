@@ -252,11 +252,17 @@ def test_32_bit_devices_are_left_for_double_precision(monkeypatch: pytest.Monkey
 # --- Tracing
 
 
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What JAX traces is taken to run on a device, where derivatives are not asked for."""
+    monkeypatch.setattr("ssmreduce.derivatives.jax.traced_on_device", lambda: True)
+
+
 @pytest.mark.parametrize(
     ("kind", "enabled"),
     [("dense, continuous", True), ("layer", True), ("dense, complex", False)],
 )
-def test_jit(rng: np.random.Generator, kind: str, enabled: bool) -> None:
+def test_jit(rng: np.random.Generator, on_device: None, kind: str, enabled: bool) -> None:
     plain = SYSTEMS[kind](rng)
     names = ["A" if isinstance(plain, StateSpace) else "eigenvalues", "B", "C", "D"]
     options: dict[str, Any] = {
@@ -296,7 +302,7 @@ def test_jit(rng: np.random.Generator, kind: str, enabled: bool) -> None:
             assert_close(np.asarray(found[name]), value, eps)
 
 
-def test_vmap(rng: np.random.Generator) -> None:
+def test_vmap(rng: np.random.Generator, on_device: None) -> None:
     singles = [dense_system(rng, 4, 1, 1, discrete=False) for _ in range(3)]
 
     def values(A: Any, B: Any, readout: Any) -> Any:
@@ -330,7 +336,7 @@ def test_traced_reductions(rng: np.random.Generator) -> None:
     assert_close(found, frequency_response(expected.system, OMEGA))
 
 
-def test_traced_values_that_do_not_converge_are_nan() -> None:
+def test_traced_values_that_do_not_converge_are_nan(on_device: None) -> None:
     @jax.jit
     def values(A: Any) -> Any:
         return hankel_singular_values(
@@ -364,7 +370,6 @@ def test_what_looks_at_values_is_refused_under_tracing() -> None:
         "modal_truncation": lambda A: modal_truncation(system(A), 1).system.A,
         "truncate": lambda A: balanced_truncation(system(A), HankelMass(0.9)).system.A,
         "match_dc": lambda A: balance(system(A)).match_dc(1).system.A,
-        "hinf_norm": lambda A: hinf_norm(system(A), certified=True).upper,
         "poles": lambda A: system(A).poles(),
     }
     for name, call in calls.items():
@@ -372,7 +377,7 @@ def test_what_looks_at_values_is_refused_under_tracing() -> None:
             jax.jit(call)(jnp.diag(jnp.array([0.5, 0.25])))
 
 
-def test_constants_under_jit_are_no_obstacle() -> None:
+def test_constants_under_jit_are_no_obstacle(on_device: None) -> None:
     A, B, readout = np.diag([0.5, 0.25]), np.ones((2, 1)), np.ones((1, 2))
 
     @jax.jit
@@ -383,6 +388,19 @@ def test_constants_under_jit_are_no_obstacle() -> None:
         found = float(scaled(3.0))
     expected = 3.0 * hankel_norm(StateSpace(A, B, readout, time=Discrete()))
     assert abs(found / expected - 1.0) < 1e-14
+
+
+def test_derivatives_of_what_runs_on_a_device(on_device: None) -> None:
+    """The value comes from the device, the derivative from the host's rule."""
+    A, ones, row = np.diag([0.5, 0.25]), np.ones((2, 1)), np.ones((1, 2))
+
+    def norm(gain: Any) -> Any:
+        return h2_norm(StateSpace(jnp.asarray(A), gain * ones, row, time=Discrete()))
+
+    expected = h2_norm(StateSpace(A, ones, row, time=Discrete()))
+    with jax.enable_x64(True):
+        assert abs(jax.jit(norm)(2.0) / (2.0 * expected) - 1.0) < 1e-14
+        assert abs(jax.jit(jax.grad(norm))(2.0) / expected - 1.0) < 1e-13
 
 
 # --- Gradients of torch

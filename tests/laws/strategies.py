@@ -1,8 +1,6 @@
 """Stable systems of every kind for the laws, and how far rounding may take their singular values.
 
-A system is drawn as a short recipe (kind, sizes, distance of the worst pole from the boundary,
-departure from normality, unreachable states, silent inputs, repeated poles) and a seed: examples take
-fractions of a millisecond, and a failing recipe shrinks to a short one.
+The systems are those of `ssmreduce.testing`, near the stability boundary or far from normal.
 """
 
 from __future__ import annotations
@@ -13,135 +11,51 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
-from samples import EPS, Array, adjoint, complex_normal
+from samples import EPS, Array, adjoint
 
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
+from ssmreduce.testing import diagonal_state_spaces, state_spaces
 
 DENSE = ("dense", "complex dense")
 DIAGONAL = ("diagonal", "real output")
 KINDS = DENSE + DIAGONAL
 
+# Departure from normality and nearness to the boundary multiply in every condition number: one at a time.
+DISTANCES = {0.5: 0.0, 0.1: 5.0, 0.3: 15.0, 1e-2: 1.5, 1e-4: 0.0, 1e-6: 0.0}
+"""Least distance of a pole from the boundary, and the departure that goes with it."""
+
 System = StateSpace | DiagonalStateSpace
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """All that determines a system."""
-
-    kind: str
-    discrete: bool
-    n: int
-    m: int
-    p: int
-    distance: float
-    departure: float
-    unreachable: int
-    unobservable: int
-    silent: int
-    repeated: bool
-    read_after_update: bool
-    seed: int
-
-    def build(self) -> System:
-        """Build the system."""
-        rng = np.random.default_rng(self.seed)
-        options: dict[str, Any] = {
-            "time": Discrete() if self.discrete else Continuous(),
-            "read_after_update": self.read_after_update and self.discrete,
-        }
-        if self.kind in DIAGONAL:
-            B, C = self._weights(rng, is_complex=True)
-            poles = self._poles(rng, self.n)
-            real = self.kind == "real output"
-            return DiagonalStateSpace(poles, B, C, real_output=real, **options)
-        is_complex = self.kind == "complex dense"
-        A = self._schur_form(rng, is_complex=is_complex)
-        B, C = self._weights(rng, is_complex=is_complex)
-        draw = complex_normal if is_complex else (lambda g, *s: g.standard_normal(s))
-        Q, _ = np.linalg.qr(draw(rng, self.n, self.n))
-        return StateSpace(Q @ A @ adjoint(Q), Q @ B, C @ adjoint(Q), **options)
-
-    def _poles(self, rng: np.random.Generator, count: int) -> Array:
-        """Poles in the stable region; the first at `distance` from its boundary."""
-        if self.discrete:
-            modulus = (1.0 - self.distance) * np.sqrt(rng.uniform(size=count))
-            modulus[0] = 1.0 - self.distance
-            poles = modulus * np.exp(2j * np.pi * rng.uniform(size=count))
-        else:
-            decay = self.distance + rng.uniform(0.0, 3.0, count)
-            decay[0] = self.distance
-            poles = -decay + 1j * rng.uniform(-4.0, 4.0, count)
-        if self.repeated:
-            poles = poles[np.arange(count) // 2]
-        return poles
-
-    def _schur_form(self, rng: np.random.Generator, *, is_complex: bool) -> Array:
-        """Triangular, or quasi-triangular and real, with `departure` above the diagonal."""
-        n = self.n
-        if is_complex:
-            A = np.diag(self._poles(rng, n))
-            noise = complex_normal(rng, n, n)
-        else:
-            A = np.zeros((n, n))
-            for i, pole in zip(range(0, n, 2), self._poles(rng, (n + 1) // 2), strict=True):
-                if i + 1 < n and rng.uniform() < 0.7:
-                    A[i : i + 2, i : i + 2] = [[pole.real, pole.imag], [-pole.imag, pole.real]]
-                else:
-                    size = np.abs(pole) if self.discrete else pole.real
-                    A[i, i] = size
-                    A[i + 1 : i + 2, i + 1 : i + 2] = 0.5 * size
-            noise = rng.standard_normal((n, n))
-        return A + self.departure * np.triu(noise, 2 if not is_complex else 1) / np.sqrt(n)
-
-    def _weights(self, rng: np.random.Generator, *, is_complex: bool) -> tuple[Array, Array]:
-        draw = complex_normal if is_complex else (lambda g, *s: g.standard_normal(s))
-        B, C = draw(rng, self.n, self.m), draw(rng, self.p, self.n)
-        B[self.n - min(self.unreachable, self.n - 1) :] = 0.0
-        C[:, : min(self.unobservable, self.n - 1)] = 0.0
-        B[:, 1 : 1 + self.silent] = 0.0
-        C[1 : 1 + self.silent] = 0.0
-        return B, C
-
-
-@st.composite
-def recipes(
-    draw: st.DrawFn,
+def systems(
     *,
     kinds: tuple[str, ...] = KINDS,
     discrete: bool | None = None,
     max_order: int = 8,
     min_order: int = 1,
-    minimal: bool = False,
-) -> Recipe:
-    """Draw a recipe; a `minimal` one has no unreachable, unobservable or repeated states."""
-    kind = draw(st.sampled_from(kinds))
-    # Departure and nearness to the boundary multiply in every condition number: one at a time.
-    distance, departure = draw(
-        st.sampled_from(
-            [(0.5, 0.0), (0.1, 0.3), (0.1, 1.0), (0.3, 3.0), (1e-2, 0.3), (1e-4, 0.0), (1e-6, 0.0)]
-        )
-    )
-    few = st.just(0) if minimal else st.sampled_from([0, 0, 0, 1, 2])
-    return Recipe(
-        kind=kind,
-        discrete=draw(st.booleans()) if discrete is None else discrete,
-        n=draw(st.integers(min_order, max_order)),
-        m=draw(st.integers(1, 4)),
-        p=draw(st.integers(1, 4)),
-        distance=distance,
-        departure=departure,
-        unreachable=draw(few),
-        unobservable=draw(few),
-        silent=draw(few),
-        repeated=False if minimal else draw(st.sampled_from([False, False, True])),
-        read_after_update=draw(st.booleans()),
-        seed=draw(st.integers(0, 2**32 - 1)),
-    )
+    minimal: bool | None = None,
+    batch_shape: tuple[int, ...] = (),
+) -> st.SearchStrategy[Any]:
+    """Systems without feedthrough, read before or after the update."""
+    options: dict[str, Any] = {
+        "order": (min_order, max_order),
+        "inputs": (1, 4),
+        "outputs": (1, 4),
+        "time": None if discrete is None else Discrete() if discrete else Continuous(),
+        "minimal": minimal,
+        "feedthrough": False,
+        "read_after_update": None,
+        "batch_shape": batch_shape,
+    }
 
+    def of_kind(kind: str, margin: float, departure: float) -> st.SearchStrategy[Any]:
+        if kind in DIAGONAL:
+            real_output = kind == "real output"
+            return diagonal_state_spaces(margin=margin, real_output=real_output, **options)
+        dtype = "complex128" if kind == "complex dense" else "float64"
+        return state_spaces(margin=margin, departure=departure, dtype=dtype, **options)
 
-def systems(**options: Any) -> st.SearchStrategy[System]:
-    """Systems of `recipes`."""
-    return recipes(**options).map(Recipe.build)
+    return st.one_of([of_kind(kind, *pair) for kind in kinds for pair in DISTANCES.items()])
 
 
 def with_matrices(system: System, A: Array, B: Array, C: Array) -> System:

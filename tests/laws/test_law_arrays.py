@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,11 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from samples import EPS, Array
 from strategies import (
-    Recipe,
     System,
     assert_within,
     dense,
-    recipes,
     scale_of,
     state_matrix,
     systems,
@@ -93,12 +90,9 @@ def test_the_layout_in_memory_does_not_matter(system: System, layout: str) -> No
     assert_within(error, C * scale_of(system).rounding)
 
 
-@given(recipes(max_order=6), st.integers(1, 3), st.integers(0, 2**31))
-def test_a_batch_is_its_singles(recipe: Recipe, count: int, seed: int) -> None:
-    singles = [replace(recipe, seed=seed + k).build() for k in range(count)]
-    columns = zip(*(arrays_of(s)[:3] for s in singles), strict=True)
-    batch = with_matrices(singles[0], *(np.stack(column) for column in columns))
-    assert batch.batch_shape == (count,)
+@given(st.one_of([systems(max_order=6, batch_shape=(count,)) for count in (1, 2, 3)]))
+def test_a_batch_is_its_singles(batch: System) -> None:
+    singles = [batch[k] for k in range(len(batch.B))]
     for name in ("hsv", "P", "Q"):
         found = FUNCTIONS[name](batch)
         for k, single in enumerate(singles):

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from oracles.kronecker import summed_gramian
 from samples import EPS, adjoint
 from strategies import (
-    Recipe,
     System,
     assert_within,
     dense,
     lyapunov,
-    recipes,
     scale_of,
     state_matrix,
     systems,
@@ -100,10 +98,9 @@ def test_the_h2_norm_has_two_forms(system: System) -> None:
     assert_within(one - two, C * scale.n * EPS * scale.condition * float(size))
 
 
-@given(recipes(min_order=2))
-def test_inputs_add_up(recipe: Recipe) -> None:
+@given(systems(min_order=2))
+def test_inputs_add_up(system: System) -> None:
     # P is linear in B Bᴴ: the Gramian is the sum over inputs.
-    system = recipe.build()
     scale, P = scale_of(system), controllability_gramian(system)
     parts = [
         controllability_gramian(
@@ -115,18 +112,17 @@ def test_inputs_add_up(recipe: Recipe) -> None:
     assert_within(sum(parts) - P, allowed)
 
 
-def discrete_or_growing(recipe: Recipe, growth: float) -> System:
-    """Build a system whose poles are multiplied by `growth`, stable or not."""
-    system = recipe.build()
+def growing(system: System, growth: float) -> System:
+    """The same with poles multiplied by `growth`, stable or not."""
     return with_matrices(system, state_matrix(system) * growth, system.B, system.C)
 
 
 GROWTH = st.sampled_from([0.5, 1.0, 1.2])
 
 
-@given(recipes(discrete=True, max_order=5), GROWTH, st.integers(1, 12))
-def test_a_horizon_is_a_sum_of_steps(recipe: Recipe, growth: float, steps: int) -> None:
-    system = discrete_or_growing(recipe, growth)
+@given(systems(discrete=True, max_order=5), GROWTH, st.integers(1, 12))
+def test_a_horizon_is_a_sum_of_steps(system: System, growth: float, steps: int) -> None:
+    system = growing(system, growth)
     full = dense(system)
     size = max(1.0, float(np.linalg.norm(full.A, 2)))
     for found, A, B in (
@@ -139,12 +135,12 @@ def test_a_horizon_is_a_sum_of_steps(recipe: Recipe, growth: float, steps: int) 
         assert_within(found - exact, allowed)
 
 
-@given(recipes(discrete=True, max_order=5), GROWTH, st.integers(1, 8))
+@given(systems(discrete=True, max_order=5), GROWTH, st.integers(1, 8))
 def test_values_of_a_horizon_are_those_of_a_hankel_matrix(
-    recipe: Recipe, growth: float, steps: int
+    system: System, growth: float, steps: int
 ) -> None:
     # Over L steps the Hankel operator is the block matrix [C A^(i+j) B], i, j < L.
-    system = discrete_or_growing(recipe, growth)
+    system = growing(system, growth)
     full = dense(system)
     markov, X = [], full.B
     for _ in range(2 * steps - 1):
@@ -161,9 +157,9 @@ def test_values_of_a_horizon_are_those_of_a_hankel_matrix(
     assert_within(padded[found.size :], C * full.order * steps * EPS * size)
 
 
-@given(recipes(discrete=True, max_order=6), GROWTH, st.integers(1, 20), st.integers(1, 20))
-def test_values_grow_with_the_horizon(recipe: Recipe, growth: float, steps: int, more: int) -> None:
-    system = discrete_or_growing(recipe, growth)
+@given(systems(discrete=True, max_order=6), GROWTH, st.integers(1, 20), st.integers(1, 20))
+def test_values_grow_with_the_horizon(system: System, growth: float, steps: int, more: int) -> None:
+    system = growing(system, growth)
     short = hankel_singular_values(system, horizon=steps)
     long = hankel_singular_values(system, horizon=steps + more)
     P = np.linalg.norm(controllability_gramian(system, horizon=steps + more), 2)
@@ -173,27 +169,25 @@ def test_values_grow_with_the_horizon(recipe: Recipe, growth: float, steps: int,
     assert_within(np.maximum(short - long, 0.0), allowed)
 
 
-@given(recipes(discrete=True, max_order=6))
-def test_a_long_horizon_is_the_infinite_one(recipe: Recipe) -> None:
-    system = recipe.build()
+@given(systems(discrete=True, max_order=6))
+def test_a_long_horizon_is_the_infinite_one(system: System) -> None:
     scale = scale_of(system)
     # (1 - distance)^(2 L) is below eps², whatever power of L a Jordan block adds.
-    steps = int(np.ceil(60.0 / recipe.distance))
+    steps = int(np.ceil(60.0 / (1.0 - np.abs(system.poles()).max())))
     error = hankel_singular_values(system, horizon=steps) - hankel_singular_values(system)
     assert_within(error, C * scale.rounding * max(1.0, np.log2(steps)))
 
 
-@given(recipes(discrete=True, max_order=6), st.integers(0, 40))
-def test_an_infinite_horizon_is_the_limit_from_below(recipe: Recipe, steps: int) -> None:
-    system = recipe.build()
+@given(systems(discrete=True, max_order=6), st.integers(0, 40))
+def test_an_infinite_horizon_is_the_limit_from_below(system: System, steps: int) -> None:
     gap = hankel_singular_values(system) - hankel_singular_values(system, horizon=steps + 1)
     assert_within(np.maximum(-gap, 0.0), C * scale_of(system).rounding)
 
 
-@given(recipes(discrete=True, max_order=5), GROWTH, st.integers(1, 30))
-def test_two_horizons_join(recipe: Recipe, growth: float, steps: int) -> None:
+@given(systems(discrete=True, max_order=5), GROWTH, st.integers(1, 30))
+def test_two_horizons_join(system: System, growth: float, steps: int) -> None:
     # P_2L = P_L + A^L P_L A^Lᴴ.
-    system = discrete_or_growing(recipe, growth)
+    system = growing(system, growth)
     A = np.linalg.matrix_power(dense(system).A, steps)
     short = controllability_gramian(system, horizon=steps)
     joined = short + A @ short @ adjoint(A)
@@ -203,11 +197,11 @@ def test_two_horizons_join(recipe: Recipe, growth: float, steps: int) -> None:
     assert_within(controllability_gramian(system, horizon=2 * steps) - joined, allowed)
 
 
-@given(recipes(discrete=True, max_order=6), GROWTH, st.integers(1, 30))
+@given(systems(discrete=True, max_order=6), GROWTH, st.integers(1, 30))
 def test_a_cut_within_a_horizon_promises_no_bound(
-    recipe: Recipe, growth: float, steps: int
+    system: System, growth: float, steps: int
 ) -> None:
-    system = discrete_or_growing(recipe, growth)
+    system = growing(system, growth)
     balancing = balance(system, horizon=steps)
     if balancing.rank < 1:
         return

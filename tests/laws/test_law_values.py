@@ -6,6 +6,8 @@ of the Lyapunov operator: what a relative perturbation of A by eps can do (`Scal
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,13 +15,11 @@ from samples import Array, adjoint, complex_normal, well_conditioned
 from strategies import (
     DENSE,
     DIAGONAL,
-    Recipe,
     System,
     assert_within,
     bilinear,
     dense,
     lyapunov,
-    recipes,
     scale_of,
     state_matrix,
     systems,
@@ -234,10 +234,9 @@ def test_an_output_twice_is_the_square_root_of_two(system: System) -> None:
     assert_within(error, C * scale_of(twice).rounding)
 
 
-@given(recipes(min_order=2), st.integers(0, 3))
-def test_fewer_inputs_or_outputs_have_smaller_values(recipe: Recipe, which: int) -> None:
+@given(systems(min_order=2), st.integers(0, 3))
+def test_fewer_inputs_or_outputs_have_smaller_values(system: System, which: int) -> None:
     # The Hankel operator of the smaller system is a block of that of the larger one.
-    system = recipe.build()
     keep_in = np.arange(system.inputs) != which % system.inputs
     keep_out = np.arange(system.outputs) != which % system.outputs
     values, allowed = hankel_singular_values(system), C * scale_of(system).rounding
@@ -279,6 +278,19 @@ def test_reading_after_the_update_keeps_the_triple(system: System) -> None:
     allowed = C * scale_of(after).rounding
     standard = hankel_singular_values(after.to_standard())
     assert_within(np.maximum(standard - before, 0.0), allowed)
+
+
+@given(systems(discrete=True))
+def test_values_interlace_with_those_of_one_step_later(system: System) -> None:
+    # (A, B, CA) has Q' = Aᴴ Q A = Q - Cᴴ C. With P = Z Zᴴ its σ² are the eigenvalues of the matrix
+    # Zᴴ Q Z - (CZ)ᴴ (CZ): those of (A, B, C) less a positive semidefinite matrix of rank at most p, so
+    # σ_{i+p} ≤ σ'_i ≤ σ_i (Weyl). (A, AB, C) has the same Hankel matrix and P' = P - B Bᴴ: m does as well.
+    later = replace(system, read_after_update=True).to_standard()
+    values, of_later = hankel_singular_values(system), hankel_singular_values(later)
+    fewer = min(system.inputs, system.outputs)
+    allowed = C * max(scale_of(system).rounding, scale_of(later).rounding)
+    assert_within(np.maximum(of_later - values, 0.0), allowed)
+    assert_within(np.maximum(values[fewer:] - of_later[: values[fewer:].size], 0.0), allowed)
 
 
 @given(systems(discrete=False), st.floats(0.1, 10.0))

@@ -10,7 +10,7 @@ import sys
 import ssmreduce
 import ssmreduce.systems.response, ssmreduce.norms
 frameworks = {"jax", "jaxlib", "equinox", "optax", "torch", "cupy", "matplotlib", "control",
-              "slycot", "sklearn", "rich", "typer", "hypothesis", "mpmath"}
+              "slycot", "sklearn", "rich", "typer", "hypothesis", "mpmath", "ssmreduce.testing"}
 print(sorted(frameworks & set(sys.modules)))
 """
 
@@ -33,6 +33,23 @@ except ssmreduce.UnsupportedLayerError as error:
 """
 
 
+ASSERTIONS = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("hypothesis", "jax", "torch", "cupy"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Missing())
+import ssmreduce, ssmreduce.testing
+system = ssmreduce.DiagonalStateSpace([0.9], [[1.0]], [[1.0]], time=ssmreduce.Discrete())
+ssmreduce.testing.assert_systems_close(system, system.to_dense())
+try:
+    ssmreduce.testing.state_spaces()
+except ssmreduce.MissingBackendError as error:
+    print(error)
+"""
+
+
 def run(code: str) -> list[str]:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
@@ -50,3 +67,9 @@ def test_the_core_works_without_any_framework() -> None:
     order, message = run(CORE)
     assert order == "2"
     assert "pip install 'ssmreduce[jax]'" in message
+
+
+def test_assertions_need_no_hypothesis_and_strategies_say_so() -> None:
+    (message,) = run(ASSERTIONS)
+    assert message.startswith("hypothesis is not installed")
+    assert "pip install 'ssmreduce[testing]'" in message

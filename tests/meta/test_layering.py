@@ -12,9 +12,19 @@ import ssmreduce
 ROOT = Path(ssmreduce.__file__).parent
 
 LEVELS = [
-    {"errors", "_namespace", "_boundary", "time_domain", "_checks", "_lapack"},
+    {
+        "errors",
+        "_namespace",
+        "_boundary",
+        "time_domain",
+        "_checks",
+        "_lapack",
+        "_threads",
+        "_workers",
+    },
     {"systems"},
     {"equations"},
+    {"derivatives"},
     {"gramians"},
     {"hankel", "norms", "regularizers"},
     {"reduction"},
@@ -51,6 +61,7 @@ FRAMEWORKS = {
     "cupy",
     "matplotlib",
     "control",
+    "hypothesis",
     "slycot",
     "pymor",
 }
@@ -61,7 +72,12 @@ FRAMEWORK_HOMES = {
     "adapters/control.py",
     "adapters/scipy_signal.py",
     "adapters/pymor.py",
+    "derivatives/jax.py",
+    "derivatives/torch.py",
     "plotting.py",
+    # For type checkers alone.
+    "testing/drawing.py",
+    "testing/strategies.py",
 }
 """Where a framework may be imported at the top of a module; the demo brings its own."""
 
@@ -120,12 +136,16 @@ def test_imports_point_down(path: Path) -> None:
             assert target in ALLOWED[own], f"{path}:{line}: {own} imports {target}"
 
 
-def test_nothing_below_imports_the_command_line_or_the_demo() -> None:
+def test_nothing_below_imports_the_command_line_the_demo_or_the_test_helpers() -> None:
     for path in MODULES:
-        if top_name(path) in {"cli", "demo", "__main__"}:
+        if top_name(path) in {"cli", "demo", "testing", "__main__"}:
             continue
         names = [name for name, _ in imported(ast.parse(path.read_text(encoding="utf-8")), path)]
-        assert not [n for n in names if n.startswith(("ssmreduce.demo", "ssmreduce.cli"))], path
+        assert not [
+            n
+            for n in names
+            if n.startswith(("ssmreduce.demo", "ssmreduce.cli", "ssmreduce.testing"))
+        ], path
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

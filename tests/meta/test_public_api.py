@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import ssmreduce
+import ssmreduce.testing
 
 SOURCE = Path(ssmreduce.__file__).read_text(encoding="utf-8")
 PUBLIC = sorted(
@@ -23,6 +24,12 @@ PUBLIC = sorted(
     and getattr(value, "__module__", "").startswith("ssmreduce")
 )
 CALLABLES = {name: vars(ssmreduce)[name] for name in PUBLIC if callable(vars(ssmreduce)[name])}
+HELPERS = {
+    f"testing.{name}": value
+    for name, value in vars(ssmreduce.testing).items()
+    if inspect.isfunction(value)
+}
+CALLABLES |= HELPERS
 FUNCTIONS = {name: value for name, value in CALLABLES.items() if inspect.isfunction(value)}
 CLASSES = {name: value for name, value in CALLABLES.items() if inspect.isclass(value)}
 ERRORS = {name: value for name, value in CLASSES.items() if issubclass(value, Exception)}
@@ -196,3 +203,9 @@ def test_no_mutable_defaults() -> None:
             seen += 1
             assert not isinstance(parameter.default, list | dict | set), thing
     assert seen > 50
+
+
+def test_the_api_page_lists_the_test_helpers() -> None:
+    page = Path(__file__).parents[2] / "docs" / "api.rst"
+    listed = re.findall(r"^   (testing\.\w+)$", page.read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(HELPERS)

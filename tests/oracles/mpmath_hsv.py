@@ -7,7 +7,7 @@ package is repeated. The square root of the Gramian product costs half of the di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mpmath as mp
@@ -31,27 +31,67 @@ def hankel_singular_values(
     With `logarithms`, `poles` holds log λ (discrete time), taken as exact.
     """
     with mp.workdps(_DIGITS):
-        states = [mp.mpmathify(complex(pole)) for pole in poles]
-        inputs = [[mp.mpmathify(complex(x)) for x in row] for row in np.asarray(B)]
-        outputs = [[mp.mpmathify(complex(x)) for x in row] for row in np.swapaxes(C, 0, 1)]
-        if real_output:
-            states += [mp.conj(s) for s in states]
-            inputs += [[mp.conj(x) for x in row] for row in inputs]
-            outputs += [[mp.conj(x) for x in row] for row in outputs]
-            outputs = [[x / 2 for x in row] for row in outputs]
-        conjugates = [[mp.conj(x) for x in row] for row in outputs]
-        P = _gramian(states, inputs, discrete, logarithms)
-        Q = _gramian([mp.conj(s) for s in states], conjugates, discrete, logarithms)
-        energies, vectors = mp.eighe(P)
-        n = len(states)
-        root = mp.matrix(n, n)
-        for j in range(n):
-            weight = mp.sqrt(max(energies[j], mp.mpf(0)))
-            for i in range(n):
-                root[i, j] = vectors[i, j] * weight
-        squares = mp.eighe(root.H * Q * root, eigvals_only=True)
-        values = sorted((mp.sqrt(max(x, mp.mpf(0))) for x in squares), reverse=True)
+        values = _values(
+            poles, B, C, discrete=discrete, logarithms=logarithms, real_output=real_output
+        )
         return np.array([float(value) for value in values])
+
+
+def directional_derivative(
+    function: Callable[[list[Any]], Any],
+    point: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    direction: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    **options: bool,
+) -> float:
+    """d/dt of function(σ) along (poles, B, C) + t direction, by differences at 80 digits and more."""
+
+    def along(t: Any) -> Any:
+        moved = [_exact(x) + t * _exact(dx) for x, dx in zip(point, direction, strict=True)]
+        return function(_values(*moved, **{"discrete": True, **options}))
+
+    with mp.workdps(_DIGITS):
+        return float(mp.diff(along, 0, h=mp.mpf(10) ** (-_DIGITS // 4)))
+
+
+def _exact(array: Any) -> Any:
+    """Object array of mpmath numbers."""
+    return np.vectorize(lambda x: mp.mpmathify(complex(x)), otypes=[object])(np.asarray(array))
+
+
+def _values(
+    poles: Any,
+    B: Any,
+    C: Any,
+    *,
+    discrete: bool,
+    logarithms: bool = False,
+    real_output: bool = False,
+) -> list[Any]:
+    states = [mp.mpmathify(pole) for pole in _plain(poles)]
+    inputs = [[mp.mpmathify(x) for x in _plain(row)] for row in np.asarray(B)]
+    outputs = [[mp.mpmathify(x) for x in _plain(row)] for row in np.swapaxes(C, 0, 1)]
+    if real_output:
+        states += [mp.conj(s) for s in states]
+        inputs += [[mp.conj(x) for x in row] for row in inputs]
+        outputs += [[mp.conj(x) for x in row] for row in outputs]
+        outputs = [[x / 2 for x in row] for row in outputs]
+    conjugates = [[mp.conj(x) for x in row] for row in outputs]
+    P = _gramian(states, inputs, discrete, logarithms)
+    Q = _gramian([mp.conj(s) for s in states], conjugates, discrete, logarithms)
+    energies, vectors = mp.eighe(P)
+    n = len(states)
+    root = mp.matrix(n, n)
+    for j in range(n):
+        weight = mp.sqrt(max(energies[j], mp.mpf(0)))
+        for i in range(n):
+            root[i, j] = vectors[i, j] * weight
+    squares = mp.eighe(root.H * Q * root, eigvals_only=True)
+    return sorted((mp.sqrt(max(x, mp.mpf(0))) for x in squares), reverse=True)
+
+
+def _plain(row: Any) -> list[Any]:
+    """Numbers that mpmath takes: its own, or complex."""
+    return [x if isinstance(x, mp.mpf | mp.mpc) else complex(x) for x in row]
 
 
 def _gramian(states: list[Any], rows: list[list[Any]], discrete: bool, logarithms: bool) -> Any:

@@ -1,0 +1,557 @@
+/* Hammarling's method on one block in Schur form, state by state in compiled code.
+
+   For T upper triangular (complex) or quasi-triangular (real) and stable, and inputs B, it finds U upper
+   triangular in
+
+       T U U^H + U U^H T^H + B B^H = 0  (continuous)  or  T U U^H T^H - U U^H + B B^H = 0  (discrete),
+
+   and with it S = U^-1 T U and M = U^-1 B, which stay bounded where U is singular. From the last state (or
+   conjugate pair) upwards: its own equation gives u, s and m; then
+
+       (T1 + s^H) x = -(T12 u + B1 m^H),        B1 <- B1 - x m                        (continuous),
+       x - T1 x s^H = T12 u s^H + B1 m^H,       [x, B1] <- [T1 x + T12 u, B1] Q^H     (discrete)
+
+   give the rest of its columns, and the inputs of the states that remain. Q is unitary with leading
+   rows [s, m]. With the polar form s^H = J H and E = (I + H)^-1, a reflector of [s, m]^H + [J, 0]^H makes that
+
+       B1 <- B1 - ((T1 x + T12 u) J + B1 m^H E) m.
+
+   Above its diagonal blocks S is -M M^H (continuous); in discrete time S and M of the states together follow
+   from those of each by the same reflectors.
+
+   `small_gramians` holds the same in Python, which explains the steps and runs where this was not
+   compiled. No entry of a Gramian is formed; squares are taken of scaled numbers alone.
+
+   Reference: Hammarling, IMA J. Numer. Anal. 2 (1982). */
+
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <complex.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef double complex cplx;
+typedef Py_ssize_t Index;
+
+/* A matrix with contiguous columns; `step` numbers lie between the starts of two columns. */
+typedef struct {
+    double *at;
+    Index rows, columns, step;
+} Real;
+
+typedef struct {
+    cplx *at;
+    Index rows, columns, step;
+} Complex;
+
+#define ENTRY(A, i, j) ((A).at[(i) + (j) * (A).step])
+
+/* y <- y + factor x */
+static void add_real(Index n, double factor, const double *restrict x, double *restrict y)
+{
+    for (Index i = 0; i < n; i++) y[i] += factor * x[i];
+}
+
+static void add_complex(Index n, cplx factor, const cplx *restrict x, cplx *restrict y)
+{
+    const double re = creal(factor), im = cimag(factor);
+    const double *restrict a = (const double *)x;
+    double *restrict b = (double *)y;
+    for (Index i = 0; i < n; i++) {
+        b[2 * i] += re * a[2 * i] - im * a[2 * i + 1];
+        b[2 * i + 1] += re * a[2 * i + 1] + im * a[2 * i];
+    }
+}
+
+/* u^2 over |b|^2 of one state is the inverse square of this: -2 Re pole, or 1 - |pole|^2. */
+static double decay(cplx pole, int discrete)
+{
+    const double size = cabs(pole);
+    return sqrt(discrete ? (1.0 - size) * (1.0 + size) : -2.0 * creal(pole));
+}
+
+/* The factor u = |b| / rate of one state; its row b becomes m = b / u. */
+static double normalise(double rate, Index m, cplx *row, Index step)
+{
+    double largest = 0.0, squares = 0.0;
+    for (Index j = 0; j < m; j++) {
+        largest = fmax(largest, fmax(fabs(creal(row[j * step])), fabs(cimag(row[j * step]))));
+    }
+    if (largest == 0.0) return 0.0;
+    for (Index j = 0; j < m; j++) {
+        const double re = creal(row[j * step]) / largest, im = cimag(row[j * step]) / largest;
+        squares += re * re + im * im;
+    }
+    const double norm = sqrt(squares);
+    for (Index j = 0; j < m; j++) {
+        row[j * step] = CMPLX(creal(row[j * step]) / largest * (rate / norm),
+                              cimag(row[j * step]) / largest * (rate / norm));
+    }
+    return largest * norm / rate;
+}
+
+/* Solve the system of `n` <= 4 equations A x = b, with row pivoting; 0 where A is singular. */
+static int solve_small(int n, double A[4][4], double *b)
+{
+    for (int k = 0; k < n; k++) {
+        int pivot = k;
+        for (int i = k + 1; i < n; i++) {
+            if (fabs(A[i][k]) > fabs(A[pivot][k])) pivot = i;
+        }
+        if (A[pivot][k] == 0.0) return 0;
+        if (pivot != k) {
+            for (int j = k; j < n; j++) {
+                const double held = A[k][j];
+                A[k][j] = A[pivot][j];
+                A[pivot][j] = held;
+            }
+            const double held = b[k];
+            b[k] = b[pivot];
+            b[pivot] = held;
+        }
+        for (int i = k + 1; i < n; i++) {
+            const double factor = A[i][k] / A[k][k];
+            for (int j = k + 1; j < n; j++) A[i][j] -= factor * A[k][j];
+            b[i] -= factor * b[k];
+        }
+    }
+    for (int k = n - 1; k >= 0; k--) {
+        for (int j = k + 1; j < n; j++) b[k] -= A[k][j] * b[j];
+        b[k] /= A[k][k];
+    }
+    return 1;
+}
+
+/* u, s (2 x 2, by rows) and the rows m of a conjugate pair: two complex states in the Schur form of the pair,
+   turned real by a rotation, as `_pair_factor` does it. `row` holds 2 m numbers of workspace. */
+static void pair_factor(Real T, Index first, Real B, int discrete, cplx *row, double u[4], double s[4])
+{
+    const Index m = B.columns;
+    const double a = ENTRY(T, first, first), b = ENTRY(T, first, first + 1);
+    const double c = ENTRY(T, first + 1, first), d = ENTRY(T, first + 1, first + 1);
+    memset(u, 0, 4 * sizeof(double));
+    memset(s, 0, 4 * sizeof(double));
+    s[0] = s[3] = discrete; /* where nothing reaches it s is free: unitary, or zero */
+    double scale = 0.0;
+    for (Index j = 0; j < m; j++) {
+        scale = fmax(scale, fmax(fabs(ENTRY(B, first, j)), fabs(ENTRY(B, first + 1, j))));
+    }
+    if (scale == 0.0) return;
+
+    const double half = 0.5 * (a - d);
+    const cplx pole = CMPLX(0.5 * (a + d), sqrt(fmax(-(half * half + b * c), 0.0)));
+    cplx x, y;
+    if (fabs(b) >= fabs(c)) {
+        x = b;
+        y = pole - a;
+    } else {
+        x = pole - d;
+        y = c;
+    }
+    const double size = hypot(cabs(x), cabs(y));
+    x /= size;
+    y /= size;
+    /* q = [x, -conj(y); y, conj(x)] and the entry of q^H T q above its diagonal */
+    const cplx above = a * -conj(y) + b * conj(x), below = c * -conj(y) + d * conj(x);
+    const cplx coupling = conj(x) * above + conj(y) * below;
+    cplx *m1 = row, *m2 = row + m;
+    for (Index j = 0; j < m; j++) {
+        const double b1 = ENTRY(B, first, j) / scale, b2 = ENTRY(B, first + 1, j) / scale;
+        m1[j] = conj(x) * b1 + conj(y) * b2;
+        m2[j] = -y * b1 + x * b2;
+    }
+    const double rate = decay(pole, discrete), modulus = cabs(pole);
+    const double u2 = normalise(rate, m, m2, 1);
+    const cplx phase = discrete && modulus != 0.0 ? conj(pole) / modulus : 1.0;
+    cplx u12, inner = 0.0, moved;
+    for (Index j = 0; j < m; j++) inner += m1[j] * conj(m2[j]);
+    if (discrete) {
+        u12 = (coupling * u2 * pole + inner) / (1.0 - pole * pole);
+        moved = conj(phase) * (pole * u12 + coupling * u2) + inner / (1.0 + modulus);
+    } else {
+        u12 = moved = -(coupling * u2 + inner) / (2.0 * pole);
+    }
+    for (Index j = 0; j < m; j++) m1[j] -= moved * m2[j];
+    const double u1 = normalise(rate, m, m1, 1);
+    inner = 0.0;
+    for (Index j = 0; j < m; j++) inner += m1[j] * conj(m2[j]);
+    for (Index j = 0; j < m && discrete; j++) m1[j] -= inner / (1.0 + modulus) * m2[j];
+
+    const cplx top1 = x * u1, top2 = x * u12 - conj(y) * u2;
+    const cplx low1 = y * u1, low2 = y * u12 + conj(x) * u2;
+    const double bottom = hypot(cabs(low1), cabs(low2));
+    if (bottom == 0.0) { /* by underflow alone: both poles are reached through both states */
+        memset(row, 0, 2 * m * sizeof(cplx));
+        return;
+    }
+    cplx V[2][2] = {{low2 / bottom, conj(low1) / bottom}, {-low1 / bottom, conj(low2) / bottom}};
+    cplx square = 0.0;
+    for (Index j = 0; j < m; j++) {
+        const cplx entry = conj(V[0][0]) * m1[j] + conj(V[1][0]) * m2[j];
+        square += entry * entry;
+    }
+    if (square != 0.0) {
+        const cplx turn = csqrt(square / cabs(square));
+        V[0][0] *= turn;
+        V[1][0] *= turn;
+    }
+    /* S = V^H [pole, -phase inner; 0, conj(pole)] V */
+    for (int j = 0; j < 2; j++) {
+        const cplx first_row = pole * V[0][j] - phase * inner * V[1][j], second_row = conj(pole) * V[1][j];
+        for (int i = 0; i < 2; i++) {
+            s[2 * i + j] = creal(conj(V[0][i]) * first_row + conj(V[1][i]) * second_row);
+        }
+    }
+    for (Index j = 0; j < m; j++) {
+        const cplx r1 = m1[j], r2 = m2[j];
+        m1[j] = creal(conj(V[0][0]) * r1 + conj(V[1][0]) * r2);
+        m2[j] = creal(conj(V[0][1]) * r1 + conj(V[1][1]) * r2);
+    }
+    u[0] = scale * (u1 * u2 / bottom);
+    u[1] = scale * creal(top1 * V[0][1] + top2 * V[1][1]);
+    u[3] = scale * bottom;
+}
+
+/* Solve T1 X + X s^H = -F (continuous) or X - T1 X s^H = F (discrete) for the leading rows and `k` = 1 or 2
+   columns; X replaces F, and T1 X is added to `driven` in discrete time. 0 where singular. */
+static int solve_above(Real T, int k, const double s[4], int discrete, Real F, Real driven)
+{
+    const double sign = discrete ? 1.0 : -1.0;
+    Index last = F.rows;
+    while (last > 0) {
+        const int rows = last > 1 && ENTRY(T, last - 1, last - 2) != 0.0 ? 2 : 1;
+        const Index top = last - rows;
+        double A[4][4] = {{0.0}}, b[4];
+        for (int j = 0; j < k; j++) {
+            for (int i = 0; i < rows; i++) {
+                const int at = j * rows + i;
+                b[at] = sign * ENTRY(F, top + i, j);
+                if (discrete) {
+                    for (int l = 0; l < k; l++) {
+                        for (int h = 0; h < rows; h++) {
+                            A[at][l * rows + h] = -s[j * k + l] * ENTRY(T, top + i, top + h);
+                        }
+                    }
+                    A[at][at] += 1.0;
+                } else {
+                    for (int l = 0; l < rows; l++) A[at][j * rows + l] += ENTRY(T, top + i, top + l);
+                    for (int l = 0; l < k; l++) A[at][l * rows + i] += s[j * k + l];
+                }
+            }
+        }
+        if (!solve_small(rows * k, A, b)) return 0;
+        for (int j = 0; j < k; j++) {
+            for (int i = 0; i < rows; i++) {
+                const double *column = &ENTRY(T, 0, top + i);
+                ENTRY(F, top + i, j) = b[j * rows + i];
+                if (!discrete) {
+                    add_real(top, b[j * rows + i], column, &ENTRY(F, 0, j));
+                    continue;
+                }
+                add_real(last, b[j * rows + i], column, &ENTRY(driven, 0, j));
+                for (int l = 0; l < k; l++) {
+                    add_real(top, b[j * rows + i] * s[l * k + j], column, &ENTRY(F, 0, l));
+                }
+            }
+        }
+        last = top;
+    }
+    return 1;
+}
+
+/* Of s^H = J H, with J orthogonal and H symmetric: J and E = (I + H)^-1, by rows. */
+static void polar(int k, const double s[4], double J[4], double E[4])
+{
+    if (k == 1) {
+        J[0] = s[0] < 0.0 ? -1.0 : 1.0;
+        E[0] = 1.0 / (1.0 + fabs(s[0]));
+        return;
+    }
+    /* s has complex eigenvalues, or is the identity: its determinant is positive, and J a rotation. */
+    const double size = hypot(s[0] + s[3], s[2] - s[1]);
+    const double cosine = size != 0.0 ? (s[0] + s[3]) / size : 1.0;
+    const double sine = size != 0.0 ? (s[1] - s[2]) / size : 0.0; /* s^H = [s0, s2; s1, s3] */
+    J[0] = J[3] = cosine;
+    J[1] = -sine;
+    J[2] = sine;
+    const double a = 1.0 + cosine * s[0] + sine * s[1], d = 1.0 - sine * s[2] + cosine * s[3];
+    const double b = 0.5 * (cosine * s[2] + sine * s[3] - sine * s[0] + cosine * s[1]);
+    const double determinant = a * d - b * b;
+    E[0] = d / determinant;
+    E[1] = E[2] = -b / determinant;
+    E[3] = a / determinant;
+}
+
+/* S and M of the states together: from those of each, [0, M] Q for all that lie above it. */
+static void cascade_real(Real T, Real S, Real M)
+{
+    Index first = ENTRY(T, T.rows > 1 ? 1 : 0, 0) != 0.0 && T.rows > 1 ? 2 : 1;
+    while (first < T.rows) {
+        const int k = first + 1 < T.rows && ENTRY(T, first + 1, first) != 0.0 ? 2 : 1;
+        double s[4] = {0.0}, J[4], E[4];
+        for (int i = 0; i < k; i++) {
+            for (int j = 0; j < k; j++) s[i * k + j] = ENTRY(S, first + i, first + j);
+        }
+        polar(k, s, J, E);
+        for (Index r = 0; r < first; r++) {
+            double inner[2] = {0.0, 0.0};
+            for (int j = 0; j < k; j++) {
+                for (Index l = 0; l < M.columns; l++) inner[j] += ENTRY(M, r, l) * ENTRY(M, first + j, l);
+            }
+            for (int j = 0; j < k; j++) {
+                double weight = 0.0;
+                for (int l = 0; l < k; l++) {
+                    ENTRY(S, r, first + j) -= inner[l] * J[j * k + l];
+                    weight += inner[l] * E[l * k + j];
+                }
+                for (Index l = 0; l < M.columns; l++) ENTRY(M, r, l) -= weight * ENTRY(M, first + j, l);
+            }
+        }
+        first += k;
+    }
+}
+
+/* U, S, M of a real block; B is overwritten. Zero entries are expected in U and S. `row` holds 2 m complex
+   numbers, `driven` as many rows as T and two columns. 0 where the equation is singular. */
+static int eliminate_real(Real T, Real B, Real U, Real S, Real M, int discrete, cplx *row, Real driven)
+{
+    Index last = T.rows;
+    while (last > 0) {
+        const int k = last > 1 && ENTRY(T, last - 1, last - 2) != 0.0 ? 2 : 1;
+        const Index first = last - k;
+        double u[4], s[4];
+        if (k == 2) {
+            memset(row, 0, 2 * B.columns * sizeof(cplx));
+            pair_factor(T, first, B, discrete, row, u, s);
+        } else {
+            const double pole = ENTRY(T, first, first);
+            for (Index j = 0; j < B.columns; j++) row[j] = ENTRY(B, first, j);
+            u[0] = normalise(decay(pole, discrete), B.columns, row, 1);
+            s[0] = u[0] != 0.0 ? pole : discrete; /* free where nothing reaches it */
+        }
+        for (int i = 0; i < k; i++) {
+            for (int j = 0; j < k; j++) {
+                ENTRY(U, first + i, first + j) = u[i * k + j];
+                ENTRY(S, first + i, first + j) = s[i * k + j];
+            }
+            for (Index j = 0; j < B.columns; j++) {
+                ENTRY(M, first + i, j) = creal(row[i * B.columns + j]);
+            }
+        }
+        if (first) {
+            const Real X = {&ENTRY(U, 0, first), first, k, U.step};
+            for (int j = 0; j < k; j++) { /* F = T12 u (or T12 u s^H) + B1 m^H, in place of X */
+                double *moved = discrete ? &ENTRY(driven, 0, j) : &ENTRY(X, 0, j);
+                memset(moved, 0, first * sizeof(double));
+                for (int l = 0; l < k; l++) add_real(first, u[l * k + j], &ENTRY(T, 0, first + l), moved);
+            }
+            for (int j = 0; j < k; j++) {
+                for (int l = 0; l < k && discrete; l++) {
+                    add_real(first, s[j * k + l], &ENTRY(driven, 0, l), &ENTRY(X, 0, j));
+                }
+                for (Index l = 0; l < B.columns; l++) {
+                    add_real(first, ENTRY(M, first + j, l), &ENTRY(B, 0, l), &ENTRY(X, 0, j));
+                }
+            }
+            if (discrete) {
+                /* B1 m^H E, before X takes the place of F = T12 u s^H + B1 m^H */
+                double J[4], E[4];
+                polar(k, s, J, E);
+                for (Index i = 0; i < first; i++) {
+                    double inner[2] = {0.0, 0.0};
+                    for (int j = 0; j < k; j++) {
+                        for (Index l = 0; l < B.columns; l++) {
+                            inner[j] += ENTRY(B, i, l) * ENTRY(M, first + j, l);
+                        }
+                    }
+                    for (int j = 0; j < k; j++) {
+                        double weight = 0.0;
+                        for (int l = 0; l < k; l++) weight += inner[l] * E[l * k + j];
+                        for (Index l = 0; l < B.columns; l++) {
+                            ENTRY(B, i, l) -= weight * ENTRY(M, first + j, l);
+                        }
+                    }
+                }
+                if (!solve_above(T, k, s, discrete, X, driven)) return 0;
+                for (int j = 0; j < k; j++) {
+                    for (Index l = 0; l < B.columns; l++) {
+                        double weight = 0.0;
+                        for (int h = 0; h < k; h++) weight += J[j * k + h] * ENTRY(M, first + h, l);
+                        add_real(first, -weight, &ENTRY(driven, 0, j), &ENTRY(B, 0, l));
+                    }
+                }
+            } else {
+                if (!solve_above(T, k, s, discrete, X, driven)) return 0;
+                for (int j = 0; j < k; j++) {
+                    for (Index l = 0; l < B.columns; l++) {
+                        add_real(first, -ENTRY(M, first + j, l), &ENTRY(X, 0, j), &ENTRY(B, 0, l));
+                    }
+                }
+            }
+        }
+        last = first;
+    }
+    if (discrete) {
+        cascade_real(T, S, M);
+        return 1;
+    }
+    for (Index j = 1; j < T.rows; j++) { /* above the diagonal blocks S = -M M^H */
+        const Index top = ENTRY(T, j, j - 1) != 0.0 ? j - 1 : j;
+        for (Index l = 0; l < B.columns; l++) {
+            add_real(top, -ENTRY(M, j, l), &ENTRY(M, 0, l), &ENTRY(S, 0, j));
+        }
+    }
+    return 1;
+}
+
+/* The same for a complex block, whose T is triangular; `driven` holds as many numbers as T has rows. */
+static int eliminate_complex(Complex T, Complex B, Complex U, Complex S, Complex M, int discrete,
+                             cplx *driven)
+{
+    for (Index k = T.rows - 1; k >= 0; k--) {
+        for (Index j = 0; j < B.columns; j++) ENTRY(M, k, j) = ENTRY(B, k, j);
+        const cplx pole = ENTRY(T, k, k);
+        const double u = normalise(decay(pole, discrete), B.columns, &ENTRY(M, k, 0), M.step);
+        const cplx s = u != 0.0 ? pole : discrete; /* free where nothing reaches it */
+        const double modulus = cabs(s);
+        cplx *x = &ENTRY(U, 0, k);
+        ENTRY(U, k, k) = u;
+        ENTRY(S, k, k) = s;
+        if (discrete) {
+            memset(driven, 0, k * sizeof(cplx));
+            add_complex(k, u, &ENTRY(T, 0, k), driven);
+            add_complex(k, u * conj(s), &ENTRY(T, 0, k), x);
+        } else {
+            add_complex(k, -u, &ENTRY(T, 0, k), x);
+        }
+        for (Index l = 0; l < B.columns; l++) {
+            add_complex(k, (discrete ? 1.0 : -1.0) * conj(ENTRY(M, k, l)), &ENTRY(B, 0, l), x);
+        }
+        if (discrete) {
+            for (Index i = 0; i < k; i++) {
+                cplx inner = 0.0;
+                for (Index l = 0; l < B.columns; l++) inner += ENTRY(B, i, l) * conj(ENTRY(M, k, l));
+                inner /= 1.0 + modulus;
+                for (Index l = 0; l < B.columns; l++) ENTRY(B, i, l) -= inner * ENTRY(M, k, l);
+            }
+        }
+        for (Index i = k - 1; i >= 0; i--) {
+            const cplx pivot = discrete ? 1.0 - conj(s) * ENTRY(T, i, i) : ENTRY(T, i, i) + conj(s);
+            if (pivot == 0.0) return 0;
+            x[i] /= pivot;
+            if (discrete) {
+                add_complex(i + 1, x[i], &ENTRY(T, 0, i), driven);
+                add_complex(i, x[i] * conj(s), &ENTRY(T, 0, i), x);
+            } else {
+                add_complex(i, -x[i], &ENTRY(T, 0, i), x);
+            }
+        }
+        const cplx J = modulus != 0.0 ? conj(s) / modulus : 1.0;
+        for (Index l = 0; l < B.columns; l++) {
+            add_complex(k, -ENTRY(M, k, l) * (discrete ? J : 1.0), discrete ? driven : x, &ENTRY(B, 0, l));
+        }
+    }
+    for (Index j = 1; j < T.rows; j++) {
+        const cplx s = ENTRY(S, j, j);
+        const double modulus = cabs(s);
+        const cplx J = discrete && modulus != 0.0 ? conj(s) / modulus : 1.0;
+        for (Index l = 0; l < B.columns; l++) {
+            add_complex(j, -conj(ENTRY(M, j, l) * J), &ENTRY(M, 0, l), &ENTRY(S, 0, j));
+        }
+        for (Index i = 0; i < j && discrete; i++) { /* M of the states together */
+            cplx inner = 0.0;
+            for (Index l = 0; l < B.columns; l++) inner += ENTRY(M, i, l) * conj(ENTRY(M, j, l));
+            inner /= 1.0 + modulus;
+            for (Index l = 0; l < B.columns; l++) ENTRY(M, i, l) -= inner * ENTRY(M, j, l);
+        }
+    }
+    return 1;
+}
+
+/* T, B, U, S, M as matrices of doubles or complex doubles with contiguous columns, of matching shapes. */
+static int read_matrix(PyObject *object, Py_buffer *view, const char *format, int writable)
+{
+    if (PyObject_GetBuffer(object, view, PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0))) {
+        return 0;
+    }
+    if (view->ndim != 2 || strcmp(view->format, format) != 0 ||
+        (view->shape[0] > 1 && view->shape[1] > 0 && view->strides[0] != view->itemsize) ||
+        view->strides[1] % view->itemsize != 0) {
+        PyErr_SetString(PyExc_ValueError, "expected matrices of one type with contiguous columns");
+        PyBuffer_Release(view);
+        return 0;
+    }
+    return 1;
+}
+
+static PyObject *eliminate(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    Py_buffer views[5];
+    int held = 0, solved = 0;
+    (void)module;
+    if (count != 6) {
+        PyErr_SetString(PyExc_TypeError, "expected T, B, U, S, M and whether time is discrete");
+        return NULL;
+    }
+    const int discrete = PyObject_IsTrue(args[5]);
+    if (discrete < 0) return NULL;
+    if (PyObject_GetBuffer(args[0], &views[0], PyBUF_STRIDES | PyBUF_FORMAT)) return NULL;
+    const int real = strcmp(views[0].format, "d") == 0;
+    PyBuffer_Release(&views[0]);
+    while (held < 5 && read_matrix(args[held], &views[held], real ? "d" : "Zd", held > 0)) held++;
+    if (held == 5) {
+        const Index n = views[0].shape[0], m = views[1].shape[1];
+        int fits = 1;
+        for (int i = 0; i < 5; i++) {
+            const int inputs = i == 1 || i == 4;
+            fits = fits && views[i].shape[0] == n && views[i].shape[1] == (inputs ? m : n);
+        }
+        cplx *row = fits ? malloc((2 * m + n + 1) * sizeof(cplx)) : NULL;
+        if (!fits) {
+            PyErr_SetString(PyExc_ValueError, "expected T, U, S of shape (n, n) and B, M of shape (n, m)");
+        } else if (row == NULL) {
+            PyErr_NoMemory();
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            if (real) {
+                Real A[5];
+                for (int i = 0; i < 5; i++) {
+                    A[i] = (Real){views[i].buf, views[i].shape[0], views[i].shape[1],
+                                  views[i].strides[1] / views[i].itemsize};
+                }
+                const Real driven = {(double *)(row + 2 * m), n, 2, n};
+                solved = eliminate_real(A[0], A[1], A[2], A[3], A[4], discrete, row, driven);
+            } else {
+                Complex A[5];
+                for (int i = 0; i < 5; i++) {
+                    A[i] = (Complex){views[i].buf, views[i].shape[0], views[i].shape[1],
+                                     views[i].strides[1] / views[i].itemsize};
+                }
+                solved = eliminate_complex(A[0], A[1], A[2], A[3], A[4], discrete, row);
+            }
+            Py_END_ALLOW_THREADS
+            free(row);
+        }
+    }
+    for (int i = 0; i < held; i++) PyBuffer_Release(&views[i]);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(solved);
+}
+
+static PyMethodDef methods[] = {
+    {"eliminate", (PyCFunction)(void (*)(void))eliminate, METH_FASTCALL,
+     "eliminate(T, B, U, S, M, discrete): fill U, S and M, overwrite B; False if the equation is singular."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_elimination", "Hammarling's method on one block.", 0, methods, NULL, NULL,
+    NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__elimination(void)
+{
+    return PyModule_Create(&definition);
+}

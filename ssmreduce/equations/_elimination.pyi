@@ -1,0 +1,11 @@
+from ssmreduce._namespace import HostArray
+
+def eliminate(
+    T: HostArray,
+    B: HostArray,
+    U: HostArray,
+    S: HostArray,
+    M: HostArray,
+    discrete: bool,
+    /,
+) -> bool: ...

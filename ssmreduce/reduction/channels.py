@@ -1,0 +1,135 @@
+"""Cut a batch of balanced channels together: diagonal systems with one input and one output.
+
+Channels that keep the same real order share projections, eigenvectors and write-back, in stacked arrays.
+The steps are those of `ssmreduce.reduction.diagonal` for a single system, to which all is left that is
+out of the ordinary: eigenvectors that are not safe, a rank of zero, a bound that is missed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ssmreduce._lapack import NUMPY
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._workers import map_workers
+from ssmreduce.equations.dense import DenseFactors
+from ssmreduce.errors import UnreachableToleranceError
+from ssmreduce.gramians.batch import chunks
+from ssmreduce.hankel import BalancedFactors, error_bounds
+from ssmreduce.reduction.diagonal import (
+    BalancedDiagonal,
+    Target,
+    eigenvectors_are_safe,
+    size_of_states,
+)
+from ssmreduce.reduction.order import OrderRule
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
+from ssmreduce.systems.transform import SlotMap, diagonalise_each
+from ssmreduce.time_domain import inside_boundary
+
+
+def truncate_channels(
+    balanced: Sequence[BalancedDiagonal], rules: Sequence[OrderRule]
+) -> list[Reduction | None]:
+    """Truncate the systems of a batch; None for those that have to be cut alone."""
+    results: list[Reduction | None] = [None] * len(balanced)
+    alike: defaultdict[tuple[object, ...], list[tuple[int, Target]]] = defaultdict(list)
+    for k, (part, rule) in enumerate(zip(balanced, rules, strict=True)):
+        target = part.target(rule) if part.rank else None
+        if target is not None and part.factors is not None:
+            key = target.order, target.limit, part.factors.M.shape
+            alike[key].append((k, target))
+    order = balanced[0].original.order
+    tasks = [chunk for members in alike.values() for chunk in chunks(members, order)]
+
+    def cut(members: list[tuple[int, Target]]) -> None:
+        parts = [balanced[k] for k, _ in members]
+        for at, real_order, reduced, projections, slot_map in _truncated(parts, members[0][1]):
+            (k, target), part = members[at], parts[at]
+            try:
+                part.check_bound(rules[k], real_order)
+            except UnreachableToleranceError:
+                continue
+            results[k] = part.report(reduced, real_order, target.wanted, projections, slot_map)
+
+    map_workers(cut, tasks)
+    return results
+
+
+def _truncated(
+    parts: Sequence[BalancedDiagonal], target: Target
+) -> Iterator[tuple[int, int, DiagonalStateSpace, tuple[HostArray, HostArray], SlotMap]]:
+    """Which one, its real order, the truncated system, W and T, and the map to its stored states."""
+    host = _stacked_systems([part.original.to_host() for part in parts])
+    factors = _stacked_factors([part.factors for part in parts if part.factors is not None])
+    W, T = factors.projections(target.order)
+    if host.real_output:
+        moved = apply_real_state(host.eigenvalues, T)
+        B, C = real_input(host.B), real_output(host.C)
+    else:
+        moved, B, C = host.eigenvalues[..., None] * T, host.B, host.C
+    state, B, C = adjoint(W) @ moved, adjoint(W) @ B, C @ T
+    bounds = error_bounds(factors.hsv)
+    # One order lower at a time for those that do not fit: real poles come and go with the order.
+    pending = np.arange(len(parts))
+    for order in range(target.order, 0, -1):
+        lower = np.zeros(pending.size, dtype=bool)
+        for members, slot_map in diagonalise_each(
+            state[pending, :order, :order], real=host.real_output
+        ):
+            if slot_map.order > target.limit:
+                lower[members] = True
+                continue
+            at = pending[members]
+            safe = eigenvectors_are_safe(slot_map, bounds[at], order)
+            safe &= np.all(inside_boundary(slot_map.eigenvalues, host.time, 0.0), axis=-1)
+            if slot_map.order >= host.order or not np.any(safe):
+                continue
+            at, slot_map = at[safe], slot_map[safe]
+            reduced = DiagonalStateSpace(
+                slot_map.eigenvalues,
+                slot_map.input_matrix(B[at, :order]),
+                slot_map.output_matrix(C[at, :, :order]),
+                host.D[at],
+                time=host.time,
+                real_output=host.real_output,
+                read_after_update=host.read_after_update,
+            )
+            scale = size_of_states(host[at], reduced)
+            reduced, slot_map = reduced.rescaled(scale), slot_map.rescaled(scale)
+            for j, k in enumerate(at):
+                projections = W[k, :, :order], T[k, :, :order]
+                yield int(k), order, reduced[j], projections, slot_map[j]
+        pending = pending[lower]
+        if pending.size == 0:
+            return
+
+
+def _stacked_systems(hosts: Sequence[DiagonalStateSpace]) -> DiagonalStateSpace:
+    first = hosts[0]
+    return DiagonalStateSpace(
+        *(
+            np.stack([getattr(host, name) for host in hosts])
+            for name in ("eigenvalues", "B", "C", "D")
+        ),
+        time=first.time,
+        real_output=first.real_output,
+        read_after_update=first.read_after_update,
+    )
+
+
+def _stacked_factors(every: Sequence[BalancedFactors]) -> BalancedFactors:
+    def stacked(name: str) -> HostArray:
+        return np.stack([getattr(factors, name) for factors in every])
+
+    Z = np.stack([factors.factors.Z for factors in every])
+    Y = np.stack([factors.factors.Y for factors in every])
+    rank = min(factors.rank for factors in every)
+    return BalancedFactors(
+        stacked("hsv"), rank, DenseFactors(Z, Y), stacked("M"), stacked("V"), NUMPY
+    )

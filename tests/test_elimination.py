@@ -1,0 +1,215 @@
+"""One block of Hammarling's method, compiled and in Python: U, S and M against their definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
+from samples import EPS, adjoint
+
+from ssmreduce import Continuous, Discrete, NoConvergenceError
+from ssmreduce.equations import hammarling, small_gramians
+from ssmreduce.equations.hammarling import hammarling_factor
+from ssmreduce.equations.small_gramians import block_factor
+from ssmreduce.equations.triangular import BLOCK
+
+C = 20.0
+"""c of the tolerances c (n + 10) eps, relative to the norms of what is compared."""
+
+
+@pytest.fixture(params=["compiled", "python"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "python":
+        monkeypatch.setattr(small_gramians, "eliminate", None)
+    elif small_gramians.eliminate is None:
+        pytest.skip("installed without a C compiler")
+    return str(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["continuous", "discrete"])
+def discrete(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def block(
+    rng: np.random.Generator, n: int, m: int, *, is_complex: bool, discrete: bool
+) -> tuple[Any, Any]:
+    """A stable Schur form and inputs."""
+    A, B = rng.standard_normal((n, n)), rng.standard_normal((n, m))
+    if is_complex:
+        A, B = A + 1j * rng.standard_normal((n, n)), B + 1j * rng.standard_normal((n, m))
+    poles = np.linalg.eigvals(A)
+    A = 0.9 / np.abs(poles).max() * A if discrete else A - (poles.real.max() + 0.2) * np.eye(n)
+    return scipy.linalg.schur(A)[0], B
+
+
+def gramian(T: Any, B: Any, *, discrete: bool) -> Any:
+    solve = discrete_lyapunov if discrete else continuous_lyapunov
+    return solve(T, B @ adjoint(B))
+
+
+def check(T: Any, B: Any, *, discrete: bool) -> Any:
+    """Check the identities of U, S and M, and return U."""
+    before = T.copy(), B.copy()
+    U, S, M = block_factor(T, B, discrete=discrete)
+    np.testing.assert_array_equal(T, before[0])
+    np.testing.assert_array_equal(B, before[1])
+    rounding = C * (T.shape[0] + 10) * EPS
+    size = np.linalg.norm
+    assert size(T @ U - U @ S) <= rounding * size(T) * size(U)
+    assert size(U @ M - B) <= rounding * size(U) * max(size(M), 1.0)
+    if discrete:
+        assert size(S @ adjoint(S) + M @ adjoint(M) - np.eye(len(T))) <= rounding * len(T)
+    else:
+        assert size(S + adjoint(S) + M @ adjoint(M)) <= rounding * size(T)
+    assert not np.any(np.tril(U, -1))  # a pair's factor is triangular too
+    return U
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("m", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 33])
+def test_blocks(
+    rng: np.random.Generator,
+    implementation: str,
+    discrete: bool,
+    n: int,
+    m: int,
+    is_complex: bool,
+) -> None:
+    T, B = block(rng, n, m, is_complex=is_complex, discrete=discrete)
+    U = check(T, B, discrete=discrete)
+    if n <= 8:
+        X = gramian(T, B, discrete=discrete)
+        if discrete:
+            operator = np.eye(n * n) - np.kron(T.conj(), T)
+        else:
+            operator = np.kron(np.eye(n), T) + np.kron(T.conj(), np.eye(n))
+        error = np.linalg.norm(U @ adjoint(U) - X)
+        assert error <= C * (n + 10) * EPS * np.linalg.cond(operator) * np.linalg.norm(X)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_blocks_together(
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    implementation: str,
+    discrete: bool,
+    is_complex: bool,
+) -> None:
+    """A factor made of several blocks, which meet in S and M."""
+    monkeypatch.setattr(hammarling, "largest_block", lambda *, discrete: 0)
+    n = 2 * BLOCK + 7
+    T, B = block(rng, n, 3, is_complex=is_complex, discrete=discrete)
+    U = hammarling_factor(T, B, Discrete() if discrete else Continuous())
+    X, driven = U @ adjoint(U), B @ adjoint(B)
+    size = np.linalg.norm(T, 2)
+    if discrete:
+        residual, scale = T @ X @ adjoint(T) - X + driven, (size**2 + 1.0) * np.linalg.norm(X)
+    else:
+        residual, scale = T @ X + X @ adjoint(T) + driven, 2.0 * size * np.linalg.norm(X)
+    assert np.linalg.norm(residual) <= C * (n + 10) * EPS * scale
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_blocks_of_a_larger_matrix(
+    rng: np.random.Generator, implementation: str, discrete: bool, order: Any
+) -> None:
+    T, B = block(rng, 9, 2, is_complex=True, discrete=discrete)
+    whole = np.zeros((20, 20), dtype=T.dtype, order=order)
+    whole[5:14, 5:14] = T
+    found = block_factor(whole[5:14, 5:14], B, discrete=discrete)
+    for part, expected in zip(found, block_factor(T, B, discrete=discrete), strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e4 * EPS, atol=1e2 * EPS)
+
+
+def test_rows_that_nothing_reaches(
+    rng: np.random.Generator, implementation: str, discrete: bool
+) -> None:
+    T, B = block(rng, 6, 2, is_complex=False, discrete=discrete)
+    T = np.triu(T) / 3.0 if discrete else np.triu(T) - 5.0 * np.eye(6)
+    B[3:] = 0.0
+    U, _, M = block_factor(T, B, discrete=discrete)
+    assert not np.any(U[3:])
+    assert not np.any(M[3:])
+    X = gramian(T, B, discrete=discrete)
+    np.testing.assert_allclose(U @ adjoint(U), X, rtol=1e4 * EPS, atol=1e3 * EPS)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_nothing_drives_it(
+    rng: np.random.Generator, implementation: str, discrete: bool, is_complex: bool
+) -> None:
+    T, B = block(rng, 5, 2, is_complex=is_complex, discrete=discrete)
+    for inputs in (0.0 * B, B[:, :0]):
+        U, _, M = block_factor(T, inputs, discrete=discrete)
+        assert not np.any(U)
+        assert not np.any(M)
+
+
+@pytest.mark.parametrize("size", [1e-140, 1e140])
+def test_extreme_inputs(
+    rng: np.random.Generator, implementation: str, discrete: bool, size: float
+) -> None:
+    T, B = block(rng, 6, 2, is_complex=False, discrete=discrete)
+    scaled, plain = (block_factor(T, x, discrete=discrete) for x in (size * B, B))
+    np.testing.assert_allclose(scaled[0] / size, plain[0], rtol=1e4 * EPS, atol=1e2 * EPS)
+    np.testing.assert_allclose(scaled[2], plain[2], rtol=1e4 * EPS, atol=1e2 * EPS)
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-8, 1e-14])
+def test_pair_that_is_nearly_a_real_pole(
+    rng: np.random.Generator, implementation: str, discrete: bool, gap: float
+) -> None:
+    """A nearly defective pair; its rows of M come from differences and keep their identity with S."""
+    pole = 0.5 if discrete else -1.0
+    T = np.array([[pole, 1.0], [-gap, pole]])
+    for B in (rng.standard_normal((2, 1)), np.array([[1.0], [0.0]]), np.array([[0.0], [1.0]])):
+        U, S, M = block_factor(T, B, discrete=discrete)
+        X = gramian(T, B, discrete=discrete)
+        np.testing.assert_allclose(U @ adjoint(U), X, rtol=1e3 * EPS, atol=1e2 * EPS)
+        identity = S @ adjoint(S) - np.eye(2) if discrete else S + adjoint(S)
+        np.testing.assert_allclose(identity + M @ adjoint(M), 0.0, atol=1e2 * EPS)
+
+
+@pytest.mark.parametrize("pole", [0.0, 1e-200])
+def test_poles_at_zero(rng: np.random.Generator, implementation: str, pole: float) -> None:
+    """Of a finite impulse response: S has no phase to follow."""
+    T = np.diag([pole] * 4) + np.diag([1.0, 2.0, 3.0], 1)
+    check(T, rng.standard_normal((4, 2)), discrete=True)
+    check(T.astype(complex), rng.standard_normal((4, 2)).astype(complex), discrete=True)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_singular_equation(implementation: str, discrete: bool, is_complex: bool) -> None:
+    poles = (2.0, 0.5) if discrete else (1.0, -1.0)
+    T = np.array([[poles[0], 0.5], [0.0, poles[1]]], dtype=complex if is_complex else float)
+    with pytest.raises(NoConvergenceError, match="singular"):
+        block_factor(T, np.ones((2, 1), dtype=T.dtype), discrete=discrete)
+
+
+def test_compiled_arguments_are_checked() -> None:
+    eliminate = small_gramians.eliminate
+    if eliminate is None:
+        pytest.skip("installed without a C compiler")
+    F = {n: np.asfortranarray(-np.eye(n)) for n in (2, 3)}
+    inputs = np.ones((3, 1), order="F")
+
+    def square(n: int = 3) -> Any:
+        return F[n].copy(order="F")
+
+    with pytest.raises(TypeError, match="T, B, U, S, M and whether"):
+        eliminate(F[3], inputs)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"shape \(n, n\)"):
+        eliminate(F[3], inputs, square(2), square(), inputs.copy(), False)
+    with pytest.raises(ValueError, match="of one type"):
+        eliminate(F[3], inputs.astype(complex), square(), square(), inputs.copy(), False)
+    with pytest.raises(ValueError, match="contiguous columns"):
+        eliminate(np.arange(9.0).reshape(3, 3), inputs, square(), square(), inputs.copy(), False)
+    frozen = square()
+    frozen.setflags(write=False)
+    with pytest.raises((BufferError, ValueError), match=r"(?i)read-only"):
+        eliminate(F[3], inputs, frozen, square(), inputs.copy(), False)
