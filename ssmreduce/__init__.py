@@ -9,6 +9,7 @@ from ssmreduce.equations.solve import LyapunovSolution as LyapunovSolution
 from ssmreduce.equations.solve import solve_lyapunov as solve_lyapunov
 from ssmreduce.equations.solve import solve_lyapunov_factor as solve_lyapunov_factor
 from ssmreduce.errors import DataFileError as DataFileError
+from ssmreduce.errors import HostTransferWarning as HostTransferWarning
 from ssmreduce.errors import MissingBackendError as MissingBackendError
 from ssmreduce.errors import NoConvergenceError as NoConvergenceError
 from ssmreduce.errors import NonFiniteError as NonFiniteError
@@ -18,6 +19,7 @@ from ssmreduce.errors import ScalingWarning as ScalingWarning
 from ssmreduce.errors import ShapeError as ShapeError
 from ssmreduce.errors import SSMReduceError as SSMReduceError
 from ssmreduce.errors import TimeDomainError as TimeDomainError
+from ssmreduce.errors import TracedValueError as TracedValueError
 from ssmreduce.errors import UnreachableToleranceError as UnreachableToleranceError
 from ssmreduce.errors import UnstableSystemError as UnstableSystemError
 from ssmreduce.errors import UnsupportedEquationError as UnsupportedEquationError
@@ -85,6 +87,7 @@ __all__ = [
     "HankelEnergy",
     "HankelMass",
     "HinfNorm",
+    "HostTransferWarning",
     "InTrainingReducer",
     "LayerReduction",
     "LyapunovSolution",
@@ -104,6 +107,7 @@ __all__ = [
     "StateSpace",
     "TimeDomainError",
     "TotalBudget",
+    "TracedValueError",
     "UnreachableToleranceError",
     "UnstableSplit",
     "UnstableSystemError",

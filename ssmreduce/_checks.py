@@ -10,7 +10,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, as_array, is_traced
+from ssmreduce._namespace import Array, as_array, refuted
 from ssmreduce.errors import MissingBackendError, NonFiniteError, OrderError, ShapeError
 
 
@@ -64,10 +64,7 @@ def _all_finite(array: Array) -> bool:
     """Tell whether no entry is NaN or Inf; what cannot be looked at counts as finite."""
     if isinstance(array, np.ndarray):
         return bool(np.isfinite(array).all())
-    if is_traced(array):
-        return True
-    xp = array_api_compat.array_namespace(array)
-    return bool(xp.all(xp.isfinite(array)))
+    return not refuted(array_api_compat.array_namespace(array).isfinite(array))
 
 
 def matching_batches(batches: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

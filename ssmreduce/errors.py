@@ -51,6 +51,10 @@ class OptimizerStateError(SSMReduceError, TypeError):
     """An optimizer state holds something that cannot be carried to a reduced layer."""
 
 
+class TracedValueError(SSMReduceError, TypeError):
+    """A function needs the entries of an array that has none while it is traced by jit or vmap."""
+
+
 class MissingBackendError(SSMReduceError, ImportError):
     """An optional package is needed; the message names the pip command that adds it."""
 
@@ -61,3 +65,7 @@ class DataFileError(SSMReduceError, ValueError):
 
 class ScalingWarning(UserWarning):
     """Inputs or outputs differ so much in size that the small ones drown in rounding."""
+
+
+class HostTransferWarning(UserWarning):
+    """Arrays were moved from their device to the host, and the answer back; the message says why."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import threads_for
@@ -23,6 +24,7 @@ from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
 from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
+from ssmreduce.gramians import native_hankel
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import (
@@ -53,6 +55,7 @@ def state_count(system: System) -> int:
     return 2 * system.order if real_output else system.order
 
 
+@any_library(native_hankel.singular_values, has_derivative=True)
 def hankel_singular_values(system: System, *, horizon: int | None = None) -> HostArray:
     """Hankel singular values σ_i = sqrt(λ_i(P Q)), as the singular values of Yᴴ Z.
 
@@ -98,7 +101,9 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     """
     if differentiable(system):
         refuse_horizon(horizon)
-        found: HostArray = apply(hsv_rule, system, (state_count(system),))
+        found: HostArray = apply(
+            hsv_rule, system, (state_count(system),), native=native_hankel.singular_values
+        )
         return found
 
     def values(single: System) -> HostArray:
@@ -132,6 +137,7 @@ def hsv_rule(system: System) -> tuple[HostArray, Pullback]:
     return balanced.hsv, pullback
 
 
+@any_library(native_hankel.tail_sums)
 def error_bounds(hsv: HostArray) -> HostArray:
     """Bounds on the H-infinity error of balanced truncation: entry r is 2 Σ_{i>r} σ_i.
 

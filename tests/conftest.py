@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import libraries
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, seed, settings
+
+from ssmreduce import _boundary
 
 LONG_SEED = 20240
 
@@ -127,3 +130,24 @@ def shared_data() -> Path:
             f"no data sets at {folder}: put them beside the repository or set SSMREDUCE_SHARED"
         )
     return folder
+
+
+@pytest.fixture(params=libraries.parameters(libraries.ON_HOST + libraries.ELSEWHERE))
+def library(request: pytest.FixtureRequest) -> Iterator[libraries.Library]:
+    """Every array library on every device there is."""
+    with libraries.opened(request.param) as opened:
+        yield opened
+
+
+@pytest.fixture(params=libraries.parameters(["strict", "torch", *libraries.ELSEWHERE]))
+def native(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[libraries.Library]:
+    """A library whose arrays stay where they are: those of the host are taken for ones of a device.
+
+    A move to the host would be a warning, and so an error. JAX, which compiles every step of a shape when
+    it first meets it, is tested apart.
+    """
+    with libraries.opened(request.param) as opened:
+        monkeypatch.setattr(_boundary, "in_host_memory", lambda array: False)
+        yield opened

@@ -8,6 +8,7 @@ arrays; results and derivatives come back in theirs. First derivatives in revers
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,14 @@ def _wants_torch_gradient(arrays: list[Array]) -> bool:
     )
 
 
-def apply(rule: Rule, system: System, shape: tuple[int, ...], *, is_complex: bool = False) -> Array:
+def apply(
+    rule: Rule,
+    system: System,
+    shape: tuple[int, ...],
+    *,
+    is_complex: bool = False,
+    native: Callable[[System], Array] | None = None,
+) -> Array:
     """Value of `rule` at `system`, for which `differentiable` is true, with its derivative.
 
     Parameters
@@ -50,12 +58,17 @@ def apply(rule: Rule, system: System, shape: tuple[int, ...], *, is_complex: boo
         Shape of the value for one system.
     is_complex : bool
         Whether the value is complex.
+    native : callable, optional
+        The value alone, from the arrays where they are: under JAX what runs on a device, and is not
+        differentiated, is left there.
     """
     if any(map(is_traced, arrays_of(system))):
-        from ssmreduce.derivatives import jax as binding
-    else:
-        from ssmreduce.derivatives import torch as binding  # type: ignore[no-redef]
-    return binding.apply(rule, system, shape, is_complex=is_complex)
+        from ssmreduce.derivatives import jax
+
+        return jax.apply(rule, system, shape, is_complex=is_complex, native=native)
+    from ssmreduce.derivatives import torch
+
+    return torch.apply(rule, system, shape, is_complex=is_complex)
 
 
 def refuse_horizon(horizon: int | None) -> None:

@@ -8,6 +8,7 @@ value is evaluated again when the derivative is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._boundary import NoNativeRoute
+from ssmreduce._namespace import HostArray, traced_on_device
 from ssmreduce.derivatives.rule import Rule, on_host
 from ssmreduce.systems.diagonal import System
 
@@ -28,6 +30,16 @@ class _Call(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
     scalar: bool
+    native: Callable[[System], Any] | None
+
+    def on_device(self, arrays: Any) -> Any:
+        """The value where the arrays are; None where that cannot be."""
+        if self.native is None or not traced_on_device():
+            return None
+        try:
+            return self.native(jax.tree_util.tree_unflatten(self.structure, arrays))
+        except NoNativeRoute:
+            return None
 
     def on_host(self, arrays: Any) -> Any:
         system = jax.tree_util.tree_unflatten(self.structure, [np.asarray(x) for x in arrays])
@@ -55,18 +67,28 @@ _Shape: Any = jax.ShapeDtypeStruct
 _callback = partial(jax.pure_callback, vmap_method="broadcast_all")
 
 
-def apply(rule: Rule, system: System, shape: tuple[int, ...], *, is_complex: bool) -> Any:
+def apply(
+    rule: Rule,
+    system: System,
+    shape: tuple[int, ...],
+    *,
+    is_complex: bool,
+    native: Callable[[System], Any] | None = None,
+) -> Any:
     """Value of `rule` as an array that knows its derivative."""
     leaves, structure = jax.tree_util.tree_flatten(system)
     arrays = [jnp.asarray(leaf) for leaf in leaves]
     dtype: Any = jnp.result_type(*arrays)
     dtype = jnp.result_type(dtype, jnp.complex64) if is_complex else np.finfo(dtype).dtype
-    call = _Call(rule, structure, (*system.batch_shape, *shape), np.dtype(dtype), not shape)
+    call = _Call(rule, structure, (*system.batch_shape, *shape), np.dtype(dtype), not shape, native)
     return _apply(call, *arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _apply(call: _Call, *arrays: Any) -> Any:
+    value = call.on_device(arrays)
+    if value is not None:
+        return value
     return _callback(call.value, _Shape(call.shape, call.dtype), *arrays)
 
 

@@ -338,4 +338,4 @@ def _real_factor(plain: HostArray, conjugate: HostArray) -> HostArray:
     """
     Z = np.concatenate([plain + conjugate, -1j * (plain - conjugate)], axis=-1) / 2.0
     parts = np.concatenate([Z.real, Z.imag], axis=-2)
-    return adjoint(np.asarray(np.linalg.qr(parts, mode="r")))
+    return np.asarray(adjoint(np.linalg.qr(parts, mode="r")))

@@ -250,7 +250,7 @@ def _compress_columns(parts: HostArray) -> HostArray:
     if m <= 2 * n:
         return parts
     triangle = np.asarray(np.linalg.qr(adjoint(parts.reshape(2 * n, m)), mode="r"))
-    return adjoint(triangle).reshape(2, n, -1)
+    return np.asarray(adjoint(triangle).reshape(2, n, -1))
 
 
 def _largest(values: HostArray, count: int) -> HostArray:

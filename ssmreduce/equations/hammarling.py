@@ -73,7 +73,7 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
 
 def _compressed(B: HostArray) -> HostArray:
     """A square B with the same B Bᴴ."""
-    return adjoint(np.asarray(np.linalg.qr(adjoint(B), mode="r")))
+    return np.asarray(adjoint(np.linalg.qr(adjoint(B), mode="r")))
 
 
 def _eliminate_continuous(T: HostArray, B: HostArray, U: HostArray, edges: Edges) -> None:

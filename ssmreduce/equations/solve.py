@@ -8,17 +8,14 @@ from enum import StrEnum
 import numpy as np
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._lapack import product, safe_unit
-from ssmreduce._namespace import Array, HostArray, adjoint, to_double
-from ssmreduce.equations.residual import relative_residual
+from ssmreduce._namespace import Array, HostArray, adjoint, to_double, to_host
+from ssmreduce.equations import native
+from ssmreduce.equations.residual import BACKWARD_STABLE, relative_residual
 from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver
 from ssmreduce.errors import NoConvergenceError, ShapeError, UnsupportedEquationError
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
-
-_RESIDUAL_CONSTANT = 8.0
-"""c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured it
-stays below 1 for the direct solvers, and below 4 for those that iterate, except near the stability
-boundary and for A far from normal: there these lose digits, and say so."""
 
 
 class LyapunovStatus(StrEnum):
@@ -26,6 +23,7 @@ class LyapunovStatus(StrEnum):
 
     SUCCESS = "success"
     INACCURATE = "inaccurate"
+    UNCHECKED = "unchecked"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +36,7 @@ class LyapunovSolution:
         X, or its factor Z with X = Z Zᴴ. In a batch, factors are padded with zero columns.
     status : LyapunovStatus
         "success", or "inaccurate" where the residual exceeds 8 (n + 10) eps; of a batch the worst.
+        "unchecked" for traced arrays.
     residual : float
         ‖A X + X Aᴴ + Q‖ / (2 ‖A‖ ‖X‖ + ‖Q‖), or ‖A X Aᴴ - X + Q‖ / ((‖A‖² + 1) ‖X‖ + ‖Q‖); of a batch
         the largest.
@@ -55,6 +54,63 @@ class LyapunovSolution:
     iterations: int | None
 
 
+def _checked(
+    A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
+) -> tuple[Array, Array]:
+    """Return the arrays after checks of all arguments."""
+    check_time(time)
+    if not isinstance(solver, LyapunovSolver):
+        raise UnsupportedEquationError(
+            f"`solver` is {solver!r}; expected an instance of a solver. Write BartelsStewart() or "
+            "AutoLyapunov(), or leave it out."
+        )
+    A = _checks.floating_array(A, "A", 2)
+    right = _checks.floating_array(right, name, 2)
+    n = A.shape[-1]
+    if A.shape[-2] != n:
+        raise ShapeError(
+            f"`A` is {A.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
+        )
+    if right.shape[-2] != n or (name == "Q" and right.shape[-1] != n):
+        raise ShapeError(
+            f"`{name}` is {right.shape[-2]}x{right.shape[-1]} but `A` is {n}x{n}; expected `{name}` "
+            f"of shape (..., {n}, {n if name == 'Q' else 'm'})."
+        )
+    batch = _checks.matching_batches({"A": tuple(A.shape[:-2]), name: tuple(right.shape[:-2])})
+    if 0 in batch:
+        raise ShapeError(
+            f"`A` has batch axes {batch} and so no entries; expected at least one equation."
+        )
+    return A, right
+
+
+def _solve_natively(
+    A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
+) -> LyapunovSolution:
+    A, right = _checked(A, right, name, time, solver)
+    value, residual, traced, chosen, iterations = native.solve(
+        A, right, time, solver, factor=name == "B"
+    )
+    if traced:
+        return LyapunovSolution(value, LyapunovStatus.UNCHECKED, residual, chosen, None)
+    return LyapunovSolution(
+        value, LyapunovStatus.SUCCESS, float(to_host(residual)), chosen, iterations
+    )
+
+
+def _native_solution(
+    A: Array, Q: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
+) -> LyapunovSolution:
+    return _solve_natively(A, Q, "Q", time, solver)
+
+
+def _native_factor(
+    A: Array, B: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
+) -> LyapunovSolution:
+    return _solve_natively(A, B, "B", time, solver)
+
+
+@any_library(_native_solution)
 def solve_lyapunov(
     A: Array, Q: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
 ) -> LyapunovSolution:
@@ -91,7 +147,8 @@ def solve_lyapunov(
     Notes
     -----
     O(n³): a Schur form and matrix products. The residual is that of a backward stable method; the error
-    is larger by the condition of the equation. Computed in double precision on the host.
+    is larger by the condition of the equation. Arrays of a device, and traced ones, are solved where they
+    are if A is stable, by doubling or the matrix sign iteration.
 
     References
     ----------
@@ -110,6 +167,7 @@ def solve_lyapunov(
     return _solve(A, Q, "Q", time, solver)
 
 
+@any_library(_native_factor)
 def solve_lyapunov_factor(
     A: Array, B: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
 ) -> LyapunovSolution:
@@ -168,29 +226,9 @@ def solve_lyapunov_factor(
 def _solve(
     A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
 ) -> LyapunovSolution:
-    time = check_time(time)
-    if not isinstance(solver, LyapunovSolver):
-        raise UnsupportedEquationError(
-            f"`solver` is {solver!r}; expected an instance of a solver. Write BartelsStewart() or "
-            "AutoLyapunov(), or leave it out."
-        )
-    A = to_double(_checks.floating_array(A, "A", 2))
-    right = to_double(_checks.floating_array(right, name, 2))
-    n = A.shape[-1]
-    if A.shape[-2] != n:
-        raise ShapeError(
-            f"`A` is {A.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
-        )
-    if right.shape[-2] != n or (name == "Q" and right.shape[-1] != n):
-        raise ShapeError(
-            f"`{name}` is {right.shape[-2]}x{right.shape[-1]} but `A` is {n}x{n}; expected `{name}` "
-            f"of shape (..., {n}, {n if name == 'Q' else 'm'})."
-        )
-    batch = _checks.matching_batches({"A": A.shape[:-2], name: right.shape[:-2]})
-    if 0 in batch:
-        raise ShapeError(
-            f"`A` has batch axes {batch} and so no entries; expected at least one equation."
-        )
+    A, right = _checked(A, right, name, time, solver)
+    A, right = to_double(A), to_double(right)
+    n, batch = A.shape[-1], A.shape[:-2]
     parts = [_solve_one(A[i], right[i], name, time, solver) for i in np.ndindex(batch)]
     width = max(part.value.shape[1] for part in parts)
     values = [np.pad(part.value, ((0, 0), (0, width - part.value.shape[1]))) for part in parts]
@@ -235,7 +273,7 @@ def _solve_one(
         # Its residual is no larger; near a singular equation X itself is Hermitian to few digits.
         X = value = 0.5 * (value + adjoint(value))
     residual = relative_residual(A / fast, X, Q, time=time)
-    accurate = residual <= _RESIDUAL_CONSTANT * (n + 10) * np.finfo(np.float64).eps
+    accurate = residual <= BACKWARD_STABLE * (n + 10) * np.finfo(np.float64).eps
     status = LyapunovStatus.SUCCESS if accurate else LyapunovStatus.INACCURATE
     with np.errstate(over="ignore", invalid="ignore"):
         value = value * size / (fast if name == "Q" else np.sqrt(fast))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ssmreduce._checks import require_backend
 from ssmreduce._lapack import product
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._namespace import Array, HostArray, adjoint
 from ssmreduce.equations import diagonal, sign, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
 from ssmreduce.equations.bartels_stewart import solve_schur
@@ -119,7 +119,7 @@ class SmithDoubling(LyapunovSolver):
         _refuse_unstable(A, time)
         if not isinstance(time, Discrete):
             A, B = smith.cayley(A, B)
-        Z, doublings = smith.infinite_factor(smith.dense_powers(A), B)
+        Z, doublings = smith.infinite_factor(A, B)
         return Answer(Z, self, doublings)
 
 
@@ -280,10 +280,10 @@ def _diagonal_of(A: HostArray) -> HostArray:
 
 
 def _inverting(
-    iteration: Callable[[HostArray, HostArray], tuple[HostArray, int]],
+    iteration: Callable[[Array, Array], tuple[Array, int | None]],
     A: HostArray,
     right: HostArray,
-) -> tuple[HostArray, int]:
+) -> tuple[HostArray, int | None]:
     """Run a sign iteration; a singular iterate belongs to an eigenvalue on the imaginary axis."""
     try:
         return iteration(A, right)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._checks import positive_horizon
 from ssmreduce._namespace import Array, HostArray, adjoint, is_complex_array
 from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
@@ -18,6 +19,7 @@ from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.dense import DenseFactors, dense_factors
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import TimeDomainError
+from ssmreduce.gramians import native
 from ssmreduce.gramians.batch import map_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.pytree import arrays_of
@@ -43,6 +45,7 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     return dense_gramian_factors(host, horizon).whole()
 
 
+@any_library(native.controllability, has_derivative=True)
 def controllability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Controllability Gramian P of A P Aᴴ - P + B Bᴴ = 0 or A P + P Aᴴ + B Bᴴ = 0.
 
@@ -81,6 +84,7 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
     return _batched(system, horizon, 0)
 
 
+@any_library(native.observability, has_derivative=True)
 def observability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Observability Gramian Q of Aᴴ Q A - Q + Cᴴ C = 0 or Aᴴ Q + Q A + Cᴴ C = 0.
 
@@ -118,7 +122,8 @@ def _with_derivative(system: System, which: int) -> Array:
     n = 2 * system.order if real_output else system.order
     state, B, C, _ = arrays_of(system)
     complex_valued = not real_output and any(map(is_complex_array, (state, C if which else B)))
-    return apply(rule, system, (n, n), is_complex=complex_valued)
+    where_it_is = native.observability if which else native.controllability
+    return apply(rule, system, (n, n), is_complex=complex_valued, native=where_it_is)
 
 
 def _controllability_rule(system: System) -> tuple[HostArray, Pullback]:

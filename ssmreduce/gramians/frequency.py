@@ -21,6 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import linalg
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.smith import compress_columns
 from ssmreduce.equations.stability import check_stable
@@ -40,6 +41,7 @@ Band = tuple[float, float]
 Resolvent = Callable[[Nodes], tuple[HostArray, HostArray]]
 
 
+@any_library()
 def frequency_limited_factors(
     system: System, band: tuple[float, float]
 ) -> tuple[HostArray, HostArray]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.equations.smith import compress_columns
 from ssmreduce.equations.stability import check_stable_system
@@ -30,6 +31,7 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system,
 from ssmreduce.systems.state_space import StateSpace
 
 
+@any_library()
 def weighted_factors(
     system: System, input_weight: System | None = None, output_weight: System | None = None
 ) -> tuple[HostArray, HostArray]:

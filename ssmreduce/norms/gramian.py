@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.derivatives.adjoint import controllability_gradient
@@ -24,6 +25,7 @@ from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.factors import gramian_factors
 from ssmreduce.hankel import hankel_singular_values, hsv_rule
+from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import real_input, real_output
@@ -31,6 +33,7 @@ from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
+@any_library(native.h2, has_derivative=True)
 def h2_norm(system: System) -> float | HostArray:
     """H2 norm ‖G‖₂ = sqrt(tr(C P Cᴴ)), in discrete time sqrt(tr(C P Cᴴ) + ‖D‖_F²).
 
@@ -65,11 +68,12 @@ def h2_norm(system: System) -> float | HostArray:
     1.0
     """
     if differentiable(system):
-        found: HostArray = apply(_h2_rule, system.to_standard(), ())
+        found: HostArray = apply(_h2_rule, system.to_standard(), (), native=native.h2)
         return found
     return _each(system, _h2)
 
 
+@any_library(native.hankel, has_derivative=True)
 def hankel_norm(system: System) -> float | HostArray:
     """Hankel norm ‖G‖_H = σ₁, the largest Hankel singular value: past inputs to future outputs.
 
@@ -104,7 +108,7 @@ def hankel_norm(system: System) -> float | HostArray:
     4.0
     """
     if differentiable(system):
-        found: HostArray = apply(_hankel_rule, system.to_standard(), ())
+        found: HostArray = apply(_hankel_rule, system.to_standard(), (), native=native.hankel)
         return found
     return _each(system, _hankel)
 

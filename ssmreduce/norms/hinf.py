@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Pullback
 from ssmreduce.errors import UnreachableToleranceError, UnsupportedEquationError
 from ssmreduce.gramians.batch import map_systems
+from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.gain_gradient import gain_gradient
@@ -70,6 +72,12 @@ class HinfNorm:
         return float(self.lower)
 
 
+def _native(system: System, *, certified: bool = False, tolerance: float = 1e-6) -> HinfNorm:
+    lower, frequency = native.hinf_lower_bound(system, certified)
+    return HinfNorm(lower, math.inf, frequency)
+
+
+@any_library(_native, has_derivative=True)
 def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-6) -> HinfNorm:
     """H-infinity norm ‖G‖∞ = max σ_max(G(z)) over |z| = 1 or z = iω: bounds on it.
 
@@ -140,7 +148,7 @@ def _with_derivative(system: System, certified: bool) -> HinfNorm:
             "`certified` is True but a derivative is asked for; expected False: only the lower bound has "
             "one. Certify a system of detached arrays."
         )
-    found = apply(_lower_rule, system.to_standard(), (2,))
+    found = apply(_lower_rule, system.to_standard(), (2,), native=native.hinf_pair)
     upper = np.full(system.batch_shape, math.inf) if system.batch_shape else math.inf
     return HinfNorm(found[..., 0], upper, found[..., 1])
 
@@ -152,6 +160,7 @@ def _lower_rule(system: System) -> tuple[HostArray, Pullback]:
     return np.array([norm.lower, place]), lambda g: gain_gradient(system, place, float(g[0]))
 
 
+@any_library()
 def hinf_difference(
     first: System,
     second: System,
@@ -203,6 +212,7 @@ def hinf_difference(
     return peak(gain, grid=grid, refinements=refinements, iterations=iterations)[0]
 
 
+@any_library()
 def certified_difference(first: System, second: System, *, tolerance: float = 1e-6) -> HinfNorm:
     """H-infinity norm ‖G₁ - G₂‖∞ of the difference of two systems, with an upper bound.
 

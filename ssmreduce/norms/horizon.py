@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.response import StatePart
 
 
+@any_library()
 def finite_horizon_difference(
     first: System, second: System, horizon: int, *, iterations: int = 8
 ) -> float:

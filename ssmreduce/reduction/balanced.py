@@ -7,10 +7,19 @@ Automatic Control 32 (1987), for discrete time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._boundary import (
+    Caller,
+    NoNativeRoute,
+    announce_transfer,
+    needs_native,
+    run_native,
+)
+from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
@@ -18,6 +27,7 @@ from ssmreduce.gramians.single_channel import is_channel_batch
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.channels import truncate_channels
 from ssmreduce.reduction.diagonal import BalancedDiagonal, balanced_system, balanced_systems
+from ssmreduce.reduction.native import NativeBalancing
 from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule, divided
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled
@@ -25,6 +35,7 @@ from ssmreduce.reduction.single import Reducible
 from ssmreduce.reduction.stable_part import BalancedUnstable, check_split
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import System, check_system
+from ssmreduce.systems.state_space import StateSpace
 
 
 def balance(
@@ -194,21 +205,59 @@ class Balancing:
         self.system = system
         self.horizon = horizon
         self.emphasis = emphasis
-        self._parts: list[Reducible] = (
-            map_systems(system, lambda single: _keeping_unstable(single, margin))
-            if keep_unstable
-            else [*balanced_systems(system, horizon, emphasis)]
-        )
-        batch = system.batch_shape
-        self.hsv: HostArray = in_batch_shape([part.hsv for part in self._parts], batch)
-        self.rank: int | HostArray = in_batch_shape([part.rank for part in self._parts], batch)
-        self.unstable: int | HostArray = in_batch_shape(
-            [part.unstable for part in self._parts], batch
+        self._options = keep_unstable, margin
+        self._caller = Caller.of(system, emphasis)
+        self._native = self._on_device()
+        self.hsv: Array
+        self.rank: int | Array
+        self.unstable: int | Array
+        if self._native is not None:
+            self.hsv, self.rank, self.unstable = self._native.hsv, self._native.rank, 0
+            return
+        self.hsv, self.rank, self.unstable = (
+            self._gathered(name) for name in ("hsv", "rank", "unstable")
         )
         for part in self._parts:
             balanced = part.balanced_part
             if balanced is not None and balanced.factors is not None:
-                warn_if_badly_scaled(balanced.original, balanced.factors, stacklevel=4)
+                warn_if_badly_scaled(balanced.original, balanced.factors)
+
+    def _on_device(self) -> NativeBalancing | None:
+        """Balance without leaving the device, where there is one and it can."""
+        if self._caller.like is None or not needs_native(self.system, self.emphasis):
+            return None
+        plain = self.horizon is None and self.emphasis is None and not self._options[0]
+        reason = "only dense, stable systems are balanced on it, without a horizon, band or weights"
+        if plain and isinstance(self.system, StateSpace):
+            try:
+                native: NativeBalancing = run_native(NativeBalancing, self.system)
+                return native
+            except NoNativeRoute as refusal:
+                reason = str(refusal)
+        announce_transfer("balance", reason, self.system, self.emphasis)
+        return None
+
+    def _leave_device(self, name: str, reason: str) -> None:
+        """Say that what comes is done on the host, where what came before was not."""
+        if self._native is not None:
+            announce_transfer(name, reason, self.system)
+
+    @cached_property
+    def _host(self) -> System:
+        host: System = self._caller.host(self.system)
+        return host
+
+    @cached_property
+    def _parts(self) -> list[Reducible]:
+        keep_unstable, margin = self._options
+        emphasis = self._caller.host(self.emphasis)
+        if keep_unstable:
+            return map_systems(self._host, lambda single: _keeping_unstable(single, margin))
+        return [*balanced_systems(self._host, self.horizon, emphasis)]
+
+    def _gathered(self, name: str) -> Any:
+        values = [getattr(part, name) for part in self._parts]
+        return self._caller.answer(in_batch_shape(values, self.system.batch_shape))
 
     def bound(self, order: int | OrderRule) -> float | HostArray | None:
         """Error bound of ``truncate(order)``, in the same units; None where no theorem gives one."""
@@ -220,6 +269,10 @@ class Balancing:
         Those are Hankel singular values by what an order counts: σ_{r+1} is left out when r are kept,
         every other one where a stored state stands for two real ones.
         """
+        self._leave_device("budget_values", "it has no version for devices")
+        return self._budget_values()
+
+    def _budget_values(self) -> list[HostArray]:
         return [part.budget_values() for part in self._parts]
 
     def truncate(
@@ -231,6 +284,15 @@ class Balancing:
         function, in states of the size of the original ones. Rounding is then amplified by the
         norm of W, so it is no remedy for a loss of digits.
         """
+        if self._native is not None:
+            reason = "balancing-free projections are made on the host"
+            if not balancing_free:
+                try:
+                    cut: Reduction = run_native(self._native.truncate, as_rule(order))
+                    return cut
+                except NoNativeRoute as refusal:
+                    reason = str(refusal)
+            self._leave_device("truncate", reason)
         return self._cut(
             order,
             lambda part, rule: part.truncate(rule, balancing_free=balancing_free),
@@ -246,6 +308,7 @@ class Balancing:
         For a system that reads its state after the update the standard form is balanced on first
         use, a second factorisation: ``hsv``, ``rank`` and ``error_bound`` of the result are of that one.
         """
+        self._leave_device("match_dc", "it has no version for devices")
         return self._cut(
             order,
             lambda part, rule: part.match_dc(rule, balancing_free=balancing_free),
@@ -266,13 +329,14 @@ class Balancing:
                 "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
                 "budget gives each system its own order. Pass an int for a common one."
             )
-        rules = divided(rule, self.budget_values(), [part.unstable for part in self._parts])
+        rules = divided(rule, self._budget_values(), [part.unstable for part in self._parts])
         parts = self._cut_each(rules, cut, together)
         if common_order and batch:
             largest = max(int(part.order) for part in parts)
             common = [FixedOrder(part.available(largest)) for part in self._parts]
             parts = self._cut_each(common, cut, together)
-        return assemble(self.system, parts)
+        reduction: Reduction = self._caller.answer(assemble(self._host, parts))
+        return reduction
 
     def _cut_each(
         self,
@@ -283,7 +347,7 @@ class Balancing:
         """Cut every system by its own rule; `together` those that can be truncated in stacked arrays."""
         done: list[Reduction | None] = [None] * len(rules)
         balanced = [part for part in self._parts if isinstance(part, BalancedDiagonal)]
-        if together and is_channel_batch(self.system) and len(balanced) == len(rules):
+        if together and is_channel_batch(self._host) and len(balanced) == len(rules):
             done = truncate_channels(balanced, rules)
         positions = np.arange(len(rules)).reshape(self.system.batch_shape)
 
@@ -291,7 +355,7 @@ class Balancing:
             k = int(positions[index])
             return done[k] or cut(self._parts[k], rules[k])
 
-        return map_indices(self.system, one)
+        return map_indices(self._host, one)
 
 
 def _keeping_unstable(system: System, margin: float) -> Reducible:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import (
@@ -94,6 +95,7 @@ class H2Reduction(Reduction):
     converged: bool = True
 
 
+@any_library()
 def h2_optimal(
     system: System,
     order: int | OrderRule,

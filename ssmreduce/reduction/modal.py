@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.linalg
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError
 from ssmreduce.reduction.batch import assemble, single_systems
@@ -31,6 +32,7 @@ from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
+@any_library()
 def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
     """Keep the modes of largest dominance ‖c_k‖‖b_k‖/|Re λ_k|, or ‖c_k‖‖b_k‖/(1 - |λ_k|).
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ssmreduce._boundary import any_library
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import System
 
 
+@any_library()
 def singular_perturbation(
     system: System,
     order: int | OrderRule,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
@@ -28,6 +29,7 @@ from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
+@any_library()
 def balanced_realisation(system: System) -> StateSpace:
     """Realisation (Wᴴ A T, Wᴴ B, C T) with Gramians P = Q = diag(σ), of full order.
 
@@ -78,6 +80,7 @@ def balanced_realisation(system: System) -> StateSpace:
     )
 
 
+@any_library()
 def minimal_realisation(
     system: System, tolerance: float | None = None, *, margin: float = 0.0
 ) -> Reduction:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference, hinf_difference
@@ -22,7 +23,7 @@ class Reduction:
     original : StateSpace or DiagonalStateSpace
         The system before.
     system : StateSpace or DiagonalStateSpace
-        The system after, of the same kind, in NumPy arrays at double precision; for a layer, as
+        The system after, of the same kind and array library, at double precision; for a layer, as
         read back from what was written. The original itself if nothing was cut.
     order : int or int array
         Stored states of `system`; of the batch's shape for a batch.
@@ -62,7 +63,7 @@ class Reduction:
     scores : (..., n) array or None
         For modal truncation and selection: score of every mode, descending; inf for unstable ones.
     parts : tuple of Reduction
-        For a batch: the single reductions, in C order.
+        For a batch: the single reductions, in C order; none where it was cut as one on its device.
 
     Examples
     --------
@@ -92,6 +93,7 @@ class Reduction:
     scores: HostArray | None = field(default=None, repr=False)
     parts: tuple[Reduction, ...] = field(default=(), repr=False)
 
+    @any_library()
     def verify(self, *, certified: bool = False) -> float | HostArray:
         """Measure the error between `original` and `system` as it stands.
 
@@ -120,13 +122,23 @@ class Reduction:
             return self._certified()
         return self._measure(grid=256, refinements=12, iterations=32)
 
+    @any_library()
     def quick_error(self) -> float | HostArray:
         """Measure like `verify`, on a coarse grid: what a cut during training records."""
         return self._measure(grid=24, refinements=2, iterations=3)
 
-    def _certified(self) -> float | HostArray:
+    def _singles(self) -> tuple[Reduction, ...]:
+        """The reductions of a batch: its parts, or where all were cut as one, pieces of it."""
         if self.parts:
-            errors = [part._certified() for part in self.parts]
+            return self.parts
+        return tuple(
+            replace(self, original=self.original[at], system=self.system[at])
+            for at in np.ndindex(self.original.batch_shape)
+        )
+
+    def _certified(self) -> float | HostArray:
+        if self.original.batch_shape:
+            errors = [part._certified() for part in self._singles()]
             return np.asarray(errors).reshape(self.original.batch_shape)
         if self.stable_part is not None:
             return self.stable_part._certified()
@@ -140,10 +152,10 @@ class Reduction:
         return float(certified_difference(self.original, self.system).upper)
 
     def _measure(self, *, grid: int, refinements: int, iterations: int) -> float | HostArray:
-        if self.parts:
+        if self.original.batch_shape:
             errors = [
                 part._measure(grid=grid, refinements=refinements, iterations=iterations)
-                for part in self.parts
+                for part in self._singles()
             ]
             return np.asarray(errors).reshape(self.original.batch_shape)
         if self.stable_part is not None:

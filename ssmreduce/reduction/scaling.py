@@ -7,10 +7,9 @@ right to n eps over its gain relative to the strongest one.
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
+from ssmreduce._boundary import warn_caller
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ScalingWarning
@@ -27,7 +26,7 @@ _ROUNDING = 4.0
 round by a few n eps each."""
 
 
-def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel: int) -> None:
+def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
     """Issue a `ScalingWarning` where inputs or outputs drown beside the strongest one."""
     if system.inputs == system.outputs == 1:
         return
@@ -48,12 +47,11 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors, *, stacklevel
         heard = values[values > 0]
         if heard.size and heard.min() < _DROWNED * heard.max():
             weakest = int(np.flatnonzero(values == heard.min())[0])
-            warnings.warn(
+            warn_caller(
                 f"{kind} {weakest} of the system has {heard.min() / heard.max():.1g} of the gain of "
                 f"the strongest one; below {_DROWNED:.1g} its part of the response drowns in rounding "
                 f"and is the first to be cut. Scale every {kind} to the same size.",
                 ScalingWarning,
-                stacklevel=stacklevel,
             )
 
 

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
@@ -32,6 +33,7 @@ from ssmreduce.time_domain import Discrete
 Score = Literal["hankel", "hinf", "h2"]
 
 
+@any_library()
 def state_scores(system: DiagonalStateSpace, score: Score = "hankel") -> HostArray:
     """Scores of the modes of a diagonal system, ‖c_k‖‖b_k‖ over a power of the distance to instability.
 
@@ -68,6 +70,7 @@ def state_scores(system: DiagonalStateSpace, score: Score = "hankel") -> HostArr
     return np.asarray(in_batch_shape(values, system.batch_shape))
 
 
+@any_library()
 def select_states(
     system: DiagonalStateSpace, order: int | OrderRule, score: Score = "hankel"
 ) -> Reduction:

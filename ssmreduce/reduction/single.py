@@ -75,6 +75,13 @@ _DOUBTFUL_GAP = 1e-6
 truncation may be unstable: rounding of the projections is eps over that gap times a condition."""
 
 
+def stability_in_doubt(hsv: HostArray, order: int) -> bool:
+    """Whether a cut to `order` lies between values that are nearly equal, or near rounding."""
+    following = hsv[order] if order < hsv.size else 0.0
+    nearly_equal = hsv[order - 1] - following < _DOUBTFUL_GAP * hsv[order - 1]
+    return bool(nearly_equal or hsv[order - 1] < rank_tolerance(hsv) / _DOUBTFUL_GAP)
+
+
 class BalancedSystem(Reducible):
     """One system (no batch axes) with its balanced factors."""
 
@@ -255,10 +262,7 @@ class BalancedDense(BalancedSystem):
             return False
         if self.emphasis is not None:
             return not self.emphasis.keeps_stability
-        hsv = self.hsv
-        following = hsv[order] if order < hsv.size else 0.0
-        nearly_equal = hsv[order - 1] - following < _DOUBTFUL_GAP * hsv[order - 1]
-        return bool(nearly_equal or hsv[order - 1] < rank_tolerance(hsv) / _DOUBTFUL_GAP)
+        return stability_in_doubt(self.hsv, order)
 
     def _check_still_stable(self, reduced: StateSpace) -> None:
         if self.emphasis is not None:

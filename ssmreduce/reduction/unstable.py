@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.reduction.decoupling import decouple, schur_form
@@ -64,6 +65,7 @@ class UnstableSplit:
         return 0 if self.unstable is None else self.unstable.order
 
 
+@any_library()
 def split_unstable(system: System, margin: float = 0.0) -> UnstableSplit:
     """Split G = G_s + G_u at Re λ = -margin (continuous) or |λ| = 1 - margin (discrete time).
 

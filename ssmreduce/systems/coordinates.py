@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError, UnreachableToleranceError
 from ssmreduce.systems.diagonal import (
@@ -33,6 +34,7 @@ _PAIRING = 100.0
 backward stable method whose constants are of the order of ten, for each of the two partners."""
 
 
+@any_library()
 def transformed(system: System, T: HostArray) -> StateSpace:
     """The same map in coordinates x = T z: (T⁻¹ A T, T⁻¹ B, C T, D).
 
@@ -89,6 +91,7 @@ def transformed(system: System, T: HostArray) -> StateSpace:
     return _dense_like(dense, moved[..., :n], moved[..., n:], dense.C @ matrix, dense.D)
 
 
+@any_library()
 def diagonalised(system: System) -> DiagonalStateSpace:
     """The same map with a diagonal state matrix, x = V h and V⁻¹ A V = diag(λ).
 
@@ -142,6 +145,7 @@ def diagonalised(system: System) -> DiagonalStateSpace:
     )
 
 
+@any_library()
 def real_form(system: System) -> StateSpace:
     """The same map as a real dense system, where poles and residues come in conjugate pairs.
 

@@ -9,7 +9,15 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._namespace import Array, HostArray, is_host_double, to_double, to_host
+from ssmreduce._boundary import any_library
+from ssmreduce._namespace import (
+    Array,
+    HostArray,
+    is_host_double,
+    product_of,
+    to_double,
+    to_host,
+)
 from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
 from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.systems.real_form import real_input, real_output, real_state
@@ -200,10 +208,12 @@ class DiagonalStateSpace:
         """Leading axes."""
         return tuple(self.eigenvalues.shape[:-1])
 
+    @any_library()
     def poles(self) -> HostArray:
-        """Stored eigenvalues λ, shape (..., n), on the host."""
+        """Stored eigenvalues λ, shape (..., n)."""
         return to_host(self.eigenvalues)
 
+    @any_library()
     def is_stable(self, margin: float = 0.0) -> HostArray:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
@@ -218,6 +228,7 @@ class DiagonalStateSpace:
         stable: HostArray = np.all(inside, axis=-1)
         return stable
 
+    @any_library()
     def dc_gain(self) -> HostArray:
         """Gain for constant inputs, D + C (z - Λ)⁻¹ B at z = 1 (or s = 0), shape (..., p, m).
 
@@ -251,6 +262,7 @@ class DiagonalStateSpace:
             eigenvalues, to_double(self.B), to_double(self.C), to_double(self.D), logarithms
         )
 
+    @any_library()
     def to_dense(self) -> StateSpace:
         """Return the dense system: of order 2n and real where the output is real, else of order n."""
         host = self.to_host()
@@ -268,7 +280,7 @@ class DiagonalStateSpace:
         if not self.read_after_update:
             return self
         xp = array_api_compat.array_namespace(self.C)
-        first = self.C @ self.B
+        first = product_of(self.C, self.B)
         if self.real_output and xp.isdtype(first.dtype, "complex floating"):
             first = xp.real(first)
         standard = DiagonalStateSpace(

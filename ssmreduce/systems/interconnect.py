@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -22,6 +23,7 @@ from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
+@any_library()
 def series(first: System, second: System) -> StateSpace:
     """The system G₂ G₁: the output of `first` is the input of `second`.
 
@@ -70,6 +72,7 @@ def series(first: System, second: System) -> StateSpace:
     )
 
 
+@any_library()
 def parallel(first: System, second: System) -> System:
     """The system G₁ + G₂: both get the same input, their outputs are added.
 
@@ -102,6 +105,7 @@ def parallel(first: System, second: System) -> System:
     return _sum(first, second, 1.0)
 
 
+@any_library()
 def difference(first: System, second: System) -> System:
     """The error system G₁ - G₂, for example of a system and its reduction.
 

@@ -14,8 +14,10 @@ import numpy as np
 import scipy.linalg
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.systems import native_transfer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
 from ssmreduce.systems.state_space import StateSpace
@@ -23,6 +25,7 @@ from ssmreduce.systems.transfer import StatePart as StatePart
 from ssmreduce.time_domain import Discrete
 
 
+@any_library()
 def impulse_response(
     system: System, length: int | None = None, *, times: HostArray | None = None
 ) -> HostArray:
@@ -83,6 +86,7 @@ def impulse_response(
     return np.asarray(host.C @ np.stack(states))
 
 
+@any_library()
 def step_response(
     system: System, length: int | None = None, *, times: HostArray | None = None
 ) -> HostArray:
@@ -132,6 +136,7 @@ def step_response(
     return response
 
 
+@any_library(native_transfer.frequency_response)
 def frequency_response(system: System, omega: HostArray) -> HostArray:
     """Transfer function C (zI - A)⁻¹ B + D on the stability boundary; times z where read after update.
 

@@ -28,6 +28,7 @@ from typing import Literal, TypeVar, cast
 import numpy as np
 import scipy.linalg
 
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -47,6 +48,7 @@ _ON_POINT = 4.0
 """c in |z + 1| ≤ c·ε: exp(iπ) from rounded logarithms misses -1 by about one ε."""
 
 
+@any_library()
 def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySystem:
     """Sample a continuous system: A_d = exp(A dt) (zero-order hold) or (α + A)(α - A)⁻¹, α = 2/dt.
 
@@ -106,6 +108,7 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
     return cast(AnySystem, StateSpace(*mapped, time=time))
 
 
+@any_library()
 def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
     """The continuous system that `to_discrete` samples to this one: A = log(A_d)/dt, or bilinear.
 

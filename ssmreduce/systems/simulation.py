@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from ssmreduce import _checks
+from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
@@ -33,6 +34,7 @@ Step = tuple[HostArray, HostArray, HostArray]
 """Φ (a matrix, or a vector where A is diagonal), h φ₁ B and h φ₂ B of one step."""
 
 
+@any_library()
 def simulate(
     system: System,
     inputs: HostArray,

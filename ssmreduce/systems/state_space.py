@@ -8,7 +8,15 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._namespace import Array, HostArray, is_host_double, to_double
+from ssmreduce._boundary import any_library
+from ssmreduce._namespace import (
+    Array,
+    HostArray,
+    device_of,
+    is_host_double,
+    product_of,
+    to_double,
+)
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.pytree import register_pytree
@@ -42,7 +50,8 @@ def zero_feedthrough(B: Array, C: Array, *, real: bool) -> Array:
     """Return D = 0 in the namespace of B, of shape (..., p, m)."""
     xp = array_api_compat.array_namespace(B)
     dtype = xp.real(B).dtype if real and xp.isdtype(B.dtype, "complex floating") else B.dtype
-    return xp.zeros((*B.shape[:-2], C.shape[-2], B.shape[-1]), dtype=dtype)
+    shape = (*B.shape[:-2], C.shape[-2], B.shape[-1])
+    return xp.zeros(shape, dtype=dtype, device=device_of(B))
 
 
 def check_readout(read_after_update: bool, time: TimeDomain) -> None:
@@ -154,10 +163,12 @@ class StateSpace:
         """Leading axes."""
         return tuple(self.A.shape[:-2])
 
+    @any_library()
     def poles(self) -> HostArray:
-        """Eigenvalues of A, shape (..., n), on the host."""
+        """Eigenvalues of A, shape (..., n)."""
         return np.linalg.eigvals(to_double(self.A))
 
+    @any_library()
     def is_stable(self, margin: float = 0.0) -> HostArray:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
@@ -166,6 +177,7 @@ class StateSpace:
         inside: HostArray = np.all(inside_boundary(self.poles(), self.time, margin), axis=-1)
         return inside
 
+    @any_library()
     def dc_gain(self) -> HostArray:
         """Gain for constant inputs, D + C (z I - A)⁻¹ B at z = 1 (or s = 0), shape (..., p, m).
 
@@ -203,7 +215,13 @@ class StateSpace:
         """Return the same input-output map read before the update: (A, B, C A, D + C B)."""
         if not self.read_after_update:
             return self
-        return StateSpace(self.A, self.B, self.C @ self.A, self.D + self.C @ self.B, time=self.time)
+        return StateSpace(
+            self.A,
+            self.B,
+            product_of(self.C, self.A),
+            self.D + product_of(self.C, self.B),
+            time=self.time,
+        )
 
     def __getitem__(self, index: int | tuple[int, ...]) -> StateSpace:
         """Return one system of a batch."""

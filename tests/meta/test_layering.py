@@ -12,7 +12,16 @@ import ssmreduce
 ROOT = Path(ssmreduce.__file__).parent
 
 LEVELS = [
-    {"errors", "_namespace", "time_domain", "_checks", "_lapack", "_threads", "_workers"},
+    {
+        "errors",
+        "_namespace",
+        "_boundary",
+        "time_domain",
+        "_checks",
+        "_lapack",
+        "_threads",
+        "_workers",
+    },
     {"systems"},
     {"equations"},
     {"derivatives"},
@@ -29,11 +38,12 @@ LEVELS = [
 
 ALLOWED = {
     # Layers are weights <-> system: they know nothing of Gramians and reductions.
-    "layers": {"errors", "_namespace", "time_domain", "_checks", "systems", "layers"},
+    "layers": {"errors", "_namespace", "_boundary", "time_domain", "_checks", "systems", "layers"},
     # Solvers work on arrays alone, and on the coordinates of real systems.
     "equations": {
         "errors",
         "_namespace",
+        "_boundary",
         "time_domain",
         "_checks",
         "_lapack",

@@ -1,0 +1,281 @@
+"""Where arrays of other libraries come in, and answers go out in kind: `any_library`.
+
+Three routes lead through a public function.
+
+1. NumPy arrays: the function is called as it is.
+2. Arrays in host memory (torch on the CPU, JAX on the CPU, array-api-strict): they are viewed as NumPy
+   arrays, the function is called, and all arrays in its result go back to the caller's library.
+3. Arrays on another device, abstract arrays of JAX, and tensors that record gradients: the native
+   version of the function is called, which leaves them where they are. Where there is none, or it
+   raises `NoNativeRoute`, arrays of a device take route 2 with a `HostTransferWarning`.
+
+Arrays are found in arguments, and in the fields of dataclasses: systems, reductions, solutions. An object
+that went in and comes out is the same object for the caller.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from ssmreduce._namespace import (
+    Array,
+    described,
+    from_host,
+    in_host_memory,
+    is_array,
+    is_traced,
+    linear_algebra_errors,
+    records_gradient,
+    to_host,
+)
+from ssmreduce.errors import HostTransferWarning, NoConvergenceError, TracedValueError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class NoNativeRoute(Exception):
+    """A native version cannot do what was asked for; the message says why."""
+
+
+# --- Arrays inside of values
+
+_PLAIN, _ARRAY, _SEQUENCE = "plain", "array", "sequence"
+
+_KINDS: dict[type, str | tuple[str, ...]] = {np.ndarray: _PLAIN}
+"""What a type is: plain, an array of another library, a sequence, or a dataclass with these fields."""
+
+
+def _kind(value: object) -> str | tuple[str, ...]:
+    kind = _KINDS.get(type(value))
+    if kind is None:
+        kind = _KINDS[type(value)] = _classified(value)
+    return kind
+
+
+def _classified(value: object) -> str | tuple[str, ...]:
+    if is_array(value) and not isinstance(value, np.ndarray):
+        return _ARRAY
+    if isinstance(value, tuple | list):
+        return _SEQUENCE
+    if dataclasses.is_dataclass(value) and type(value).__module__.split(".")[0] == "ssmreduce":
+        return tuple(field.name for field in dataclasses.fields(value))
+    return _PLAIN
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether there is an array of another library than NumPy in `value`; of a sequence the first counts."""
+    kind = _KINDS.get(type(value)) or _kind(value)
+    if kind is _PLAIN:
+        return False
+    if kind is _ARRAY:
+        return True
+    if kind is _SEQUENCE:
+        return bool(value) and _is_foreign(value[0])
+    for name in kind:
+        part = getattr(value, name)
+        # Written out, since this runs on every call with a system: 1 µs.
+        if type(part) is not np.ndarray and _is_foreign(part):
+            return True
+    return False
+
+
+def _foreign_arrays(value: Any) -> Iterator[Array]:
+    kind = _kind(value)
+    if kind is _ARRAY:
+        yield value
+    elif kind is _SEQUENCE:
+        for part in value:
+            yield from _foreign_arrays(part)
+    elif kind is not _PLAIN:
+        for name in kind:
+            yield from _foreign_arrays(getattr(value, name))
+
+
+def _mapped(value: Any, convert: Callable[[Any], Any]) -> Any:
+    """`value` with `convert` applied to what it holds; itself where nothing changes."""
+    kind = _kind(value)
+    if kind is _SEQUENCE:
+        parts = [convert(part) for part in value]
+        changed = any(new is not old for new, old in zip(parts, value, strict=True))
+        return type(value)(parts) if changed else value
+    fields = {name: convert(getattr(value, name)) for name in kind}
+    if all(new is getattr(value, name) for name, new in fields.items()):
+        return value
+    # Its constructor would check again what was checked before.
+    copy = object.__new__(type(value))
+    vars(copy).update(fields)
+    return copy
+
+
+# --- The caller
+
+
+class Caller:
+    """Who called: the library and device of an array, and the objects that were passed.
+
+    Parameters
+    ----------
+    like : array or None
+        Answers go to its library and device; None stands for NumPy, where nothing is converted.
+    """
+
+    def __init__(self, like: Array | None) -> None:
+        self.like = like
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    @classmethod
+    def of(cls, *values: Any) -> Caller:
+        """Return the caller of a function with these arguments."""
+        return cls(deciding_array(*values) if any(map(_is_foreign, values)) else None)
+
+    def host(self, value: Any) -> Any:
+        """Return `value` with NumPy arrays for all arrays in it."""
+        if self.like is None or not any(True for _ in _foreign_arrays(value)):
+            return value
+        converted = to_host(value) if _kind(value) is _ARRAY else _mapped(value, self.host)
+        # Kept alive by the entry, so that no other object can take over its id.
+        self._known[id(converted)] = converted, value
+        return converted
+
+    def answer(self, value: Any) -> Any:
+        """Return `value` with arrays of the caller's library, and the objects that it passed."""
+        if self.like is None:
+            return value
+        known = self._known.get(id(value))
+        if known is not None:
+            return known[1]
+        if isinstance(value, np.ndarray):
+            return from_host(value, self.like)
+        if _kind(value) in (_PLAIN, _ARRAY):
+            return value
+        return _mapped(value, self.answer)
+
+
+def deciding_array(*values: Any) -> Array:
+    """The array by which the route is chosen: a traced one, or one on a device, before all others."""
+    arrays = [array for value in values for array in _foreign_arrays(value)]
+    return max(arrays, key=_urgency, default=np.zeros(()))
+
+
+def _urgency(array: Array) -> int:
+    if is_traced(array):
+        return 3
+    if not in_host_memory(array):
+        return 2
+    return int(records_gradient(array))
+
+
+def needs_native(*values: Any) -> bool:
+    """Whether arrays should be left where they are: on a device, traced, or recording gradients."""
+    return any(map(_is_foreign, values)) and _urgency(deciding_array(*values)) > 0
+
+
+def announce_transfer(name: str, reason: str, *values: Any) -> None:
+    """Warn that `name` moves arrays of a device to the host, or refuse to look into traced ones.
+
+    Raises
+    ------
+    TracedValueError
+        If an array is traced.
+    """
+    like = deciding_array(*values)
+    if is_traced(like):
+        raise TracedValueError(
+            f"`{name}` was called with {described(like)}, but {reason}; expected numbers that can be "
+            "looked at. Call it outside of jit and vmap."
+        )
+    if not in_host_memory(like):
+        warn_caller(
+            f"`{name}` got {described(like)}, but {reason}: computed on the host, and the answer moved "
+            "back. Move the arrays yourself, system.to_host(), to do so once.",
+            HostTransferWarning,
+        )
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Issue a warning at the line outside of this package that led to it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("ssmreduce."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def any_library(
+    native: Callable[..., Any] | None = None, *, has_derivative: bool = False
+) -> Callable[[F], F]:
+    """Let a function of NumPy arrays and systems take those of any library, and answer in kind.
+
+    Parameters
+    ----------
+    native : callable, optional
+        The same function for arrays that should stay where they are.
+    has_derivative : bool
+        Whether the function itself answers systems whose derivative may be asked for, traced ones and
+        those that record gradients; see `ssmreduce.derivatives`.
+    """
+
+    def decorate(function: F) -> F:
+        is_foreign = _is_foreign
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for value in args:
+                if is_foreign(value):
+                    return elsewhere(*args, **kwargs)
+            for value in kwargs.values():
+                if is_foreign(value):
+                    return elsewhere(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        def elsewhere(*args: Any, **kwargs: Any) -> Any:
+            values = (*args, *kwargs.values())
+            if needs_native(*values):
+                reason = "it has no version that leaves arrays where they are"
+                like = deciding_array(*values)
+                if has_derivative and (is_traced(like) or records_gradient(like)):
+                    if not is_traced(like):
+                        announce_transfer(
+                            function.__name__, "its derivative is one of the host", like
+                        )
+                    return function(*args, **kwargs)
+                if native is not None:
+                    try:
+                        return run_native(native, *args, **kwargs)
+                    except NoNativeRoute as refusal:
+                        reason = str(refusal)
+                announce_transfer(function.__name__, reason, *values)
+            caller = Caller.of(*values)
+            on_host = [caller.host(value) for value in args]
+            named = {key: caller.host(value) for key, value in kwargs.items()}
+            return caller.answer(function(*on_host, **named))
+
+        # doctest runs the examples of functions whose globals are those of the module it looks at.
+        outer: Any = types.FunctionType(
+            call.__code__, function.__globals__, closure=call.__closure__
+        )
+        return cast(F, functools.update_wrapper(outer, function))
+
+    return decorate
+
+
+def run_native(native: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a native version; what fails in its arithmetic is a reason to try on the host.
+
+    Raises
+    ------
+    NoNativeRoute
+        If it cannot answer.
+    """
+    try:
+        return native(*args, **kwargs)
+    except NoConvergenceError as error:
+        raise NoNativeRoute(f"on its device {error}") from error
+    except linear_algebra_errors() as error:
+        raise NoNativeRoute(f"its device could not decompose a matrix ({error})") from error
