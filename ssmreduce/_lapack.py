@@ -28,6 +28,9 @@ _WORK_PER_COLUMN = 64
 _SAFE_EXPONENT = 100
 """Entries between 2^-100 and 2^100 can be squared, and their squares multiplied."""
 
+_SMALLEST_PLAIN = 2.0**-500
+"""A norm above this loses nothing to the underflow of squares."""
+
 _SMALL_VECTOR_PRODUCT = 2**13
 """The same for the product of a matrix and one column."""
 
@@ -64,8 +67,12 @@ def safe_unit(matrix: HostArray) -> float:
 def frobenius_norm(matrix: Array) -> float:
     """Frobenius norm without a BLAS, and without overflow or underflow of the squares.
 
-    NumPy's takes a dot product in threads of its own pool.
+    NumPy's takes a dot product in threads of its own pool; a short one is over without them.
     """
+    if matrix.size <= _SMALL_VECTOR_PRODUCT:
+        plain = math.sqrt(np.vdot(matrix, matrix).real)
+        if _SMALLEST_PLAIN < plain < math.inf:
+            return plain
     largest = float(np.abs(matrix).max(initial=0.0))
     if largest == 0.0 or not math.isfinite(largest):
         return largest
@@ -88,7 +95,7 @@ class Pool:
     svd: Callable[[HostArray], Any]
     eigh: Callable[[HostArray], Any]
     qr: Callable[[HostArray], Any]
-    upper_inverse: Callable[[HostArray], HostArray]
+    over_upper: Callable[[HostArray, HostArray], HostArray]
 
 
 def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
@@ -108,7 +115,7 @@ def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
 
 
 def _qr(matrix: HostArray) -> tuple[HostArray, HostArray]:
-    """Thin Q and R of a matrix with at least as many rows as columns."""
+    """Thin Q and R of a matrix with at least as many rows as columns; below its diagonal R is not zero."""
     geqrf, orgqr = (
         (lapack.zgeqrf, lapack.zungqr)
         if np.iscomplexobj(matrix)
@@ -120,16 +127,13 @@ def _qr(matrix: HostArray) -> tuple[HostArray, HostArray]:
     work = _WORK_PER_COLUMN * columns
     packed, tau, _, _ = geqrf(matrix, lwork=work)
     Q, _, _ = orgqr(packed, tau, lwork=work)
-    return Q, np.triu(packed[:columns])
+    return Q, packed[:columns]
 
 
-def upper_inverse(R: HostArray) -> HostArray:
-    """Inverse of an upper triangular matrix without zeros on its diagonal."""
-    trtri = lapack.ztrtri if np.iscomplexobj(R) else lapack.dtrtri
-    inverse, singular = trtri(R)
-    if singular:
-        raise np.linalg.LinAlgError("the triangular matrix is singular")
-    return np.asarray(inverse)
+def over_upper(matrix: HostArray, R: HostArray) -> HostArray:
+    """Return ``matrix`` R⁻¹ for an upper triangular R; what is below its diagonal is not looked at."""
+    trsm = blas.ztrsm if np.iscomplexobj(R) or np.iscomplexobj(matrix) else blas.dtrsm
+    return np.asarray(trsm(1.0, R, matrix, side=1))
 
 
 NUMPY = Pool(
@@ -137,12 +141,12 @@ NUMPY = Pool(
     lambda x: np.linalg.svd(x, full_matrices=False),
     np.linalg.eigh,
     np.linalg.qr,
-    np.linalg.inv,
+    lambda x, R: x @ np.linalg.inv(R),
 )
 SCIPY = Pool(
     product,
     _svd,
     lambda x: scipy.linalg.eigh(x, driver="evd", check_finite=False),
     _qr,
-    upper_inverse,
+    over_upper,
 )

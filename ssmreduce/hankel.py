@@ -224,7 +224,7 @@ class BalancedFactors:
         multiply = self.pool.multiply
         Q, R = self.pool.qr(multiply(self.M, V))
         W = multiply(self.factors.Y, Q) / root
-        T = multiply(self.factors.Z, V @ (self.pool.upper_inverse(R) * root))
+        T = multiply(self.factors.Z, self.pool.over_upper(V, R) * root)
         return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
 
     def gramian_derivatives(self, weights: HostArray) -> tuple[HostArray, HostArray]:

@@ -34,15 +34,15 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
     B, C = host.B, host.C
     if isinstance(host, DiagonalStateSpace) and host.real_output:
         B, C = real_input(B), real_output(C)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if _plainly_heard(factors.observed(B)) and _plainly_heard(adjoint(factors.reached(C))):
+            return
     # In units of the largest entries, against over- and underflow.
     B, C = B / _height(B), C / _height(C)
-    inputs, outputs = factors.observed(B), adjoint(factors.reached(C))
     for kind, seen, rows, factor in (
-        ("input", inputs, adjoint(B), factors.factors.Y),
-        ("output", outputs, C, factors.factors.Z),
+        ("input", factors.observed(B), adjoint(B), factors.factors.Y),
+        ("output", adjoint(factors.reached(C)), C, factors.factors.Z),
     ):
-        if _plainly_heard(seen):
-            continue
         values = _gains(seen, rows, factor)
         heard = values[values > 0]
         if heard.size and heard.min() < _DROWNED * heard.max():
