@@ -8,6 +8,7 @@ decompositions of dense ones hold Python's lock, so they stay in the thread of t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,6 +31,11 @@ _SMALL = 64
 Result = TypeVar("Result")
 
 
+def batch_indices(system: System) -> list[tuple[int, ...]]:
+    """Index of every system of a batch, in C order; () of a single one."""
+    return list(itertools.product(*map(range, system.batch_shape)))
+
+
 def map_systems(
     system: System,
     single: Callable[[Any], Result],
@@ -41,7 +47,7 @@ def map_systems(
     one by one, and the one to blame raises again.
     """
     check_system(system)
-    indices = list(np.ndindex(system.batch_shape))
+    indices = batch_indices(system)
 
     def alone(index: tuple[int, ...]) -> Result:
         return single(system[index] if index else system)
@@ -65,7 +71,7 @@ def map_systems(
 
 def map_indices(system: System, function: Callable[[tuple[int, ...]], Result]) -> list[Result]:
     """Return ``function(index)`` for every index of a batch, in C order; errors name the index."""
-    indices = list(np.ndindex(system.batch_shape))
+    indices = batch_indices(system)
 
     if len(indices) == 1 or isinstance(system, StateSpace) or system.order < _SMALL:
         return [_named(function, index) for index in indices]
