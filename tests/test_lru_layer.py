@@ -336,14 +336,10 @@ class RenamedChild(Renamed):
     """Found through its base class."""
 
 
-class RenamedMap:
+class RenamedMap(LRU):
     """Maps names, and leaves the mathematics to `LRU`."""
 
     poles = ("nu", "theta", "gamma")
-    input_matrix = ("Br", "Bi")
-    output_matrix = ("Cr", "Ci")
-    feedthrough = ("D",)
-    _inner = LRU()
     _names: ClassVar = dict(
         zip(
             ("nu", "theta", "gamma", "Br", "Bi", "Cr", "Ci", "D"),
@@ -356,14 +352,12 @@ class RenamedMap:
         return tuple(self._names)
 
     def read(self, weights: Any) -> DiagonalStateSpace:
-        return self._inner.read({self._names[name]: value for name, value in weights.items()})
+        return LRU().read({self._names[name]: value for name, value in weights.items()})
 
-    def write(self, system: DiagonalStateSpace) -> dict[str, np.ndarray]:
+    def write(self, system: DiagonalStateSpace, weights: Any) -> dict[str, np.ndarray]:
         own = {theirs: mine for mine, theirs in self._names.items()}
-        return {own[name]: value for name, value in self._inner.write(system).items()}
-
-    def input_scale(self, weights: Any) -> np.ndarray:
-        return np.exp(weights["gamma"])
+        old = {self._names[name]: value for name, value in weights.items()}
+        return {own[name]: value for name, value in LRU().write(system, old).items()}
 
 
 @pytest.mark.parametrize("kind", [Renamed, RenamedChild])
