@@ -24,6 +24,7 @@ from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_shape
 from ssmreduce.layers.storage import Packed
+from ssmreduce.systems.diagonal import DiagonalStateSpace
 
 _FUNCTIONS = {
     "discretize_zoh": Discretisation.ZOH,
@@ -69,6 +70,15 @@ class S5(LayerMap):
         if function not in _FUNCTIONS:
             raise _refusal(f"`discretize` is {function}: a rule that is neither zoh nor bilinear")
         return cls(_FUNCTIONS[function], bidirectional=bool(getattr(layer, "bidir", False)))
+
+    def read(self, weights: Weights) -> DiagonalStateSpace:
+        """Return the discrete system that the layer runs, which takes B in single precision."""
+        return super().read({**weights, "B": _single(weights["B"])})
+
+    def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
+        """Return the weights of a layer that runs `system`, with B in single precision."""
+        new = super().write(system, weights)
+        return {**new, "B": _single(new["B"])}
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights."""
@@ -121,6 +131,11 @@ class S5(LayerMap):
                 "`Lambda` has an entry 0; expected none: the layer divides by it and returns NaN. "
                 "Set it to a small negative number."
             )
+
+
+def _single(array: HostArray) -> HostArray:
+    """`array` as the layer uses it: s5-pytorch makes B complex64, whatever its other dtypes are."""
+    return array.astype(np.float32).astype(np.float64)
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:
