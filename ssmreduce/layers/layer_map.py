@@ -171,8 +171,11 @@ class LayerMap(ABC):
         modulus = np.maximum(np.abs(system.eigenvalues), _SMALLEST_MODULUS)
         logarithms = np.log(modulus) + 1j * np.angle(system.eigenvalues)
         B, C = system.B.astype(np.complex128), system.C.astype(np.complex128)
-        if self.lower_half:
-            logarithms, B, C = logarithms.conj(), B.conj(), C.conj()
+        if self.lower_half:  # Re(c h) does not tell a state from its conjugate
+            upper = logarithms.imag > 0.0
+            logarithms = np.where(upper, logarithms.conj(), logarithms)
+            B = np.where(upper[..., :, None], B.conj(), B)
+            C = np.where(upper[..., None, :], C.conj(), C)
         idle = ~np.any(B, axis=-1) | ~np.any(C, axis=-2)
         typical = _typical(self.logarithms(weights))
         logarithms = np.where(idle, typical[..., None], logarithms)
