@@ -45,9 +45,7 @@ def inputs_of(rng: np.random.Generator, length: int = 40) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_system_is_what_the_layer_runs(
-    rng: np.random.Generator, precision: str, name: str
-) -> None:
+def test_system_is_what_the_layer_runs(rng: np.random.Generator, precision: str, name: str) -> None:
     case = CASES[name]
     layer, inputs = made(case, precision), inputs_of(rng)
     found, expected = case.outputs(layer, inputs), case.simulate(layer, inputs)

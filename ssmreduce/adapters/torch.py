@@ -142,10 +142,11 @@ def _tied(first: str, second: str, names: str, *, only: bool = False) -> Unsuppo
 
 def read_arrays(module: Any, names: tuple[str, ...]) -> dict[str, HostArray]:
     """Return the named arrays at double precision on the host."""
-    return {name: _to_host(getattr(module, name)) for name in names}
+    return {name: host_array(getattr(module, name)) for name in names}
 
 
-def _to_host(tensor: Any) -> HostArray:
+def host_array(tensor: Any) -> HostArray:
+    """Return a tensor at double precision on the host."""
     double = torch.complex128 if tensor.is_complex() else torch.float64
     return np.array(tensor.detach().to("cpu", double).resolve_conj().numpy())
 
@@ -170,7 +171,7 @@ def item_sizes(module: Any, names: tuple[str, ...]) -> dict[str, int]:
 
 def rounded(module: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
     """Return `values` as the arrays of `module` would hold them, at double precision."""
-    return {name: _to_host(_like(getattr(module, name), value)) for name, value in values.items()}
+    return {name: host_array(_like(getattr(module, name), value)) for name, value in values.items()}
 
 
 def write_layer(
@@ -207,12 +208,36 @@ def commit(
         replace_data(tensor, new)
     for state, field, new in states:
         state[field] = new
+    _assign(attributes)
+    return model, optimizer
+
+
+def _assign(attributes: list[tuple[Any, str, Any]]) -> None:
     for owner, name, value in attributes:
         if value is None:
             delattr(owner, name)
         else:
             setattr(owner, name, value)
-    return model, optimizer
+
+
+def load_state(
+    model: Any,
+    state_dict: Mapping[str, Any],
+    layers: Mapping[Path, tuple[Any, LayerMap]],
+    ratios: Mapping[Path, float],
+) -> None:
+    """Give the layers the shapes of a state dict and load it; names and shapes were checked before."""
+    attributes = [
+        entry
+        for path, (layer, layer_map) in layers.items()
+        for entry in _attributes(layer, layer_map, ratios[path])
+    ]
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.shape != state_dict[name].shape:
+            new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
+            replace_data(tensor, new)
+    model.load_state_dict(state_dict)
+    _assign(attributes)
 
 
 def replace_data(tensor: Any, new: Any) -> None:
@@ -235,7 +260,9 @@ def _attributes(layer: Any, layer_map: LayerMap, ratio: float) -> Iterator[tuple
     """
     own = {id(getattr(layer, name)) for name in layer_map.names()}
     for module in layer.modules():
-        tensors = {id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())}
+        tensors = {
+            id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
+        }
         if not own & tensors:
             continue
         values = vars(module)
@@ -275,13 +302,15 @@ def moments_of(
         for name in own:
             tensor = getattr(layer, name)
             for field, value in optimizer.state.get(tensor, {}).items():
-                if isinstance(value, list | tuple | dict) or (torch.is_tensor(value) and value.ndim):
+                if isinstance(value, list | tuple | dict) or (
+                    torch.is_tensor(value) and value.ndim
+                ):
                     if not torch.is_tensor(value):
                         raise OptimizerStateError(
                             f"the optimizer state holds `{field}` for `{name}` as a "
                             f"{type(value).__name__}, which cannot be carried; expected tensors. Use Adam, "
                             "AdamW, SGD or RMSprop, or initialise the optimizer afresh."
                         )
-                    fields.setdefault(field, {})[name] = (tensor, field), _to_host(value)
+                    fields.setdefault(field, {})[name] = (tensor, field), host_array(value)
         for field, arrays in fields.items():
             yield Moments(field, f"layer {path_name(path)}", path, arrays)

@@ -1,7 +1,7 @@
 """From a continuous pole Λ and a step Δ to a discrete pole λ and input factor s, and back.
 
-    zoh:       λ = exp(Λ Δ),                   s = (λ - 1)/Λ
-    bilinear:  λ = (1 + Λ Δ/2)/(1 - Λ Δ/2),    s = Δ/(1 - Λ Δ/2)
+zoh:       λ = exp(Λ Δ),                   s = (λ - 1)/Λ
+bilinear:  λ = (1 + Λ Δ/2)/(1 - Λ Δ/2),    s = Δ/(1 - Λ Δ/2)
 """
 
 from __future__ import annotations

@@ -72,7 +72,12 @@ class LayerMap(ABC):
     ...
     ...     def matrix_weights(self, B, C):
     ...         return {"B": B, "C": C}
-    >>> weights = {"decay": np.zeros(1), "angle": np.ones(1), "B": np.ones((1, 2)), "C": np.ones((2, 1))}
+    >>> weights = {
+    ...     "decay": np.zeros(1),
+    ...     "angle": np.ones(1),
+    ...     "B": np.ones((1, 2)),
+    ...     "C": np.ones((2, 1)),
+    ... }
     >>> MyMap().read(weights).order
     1
     """
@@ -115,7 +120,8 @@ class LayerMap(ABC):
         return None
 
     def check(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless the weights fit together."""
+        """Raise `ShapeError` unless the weights fit together; the default checks nothing."""
+        return None
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:

@@ -114,9 +114,7 @@ def reduced_moments(
     return values
 
 
-def _check_field(
-    group: LayerMoments, old: dict[str, HostArray], result: LayerReduction
-) -> None:
+def _check_field(group: LayerMoments, old: dict[str, HostArray], result: LayerReduction) -> None:
     if group.field not in _FIRST | _SECOND:
         raise OptimizerStateError(
             f"the optimizer state holds `{group.field}` at {group.where}, which is neither a first "
@@ -138,9 +136,7 @@ def _carry(
     """Map the moments of one layer; with `squared` through the squared coefficients."""
     layer_map = result.layer_map
     # A weight for which the optimizer keeps no moment counts as one with moment zero.
-    full = {
-        name: old.get(name, np.zeros_like(weight)) for name, weight in result.weights.items()
-    }
+    full = {name: old.get(name, np.zeros_like(weight)) for name, weight in result.weights.items()}
     stored_B, stored_C = layer_map.matrices(full)
     new_B, new_C = layer_map.matrices(result.new_weights)
     B, C = np.zeros(new_B.shape, complex), np.zeros(new_C.shape, complex)
@@ -153,9 +149,7 @@ def _carry(
         kept = part.slot_map.order if part.slot_map is not None else 0
         is_pair = np.zeros(kept, bool) if part.slot_map is None else part.slot_map.is_pair
         columns = _moved(to_input, stored_B[at], old_s, new_s[:kept], is_pair, squared)
-        rows = _moved(
-            to_output, stored_C[at].swapaxes(0, 1), old_t, new_t[:kept], is_pair, squared
-        )
+        rows = _moved(to_output, stored_C[at].swapaxes(0, 1), old_t, new_t[:kept], is_pair, squared)
         B[at][:kept], C[at][:, :kept] = columns, rows.swapaxes(0, 1)
         if squared and kept:
             B[at][kept:] = columns.mean(axis=0)
@@ -205,7 +199,7 @@ def _moved(
     system = to_state @ undone
     parts = np.concatenate([system.real, np.where(is_pair[:, None], system.imag, 0.0)])
     total = _real_diagonal(np.conj(new_factor)) @ parts
-    moved = (total**2 if squared else total) @ real_input(moments)
+    moved: HostArray = (total**2 if squared else total) @ real_input(moments)
     r = is_pair.size
     return moved[:r] + 1j * moved[r:]
 

@@ -197,8 +197,7 @@ def _as_written(reduction: Reduction, system: DiagonalStateSpace) -> Reduction:
     """`reduction` with the system that was read back from the weights, in its parts as well."""
     indices = np.ndindex(system.batch_shape)
     parts = tuple(
-        replace(part, system=system[at])
-        for part, at in zip(reduction.parts, indices, strict=False)
+        replace(part, system=system[at]) for part, at in zip(reduction.parts, indices, strict=False)
     )
     return replace(reduction, system=system, parts=parts)
 
@@ -344,9 +343,11 @@ def apply_reductions(
     }
     model, opt_state = backend.commit(model, is_supported, changes, opt_state, new_moments)
     layers = dict(backend.find_layers(model, is_supported))
-    return model, opt_state, {
-        path: replace(result, layer=layers[path]) for path, result in results.items()
-    }
+    return (
+        model,
+        opt_state,
+        {path: replace(result, layer=layers[path]) for path, result in results.items()},
+    )
 
 
 def _ratio(result: LayerReduction) -> float:

@@ -49,4 +49,4 @@ def test_no_framework_is_loaded() -> None:
 def test_the_core_works_without_any_framework() -> None:
     order, message = run(CORE)
     assert order == "2"
-    assert "pip install 'ssmreduce[jax]'" in message
+    assert "pip install 'ssmreduce[torch]' or 'ssmreduce[jax]'" in message
