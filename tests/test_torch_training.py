@@ -16,7 +16,7 @@ from LRU_pytorch import LRU as PackageLRU
 from s5 import S5
 from torch import nn
 from torch.nn.utils import parametrize
-from torch_modules import S4D, SSMKernelDiag, convolve
+from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR, convolve
 from torch_samples import CASES, double, s5
 
 from ssmreduce import (
@@ -48,9 +48,9 @@ def _seeded() -> None:
 class Kernel(nn.Module):
     """`SSMKernelDiag` as a layer on (B, L, 3)."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, kind: type[SSMKernelDiag] = SSMKernelDiag, **options: Any) -> None:
         super().__init__()
-        self.kernel = SSMKernelDiag(3, 16, **options)
+        self.kernel = kind(3, 16, **options)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map (B, L, H) to (B, L, H)."""
@@ -78,6 +78,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "s4d buffers": lambda: Transposed(lr=0.0),
     "s4 diagonal": lambda: Kernel(),
     "s4 bilinear": lambda: Kernel(disc="bilinear", dt_tie=False),
+    "s4": lambda: Kernel(SSMKernelDPLR),
 }
 
 

@@ -122,3 +122,46 @@ class SSMKernelDiag(nn.Module):
     def setup_step(self) -> None:
         """Cache something of the size of the state."""
         self.dA = torch.zeros(self.H, self.N)
+
+
+class SSMKernelDPLR(SSMKernelDiag):
+    """The kernel of S4: diagonal plus low rank, bilinear, with C made C~ by the first call."""
+
+    def __init__(self, channels: int, states: int, *, rank: int = 1, **options: Any) -> None:
+        super().__init__(channels, states, **options)
+        self.P = nn.Parameter(0.4 * torch.randn(rank, channels, states // 2, 2))
+        self.register_buffer("l_kernel", torch.tensor(0))
+
+    def _matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of the discrete systems with all conjugate states, (H, N, N) and (H, N)."""
+        step = TRANSFORMS[self.dt_transform](self.inv_dt)[..., None]
+        real = TRANSFORMS[self.real_transform](self.A_real)
+        half = -real - 1j * TRANSFORMS[self.imag_transform](self.A_imag)
+        low, B = torch.view_as_complex(self.P), torch.view_as_complex(self.B)[0]
+        low, B = torch.cat([low, low.conj()], -1), torch.cat([B, B.conj()], -1)
+        A = torch.diag_embed(torch.cat([half, half.conj()], -1))
+        A = A - torch.einsum("rhm,rhn->hmn", low, low.conj())
+        identity = torch.eye(A.shape[-1], dtype=A.dtype)
+        backward = torch.linalg.inv(identity - step / 2 * A)
+        return backward @ (identity + step / 2 * A), (backward @ (step * B[..., None]))[..., 0]
+
+    def forward(self, length: int) -> torch.Tensor:
+        """The kernel, (heads, H, L)."""
+        A, B = self._matrices()
+        if self.l_kernel.item() == 0:
+            with torch.no_grad():
+                C = torch.view_as_complex(self.C)
+                whole = torch.cat([C, C.conj()], -1)
+                rest = torch.einsum("chn,hnm->chm", whole, torch.matrix_power(A, length))
+                self.C.copy_(torch.view_as_real((whole - rest)[..., : self.N]))
+                self.l_kernel += length
+        C = torch.view_as_complex(self.C)
+        remaining = torch.eye(A.shape[-1], dtype=A.dtype) - torch.matrix_power(
+            A, self.l_kernel.item()
+        )
+        C = torch.einsum("chn,hnm->chm", torch.cat([C, C.conj()], -1), torch.linalg.inv(remaining))
+        terms, state = [], B
+        for _ in range(length):
+            terms.append(torch.einsum("chn,hn->ch", C, state).real)
+            state = torch.einsum("hmn,hn->hm", A, state)
+        return torch.stack(terms, -1)

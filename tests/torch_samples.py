@@ -12,7 +12,7 @@ from LRU_pytorch import LRU
 from s5 import S5
 from s5.s5_model import discretize_bilinear
 from torch import nn
-from torch_modules import S4D, SSMKernelDiag
+from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
 
 from ssmreduce import read_system, simulate
 
@@ -112,4 +112,6 @@ CASES: dict[str, Case] = {
             "fast": {"dt_fast": True, "dt_transform": "softplus"},
         }.items()
     },
+    "s4": Case(lambda: SSMKernelDPLR(3, 24), _kernel, _responses),
+    "s4 rank 2": Case(lambda: SSMKernelDPLR(3, 24, rank=2, heads=2), _kernel, _responses),
 }

@@ -14,14 +14,15 @@ from typing import Any
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import HasArrays, LayerMap
 from ssmreduce.layers.lru import LRU
+from ssmreduce.layers.s4 import S4
 from ssmreduce.layers.s4d import S4D, S4Diagonal
 from ssmreduce.layers.s5 import S5
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 Path = tuple[Any, ...]
 """Key path of a layer in a model."""
 
-_KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S4D, S4Diagonal)
+_KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S4D, S4, S4Diagonal)
 """Recognised by their arrays."""
 
 _REGISTERED: dict[type, LayerMap] = {}
@@ -178,7 +179,7 @@ def supported(layer: object) -> tuple[ModuleType, Any, LayerMap]:
     return backend, layer, layer_map
 
 
-def read_system(layer: Any) -> DiagonalStateSpace:
+def read_system(layer: Any) -> System:
     """Read the weights of a layer as the discrete system it runs, at double precision.
 
     Parameters
@@ -189,8 +190,9 @@ def read_system(layer: Any) -> DiagonalStateSpace:
 
     Returns
     -------
-    DiagonalStateSpace
-        Discrete, with ``real_output`` and ``read_after_update``; a batch with one system for each
+    DiagonalStateSpace or StateSpace
+        Discrete, with ``real_output`` and ``read_after_update``; dense where the layer's state matrix
+        is not diagonal (S4); a batch with one system for each
         channel where the layer runs channels apart; with the outputs of both directions where the
         layer is bidirectional.
 
@@ -253,13 +255,15 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
     backend.check_ready(inner, {(): (inner, layer_map)})
     weights = backend.read_arrays(inner, layer_map.names())
     own = layer_map.read(weights)
+    expects = {"real_output": True}
     for name in ("inputs", "outputs", "batch_shape", "time", "real_output", "read_after_update"):
-        found, expected = getattr(system, name, None), getattr(own, name)
+        found = getattr(system, name, None)
+        expected = expects.get(name, getattr(own, name, None))
         if found != expected:
             raise ShapeError(
                 f"`system` has {name} = {found} but the layer has {expected}; expected the same. "
                 "Start from read_system(layer)."
             )
     new = layer_map.write(system.to_host(), weights)
-    written = backend.write_layer(inner, layer_map, new, system.order / own.order)
+    written = backend.write_layer(inner, layer_map, new, system.order / layer_map.order(weights))
     return layer if written is inner else written

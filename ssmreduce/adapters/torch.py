@@ -161,7 +161,8 @@ def _like(tensor: Any, value: HostArray) -> Any:
 def precision(module: Any, names: tuple[str, ...]) -> float:
     """Return the largest eps among the dtypes of the named arrays."""
     dtypes = [getattr(module, name).dtype for name in names]
-    return max(float(torch.finfo(dtype).eps) for dtype in dtypes)
+    inexact = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
+    return max(float(torch.finfo(dtype).eps) for dtype in inexact)
 
 
 def item_sizes(module: Any, names: tuple[str, ...]) -> dict[str, int]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import NonFiniteError, ShapeError, UnstableSystemError
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete
 
 Weights = Mapping[str, HostArray]
@@ -46,6 +46,8 @@ class LayerMap(ABC):
         How much larger the layer's error may be than its system's.
     stores_input : bool
         Whether the layer has an input matrix. Without one b = 1, and only the products c b count.
+    carries_matrices : bool
+        Whether moments of the matrices can follow a change of coordinates, as those of `poles` cannot.
     lower_half : bool
         Whether of a conjugate pair the pole with negative imaginary part is to be stored.
 
@@ -88,6 +90,7 @@ class LayerMap(ABC):
     caches: tuple[str, ...] = ()
     error_factor: float = 1.0
     stores_input: bool = True
+    carries_matrices: bool = True
     lower_half: bool = False
 
     @abstractmethod
@@ -134,8 +137,21 @@ class LayerMap(ABC):
         """
         return None
 
-    def read(self, weights: Weights) -> DiagonalStateSpace:
-        """Return the discrete system that the layer runs.
+    def order(self, weights: Weights) -> int:
+        """Return the number of stored states, of each channel where they run apart."""
+        return int(self.logarithms(weights).shape[-1])
+
+    def check_finite(self, weights: Weights) -> None:
+        """Raise `NonFiniteError` if a weight holds NaN or Inf."""
+        for name, value in weights.items():
+            if not np.all(np.isfinite(value)):
+                raise NonFiniteError(
+                    f"`{name}` holds NaN or Inf; expected finite weights. "
+                    "Look at the step before: a diverged training run or a damaged checkpoint."
+                )
+
+    def read(self, weights: Weights) -> System:
+        """Return the discrete system that the layer runs, diagonal unless its state matrix is not.
 
         Raises
         ------
@@ -144,12 +160,7 @@ class LayerMap(ABC):
         NonFiniteError
             If a weight holds NaN or Inf.
         """
-        for name, value in weights.items():
-            if not np.all(np.isfinite(value)):
-                raise NonFiniteError(
-                    f"`{name}` holds NaN or Inf; expected finite weights. "
-                    "Look at the step before: a diverged training run or a damaged checkpoint."
-                )
+        self.check_finite(weights)
         self.check(weights)
         B, C = self.matrices(weights)
         s, t = self.scales(weights)

@@ -122,17 +122,21 @@ class S4Diagonal(LayerMap):
         rule = getattr(layer, "disc", "zoh")
         if rule not in {item.value for item in Discretisation}:
             raise _refusal(f"`disc` is {rule!r}: its kernel depends on the sequence length")
+        return cls(Discretisation(rule), **cls._options(layer))
+
+    @staticmethod
+    def _options(layer: Any) -> dict[str, Any]:
+        """The options of a kernel object, as arguments of the map."""
         if getattr(layer, "bandlimit", None) is not None:
             raise _refusal("`bandlimit` is set: it masks states by their frequency")
         if layer.A_real.shape[0] != layer.C.shape[1]:
             raise _refusal("`n_ssm` is below the number of channels: channels share their poles")
-        return cls(
-            Discretisation(rule),
-            real_transform=getattr(layer, "real_transform", "exp"),
-            imag_transform=getattr(layer, "imag_transform", "none"),
-            dt_transform=getattr(layer, "dt_transform", "exp"),
-            fast_step=bool(getattr(layer, "dt_fast", False)),
-        )
+        return {
+            "real_transform": getattr(layer, "real_transform", "exp"),
+            "imag_transform": getattr(layer, "imag_transform", "none"),
+            "dt_transform": getattr(layer, "dt_transform", "exp"),
+            "fast_step": bool(getattr(layer, "dt_fast", False)),
+        }
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights."""

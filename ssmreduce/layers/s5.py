@@ -24,7 +24,7 @@ from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_shape
 from ssmreduce.layers.storage import Packed
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _FUNCTIONS = {
     "discretize_zoh": Discretisation.ZOH,
@@ -71,7 +71,7 @@ class S5(LayerMap):
             raise _refusal(f"`discretize` is {function}: a rule that is neither zoh nor bilinear")
         return cls(_FUNCTIONS[function], bidirectional=bool(getattr(layer, "bidir", False)))
 
-    def read(self, weights: Weights) -> DiagonalStateSpace:
+    def read(self, weights: Weights) -> System:
         """Return the discrete system that the layer runs, which takes B in single precision."""
         return super().read({**weights, "B": _single(weights["B"])})
 

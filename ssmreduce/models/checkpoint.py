@@ -74,7 +74,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
                 f"outputs and batch axes {new.batch_shape} but has {old.inputs}, {old.outputs} and "
                 f"{old.batch_shape}; expected the same. Build the model as it was."
             )
-        ratios[path] = new.order / old.order
+        ratios[path] = layer_map.order({**here, **saved}) / layer_map.order(here)
     for name, tensor in model.state_dict().items():
         if name not in free and tensor.shape != state_dict[name].shape:
             raise ShapeError(

@@ -134,35 +134,44 @@ def _carry(
     old: dict[str, HostArray], result: LayerReduction, *, squared: bool
 ) -> dict[str, HostArray]:
     """Map the moments of one layer; with `squared` through the squared coefficients."""
-    layer_map = result.layer_map
     # A weight for which the optimizer keeps no moment counts as one with moment zero.
     full = {name: old.get(name, np.zeros_like(weight)) for name, weight in result.weights.items()}
+    new: dict[str, HostArray] = {}
+    if result.layer_map.carries_matrices:
+        new |= _carried_matrices(full, result, squared=squared)
+    for name in result.layer_map.poles:
+        shape = result.new_weights[name].shape
+        new[name] = np.zeros(shape)
+        if squared and name in result.changed:
+            axis = [before == after for before, after in zip(full[name].shape, shape, strict=True)]
+            at = axis.index(False)
+            total = np.sum(full[name], axis=at, keepdims=True)
+            new[name] = np.broadcast_to(total / shape[at], shape)
+    return {name: new[name] for name in old if name in new}
+
+
+def _carried_matrices(
+    full: dict[str, HostArray], result: LayerReduction, *, squared: bool
+) -> dict[str, HostArray]:
+    """Map the moments of input and output matrix."""
+    layer_map = result.layer_map
     stored_B, stored_C = layer_map.matrices(full)
     new_B, new_C = layer_map.matrices(result.new_weights)
     B, C = np.zeros(new_B.shape, complex), np.zeros(new_C.shape, complex)
     factors = (*layer_map.scales(result.weights), *layer_map.scales(result.new_weights))
-    batch = B.shape[:-2]
     parts = result.reduction.parts or (result.reduction,)
-    for part, at in zip(parts, np.ndindex(batch), strict=True):
+    for part, at in zip(parts, np.ndindex(B.shape[:-2]), strict=True):
         old_s, old_t, new_s, new_t = (factor[at] for factor in factors)
         to_input, to_output = _state_maps(part, layer_map)
-        kept = part.slot_map.order if part.slot_map is not None else 0
-        is_pair = np.zeros(kept, bool) if part.slot_map is None else part.slot_map.is_pair
+        assert part.slot_map is not None
+        kept, is_pair = part.slot_map.order, part.slot_map.is_pair
         columns = _moved(to_input, stored_B[at], old_s, new_s[:kept], is_pair, squared)
         rows = _moved(to_output, stored_C[at].swapaxes(0, 1), old_t, new_t[:kept], is_pair, squared)
         B[at][:kept], C[at][:, :kept] = columns, rows.swapaxes(0, 1)
-        if squared and kept:
+        if squared:
             B[at][kept:] = columns.mean(axis=0)
             C[at][:, kept:] = rows.mean(axis=0)[:, None]
-    new = layer_map.matrix_weights(B, C)
-    for name in layer_map.poles:
-        shape = result.new_weights[name].shape
-        if squared:
-            total = np.sum(full[name], axis=-1, keepdims=True)
-            new[name] = np.broadcast_to(total / shape[-1], shape)
-        else:
-            new[name] = np.zeros(shape)
-    return {name: new[name] for name in old if name in new}
+    return layer_map.matrix_weights(B, C)
 
 
 def _state_maps(part: Reduction, layer_map: LayerMap) -> tuple[HostArray, HostArray]:

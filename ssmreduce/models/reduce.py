@@ -22,9 +22,9 @@ from ssmreduce.adapters.registry import (
 from ssmreduce.errors import OrderError, SSMReduceError, UnstableSystemError
 from ssmreduce.hankel import error_bounds
 from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.optimizer_state import Moments, check_moments, reduced_moments
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
-from ssmreduce.reduction.balanced import Balancing, balance
 from ssmreduce.reduction.order import ErrorBound, OrderRule, TotalBudget
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
@@ -112,15 +112,15 @@ class _Plan:
         self._weights = self._backend.read_arrays(layer, names)
         self._item_sizes = self._backend.item_sizes(layer, names)
         self._eps = self._backend.precision(layer, names)
-        self._balancing: Balancing = balance(self._map.read(self._weights), horizon=horizon)
+        self._balancing = balanced_layer(self._map.read(self._weights), horizon)
 
     def result(self) -> LayerReduction:
         """The reduction whose written layer keeps its bound, or the best of those nearby."""
         reduction = self._cut(self._order)
-        old_order = self._balancing.system.order
+        old_order = self._map.order(self._weights)
         first = -(-reduction.system.order // self._multiple_of) * self._multiple_of
-        if reduction.system.order == old_order or first >= old_order:
-            return self._outcome(self._unchanged(), self._weights, 0.0)
+        if first >= old_order:
+            return self._outcome(self._cut(old_order), self._weights, 0.0)
         if first > reduction.system.order:
             reduction = self._cut(first)
         best: LayerReduction | None = None
@@ -150,9 +150,6 @@ class _Plan:
 
     def _cut(self, order: int | OrderRule) -> Reduction:
         return self._balancing.truncate(order, common_order=True)
-
-    def _unchanged(self) -> Reduction:
-        return self._cut(self._balancing.system.order)
 
     def _written(self, reduction: Reduction) -> tuple[LayerReduction, bool]:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
@@ -311,7 +308,7 @@ def layer_orders(
     """
     if not isinstance(order, TotalBudget):
         return [order] * len(layers)
-    values = [balance(read_system(layer), horizon=horizon).budget_values() for layer in layers]
+    values = [balanced_layer(read_system(layer), horizon).budget_values() for layer in layers]
     return list(order.allocate([np.max(systems, axis=0) for systems in values]))
 
 

@@ -46,12 +46,12 @@ class LayerReduction:
     @property
     def old_order(self) -> int:
         """Stored states before, of each channel where they run apart."""
-        return self.reduction.original.order
+        return self.layer_map.order(self.weights)
 
     @property
     def new_order(self) -> int:
         """Stored states after."""
-        return self.reduction.system.order
+        return self.layer_map.order(self.new_weights)
 
     @property
     def error_bound(self) -> float | None:
