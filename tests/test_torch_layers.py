@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 from torch_modules import S4D, SSMKernelDiag
 from torch_samples import CASES, Case, double, s5
 
+import ssmreduce
 from ssmreduce import (
     DiagonalStateSpace,
     ErrorBound,
@@ -24,6 +27,8 @@ from ssmreduce import (
     read_system,
     reduce_layer,
     reduce_model,
+    register_layer,
+    simulate,
     write_system,
 )
 
@@ -250,3 +255,60 @@ def test_half_precision_weights_keep_their_dtype(dtype: torch.dtype) -> None:
     assert part.new_order < 12
     assert layer.kernel.C.dtype == dtype
     assert np.isfinite(part.measured_error)
+
+
+# --- A layer that the package has never seen
+
+
+class Oscillators(nn.Module):
+    """Complex poles with a decay and a frequency."""
+
+    def __init__(self, states: int, width: int) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.rand(states) - 2.0)
+        self.frequency = nn.Parameter(3.0 * torch.rand(states))
+        self.B = nn.Parameter(torch.randn(states, width, dtype=torch.complex64))
+        self.C = nn.Parameter(torch.randn(width, states, dtype=torch.complex64) / states)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (L, H) to (L, H)."""
+        poles = torch.exp(torch.complex(-torch.exp(self.decay), self.frequency))
+        state, outputs = torch.zeros_like(poles), []
+        for sample in inputs:
+            state = poles * state + self.B @ sample.to(self.B.dtype)
+            outputs.append((self.C @ state).real)
+        return torch.stack(outputs)
+
+
+def test_the_documented_class_of_a_users_layer(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssmreduce.adapters.registry, "_REGISTERED", {})
+    page = Path(ssmreduce.__file__).parents[1] / "docs" / "pytorch.rst"
+    blocks = re.findall(r"code-block:: python\n\n((?:   .*\n|\n)+)", page.read_text("utf-8"))
+    (code,) = [block for block in blocks if "register_layer(" in block]
+    lines = [line[3:] for line in code.splitlines() if line.strip()]
+    assert len(lines) < 25
+    layer = Oscillators(12, 3)
+    with pytest.raises(UnsupportedLayerError, match="Oscillators"):
+        read_system(layer)
+    exec("\n".join(lines), {"Oscillators": Oscillators, "register_layer": register_layer})
+    inputs = inputs_of(rng)
+    signal = torch.tensor(inputs, dtype=torch.float32)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(signal).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    result = reduce_model(nn.Sequential(layer), 5, optimizer=optimizer)
+    assert result.report["0"].new_order == 5
+    found, expected = layer(signal).detach().numpy(), simulate(read_system(layer), inputs)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    layer(signal).square().sum().backward()
+    optimizer.step()
+    system = read_system(layer)
+    poles = np.full(5, 1.5 + 0j)
+    wild = DiagonalStateSpace(
+        poles, system.B, system.C, time=system.time, real_output=True, read_after_update=True
+    )
+    with pytest.raises(UnstableSystemError, match="Oscillators"):
+        write_system(layer, wild)

@@ -421,6 +421,19 @@ def test_partly_tied_layers_are_refused() -> None:
     reduce_model(nn.Sequential(first, Reader(first.seq.D)), 4)
 
 
+def test_a_module_around_a_layer_may_own_its_parameters() -> None:
+    class Owner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = SSMKernelDPLR(3, 16)
+            self.P, self.C, self.N = self.layer.P, self.layer.C, 8
+
+    owner = Owner()
+    reduce_model(nn.Sequential(owner), 4)
+    assert owner.P is owner.layer.P
+    assert owner.N == owner.layer.N == owner.P.shape[2] == 4
+
+
 def test_parametrizations_are_refused() -> None:
     class Halved(nn.Module):
         def forward(self, value: torch.Tensor) -> torch.Tensor:

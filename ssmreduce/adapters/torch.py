@@ -116,7 +116,8 @@ def _check_sharing(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> N
     }
     inside = {id(part) for layer, _ in layers.values() for part in layer.modules()}
     for name, module in model.named_modules():
-        if id(module) in inside:
+        around = any(layer is part for layer, _ in layers.values() for part in module.modules())
+        if id(module) in inside or around:
             continue
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if id(tensor) in changing:
@@ -203,7 +204,7 @@ def commit(
     attributes = [
         entry
         for layer, layer_map, _, ratio in changes.values()
-        for entry in _attributes(layer, layer_map, ratio)
+        for entry in _attributes(model, layer, layer_map, ratio)
     ]
     for tensor, new in tensors:
         replace_data(tensor, new)
@@ -231,7 +232,7 @@ def load_state(
     attributes = [
         entry
         for path, (layer, layer_map) in layers.items()
-        for entry in _attributes(layer, layer_map, ratios[path])
+        for entry in _attributes(model, layer, layer_map, ratios[path])
     ]
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.shape != state_dict[name].shape:
@@ -254,13 +255,15 @@ def replace_data(tensor: Any, new: Any) -> None:
     tensor.data = new
 
 
-def _attributes(layer: Any, layer_map: LayerMap, ratio: float) -> Iterator[tuple[Any, str, Any]]:
+def _attributes(
+    model: Any, layer: Any, layer_map: LayerMap, ratio: float
+) -> Iterator[tuple[Any, str, Any]]:
     """Owner, name and new value (None: delete) of what else depends on the number of states.
 
-    The layer and every module inside that holds one of its arrays too may keep such attributes.
+    Every module that holds one of the layer's arrays may keep such attributes.
     """
     own = {id(getattr(layer, name)) for name in layer_map.names()}
-    for module in layer.modules():
+    for module in model.modules():
         tensors = {
             id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
         }

@@ -202,6 +202,12 @@ class LayerMap(ABC):
         else:
             B, C = np.ones_like(B), C * np.swapaxes(B, -1, -2)
         new = self.pole_weights(logarithms, weights)
+        for name, value in new.items():
+            if not np.all(np.isfinite(value)):
+                raise UnstableSystemError(
+                    f"`system` has a pole for which `{name}` is not finite; expected poles that the "
+                    "layer can store. Reduce to another order."
+                )
         s, t = self.scales({**weights, **new})
         return new | self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
 

@@ -78,7 +78,7 @@ class S4(S4Diagonal):
         half_step = 0.5 * self._step(weights)[..., None]
         identity = np.eye(A.shape[-1])
         backward = identity - half_step * A
-        A = np.linalg.solve(backward, identity + half_step * A)
+        A = np.asarray(np.linalg.solve(backward, identity + half_step * A))
         B = np.linalg.solve(backward, 2.0 * half_step * B)
         if length:
             remaining = identity - np.linalg.matrix_power(A, length)

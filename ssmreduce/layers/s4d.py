@@ -92,9 +92,9 @@ class S4Diagonal(LayerMap):
         The kernel's `dt_fast`: whether the step is a transform of sinh(inv_dt).
     """
 
-    poles = ("A_real", "A_imag", "inv_dt")
+    poles: tuple[str, ...] = ("A_real", "A_imag", "inv_dt")
     sizes = ("N", "d_state")
-    caches = ("dA", "dB", "dC")
+    caches: tuple[str, ...] = ("dA", "dB", "dC")
     lower_half = True
 
     def __init__(

@@ -27,7 +27,7 @@ from ssmreduce.models.optimizer_state import Moments, check_moments, reduced_mom
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
 from ssmreduce.reduction.order import ErrorBound, OrderRule, TotalBudget
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _EXCESS = 0.1
 """Share by which the measured error of a written layer may exceed its bound before another order is tried."""
@@ -190,7 +190,7 @@ def _padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
     )
 
 
-def _as_written(reduction: Reduction, system: DiagonalStateSpace) -> Reduction:
+def _as_written(reduction: Reduction, system: System) -> Reduction:
     """`reduction` with the system that was read back from the weights, in its parts as well."""
     indices = np.ndindex(system.batch_shape)
     parts = tuple(
