@@ -16,7 +16,7 @@ from LRU_pytorch import LRU as PackageLRU
 from s5 import S5
 from torch import nn
 from torch.nn.utils import parametrize
-from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR, convolve
+from torch_modules import S4D, LrnnxS5, SSMKernelDiag, SSMKernelDPLR, convolve
 from torch_samples import CASES, double, s5
 
 from ssmreduce import (
@@ -70,10 +70,23 @@ class Transposed(nn.Module):
         return self.block(inputs.transpose(1, 2)).transpose(1, 2)
 
 
+class Unbatched(nn.Module):
+    """`LrnnxS5` on (B, L, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s5 = LrnnxS5(3, 8)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (B, L, H) to (B, L, H)."""
+        return torch.stack([self.s5(sequence) for sequence in inputs])
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "s5": lambda: s5(False, False, 8),
     "s5 both ways": lambda: s5(True, True, 8),
     "lru": lambda: PackageLRU(3, 3, 8, rmin=0.5, rmax=0.95),
+    "lrnnx s5": lambda: Unbatched(),
     "s4d": lambda: Transposed(),
     "s4d buffers": lambda: Transposed(lr=0.0),
     "s4 diagonal": lambda: Kernel(),

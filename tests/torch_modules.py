@@ -165,3 +165,70 @@ class SSMKernelDPLR(SSMKernelDiag):
             terms.append(torch.einsum("chn,hn->ch", C, state).real)
             state = torch.einsum("hmn,hn->hm", A, state)
         return torch.stack(terms, -1)
+
+
+class LrnnxS5(nn.Module):
+    """S5 with the parameters of lrnnx: a real input matrix, a full feedthrough applied to rows."""
+
+    def __init__(self, width: int, states: int, rule: str = "zoh") -> None:
+        super().__init__()
+        self.d_state = self.state_dim = states
+        real, imag = torch.rand(states) - 1.0, math.pi * torch.arange(states) / 2
+        self.A = nn.Parameter(torch.stack([real, imag], -1))
+        self.log_dt = nn.Parameter(torch.linspace(math.log(0.05), math.log(0.5), states))
+        self.B = nn.Parameter(torch.randn(states, width))
+        self.C = nn.Parameter(torch.randn(width, states, 2))
+        self.D = nn.Parameter(torch.randn(width, width))
+        self.discretize_fn = {"zoh": zoh, "dirac": dirac, "bilinear": bilinear}[rule]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (L, H) to (L, H)."""
+        poles = torch.complex(-nn.functional.softplus(self.A[:, 0]), self.A[:, 1])
+        poles, factor = self.discretize_fn(poles, torch.exp(self.log_dt))
+        state, outputs = torch.zeros_like(poles), []
+        for sample in inputs:
+            state = poles * state + factor * (self.B @ sample)
+            outputs.append((torch.view_as_complex(self.C) @ state).real + sample @ self.D)
+        return torch.stack(outputs)
+
+
+def zoh(poles: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Zero-order hold."""
+    discrete = torch.exp(poles * step)
+    return discrete, (discrete - 1) / poles
+
+
+def dirac(poles: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Impulses."""
+    return torch.exp(poles * step), 1.0
+
+
+def bilinear(poles: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """The rule of lrnnx, whose sign makes stable poles unstable."""
+    scale = 1 / (1 + poles * step / 2)
+    return scale * (1 - poles * step / 2), scale * step
+
+
+class LrnnxLRU(nn.Module):
+    """LRU with the parameters of lrnnx: real and imaginary parts apart, D elementwise."""
+
+    def __init__(self, width: int, states: int) -> None:
+        super().__init__()
+        self.d_model, self.d_state = width, states
+        self.nu_log = nn.Parameter(torch.log(0.05 + 0.5 * torch.rand(states)))
+        self.theta_log = nn.Parameter(torch.log(6.28 * torch.rand(states)))
+        self.gamma_log = nn.Parameter(-torch.rand(states))
+        for name, shape in {"B": (states, width), "C": (width, states)}.items():
+            for part in ("re", "im"):
+                setattr(self, f"{name}_{part}", nn.Parameter(torch.randn(shape) / width))
+        self.D = nn.Parameter(torch.randn(width))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (L, H) to (L, H)."""
+        poles = torch.exp(-torch.exp(self.nu_log) + 1j * torch.exp(self.theta_log))
+        B = torch.exp(self.gamma_log)[:, None] * torch.complex(self.B_re, self.B_im)
+        state, outputs = torch.zeros_like(poles), []
+        for sample in inputs:
+            state = poles * state + B @ sample.to(B.dtype)
+            outputs.append((torch.complex(self.C_re, self.C_im) @ state).real + sample * self.D)
+        return torch.stack(outputs)

@@ -12,7 +12,7 @@ from LRU_pytorch import LRU
 from s5 import S5
 from s5.s5_model import discretize_bilinear
 from torch import nn
-from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
+from torch_modules import S4D, LrnnxLRU, LrnnxS5, SSMKernelDiag, SSMKernelDPLR
 
 from ssmreduce import read_system, simulate
 
@@ -41,6 +41,10 @@ def s5(bidirectional: bool, bilinear: bool, states: int = 12, width: int = 3) ->
 
 def _signal_layer(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
     return layer.seq(inputs)
+
+
+def _plain(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
+    return layer(inputs)
 
 
 def _lru(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
@@ -97,6 +101,9 @@ CASES: dict[str, Case] = {
     "s5 both ways": Case(lambda: s5(True, False), simulate=_both_ways),
     "s5 both ways bilinear": Case(lambda: s5(True, True), simulate=_both_ways),
     "lru": Case(lambda: LRU(3, 3, 12, rmin=0.5, rmax=0.95), _lru),
+    "lrnnx lru": Case(lambda: LrnnxLRU(3, 12), _plain),
+    "lrnnx zoh": Case(lambda: LrnnxS5(3, 12), _plain),
+    "lrnnx dirac": Case(lambda: LrnnxS5(3, 12, "dirac"), _plain),
     "s4d": Case(lambda: S4D(3, 24), _kernel, _responses),
     "s4d buffers": Case(lambda: S4D(3, 24, lr=0.0), _kernel, _responses),
     **{

@@ -17,12 +17,13 @@ from ssmreduce.layers.lru import LRU
 from ssmreduce.layers.s4 import S4
 from ssmreduce.layers.s4d import S4D, S4Diagonal
 from ssmreduce.layers.s5 import S5
+from ssmreduce.layers.s5_real_input import S5RealInput
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 Path = tuple[Any, ...]
 """Key path of a layer in a model."""
 
-_KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S4D, S4, S4Diagonal)
+_KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S5RealInput, S4D, S4, S4Diagonal)
 """Recognised by their arrays."""
 
 _REGISTERED: dict[type, LayerMap] = {}
@@ -230,7 +231,8 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
     Returns
     -------
     object
-        A layer of the same class, with ``system.order`` states.
+        A layer of the same class, with ``system.order`` states, or more where it cannot store one
+        of them in one.
 
     Raises
     ------
@@ -264,6 +266,7 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
                 f"`system` has {name} = {found} but the layer has {expected}; expected the same. "
                 "Start from read_system(layer)."
             )
-    new = layer_map.write(system.to_host(), weights)
-    written = backend.write_layer(inner, layer_map, new, system.order / layer_map.order(weights))
+    stored = layer_map.storable(system.to_host())
+    new = layer_map.write(stored, weights)
+    written = backend.write_layer(inner, layer_map, new, stored.order / layer_map.order(weights))
     return layer if written is inner else written

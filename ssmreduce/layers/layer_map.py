@@ -174,8 +174,12 @@ class LayerMap(ABC):
             read_after_update=True,
         )
 
+    def storable(self, system: DiagonalStateSpace) -> DiagonalStateSpace:
+        """Return the same map in states that the layer can store, more of them if need be."""
+        return system
+
     def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
-        """Return the weights, all but the feedthrough, of a layer that runs `system`.
+        """Return the weights, all but the feedthrough, of a layer that runs a storable system.
 
         States that do not respond or are not seen, as paddings are, get c = 0 and a pole and input
         weights from which training can revive them.

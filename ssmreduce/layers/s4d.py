@@ -13,19 +13,16 @@ states, so a channel that needs fewer gets states with c = 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_decay, check_shape
 from ssmreduce.layers.storage import Packed
-
-_SMALLEST = 1e-4
-"""Least value of a relu transform, and of an imaginary part that must be positive: as at initialisation."""
+from ssmreduce.layers.transforms import inverse_transformed, transformed
 
 
 class S4D(LayerMap):
@@ -156,8 +153,8 @@ class S4Diagonal(LayerMap):
             inv_dt = np.broadcast_to(median, logarithms.shape)
         new["inv_dt"] = inv_dt
         poles = self._discretisation.poles(logarithms, self._step(new))
-        new["A_real"] = _inverse("A_real", -poles.real, self._real)
-        new["A_imag"] = _inverse("A_imag", -poles.imag, self._imag)
+        new["A_real"] = inverse_transformed(-poles.real, self._real)
+        new["A_imag"] = inverse_transformed(-poles.imag, self._imag, positive=True)
         return new
 
     def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
@@ -184,47 +181,12 @@ class S4Diagonal(LayerMap):
         check_shape(weights, "inv_dt", (channels, 1 if tied else n))
 
     def _poles(self, weights: Weights) -> HostArray:
-        real = _transformed(weights["A_real"], self._real)
-        return np.asarray(-real - 1j * _transformed(weights["A_imag"], self._imag))
+        real = transformed(weights["A_real"], self._real)
+        return np.asarray(-real - 1j * transformed(weights["A_imag"], self._imag))
 
     def _step(self, weights: Weights) -> HostArray:
         inv_dt = np.sinh(weights["inv_dt"]) if self._fast_step else weights["inv_dt"]
-        return _transformed(inv_dt, self._dt)
-
-
-_TRANSFORMS: dict[str, Callable[[HostArray], HostArray]] = {
-    "none": lambda x: x,
-    "exp": np.exp,
-    "relu": lambda x: np.maximum(x, 0.0) + _SMALLEST,
-    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
-    "softplus": lambda x: np.logaddexp(0.0, x),
-}
-
-_INVERSES: dict[str, Callable[[HostArray], HostArray]] = {
-    "none": lambda y: y,
-    "exp": np.log,
-    "relu": lambda y: y - _SMALLEST,
-    "sigmoid": lambda y: np.log(y) - np.log1p(-y),
-    "softplus": lambda y: y + np.log(-np.expm1(-y)),
-}
-
-
-def _transformed(value: HostArray, name: str) -> HostArray:
-    if name not in _TRANSFORMS:
-        raise _refusal(f"it has a transform {name!r}, none of {', '.join(_TRANSFORMS)}")
-    return np.asarray(_TRANSFORMS[name](value))
-
-
-def _inverse(weight: str, value: HostArray, name: str) -> HostArray:
-    """The parameter that a transform takes to `value`."""
-    if name == "relu" or (weight == "A_imag" and name != "none"):
-        value = np.maximum(value, _SMALLEST)
-    if name == "sigmoid" and np.any(value >= 1.0):
-        raise ShapeError(
-            f"`{weight}` would have to become {value.max():.4g} but its sigmoid stays below 1; "
-            "expected poles nearer to the origin. Reduce to another order."
-        )
-    return np.asarray(_INVERSES[name](value))
+        return transformed(inv_dt, self._dt)
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:

@@ -59,14 +59,14 @@ class S5(LayerMap):
         """Recognise the arrays of `S5SSM`, and refuse the variants that are no such system."""
         if has("BH", "CH", "Lambda", "log_step"):
             raise _refusal("`factor_rank` is set: B and C are products of low rank")
-        if not has(Lambda=1, B=3, C=2, D=1, log_step=1):
+        if not has(Lambda=1, B=3, C=2, D=1, log_step=1) or not hasattr(layer, "discretize"):
             return None
         if getattr(layer, "liquid", False):
             raise _refusal("`liquid` is True: its poles depend on the input")
         degree = getattr(layer, "degree", 1)
         if degree != 1:
             raise _refusal(f"`degree` is {degree}: its input matrix is an elementwise power")
-        function = getattr(getattr(layer, "discretize", None), "__name__", None)
+        function = getattr(layer.discretize, "__name__", None)
         if function not in _FUNCTIONS:
             raise _refusal(f"`discretize` is {function}: a rule that is neither zoh nor bilinear")
         return cls(_FUNCTIONS[function], bidirectional=bool(getattr(layer, "bidir", False)))

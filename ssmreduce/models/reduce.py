@@ -25,7 +25,7 @@ from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.optimizer_state import Moments, check_moments, reduced_moments
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
-from ssmreduce.reduction.order import ErrorBound, OrderRule, TotalBudget
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, TotalBudget, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -118,10 +118,10 @@ class _Plan:
         """The reduction whose written layer keeps its bound, or the best of those nearby."""
         reduction = self._cut(self._order)
         old_order = self._map.order(self._weights)
-        first = -(-reduction.system.order // self._multiple_of) * self._multiple_of
+        first = -(-self._stored_order(reduction) // self._multiple_of) * self._multiple_of
         if first >= old_order:
             return self._outcome(self._cut(old_order), self._weights, 0.0)
-        if first > reduction.system.order:
+        if first > self._stored_order(reduction):
             reduction = self._cut(first)
         best: LayerReduction | None = None
         refusal: UnstableSystemError | None = None
@@ -149,13 +149,30 @@ class _Plan:
         return best
 
     def _cut(self, order: int | OrderRule) -> Reduction:
-        return self._balancing.truncate(order, common_order=True)
+        """Cut to what a rule chooses, or to at most so many states as the layer stores them."""
+        reduction = self._balancing.truncate(order, common_order=True)
+        if isinstance(as_rule(order), FixedOrder):
+            limit = int(as_rule(order).choose(np.zeros(0)))
+            while self._stored_order(reduction) > limit:
+                if reduction.system.order == 1:
+                    raise OrderError(
+                        f"`order` is {limit} but the layer takes two states for one complex pole; "
+                        "expected at least 2."
+                    )
+                reduction = self._balancing.truncate(reduction.system.order - 1, common_order=True)
+        return reduction
+
+    def _stored_order(self, reduction: Reduction) -> int:
+        if reduction.system is reduction.original:
+            return self._map.order(self._weights)
+        assert isinstance(reduction.system, DiagonalStateSpace)
+        return self._map.storable(reduction.system).order
 
     def _written(self, reduction: Reduction) -> tuple[LayerReduction, bool]:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
         assert isinstance(reduction.system, DiagonalStateSpace)
-        order = -(-reduction.system.order // self._multiple_of) * self._multiple_of
-        system = _padded(reduction.system, order)
+        stored = self._map.storable(reduction.system)
+        system = _padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
         new = self._backend.rounded(self._layer, self._map.write(system, self._weights))
         weights = {**self._weights, **new}
         written = _as_written(reduction, self._map.read(weights))

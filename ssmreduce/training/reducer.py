@@ -53,8 +53,9 @@ class InTrainingReducer:
 
     Notes
     -----
-    Model and optimizer state are pytrees that are replaced, never changed in place: a cut that
-    fails leaves both as they were and warns. A jitted step function compiles once for the new shapes.
+    In JAX model and optimizer state are pytrees that are replaced; in PyTorch model and optimizer are
+    changed in place, after everything that can fail. A cut that fails leaves both as they were and
+    warns. A compiled step function compiles once for the new shapes.
 
     Examples
     --------
@@ -101,10 +102,10 @@ class InTrainingReducer:
         ----------
         step : int
             Number of updates done.
-        model : pytree
+        model : torch.nn.Module or pytree
             Model with supported layers.
-        opt_state : pytree
-            Its optax state.
+        opt_state : torch.optim.Optimizer or pytree
+            Its optimizer, or its optax state.
 
         Returns
         -------
