@@ -351,13 +351,19 @@ class RenamedMap(LRU):
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
 
-    def read(self, weights: Any) -> DiagonalStateSpace:
-        return LRU().read({self._names[name]: value for name, value in weights.items()})
+    def _theirs(self, weights: Any) -> dict[str, np.ndarray]:
+        return {self._names[name]: value for name, value in weights.items()}
+
+    def logarithms(self, weights: Any) -> np.ndarray:
+        return LRU().logarithms(self._theirs(weights))
+
+    def read(self, weights: Any) -> Any:
+        return LRU().read(self._theirs(weights))
 
     def write(self, system: DiagonalStateSpace, weights: Any) -> dict[str, np.ndarray]:
         own = {theirs: mine for mine, theirs in self._names.items()}
-        old = {self._names[name]: value for name, value in weights.items()}
-        return {own[name]: value for name, value in LRU().write(system, old).items()}
+        written = LRU().write(system, self._theirs(weights))
+        return {own[name]: value for name, value in written.items()}
 
 
 @pytest.mark.parametrize("kind", [Renamed, RenamedChild])
