@@ -28,6 +28,7 @@ from ssmreduce.gramians.factors import controllability_gramian as controllabilit
 from ssmreduce.gramians.factors import observability_gramian as observability_gramian
 from ssmreduce.hankel import error_bounds as error_bounds
 from ssmreduce.hankel import hankel_singular_values as hankel_singular_values
+from ssmreduce.models.checkpoint import load_reduced as load_reduced
 from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model
 from ssmreduce.models.report import LayerReduction as LayerReduction
@@ -128,6 +129,7 @@ __all__ = [
     "hankel_singular_values",
     "hinf_norm",
     "impulse_response",
+    "load_reduced",
     "minimal_realisation",
     "modal_truncation",
     "observability_gramian",

@@ -336,14 +336,10 @@ class RenamedChild(Renamed):
     """Found through its base class."""
 
 
-class RenamedMap:
+class RenamedMap(LRU):
     """Maps names, and leaves the mathematics to `LRU`."""
 
     poles = ("nu", "theta", "gamma")
-    input_matrix = ("Br", "Bi")
-    output_matrix = ("Cr", "Ci")
-    feedthrough = ("D",)
-    _inner = LRU()
     _names: ClassVar = dict(
         zip(
             ("nu", "theta", "gamma", "Br", "Bi", "Cr", "Ci", "D"),
@@ -355,15 +351,19 @@ class RenamedMap:
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
 
-    def read(self, weights: Any) -> DiagonalStateSpace:
-        return self._inner.read({self._names[name]: value for name, value in weights.items()})
+    def _theirs(self, weights: Any) -> dict[str, np.ndarray]:
+        return {self._names[name]: value for name, value in weights.items()}
 
-    def write(self, system: DiagonalStateSpace) -> dict[str, np.ndarray]:
+    def logarithms(self, weights: Any) -> np.ndarray:
+        return LRU().logarithms(self._theirs(weights))
+
+    def read(self, weights: Any) -> Any:
+        return LRU().read(self._theirs(weights))
+
+    def write(self, system: DiagonalStateSpace, weights: Any) -> dict[str, np.ndarray]:
         own = {theirs: mine for mine, theirs in self._names.items()}
-        return {own[name]: value for name, value in self._inner.write(system).items()}
-
-    def input_scale(self, weights: Any) -> np.ndarray:
-        return np.exp(weights["gamma"])
+        written = LRU().write(system, self._theirs(weights))
+        return {own[name]: value for name, value in written.items()}
 
 
 @pytest.mark.parametrize("kind", [Renamed, RenamedChild])

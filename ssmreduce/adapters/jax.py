@@ -14,6 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
+from ssmreduce.adapters.moments import Moments
+from ssmreduce.errors import OptimizerStateError
+from ssmreduce.layers.layer_map import LayerMap
+
+Path = tuple[Any, ...]
+"""Key path in a pytree."""
 
 
 def is_module(candidate: object) -> bool:
@@ -21,9 +27,19 @@ def is_module(candidate: object) -> bool:
     return isinstance(candidate, eqx.Module)
 
 
-def has_arrays(module: Any, names: tuple[str, ...]) -> bool:
-    """Tell whether `module` has an array under each name."""
-    return all(eqx.is_array(getattr(module, name, None)) for name in names)
+def array_axes(module: Any) -> dict[str, int]:
+    """Return the names of the arrays of `module` and their numbers of axes."""
+    values = vars(module).items() if is_module(module) else ()
+    return {name: value.ndim for name, value in values if eqx.is_array(value)}
+
+
+def unwrapped(module: Any) -> Any:
+    """Return `module` itself: modules of Equinox are passed as they are."""
+    return module
+
+
+def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None:
+    """Nothing is in the way: arrays are never changed in place."""
 
 
 def read_arrays(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -38,7 +54,22 @@ def precision(module: Any, names: tuple[str, ...]) -> float:
     return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)  # type: ignore[no-untyped-call]
 
 
-def write_arrays(module: Any, values: Mapping[str, HostArray]) -> Any:
+def item_sizes(module: Any, names: tuple[str, ...]) -> dict[str, int]:
+    """Return the bytes of one entry of each named array."""
+    return {name: int(getattr(module, name).dtype.itemsize) for name in names}
+
+
+def rounded(module: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+    """Return `values` as the arrays of `module` would hold them, at double precision."""
+    return {
+        name: to_double(np.asarray(value, dtype=to_host(getattr(module, name)).dtype))
+        for name, value in values.items()
+    }
+
+
+def write_layer(
+    module: Any, layer_map: LayerMap, values: Mapping[str, HostArray], ratio: float
+) -> Any:
     """Return a copy of `module` with new arrays, each in the dtype of the one it replaces."""
     names = list(values)
     arrays = [
@@ -63,38 +94,61 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path).lstrip(".") or "model"
 
 
-def replace_layers(
-    model: Any, matches: Callable[[Any], bool], replacements: Mapping[tuple[Any, ...], Any]
-) -> Any:
-    """Return a copy of `model` with the matching modules at the given key paths replaced."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, node: replacements.get(path, node), model, is_leaf=matches
+def commit(
+    model: Any,
+    matches: Callable[[Any], bool],
+    changes: Mapping[Path, tuple[Any, LayerMap, Mapping[str, HostArray], float]],
+    opt_state: Any,
+    moments: Mapping[Path, HostArray],
+) -> tuple[Any, Any]:
+    """Return copies of model and optimizer state with new layers and new moments."""
+    layers = {path: write_layer(*change) for path, change in changes.items()}
+    model = jax.tree_util.tree_map_with_path(
+        lambda path, node: layers.get(path, node), model, is_leaf=matches
     )
 
-
-def leaves_with_paths(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    """Return key path and value of every leaf."""
-    leaves: list[tuple[tuple[Any, ...], Any]] = jax.tree_util.tree_leaves_with_path(tree)
-    return leaves
-
-
-def replace_leaves(tree: Any, values: Mapping[tuple[Any, ...], HostArray]) -> Any:
-    """Return a copy of `tree` with the leaves at the given key paths replaced, dtypes kept."""
-
-    def at(path: tuple[Any, ...], leaf: Any) -> Any:
-        if path not in values:
+    def at(path: Path, leaf: Any) -> Any:
+        if path not in moments:
             return leaf
-        return jnp.asarray(np.asarray(values[path], dtype=to_host(leaf).dtype))
+        return jnp.asarray(np.asarray(moments[path], dtype=to_host(leaf).dtype))
 
-    return jax.tree_util.tree_map_with_path(at, tree)
-
-
-def attribute_key(name: str) -> Any:
-    """Return the path key under which a module holds `name`."""
-    return jax.tree_util.GetAttrKey(name)
+    return model, jax.tree_util.tree_map_with_path(at, opt_state)
 
 
-def last_attribute(path: tuple[Any, ...]) -> str | None:
-    """Return the innermost attribute name on a path, None if it has none."""
-    names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
-    return names[-1] if names else None
+def moments_of(
+    model: Any, opt_state: Any, names: Mapping[Path, tuple[str, ...]]
+) -> Iterator[Moments]:
+    """Yield what an optax state holds for the named arrays of the layers at the given paths.
+
+    Raises
+    ------
+    OptimizerStateError
+        If it holds an array that belongs to no weight: flattened or factored moments, say.
+    """
+    weights = {
+        (*path, jax.tree_util.GetAttrKey(name)): (path, name)
+        for path, own in names.items()
+        for name in own
+    }
+    model_paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}
+    groups: dict[tuple[Path, Path], dict[str, tuple[Any, HostArray]]] = {}
+    for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        start = next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
+        if start is None:
+            _check_unrelated(leaf, path_name(leaf_path))
+        elif leaf_path[start:] in weights:
+            layer_path, name = weights[leaf_path[start:]]
+            group = groups.setdefault((leaf_path[:start], layer_path), {})
+            group[name] = leaf_path, to_double(leaf)
+    for (prefix, layer_path), group in groups.items():
+        fields = [key.name for key in prefix if isinstance(key, jax.tree_util.GetAttrKey)]
+        yield Moments(fields[-1] if fields else None, path_name(prefix), layer_path, group)
+
+
+def _check_unrelated(leaf: Any, where: str) -> None:
+    if getattr(leaf, "ndim", 0) and np.issubdtype(to_host(leaf).dtype, np.inexact):
+        raise OptimizerStateError(
+            f"the optimizer state holds an array of shape {leaf.shape} at {where} that belongs to no "
+            "weight of the model; expected moments with the model's structure. Initialise the "
+            "optimizer from the model itself, not from a list or a flattened vector."
+        )

@@ -1,50 +1,30 @@
 """Which object is which layer: `register_layer`, `read_system`, `write_system`.
 
-Supporting a layer is one class in `ssmreduce.layers` and one line here. Classes are told apart by
-the arrays they hold, so that an LRU of any package (or of your own) is recognised without naming it;
+Supporting a layer is one class in `ssmreduce.layers` and one line here. Layers are told apart by the
+arrays they hold, so that an LRU of any package (or of your own) is recognised without naming it;
 `register_layer` binds a class explicitly.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any
 
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.layers.layer_map import HasArrays, LayerMap
 from ssmreduce.layers.lru import LRU
-from ssmreduce.systems.diagonal import DiagonalStateSpace
-
-
-@runtime_checkable
-class LayerMap(Protocol):
-    """How the weights of a layer parametrise a system; `ssmreduce.layers.lru.LRU` is the model."""
-
-    poles: ClassVar[tuple[str, ...]]
-    input_matrix: ClassVar[tuple[str, ...]]
-    output_matrix: ClassVar[tuple[str, ...]]
-    feedthrough: ClassVar[tuple[str, ...]]
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-
-    def read(self, weights: Mapping[str, HostArray]) -> DiagonalStateSpace:
-        """Return the discrete system that the layer runs."""
-
-    def write(self, system: DiagonalStateSpace) -> dict[str, HostArray]:
-        """Return the weights of a layer that runs `system`, all but the feedthrough."""
-
-    def input_scale(self, weights: Mapping[str, HostArray]) -> HostArray:
-        """Return s, shape (n,), with B = s (stored input matrix)."""
-
+from ssmreduce.layers.s4 import S4
+from ssmreduce.layers.s4d import S4D, S4Diagonal
+from ssmreduce.layers.s5 import S5
+from ssmreduce.layers.s5_real_input import S5RealInput
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 Path = tuple[Any, ...]
 """Key path of a layer in a model."""
 
-_KNOWN: tuple[LayerMap, ...] = (LRU(),)
-"""Recognised by the names of their arrays."""
+_KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S5RealInput, S4D, S4, S4Diagonal)
+"""Recognised by their arrays."""
 
 _REGISTERED: dict[type, LayerMap] = {}
 
@@ -55,15 +35,14 @@ def register_layer(layer_type: type, layer_map: LayerMap) -> None:
     Parameters
     ----------
     layer_type : type
-        Class of the layer object, for example an Equinox module.
+        Class of the layer object: an Equinox or a PyTorch module.
     layer_map : LayerMap
-        Object with ``names``, ``read``, ``write``, ``input_scale`` and the names of its weights in
-        ``poles``, ``input_matrix``, ``output_matrix``, ``feedthrough``; see `ssmreduce.layers.lru.LRU`.
+        How its weights parametrise a system; see `ssmreduce.layers.layer_map.LayerMap`.
 
     Raises
     ------
     UnsupportedLayerError
-        If `layer_type` is not a class.
+        If `layer_type` is not a class, or `layer_map` not an instance of a LayerMap.
 
     Examples
     --------
@@ -80,32 +59,45 @@ def register_layer(layer_type: type, layer_map: LayerMap) -> None:
         )
     if not isinstance(layer_map, LayerMap):
         raise UnsupportedLayerError(
-            f"`layer_map` is {layer_map!r}; expected an object with the methods of a LayerMap. "
+            f"`layer_map` is {layer_map!r}; expected an instance of a LayerMap. "
             "Try ssmreduce.layers.lru.LRU()."
         )
     _REGISTERED[layer_type] = layer_map
 
 
-def backend_of(layer: object) -> ModuleType | None:
-    """Return the adapter of the framework that `layer` comes from, None if there is none."""
+def backend_of(thing: object) -> ModuleType | None:
+    """Return the adapter of the framework that a module comes from, None if there is none."""
+    if "torch" in sys.modules:
+        from ssmreduce.adapters import torch
+
+        if torch.is_module(thing):
+            return torch
     if "equinox" in sys.modules:
         from ssmreduce.adapters import jax
 
-        if jax.is_module(layer):
+        if jax.is_module(thing):
             return jax
     return None
 
 
 def layer_map_of(layer: object) -> LayerMap | None:
-    """Return the map of a supported layer, None for anything else."""
+    """Return the map of a supported layer, None for anything else.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If it is a variant of a known layer that cannot be reduced.
+    """
     backend = backend_of(layer)
     if backend is None:
         return None
     for kind in type(layer).__mro__:
         if kind in _REGISTERED:
             return _REGISTERED[kind]
-    for layer_map in _KNOWN:
-        if backend.has_arrays(layer, layer_map.names()):
+    has = HasArrays(backend.array_axes(layer))
+    for known in _KNOWN:
+        layer_map = known.recognise(layer, has)
+        if layer_map is not None:
             return layer_map
     return None
 
@@ -116,20 +108,23 @@ def is_supported(layer: object) -> bool:
 
 
 def model_backend(model: object) -> ModuleType:
-    """Return the adapter of the framework that `model`, a pytree of modules, belongs to.
+    """Return the adapter of the framework of a model: a PyTorch module or a pytree of Equinox modules.
 
     Raises
     ------
     UnsupportedLayerError
         If no supported framework has been imported.
     """
+    backend = backend_of(model)
+    if backend is not None:
+        return backend
     if "equinox" in sys.modules:
         from ssmreduce.adapters import jax
 
         return jax
     raise UnsupportedLayerError(
-        f"`model` is a {_type_name(model)}; expected a pytree of Equinox modules, but Equinox has not "
-        "been imported. Install it with: pip install 'ssmreduce[jax]'"
+        f"`model` is a {_type_name(model)}; expected a PyTorch module or a pytree of Equinox modules. "
+        "Install what is missing with: pip install 'ssmreduce[torch]' or 'ssmreduce[jax]'"
     )
 
 
@@ -139,14 +134,13 @@ def find_layers(model: Any) -> list[tuple[Path, Any]]:
     Raises
     ------
     UnsupportedLayerError
-        If there is none.
+        If there is none, or a variant of a known layer that cannot be reduced.
     """
     found: list[tuple[Path, Any]] = list(model_backend(model).find_layers(model, is_supported))
     if not found:
         raise UnsupportedLayerError(
-            f"`model` is a {_type_name(model)} without a supported layer; expected a pytree with "
-            f"Equinox modules that have the arrays of one of: {_known_names()}. Bind your layer's class with "
-            "register_layer(...)."
+            f"`model` is a {_type_name(model)} without a supported layer; expected modules with the "
+            f"arrays of one of: {_known_names()}. Bind your layer's class with register_layer(...)."
         )
     return found
 
@@ -156,45 +150,52 @@ def _type_name(thing: object) -> str:
 
 
 def _known_names() -> str:
-    return "; ".join(f"{type(known).__name__} ({', '.join(known.names())})" for known in _KNOWN)
+    return "; ".join(f"{known.__name__} ({', '.join(known().names())})" for known in _KNOWN)
 
 
-def supported(layer: object) -> tuple[ModuleType, LayerMap]:
-    """Return adapter and map of a layer.
+def supported(layer: object) -> tuple[ModuleType, Any, LayerMap]:
+    """Return adapter, layer and map: the layer itself, or the only one in a wrapper without weights.
 
     Raises
     ------
     UnsupportedLayerError
         If no map fits.
     """
-    backend, layer_map = backend_of(layer), layer_map_of(layer)
+    backend = backend_of(layer)
+    if backend is not None:
+        layer = backend.unwrapped(layer)
+    layer_map = layer_map_of(layer)
     if backend is None or layer_map is None:
         raise UnsupportedLayerError(
-            f"`layer` is a {_type_name(layer)}; expected an Equinox "
-            f"module with the arrays of one of: {_known_names()}. Bind your class with "
-            "register_layer(...), or pass the layer itself rather than the model around it."
+            f"`layer` is a {_type_name(layer)}; expected a module with the arrays of one of: "
+            f"{_known_names()}. Bind your class with register_layer(...), or pass the layer itself "
+            "rather than the model around it."
         )
-    if not backend.has_arrays(layer, layer_map.names()):
-        missing = [name for name in layer_map.names() if not backend.has_arrays(layer, (name,))]
+    missing = [name for name in layer_map.names() if name not in backend.array_axes(layer)]
+    if missing:
         raise UnsupportedLayerError(
             f"`layer` is a {_type_name(layer)} without the arrays {', '.join(missing)}; expected those "
             f"of {type(layer_map).__name__}. Register another map for it."
         )
-    return backend, layer_map
+    return backend, layer, layer_map
 
 
-def read_system(layer: Any) -> DiagonalStateSpace:
+def read_system(layer: Any) -> System:
     """Read the weights of a layer as the discrete system it runs, at double precision.
 
     Parameters
     ----------
     layer : object
-        A supported layer: an Equinox LRU with nu_log, theta_log, B_re, B_im, C_re, C_im, D, gamma_log.
+        A supported layer: an LRU, S5 or S4D of PyTorch or Equinox, or one of your own
+        (see `register_layer`).
 
     Returns
     -------
-    DiagonalStateSpace
-        Discrete, with ``real_output`` and ``read_after_update`` as the layer has them.
+    DiagonalStateSpace or StateSpace
+        Discrete, with ``real_output`` and ``read_after_update``; dense where the layer's state matrix
+        is not diagonal (S4); a batch with one system for each
+        channel where the layer runs channels apart; with the outputs of both directions where the
+        layer is bidirectional.
 
     Raises
     ------
@@ -211,17 +212,18 @@ def read_system(layer: Any) -> DiagonalStateSpace:
     >>> read_system(LRU(16, 4, rng=np.random.default_rng(0))).order
     16
     """
-    backend, layer_map = supported(layer)
+    backend, layer, layer_map = supported(layer)
     return layer_map.read(backend.read_arrays(layer, layer_map.names()))
 
 
 def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
-    """Return a copy of `layer` that runs `system`, in the dtype of its weights.
+    """Return a layer that runs `system`, in the dtype of its weights.
 
     Parameters
     ----------
     layer : object
-        A supported layer; it is left as it is.
+        A supported layer. An Equinox module is left as it is and a copy returned; a PyTorch module
+        is changed in place, its `nn.Parameter` objects staying the same, and returned.
     system : DiagonalStateSpace
         Discrete, with the layer's inputs and outputs, read after its update, real output. Its
         feedthrough is not written: reductions keep it.
@@ -229,7 +231,8 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
     Returns
     -------
     object
-        A layer of the same class, with ``system.order`` states.
+        A layer of the same class, with ``system.order`` states, or more where it cannot store one
+        of them in one.
 
     Raises
     ------
@@ -250,13 +253,20 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
     >>> smaller.nu_log.shape
     (6,)
     """
-    backend, layer_map = supported(layer)
-    own = layer_map.read(backend.read_arrays(layer, layer_map.names()))
+    backend, inner, layer_map = supported(layer)
+    backend.check_ready(inner, {(): (inner, layer_map)})
+    weights = backend.read_arrays(inner, layer_map.names())
+    own = layer_map.read(weights)
+    expects = {"real_output": True}
     for name in ("inputs", "outputs", "batch_shape", "time", "real_output", "read_after_update"):
-        found, expected = getattr(system, name, None), getattr(own, name)
+        found = getattr(system, name, None)
+        expected = expects.get(name, getattr(own, name, None))
         if found != expected:
             raise ShapeError(
                 f"`system` has {name} = {found} but the layer has {expected}; expected the same. "
                 "Start from read_system(layer)."
             )
-    return backend.write_arrays(layer, layer_map.write(system.to_host()))
+    stored = layer_map.storable(system.to_host())
+    new = layer_map.write(stored, weights)
+    written = backend.write_layer(inner, layer_map, new, stored.order / layer_map.order(weights))
+    return layer if written is inner else written

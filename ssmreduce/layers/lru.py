@@ -12,116 +12,103 @@ gradients; |λ| ≥ 1 cannot be stored and is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from ssmreduce._checks import floating_array
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.errors import ShapeError, UnstableSystemError
-from ssmreduce.systems.diagonal import DiagonalStateSpace
-from ssmreduce.time_domain import Discrete
-
-_SMALLEST_MODULUS = 1e-6
-"""Poles below decay within one step; at exactly zero the layer's gradient is NaN."""
+from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_decay, check_shape
+from ssmreduce.layers.storage import Parts, Storage, Whole
 
 
-class LRU:
-    """The LRU parametrisation with real arrays for real and imaginary parts.
+class LRU(LayerMap):
+    """The LRU parametrisation; its weights may be tracers, or tensors that ask for a gradient.
 
-    Weights, for n states, m inputs and p outputs: nu_log, theta_log, gamma_log (n), B_re, B_im
-    (n, m), C_re, C_im (p, n), and D (p) elementwise or (p, m).
+    Weights, for n states, m inputs and p outputs: nu_log, theta_log, gamma_log (n), B (n, m), C
+    (p, n), and D (p) elementwise or (p, m).
+
+    Parameters
+    ----------
+    B, C : Storage, optional
+        Where the matrices are: by default in the real arrays B_re, B_im, C_re and C_im.
     """
 
-    poles: ClassVar[tuple[str, ...]] = ("nu_log", "theta_log", "gamma_log")
-    input_matrix: ClassVar[tuple[str, ...]] = ("B_re", "B_im")
-    output_matrix: ClassVar[tuple[str, ...]] = ("C_re", "C_im")
-    feedthrough: ClassVar[tuple[str, ...]] = ("D",)
+    poles = ("nu_log", "theta_log", "gamma_log")
+    sizes = ("d_state", "state_features")
+    states = ("state",)
+
+    def __init__(self, B: Storage | None = None, C: Storage | None = None) -> None:
+        self._B: Storage = Parts("B_re", "B_im") if B is None else B
+        self._C: Storage = Parts("C_re", "C_im") if C is None else C
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+        """Recognise the arrays of CompreSSM, discretax and lrnnx, or of LRU-pytorch and forgi86."""
+        if not has("nu_log", "theta_log", "gamma_log", "D"):
+            return None
+        if has("B_re", "B_im", "C_re", "C_im"):
+            return cls()
+        if has("B", "C"):
+            return cls(Whole("B"), Whole("C"))
+        return None
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights."""
-        return (*self.poles, *self.input_matrix, *self.output_matrix, *self.feedthrough)
+        return (*self.poles, *self._B.names, *self._C.names, "D")
 
-    def read(self, weights: Mapping[str, Array]) -> DiagonalStateSpace:
-        """Return the discrete system that the layer runs, in the arrays of `weights`.
-
-        They may be tensors that ask for a gradient, or tracers of JAX: the system can be differentiated.
-
-        Raises
-        ------
-        ShapeError
-            If the weights do not fit together.
-        NonFiniteError
-            If a weight holds NaN or Inf.
-        """
-        _check(weights)
+    def logarithms(self, weights: Weights) -> Array:
+        """Return log λ = -exp(nu_log) + i exp(theta_log)."""
         xp = array_api_compat.array_namespace(weights["nu_log"])
-        B = weights["B_re"] + 1j * weights["B_im"]
-        C = weights["C_re"] + 1j * weights["C_im"]
-        D = weights["D"]
-        if D.ndim == 1:
-            D = D[:, None] * xp.eye(D.shape[0], dtype=D.dtype, device=array_api_compat.device(D))
-        return DiagonalStateSpace.from_log(
-            -xp.exp(weights["nu_log"]) + 1j * xp.exp(weights["theta_log"]),
-            xp.exp(weights["gamma_log"])[:, None] * B,
-            C,
-            D,
-            time=Discrete(),
-            real_output=True,
-            read_after_update=True,
-        )
+        return -xp.exp(weights["nu_log"]) + 1j * xp.exp(weights["theta_log"])
 
-    def write(self, system: DiagonalStateSpace) -> dict[str, HostArray]:
-        """Return the weights, all but the feedthrough, of a layer that runs `system`.
-
-        Raises
-        ------
-        UnstableSystemError
-            If a pole has |λ| ≥ 1.
-        """
-        modulus = np.maximum(np.abs(system.eigenvalues), _SMALLEST_MODULUS)
-        if np.any(modulus >= 1.0):
-            raise UnstableSystemError(
-                f"`system` has a pole with |λ| = {modulus.max():.17g}; an LRU stores |λ| < 1 only. "
-                "Reduce to another order."
-            )
-        nu = -np.log(modulus)
-        phase = np.angle(system.eigenvalues) % (2.0 * np.pi)
+    def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
+        """Return nu_log, theta_log and the gamma_log that goes with them."""
+        check_decay(logarithms, "an LRU")
+        nu = -logarithms.real
+        phase = logarithms.imag % (2.0 * np.pi)
         phase = np.where(phase == 0.0, 2.0 * np.pi, phase)
-        gamma_squared = -np.expm1(-2.0 * nu)
-        B = system.B / np.sqrt(gamma_squared)[:, None]
         return {
             "nu_log": np.log(nu),
             "theta_log": np.log(phase),
-            "gamma_log": 0.5 * np.log(gamma_squared),
-            "B_re": B.real,
-            "B_im": B.imag,
-            "C_re": system.C.real,
-            "C_im": system.C.imag,
+            "gamma_log": 0.5 * np.log(-np.expm1(-2.0 * nu)),
         }
 
-    def input_scale(self, weights: Mapping[str, HostArray]) -> HostArray:
-        """Return γ, shape (n,), with B = γ (B_re + i B_im) the system's input matrix."""
-        return np.asarray(np.exp(weights["gamma_log"]))
+    def matrices(self, weights: Weights) -> tuple[Array, Array]:
+        """Return B and C without γ."""
+        return self._B.get(weights), self._C.get(weights)
 
+    def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
+        """Return the arrays of B and C."""
+        return self._B.put(B) | self._C.put(C)
 
-def _check(weights: Mapping[str, Array]) -> None:
-    for name, value in weights.items():
-        floating_array(value, name, 1)
-    nu_log, B_re, C_re, D = (weights[name] for name in ("nu_log", "B_re", "C_re", "D"))
-    if nu_log.ndim != 1:
-        raise ShapeError(f"`nu_log` has shape {nu_log.shape}; expected (n,), one layer at a time.")
-    n = nu_log.shape[0]
-    if B_re.ndim != 2 or B_re.shape[0] != n:
-        raise ShapeError(f"`B_re` has shape {B_re.shape}; expected ({n}, m), as `nu_log` has {n}.")
-    if C_re.ndim != 2 or C_re.shape[1] != n:
-        raise ShapeError(f"`C_re` has shape {C_re.shape}; expected (p, {n}), as `nu_log` has {n}.")
-    m, p = B_re.shape[1], C_re.shape[0]
-    expected = {"theta_log": (n,), "gamma_log": (n,), "B_im": (n, m), "C_im": (p, n)}
-    for name, shape in expected.items():
-        if weights[name].shape != shape:
-            raise ShapeError(f"`{name}` has shape {weights[name].shape}; expected {shape}.")
-    if D.shape != (p, m) and not (D.shape == (p,) and p == m):
-        raise ShapeError(f"`D` has shape {D.shape}; expected ({p},) or ({p}, {m}).")
+    def scales(self, weights: Weights) -> tuple[Array, Array]:
+        """Return γ and ones."""
+        xp = array_api_compat.array_namespace(weights["gamma_log"])
+        gamma = xp.exp(weights["gamma_log"])
+        return gamma, xp.ones_like(gamma)
+
+    def feedthrough(self, weights: Weights) -> Array:
+        """Return D, the diagonal matrix of it where it is elementwise."""
+        D = weights["D"]
+        if D.ndim != 1:
+            return D
+        xp = array_api_compat.array_namespace(D)
+        return D[:, None] * xp.eye(D.shape[0], dtype=D.dtype, device=array_api_compat.device(D))
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+        check_shape(weights, "nu_log", ("n",), ", one layer at a time")
+        n = weights["nu_log"].shape[0]
+        first_B, first_C = self._B.names[0], self._C.names[0]
+        check_shape(weights, first_B, (n, "m"), f", as `nu_log` has {n}")
+        check_shape(weights, first_C, ("p", n), f", as `nu_log` has {n}")
+        m, p = weights[first_B].shape[1], weights[first_C].shape[0]
+        for name in ("theta_log", "gamma_log"):
+            check_shape(weights, name, (n,))
+        for name in self._B.names[1:]:
+            check_shape(weights, name, (n, m))
+        for name in self._C.names[1:]:
+            check_shape(weights, name, (p, n))
+        if weights["D"].shape != (p,) or p != m:
+            check_shape(weights, "D", (p, m), f" or ({p},)" if p == m else "")

@@ -1,22 +1,22 @@
 """Optimizer state across a cut: first and second moments in the new coordinates.
 
-Moments belong to weights, and a cut replaces the weights of a layer by those of another basis. With
-real states x = T x_r and x_r = Wᵀ x the chain rule gives, for the (γ-folded) input and output
-matrices,
+Moments belong to weights, and a cut replaces the weights of a layer by those of another basis. Gradients
+are those of torch's convention, ∇z = ∂/∂Re z + i ∂/∂Im z. With real states x = T x_r, x_r = Wᵀ x, and
+a stored state v, s (column of V, row of its inverse) for a conjugate pair or a real pole, the chain rule
+gives for input and output matrices of the systems
 
-    ∇B_r = Tᵀ [Re ∇B; Im ∇B],   ∇C_r = [Re ∇C, -Im ∇C] W,
+    ∇b' = 2 vᴴ Tᵀ [Re ∇B; Im ∇B] (pair),  the real part without the 2 (real pole);
+    ∇c' = [Re ∇C, -Im ∇C] W sᴴ (pair),  its real part (real pole).
 
-and with a stored state v, s (column of V, row of its inverse) for a conjugate pair or a real pole
+A layer stores matrices up to a factor that belongs to its poles, B = f B_stored, so that ∇B_stored =
+conj(f) ∇B. All of this is linear, one real matrix on [Re; Im], so first moments are mapped exactly; second
+moments take the squared entries of that matrix, which is exact for uncorrelated gradients. Poles have
+no such image: their first moments are zero afterwards, and their second moments share out the old sum
+evenly. Zero second moments would be wrong here: the step count of Adam goes on, no bias correction remains,
+and steps would be several times too long for a while. States that only pad a channel get the mean of the
+others for the same reason.
 
-    ∇b' = 2 vᴴ ∇B_r (pair),  Re(vᴴ ∇B_r) (real);    ∇c' = ∇C_r sᴴ,  Re(∇C_r sᴴ).
-
-All of this is linear, so first moments are mapped exactly; second moments take the squared
-coefficients, real and imaginary parts apart, which is exact for uncorrelated gradients. Poles and γ
-have no such image: their first moments are zero afterwards, and their second moments share out
-the old sum evenly. Zero second moments would be wrong here: the step count of Adam goes on, no bias
-correction remains, and steps would be several times too long for a while.
-
-What a field holds is told by its name in optax: Adamax, which keeps a maximum under Adam's name ``nu``,
+What a field holds is told by its name: Adamax, which keeps a maximum under Adam's name ``nu`` in optax,
 cannot be told apart and is carried as if it were Adam.
 
 ``"reset"`` zeroes all moments of a cut layer; ``"slice"`` keeps the first entries, in the wrong basis, as
@@ -30,18 +30,27 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint, to_double, to_host
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.adapters.moments import Moments as LayerMoments
 from ssmreduce.adapters.registry import Path
 from ssmreduce.errors import OptimizerStateError
+from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.report import LayerReduction
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.real_form import real_input
 
 Moments = Literal["carry", "reset", "slice"]
 
-_FIRST = frozenset({"mu", "trace", "ema", "acc_grads"})
-"""Fields of optax states that average gradients."""
+_FIRST = frozenset(
+    {"mu", "trace", "ema", "acc_grads", "exp_avg", "momentum_buffer", "grad_avg"},
+)
+"""Fields of optax and torch states that average gradients."""
 
-_SECOND = frozenset({"nu", "nu_max", "sum_of_squares", "e_g", "e_x"})
-"""Fields of optax states that average squares of gradients or updates."""
+_SECOND = frozenset(
+    {"nu", "nu_max", "sum_of_squares", "e_g", "e_x"}
+    | {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum"},
+)
+"""Fields of optax and torch states that average squares of gradients or updates."""
 
 
 def check_moments(moments: object) -> None:
@@ -52,23 +61,23 @@ def check_moments(moments: object) -> None:
         )
 
 
-def reduce_optimizer_state(
+def reduced_moments(
     backend: ModuleType,
     model: Any,
     opt_state: Any,
     reductions: dict[Path, LayerReduction],
     moments: Moments,
-) -> Any:
-    """Return the optimizer state that goes with the reduced layers.
+) -> dict[Any, HostArray]:
+    """Return the moments that go with the reduced layers, by the keys of the adapter.
 
     Parameters
     ----------
     backend : module
         Adapter of the framework.
-    model : pytree
-        The model before the cut: its key paths tell which leaf of the state belongs to which weight.
-    opt_state : pytree or None
-        optax state, initialised from the model's arrays (nested as you like).
+    model : object
+        The model before the cut: it tells which moment belongs to which weight.
+    opt_state : object or None
+        optax state, initialised from the model's arrays (nested as you like), or torch optimizer.
     reductions : dict
         By key path in the model, the layers that were cut.
     moments : {"carry", "reset", "slice"}
@@ -76,121 +85,135 @@ def reduce_optimizer_state(
 
     Returns
     -------
-    pytree or None
-        Same structure, new shapes; counts, schedules and all other layers untouched.
+    dict
+        New moments of cut layers; counts, schedules and all other layers are not in it.
 
     Raises
     ------
     OptimizerStateError
         If a field is neither a known first nor second moment, or not shaped like its weight.
     """
-    weights = {
-        (*path, backend.attribute_key(name)): (path, name)
-        for path, result in reductions.items()
-        for name in result.layer_map.names()
-    }
-    model_paths = {path for path, _ in backend.leaves_with_paths(model)}
-    groups: dict[tuple[Path, Path], dict[str, tuple[Path, HostArray]]] = {}
-    for leaf_path, leaf in backend.leaves_with_paths(opt_state):
-        start = next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
-        if start is None:
-            _check_unrelated(leaf, backend.path_name(leaf_path))
-        elif leaf_path[start:] in weights:
-            layer_path, name = weights[leaf_path[start:]]
-            group = groups.setdefault((leaf_path[:start], layer_path), {})
-            group[name] = leaf_path, to_double(leaf)
-    values: dict[Path, HostArray] = {}
-    for (prefix, layer_path), group in groups.items():
-        result = reductions[layer_path]
-        field = backend.last_attribute(prefix)
-        old = {name: array for name, (_, array) in group.items()}
-        _check_field(field, old, result, backend.path_name(prefix))
-        new_weights = backend.read_arrays(result.layer, result.layer_map.names())
+    names = {path: result.layer_map.names() for path, result in reductions.items()}
+    values: dict[Any, HostArray] = {}
+    for group in backend.moments_of(model, opt_state, names):
+        result = reductions[group.layer_path]
+        old = {name: array for name, (_, array) in group.arrays.items()}
+        _check_field(group, old, result)
         if moments == "carry":
-            carried = _carry(old, result, new_weights, squared=field in _SECOND)
+            carried = _carry(old, result, squared=group.field in _SECOND)
         elif moments == "slice":
             carried = {
-                name: array[tuple(slice(length) for length in new_weights[name].shape)]
+                name: array[tuple(slice(length) for length in result.new_weights[name].shape)]
                 for name, array in old.items()
             }
         else:
-            carried = {name: np.zeros_like(new_weights[name]) for name in old}
-        values |= {group[name][0]: array for name, array in carried.items()}
-    return backend.replace_leaves(opt_state, values)
+            carried = {name: np.zeros_like(result.new_weights[name]) for name in old}
+        unchanged = {name for name in old if name not in result.changed}
+        carried |= {name: old[name] for name in unchanged}
+        values |= {group.arrays[name][0]: array for name, array in carried.items()}
+    return values
 
 
-def _check_unrelated(leaf: Any, where: str) -> None:
-    """Refuse arrays that belong to no weight: flattened or factored moments of cut layers, say."""
-    if getattr(leaf, "ndim", 0) and np.issubdtype(to_host(leaf).dtype, np.inexact):
+def _check_field(group: LayerMoments, old: dict[str, HostArray], result: LayerReduction) -> None:
+    if group.field not in _FIRST | _SECOND:
         raise OptimizerStateError(
-            f"the optimizer state holds an array of shape {leaf.shape} at {where} that belongs to no "
-            "weight of the model; expected moments with the model's structure. Initialise the "
-            "optimizer from the model itself, not from a list or a flattened vector."
-        )
-
-
-def _check_field(
-    field: str | None, old: dict[str, HostArray], result: LayerReduction, where: str
-) -> None:
-    if field not in _FIRST | _SECOND:
-        raise OptimizerStateError(
-            f"the optimizer state holds `{field}` at {where}, which is neither a first moment "
-            f"({', '.join(sorted(_FIRST))}) nor a second one ({', '.join(sorted(_SECOND))}). "
-            "Use optax.adam, adamw, sgd, rmsprop or lion, or initialise the optimizer afresh."
+            f"the optimizer state holds `{group.field}` at {group.where}, which is neither a first "
+            f"moment ({', '.join(sorted(_FIRST))}) nor a second one ({', '.join(sorted(_SECOND))}). "
+            "Use Adam, AdamW, SGD, RMSprop or Lion, or initialise the optimizer afresh."
         )
     for name, array in old.items():
         expected = result.weights[name].shape
         if array.shape != expected:
             raise OptimizerStateError(
-                f"`{field}` of `{name}` has shape {array.shape}; expected {expected}, that of the "
+                f"`{group.field}` of `{name}` has shape {array.shape}; expected {expected}, that of the "
                 "weight. Initialise the optimizer from the model as it is."
             )
 
 
 def _carry(
-    old: dict[str, HostArray],
-    result: LayerReduction,
-    new_weights: dict[str, HostArray],
-    *,
-    squared: bool,
+    old: dict[str, HostArray], result: LayerReduction, *, squared: bool
 ) -> dict[str, HostArray]:
     """Map the moments of one layer; with `squared` through the squared coefficients."""
-    layer_map, reduction = result.layer_map, result.reduction
-    slot_map = reduction.slot_map
+    # A weight for which the optimizer keeps no moment counts as one with moment zero.
+    full = {name: old.get(name, np.zeros_like(weight)) for name, weight in result.weights.items()}
+    new: dict[str, HostArray] = {}
+    if result.layer_map.carries_matrices:
+        new |= _carried_matrices(full, result, squared=squared)
+    for name in result.layer_map.poles:
+        shape = result.new_weights[name].shape
+        new[name] = np.zeros(shape)
+        if squared and name in result.changed:
+            axis = [before == after for before, after in zip(full[name].shape, shape, strict=True)]
+            at = axis.index(False)
+            total = np.sum(full[name], axis=at, keepdims=True)
+            new[name] = np.broadcast_to(total / shape[at], shape)
+    return {name: new[name] for name in old if name in new}
+
+
+def _carried_matrices(
+    full: dict[str, HostArray], result: LayerReduction, *, squared: bool
+) -> dict[str, HostArray]:
+    """Map the moments of input and output matrix."""
+    layer_map = result.layer_map
+    stored_B, stored_C = layer_map.matrices(full)
+    new_B, new_C = layer_map.matrices(result.new_weights)
+    B, C = np.zeros(new_B.shape, complex), np.zeros(new_C.shape, complex)
+    factors = (*layer_map.scales(result.weights), *layer_map.scales(result.new_weights))
+    parts = result.reduction.parts or (result.reduction,)
+    for part, at in zip(parts, np.ndindex(B.shape[:-2]), strict=True):
+        old_s, old_t, new_s, new_t = (factor[at] for factor in factors)
+        to_input, to_output = _state_maps(part, layer_map)
+        assert part.slot_map is not None
+        kept, is_pair = part.slot_map.order, part.slot_map.is_pair
+        columns = _moved(to_input, stored_B[at], old_s, new_s[:kept], is_pair, squared)
+        rows = _moved(to_output, stored_C[at].swapaxes(0, 1), old_t, new_t[:kept], is_pair, squared)
+        B[at][:kept], C[at][:, :kept] = columns, rows.swapaxes(0, 1)
+        if squared:
+            B[at][kept:] = columns.mean(axis=0)
+            C[at][:, kept:] = rows.mean(axis=0)[:, None]
+    return layer_map.matrix_weights(B, C)
+
+
+def _state_maps(part: Reduction, layer_map: LayerMap) -> tuple[HostArray, HostArray]:
+    """Complex maps from [Re; Im] of ∇B, and of conj(∇C)ᵀ, to ∇b' and ∇c'ᵀ, all (r, 2n)."""
+    slot_map, left, right = part.slot_map, part.left, part.right
     assert slot_map is not None
-    assert reduction.left is not None
-    assert reduction.right is not None
-    pair_weight = np.where(slot_map.is_pair, 2.0, 1.0)[:, None]
-    to_input = pair_weight * (adjoint(slot_map.vectors) @ adjoint(reduction.right))
-    to_output = reduction.left @ adjoint(slot_map.inverse)
-    old_scale = np.tile(layer_map.input_scale(result.weights), 2)[:, None]
-    new_scale = layer_map.input_scale(new_weights)[:, None]
-    input_parts = [to_input.real, np.where(slot_map.is_pair[:, None], to_input.imag, 0.0)]
-    output_parts = [to_output.real, np.where(slot_map.is_pair, to_output.imag, 0.0)]
-    sign = -1.0
-    if squared:
-        old_scale, new_scale, sign = old_scale**2, new_scale**2, 1.0
-        input_parts = [part**2 for part in input_parts]
-        output_parts = [part**2 for part in output_parts]
-
-    new = {name: old[name] for name in layer_map.feedthrough if name in old}
-    for name in layer_map.poles:
-        if name in old:
-            share = old[name].sum() / result.new_order if squared else 0.0
-            new[name] = np.full(result.new_order, share)
-    if any(name in old for name in layer_map.input_matrix):
-        real, imag = (_moment(old, name, result) for name in layer_map.input_matrix)
-        stacked = np.concatenate([real, imag]) / old_scale
-        for name, part in zip(layer_map.input_matrix, input_parts, strict=True):
-            new[name] = new_scale * (part @ stacked)
-    if any(name in old for name in layer_map.output_matrix):
-        real, imag = (_moment(old, name, result) for name in layer_map.output_matrix)
-        stacked = np.concatenate([real, sign * imag], axis=1)
-        for name, part in zip(layer_map.output_matrix, output_parts, strict=True):
-            new[name] = stacked @ part
-    return {name: new[name] for name in old}
+    assert left is not None
+    assert right is not None
+    vectors, inverse = slot_map.vectors, slot_map.inverse
+    if not layer_map.stores_input:
+        # The written layer has b = 1: its states are those of the reduction over b.
+        size = (inverse @ (adjoint(left) @ real_input(part.original.to_host().B)))[:, 0]
+        vectors, inverse = vectors * size, inverse / size[:, None]
+    if layer_map.lower_half:
+        vectors, inverse = vectors.conj(), inverse.conj()
+    weight = np.where(slot_map.is_pair, 2.0, 1.0)[:, None]
+    to_input = weight * (adjoint(vectors) @ adjoint(right))
+    # ∇c'ᵀ = conj(s) Wᵀ [Re; -Im] of ∇Cᵀ.
+    to_output = inverse.conj() @ adjoint(left)
+    n = left.shape[0] // 2
+    return to_input, to_output * np.where(np.arange(2 * n) < n, 1.0, -1.0)
 
 
-def _moment(old: dict[str, HostArray], name: str, result: LayerReduction) -> HostArray:
-    """The moment of a weight; zero where the optimizer keeps none."""
-    return old[name] if name in old else np.zeros(result.weights[name].shape)
+def _moved(
+    to_state: HostArray,
+    moments: HostArray,
+    old_factor: HostArray,
+    new_factor: HostArray,
+    is_pair: HostArray,
+    squared: bool,
+) -> HostArray:
+    """Moments (n, k) of a stored matrix in the new states, (r, k), by one real matrix on [Re; Im]."""
+    undone = _real_diagonal(1.0 / np.conj(old_factor))
+    system = to_state @ undone
+    parts = np.concatenate([system.real, np.where(is_pair[:, None], system.imag, 0.0)])
+    total = _real_diagonal(np.conj(new_factor)) @ parts
+    moved: HostArray = (total**2 if squared else total) @ real_input(moments)
+    r = is_pair.size
+    return moved[:r] + 1j * moved[r:]
+
+
+def _real_diagonal(factor: HostArray) -> HostArray:
+    """The real matrix on [Re; Im] that multiplies by complex factors."""
+    real, imag = np.diag(factor.real), np.diag(np.imag(factor))
+    return np.block([[real, -imag], [imag, real]])

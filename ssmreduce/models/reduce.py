@@ -6,47 +6,45 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from ssmreduce._checks import positive_count
 from ssmreduce.adapters.registry import (
     Path,
     find_layers,
     is_supported,
+    layer_map_of,
     model_backend,
     read_system,
     supported,
-    write_system,
 )
-from ssmreduce.errors import OrderError, SSMReduceError, UnstableSystemError
-from ssmreduce.hankel import error_bounds
-from ssmreduce.models.optimizer_state import Moments, check_moments, reduce_optimizer_state
-from ssmreduce.models.report import LayerReduction, ModelReduction
-from ssmreduce.reduction.balanced import balance
-from ssmreduce.reduction.order import ErrorBound, OrderRule, TotalBudget
-from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import DiagonalStateSpace
-
-_EXCESS = 0.1
-"""Share by which the measured error of a written layer may exceed its bound before another order is tried."""
-
-_ROUNDINGS = 1e3
-"""The same in units of eps(dtype) · 2Σσ: weights are rounded, and poles near the circle amplify that."""
-
-_NEARBY_ORDERS = 4
-"""How many lower orders are tried where the layer as written does not keep its bound."""
+from ssmreduce.errors import OrderError, SSMReduceError
+from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.models.diagonal_cut import balanced_layer
+from ssmreduce.models.optimizer_state import Moments, check_moments, reduced_moments
+from ssmreduce.models.plan import planned
+from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
+from ssmreduce.reduction.order import OrderRule, TotalBudget
 
 
 def reduce_layer(
-    layer: Any, order: int | OrderRule, *, horizon: int | None = None
+    layer: Any, order: int | OrderRule, *, horizon: int | None = None, multiple_of: int = 1
 ) -> LayerReduction:
     """Reduce the states of one layer by balanced truncation, and measure what was written.
 
     Parameters
     ----------
     layer : object
-        A supported layer (see `read_system`); it is left as it is.
+        A supported layer (see `read_system`). An Equinox module is left as it is; a PyTorch module is
+        changed in place, after everything that can fail.
     order : int or OrderRule
-        Upper limit on stored states, or a rule; see `balanced_truncation`.
+        Upper limit on stored states, or a rule; see `balanced_truncation`. Where the layer runs its
+        channels apart, all of them get the largest order that one needs.
     horizon : int, optional
         Sequence length to balance for; see `balance`.
+    multiple_of : int
+        Round the order up to a multiple, for kernels that want one; states that are not needed
+        are stored with output weights zero.
 
     Returns
     -------
@@ -59,6 +57,8 @@ def reduce_layer(
     ------
     UnsupportedLayerError
         If the layer is not known.
+    OptimizerStateError
+        If a weight of a PyTorch layer holds a gradient.
     SSMReduceError
         As `balanced_truncation`; the message names the layer and its order.
 
@@ -71,76 +71,60 @@ def reduce_layer(
     >>> result.new_order, result.measured_error <= result.reduction.error_bound
     (6, True)
     """
-    backend, layer_map = supported(layer)
-    weights = backend.read_arrays(layer, layer_map.names())
-    balancing = balance(layer_map.read(weights), horizon=horizon)
-    reduction = balancing.truncate(order)
-
-    def outcome(new_layer: Any, written: Reduction, error: float) -> LayerReduction:
-        return LayerReduction(new_layer, written, error, weights, layer_map)
-
-    if reduction.order == balancing.system.order:
-        return outcome(layer, reduction, 0.0)
-    allowed = _allowed_error(reduction, backend.precision(layer, layer_map.names()))
-    best: LayerReduction | None = None
-    refusal: UnstableSystemError | None = None
-    lowest = max(int(reduction.order) - _NEARBY_ORDERS, 1)
-    if isinstance(order, ErrorBound):
-        lowest = int(reduction.order)  # a lower order would break the promise
-    for limit in range(int(reduction.order), lowest - 1, -1):
-        candidate = reduction if limit == reduction.order else balancing.truncate(limit)
-        assert isinstance(candidate.system, DiagonalStateSpace)
-        try:
-            new_layer = write_system(layer, candidate.system)
-        except UnstableSystemError as error:
-            refusal = error
-            continue
-        written = replace(candidate, system=read_system(new_layer))
-        measured = float(written.quick_error())
-        if best is None or measured < best.measured_error:
-            best = outcome(new_layer, written, measured)
-        if measured <= allowed:
-            break
-    if best is None:
-        assert refusal is not None
-        raise refusal
-    if isinstance(order, ErrorBound):
-        order.check(best.reduction.hsv, best.measured_error)
-    return best
+    positive_count(multiple_of, "multiple_of", "1, or what kernels want")
+    backend, inner, layer_map = supported(layer)
+    backend.check_ready(inner, {(): (inner, layer_map)})
+    result = planned(inner, order, horizon, multiple_of)
+    if result.new_order == result.old_order:
+        return replace(result, layer=layer)
+    written = backend.write_layer(inner, layer_map, result.new_weights, _ratio(result))
+    return replace(result, layer=layer if written is inner else written)
 
 
 def reduce_model(
     model: Any,
     order: int | OrderRule,
     *,
+    optimizer: Any = None,
     opt_state: Any = None,
     moments: Moments = "carry",
     horizon: int | None = None,
+    uniform: bool = False,
+    multiple_of: int = 1,
 ) -> ModelReduction:
     """Reduce every supported layer of a model, and its optimizer state with it.
 
     Parameters
     ----------
     model : object
-        An Equinox module; it is left as it is.
+        A PyTorch module, which is changed in place, or an Equinox module (or pytree of them), which is
+        left as it is.
     order : int or OrderRule
         For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them.
+    optimizer : torch.optim.Optimizer, optional
+        The optimizer of a PyTorch model, changed in place.
     opt_state : pytree, optional
         optax state, initialised from the model's arrays.
     moments : {"carry", "reset", "slice"}
         What becomes of first and second moments; see `ssmreduce.models.optimizer_state`.
     horizon : int, optional
         Sequence length to balance for.
+    uniform : bool
+        Give all layers the largest of their orders, for libraries that need one.
+    multiple_of : int
+        Round orders up to a multiple; see `reduce_layer`.
 
     Returns
     -------
     ModelReduction
-        With ``model``, ``optimizer_state`` and ``report`` by layer name.
+        With ``model``, ``optimizer_state`` and ``report`` by layer name, which prints as a table.
 
     Raises
     ------
     UnsupportedLayerError
-        If the model holds no supported layer.
+        If the model holds no supported layer, or a variant of one that cannot be reduced.
+    OptimizerStateError
+        If the optimizer holds something that cannot be carried, or a weight a gradient.
     SSMReduceError
         As `reduce_layer`; nothing was changed then.
 
@@ -154,59 +138,96 @@ def reduce_model(
     {"['first']": 6}
     """
     check_moments(moments)
+    positive_count(multiple_of, "multiple_of", "1, or what kernels want")
+    state = _optimizer_of(optimizer, opt_state)
     backend = model_backend(model)
     layers = find_layers(model)
+    check_ready(model, layers)
     orders = layer_orders([layer for _, layer in layers], order, horizon)
     results = {
-        path: reduce_named_layer(backend.path_name(path), layer, own, horizon)
+        path: reduce_named_layer(backend.path_name(path), layer, own, horizon, multiple_of)
         for (path, layer), own in zip(layers, orders, strict=True)
     }
-    new_model, new_state = apply_reductions(model, opt_state, results, moments)
-    report = {backend.path_name(path): result for path, result in results.items()}
+    if uniform:
+        common = max(result.new_order for result in results.values())
+        results = {
+            path: result
+            if result.new_order == min(common, result.old_order)
+            else reduce_named_layer(backend.path_name(path), result.layer, common, horizon, common)
+            for path, result in results.items()
+        }
+    new_model, new_state, results = apply_reductions(model, state, results, moments)
+    report = ModelReport({backend.path_name(path): result for path, result in results.items()})
     return ModelReduction(new_model, new_state, report)
+
+
+def _optimizer_of(optimizer: Any, opt_state: Any) -> Any:
+    if optimizer is not None and opt_state is not None:
+        raise OrderError(
+            "`optimizer` and `opt_state` are both given; expected one of them. Pass `optimizer` for "
+            "PyTorch, `opt_state` for optax."
+        )
+    return opt_state if optimizer is None else optimizer
+
+
+def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
+    """Raise unless the weights of these layers may be replaced now."""
+    maps: dict[Path, tuple[Any, LayerMap]] = {}
+    for path, layer in layers:
+        layer_map = layer_map_of(layer)
+        assert layer_map is not None
+        maps[path] = layer, layer_map
+    model_backend(model).check_ready(model, maps)
 
 
 def layer_orders(
     layers: Sequence[Any], order: int | OrderRule, horizon: int | None
 ) -> list[int | OrderRule]:
-    """One order per layer: `order` itself, or the share of each in a total budget."""
+    """One order per layer: `order` itself, or the share of each in a total budget.
+
+    Where a layer runs its channels apart, one more state means one more for all of them, and the
+    largest value that is left out decides.
+    """
     if not isinstance(order, TotalBudget):
         return [order] * len(layers)
-    values = [balance(read_system(layer), horizon=horizon).budget_values() for layer in layers]
-    if any(len(systems) != 1 for systems in values):
-        raise OrderError(
-            "`order` is a TotalBudget but a layer holds a batch of systems; expected one system per "
-            "layer, whose states can be counted. Pass an int or another rule."
-        )
-    return list(order.allocate([systems[0] for systems in values]))
+    values = [balanced_layer(read_system(layer), horizon).budget_values() for layer in layers]
+    return list(order.allocate([np.max(systems, axis=0) for systems in values]))
 
 
 def reduce_named_layer(
-    name: str, layer: Any, order: int | OrderRule, horizon: int | None
+    name: str, layer: Any, order: int | OrderRule, horizon: int | None, multiple_of: int = 1
 ) -> LayerReduction:
-    """Reduce one layer of a model; errors name it."""
+    """Plan the reduction of one layer of a model; errors name it."""
     try:
-        return reduce_layer(layer, order, horizon=horizon)
+        return planned(layer, order, horizon, multiple_of)
     except SSMReduceError as error:
         raise type(error)(f"while reducing layer `{name}`: {error}") from error
 
 
 def apply_reductions(
     model: Any, opt_state: Any, results: dict[Path, LayerReduction], moments: Moments
-) -> tuple[Any, Any]:
-    """Return model and optimizer state with the given layers replaced; the old ones stay intact."""
+) -> tuple[Any, Any, dict[Path, LayerReduction]]:
+    """Return model, optimizer state and results with the given layers replaced.
+
+    Everything that can fail comes before the first change.
+    """
     cut = {path: result for path, result in results.items() if result.new_order < result.old_order}
     if not cut:
-        return model, opt_state
+        return model, opt_state, results
     backend = model_backend(model)
-    new_state = reduce_optimizer_state(backend, model, opt_state, cut, moments)
-    layers = {path: result.layer for path, result in cut.items()}
-    return backend.replace_layers(model, is_supported, layers), new_state
+    new_moments = reduced_moments(backend, model, opt_state, cut, moments)
+    changes = {
+        path: (result.layer, result.layer_map, result.new_weights, _ratio(result))
+        for path, result in cut.items()
+    }
+    model, opt_state = backend.commit(model, is_supported, changes, opt_state, new_moments)
+    layers = dict(backend.find_layers(model, is_supported))
+    return (
+        model,
+        opt_state,
+        {path: replace(result, layer=layers[path]) for path, result in results.items()},
+    )
 
 
-def _allowed_error(reduction: Reduction, eps: float) -> float:
-    """Largest error at which a written layer is taken at once."""
-    if reduction.error_bound is None:
-        return float("inf")
-    bound, gain = float(reduction.error_bound), float(error_bounds(reduction.hsv)[0])
-    return bound + max(_EXCESS * bound, _ROUNDINGS * eps * gain)
+def _ratio(result: LayerReduction) -> float:
+    return result.new_order / result.old_order

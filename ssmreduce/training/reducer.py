@@ -6,11 +6,18 @@ import time
 import warnings
 from typing import Any
 
+import numpy as np
+
 from ssmreduce._checks import fraction, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.optimizer_state import Moments, check_moments
-from ssmreduce.models.reduce import apply_reductions, layer_orders, reduce_named_layer
+from ssmreduce.models.reduce import (
+    apply_reductions,
+    check_ready,
+    layer_orders,
+    reduce_named_layer,
+)
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule, as_rule
 from ssmreduce.training.schedule import ReductionSchedule
@@ -46,8 +53,9 @@ class InTrainingReducer:
 
     Notes
     -----
-    Model and optimizer state are pytrees that are replaced, never changed in place: a cut that
-    fails leaves both as they were and warns. A jitted step function compiles once for the new shapes.
+    In JAX model and optimizer state are pytrees that are replaced; in PyTorch model and optimizer are
+    changed in place, after everything that can fail. A cut that fails leaves both as they were and
+    warns. A compiled step function compiles once for the new shapes.
 
     Examples
     --------
@@ -94,10 +102,10 @@ class InTrainingReducer:
         ----------
         step : int
             Number of updates done.
-        model : pytree
+        model : torch.nn.Module or pytree
             Model with supported layers.
-        opt_state : pytree
-            Its optax state.
+        opt_state : torch.optim.Optimizer or pytree
+            Its optimizer, or its optax state.
 
         Returns
         -------
@@ -121,6 +129,7 @@ class InTrainingReducer:
         accepted: dict[tuple[Any, ...], LayerReduction] = {}
         events: list[ReductionEvent] = []
         try:
+            check_ready(model, layers)
             orders = layer_orders([layer for _, layer in layers], self.order, self.horizon)
             for (path, layer), order in zip(layers, orders, strict=True):
                 started = time.perf_counter()
@@ -128,7 +137,7 @@ class InTrainingReducer:
                 if result.new_order < self.gate * result.old_order:
                     accepted[path] = result
                     events.append(self._event(step, name_of(path), result, started))
-            model, opt_state = apply_reductions(model, opt_state, accepted, self.moments)
+            model, opt_state, _ = apply_reductions(model, opt_state, accepted, self.moments)
         except SSMReduceError as error:
             warnings.warn(
                 f"no cut after step {step}; model and optimizer state are as they were: {error}",
@@ -142,17 +151,16 @@ class InTrainingReducer:
         self, step: int, name: str, result: LayerReduction, started: float
     ) -> ReductionEvent:
         reduction = result.reduction
-        bound = reduction.error_bound
         tau = 1.0 - self.order.share if isinstance(self.order, HankelMass | HankelEnergy) else None
         return ReductionEvent(
             step=step,
             layer=name,
             old_order=result.old_order,
             new_order=result.new_order,
-            real_order=int(reduction.real_order),
+            real_order=int(np.max(reduction.real_order)),
             hsv=reduction.hsv,
             tau=tau,
-            error_bound=None if bound is None else float(bound),
+            error_bound=result.error_bound,
             measured_error=result.measured_error,
             seconds=time.perf_counter() - started,
             poles_before=reduction.original.poles(),

@@ -66,7 +66,7 @@ def test_no_framework_is_loaded() -> None:
 def test_the_core_works_without_any_framework() -> None:
     order, message = run(CORE)
     assert order == "2"
-    assert "pip install 'ssmreduce[jax]'" in message
+    assert "pip install 'ssmreduce[torch]' or 'ssmreduce[jax]'" in message
 
 
 def test_assertions_need_no_hypothesis_and_strategies_say_so() -> None:

@@ -1,0 +1,320 @@
+"""PyTorch modules: find layers in a model, read and change their arrays in place. Nothing else.
+
+Parameters keep their identity: a cut gives the same `nn.Parameter` a smaller tensor. So param groups,
+ties, attributes (`_optim`, `_no_weight_decay`, requires_grad), hooks and lists of parameters kept
+elsewhere all stay valid. Imported only once the user's own object proves that torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils import parametrize
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.adapters.moments import Moments
+from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
+from ssmreduce.layers.layer_map import LayerMap
+
+Path = tuple[Any, ...]
+"""The name of a module in a model, as a tuple of one."""
+
+Change = tuple[Any, LayerMap, Mapping[str, HostArray], float]
+"""A layer, its map, its new arrays and the new order over the old one."""
+
+
+def is_module(candidate: object) -> bool:
+    """Tell whether `candidate` is a torch module."""
+    return isinstance(candidate, torch.nn.Module)
+
+
+def array_axes(module: Any) -> dict[str, int]:
+    """Return the names of the parameters and buffers of `module` and their numbers of axes."""
+    axes = {
+        name: tensor.ndim
+        for tensors in (module._parameters, module._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
+    if parametrize.is_parametrized(module):
+        axes |= {name: getattr(module, name).ndim for name in module.parametrizations}
+    return axes
+
+
+def unwrapped(module: Any) -> Any:
+    """Return the only module inside wrappers that hold no array of their own."""
+    while not array_axes(module):
+        children = list(module.children())
+        if len(children) != 1:
+            return module
+        module = children[0]
+    return module
+
+
+def find_layers(model: Any, matches: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
+    """Yield the name and the object of every matching module, the outermost ones only."""
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in inside):
+            continue
+        if matches(module):
+            inside.append(f"{name}." if name else "")
+            yield (name,), module
+
+
+def path_name(path: Path) -> str:
+    """Return the name of a module, ``model`` for the model itself."""
+    return ".".join(filter(None, path)) or "model"
+
+
+def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None:
+    """Raise unless the arrays of the layers may be replaced now.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If one is computed by a parametrization, or shared with something of another shape.
+    OptimizerStateError
+        If one holds a gradient: an accumulation that has not been stepped.
+    """
+    for path, (layer, layer_map) in layers.items():
+        for name in layer_map.names():
+            if parametrize.is_parametrized(layer, name):
+                raise UnsupportedLayerError(
+                    f"`{name}` of layer `{path_name(path)}` is computed by a parametrization; expected "
+                    "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
+                )
+            gradient = getattr(layer, name).grad
+            if gradient is not None and bool(torch.any(gradient != 0)):
+                raise OptimizerStateError(
+                    f"`{name}` of layer `{path_name(path)}` holds a gradient, which belongs to the old "
+                    "states; expected none. Reduce between two steps, after "
+                    "optimizer.step() and optimizer.zero_grad()."
+                )
+    _check_sharing(model, layers)
+
+
+def _check_sharing(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None:
+    """Refuse parameters shared with another module, unless two layers share all of them."""
+    owned: dict[int, tuple[Path, str, Any]] = {}
+    for path, (layer, layer_map) in layers.items():
+        own = {name: getattr(layer, name) for name in layer_map.names()}
+        shared = {owned[id(tensor)][0] for tensor in own.values() if id(tensor) in owned}
+        for other in shared:
+            twin = layers[other][0]
+            apart = [name for name in own if getattr(twin, name, None) is not own[name]]
+            if apart:
+                raise _tied(path_name(path), path_name(other), ", ".join(apart))
+        owned |= {id(tensor): (path, name, layer) for name, tensor in own.items()}
+    changing = {
+        key: entry
+        for key, entry in owned.items()
+        if entry[1] not in _unchanged(entry[2], layers[entry[0]][1])
+    }
+    inside = {id(part) for layer, _ in layers.values() for part in layer.modules()}
+    for name, module in model.named_modules():
+        around = any(layer is part for layer, _ in layers.values() for part in module.modules())
+        if id(module) in inside or around:
+            continue
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if id(tensor) in changing:
+                path, weight, _ = changing[id(tensor)]
+                raise _tied(path_name(path), name or "model", weight, only=True)
+
+
+def _unchanged(layer: Any, layer_map: LayerMap) -> set[str]:
+    """Names of weights whose shape does not depend on the order."""
+    weights = read_arrays(layer, layer_map.names())
+    B, C = layer_map.matrices(weights)
+    changing = {*layer_map.poles, *layer_map.matrix_weights(B, C)}
+    return set(layer_map.names()) - changing
+
+
+def _tied(first: str, second: str, names: str, *, only: bool = False) -> UnsupportedLayerError:
+    what = "shares only" if only else "shares parameters, but not"
+    return UnsupportedLayerError(
+        f"layer `{first}` {what} {names} with `{second}`; expected layers that share all "
+        "weights or none: one cut has to fit both. Untie them first."
+    )
+
+
+def read_arrays(module: Any, names: tuple[str, ...]) -> dict[str, HostArray]:
+    """Return the named arrays at double precision on the host."""
+    return {name: host_array(getattr(module, name)) for name in names}
+
+
+def host_array(tensor: Any) -> HostArray:
+    """Return a tensor at double precision on the host."""
+    double = torch.complex128 if tensor.is_complex() else torch.float64
+    return np.array(tensor.detach().to("cpu", double).resolve_conj().numpy())
+
+
+def _like(tensor: Any, value: HostArray) -> Any:
+    """A new tensor with the values of `value`, in the dtype and on the device of `tensor`."""
+    if np.iscomplexobj(value) and not tensor.is_complex():
+        value = value.real
+    return torch.from_numpy(np.array(value)).to(tensor.device, tensor.dtype)
+
+
+def precision(module: Any, names: tuple[str, ...]) -> float:
+    """Return the largest eps among the dtypes of the named arrays."""
+    dtypes = [getattr(module, name).dtype for name in names]
+    inexact = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
+    return max(float(torch.finfo(dtype).eps) for dtype in inexact)
+
+
+def item_sizes(module: Any, names: tuple[str, ...]) -> dict[str, int]:
+    """Return the bytes of one entry of each named array."""
+    return {name: int(getattr(module, name).element_size()) for name in names}
+
+
+def rounded(module: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+    """Return `values` as the arrays of `module` would hold them, at double precision."""
+    return {name: host_array(_like(getattr(module, name), value)) for name, value in values.items()}
+
+
+def write_layer(
+    module: Any, layer_map: LayerMap, values: Mapping[str, HostArray], ratio: float
+) -> Any:
+    """Give the arrays of `module` new values and shapes, in place, and return it."""
+    commit(module, is_module, {(): (module, layer_map, values, ratio)}, None, {})
+    return module
+
+
+def commit(
+    model: Any,
+    matches: Callable[[Any], bool],
+    changes: Mapping[Path, Change],
+    optimizer: Any,
+    moments: Mapping[tuple[Any, str], HostArray],
+) -> tuple[Any, Any]:
+    """Change layers and optimizer state in place: all is computed first, then all is assigned."""
+    tensors = [
+        (getattr(layer, name), _like(getattr(layer, name), value))
+        for layer, _, values, _ in changes.values()
+        for name, value in values.items()
+    ]
+    states = [
+        (optimizer.state[parameter], field, _like(optimizer.state[parameter][field], value))
+        for (parameter, field), value in moments.items()
+    ]
+    attributes = [
+        entry
+        for layer, layer_map, _, ratio in changes.values()
+        for entry in _attributes(model, layer, layer_map, ratio)
+    ]
+    for tensor, new in tensors:
+        replace_data(tensor, new)
+    for state, field, new in states:
+        state[field] = new
+    _assign(attributes)
+    return model, optimizer
+
+
+def _assign(attributes: list[tuple[Any, str, Any]]) -> None:
+    for owner, name, value in attributes:
+        if value is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, value)
+
+
+def load_state(
+    model: Any,
+    state_dict: Mapping[str, Any],
+    layers: Mapping[Path, tuple[Any, LayerMap]],
+    ratios: Mapping[Path, float],
+) -> None:
+    """Give the layers the shapes of a state dict and load it; names and shapes were checked before."""
+    attributes = [
+        entry
+        for path, (layer, layer_map) in layers.items()
+        for entry in _attributes(model, layer, layer_map, ratios[path])
+    ]
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.shape != state_dict[name].shape:
+            new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
+            replace_data(tensor, new)
+    model.load_state_dict(state_dict)
+    _assign(attributes)
+
+
+def replace_data(tensor: Any, new: Any) -> None:
+    """Give a parameter or buffer another tensor, of any shape, without a gradient.
+
+    A graph that is still alive (that of the last loss, say) holds the node that accumulates the
+    gradient, with the old shape, and the next graph would use it again. torch drops that
+    node only when the dtype changes, so the dtype changes for a moment.
+    """
+    tensor.grad = None
+    other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = new
+
+
+def _attributes(
+    model: Any, layer: Any, layer_map: LayerMap, ratio: float
+) -> Iterator[tuple[Any, str, Any]]:
+    """Owner, name and new value (None: delete) of what else depends on the number of states.
+
+    Every module that holds one of the layer's arrays may keep such attributes.
+    """
+    own = {id(getattr(layer, name)) for name in layer_map.names()}
+    for module in model.modules():
+        tensors = {
+            id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
+        }
+        if not own & tensors:
+            continue
+        values = vars(module)
+        for name in layer_map.sizes:
+            if isinstance(values.get(name), int):
+                yield module, name, round(values[name] * ratio)
+        for name in layer_map.states:
+            if torch.is_tensor(values.get(name)):
+                old = values[name]
+                shape = (*old.shape[:-1], round(old.shape[-1] * ratio))
+                yield module, name, torch.zeros(shape, dtype=old.dtype, device=old.device)
+        for name in layer_map.caches:
+            if name in values:
+                yield module, name, None
+
+
+def moments_of(
+    model: Any, optimizer: Any, names: Mapping[Path, tuple[str, ...]]
+) -> Iterator[Moments]:
+    """Yield what an optimizer holds for the named arrays of the layers at the given paths.
+
+    Raises
+    ------
+    OptimizerStateError
+        If `optimizer` is not a torch optimizer.
+    """
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise OptimizerStateError(
+            f"`optimizer` is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; expected a "
+            "torch.optim.Optimizer. Pass the one that trains the model, or none."
+        )
+    for path, own in names.items():
+        layer = model.get_submodule(path[0])
+        fields: dict[str, dict[str, tuple[Any, HostArray]]] = {}
+        for name in own:
+            tensor = getattr(layer, name)
+            for field, value in optimizer.state.get(tensor, {}).items():
+                if isinstance(value, list | tuple | dict) or (
+                    torch.is_tensor(value) and value.ndim
+                ):
+                    if not torch.is_tensor(value):
+                        raise OptimizerStateError(
+                            f"the optimizer state holds `{field}` for `{name}` as a "
+                            f"{type(value).__name__}, which cannot be carried; expected tensors. Use Adam, "
+                            "AdamW, SGD or RMSprop, or initialise the optimizer afresh."
+                        )
+                    fields.setdefault(field, {})[name] = (tensor, field), host_array(value)
+        for field, arrays in fields.items():
+            yield Moments(field, f"layer {path_name(path)}", path, arrays)

@@ -1,0 +1,254 @@
+"""`LayerMap`: how the weights of a layer parametrise a diagonal discrete system with real output.
+
+Every layer here runs, with stored matrices b and c and factors s and t that belong to its poles,
+
+    h[k] = λ h[k-1] + (s b) u[k],    y[k] = Re((c t) h[k]) + D u[k],
+
+once, or once for each of its channels (leading axes). A map says where λ, b, c and D are and what s
+and t are; reading, writing and the way of the optimizer's moments follow from that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._checks import floating_array
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import ShapeError, UnstableSystemError
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.time_domain import Discrete
+
+Weights = Mapping[str, Array]
+"""Arrays of a layer by name, at double precision on the host (tracers as they are)."""
+
+_SMALLEST_MODULUS = 1e-6
+"""Poles below decay within one step; at exactly zero the gradients of most layers are NaN."""
+
+
+class LayerMap(ABC):
+    """How the weights of one kind of layer parametrise a system.
+
+    Attributes
+    ----------
+    poles : tuple of str
+        Weights that hold the poles and what belongs to them: their moments have no image in
+        other coordinates.
+    sizes : tuple of str
+        Attributes of a layer object that count its states (or a multiple of them).
+    states : tuple of str
+        Attributes that keep a state between calls; zeros of the new length after a cut.
+    caches : tuple of str
+        Attributes computed from the weights on demand; deleted after a cut.
+    error_factor : float
+        How much larger the layer's error may be than its system's.
+    stores_input : bool
+        Whether the layer has an input matrix. Without one b = 1, and only the products c b count.
+    carries_matrices : bool
+        Whether moments of the matrices can follow a change of coordinates, as those of `poles` cannot.
+    lower_half : bool
+        Whether of a conjugate pair the pole with negative imaginary part is to be stored.
+
+    Examples
+    --------
+    A layer with weights ``decay``, ``angle``, ``B`` and ``C`` (complex), λ = exp(-exp(decay) + i angle):
+
+    >>> import numpy as np
+    >>> from ssmreduce.layers.layer_map import LayerMap
+    >>> class MyMap(LayerMap):
+    ...     poles = ("decay", "angle")
+    ...
+    ...     def names(self):
+    ...         return (*self.poles, "B", "C")
+    ...
+    ...     def logarithms(self, weights):
+    ...         return -np.exp(weights["decay"]) + 1j * weights["angle"]
+    ...
+    ...     def pole_weights(self, logarithms, weights):
+    ...         return {"decay": np.log(-logarithms.real), "angle": logarithms.imag}
+    ...
+    ...     def matrices(self, weights):
+    ...         return weights["B"], weights["C"]
+    ...
+    ...     def matrix_weights(self, B, C):
+    ...         return {"B": B, "C": C}
+    >>> weights = {
+    ...     "decay": np.zeros(1),
+    ...     "angle": np.ones(1),
+    ...     "B": np.ones((1, 2)),
+    ...     "C": np.ones((2, 1)),
+    ... }
+    >>> MyMap().read(weights).order
+    1
+    """
+
+    poles: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
+    error_factor: float = 1.0
+    stores_input: bool = True
+    carries_matrices: bool = True
+    lower_half: bool = False
+
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights that `read` needs."""
+
+    @abstractmethod
+    def logarithms(self, weights: Weights) -> Array:
+        """Return log λ of the discrete poles, shape (..., n)."""
+
+    @abstractmethod
+    def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
+        """Return the weights of `poles` for new poles; `weights` are the old ones."""
+
+    @abstractmethod
+    def matrices(self, weights: Weights) -> tuple[Array, Array]:
+        """Return b, shape (..., n, m), and c, shape (..., p, n), as they are stored."""
+
+    @abstractmethod
+    def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
+        """Return the weights that store b and c: the inverse of `matrices`."""
+
+    def scales(self, weights: Weights) -> tuple[Array, Array]:
+        """Return s and t, each of shape (..., n): the system has B = s b and C = c t."""
+        one = np.ones(self.logarithms(weights).shape)
+        return one, one
+
+    def feedthrough(self, weights: Weights) -> Array | None:
+        """Return D, shape (..., p, m), real; None for none."""
+        return None
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together; the default checks nothing."""
+        return None
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+        """Return the map of `layer`, which is told by its arrays; None if it is another layer.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If it is a variant of this layer that no map fits.
+        """
+        return None
+
+    def order(self, weights: Weights) -> int:
+        """Return the number of stored states, of each channel where they run apart."""
+        return int(self.logarithms(weights).shape[-1])
+
+    def check_finite(self, weights: Weights) -> None:
+        """Raise `NonFiniteError` if a weight holds NaN or Inf."""
+        for name, value in weights.items():
+            floating_array(value, name, 0)
+
+    def read(self, weights: Weights) -> System:
+        """Return the discrete system that the layer runs, diagonal unless its state matrix is not.
+
+        Raises
+        ------
+        ShapeError
+            If the weights do not fit together.
+        NonFiniteError
+            If a weight holds NaN or Inf.
+        """
+        self.check_finite(weights)
+        self.check(weights)
+        B, C = self.matrices(weights)
+        s, t = self.scales(weights)
+        return DiagonalStateSpace.from_log(
+            self.logarithms(weights),
+            s[..., :, None] * B,
+            C * t[..., None, :],
+            self.feedthrough(weights),
+            time=Discrete(),
+            real_output=True,
+            read_after_update=True,
+        )
+
+    def storable(self, system: DiagonalStateSpace) -> DiagonalStateSpace:
+        """Return the same map in states that the layer can store, more of them if need be."""
+        return system
+
+    def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
+        """Return the weights, all but the feedthrough, of a layer that runs a storable system.
+
+        States that do not respond or are not seen, as paddings are, get c = 0 and a pole and input
+        weights from which training can revive them.
+
+        Raises
+        ------
+        UnstableSystemError
+            If the layer cannot store a pole.
+        """
+        modulus = np.maximum(np.abs(system.eigenvalues), _SMALLEST_MODULUS)
+        logarithms = np.log(modulus) + 1j * np.angle(system.eigenvalues)
+        B, C = system.B.astype(np.complex128), system.C.astype(np.complex128)
+        if self.lower_half:  # Re(c h) does not tell a state from its conjugate
+            upper = logarithms.imag > 0.0
+            logarithms = np.where(upper, logarithms.conj(), logarithms)
+            B = np.where(upper[..., :, None], B.conj(), B)
+            C = np.where(upper[..., None, :], C.conj(), C)
+        idle = ~np.any(B, axis=-1) | ~np.any(C, axis=-2)
+        typical = _typical(self.logarithms(weights))
+        logarithms = np.where(idle, typical[..., None], logarithms)
+        C = np.where(idle[..., None, :], 0.0, C)
+        if self.stores_input:
+            B = np.where(idle[..., :, None], 1.0, B)
+        else:
+            B, C = np.ones_like(B), C * np.swapaxes(B, -1, -2)
+        new = self.pole_weights(logarithms, weights)
+        for name, value in new.items():
+            if not np.all(np.isfinite(value)):
+                raise UnstableSystemError(
+                    f"`system` has a pole for which `{name}` is not finite; expected poles that the "
+                    "layer can store. Reduce to another order."
+                )
+        s, t = self.scales({**weights, **new})
+        return new | self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
+
+
+class HasArrays:
+    """What a map may ask about the arrays of a layer: their names and numbers of axes."""
+
+    def __init__(self, axes: Mapping[str, int]) -> None:
+        self._axes = axes
+
+    def __call__(self, *names: str, **axes: int) -> bool:
+        """Tell whether there is an array under each name, with so many axes where told."""
+        return all(name in self._axes for name in names) and all(
+            self._axes.get(name) == count for name, count in axes.items()
+        )
+
+
+def check_decay(logarithms: HostArray, kind: str) -> None:
+    """Raise `UnstableSystemError` unless every |λ| < 1."""
+    if np.any(logarithms.real >= 0.0):
+        largest = float(np.exp(logarithms.real.max()))
+        raise UnstableSystemError(
+            f"`system` has a pole with |λ| = {largest:.17g}; {kind} stores |λ| < 1 only. "
+            "Reduce to another order."
+        )
+
+
+def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: str = "") -> None:
+    """Raise `ShapeError` unless a weight has `shape`, in which letters stand for any length."""
+    found = weights[name].shape
+    fits = len(found) == len(shape) and all(
+        isinstance(expected, str) or length == expected
+        for length, expected in zip(found, shape, strict=True)
+    )
+    if not fits:
+        expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+        raise ShapeError(f"`{name}` has shape {found}; expected {expected}{why}.")
+
+
+def _typical(logarithms: HostArray) -> HostArray:
+    """Of each system the pole of median decay, shape (...)."""
+    middle = np.argsort(logarithms.real, axis=-1)[..., logarithms.shape[-1] // 2]
+    return np.asarray(np.take_along_axis(logarithms, middle[..., None], axis=-1)[..., 0])

@@ -1,0 +1,100 @@
+"""S4: weights <-> systems (Gu, Goel and Ré, ICLR 2022), diagonal plus low rank, one for each channel.
+
+With n stored poles Λ, p_r = [P_r; conj P_r], b = [B; conj B] and c = [C, conj C],
+
+    x' = (diag(Λ, conj Λ) - Σ_r p_r p_rᴴ) x + b u,   y = c x,
+
+by the bilinear rule with a step Δ for each channel. Once the layer has run with sequences of length L,
+its parameter C holds C̃ = c (I - A^L) and ``l_kernel`` holds L; reading undoes that.
+
+The state matrix is far from normal (that of HiPPO-LegS has real eigenvalues -1 ... -n and eigenvectors
+that no arithmetic tells apart), so such a layer is read as a dense system of order 2n. A reduced one is
+diagonal: it is written with P = 0, which has gradient zero and stays, and with l_kernel = 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_shape
+from ssmreduce.layers.s4d import S4Diagonal
+from ssmreduce.layers.storage import Packed
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.real_form import real_input, real_output, real_state
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Discrete
+
+
+class S4(S4Diagonal):
+    """The kernel `SSMKernelDPLR`: the weights of `S4Diagonal`, P (r, H, n, 2) and l_kernel."""
+
+    poles = ("A_real", "A_imag", "inv_dt", "P", "B", "C")
+    caches = ("dA", "dB", "dC", "step_params")
+    carries_matrices = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Discretisation.BILINEAR, **options)
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+        """Recognise the arrays of `SSMKernelDPLR`, and refuse channels that share their poles."""
+        if not has("A_real", "A_imag", "inv_dt", B=4, C=4, P=4, l_kernel=0):
+            return None
+        return cls(**cls._options(layer))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights."""
+        return (*self.poles, "l_kernel")
+
+    def read(self, weights: Weights) -> System:
+        """Return the systems that the layer runs: dense and real of order 2n, diagonal if P = 0."""
+        self.check_finite(weights)
+        self.check(weights)
+        length = int(weights["l_kernel"])
+        if not np.any(weights["P"]):
+            diagonal = super().read(weights)
+            assert isinstance(diagonal, DiagonalStateSpace)
+            if not length:
+                return diagonal
+            C = diagonal.C / -np.expm1(length * diagonal.log_eigenvalues)[..., None, :]
+            return DiagonalStateSpace.from_log(
+                diagonal.log_eigenvalues,
+                diagonal.B,
+                C,
+                diagonal.D,
+                time=Discrete(),
+                real_output=True,
+                read_after_update=True,
+            )
+        b, c = self.matrices(weights)
+        P = np.moveaxis(Packed("P").get(weights), 0, -1)
+        p = real_input(P)  # of [P; conj P] in coordinates [Re; Im]; its adjoint there is twice that
+        A = real_state(self._poles(weights)) - 2.0 * p @ adjoint(p)
+        B, C = real_input(b), 2.0 * real_output(c)
+        half_step = 0.5 * self._step(weights)[..., None]
+        identity = np.eye(A.shape[-1])
+        backward = identity - half_step * A
+        A = np.asarray(np.linalg.solve(backward, identity + half_step * A))
+        B = np.linalg.solve(backward, 2.0 * half_step * B)
+        if length:
+            remaining = identity - np.linalg.matrix_power(A, length)
+            C = adjoint(np.linalg.solve(adjoint(remaining), adjoint(C)))
+        return StateSpace(A, B, C, time=Discrete(), read_after_update=True)
+
+    def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
+        """Return the weights of a layer that runs `system`, which is diagonal: with P = 0."""
+        new = super().write(system, weights)
+        rank, channels, _, _ = weights["P"].shape
+        P = np.zeros((rank, channels, system.order, 2))
+        return {**new, "P": P, "l_kernel": np.zeros(())}
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+        super().check(weights)
+        channels, n = weights["A_real"].shape
+        check_shape(weights, "P", ("r", channels, n, 2))
+        check_shape(weights, "l_kernel", ())

@@ -1,0 +1,197 @@
+"""S4D: weights <-> systems (Gu, Gupta, Goel and Ré, NeurIPS 2022), one system for each channel.
+
+With a step Δ for each channel and poles Λ of its own,
+
+    h[k] = λ h[k-1] + s b u[k],   y[k] = 2 Re(c h[k]),
+
+where λ and s follow from Λ and Δ (see `ssmreduce.layers.discretisation`). `S4D` is the minimal layer,
+Λ = -exp(log_A_real) + i A_imag by zero-order hold with b = 1; `S4Diagonal` is the one of the full
+repository with all its options, Λ = -T(A_real) - i T(A_imag). The feedthrough is a parameter of the
+block around the kernel, not of the kernel: systems here have none. All channels have equally many
+states, so a channel that needs fewer gets states with c = 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_decay, check_shape
+from ssmreduce.layers.storage import Packed
+from ssmreduce.layers.transforms import inverse_transformed, transformed
+
+
+class S4D(LayerMap):
+    """The minimal S4D kernel: C (H, n, 2), log_A_real, A_imag (H, n), log_dt (H)."""
+
+    poles = ("log_A_real", "A_imag")
+    stores_input = False
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+        """Recognise the arrays of `S4DKernel`."""
+        return cls() if has(C=3, log_A_real=2, A_imag=2, log_dt=1) else None
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights."""
+        return (*self.poles, "C", "log_dt")
+
+    def logarithms(self, weights: Weights) -> Array:
+        """Return log λ = Λ Δ."""
+        return self._poles(weights) * np.exp(weights["log_dt"])[:, None]
+
+    def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
+        """Return log_A_real and A_imag for the steps as they are."""
+        check_decay(logarithms, "an S4D layer")
+        poles = logarithms / np.exp(weights["log_dt"])[:, None]
+        return {"log_A_real": np.log(-poles.real), "A_imag": poles.imag}
+
+    def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
+        """Return b = 1 and c."""
+        C = Packed("C").get(weights)
+        return np.ones((*C.shape, 1)), C[:, None, :]
+
+    def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
+        """Return the array of c."""
+        return Packed("C").put(C[:, 0, :])
+
+    def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
+        """Return ones and 2 s."""
+        step = np.exp(weights["log_dt"])[:, None]
+        factor = Discretisation.ZOH.input_factor(self._poles(weights), step)
+        return np.ones(factor.shape), 2.0 * factor
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+        channels, n = weights["log_A_real"].shape
+        check_shape(weights, "A_imag", (channels, n))
+        check_shape(weights, "C", (channels, n, 2))
+        check_shape(weights, "log_dt", (channels,))
+
+    def _poles(self, weights: Weights) -> HostArray:
+        return np.asarray(-np.exp(weights["log_A_real"]) + 1j * weights["A_imag"])
+
+
+class S4Diagonal(LayerMap):
+    """The kernel `SSMKernelDiag`: C (c, H, n, 2), B (1, H, n, 2), A_real, A_imag (H, n), inv_dt (H, 1 or n).
+
+    Parameters
+    ----------
+    discretisation : Discretisation
+        The kernel's `disc`.
+    real_transform, imag_transform, dt_transform : str
+        The kernel's transforms of `A_real`, `A_imag` and `inv_dt`: none, exp, relu, sigmoid, softplus.
+    fast_step : bool
+        The kernel's `dt_fast`: whether the step is a transform of sinh(inv_dt).
+    """
+
+    poles: tuple[str, ...] = ("A_real", "A_imag", "inv_dt")
+    sizes = ("N", "d_state")
+    caches: tuple[str, ...] = ("dA", "dB", "dC")
+    lower_half = True
+
+    def __init__(
+        self,
+        discretisation: Discretisation = Discretisation.ZOH,
+        *,
+        real_transform: str = "exp",
+        imag_transform: str = "none",
+        dt_transform: str = "exp",
+        fast_step: bool = False,
+    ) -> None:
+        self._discretisation = discretisation
+        self._real, self._imag = real_transform, imag_transform
+        self._dt, self._fast_step = dt_transform, fast_step
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+        """Recognise the arrays of `SSMKernelDiag`, and refuse the variants that are no such system."""
+        if has("P") or not has("A_real", "inv_dt", "B", "C"):
+            return None
+        if getattr(layer, "is_real", False):
+            raise _refusal("`is_real` is True: it cannot store the complex poles of a reduction")
+        if not has(A_real=2, A_imag=2, inv_dt=2, B=4, C=4):
+            return None
+        rule = getattr(layer, "disc", "zoh")
+        if rule not in {item.value for item in Discretisation}:
+            raise _refusal(f"`disc` is {rule!r}: its kernel depends on the sequence length")
+        return cls(Discretisation(rule), **cls._options(layer))
+
+    @staticmethod
+    def _options(layer: Any) -> dict[str, Any]:
+        """The options of a kernel object, as arguments of the map."""
+        if getattr(layer, "bandlimit", None) is not None:
+            raise _refusal("`bandlimit` is set: it masks states by their frequency")
+        if layer.A_real.shape[0] != layer.C.shape[1]:
+            raise _refusal("`n_ssm` is below the number of channels: channels share their poles")
+        return {
+            "real_transform": getattr(layer, "real_transform", "exp"),
+            "imag_transform": getattr(layer, "imag_transform", "none"),
+            "dt_transform": getattr(layer, "dt_transform", "exp"),
+            "fast_step": bool(getattr(layer, "dt_fast", False)),
+        }
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights."""
+        return (*self.poles, "B", "C")
+
+    def logarithms(self, weights: Weights) -> Array:
+        """Return log λ."""
+        return self._discretisation.logarithms(self._poles(weights), self._step(weights))
+
+    def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
+        """Return A_real and A_imag for the steps as they are, or the median ones of each channel."""
+        check_decay(logarithms, "an S4D layer")
+        inv_dt = weights["inv_dt"]
+        new: dict[str, HostArray] = {}
+        if inv_dt.shape[1] > 1:
+            median = np.median(inv_dt, axis=1, keepdims=True)
+            inv_dt = np.broadcast_to(median, logarithms.shape)
+        new["inv_dt"] = inv_dt
+        poles = self._discretisation.poles(logarithms, self._step(new))
+        new["A_real"] = inverse_transformed(-poles.real, self._real)
+        new["A_imag"] = inverse_transformed(-poles.imag, self._imag, positive=True)
+        return new
+
+    def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
+        """Return b, shape (H, n, 1), and c, shape (H, c, n)."""
+        B, C = Packed("B").get(weights), Packed("C").get(weights)
+        return B[0, :, :, None], np.moveaxis(C, 0, 1)
+
+    def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
+        """Return the arrays of b and c."""
+        return Packed("B").put(B[None, :, :, 0]) | Packed("C").put(np.moveaxis(C, 1, 0))
+
+    def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
+        """Return s and 2."""
+        factor = self._discretisation.input_factor(self._poles(weights), self._step(weights))
+        return factor, np.full(factor.shape, 2.0)
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+        channels, n = weights["A_real"].shape
+        check_shape(weights, "A_imag", (channels, n))
+        check_shape(weights, "B", (1, channels, n, 2))
+        check_shape(weights, "C", ("c", channels, n, 2))
+        tied = weights["inv_dt"].shape[1] == 1
+        check_shape(weights, "inv_dt", (channels, 1 if tied else n))
+
+    def _poles(self, weights: Weights) -> HostArray:
+        real = transformed(weights["A_real"], self._real)
+        return np.asarray(-real - 1j * transformed(weights["A_imag"], self._imag))
+
+    def _step(self, weights: Weights) -> HostArray:
+        inv_dt = np.sinh(weights["inv_dt"]) if self._fast_step else weights["inv_dt"]
+        return transformed(inv_dt, self._dt)
+
+
+def _refusal(reason: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"this S4D layer cannot be reduced because {reason}; expected a linear time-invariant layer "
+        "with poles of its own for each channel. Leave it out: reduce the other layers one by one with "
+        "reduce_layer."
+    )

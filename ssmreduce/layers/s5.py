@@ -1,0 +1,145 @@
+"""S5: weights <-> system (Smith, Warrington and Linderman, ICLR 2023), as s5-pytorch stores it.
+
+With a step Δ = exp(log_step) for each state,
+
+    zoh:       λ = exp(Λ Δ),                   s = (λ - 1)/Λ,
+    bilinear:  λ = (1 + Λ Δ/2)/(1 - Λ Δ/2),    s = Δ/(1 - Λ Δ/2),
+
+    h[k] = λ h[k-1] + s B u[k],   y[k] = Re(C h[k]) + D ⊙ u[k].
+
+The step is a redundant number for each state: written states take the median of the old ones. A
+bidirectional layer runs the same states over the sequence from either end and reads them with
+C = [C_f, C_b]: the system here has the outputs of both, [C_f; C_b], with D in the first half. The error
+of the layer is then at most sqrt(2) times that of the system.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_shape
+from ssmreduce.layers.storage import Packed
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+
+_FUNCTIONS = {
+    "discretize_zoh": Discretisation.ZOH,
+    "discretize_bilinear": Discretisation.BILINEAR,
+}
+"""How s5-pytorch calls the function that it keeps in `discretize`."""
+
+
+class S5(LayerMap):
+    """The S5 parametrisation of s5-pytorch: Lambda, log_step (n), B (n, m, 2), C (m, n), D (m).
+
+    Parameters
+    ----------
+    discretisation : Discretisation
+        Rule of the layer.
+    bidirectional : bool
+        Whether C is (m, 2n), for both directions.
+    """
+
+    poles = ("Lambda", "log_step")
+
+    def __init__(
+        self, discretisation: Discretisation = Discretisation.ZOH, *, bidirectional: bool = False
+    ) -> None:
+        self._discretisation = discretisation
+        self._bidirectional = bidirectional
+        self._B = Packed("B")
+        self.error_factor = 2.0**0.5 if bidirectional else 1.0
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+        """Recognise the arrays of `S5SSM`, and refuse the variants that are no such system."""
+        if has("BH", "CH", "Lambda", "log_step"):
+            raise _refusal("`factor_rank` is set: B and C are products of low rank")
+        if not has(Lambda=1, B=3, C=2, D=1, log_step=1) or not hasattr(layer, "discretize"):
+            return None
+        if getattr(layer, "liquid", False):
+            raise _refusal("`liquid` is True: its poles depend on the input")
+        degree = getattr(layer, "degree", 1)
+        if degree != 1:
+            raise _refusal(f"`degree` is {degree}: its input matrix is an elementwise power")
+        function = getattr(layer.discretize, "__name__", None)
+        if function not in _FUNCTIONS:
+            raise _refusal(f"`discretize` is {function}: a rule that is neither zoh nor bilinear")
+        return cls(_FUNCTIONS[function], bidirectional=bool(getattr(layer, "bidir", False)))
+
+    def read(self, weights: Weights) -> System:
+        """Return the discrete system that the layer runs, which takes B in single precision."""
+        return super().read({**weights, "B": _single(weights["B"])})
+
+    def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
+        """Return the weights of a layer that runs `system`, with B in single precision."""
+        new = super().write(system, weights)
+        return {**new, "B": _single(new["B"])}
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights."""
+        return (*self.poles, "B", "C", "D")
+
+    def logarithms(self, weights: Weights) -> HostArray:
+        """Return log λ."""
+        return self._discretisation.logarithms(weights["Lambda"], np.exp(weights["log_step"]))
+
+    def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
+        """Return Lambda for the median of the old steps, and that step for every state."""
+        log_step = np.full(logarithms.shape, np.median(weights["log_step"]))
+        return {
+            "Lambda": self._discretisation.poles(logarithms, np.exp(log_step)),
+            "log_step": log_step,
+        }
+
+    def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
+        """Return B and C, the two directions of C one below the other."""
+        B, C = self._B.get(weights), weights["C"]
+        return B, np.concatenate(np.split(C, 2, axis=1)) if self._bidirectional else C
+
+    def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
+        """Return the arrays of B and C."""
+        stored = np.concatenate(np.split(C, 2), axis=1) if self._bidirectional else C
+        return self._B.put(B) | {"C": stored}
+
+    def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
+        """Return s and ones."""
+        step = np.exp(weights["log_step"])
+        return self._discretisation.input_factor(weights["Lambda"], step), np.ones(step.shape)
+
+    def feedthrough(self, weights: Weights) -> HostArray:
+        """Return the diagonal matrix of D, above zeros for the second direction."""
+        D = np.diag(weights["D"])
+        return np.concatenate([D, np.zeros_like(D)]) if self._bidirectional else D
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+        check_shape(weights, "Lambda", ("n",), ", one layer at a time")
+        n = weights["Lambda"].size
+        why = f", as `Lambda` has {n}"
+        check_shape(weights, "log_step", (n,), why)
+        check_shape(weights, "B", (n, "m", 2), why)
+        m = weights["B"].shape[1]
+        check_shape(weights, "C", (m, 2 * n if self._bidirectional else n), why)
+        check_shape(weights, "D", (m,))
+        if self._discretisation is Discretisation.ZOH and np.any(weights["Lambda"] == 0.0):
+            raise ShapeError(
+                "`Lambda` has an entry 0; expected none: the layer divides by it and returns NaN. "
+                "Set it to a small negative number."
+            )
+
+
+def _single(array: HostArray) -> HostArray:
+    """`array` as the layer uses it: s5-pytorch makes B complex64, whatever its other dtypes are."""
+    return array.astype(np.float32).astype(np.float64)
+
+
+def _refusal(reason: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"this S5 layer cannot be reduced because {reason}; expected the linear time-invariant "
+        "layer. Leave it out: reduce the other layers one by one with reduce_layer."
+    )

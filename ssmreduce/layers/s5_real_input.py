@@ -1,0 +1,128 @@
+"""S5 of lrnnx: weights <-> system, with a real input matrix.
+
+    Λ = -softplus(A[:, 0]) + i A[:, 1],   Δ = exp(log_dt),   λ = exp(Λ Δ),
+    h[k] = λ h[k-1] + B u[k],   y[k] = Re(C s h[k]) + Dᵀ u[k],
+
+with s = (λ - 1)/Λ (zero-order hold) or 1 ("dirac"). B is real: the residue c b of a stored state has real b
+up to one phase. A pole of a reduced system has a complex b in general and takes two states then,
+
+    c b = c Re b + (i c) Im b,
+
+so that r stored states hold a real order of about r. Its "bilinear" rule has the sign of Λ reversed, so that
+all of its poles lie outside of the unit circle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_decay, check_shape
+from ssmreduce.layers.storage import Packed
+from ssmreduce.layers.transforms import inverse_transformed, transformed
+from ssmreduce.systems.diagonal import DiagonalStateSpace
+
+_ROUNDINGS = 64.0
+"""A row of B counts as real, up to a phase, if its imaginary part is below 64 eps of its length."""
+
+
+class S5RealInput(LayerMap):
+    """The parametrisation of lrnnx: A (n, 2), log_dt (n), B (n, m), C (m, n, 2), D (m, m).
+
+    Parameters
+    ----------
+    holds : bool
+        Whether the rule is zero-order hold; otherwise inputs are impulses ("dirac").
+    """
+
+    poles = ("A", "log_dt", "B", "C")
+    sizes = ("d_state", "state_dim")
+    carries_matrices = False
+
+    def __init__(self, *, holds: bool = True) -> None:
+        self._holds = holds
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+        """Recognise the arrays of lrnnx, and refuse its rules without decaying poles."""
+        if not has(A=2, log_dt=1, B=2, C=3, D=2) or not hasattr(layer, "discretize_fn"):
+            return None
+        rule = getattr(layer.discretize_fn, "__name__", None)
+        if rule not in ("zoh", "dirac"):
+            raise UnsupportedLayerError(
+                f"this S5 layer cannot be reduced because `discretization` is {rule!r}, which does not "
+                "take stable poles into the unit circle; expected 'zoh' or 'dirac'. Leave it out: "
+                "reduce the other layers one by one with reduce_layer."
+            )
+        return cls(holds=rule == "zoh")
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights."""
+        return (*self.poles, "D")
+
+    def logarithms(self, weights: Weights) -> Array:
+        """Return log λ = Λ Δ."""
+        return self._poles(weights) * np.exp(weights["log_dt"])
+
+    def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
+        """Return A for the median of the old steps, and that step for every state."""
+        check_decay(logarithms, "an S5 layer")
+        log_step = np.full(logarithms.shape, np.median(weights["log_dt"]))
+        poles = logarithms / np.exp(log_step)
+        real = inverse_transformed(-poles.real, "softplus")
+        return {"A": np.stack([real, poles.imag], axis=-1), "log_dt": log_step}
+
+    def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
+        """Return B and C."""
+        return weights["B"], Packed("C").get(weights)
+
+    def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
+        """Return the arrays of B, which is real, and C."""
+        return {"B": B.real} | Packed("C").put(C)
+
+    def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
+        """Return ones and s: the factor of the input, on the side of the output."""
+        poles, step = self._poles(weights), np.exp(weights["log_dt"])
+        one = np.ones(step.shape)
+        return one, Discretisation.ZOH.input_factor(poles, step) if self._holds else one
+
+    def feedthrough(self, weights: Weights) -> Array:
+        """Return Dᵀ, which the layer applies to rows."""
+        return weights["D"].swapaxes(0, 1)
+
+    def storable(self, system: DiagonalStateSpace) -> DiagonalStateSpace:
+        """Return the same map with a real B: a state with a complex row of it becomes two."""
+        square = np.sum(np.asarray(system.B, np.complex128) ** 2, axis=-1)
+        turn = np.exp(-0.5j * np.angle(square))
+        B, C = turn[:, None] * system.B, system.C / turn
+        length = np.linalg.norm(B, axis=-1)
+        eps = float(np.finfo(np.float64).eps)
+        split = np.linalg.norm(B.imag, axis=-1) > _ROUNDINGS * eps * length
+        poles = system.eigenvalues
+        return DiagonalStateSpace(
+            np.concatenate([poles, poles[split]]),
+            np.concatenate([B.real, B.imag[split]]),
+            np.concatenate([C, 1j * C[:, split]], axis=1),
+            system.D,
+            time=system.time,
+            real_output=True,
+            read_after_update=True,
+        )
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+        check_shape(weights, "A", ("n", 2))
+        n = len(weights["A"])
+        check_shape(weights, "log_dt", (n,))
+        check_shape(weights, "B", (n, "m"))
+        m = weights["B"].shape[1]
+        check_shape(weights, "C", (m, n, 2))
+        check_shape(weights, "D", (m, m))
+
+    def _poles(self, weights: Weights) -> HostArray:
+        A = weights["A"]
+        return np.asarray(-transformed(A[:, 0], "softplus") + 1j * A[:, 1])

@@ -1,0 +1,95 @@
+"""Load the weights of a reduced PyTorch model into a fresh one of full size: `load_reduced`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssmreduce.adapters.registry import find_layers, layer_map_of, model_backend
+from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.layers.layer_map import LayerMap
+
+
+def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
+    """Load the state dict of a reduced model into a model of any order, in place.
+
+    The shapes of the saved weights say how many states each layer has: the layers of `model` take
+    those first, and all weights are loaded strictly then. Parameters stay the same objects, so
+    that an optimizer made before or after it is right, and can load its own state dict next.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Built like the model that was saved, with any number of states.
+    state_dict : dict of str to tensor
+        From ``state_dict()`` of the reduced model.
+
+    Returns
+    -------
+    torch.nn.Module
+        `model` itself.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If `model` is not a PyTorch module, or holds no supported layer.
+    ShapeError
+        If a name is missing or left over, or a shape differs by more than the states of a layer;
+        nothing was changed then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from LRU_pytorch import LRU
+    >>> from ssmreduce import load_reduced, reduce_model
+    >>> saved = reduce_model(LRU(3, 3, 16, rmin=0.5), 6).model.state_dict()
+    >>> load_reduced(LRU(3, 3, 16), saved).nu_log.shape
+    torch.Size([6])
+    """
+    backend = model_backend(model)
+    if not hasattr(backend, "load_state"):
+        raise UnsupportedLayerError(
+            f"`model` is a {type(model).__module__}.{type(model).__qualname__}; expected a "
+            "torch.nn.Module. Arrays of other frameworks bring their shapes: deserialise them as they are."
+        )
+    layers: dict[tuple[Any, ...], tuple[Any, LayerMap]] = {}
+    for path, layer in find_layers(model):
+        layer_map = layer_map_of(layer)
+        assert layer_map is not None
+        layers[path] = layer, layer_map
+    backend.check_ready(model, layers)
+    _check_names(model.state_dict(), state_dict)
+    ratios: dict[tuple[Any, ...], float] = {}
+    free: set[str] = set()
+    for path, (layer, layer_map) in layers.items():
+        prefix = f"{path[0]}." if path[0] else ""
+        names = [name for name in layer_map.names() if prefix + name in state_dict]
+        free |= {prefix + name for name in names}
+        saved = {name: backend.host_array(state_dict[prefix + name]) for name in names}
+        here = backend.read_arrays(layer, layer_map.names())
+        old, new = layer_map.read(here), layer_map.read({**here, **saved})
+        if (old.batch_shape, old.inputs, old.outputs) != (new.batch_shape, new.inputs, new.outputs):
+            raise ShapeError(
+                f"layer `{backend.path_name(path)}` was saved with {new.inputs} inputs, {new.outputs} "
+                f"outputs and batch axes {new.batch_shape} but has {old.inputs}, {old.outputs} and "
+                f"{old.batch_shape}; expected the same. Build the model as it was."
+            )
+        ratios[path] = layer_map.order({**here, **saved}) / layer_map.order(here)
+    for name, tensor in model.state_dict().items():
+        if name not in free and tensor.shape != state_dict[name].shape:
+            raise ShapeError(
+                f"`{name}` was saved with shape {tuple(state_dict[name].shape)} but has "
+                f"{tuple(tensor.shape)}; expected the same. Build the model as it was."
+            )
+    backend.load_state(model, state_dict, layers, ratios)
+    return model
+
+
+def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    if missing or extra:
+        raise ShapeError(
+            f"`state_dict` lacks {', '.join(missing) or 'nothing'} and has "
+            f"{', '.join(extra) or 'nothing'} besides; expected the names of the model. "
+            "Build the model as it was."
+        )

@@ -1,0 +1,119 @@
+"""Cut a layer's systems to diagonal ones, also where the layer's own state matrix is not diagonal.
+
+A dense real system truncated to order R is diagonalised: a conjugate pair or a real pole takes one stored
+state, so that r stored states hold a real order between r and 2r. The largest is kept that fits, or one
+of the next below if its eigenvectors would cost more digits than the cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import NoConvergenceError, SSMReduceError
+from ssmreduce.hankel import error_bounds
+from ssmreduce.reduction.balanced import balance
+from ssmreduce.reduction.batch import assemble, single_systems
+from ssmreduce.reduction.diagonal import balanced_system
+from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.reduction.single import BalancedSystem
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.transform import diagonalise, slots_needed
+
+_SAFE_SHARE = 0.1
+"""Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
+
+_NEARBY_ORDERS = 6
+"""How many lower orders are tried where the eigenvectors are not safe."""
+
+
+class LayerBalancing(Protocol):
+    """The balanced systems of a layer, ready for any number of cuts to diagonal ones."""
+
+    def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
+        """Cut to at most `order` stored states, or to what a rule chooses."""
+
+    def budget_values(self) -> list[HostArray]:
+        """For each system, the values by which a `TotalBudget` shares out states."""
+
+
+def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
+    """Balance the systems that a layer runs."""
+    if isinstance(system, StateSpace):
+        return _DenseLayer(system, horizon)
+    return balance(system, horizon=horizon)
+
+
+class _DenseLayer:
+    """Dense systems of a layer, cut to diagonal ones."""
+
+    def __init__(self, system: StateSpace, horizon: int | None) -> None:
+        self._system = system
+        self._parts = [balanced_system(single, horizon) for single in single_systems(system)]
+
+    def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
+        """Cut each system; with `common_order` to the largest order that one of them takes."""
+        rule = as_rule(order)
+        if isinstance(rule, FixedOrder) and 2 * rule.order >= self._system.order:
+            return assemble(self._system, [part.unchanged() for part in self._parts])
+        cuts = [_diagonal_cut(part, rule) for part in self._parts]
+        if common_order:
+            largest = FixedOrder(max(int(cut.order) for cut in cuts))
+            cuts = [_diagonal_cut(part, largest) for part in self._parts]
+        return assemble(self._system, cuts)
+
+    def budget_values(self) -> list[HostArray]:
+        """Every other Hankel singular value: a stored state stands for two real ones."""
+        return [part.hsv[::2] for part in self._parts]
+
+
+def _diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
+    rank = part.check_rank()
+    limit = 2 * rank
+    wanted = min(rule.choose(part.hsv), rank)
+    if isinstance(rule, FixedOrder):
+        limit, wanted = rule.order, min(2 * rule.order, rank)
+    part.check_bound(rule, wanted)
+    bounds = error_bounds(part.hsv)
+    eps = float(np.finfo(np.float64).eps)
+    best: tuple[float, Reduction] | None = None
+    tried = 0
+    for order in range(wanted, 0, -1):
+        try:
+            cut = part.truncate(FixedOrder(order))
+        except SSMReduceError:  # a cut between nearly equal values that came out unstable
+            continue
+        assert isinstance(cut.system, StateSpace)
+        if slots_needed(np.linalg.eigvals(cut.system.A), real=True) > limit:
+            continue
+        tried += 1
+        slot_map = diagonalise(cut.system.A, real=True)
+        if slot_map is not None and np.all(np.abs(slot_map.eigenvalues) < 1.0):
+            rounding = eps * slot_map.condition * bounds[0]
+            total = float(bounds[order] + rounding)
+            if best is None or total < best[0]:
+                system = DiagonalStateSpace(
+                    slot_map.eigenvalues,
+                    slot_map.input_matrix(cut.system.B),
+                    slot_map.output_matrix(cut.system.C),
+                    cut.system.D,
+                    time=cut.system.time,
+                    real_output=True,
+                    read_after_update=cut.system.read_after_update,
+                )
+                best = total, replace(cut, system=system, order=system.order, slot_map=slot_map)
+            if rounding <= _SAFE_SHARE * max(bounds[order], eps**0.5 * bounds[0]):
+                break
+        if tried > _NEARBY_ORDERS:
+            break
+    if best is None:
+        raise NoConvergenceError(
+            f"truncated to order {wanted}, or to one of those below, the system has no stable diagonal "
+            "form; expected distinct poles. Try another order."
+        )
+    return best[1]

@@ -1,0 +1,158 @@
+"""Plan the reduction of one layer: cut it, write it as the layer would hold it, measure that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.adapters.registry import supported
+from ssmreduce.errors import OrderError, UnstableSystemError
+from ssmreduce.hankel import error_bounds
+from ssmreduce.models.diagonal_cut import balanced_layer
+from ssmreduce.models.report import LayerReduction
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+
+_EXCESS = 0.1
+"""Share by which the measured error of a written layer may exceed its bound before another order is tried."""
+
+_ROUNDINGS = 1e3
+"""The same in units of eps(dtype) · 2Σσ: weights are rounded, and poles near the circle amplify that."""
+
+_NEARBY_ORDERS = 4
+"""How many lower orders are tried where the layer as written does not keep its bound."""
+
+
+def planned(
+    layer: Any, order: int | OrderRule, horizon: int | None, multiple_of: int = 1
+) -> LayerReduction:
+    """Everything about the reduction of one layer but the change itself."""
+    return _Plan(layer, order, horizon, multiple_of).result()
+
+
+class _Plan:
+    """Cuts one layer, writes the result as the layer would hold it, and measures that."""
+
+    def __init__(
+        self, layer: Any, order: int | OrderRule, horizon: int | None, multiple_of: int
+    ) -> None:
+        self._backend, self._layer, self._map = supported(layer)
+        names = self._map.names()
+        self._order, self._multiple_of = order, multiple_of
+        self._weights = self._backend.read_arrays(layer, names)
+        self._item_sizes = self._backend.item_sizes(layer, names)
+        self._eps = self._backend.precision(layer, names)
+        self._balancing = balanced_layer(self._map.read(self._weights), horizon)
+
+    def result(self) -> LayerReduction:
+        """The reduction whose written layer keeps its bound, or the best of those nearby."""
+        reduction = self._cut(self._order)
+        old_order = self._map.order(self._weights)
+        first = -(-self._stored_order(reduction) // self._multiple_of) * self._multiple_of
+        if first >= old_order:
+            return self._outcome(self._cut(old_order), self._weights, 0.0)
+        if first > self._stored_order(reduction):
+            reduction = self._cut(first)
+        best: LayerReduction | None = None
+        refusal: UnstableSystemError | None = None
+        lowest = max(first - _NEARBY_ORDERS * self._multiple_of, self._multiple_of)
+        if isinstance(self._order, ErrorBound):
+            lowest = first  # a lower order would break the promise
+        for limit in range(first, lowest - 1, -self._multiple_of):
+            candidate = reduction if limit == first else self._cut(limit)
+            try:
+                outcome, keeps_bound = self._written(candidate)
+            except UnstableSystemError as error:
+                refusal = error
+                continue
+            if best is None or outcome.measured_error < best.measured_error:
+                best = outcome
+            if keeps_bound:
+                break
+        if best is None:
+            assert refusal is not None
+            raise refusal
+        if isinstance(self._order, ErrorBound):
+            worst = np.argmax(best.reduction.hsv[..., 0])
+            hsv = best.reduction.hsv.reshape(-1, best.reduction.hsv.shape[-1])[worst]
+            self._order.check(hsv, best.measured_error)
+        return best
+
+    def _cut(self, order: int | OrderRule) -> Reduction:
+        """Cut to what a rule chooses, or to at most so many states as the layer stores them."""
+        reduction = self._balancing.truncate(order, common_order=True)
+        if isinstance(as_rule(order), FixedOrder):
+            limit = int(as_rule(order).choose(np.zeros(0)))
+            while self._stored_order(reduction) > limit:
+                if reduction.system.order == 1:
+                    raise OrderError(
+                        f"`order` is {limit} but the layer takes two states for one complex pole; "
+                        "expected at least 2."
+                    )
+                reduction = self._balancing.truncate(reduction.system.order - 1, common_order=True)
+        return reduction
+
+    def _stored_order(self, reduction: Reduction) -> int:
+        if reduction.system is reduction.original:
+            return self._map.order(self._weights)
+        assert isinstance(reduction.system, DiagonalStateSpace)
+        return self._map.storable(reduction.system).order
+
+    def _written(self, reduction: Reduction) -> tuple[LayerReduction, bool]:
+        """What the layer holds once `reduction` is written, and whether that keeps the bound."""
+        assert isinstance(reduction.system, DiagonalStateSpace)
+        stored = self._map.storable(reduction.system)
+        system = _padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
+        new = self._backend.rounded(self._layer, self._map.write(system, self._weights))
+        weights = {**self._weights, **new}
+        written = _as_written(reduction, self._map.read(weights))
+        parts = written.parts or (written,)
+        errors = [float(part.quick_error()) for part in parts]
+        allowed = [_allowed_error(part, self._eps) for part in parts]
+        keeps = all(error <= most for error, most in zip(errors, allowed, strict=True))
+        return self._outcome(written, weights, self._map.error_factor * max(errors)), keeps
+
+    def _outcome(
+        self, reduction: Reduction, weights: dict[str, HostArray], error: float
+    ) -> LayerReduction:
+        return LayerReduction(
+            self._layer, reduction, error, self._weights, weights, self._item_sizes, self._map
+        )
+
+
+def _padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
+    """Add states that neither respond nor are seen, up to `order`."""
+    missing = order - system.order
+    if missing == 0:
+        return system
+    batch = [(0, 0)] * len(system.batch_shape)
+    return DiagonalStateSpace(
+        np.pad(system.eigenvalues, [*batch, (0, missing)]),
+        np.pad(system.B, [*batch, (0, missing), (0, 0)]),
+        np.pad(system.C, [*batch, (0, 0), (0, missing)]),
+        system.D,
+        time=system.time,
+        real_output=system.real_output,
+        read_after_update=system.read_after_update,
+    )
+
+
+def _as_written(reduction: Reduction, system: System) -> Reduction:
+    """`reduction` with the system that was read back from the weights, in its parts as well."""
+    indices = np.ndindex(system.batch_shape)
+    parts = tuple(
+        replace(part, system=system[at]) for part, at in zip(reduction.parts, indices, strict=False)
+    )
+    return replace(reduction, system=system, parts=parts)
+
+
+def _allowed_error(reduction: Reduction, eps: float) -> float:
+    """Largest error at which a written layer is taken at once."""
+    if reduction.error_bound is None:
+        return float("inf")
+    bound, gain = float(reduction.error_bound), float(error_bounds(reduction.hsv)[0])
+    return bound + max(_EXCESS * bound, _ROUNDINGS * eps * gain)
