@@ -51,8 +51,9 @@ def draw_weights(n: int, width: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def reduce_ours(weights: dict[str, np.ndarray], order: int) -> dict[str, np.ndarray]:
-    system = LRU().read({name: value.astype(np.float64) for name, value in weights.items()})
-    written = LRU().write(balance(system).truncate(order).system)
+    doubles = {name: value.astype(np.float64) for name, value in weights.items()}
+    reduced = balance(LRU().read(doubles)).truncate(order).system
+    written = LRU().write(reduced, doubles)
     return {name: value.astype(np.float32) for name, value in written.items()}
 
 
