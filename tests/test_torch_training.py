@@ -130,6 +130,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw foreach": lambda p: torch.optim.AdamW(p, 3e-3, amsgrad=True, foreach=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.5, centered=True),
     "nadam": lambda p: torch.optim.NAdam(p, 3e-3),
+    "radam": lambda p: torch.optim.RAdam(p, 3e-3),
     "adagrad": lambda p: torch.optim.Adagrad(p, 1e-2),
     "adadelta": lambda p: torch.optim.Adadelta(p, 1.0),
 }

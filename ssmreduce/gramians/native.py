@@ -24,7 +24,7 @@ from ssmreduce._namespace import (
     namespace,
     refuted,
 )
-from ssmreduce.equations import elimination, sign, smith
+from ssmreduce.equations import diagonal_native, sign, smith
 from ssmreduce.equations.residual import BACKWARD_STABLE, factor_residual
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.time_domain import Discrete
@@ -91,7 +91,9 @@ class NativeSystem:
         else:
             stable = xp.real(self.state) < 0.0
         self.require(stable, "a pole is not stable")
-        factor = elimination.real_state_factor if self.real_output else elimination.state_factor
+        factor = (
+            diagonal_native.real_state_factor if self.real_output else diagonal_native.state_factor
+        )
         mirrored = None if self.logarithms is None else conjugate(self.logarithms)
         Z = factor(self.state, self.logarithms, self.B, time)
         Y = factor(conjugate(self.state), mirrored, adjoint(self.C), time)

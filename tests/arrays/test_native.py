@@ -44,7 +44,7 @@ from ssmreduce import (
     solve_lyapunov,
     solve_lyapunov_factor,
 )
-from ssmreduce.equations import elimination, sign, smith
+from ssmreduce.equations import diagonal_native, sign, smith
 from ssmreduce.equations.residual import factor_residual, relative_residual
 from ssmreduce.equations.solvers import BartelsStewart, MatrixSign, SmithDoubling
 from ssmreduce.gramians.native_hankel import singular_values
@@ -447,14 +447,14 @@ def test_one_state_factor_for_all_ranks(rng: np.random.Generator) -> None:
     # Equal poles, and a row of zeros: fewer pivots than states.
     poles = np.array([0.5, 0.5, 0.3, 0.2])
     G = np.array([[1.0], [2.0], [0.0], [1.0]])
-    Z = elimination.state_factor(poles, None, G, Discrete())
+    Z = diagonal_native.state_factor(poles, None, G, Discrete())
     gramian = (G @ G.T) / (1.0 - np.outer(poles, poles))
     np.testing.assert_allclose(Z @ Z.T, gramian, rtol=1e-14, atol=1e-15)
     assert np.count_nonzero(np.any(Z != 0.0, axis=0)) == 2
     tiny = DiagonalStateSpace.from_log(
         np.array([-1e-13, -1e-3]), np.ones((2, 1)), np.ones((1, 2)), time=Discrete()
     )
-    Z = elimination.state_factor(tiny.eigenvalues, tiny.log_eigenvalues, tiny.B, Discrete())
+    Z = diagonal_native.state_factor(tiny.eigenvalues, tiny.log_eigenvalues, tiny.B, Discrete())
     assert abs((Z @ Z.T)[0, 0] * 2e-13 - 1.0) < 1e-12
 
 
