@@ -34,6 +34,9 @@ _SMALLEST_PLAIN = 2.0**-500
 _SMALL_VECTOR_PRODUCT = 2**13
 """The same for the product of a matrix and one column."""
 
+_PLAIN = 2.0 ** (32 - 2 * _SAFE_EXPONENT)
+"""A sum of up to 2^13 squares above this and below its inverse has a largest entry in no danger."""
+
 
 def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) -> HostArray:
     """Return ``left @ right``, or ``adjoint(left) @ right``, of two matrices."""
@@ -57,11 +60,19 @@ def safe_unit(matrix: HostArray) -> float:
 
     Dividing by it, or by its root, is exact.
     """
+    if matrix.size <= _SMALL_VECTOR_PRODUCT and _PLAIN < _squares(matrix) < 1.0 / _PLAIN:
+        return 1.0
     largest = max(float(matrix.real.max(initial=0.0)), -float(matrix.real.min(initial=0.0)))
     if np.iscomplexobj(matrix):
         largest = max(largest, float(np.abs(matrix.imag).max(initial=0.0)))
     exponent = math.frexp(largest)[1]
     return 4.0 ** ((exponent - 1) // 2) if abs(exponent) > _SAFE_EXPONENT else 1.0
+
+
+def _squares(matrix: HostArray) -> float:
+    """Sum of the squares of all entries."""
+    entries = matrix.ravel("K")
+    return float(np.vdot(entries, entries).real)
 
 
 def frobenius_norm(matrix: Array) -> float:
@@ -70,7 +81,7 @@ def frobenius_norm(matrix: Array) -> float:
     NumPy's takes a dot product in threads of its own pool; a short one is over without them.
     """
     if matrix.size <= _SMALL_VECTOR_PRODUCT:
-        plain = math.sqrt(np.vdot(matrix, matrix).real)
+        plain = math.sqrt(_squares(matrix))
         if _SMALLEST_PLAIN < plain < math.inf:
             return plain
     largest = float(np.abs(matrix).max(initial=0.0))

@@ -297,7 +297,7 @@ def _balance_factors(
         ) from error
     n = state_count(system)
     hsv = _pad(values, n)
-    rank = int(np.sum(hsv > rank_tolerance(hsv)))
+    rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
     if channel is None and hsv[:1].sum() <= _RANK_CONSTANT * _product_rounding(factors):
         rank = 0
     return BalancedFactors(hsv, rank, factors, M, V, pool)

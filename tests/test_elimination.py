@@ -12,10 +12,10 @@ from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
 from samples import EPS, adjoint
 
 from ssmreduce import Continuous, Discrete, NoConvergenceError
-from ssmreduce.equations import hammarling, small_gramians
+from ssmreduce.equations import hammarling, small_gramians, triangular
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.small_gramians import block_factor
-from ssmreduce.equations.triangular import BLOCK
+from ssmreduce.equations.triangular import BLOCK, diagonal_blocks, solve_stein_column
 
 C = 20.0
 """c of the tolerances c (n + 10) eps, relative to the norms of what is compared."""
@@ -25,6 +25,7 @@ C = 20.0
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "python":
         monkeypatch.setattr(small_gramians, "eliminate", None)
+        monkeypatch.setattr(triangular, "stein", None)
     elif small_gramians.eliminate is None:
         pytest.skip("installed without a C compiler")
     return str(request.param)
@@ -102,7 +103,7 @@ def test_blocks_together(
     is_complex: bool,
 ) -> None:
     """A factor made of several blocks, which meet in S and M."""
-    monkeypatch.setattr(hammarling, "largest_block", lambda inputs, *, discrete: 0)
+    monkeypatch.setattr(hammarling, "largest_block", lambda: 0)
     n = 2 * BLOCK + 7
     T, B = block(rng, n, 3, is_complex=is_complex, discrete=discrete)
     U = hammarling_factor(T, B, Discrete() if discrete else Continuous())
@@ -125,6 +126,48 @@ def test_blocks_of_a_larger_matrix(
     found = block_factor(whole[5:14, 5:14], B, discrete=discrete)
     for part, expected in zip(found, block_factor(T, B, discrete=discrete), strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e4 * EPS, atol=1e2 * EPS)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 1), (5, 4), (9, 2), (BLOCK + 3, 6)])
+def test_stein_equations(
+    rng: np.random.Generator, implementation: str, n: int, k: int, is_complex: bool
+) -> None:
+    """X - T X Sᴴ = F where neither T nor S is stable, so that no equation of Gramians stands behind it."""
+    T, S = (3.0 * block(rng, x, 1, is_complex=is_complex, discrete=True)[0] for x in (n, k))
+    F, driven = (rng.standard_normal((n, k)).astype(T.dtype) for _ in range(2))
+    before = T.copy(), S.copy()
+    X, moved = solve_stein_column(T, diagonal_blocks(T), S, F.copy(), driven.copy())
+    operator = np.eye(n * k) - np.kron(S.conj(), T)
+    expected = np.linalg.solve(operator, F.ravel(order="F")).reshape(F.shape, order="F")
+    tolerance = C * (n + 10) * EPS * np.linalg.cond(operator)
+    assert np.linalg.norm(X - expected) <= tolerance * np.linalg.norm(expected)
+    whole = np.linalg.norm(T) * np.linalg.norm(X) + np.linalg.norm(driven)
+    assert np.linalg.norm(moved - driven - T @ X) <= C * (n + 10) * EPS * whole
+    np.testing.assert_array_equal(T, before[0])
+    np.testing.assert_array_equal(S, before[1])
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_singular_stein_equations(implementation: str, is_complex: bool) -> None:
+    T = np.array([[0.5, 1.0], [0.0, 2.0]], dtype=complex if is_complex else float)
+    with pytest.raises(NoConvergenceError, match="λ_i conj λ_j = 1"):
+        solve_stein_column(T, [(0, 2)], T, np.ones_like(T), np.zeros_like(T))
+
+
+def test_compiled_stein_looks_at_its_arguments() -> None:
+    stein = pytest.importorskip("ssmreduce.equations._elimination").stein
+    square, column = np.eye(2, order="F"), np.zeros((2, 1), order="F")
+    with pytest.raises(TypeError, match="expected T, S, X and TX"):
+        stein(square, square, square)
+    with pytest.raises(ValueError, match="of shape"):
+        stein(square, square, column, column)
+    with pytest.raises(ValueError, match="of one type"):
+        stein(square, square, square.astype(complex), square)
+    read_only = square.copy(order="F")
+    read_only.setflags(write=False)
+    with pytest.raises(ValueError, match="read-only"):
+        stein(square, square, read_only, square.copy(order="F"))
 
 
 def test_rows_that_nothing_reaches(

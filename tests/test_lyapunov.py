@@ -25,7 +25,12 @@ from ssmreduce import (
     solve_lyapunov,
     solve_lyapunov_factor,
 )
-from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
+from ssmreduce.equations.adi import (
+    LowRankPlan,
+    ShiftedSolves,
+    low_rank_gramian,
+    plan_low_rank,
+)
 from ssmreduce.equations.bartels_stewart import solve_schur
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.residual import relative_residual
@@ -380,6 +385,26 @@ def test_low_rank_iteration(rng: np.random.Generator, mirrored: bool, is_complex
     matrix = adjoint(A) if mirrored else A
     X, Q = result.Z @ adjoint(result.Z), B @ adjoint(B)
     assert relative_residual(matrix, X, Q, time=Continuous()) <= C_RESIDUAL * 250 * EPS
+
+
+def test_low_rank_iteration_stops_early_where_its_pace_is_too_slow(
+    rng: np.random.Generator,
+) -> None:
+    """All poles in a disc of radius 0.95 take 700 steps; the Ritz values had promised fewer."""
+
+    class Counted(ShiftedSolves):
+        applied = 0
+
+        def apply(self, X: Any, *, mirrored: bool = False) -> Any:
+            self.applied += 1
+            return super().apply(X, mirrored=mirrored)
+
+    A = rng.standard_normal((240, 240))
+    A *= 0.95 / np.abs(np.linalg.eigvals(A)).max()
+    solves, B = Counted(A, Discrete()), rng.standard_normal((240, 1))
+    plan = LowRankPlan(shifts=(0.0,), steps=300)
+    assert low_rank_gramian(solves, B, plan) is None
+    assert solves.applied <= 64
 
 
 def test_low_rank_iteration_in_discrete_time(rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-/* Hammarling's method on one block in Schur form, state by state in compiled code.
+/* Equations of blocks in Schur form, state by state in compiled code: Hammarling's method, and Stein equations.
 
    For T upper triangular (complex) or quasi-triangular (real) and stable, and inputs B, it finds U upper
    triangular in
@@ -277,6 +277,58 @@ static int solve_above(Real T, int k, const double s[4], int discrete, Real F, R
     return 1;
 }
 
+/* Solve T1 x + x conj(s) = x or x - T1 x conj(s) = x (the right-hand side) for the leading `rows` in place; T1 x
+   is added to `driven` in discrete time. 0 where singular. */
+static int solve_above_complex(Complex T, Index rows, cplx s, int discrete, cplx *x, cplx *driven)
+{
+    for (Index i = rows - 1; i >= 0; i--) {
+        const cplx pivot = discrete ? 1.0 - conj(s) * ENTRY(T, i, i) : ENTRY(T, i, i) + conj(s);
+        if (pivot == 0.0) return 0;
+        x[i] /= pivot;
+        if (discrete) {
+            add_complex(i + 1, x[i], &ENTRY(T, 0, i), driven);
+            add_complex(i, x[i] * conj(s), &ENTRY(T, 0, i), x);
+        } else {
+            add_complex(i, -x[i], &ENTRY(T, 0, i), x);
+        }
+    }
+    return 1;
+}
+
+/* Solve X - T X S^H = F, with T and S in Schur form, from the last columns on; X replaces F, and TX, which is zero,
+   becomes T X. 0 where singular. */
+static int stein_real(Real T, Real S, Real X, Real TX)
+{
+    Index last = S.rows;
+    while (last > 0) {
+        const int k = last > 1 && ENTRY(S, last - 1, last - 2) != 0.0 ? 2 : 1;
+        const Index first = last - k;
+        double s[4] = {0.0};
+        for (int i = 0; i < k; i++) {
+            for (int j = 0; j < k; j++) s[i * k + j] = ENTRY(S, first + i, first + j);
+            for (Index l = last; l < S.rows; l++) {
+                add_real(T.rows, ENTRY(S, first + i, l), &ENTRY(TX, 0, l), &ENTRY(X, 0, first + i));
+            }
+        }
+        const Real x = {&ENTRY(X, 0, first), T.rows, k, X.step};
+        const Real driven = {&ENTRY(TX, 0, first), T.rows, k, TX.step};
+        if (!solve_above(T, k, s, 1, x, driven)) return 0;
+        last = first;
+    }
+    return 1;
+}
+
+static int stein_complex(Complex T, Complex S, Complex X, Complex TX)
+{
+    for (Index j = S.rows - 1; j >= 0; j--) {
+        for (Index l = j + 1; l < S.rows; l++) {
+            add_complex(T.rows, conj(ENTRY(S, j, l)), &ENTRY(TX, 0, l), &ENTRY(X, 0, j));
+        }
+        if (!solve_above_complex(T, T.rows, ENTRY(S, j, j), 1, &ENTRY(X, 0, j), &ENTRY(TX, 0, j))) return 0;
+    }
+    return 1;
+}
+
 /* Of s^H = J H, with J orthogonal and H symmetric: J and E = (I + H)^-1, by rows. */
 static void polar(int k, const double s[4], double J[4], double E[4])
 {
@@ -448,17 +500,7 @@ static int eliminate_complex(Complex T, Complex B, Complex U, Complex S, Complex
         for (Index l = 0; l < B.columns && discrete; l++) { /* B1 <- B1 - (B1 m^H) E m */
             add_complex(k, -ENTRY(M, k, l) / (1.0 + modulus), reached, &ENTRY(B, 0, l));
         }
-        for (Index i = k - 1; i >= 0; i--) {
-            const cplx pivot = discrete ? 1.0 - conj(s) * ENTRY(T, i, i) : ENTRY(T, i, i) + conj(s);
-            if (pivot == 0.0) return 0;
-            x[i] /= pivot;
-            if (discrete) {
-                add_complex(i + 1, x[i], &ENTRY(T, 0, i), driven);
-                add_complex(i, x[i] * conj(s), &ENTRY(T, 0, i), x);
-            } else {
-                add_complex(i, -x[i], &ENTRY(T, 0, i), x);
-            }
-        }
+        if (!solve_above_complex(T, k, s, discrete, x, driven)) return 0;
         const cplx J = modulus != 0.0 ? conj(s) / modulus : 1.0;
         for (Index l = 0; l < B.columns; l++) {
             add_complex(k, -ENTRY(M, k, l) * (discrete ? J : 1.0), discrete ? driven : x, &ENTRY(B, 0, l));
@@ -481,7 +523,7 @@ static int eliminate_complex(Complex T, Complex B, Complex U, Complex S, Complex
     return 1;
 }
 
-/* T, B, U, S, M as matrices of doubles or complex doubles with contiguous columns, of matching shapes. */
+/* A matrix of doubles or complex doubles with contiguous columns. */
 static int read_matrix(PyObject *object, Py_buffer *view, const char *format, int writable)
 {
     if (PyObject_GetBuffer(object, view, PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0))) {
@@ -497,10 +539,44 @@ static int read_matrix(PyObject *object, Py_buffer *view, const char *format, in
     return 1;
 }
 
+static void release(Py_buffer *views, int count)
+{
+    for (int i = 0; i < count; i++) PyBuffer_Release(&views[i]);
+}
+
+/* Read `count` matrices of the type of the first, of which all but the `fixed` first are written to. 1 where they
+   are real, 0 where complex, -1 with an exception set. */
+static int read_matrices(PyObject *const *args, int count, int fixed, Py_buffer *views)
+{
+    if (PyObject_GetBuffer(args[0], &views[0], PyBUF_STRIDES | PyBUF_FORMAT)) return -1;
+    const int real = strcmp(views[0].format, "d") == 0;
+    PyBuffer_Release(&views[0]);
+    for (int i = 0; i < count; i++) {
+        if (!read_matrix(args[i], &views[i], real ? "d" : "Zd", i >= fixed)) {
+            release(views, i);
+            return -1;
+        }
+    }
+    return real;
+}
+
+static int has_shape(const Py_buffer *view, Index rows, Index columns)
+{
+    return view->shape[0] == rows && view->shape[1] == columns;
+}
+
+static Real real_matrix(const Py_buffer *view)
+{
+    return (Real){view->buf, view->shape[0], view->shape[1], view->strides[1] / view->itemsize};
+}
+
+static Complex complex_matrix(const Py_buffer *view)
+{
+    return (Complex){view->buf, view->shape[0], view->shape[1], view->strides[1] / view->itemsize};
+}
+
 static PyObject *eliminate(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    Py_buffer views[5];
-    int held = 0, solved = 0;
     (void)module;
     if (count != 6) {
         PyErr_SetString(PyExc_TypeError, "expected T, B, U, S, M and whether time is discrete");
@@ -508,57 +584,78 @@ static PyObject *eliminate(PyObject *module, PyObject *const *args, Py_ssize_t c
     }
     const int discrete = PyObject_IsTrue(args[5]);
     if (discrete < 0) return NULL;
-    if (PyObject_GetBuffer(args[0], &views[0], PyBUF_STRIDES | PyBUF_FORMAT)) return NULL;
-    const int real = strcmp(views[0].format, "d") == 0;
-    PyBuffer_Release(&views[0]);
-    while (held < 5 && read_matrix(args[held], &views[held], real ? "d" : "Zd", held > 0)) held++;
-    if (held == 5) {
-        const Index n = views[0].shape[0], m = views[1].shape[1];
-        int fits = 1;
-        for (int i = 0; i < 5; i++) {
-            const int inputs = i == 1 || i == 4;
-            fits = fits && views[i].shape[0] == n && views[i].shape[1] == (inputs ? m : n);
-        }
-        cplx *row = fits ? malloc((2 * m + 2 * n + 1) * sizeof(cplx)) : NULL;
-        if (!fits) {
-            PyErr_SetString(PyExc_ValueError, "expected T, U, S of shape (n, n) and B, M of shape (n, m)");
-        } else if (row == NULL) {
-            PyErr_NoMemory();
+    Py_buffer views[5];
+    const int real = read_matrices(args, 5, 1, views);
+    if (real < 0) return NULL;
+    const Index n = views[0].shape[0], m = views[1].shape[1];
+    const int fits = has_shape(&views[0], n, n) && has_shape(&views[1], n, m) && has_shape(&views[2], n, n) &&
+                     has_shape(&views[3], n, n) && has_shape(&views[4], n, m);
+    cplx *row = fits ? malloc((2 * m + 2 * n + 1) * sizeof(cplx)) : NULL;
+    int solved = 0;
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "expected T, U, S of shape (n, n) and B, M of shape (n, m)");
+    } else if (row == NULL) {
+        PyErr_NoMemory();
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        if (real) {
+            const Real driven = {(double *)(row + 2 * m), n, 2, n};
+            const Real reached = {driven.at + 2 * n, n, 2, n};
+            solved = eliminate_real(real_matrix(&views[0]), real_matrix(&views[1]), real_matrix(&views[2]),
+                                    real_matrix(&views[3]), real_matrix(&views[4]), discrete, row, driven,
+                                    reached);
         } else {
-            Py_BEGIN_ALLOW_THREADS
-            if (real) {
-                Real A[5];
-                for (int i = 0; i < 5; i++) {
-                    A[i] = (Real){views[i].buf, views[i].shape[0], views[i].shape[1],
-                                  views[i].strides[1] / views[i].itemsize};
-                }
-                const Real driven = {(double *)(row + 2 * m), n, 2, n};
-                const Real reached = {driven.at + 2 * n, n, 2, n};
-                solved = eliminate_real(A[0], A[1], A[2], A[3], A[4], discrete, row, driven, reached);
-            } else {
-                Complex A[5];
-                for (int i = 0; i < 5; i++) {
-                    A[i] = (Complex){views[i].buf, views[i].shape[0], views[i].shape[1],
-                                     views[i].strides[1] / views[i].itemsize};
-                }
-                solved = eliminate_complex(A[0], A[1], A[2], A[3], A[4], discrete, row, row + n);
-            }
-            Py_END_ALLOW_THREADS
-            free(row);
+            solved = eliminate_complex(complex_matrix(&views[0]), complex_matrix(&views[1]),
+                                       complex_matrix(&views[2]), complex_matrix(&views[3]),
+                                       complex_matrix(&views[4]), discrete, row, row + n);
         }
+        Py_END_ALLOW_THREADS
+        free(row);
     }
-    for (int i = 0; i < held; i++) PyBuffer_Release(&views[i]);
+    release(views, 5);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(solved);
+}
+
+static PyObject *stein(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "expected T, S, X and TX");
+        return NULL;
+    }
+    Py_buffer views[4];
+    const int real = read_matrices(args, 4, 2, views);
+    if (real < 0) return NULL;
+    const Index n = views[0].shape[0], k = views[1].shape[0];
+    int solved = 0;
+    if (!has_shape(&views[0], n, n) || !has_shape(&views[1], k, k) || !has_shape(&views[2], n, k) ||
+        !has_shape(&views[3], n, k)) {
+        PyErr_SetString(PyExc_ValueError, "expected T of shape (n, n), S of (k, k), and X, TX of (n, k)");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        if (real) {
+            solved = stein_real(real_matrix(&views[0]), real_matrix(&views[1]), real_matrix(&views[2]),
+                                real_matrix(&views[3]));
+        } else {
+            solved = stein_complex(complex_matrix(&views[0]), complex_matrix(&views[1]),
+                                   complex_matrix(&views[2]), complex_matrix(&views[3]));
+        }
+        Py_END_ALLOW_THREADS
+    }
+    release(views, 4);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(solved);
 }
 
 static PyMethodDef methods[] = {
     {"eliminate", (PyCFunction)(void (*)(void))eliminate, METH_FASTCALL,
      "eliminate(T, B, U, S, M, discrete): fill U, S and M, overwrite B; False if the equation is singular."},
+    {"stein", (PyCFunction)(void (*)(void))stein, METH_FASTCALL,
+     "stein(T, S, X, TX): solve X - T X S^H = X in place, fill TX; False if the equation is singular."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_elimination", "Hammarling's method on one block.", 0, methods, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_elimination", "Hammarling's method and Stein equations on blocks in Schur form.", 0, methods, NULL, NULL,
     NULL, NULL,
 };
 

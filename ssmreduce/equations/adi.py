@@ -49,6 +49,12 @@ _LU_IN_STEPS = 30.0
 _MOST_STEPS = 400
 """Steps after which the Schur form would have been cheaper."""
 
+_JUDGED_EVERY = 32
+"""Steps after which the pace is looked at again: Ritz values may miss the slowest modes."""
+
+_TOO_SLOW = 1.25
+"""Times the steps allowed, beyond which an iteration that is expected to need them is left."""
+
 _MOST_COLUMNS = 2.5
 """Columns of a factor before compression, as a multiple of n; beyond, the Schur form is cheaper."""
 
@@ -189,8 +195,8 @@ def low_rank_gramian(
     Returns
     -------
     LowRankGramian or None
-        None if B' stopped shrinking before it was below eps ‖B‖, within half as many steps again as
-        planned, or the random column did not decay.
+        None if B' was not, or at its pace will not be, below eps ‖B‖ within half as many steps again
+        as planned, or the random column did not decay.
     """
     n, m = B.shape
     scale = float(np.abs(B).max(initial=0.0))
@@ -205,9 +211,11 @@ def low_rank_gramian(
     start = frobenius_norm(rest[:, :m])
     Z = np.empty((n, m * limit), dtype=dtype, order="F")
     eps = np.finfo(np.float64).eps
-    step, size = 0, start
-    while size > eps * start or (check_stability and not _decayed(rest[:, m])):
-        if step == limit or not np.isfinite(size):
+    step, sizes = 0, [start]
+    while sizes[-1] > eps * start or (check_stability and not _decayed(rest[:, m])):
+        if step == limit or not np.isfinite(sizes[-1]):
+            return None
+        if step and step % _JUDGED_EVERY == 0 and _expected_steps(sizes) > _TOO_SLOW * limit:
             return None
         shift = plan.shifts[step % len(plan.shifts)]
         V = solves.solve(shift, rest, mirrored=mirrored)
@@ -220,12 +228,21 @@ def low_rank_gramian(
             rest = rest + (2.0 * shift.real) * V
         Z[:, step * m : (step + 1) * m] = weight * V[:, :m]
         step += 1
-        size = frobenius_norm(rest[:, :m])
+        sizes.append(frobenius_norm(rest[:, :m]))
     Z = Z[:, : step * m]
     Z *= scale
     if Z.shape[1] > n:
         Z = adjoint(scipy.linalg.qr(adjoint(Z), mode="r", check_finite=False)[0][:n])
-    return LowRankGramian(Z, size / start if start else 0.0, step)
+    return LowRankGramian(Z, sizes[-1] / start if start else 0.0, step)
+
+
+def _expected_steps(sizes: list[float]) -> float:
+    """Steps until the last of `sizes` is eps of the first, at the pace of the second half of them."""
+    step, done = len(sizes) - 1, np.finfo(np.float64).eps * sizes[0]
+    if sizes[-1] <= done:
+        return float(step)
+    pace = np.log(sizes[step // 2] / sizes[-1]) / (step - step // 2)
+    return float(step + np.log(sizes[-1] / done) / pace) if pace > 0.0 else np.inf
 
 
 def _decayed(column: HostArray) -> bool:

@@ -16,8 +16,8 @@ import numpy as np
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.triangular import (
-    SteinColumn,
     diagonal_blocks,
+    solve_stein_column,
     solve_sylvester_column,
 )
 from ssmreduce.time_domain import Discrete, TimeDomain
@@ -42,14 +42,13 @@ def solve_schur(T: HostArray, Q: HostArray, time: TimeDomain) -> HostArray:
     """
     X = np.zeros(Q.shape, dtype=Q.dtype, order="F")
     edges = diagonal_blocks(T)
-    stein = SteinColumn(T, edges) if isinstance(time, Discrete) else None
     for first, last in reversed(edges):
         S = T[first:last, first:last]
         known = product(X[:, last:], adjoint(T[first:last, last:]))
-        if stein is None:
+        if isinstance(time, Discrete):
+            F = Q[:, first:last] + product(T, known)
+            X[:, first:last], _ = solve_stein_column(T, edges, S, F, np.zeros_like(F))
+        else:
             F = -(Q[:, first:last] + known)
             X[:, first:last] = solve_sylvester_column(T, edges, S, F)
-        else:
-            F = Q[:, first:last] + product(T, known)
-            X[:, first:last], _ = stein.solve(len(edges), S, F, np.zeros_like(F))
     return X

@@ -30,8 +30,8 @@ from ssmreduce.equations.small_gramians import block_factor, completed_inputs, l
 from ssmreduce.equations.triangular import (
     BLOCK,
     Edges,
-    SteinColumn,
     diagonal_blocks,
+    solve_stein_column,
     solve_sylvester_column,
 )
 from ssmreduce.time_domain import Discrete, TimeDomain
@@ -62,9 +62,8 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
     if scale != 1.0:
         B /= scale
     U = np.zeros((n, n), dtype=T.dtype, order="F")
-    discrete = isinstance(time, Discrete)
-    edges = diagonal_blocks(T, n if n <= largest_block(B.shape[1], discrete=discrete) else BLOCK)
-    if discrete:
+    edges = diagonal_blocks(T, n if n <= largest_block() else BLOCK)
+    if isinstance(time, Discrete):
         _eliminate_discrete(T, B, U, edges)
     else:
         _eliminate_continuous(T, B, U, edges)
@@ -89,7 +88,6 @@ def _eliminate_continuous(T: HostArray, B: HostArray, U: HostArray, edges: Edges
 
 
 def _eliminate_discrete(T: HostArray, B: HostArray, U: HostArray, edges: Edges) -> None:
-    stein = SteinColumn(T, edges)
     for index in range(len(edges) - 1, -1, -1):
         first, last = edges[index]
         small, S, M = block_factor(T[first:last, first:last], B[first:last], discrete=True)
@@ -97,6 +95,6 @@ def _eliminate_discrete(T: HostArray, B: HostArray, U: HostArray, edges: Edges) 
         if first:
             driven = T[:first, first:last] @ small
             F = driven @ adjoint(S) + product(B[:first], adjoint(M))
-            X, driven = stein.solve(index, S, F, driven)
+            X, driven = solve_stein_column(T, edges[:index], S, F, driven)
             U[:first, first:last] = X
             B[:first] = completed_inputs(driven, B[:first], S, M)

@@ -23,7 +23,7 @@ from ssmreduce.equations.triangular import (
     BLOCK,
     diagonal_blocks,
     singular_equation,
-    stein_leaf,
+    stein_state,
     sylvester_leaf,
 )
 from ssmreduce.errors import NoConvergenceError
@@ -35,22 +35,16 @@ try:
 except ImportError:  # installed without a C compiler
     eliminate = None
 
-_LARGEST_CONTINUOUS, _LARGEST_DISCRETE = 128, 768
-"""Orders up to which one compiled block is faster than products of small ones. Blocks of Stein equations
-are solved column by column, and catch up late."""
-
-_MANY_INPUTS = 64
-"""Inputs beyond which the larger part of the work is in products with B, which blocks do better."""
+_LARGEST = 128
+"""Order up to which one compiled block is faster than products of small ones."""
 
 Small = tuple[HostArray, HostArray, HostArray]
 """U, S and M of a block."""
 
 
-def largest_block(inputs: int, *, discrete: bool) -> int:
+def largest_block() -> int:
     """Order up to which a matrix is best taken as one block."""
-    if eliminate is None:
-        return 2 * BLOCK
-    return _LARGEST_DISCRETE if discrete and inputs <= _MANY_INPUTS else _LARGEST_CONTINUOUS
+    return 2 * BLOCK if eliminate is None else _LARGEST
 
 
 def block_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
@@ -93,7 +87,7 @@ def _block_discrete(T: HostArray, B: HostArray) -> Small:
         if first:
             above, s = T[:first, :first], S[at, at]
             driven = T[:first, at] @ U[at, at]
-            X = stein_leaf(above, s, driven @ adjoint(s) + B[:first] @ adjoint(M[at]))
+            X = stein_state(above, s, driven @ adjoint(s) + B[:first] @ adjoint(M[at]))
             U[:first, at] = X
             B[:first] = completed_inputs(above @ X + driven, B[:first], s, M[at])
     for first, last in edges[1:]:

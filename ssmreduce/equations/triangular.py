@@ -7,7 +7,7 @@ Right-hand sides are solved for a block column at a time,
 with T upper (quasi-)triangular and S a diagonal block of such a matrix: from the last block row of T
 upwards, each solved row is removed from the rows above it by a matrix product. What is left for the
 small blocks on the diagonal is LAPACK's unblocked `trsyl`; there is no such routine for the Stein
-equation, whose small blocks are solved column by column in complex Schur form.
+equation, whose small blocks go by states and conjugate pairs, compiled in `_elimination.c`.
 
 LAPACK's `trsyl` on the whole matrix, and SLICOT's solvers, do all of this with vectors.
 
@@ -16,6 +16,8 @@ References: Bartels and Stewart, Comm. ACM 15 (1972); Jonsson and Kågström, AC
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
@@ -23,6 +25,13 @@ from scipy.linalg import lapack
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
+
+stein: Callable[[HostArray, HostArray, HostArray, HostArray], bool] | None
+"""Solves a small Stein equation in place; None where it is not compiled."""
+try:
+    from ssmreduce.equations._elimination import stein
+except ImportError:  # installed without a C compiler
+    stein = None
 
 BLOCK = 32
 """Order of the diagonal blocks: small enough for unblocked solves, large enough for products."""
@@ -68,79 +77,50 @@ def sylvester_leaf(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
     return np.asarray(X if scale == 1.0 else X / scale)
 
 
-class SteinColumn:
-    """Solves X - T X Sᴴ = F for block columns X above the diagonal blocks of T, from the last on."""
-
-    def __init__(self, T: HostArray, edges: Edges) -> None:
-        self._T = T
-        self._edges = edges
-        self._forms: dict[int, tuple[HostArray, HostArray]] = {}
-
-    def solve(
-        self, count: int, S: HostArray, F: HostArray, driven: HostArray
-    ) -> tuple[HostArray, HostArray]:
-        """Return X for the first `count` block rows, and `driven` + T X; both are overwritten."""
-        T, X = self._T, np.empty_like(F)
-        E, basis = _triangular_form(adjoint(S))
-        for index in range(count - 1, -1, -1):
-            first, last = self._edges[index]
-            if index not in self._forms:
-                self._forms[index] = _triangular_form(T[first:last, first:last])
-            form, vectors = self._forms[index]
-            solved = _stein_leaf(form, E, adjoint(vectors) @ F[first:last] @ basis)
-            block = vectors @ solved @ adjoint(basis)
-            X[first:last] = block if np.iscomplexobj(F) else block.real
-            moved = product(T[:last, first:last], X[first:last])
-            driven[:last] += moved
-            if first:
-                F[:first] += product(moved[:first], adjoint(S))
-        return X, driven
+def solve_stein_column(
+    T: HostArray, edges: Edges, S: HostArray, F: HostArray, driven: HostArray
+) -> tuple[HostArray, HostArray]:
+    """Return X with X - T X Sᴴ = F, and `driven` + T X; F and `driven` are overwritten."""
+    X = np.asfortranarray(F)
+    for first, last in reversed(edges):
+        X[first:last], moved = _stein_block(T[first:last, first:last], S, X[first:last])
+        driven[first:last] += moved
+        if first:
+            moved = product(T[:first, first:last], X[first:last])
+            driven[:first] += moved
+            X[:first] += product(moved, adjoint(S))
+    return X, driven
 
 
-def stein_leaf(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
-    """Return X with X - T X Sᴴ = F for a small T and an S of one or two states."""
+def _stein_block(T: HostArray, S: HostArray, F: HostArray) -> tuple[HostArray, HostArray]:
+    """Return X and T X of X - T X Sᴴ = F for small T and S in Schur form."""
+    X, TX = F.copy(order="F"), np.zeros(F.shape, F.dtype, order="F")
+    if stein is not None:
+        if not stein(np.asfortranarray(T), np.asfortranarray(S), X, TX):
+            raise singular_equation("λ_i conj λ_j = 1")
+        return X, TX
+    for first, last in reversed(diagonal_blocks(S, 1)):
+        at = slice(first, last)
+        X[:, at] += TX[:, last:] @ adjoint(S[at, last:])
+        X[:, at] = stein_state(T, S[at, at], X[:, at])
+        TX[:, at] = T @ X[:, at]
+    return X, TX
+
+
+def stein_state(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
+    """Return X with X - T X Sᴴ = F for the S of one state, or of a conjugate pair."""
+    identity = np.eye(T.shape[0])
     try:
-        return _stein_leaf_columns(T, S, F)
+        if S.shape[0] == 1:
+            return np.linalg.solve(identity - np.conj(S[0, 0]) * T, F)
+        form, basis = scipy.linalg.schur(adjoint(S), output="complex")
+        X = F @ basis
+        X[:, 0] = np.linalg.solve(identity - form[0, 0] * T, X[:, 0])
+        X[:, 1] += T @ X[:, 0] * form[0, 1]
+        X[:, 1] = np.linalg.solve(identity - form[1, 1] * T, X[:, 1])
     except np.linalg.LinAlgError:
         raise singular_equation("λ_i conj λ_j = 1") from None
-
-
-def _stein_leaf_columns(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
-    if S.shape[0] == 1:
-        return np.linalg.solve(np.eye(T.shape[0]) - np.conj(S[0, 0]) * T, F)
-    E, basis = _triangular_form(adjoint(S))
-    X = np.zeros(F.shape, dtype=E.dtype)
-    F = F @ basis
-    for column in range(S.shape[0]):
-        rest = F[:, column] + T @ (X[:, :column] @ E[:column, column])
-        X[:, column] = np.linalg.solve(np.eye(T.shape[0]) - E[column, column] * T, rest)
-    X = X @ adjoint(basis)
-    return X if np.iscomplexobj(T) else X.real
-
-
-def _triangular_form(matrix: HostArray) -> tuple[HostArray, HostArray]:
-    """Upper triangular form and unitary basis: complex if a real matrix has complex eigenvalues."""
-    if matrix.shape[0] == 1:
-        return matrix, np.ones((1, 1))
-    form, basis = scipy.linalg.schur(matrix)
-    if np.isrealobj(form) and np.any(form.diagonal(-1)):
-        form, basis = scipy.linalg.schur(matrix, output="complex")
-    return form, basis
-
-
-def _stein_leaf(T: HostArray, E: HostArray, F: HostArray) -> HostArray:
-    """Return X with X - T X E = F for small upper triangular T and E, column by column."""
-    dtype = np.result_type(T, E, F)
-    trtrs = lapack.ztrtrs if dtype == np.complex128 else lapack.dtrtrs
-    identity = np.eye(T.shape[0], dtype=dtype, order="F")
-    X, TX = np.zeros(F.shape, dtype=dtype), np.zeros(F.shape, dtype=dtype)
-    for column in range(E.shape[0]):
-        rest = F[:, column] + TX[:, :column] @ E[:column, column]
-        X[:, column], singular = trtrs(identity - E[column, column] * T, rest)
-        if singular:
-            raise singular_equation("λ_i conj λ_j = 1")
-        TX[:, column] = T @ X[:, column]
-    return X
+    return np.asarray((X @ adjoint(basis)).real)
 
 
 def singular_equation(condition: str) -> NoConvergenceError:

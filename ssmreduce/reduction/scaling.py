@@ -7,6 +7,8 @@ right to n eps over its gain relative to the strongest one.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ssmreduce._boundary import warn_caller
@@ -56,11 +58,10 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
 
 
 def _plainly_heard(seen: HostArray) -> bool:
-    """Whether the largest entry in every column shows that no norm is small beside another."""
-    if not seen.size:
-        return True
-    largest = np.abs(seen).max(axis=0)
-    return bool(largest.min() > np.sqrt(seen.shape[0]) * _DROWNED * largest.max())
+    """Whether no column is small beside another, as squares show where they do not overflow."""
+    squares = np.einsum("ij,ij->j", seen, seen.conj()).real.tolist()
+    largest = max(squares, default=0.0)
+    return largest < math.inf and min(squares, default=1.0) > _DROWNED**2 * largest
 
 
 def _gains(seen: HostArray, rows: HostArray, factor: HostArray) -> HostArray:
