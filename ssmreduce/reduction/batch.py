@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.gramians.batch import in_batch_shape
+from ssmreduce.gramians.batch import batch_indices, in_batch_shape
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
@@ -22,8 +22,7 @@ SomeSystem = TypeVar("SomeSystem", StateSpace, DiagonalStateSpace, System)
 
 def single_systems(system: SomeSystem) -> list[SomeSystem]:
     """Systems of a batch in C order; the system itself without batch axes."""
-    batch = system.batch_shape
-    return [system[index] for index in np.ndindex(batch)] if batch else [system]
+    return [system[index] if index else system for index in batch_indices(system)]
 
 
 def assemble(original: System, parts: Sequence[Reduction]) -> Reduction:
