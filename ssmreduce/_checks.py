@@ -42,6 +42,11 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
     else:
         xp = array_api_compat.array_namespace(array)
         floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
+    if array.dtype == object:
+        raise ShapeError(
+            f"`{name}` is a {type(value).__module__}.{type(value).__qualname__}, which NumPy reads as "
+            f"objects; expected numbers. Of a sparse matrix take {name}.toarray()."
+        )
     if not floating:
         raise ShapeError(
             f"`{name}` has dtype {array.dtype}; expected a real or complex floating dtype. "

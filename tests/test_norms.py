@@ -641,6 +641,33 @@ def test_a_difference_in_rounding_is_bounded_by_rounding(seed: int) -> None:
     assert 0 < noise <= upper <= C_ROUNDING * 36 * EPS * hinf_norm(one).lower
 
 
+def fading_modes() -> StateSpace:
+    """Six modes of damping 1e-4 whose parts of the response fall by two decades each."""
+    damping, A, B, C = 1e-4, np.zeros((12, 12)), np.zeros((12, 1)), np.zeros((1, 12))
+    for i, omega in enumerate(np.geomspace(1.0, 100.0, 6)):
+        at = slice(2 * i, 2 * i + 2)
+        A[at, at] = omega * np.array([[-damping, 1.0], [-1.0, -damping]])
+        B[2 * i + 1], C[0, 2 * i] = 10.0 ** (-2 * i), 1.0
+    return StateSpace(A, B, C, time=Continuous())
+
+
+def exact_gain(system: StateSpace, omega: float) -> Any:
+    """C (iω - A)⁻¹ B of one input and output, in 40 digits."""
+    with mp.workdps(40):
+        shifted = mp.mpc(0, omega) * mp.eye(system.order) - mp.matrix(system.A.tolist())
+        states = mp.lu_solve(shifted, mp.matrix(system.B.tolist()))
+        return (mp.matrix(system.C.tolist()) * states)[0]
+
+
+def test_rounding_of_a_schur_form_is_no_error_of_a_reduction() -> None:
+    """The Schur form moves the gain by ten times the error of the cut, and nothing says so."""
+    system = fading_modes()
+    reduction = balanced_truncation(system, 10)
+    omega = np.unique([w * (1 + 1e-4 * t) for w in np.geomspace(1, 100, 6) for t in range(-3, 4)])
+    errors = [abs(exact_gain(system, w) - exact_gain(reduction.system, w)) for w in omega.tolist()]
+    assert 0.3 * max(errors) <= reduction.verify() <= 1.01 * max(errors)
+
+
 def test_wide_differences_of_layers_hold_their_feedthrough(rng: np.random.Generator) -> None:
     one, two = lru_system(rng, 6, 24), lru_system(rng, 5, 24)
     omega = np.linspace(0, np.pi, 3000)

@@ -11,10 +11,11 @@ from ssmreduce.time_domain import Discrete, TimeDomain
 
 _NO_GRAMIAN = "No Gramian exists otherwise. "
 _IN_STEPS = (
-    "Pass horizon=L, the length of the sequences it sees, or balance with keep_unstable=True."
+    "Balance with horizon=L, the length of the sequences it sees, or with keep_unstable=True, or take "
+    "split_unstable(system).stable."
 )
 _IN_TIME = (
-    "Look whether the time domain is right; else keep the unstable part, by "
+    "Look whether the time domain is right; else take split_unstable(system).stable, or "
     "balance(system, keep_unstable=True)."
 )
 _OF_MATRIX = (

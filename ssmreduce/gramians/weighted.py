@@ -100,8 +100,8 @@ def weighted_factors(
 def _check_weight(system: System, weight: System, name: str) -> None:
     if not isinstance(weight, StateSpace | DiagonalStateSpace):
         raise ShapeError(
-            f"`{name}` is a {type(weight).__qualname__}; expected a StateSpace or a "
-            "DiagonalStateSpace. Give a constant matrix as the `D` of one."
+            f"`{name}` is a {type(weight).__module__}.{type(weight).__qualname__}; expected a "
+            "StateSpace or a DiagonalStateSpace. Give a constant matrix as the `D` of one."
         )
     for each, argument in ((system, "system"), (weight, name)):
         if each.batch_shape:

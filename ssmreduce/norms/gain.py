@@ -125,6 +125,11 @@ class Gain:
             if isinstance(system, StateSpace) and system.order > 0
         }
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether a Schur form is in it."""
+        return bool(self._schur)
+
     def poles(self) -> list[HostArray]:
         """Poles of every system."""
         return [

@@ -23,6 +23,7 @@ from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.gain_gradient import gain_gradient
 from ssmreduce.norms.grid import peak
 from ssmreduce.norms.level_set import upper_bound
+from ssmreduce.norms.solved_gain import lower_bound
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.response import frequency_response
 from ssmreduce.systems.state_space import StateSpace
@@ -185,7 +186,8 @@ def hinf_difference(
     Returns
     -------
     float
-        Largest singular value seen.
+        Largest singular value seen. Of dense systems less what rounding may have added to it, 0 where the
+        difference does not stand out of rounding.
 
     Raises
     ------
@@ -197,7 +199,8 @@ def hinf_difference(
     Notes
     -----
     Cost O(grid · iterations · n (m + p)) for diagonal systems, O(grid · n² min(m, p)) after a Schur
-    form for dense ones.
+    form for dense ones; O(n³) for each of some 80 frequencies where rounding of the Schur form hides
+    the difference.
 
     Examples
     --------
@@ -209,7 +212,7 @@ def hinf_difference(
     1.0
     """
     gain = Gain((1.0, first), (-1.0, second))
-    return peak(gain, grid=grid, refinements=refinements, iterations=iterations)[0]
+    return lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
 
 
 @any_library()

@@ -176,8 +176,14 @@ class BalancedSystem(Reducible):
         return self.rank
 
     def check_bound(self, rule: OrderRule, real_order: int) -> None:
-        """Raise `UnreachableToleranceError` if an `ErrorBound` is missed."""
+        """Raise `UnreachableToleranceError` if an `ErrorBound` is missed; refuse one where none is known."""
         if isinstance(rule, ErrorBound):
+            if self.horizon is not None or self.emphasis is not None:
+                emphasis = "a band or weights" if self.horizon is None else "a horizon"
+                raise OrderError(
+                    f"`order` is an ErrorBound but the system was balanced for {emphasis}; expected a rule "
+                    "without a promise: no theorem bounds that error. Try HankelMass(0.99), then verify()."
+                )
             rule.check(self.hsv, tail_bound(self.hsv, real_order))
 
     def report(

@@ -70,6 +70,7 @@ def transformed(system: System, T: HostArray) -> StateSpace:
     >>> swapped.A.tolist()
     [[0.2, 0.0], [1.0, 0.5]]
     """
+    check_system(system)
     dense = system.to_dense().to_host()
     matrix = to_double(_checks.floating_array(T, "T", 2))
     n, batch = dense.order, dense.batch_shape
@@ -184,6 +185,7 @@ def real_form(system: System) -> StateSpace:
     >>> system.A.tolist(), system.B.tolist(), system.C.tolist()
     ([[0.0, -0.5], [0.5, 0.0]], [[0.0], [1.0]], [[4.0, -0.0]])
     """
+    check_system(system)
     host = system.to_host()
     if not is_complex(host):
         return host.to_dense()

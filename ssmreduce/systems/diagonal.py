@@ -338,7 +338,8 @@ def is_complex(system: System) -> bool:
 
 
 def check_single(system: System) -> None:
-    """Raise `ShapeError` if `system` has batch axes."""
+    """Raise unless `system` is a system without batch axes: `UnsupportedLayerError`, `ShapeError`."""
+    check_system(system)
     if system.batch_shape:
         raise ShapeError(
             f"`system` has batch axes {system.batch_shape}; expected a single system. "
@@ -346,16 +347,16 @@ def check_single(system: System) -> None:
         )
 
 
-def check_system(system: object) -> None:
+def check_system(system: object, name: str = "system") -> None:
     """Raise `UnsupportedLayerError`, a TypeError, unless `system` is a system."""
     if not isinstance(system, StateSpace | DiagonalStateSpace):
         raise UnsupportedLayerError(
-            f"`system` is a {type(system).__module__}.{type(system).__qualname__}; expected a "
+            f"`{name}` is a {type(system).__module__}.{type(system).__qualname__}; expected a "
             "StateSpace or a DiagonalStateSpace. Build one from arrays, with read_system(layer), or with "
             "from_control, from_scipy or from_pymor of ssmreduce.adapters."
         )
     if 0 in system.batch_shape:
         raise ShapeError(
-            f"`system` has batch axes {system.batch_shape} and so no entries; expected at least one "
+            f"`{name}` has batch axes {system.batch_shape} and so no entries; expected at least one "
             "system. Look at how the batch was selected."
         )

@@ -18,7 +18,7 @@ import numpy as np
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -202,6 +202,8 @@ def _logarithms(system: DiagonalStateSpace) -> HostArray | None:
 
 def _alike(first: System, second: System) -> tuple[System, System]:
     """Both on the host with the same readout, checked for time and batch axes."""
+    check_system(first, "first")
+    check_system(second, "second")
     if first.time != second.time:
         raise TimeDomainError(
             f"`first` has time {first.time!r} but `second` has {second.time!r}; expected the same. "

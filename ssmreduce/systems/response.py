@@ -174,7 +174,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     points = points.astype(np.float64) if points.dtype.kind in "biuf" else np.full((), np.nan)
     if points.ndim != 1 or not np.all(np.isfinite(points)):
         raise ShapeError(
-            f"`omega` has shape {np.shape(omega)}; expected one axis of finite, real frequencies. "
+            f"`omega` is {omega!r:.100}; expected one axis of finite, real frequencies. "
             "Try numpy.linspace(0, numpy.pi, 200)."
         )
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

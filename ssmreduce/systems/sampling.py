@@ -31,7 +31,7 @@ import scipy.linalg
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Continuous, Discrete
@@ -89,6 +89,7 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
     >>> bool(abs(sampled.A[0, 0] - np.exp(-0.1)) < 1e-16), sampled.time
     (True, Discrete(dt=0.1))
     """
+    check_system(system)
     _check_method(method)
     if not isinstance(system.time, Continuous):
         raise TimeDomainError(
@@ -146,6 +147,7 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
     >>> to_continuous(lag).poles().round(4).tolist(), to_continuous(lag).dc_gain().tolist()
     ([-6.9315], [[1.0]])
     """
+    check_system(system)
     _check_method(method)
     if not isinstance(system.time, Discrete):
         raise TimeDomainError("`system` is continuous already; expected a discrete system.")

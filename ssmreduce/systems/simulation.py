@@ -67,7 +67,7 @@ def simulate(
     Raises
     ------
     TimeDomainError
-        If `times` is missing for a continuous system or given for a discrete one.
+        If `times` is missing for a continuous system or given for a discrete one, or `hold` with it.
     ShapeError
         If `inputs` is not (L, m), `times` does not increase, or the system has batch axes.
 
@@ -99,6 +99,11 @@ def simulate(
         )
     if isinstance(host.time, Discrete):
         refuse_times(times)
+        if hold != "constant":
+            raise TimeDomainError(
+                f"`hold` is {hold!r} but `system` is discrete; expected no `hold`: there is no input between "
+                "samples. Leave it out."
+            )
         states = _discrete_states(host, signal)
     else:
         states = _continuous_states(host, signal, sample_times(times, len(signal)), hold)
@@ -226,7 +231,8 @@ def sample_times(times: HostArray | None, length: int | None) -> HostArray:
     ):
         wanted = "(L,)" if length is None else f"({length},), one for each row of `inputs`,"
         raise ShapeError(
-            f"`times` has shape {instants.shape}; expected {wanted} increasing real numbers. "
+            f"`times` has shape {instants.shape} and dtype {instants.dtype}; expected {wanted} real "
+            "numbers, each larger than the one before. "
             "Try numpy.linspace(0, 10, 200)."
         )
     return instants

@@ -225,6 +225,11 @@ class StateSpace:
 
     def __getitem__(self, index: int | tuple[int, ...]) -> StateSpace:
         """Return one system of a batch."""
+        if (len(index) if isinstance(index, tuple) else 1) > len(self.batch_shape):
+            raise ShapeError(
+                f"`system` has batch axes {self.batch_shape} but is indexed by {index}; expected at most "
+                f"{len(self.batch_shape)} indices. For one channel take columns of B and D, rows of C and D."
+            )
         at = (*index, ...) if isinstance(index, tuple) else (index, ...)
         return StateSpace(
             self.A[at],
