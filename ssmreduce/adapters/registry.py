@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from ssmreduce.adapters.change import Path
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import HasArrays, LayerMap
 from ssmreduce.layers.lru import LRU
@@ -19,9 +20,6 @@ from ssmreduce.layers.s4d import S4D, S4Diagonal
 from ssmreduce.layers.s5 import S5
 from ssmreduce.layers.s5_real_input import S5RealInput
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-
-Path = tuple[Any, ...]
-"""Key path of a layer in a model."""
 
 _KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S5RealInput, S4D, S4, S4Diagonal)
 """Recognised by their arrays."""

@@ -15,16 +15,10 @@ import torch
 from torch.nn.utils import parametrize
 
 from ssmreduce._namespace import HostArray
+from ssmreduce.adapters.change import Change, Path
 from ssmreduce.adapters.moments import Moments
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
-
-Path = tuple[Any, ...]
-"""The name of a module in a model, as a tuple of one."""
-
-Change = tuple[Any, LayerMap, Mapping[str, HostArray], float]
-"""A layer, its map, its new arrays and the new order over the old one."""
-
 
 def is_module(candidate: object) -> bool:
     """Tell whether `candidate` is a torch module."""
@@ -180,7 +174,7 @@ def write_layer(
     module: Any, layer_map: LayerMap, values: Mapping[str, HostArray], ratio: float
 ) -> Any:
     """Give the arrays of `module` new values and shapes, in place, and return it."""
-    commit(module, is_module, {(): (module, layer_map, values, ratio)}, None, {})
+    commit(module, is_module, {(): Change(module, layer_map, values, ratio)}, None, {})
     return module
 
 
@@ -193,9 +187,9 @@ def commit(
 ) -> tuple[Any, Any]:
     """Change layers and optimizer state in place: all is computed first, then all is assigned."""
     tensors = [
-        (getattr(layer, name), _like(getattr(layer, name), value))
-        for layer, _, values, _ in changes.values()
-        for name, value in values.items()
+        (getattr(change.layer, name), _like(getattr(change.layer, name), value))
+        for change in changes.values()
+        for name, value in change.values.items()
     ]
     states = [
         (optimizer.state[parameter], field, _like(optimizer.state[parameter][field], value))
@@ -203,8 +197,8 @@ def commit(
     ]
     attributes = [
         entry
-        for layer, layer_map, _, ratio in changes.values()
-        for entry in _attributes(model, layer, layer_map, ratio)
+        for change in changes.values()
+        for entry in _attributes(model, change)
     ]
     for tensor, new in tensors:
         replace_data(tensor, new)
@@ -232,7 +226,7 @@ def load_state(
     attributes = [
         entry
         for path, (layer, layer_map) in layers.items()
-        for entry in _attributes(model, layer, layer_map, ratios[path])
+        for entry in _attributes(model, Change(layer, layer_map, {}, ratios[path]))
     ]
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.shape != state_dict[name].shape:
@@ -255,13 +249,12 @@ def replace_data(tensor: Any, new: Any) -> None:
     tensor.data = new
 
 
-def _attributes(
-    model: Any, layer: Any, layer_map: LayerMap, ratio: float
-) -> Iterator[tuple[Any, str, Any]]:
+def _attributes(model: Any, change: Change) -> Iterator[tuple[Any, str, Any]]:
     """Owner, name and new value (None: delete) of what else depends on the number of states.
 
     Every module that holds one of the layer's arrays may keep such attributes.
     """
+    layer, layer_map, _, ratio, reduce_state = change
     own = {id(getattr(layer, name)) for name in layer_map.names()}
     for module in model.modules():
         tensors = {
@@ -275,9 +268,12 @@ def _attributes(
                 yield module, name, round(values[name] * ratio)
         for name in layer_map.states:
             if torch.is_tensor(values.get(name)):
-                old = values[name]
-                shape = (*old.shape[:-1], round(old.shape[-1] * ratio))
-                yield module, name, torch.zeros(shape, dtype=old.dtype, device=old.device)
+                old = values[name].detach()
+                if reduce_state is None:
+                    shape = (*old.shape[:-1], round(old.shape[-1] * ratio))
+                    yield module, name, torch.zeros(shape, dtype=old.dtype, device=old.device)
+                else:
+                    yield module, name, reduce_state(old)
         for name in layer_map.caches:
             if name in values:
                 yield module, name, None

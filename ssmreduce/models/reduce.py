@@ -77,8 +77,8 @@ def reduce_layer(
     result = planned(inner, order, horizon, multiple_of)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
-    written = backend.write_layer(inner, layer_map, result.new_weights, _ratio(result))
-    return replace(result, layer=layer if written is inner else written)
+    model, _ = backend.commit(inner, lambda part: part is inner, {(): result.change()}, None, {})
+    return replace(result, layer=layer if model is inner else model)
 
 
 def reduce_model(
@@ -216,10 +216,7 @@ def apply_reductions(
         return model, opt_state, results
     backend = model_backend(model)
     new_moments = reduced_moments(backend, model, opt_state, cut, moments)
-    changes = {
-        path: (result.layer, result.layer_map, result.new_weights, _ratio(result))
-        for path, result in cut.items()
-    }
+    changes = {path: result.change() for path, result in cut.items()}
     model, opt_state = backend.commit(model, is_supported, changes, opt_state, new_moments)
     layers = dict(backend.find_layers(model, is_supported))
     return (
@@ -227,7 +224,3 @@ def apply_reductions(
         opt_state,
         {path: replace(result, layer=layers[path]) for path, result in results.items()},
     )
-
-
-def _ratio(result: LayerReduction) -> float:
-    return result.new_order / result.old_order
