@@ -35,9 +35,7 @@ def _seeded() -> None:
     torch.manual_seed(21)
 
 
-def stream(
-    system: Any, state: np.ndarray, inputs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def stream(system: Any, state: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Run one system as its equations say: h = λ h + B u, y = Re(C h) + D u."""
     outputs = []
     for sample in inputs:

@@ -19,6 +19,7 @@ from ssmreduce.adapters.moments import Moments
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.layers.layer_map import LayerMap
 
+
 def is_module(candidate: object) -> bool:
     """Tell whether `candidate` is an Equinox module."""
     return isinstance(candidate, eqx.Module)
@@ -33,6 +34,10 @@ def array_axes(module: Any) -> dict[str, int]:
 def unwrapped(module: Any) -> Any:
     """Return `module` itself: modules of Equinox are passed as they are."""
     return module
+
+
+def team_of(model: Any) -> None:
+    """Return None: a pytree belongs to one process."""
 
 
 def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None:

@@ -17,8 +17,20 @@ from torch.nn.utils import parametrize
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.change import Change, Path
 from ssmreduce.adapters.moments import Moments
+from ssmreduce.adapters.torch_distributed import gathered as gathered
+from ssmreduce.adapters.torch_distributed import (
+    is_sharded,
+    renew_buckets,
+    replace_sharded,
+    sharded_like,
+)
+from ssmreduce.adapters.torch_distributed import team_of as team_of
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
+
+MomentKey = tuple[Path, str, str]
+"""Where a moment is: path of the layer, name of the weight, field of the optimizer state."""
+
 
 def is_module(candidate: object) -> bool:
     """Tell whether `candidate` is a torch module."""
@@ -141,7 +153,18 @@ def read_arrays(module: Any, names: tuple[str, ...]) -> dict[str, HostArray]:
 
 
 def host_array(tensor: Any) -> HostArray:
-    """Return a tensor at double precision on the host."""
+    """Return a tensor at double precision on the host.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If this process holds a part of it only.
+    """
+    if is_sharded(tensor):
+        raise UnsupportedLayerError(
+            "the layer has parameters that are sharded over processes (DTensor); expected plain ones. Cut "
+            "the whole model with reduce_model, on all ranks; load and read layers before fully_shard."
+        )
     double = torch.complex128 if tensor.is_complex() else torch.float64
     return np.array(tensor.detach().to("cpu", double).resolve_conj().numpy())
 
@@ -183,7 +206,7 @@ def commit(
     matches: Callable[[Any], bool],
     changes: Mapping[Path, Change],
     optimizer: Any,
-    moments: Mapping[tuple[Any, str], HostArray],
+    moments: Mapping[MomentKey, HostArray],
 ) -> tuple[Any, Any]:
     """Change layers and optimizer state in place: all is computed first, then all is assigned."""
     tensors = [
@@ -191,17 +214,20 @@ def commit(
         for change in changes.values()
         for name, value in change.values.items()
     ]
-    states = [
-        (optimizer.state[parameter], field, _like(optimizer.state[parameter][field], value))
-        for (parameter, field), value in moments.items()
-    ]
-    attributes = [
-        entry
-        for change in changes.values()
-        for entry in _attributes(model, change)
-    ]
+    states = []
+    for (path, name, field), value in moments.items():
+        state = optimizer.state[getattr(changes[path].layer, name)]
+        new = _like(state[field], value)
+        states.append(
+            (state, field, sharded_like(state[field], new) if is_sharded(state[field]) else new)
+        )
+    attributes = [entry for change in changes.values() for entry in _attributes(model, change)]
     for tensor, new in tensors:
-        replace_data(tensor, new)
+        if is_sharded(tensor):
+            replace_sharded(model, tensor, new)
+        else:
+            replace_data(tensor, new)
+    renew_buckets(model)
     for state, field, new in states:
         state[field] = new
     _assign(attributes)
@@ -233,6 +259,7 @@ def load_state(
             new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
             replace_data(tensor, new)
     model.load_state_dict(state_dict)
+    renew_buckets(model)
     _assign(attributes)
 
 
@@ -279,6 +306,12 @@ def _attributes(model: Any, change: Change) -> Iterator[tuple[Any, str, Any]]:
                 yield module, name, None
 
 
+def fields_of(optimizer: Any, layer: Any, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the names of what an optimizer holds for the named arrays."""
+    states = getattr(optimizer, "state", {})
+    return {name: sorted(states.get(getattr(layer, name), {})) for name in names}
+
+
 def moments_of(
     model: Any, optimizer: Any, names: Mapping[Path, tuple[str, ...]]
 ) -> Iterator[Moments]:
@@ -311,6 +344,7 @@ def moments_of(
                             f"{type(value).__name__}, which cannot be carried; expected tensors. Use Adam, "
                             "AdamW, SGD or RMSprop, or initialise the optimizer afresh."
                         )
-                    fields.setdefault(field, {})[name] = (tensor, field), host_array(value)
+                    key = path, name, field
+                    fields.setdefault(field, {})[name] = key, host_array(value)
         for field, arrays in fields.items():
             yield Moments(field, f"layer {path_name(path)}", path, arrays)

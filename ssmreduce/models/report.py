@@ -190,12 +190,24 @@ class ModelReduction:
     report : ModelReport
         What came of each supported layer, by its name in the model: a dict of `LayerReduction` that
         prints as a table.
+    skipped : dict of str to str
+        Layers that cannot be reduced and were passed over, by name, with the reason.
+    followers : tuple of ModelReduction
+        The copies that followed, with reports of their own: errors are those of the copy, Hankel
+        singular values those of the model.
     """
 
     model: Any = field(repr=False)
     optimizer_state: Any = field(repr=False)
     report: ModelReport
+    skipped: dict[str, str] = field(default_factory=dict)
+    followers: tuple[ModelReduction, ...] = ()
 
     def __str__(self) -> str:
-        """The table of the report."""
-        return str(self.report)
+        """The table of the report, and what was passed over."""
+        return "\n".join(
+            [
+                str(self.report),
+                *(f"not reduced: {name}: {why}" for name, why in self.skipped.items()),
+            ]
+        )
