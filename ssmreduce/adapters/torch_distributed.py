@@ -192,7 +192,7 @@ def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
 
 
 def sharded_like(tensor: Any, full: Any) -> Any:
-    """This rank's part of `full`, distributed as `tensor` is; without communication."""
+    """Return the part of `full` that is this rank's, distributed as `tensor` is; without communication."""
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
@@ -203,29 +203,26 @@ def replace_sharded(model: Any, tensor: Any, full: Any) -> None:
 
     torch 2.13 has no public way to do so: what `fully_shard` does with a parameter is done again.
     """
-    for part in _parts_of(model):
-        if part.sharded_param is tensor:
-            attributes = dict(vars(tensor))
-            placement = part.fsdp_placement
-            parameter = torch.nn.Parameter(full, requires_grad=tensor.requires_grad)
-            part._init_sharded_param(parameter, part.device, lambda _: placement, part.mesh_info)
-            if part.post_forward_mesh_info is not None:
-                part._init_sharded_post_forward_param_metadata(parameter)
-            part.all_gather_outputs = []
-            part.unsharded_accumulated_grad = None
-            if hasattr(part, "_unsharded_param"):
-                del part._unsharded_param
-            new = part.sharded_param
-            tensor.grad = None
-            torch.utils.swap_tensors(tensor, new)
-            vars(tensor).update(attributes)
-            part.sharded_param = tensor
-            part._setattr_on_modules(tensor)
-            return
-    raise UnsupportedLayerError(
-        "`model` holds a DTensor that FSDP2 does not manage; expected parameters sharded by fully_shard. "
-        "Reduce the model before it is distributed."
-    )
+    part = next((part for part in _parts_of(model) if part.sharded_param is tensor), None)
+    if part is None:
+        raise UnsupportedLayerError(
+            "`model` holds a DTensor that FSDP2 does not manage; expected parameters sharded by "
+            "fully_shard. Reduce the model before it is distributed."
+        )
+    attributes, placement = dict(vars(tensor)), part.fsdp_placement
+    parameter = torch.nn.Parameter(full, requires_grad=tensor.requires_grad)
+    part._init_sharded_param(parameter, part.device, lambda _: placement, part.mesh_info)
+    if part.post_forward_mesh_info is not None:
+        part._init_sharded_post_forward_param_metadata(parameter)
+    part.all_gather_outputs = []
+    part.unsharded_accumulated_grad = None
+    if hasattr(part, "_unsharded_param"):
+        del part._unsharded_param
+    new, tensor.grad = part.sharded_param, None
+    torch.utils.swap_tensors(tensor, new)
+    vars(tensor).update(attributes)
+    part.sharded_param = tensor
+    part._setattr_on_modules(tensor)
 
 
 def _parts_of(model: Any) -> Iterable[Any]:

@@ -1,0 +1,208 @@
+"""One of the processes of a distributed test: a torch worker that reports what it saw.
+
+Run as ``python distributed_worker.py SCENARIO RANK WORLD FOLDER``; writes FOLDER/RANK.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch_modules import S4D, LrnnxLRU
+
+from ssmreduce import SSMReduceError, reduce_model
+
+ORDERS = (6, 3)
+STEPS = 6
+
+
+class Sequences(nn.Module):
+    """An LRU on a batch of sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lru = LrnnxLRU(3, 9)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (B, L, H) to (B, L, H)."""
+        return torch.stack([self.lru(sequence) for sequence in inputs])
+
+
+class Channels(nn.Module):
+    """`S4D` on (B, L, H)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = S4D(3, 16)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (B, L, H) to (B, L, H)."""
+        return self.block(inputs.transpose(1, 2)).transpose(1, 2)
+
+
+def model_of(seed: int = 3) -> nn.Sequential:
+    """The same on every rank."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 3), Sequences(), Channels(), nn.Linear(3, 1))
+
+
+def batches() -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole batch, of which every rank takes its rows."""
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(4, 8, 2, generator=generator)
+    return inputs, torch.cumsum(inputs[..., :1], 1) / 8
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, rows: slice) -> float:
+    """One update; returns the loss on these rows."""
+    inputs, targets = batches()
+    optimizer.zero_grad()
+    loss = torch.mean((model(inputs[rows]) - targets[rows]) ** 2)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a shard."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Hash of all weights and of the optimizer state."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        for value in (parameter, *(v for v in optimizer.state.get(parameter, {}).values())):
+            if torch.is_tensor(value):
+                digest.update(str(tuple(value.shape)).encode())
+                digest.update(whole(value.detach()).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train(model: nn.Module, rows: slice) -> dict[str, Any]:
+    """A run with two cuts, and what was seen on the way."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    parameters = list(model.parameters())
+    seen: dict[str, Any] = {"losses": [], "prints": [], "orders": [], "bounds": []}
+    for order in (*ORDERS, None):
+        seen["losses"] += [step(model, optimizer, rows) for _ in range(STEPS)]
+        if order is not None:
+            result = reduce_model(model, order, optimizer=optimizer)
+            seen["orders"].append([part.new_order for part in result.report.values()])
+            seen["bounds"].append([part.measured_error for part in result.report.values()])
+        seen["prints"].append(fingerprint(model, optimizer))
+    seen["same objects"] = all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    seen["shapes"] = [list(parameter.shape) for parameter in model.parameters()]
+    seen["moments"] = [
+        list(value.shape)
+        for parameter in model.parameters()
+        for field, value in sorted(optimizer.state[parameter].items())
+        if field != "step"
+    ]
+    return seen
+
+
+def wrapped(kind: str, model: nn.Sequential) -> nn.Module:
+    """`model` as it is trained by several processes."""
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    if kind == "ddp views":
+        wrap = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1)
+        wrap.register_comm_hook(None, allreduce_hook)
+        return wrap
+    for layer in (model[1], model[2]):
+        fully_shard(layer, reshard_after_forward=kind == "fsdp")
+    return fully_shard(model)
+
+
+def failing(kind: str, rank: int, rows: slice) -> dict[str, Any]:
+    """A cut that one rank cannot make."""
+    kind, fault = kind.split("-")
+    if fault == "other":  # DDP itself broadcasts weights when it wraps
+        model = wrapped(kind, model_of())
+        if rank == 1:
+            with torch.no_grad():
+                model.module[1].lru.B_re[0, 0] += 1e-3
+    else:
+        model = wrapped(kind, model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    order: Any = 4
+    if fault == "nan" and rank == 1:
+        with torch.no_grad():
+            model.module[1].lru.C_re[0, 0] = float("nan")
+    if fault == "other" and rank == 1:
+        with torch.no_grad():
+            model.module[1].lru.B_re[0, 0] += 1e-3
+    if fault == "gradient" and rank == 1:
+        model.module[1].lru.C_re.grad = torch.ones(3, 9)
+    if fault == "unstable":
+        with torch.no_grad():
+            model.module[1].lru.nu_log[0] = -1e9
+    if fault == "adamax":
+        optimizer = torch.optim.Adamax(model.parameters())
+        step(model, optimizer, rows)
+    if fault == "optimizer" and rank == 1:
+        optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    if fault == "gone":
+        distributed.destroy_process_group()
+    before = fingerprint(model, optimizer)
+    try:
+        reduce_model(model, order, optimizer=optimizer)
+    except SSMReduceError as error:
+        return {
+            "error": str(error),
+            "kind": type(error).__name__,
+            "unchanged": fingerprint(model, optimizer) == before,
+        }
+    return {"error": None}
+
+
+def followers(rank: int, rows: slice) -> dict[str, Any]:
+    """An average that every rank keeps."""
+    model = wrapped("ddp", model_of())
+    average = torch.optim.swa_utils.AveragedModel(
+        model.module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(3):
+        step(model, optimizer, rows)
+        average.update_parameters(model.module)
+    reduce_model(model, 4, optimizer=optimizer, followers=[average])
+    step(model, optimizer, rows)
+    average.update_parameters(model.module)
+    copy.deepcopy(average)
+    return {"prints": [fingerprint(model, optimizer), fingerprint(average, optimizer)]}
+
+
+def main() -> None:
+    """Join the others, run the scenario, leave a file."""
+    scenario, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
+    rows = slice(2 * rank, 2 * rank + 2)
+    if scenario == "followers":
+        seen = followers(rank, rows)
+    elif "-" in scenario:
+        seen = failing(scenario, rank, rows)
+    else:
+        seen = train(wrapped(scenario, model_of()), rows)
+    Path(folder, f"{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Cuts of models that two processes train, by DDP and by FSDP2, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed_worker import ORDERS, model_of, train
+from torch import distributed
+
+import ssmreduce
+
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available() or not distributed.is_gloo_available(),
+    reason="torch was built without gloo",
+)
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(ssmreduce.__file__).parents[1]), str(HERE)]),
+}
+
+
+def run(scenario: str, folder: Path, world: int = 2) -> list[dict[str, Any]]:
+    """What each process saw."""
+    command = [sys.executable, "-W", "ignore", str(HERE / "distributed_worker.py"), scenario]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(folder)],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=240)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, output in zip(workers, outputs, strict=True):
+        assert worker.returncode == 0, output
+    return [
+        json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """The same run in one process, on the whole batch."""
+    return train(model_of(), slice(0, 4))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "ddp views", "fsdp", "fsdp kept"])
+def test_two_processes_cut_as_one(kind: str, tmp_path: Path, alone: dict[str, Any]) -> None:
+    first, second = run(kind, tmp_path)
+    # Weights and optimizer state, bit by bit: after each cut, and after more steps.
+    assert first["prints"] == second["prints"]
+    assert len(set(first["prints"])) == 3
+    assert first["orders"] == second["orders"] == alone["orders"]
+    assert [max(orders) for orders in first["orders"]] == list(ORDERS)
+    assert first["bounds"] == second["bounds"]
+    np.testing.assert_allclose(first["bounds"], alone["bounds"], rtol=1e-3)
+    assert first["same objects"]
+    assert second["same objects"]
+    assert first["shapes"] == second["shapes"] == alone["shapes"]
+    assert first["moments"] == alone["moments"]
+    # The loss of the whole batch is the mean of those of its halves. Gradients are summed in another order,
+    # in single precision, and Adam's steps carry that on: 18 steps of 1e-2, relative rounding 1e-5.
+    losses = np.mean([first["losses"], second["losses"]], axis=0)
+    np.testing.assert_allclose(losses, alone["losses"], rtol=1e-4)
+    assert losses[-1] < losses[0]
+
+
+FAULTS = {
+    "nan": ("NonFiniteError", "on rank 1: while reducing layer `module.1.lru`: `C_re`"),
+    "other": ("DistributedError", "rank 1 differs from rank 0 in the weights of layer"),
+    "gradient": (
+        "OptimizerStateError",
+        "on rank 1: `C_re` of layer `module.1.lru` holds a gradient",
+    ),
+    "unstable": ("UnstableSystemError", "on rank 0: while reducing layer `module.1.lru`"),
+    "adamax": ("OptimizerStateError", "on rank 0: the optimizer state holds `exp_inf`"),
+    "optimizer": ("DistributedError", "rank 1 differs from rank 0 in the type of its optimizer"),
+    "gone": ("DistributedError", "the process group is not initialised"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_rank_that_fails_makes_all_fail(fault: str, tmp_path: Path) -> None:
+    kind, text = FAULTS[fault]
+    first, second = run(f"ddp-{fault}", tmp_path)
+    assert first["error"] == second["error"]
+    assert text in first["error"]
+    assert first["kind"] == second["kind"] == kind
+    assert first["unchanged"]
+    assert second["unchanged"]
+
+
+def test_an_average_follows_on_all_ranks(tmp_path: Path) -> None:
+    first, second = run("followers", tmp_path)
+    assert first["prints"] == second["prints"]
+
+
+def test_one_process_alone_is_a_team_too(tmp_path: Path) -> None:
+    (only,) = run("ddp", tmp_path, world=1)
+    assert [max(orders) for orders in only["orders"]] == list(ORDERS)
+    assert torch.isfinite(torch.tensor(only["losses"])).all()
