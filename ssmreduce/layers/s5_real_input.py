@@ -55,8 +55,8 @@ class S5RealInput(LayerMap):
         if rule not in ("zoh", "dirac"):
             raise UnsupportedLayerError(
                 f"this S5 layer cannot be reduced because `discretization` is {rule!r}, which does not "
-                "take stable poles into the unit circle; expected 'zoh' or 'dirac'. Leave it out: "
-                "reduce the other layers one by one with reduce_layer."
+                "take stable poles into the unit circle; expected 'zoh' or 'dirac'. Leave it out with "
+                "reduce_model(..., skip_unsupported=True)."
             )
         return cls(holds=rule == "zoh")
 
