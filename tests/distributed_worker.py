@@ -1,11 +1,11 @@
 """One of the processes of a distributed test: a torch worker that reports what it saw.
 
-Run as ``python distributed_worker.py SCENARIO RANK WORLD FOLDER``; writes FOLDER/RANK.json.
+Run as ``python distributed_worker.py SCENARIOS RANK WORLD FOLDER``, with commas between scenarios; writes
+FOLDER/RANK.json.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import sys
@@ -125,19 +125,12 @@ def wrapped(kind: str, model: nn.Sequential) -> nn.Module:
     return fully_shard(model)
 
 
-def failing(kind: str, rank: int, rows: slice) -> dict[str, Any]:
+def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     """A cut that one rank cannot make."""
-    kind, fault = kind.split("-")
-    if fault == "other":  # DDP itself broadcasts weights when it wraps
-        model = wrapped(kind, model_of())
-        if rank == 1:
-            with torch.no_grad():
-                model.module[1].lru.B_re[0, 0] += 1e-3
-    else:
-        model = wrapped(kind, model_of())
+    kind, fault = scenario.split("-")
+    model = wrapped(kind, model_of())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     step(model, optimizer, rows)
-    order: Any = 4
     if fault == "nan" and rank == 1:
         with torch.no_grad():
             model.module[1].lru.C_re[0, 0] = float("nan")
@@ -158,7 +151,7 @@ def failing(kind: str, rank: int, rows: slice) -> dict[str, Any]:
         distributed.destroy_process_group()
     before = fingerprint(model, optimizer)
     try:
-        reduce_model(model, order, optimizer=optimizer)
+        reduce_model(model, 4, optimizer=optimizer)
     except SSMReduceError as error:
         return {
             "error": str(error),
@@ -168,8 +161,8 @@ def failing(kind: str, rank: int, rows: slice) -> dict[str, Any]:
     return {"error": None}
 
 
-def followers(rank: int, rows: slice) -> dict[str, Any]:
-    """An average that every rank keeps."""
+def followers(rows: slice) -> dict[str, Any]:
+    """An average that every rank keeps, and a teacher that is sharded like its model."""
     model = wrapped("ddp", model_of())
     average = torch.optim.swa_utils.AveragedModel(
         model.module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
@@ -181,24 +174,31 @@ def followers(rank: int, rows: slice) -> dict[str, Any]:
     reduce_model(model, 4, optimizer=optimizer, followers=[average])
     step(model, optimizer, rows)
     average.update_parameters(model.module)
-    copy.deepcopy(average)
-    return {"prints": [fingerprint(model, optimizer), fingerprint(average, optimizer)]}
+    model, teacher = wrapped("fsdp", model_of()), wrapped("fsdp", model_of())
+    reduce_model(model, 4, followers=[teacher])
+    inputs, _ = batches()
+    return {
+        "prints": [fingerprint(average, optimizer)],
+        "apart": float((model(inputs) - teacher(inputs)).abs().max()),
+    }
 
 
 def main() -> None:
     """Join the others, run the scenario, leave a file."""
-    scenario, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    scenarios, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
     rows = slice(2 * rank, 2 * rank + 2)
-    if scenario == "followers":
-        seen = followers(rank, rows)
-    elif "-" in scenario:
-        seen = failing(scenario, rank, rows)
-    else:
-        seen = train(wrapped(scenario, model_of()), rows)
+    seen = {}
+    for scenario in scenarios.split(","):
+        if scenario == "followers":
+            seen[scenario] = followers(rows)
+        elif "-" in scenario:
+            seen[scenario] = failing(scenario, rank, rows)
+        else:
+            seen[scenario] = train(wrapped(scenario, model_of()), rows)
     Path(folder, f"{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
     if distributed.is_initialized():
         distributed.destroy_process_group()
