@@ -15,11 +15,21 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _MixedPrecision
 from torch_modules import S4D, LrnnxLRU
 
-from ssmreduce import SSMReduceError, reduce_model
+from ssmreduce import (
+    HankelMass,
+    InTrainingReducer,
+    ReductionSchedule,
+    SSMReduceError,
+    load_reduced,
+    reduce_model,
+)
 
 ORDERS = (6, 3)
 STEPS = 6
@@ -62,11 +72,16 @@ def batches() -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, torch.cumsum(inputs[..., :1], 1) / 8
 
 
+def loss_of(model: nn.Module, rows: slice) -> torch.Tensor:
+    """The loss on these rows."""
+    inputs, targets = batches()
+    return torch.mean((model(inputs[rows]) - targets[rows]) ** 2)
+
+
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, rows: slice) -> float:
     """One update; returns the loss on these rows."""
-    inputs, targets = batches()
     optimizer.zero_grad()
-    loss = torch.mean((model(inputs[rows]) - targets[rows]) ** 2)
+    loss = loss_of(model, rows)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -78,11 +93,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> str:
     """Hash of all weights and of the optimizer state."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
-        for value in (parameter, *(v for v in optimizer.state.get(parameter, {}).values())):
+        state = {} if optimizer is None else optimizer.state.get(parameter, {})
+        for value in (parameter, *state.values()):
             if torch.is_tensor(value):
                 digest.update(str(tuple(value.shape)).encode())
                 digest.update(whole(value.detach()).contiguous().numpy().tobytes())
@@ -116,6 +132,13 @@ def wrapped(kind: str, model: nn.Sequential) -> nn.Module:
     """`model` as it is trained by several processes."""
     if kind == "ddp":
         return DistributedDataParallel(model)
+    if kind == "ddp static":
+        return DistributedDataParallel(model, static_graph=True)
+    if kind == "ddp compiled":
+        return torch.compile(DistributedDataParallel(model), backend="eager")
+    if kind == "ddp unused":
+        model[0].spare = nn.Linear(2, 2)
+        return DistributedDataParallel(model, find_unused_parameters=True)
     if kind == "ddp views":
         wrap = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1)
         wrap.register_comm_hook(None, allreduce_hook)
@@ -131,6 +154,18 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     model = wrapped(kind, model_of())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     step(model, optimizer, rows)
+    if fault == "shard" and rank == 1:
+        with torch.no_grad():
+            model[1].lru.C_re.to_local()[0, 0] = float("nan")
+    if fault == "accumulating":
+        model.set_requires_gradient_sync(False)
+        loss_of(model, rows).backward()
+    if fault == "reduced":
+        loss_of(model, rows).backward()
+    if fault == "mesh":
+        mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))
+        model = fully_shard(model_of(), mesh=mesh)
+        optimizer = None
     if fault == "nan" and rank == 1:
         with torch.no_grad():
             model.module[1].lru.C_re[0, 0] = float("nan")
@@ -145,6 +180,15 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     if fault == "adamax":
         optimizer = torch.optim.Adamax(model.parameters())
         step(model, optimizer, rows)
+    if fault == "zero":
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # warns when imported
+
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-2)
+        step(model, optimizer, rows)
+    if fault == "precision":
+        settings = _MixedPrecision(param_dtype=torch.bfloat16)
+        model = DistributedDataParallel(model_of(), mixed_precision=settings)
+        optimizer = None
     if fault == "optimizer" and rank == 1:
         optimizer = torch.optim.SGD(model.parameters(), 1e-2)
     if fault == "gone":
@@ -159,6 +203,45 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
             "unchanged": fingerprint(model, optimizer) == before,
         }
     return {"error": None}
+
+
+def checkpoints(rows: slice) -> dict[str, Any]:
+    """A cut model that is saved whole and loaded by a plain one, and by one in DDP."""
+    inputs, _ = batches()
+    model = wrapped("fsdp", model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    reduce_model(model, 4, optimizer=optimizer)
+    saved = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    objects: list[Any] = [saved]  # the whole state is on the first rank alone
+    distributed.broadcast_object_list(objects)
+    plain = load_reduced(model_of(), objects[0])
+    apart = float((plain(inputs) - model(inputs)).abs().max())
+    wrap = wrapped("ddp", model_of())
+    load_reduced(wrap, {f"module.{name}": value for name, value in objects[0].items()})
+    optimizer = torch.optim.AdamW(wrap.parameters(), 1e-2)
+    for _ in range(2):
+        step(wrap, optimizer, rows)
+    try:
+        load_reduced(model, objects[0])
+        refused = ""
+    except SSMReduceError as error:
+        refused = str(error)
+    return {"apart": apart, "prints": [fingerprint(wrap, optimizer)], "refused": refused}
+
+
+def in_training(rows: slice) -> dict[str, Any]:
+    """The two lines of a training loop."""
+    model = wrapped("ddp", model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    reducer = InTrainingReducer(ReductionSchedule(12, stop=0.5, attempts=2), order=HankelMass(0.9))
+    for number in range(1, 13):
+        step(model, optimizer, rows)
+        model, optimizer = reducer.step(number, model, optimizer)
+    return {
+        "prints": [fingerprint(model, optimizer)],
+        "orders": [event.new_order for event in reducer.events],
+    }
 
 
 def followers(rows: slice) -> dict[str, Any]:
@@ -195,6 +278,10 @@ def main() -> None:
     for scenario in scenarios.split(","):
         if scenario == "followers":
             seen[scenario] = followers(rows)
+        elif scenario == "in training":
+            seen[scenario] = in_training(rows)
+        elif scenario == "checkpoints":
+            seen[scenario] = checkpoints(rows)
         elif "-" in scenario:
             seen[scenario] = failing(scenario, rank, rows)
         else:

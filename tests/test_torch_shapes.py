@@ -80,7 +80,9 @@ def test_compiled_gradients_after_a_cut_are_those_of_the_model(name: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own imports
+# Inductor's own imports, and what it says of complex operators.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation:UserWarning")
 def test_inductor_compiles_the_new_shape() -> None:
     pytest.importorskip("torch._inductor")
     model = model_of("s4d")

@@ -329,6 +329,12 @@ def moments_of(
             f"`optimizer` is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; expected a "
             "torch.optim.Optimizer. Pass the one that trains the model, or none."
         )
+    if hasattr(optimizer, "consolidate_state_dict"):
+        raise OptimizerStateError(
+            f"`optimizer` is a {type(optimizer).__qualname__}, which keeps most of its state on other "
+            "processes; expected one whose state is here. Shard the model with fully_shard instead, or "
+            "make the optimizer anew after the cut."
+        )
     for path, own in names.items():
         layer = model.get_submodule(path[0])
         fields: dict[str, dict[str, tuple[Any, HostArray]]] = {}

@@ -33,7 +33,7 @@ def team_of(model: Any) -> Team | None:
     DistributedError
         If the process group is not, or no longer, initialised.
     UnsupportedLayerError
-        If parameters are spread over more than one axis of a device mesh.
+        If parameters are spread over more than one axis of a device mesh, or DDP keeps copies of them.
     """
     wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
     sharded = [tensor for tensor in model.parameters() if is_sharded(tensor)]
@@ -43,6 +43,11 @@ def team_of(model: Any) -> Team | None:
         raise DistributedError(
             "`model` is wrapped for distributed training but the process group is not initialised; expected "
             "all of its processes to take part. Reduce before destroy_process_group(), or unwrap it."
+        )
+    if any(part.mixed_precision is not None for part in wrapped):
+        raise UnsupportedLayerError(
+            "`model` is in DistributedDataParallel with mixed_precision, which keeps copies of its "
+            "parameters in their old shapes; expected none. Use torch.autocast instead."
         )
     if wrapped:
         return Team(wrapped[0].process_group)
@@ -133,7 +138,8 @@ def renew_buckets(model: Any) -> None:
             hooks, module._comm_hooks = module._comm_hooks, []
             for parameter in module.parameters():
                 parameter.grad = None  # may be a view of an old bucket
-            module.__setstate__(dict(vars(module)))
+            module.__setstate__(dict(vars(module)))  # type: ignore[no-untyped-call]
+            module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
             for hook, state in hooks:
                 module.register_comm_hook(state, hook)
 
@@ -154,26 +160,43 @@ def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, An
     }
     if not full:
         return model, optimizer
+    for part in _parts_of(model):
+        if id(part.sharded_param) in full and _holds_gradient(part):
+            new = full[id(part.sharded_param)][1]
+            new.grad = torch.ones_like(new)
     view = _viewed(model, {key: new for key, (_, new) in full.items()}, {})
     if not isinstance(optimizer, torch.optim.Optimizer):
         return view, optimizer
     states = object.__new__(type(optimizer))
     states.__dict__.update(vars(optimizer))
-    states.state = {
+    whole: dict[Any, dict[str, Any]] = {
         new: {
             field: value.full_tensor() if is_sharded(value) else value
             for field, value in optimizer.state.get(tensor, {}).items()
         }
         for tensor, new in full.values()
     }
+    states.__dict__["state"] = whole
     return view, states
 
 
 def _full_parameter(tensor: Any) -> Any:
-    new = torch.nn.Parameter(tensor.detach().full_tensor(), requires_grad=tensor.requires_grad)
-    if tensor.grad is not None and bool(torch.any(tensor.grad.to_local() != 0)):
-        new.grad = torch.ones_like(new)
-    return new
+    return torch.nn.Parameter(tensor.detach().full_tensor(), requires_grad=tensor.requires_grad)
+
+
+def _holds_gradient(part: Any) -> bool:
+    """Whether there is a gradient, reduced over the processes or (accumulated without sync) not yet."""
+    unsharded = getattr(part, "_unsharded_param", None)
+    gradients = (
+        part.sharded_param.grad,
+        part.unsharded_accumulated_grad,
+        None if unsharded is None else unsharded.grad,
+    )
+    return any(
+        bool(torch.any((each.to_local() if is_sharded(each) else each) != 0))
+        for each in gradients
+        if each is not None
+    )
 
 
 def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
@@ -219,7 +242,7 @@ def replace_sharded(model: Any, tensor: Any, full: Any) -> None:
     if hasattr(part, "_unsharded_param"):
         del part._unsharded_param
     new, tensor.grad = part.sharded_param, None
-    torch.utils.swap_tensors(tensor, new)
+    torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
     vars(tensor).update(attributes)
     part.sharded_param = tensor
     part._setattr_on_modules(tensor)

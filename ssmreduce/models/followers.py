@@ -101,9 +101,9 @@ def followed(result: LayerReduction, layer: Any, name: str) -> LayerReduction:
     else:
         reduction = replace(reduction, parts=tuple(parts))
     written = as_written(reduction, layer_map.read(new))
-    error = max(float(part.quick_error()) for part in written.parts or (written,))
+    worst = max(float(part.quick_error()) for part in written.parts or (written,))
     return LayerReduction(
-        layer, written, layer_map.error_factor * error, weights, new, result.item_sizes, layer_map
+        layer, written, layer_map.error_factor * worst, weights, new, result.item_sizes, layer_map
     )
 
 

@@ -31,8 +31,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.moments import Moments as LayerMoments
-from ssmreduce.adapters.registry import Path
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.report import LayerReduction
