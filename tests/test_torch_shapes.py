@@ -115,6 +115,19 @@ def test_reduced_models_export(name: str, tmp_path: Any) -> None:
     torch.testing.assert_close(again(inputs), model(inputs), rtol=1e-5, atol=1e-6)
 
 
+def test_what_was_taken_before_a_cut_keeps_the_old_tensors() -> None:
+    model = model_of("s4d")
+    inputs, _ = batch()
+    expected = model(inputs).detach()
+    program = torch.export.export(copy.deepcopy(model), (inputs,))
+    state = model.state_dict()
+    reduce_model(model, 4)
+    assert torch.equal(program.module()(inputs), expected)
+    fresh = model_of("s4d")
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(inputs), expected)
+
+
 def test_gradient_scalers_go_on() -> None:
     def run(cut: bool) -> tuple[list[float], dict[str, Any]]:
         torch.manual_seed(24)
