@@ -13,7 +13,8 @@ import torch
 from LRU_pytorch import LRU as PackageLRU
 from modules import make_lru
 from samples import lru_weights
-from test_streaming import LAYERS, LENGTH
+from test_streaming import LAYERS, LENGTH, stream
+from test_streaming import projected as from_projected_state
 from test_torch_training import batch, fingerprint, model_of, train
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -93,6 +94,25 @@ def test_a_copy_is_projected_as_the_model_is(rng: np.random.Generator, name: str
     # Its error is its own, and that of the model but for their distance.
     assert own.measured_error == pytest.approx(part.measured_error, rel=0.2)
     assert own.error_bound is None
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_streams_through_a_copy_go_on(rng: np.random.Generator, name: str) -> None:
+    layer = double(LAYERS[name]())
+    twin = moved(layer, 1e-3)
+    batch_shape, inputs = read_system(twin).batch_shape, read_system(twin).inputs
+    ((_, own),) = reduce_model(layer, 5, followers=[twin]).followers[0].report.items()
+    shape = (*batch_shape, own.old_order)
+    state = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+    carried, after = own.reduce_state(state), read_system(twin)
+    parts = own.reduction.parts or (own.reduction,)
+    for at, part in zip(np.ndindex(batch_shape), parts, strict=True):
+        signal = rng.standard_normal((LENGTH, inputs))
+        found, _ = stream(after[at] if batch_shape else after, carried[at], signal)
+        expected = from_projected_state(part, state[at], signal)
+        eps = float(np.finfo(np.float32 if name.startswith("s5") else np.float64).eps)
+        allowed = LENGTH * eps * part.slot_map.condition * np.abs(expected).max()
+        assert np.abs(found - expected).max() <= allowed
 
 
 @pytest.mark.parametrize("name", LAYERS)

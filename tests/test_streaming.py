@@ -152,6 +152,14 @@ def test_a_state_that_a_layer_keeps_is_carried(rng: np.random.Generator) -> None
     assert not model.lru.state.requires_grad
 
 
+def test_a_kept_state_of_another_layout_is_named() -> None:
+    model = Stateful(3, 12)
+    model.lru.state = torch.zeros(12, 2)
+    with pytest.raises(ShapeError, match=r"keeps a state.*\(12, 2\)"):
+        reduce_model(model, 5)
+    assert model.lru.nu_log.shape == (12,)
+
+
 def test_states_that_do_not_fit_are_refused() -> None:
     result = reduce_layer(LrnnxLRU(3, 12), 5)
     for state in (np.zeros(5, complex), np.zeros(12), torch.zeros(2, 11, dtype=torch.complex64)):

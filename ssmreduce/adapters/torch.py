@@ -25,7 +25,7 @@ from ssmreduce.adapters.torch_distributed import (
     sharded_like,
 )
 from ssmreduce.adapters.torch_distributed import team_of as team_of
-from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
+from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
 
 MomentKey = tuple[Path, str, str]
@@ -299,8 +299,13 @@ def _attributes(model: Any, change: Change) -> Iterator[tuple[Any, str, Any]]:
                 if reduce_state is None:
                     shape = (*old.shape[:-1], round(old.shape[-1] * ratio))
                     yield module, name, torch.zeros(shape, dtype=old.dtype, device=old.device)
-                else:
+                    continue
+                try:
                     yield module, name, reduce_state(old)
+                except ShapeError as error:
+                    raise ShapeError(
+                        f"the layer keeps a state between calls, and that cannot follow: {error}"
+                    ) from error
         for name in layer_map.caches:
             if name in values:
                 yield module, name, None

@@ -66,36 +66,42 @@ class Team:
     def __init__(self, group: Any) -> None:
         self._group = group
 
-    def agree(self, held: Callable[[], Mapping[str, str]], decide: Callable[[], T]) -> T:
-        """Return on all ranks what `decide` returns on the first.
+    def check_same(self, held: Callable[[], Mapping[str, str]]) -> None:
+        """Compare what the ranks hold.
 
         Parameters
         ----------
         held : callable
-            Says what this rank holds, by name: the same on all ranks. May raise.
-        decide : callable
-            Called on the first rank only. May raise.
+            Says what this rank holds, by name. May raise.
 
         Raises
         ------
         SSMReduceError
-            The same on all ranks, if something failed on one of them.
+            The same on all ranks, if `held` raised on one of them.
         DistributedError
             If ranks hold different things, or another exception was raised.
         """
-        mine, failure = _attempt(held)
         answers: list[Any] = [None] * distributed.get_world_size(self._group)
-        distributed.all_gather_object(answers, (mine, failure), group=self._group)
-        for rank, (_, failed) in enumerate(answers):
-            if failed is not None:
-                raise _same_error(rank, *failed)
+        distributed.all_gather_object(answers, _attempt(held), group=self._group)
+        for rank, (_, failure) in enumerate(answers):
+            if failure is not None:
+                raise _same_error(rank, *failure)
         self._compare([values for values, _ in answers])
-        decision: list[Any] = [None]
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """Return on all ranks what `decision` returns on the first, the only one that calls it.
+
+        Raises
+        ------
+        SSMReduceError
+            The same on all ranks, if it raised.
+        """
+        answer: list[Any] = [None]
         if distributed.get_rank(self._group) == 0:
-            decision = [_attempt(decide)]
+            answer = [_attempt(decision)]
         source = distributed.get_global_rank(self._group, 0)
-        distributed.broadcast_object_list(decision, src=source, group=self._group)
-        ((result, failure),) = decision
+        distributed.broadcast_object_list(answer, src=source, group=self._group)
+        ((result, failure),) = answer
         if failure is not None:
             raise _same_error(0, *failure)
         return result  # type: ignore[no-any-return]

@@ -80,15 +80,14 @@ def cut_model(
     if team is None:
         plan = _planned(model, opt_state, decide, moments, followers, skip_unsupported)
     else:
-        shapes = team.agree(lambda: _shapes(backend, model, opt_state), dict)
-        assert not shapes
+        team.check_same(lambda: _shapes(backend, model, opt_state))
         view, state = _gathered(backend, model, opt_state)
         copies = [_gathered(backend, follower, None)[0] for follower in followers]
-        plan = team.agree(
-            lambda: _held(backend, [view, *copies], skip_unsupported),
+        team.check_same(lambda: _held(backend, [view, *copies], skip_unsupported))
+        plan = team.decide(
             lambda: _planned(
                 view, state, decide, moments, copies, skip_unsupported
-            ).without_layers(),
+            ).without_layers()
         )
     return _made(backend, model, opt_state, followers, plan)
 

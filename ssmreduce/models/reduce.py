@@ -118,7 +118,8 @@ def reduce_model(
     followers : sequence of models, optional
         Copies of the model with weights of their own, such as a
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
-        same coordinates, so that averaging goes on. PyTorch modules are changed in place.
+        same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
+        returned in the result.
     skip_unsupported : bool
         Pass over variants of known layers that cannot be reduced, and name them in the result, instead
         of refusing the model.
