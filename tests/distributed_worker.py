@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def wrapped(kind: str, model: nn.Sequential) -> nn.Module:
 def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     """A cut that one rank cannot make."""
     kind, fault = scenario.split("-")
-    model = wrapped(kind, model_of())
+    model = wrapped("ddp" if kind == "trainer" else kind, model_of())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     step(model, optimizer, rows)
     if fault == "shard" and rank == 1:
@@ -194,6 +195,16 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     if fault == "gone":
         distributed.destroy_process_group()
     before = fingerprint(model, optimizer)
+    if kind == "trainer":
+        reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=4)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            reducer.step(1, model, optimizer)
+        return {
+            "error": str(caught[-1].message),
+            "kind": caught[-1].category.__name__,
+            "unchanged": fingerprint(model, optimizer) == before,
+        }
     try:
         reduce_model(model, 4, optimizer=optimizer)
     except SSMReduceError as error:

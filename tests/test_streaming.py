@@ -12,7 +12,7 @@ from torch import nn
 from torch_modules import S4D, LrnnxLRU, LrnnxS5, SSMKernelDiag, SSMKernelDPLR
 from torch_samples import double, s5
 
-from ssmreduce import ShapeError, read_system, reduce_layer, reduce_model
+from ssmreduce import ShapeError, load_reduced, read_system, reduce_layer, reduce_model
 from ssmreduce.systems.state_space import StateSpace
 
 LENGTH, HALF = 40, 25
@@ -125,10 +125,14 @@ def test_s5_goes_on_through_its_own_interface(rng: np.random.Generator) -> None:
 class Stateful(nn.Module):
     """An LRU that keeps its state between calls, one sequence after the other."""
 
-    def __init__(self, width: int, states: int) -> None:
+    def __init__(self, width: int, states: int, *, buffer: bool = False) -> None:
         super().__init__()
         self.lru = LrnnxLRU(width, states)
-        self.lru.state = torch.zeros(states, dtype=torch.complex64)
+        state = torch.zeros(states, dtype=torch.complex64)
+        if buffer:
+            self.lru.register_buffer("state", state)
+        else:
+            self.lru.state = state
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map (L, H) to (L, H), and remember."""
@@ -137,19 +141,24 @@ class Stateful(nn.Module):
         B = torch.exp(lru.gamma_log)[:, None] * torch.complex(lru.B_re, lru.B_im)
         C, outputs = torch.complex(lru.C_re, lru.C_im), []
         for sample in inputs:
-            lru.state = poles * lru.state + B @ sample.to(B.dtype)
+            lru.state = poles * lru.state.detach() + B @ sample.to(B.dtype)
             outputs.append((C @ lru.state).real + sample * lru.D)
         return torch.stack(outputs)
 
 
-def test_a_state_that_a_layer_keeps_is_carried(rng: np.random.Generator) -> None:
-    model = Stateful(3, 12)
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_state_that_a_layer_keeps_is_carried(rng: np.random.Generator, buffer: bool) -> None:
+    model = Stateful(3, 12, buffer=buffer)
     model(torch.tensor(rng.standard_normal((HALF, 3)), dtype=torch.float32))
     before = model.lru.state.detach().clone()
     ((_, part),) = reduce_model(model, 5).report.items()
     assert torch.equal(model.lru.state, part.reduce_state(before))
     assert torch.any(model.lru.state != 0)
     assert not model.lru.state.requires_grad
+    fresh = load_reduced(Stateful(3, 12, buffer=buffer), model.state_dict())
+    assert fresh.lru.state.shape == (5,)
+    # A buffer is part of the state dict, an attribute is not.
+    assert torch.equal(fresh.lru.state, model.lru.state if buffer else 0 * model.lru.state)
 
 
 def test_a_kept_state_of_another_layout_is_named() -> None:

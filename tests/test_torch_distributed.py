@@ -115,6 +115,8 @@ FAULTS = {
     ),
     "ddp-zero": ("OptimizerStateError", "ZeroRedundancyOptimizer"),
     "ddp-precision": ("UnsupportedLayerError", "mixed_precision"),
+    "trainer-nan": ("UserWarning", f"on rank 1: while reducing {LAYER}: `C_re`"),
+    "trainer-gradient": ("UserWarning", f"on rank 1: `C_re` of {LAYER} holds a gradient"),
     "fsdp-shard": ("NonFiniteError", "while reducing layer `1.lru`: `C_re`"),
     "fsdp-reduced": ("OptimizerStateError", "of layer `1.lru` holds a gradient"),
     "fsdp-accumulating": ("OptimizerStateError", "of layer `1.lru` holds a gradient"),

@@ -221,7 +221,11 @@ def commit(
         states.append(
             (state, field, sharded_like(state[field], new) if is_sharded(state[field]) else new)
         )
-    attributes = [entry for change in changes.values() for entry in _attributes(model, change)]
+    attributes = [
+        entry
+        for layer, layer_map, _, ratio, reduce_state in changes.values()
+        for entry in _attributes(model, layer, layer_map, ratio, reduce_state)
+    ]
     for tensor, new in tensors:
         if is_sharded(tensor):
             replace_sharded(model, tensor, new)
@@ -252,15 +256,15 @@ def load_state(
     attributes = [
         entry
         for path, (layer, layer_map) in layers.items()
-        for entry in _attributes(model, Change(layer, layer_map, {}, ratios[path]))
+        for entry in _attributes(model, layer, layer_map, ratios[path])
     ]
+    _assign(attributes)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.shape != state_dict[name].shape:
             new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
             replace_data(tensor, new)
     model.load_state_dict(state_dict)
     renew_buckets(model)
-    _assign(attributes)
 
 
 def replace_data(tensor: Any, new: Any) -> None:
@@ -276,12 +280,18 @@ def replace_data(tensor: Any, new: Any) -> None:
     tensor.data = new
 
 
-def _attributes(model: Any, change: Change) -> Iterator[tuple[Any, str, Any]]:
+def _attributes(
+    model: Any,
+    layer: Any,
+    layer_map: LayerMap,
+    ratio: float,
+    reduce_state: Callable[[Any], Any] | None = None,
+) -> Iterator[tuple[Any, str, Any]]:
     """Owner, name and new value (None: delete) of what else depends on the number of states.
 
-    Every module that holds one of the layer's arrays may keep such attributes.
+    Every module that holds one of the layer's arrays may keep such attributes. States between calls, which
+    may be buffers, follow by `reduce_state`, or begin with zeros.
     """
-    layer, layer_map, _, ratio, reduce_state = change
     own = {id(getattr(layer, name)) for name in layer_map.names()}
     for module in model.modules():
         tensors = {
@@ -294,8 +304,9 @@ def _attributes(model: Any, change: Change) -> Iterator[tuple[Any, str, Any]]:
             if isinstance(values.get(name), int):
                 yield module, name, round(values[name] * ratio)
         for name in layer_map.states:
-            if torch.is_tensor(values.get(name)):
-                old = values[name].detach()
+            kept = values.get(name, module._buffers.get(name))
+            if torch.is_tensor(kept):
+                old = kept.detach()
                 if reduce_state is None:
                     shape = (*old.shape[:-1], round(old.shape[-1] * ratio))
                     yield module, name, torch.zeros(shape, dtype=old.dtype, device=old.device)

@@ -172,6 +172,16 @@ def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
     model_backend(model).check_ready(model, maps)
 
 
+def check_every_rank(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
+    """Raise unless the weights of these layers may be replaced now, the same on all ranks of its team."""
+    backend = model_backend(model)
+    team = backend.team_of(model)
+    if team is None:
+        check_ready(model, layers)
+    else:
+        team.check_same(lambda: _hashes(backend, model, layers, ""))
+
+
 # --- What a rank holds, for comparison with the others
 
 
@@ -197,24 +207,31 @@ def _shapes(backend: ModuleType, model: Any, opt_state: Any) -> dict[str, str]:
 
 
 def _held(backend: ModuleType, models: Sequence[Any], skip_unsupported: bool) -> dict[str, str]:
-    """Hashes of the layers, which this rank could cut."""
+    """Hashes of the layers of a model and of its followers, which this rank could cut."""
     held: dict[str, str] = {}
     for number, model in enumerate(models):
         layers = find_layers(model, skip_unsupported=skip_unsupported)
-        check_ready(model, layers)
-        of = f" of follower {number}" if number else ""
-        for path, layer in layers:
-            name = backend.path_name(path)
-            layer_map = layer_map_of(layer)
-            assert layer_map is not None
-            weights = backend.read_arrays(layer, layer_map.names())
-            try:
-                layer_map.check_finite(weights)
-            except SSMReduceError as error:
-                raise type(error)(f"while reducing layer `{name}`{of}: {error}") from error
-            digest = hashlib.sha256()
-            for key, value in weights.items():
-                digest.update(key.encode())
-                digest.update(np.ascontiguousarray(value).tobytes())
-            held[f"the weights of layer `{name}`{of}"] = digest.hexdigest()
+        held |= _hashes(backend, model, layers, f" of follower {number}" if number else "")
     return held
+
+
+def _hashes(
+    backend: ModuleType, model: Any, layers: Sequence[tuple[Path, Any]], of: str
+) -> dict[str, str]:
+    check_ready(model, layers)
+    hashes: dict[str, str] = {}
+    for path, layer in layers:
+        name = backend.path_name(path)
+        layer_map = layer_map_of(layer)
+        assert layer_map is not None
+        weights = backend.read_arrays(layer, layer_map.names())
+        try:
+            layer_map.check_finite(weights)
+        except SSMReduceError as error:
+            raise type(error)(f"while reducing layer `{name}`{of}: {error}") from error
+        digest = hashlib.sha256()
+        for key, value in weights.items():
+            digest.update(key.encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        hashes[f"the weights of layer `{name}`{of}"] = digest.hexdigest()
+    return hashes

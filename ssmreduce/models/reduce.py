@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._checks import positive_count
+from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.registry import (
     find_layers,
     model_backend,
@@ -18,8 +19,7 @@ from ssmreduce.adapters.registry import (
     supported,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.models.cut import Results, cut_model
-from ssmreduce.models.cut import check_ready as check_ready
+from ssmreduce.models.cut import Results, check_every_rank, cut_model
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.plan import planned
@@ -227,6 +227,11 @@ def reduce_named_layer(
         return planned(layer, order, horizon, multiple_of)
     except SSMReduceError as error:
         raise type(error)(f"while reducing layer `{name}`: {error}") from error
+
+
+def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
+    """Raise unless the weights of these layers may be replaced now, on all processes that train them."""
+    check_every_rank(model, layers)
 
 
 def apply_reductions(
