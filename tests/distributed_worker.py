@@ -140,6 +140,10 @@ def wrapped(kind: str, model: nn.Sequential) -> nn.Module:
     if kind == "ddp unused":
         model[0].spare = nn.Linear(2, 2)
         return DistributedDataParallel(model, find_unused_parameters=True)
+    if kind == "ddp frozen views":
+        model[1].requires_grad_(False)
+        model[2].requires_grad_(False)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
     if kind == "ddp views":
         wrap = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1)
         wrap.register_comm_hook(None, allreduce_hook)
@@ -255,6 +259,22 @@ def in_training(rows: slice) -> dict[str, Any]:
     }
 
 
+def accumulating(rows: slice) -> dict[str, Any]:
+    """Layers that are not trained are cut while other weights hold gradients, which have to stay."""
+    model = wrapped("ddp frozen views", model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    loss_of(model, rows).backward()
+    held = {
+        name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad
+    }
+    reduce_model(model, 4, optimizer=optimizer)
+    kept = [torch.equal(model.get_parameter(name).grad, value) for name, value in held.items()]
+    loss_of(model, rows).backward()
+    optimizer.step()
+    return {"kept": kept, "prints": [fingerprint(model, optimizer)]}
+
+
 def followers(rows: slice) -> dict[str, Any]:
     """An average that every rank keeps, and a teacher that is sharded like its model."""
     model = wrapped("ddp", model_of())
@@ -289,6 +309,8 @@ def main() -> None:
     for scenario in scenarios.split(","):
         if scenario == "followers":
             seen[scenario] = followers(rows)
+        elif scenario == "accumulating":
+            seen[scenario] = accumulating(rows)
         elif scenario == "in training":
             seen[scenario] = in_training(rows)
         elif scenario == "checkpoints":

@@ -73,7 +73,8 @@ KINDS = ["ddp", "ddp views", "ddp static", "ddp compiled", "ddp unused", "fsdp",
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes saw, in all scenarios."""
     return run(
-        [*KINDS, "followers", "checkpoints", "in training", *FAULTS], tmp_path_factory.mktemp("two")
+        [*KINDS, "followers", "checkpoints", "in training", "accumulating", *FAULTS],
+        tmp_path_factory.mktemp("two"),
     )
 
 
@@ -148,6 +149,13 @@ def test_cuts_in_training(ranks: list[dict[str, Any]]) -> None:
     first, second = (seen["in training"] for seen in ranks)
     assert first == second
     assert len(first["orders"]) >= 2
+
+
+def test_gradients_of_other_weights_stay(ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen["accumulating"] for seen in ranks)
+    assert first["prints"] == second["prints"]
+    assert len(first["kept"]) == 4
+    assert all(first["kept"] + second["kept"])
 
 
 def test_copies_follow_on_all_ranks(ranks: list[dict[str, Any]]) -> None:

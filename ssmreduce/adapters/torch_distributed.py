@@ -143,7 +143,8 @@ def renew_buckets(model: Any) -> None:
         if isinstance(module, DistributedDataParallel):
             hooks, module._comm_hooks = module._comm_hooks, []
             for parameter in module.parameters():
-                parameter.grad = None  # may be a view of an old bucket
+                if parameter.grad is not None:  # maybe a view of an old bucket
+                    parameter.grad = parameter.grad.detach().clone()
             module.__setstate__(dict(vars(module)))  # type: ignore[no-untyped-call]
             module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
             for hook, state in hooks:
