@@ -9,6 +9,7 @@ from ssmreduce.equations.solve import LyapunovSolution as LyapunovSolution
 from ssmreduce.equations.solve import solve_lyapunov as solve_lyapunov
 from ssmreduce.equations.solve import solve_lyapunov_factor as solve_lyapunov_factor
 from ssmreduce.errors import DataFileError as DataFileError
+from ssmreduce.errors import DistributedError as DistributedError
 from ssmreduce.errors import HostTransferWarning as HostTransferWarning
 from ssmreduce.errors import MissingBackendError as MissingBackendError
 from ssmreduce.errors import NoConvergenceError as NoConvergenceError
@@ -82,6 +83,7 @@ __all__ = [
     "DataFileError",
     "DiagonalStateSpace",
     "Discrete",
+    "DistributedError",
     "ErrorBound",
     "FixedOrder",
     "H2Reduction",

@@ -51,6 +51,10 @@ class OptimizerStateError(SSMReduceError, TypeError):
     """An optimizer state holds something that cannot be carried to a reduced layer."""
 
 
+class DistributedError(SSMReduceError, RuntimeError):
+    """The processes of a distributed training differ, or are not all there."""
+
+
 class TracedValueError(SSMReduceError, TypeError):
     """A function needs the entries of an array that has none while it is traced by jit or vmap."""
 

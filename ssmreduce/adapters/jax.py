@@ -14,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
+from ssmreduce.adapters.change import Change, Path
 from ssmreduce.adapters.moments import Moments
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.layers.layer_map import LayerMap
-
-Path = tuple[Any, ...]
-"""Key path in a pytree."""
 
 
 def is_module(candidate: object) -> bool:
@@ -36,6 +34,10 @@ def array_axes(module: Any) -> dict[str, int]:
 def unwrapped(module: Any) -> Any:
     """Return `module` itself: modules of Equinox are passed as they are."""
     return module
+
+
+def team_of(model: Any) -> None:
+    """Return None: a pytree belongs to one process."""
 
 
 def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None:
@@ -97,12 +99,15 @@ def path_name(path: tuple[Any, ...]) -> str:
 def commit(
     model: Any,
     matches: Callable[[Any], bool],
-    changes: Mapping[Path, tuple[Any, LayerMap, Mapping[str, HostArray], float]],
+    changes: Mapping[Path, Change],
     opt_state: Any,
     moments: Mapping[Path, HostArray],
 ) -> tuple[Any, Any]:
     """Return copies of model and optimizer state with new layers and new moments."""
-    layers = {path: write_layer(*change) for path, change in changes.items()}
+    layers = {
+        path: write_layer(change.layer, change.layer_map, change.values, change.ratio)
+        for path, change in changes.items()
+    }
     model = jax.tree_util.tree_map_with_path(
         lambda path, node: layers.get(path, node), model, is_leaf=matches
     )

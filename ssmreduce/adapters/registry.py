@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from ssmreduce.adapters.change import Path
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import HasArrays, LayerMap
 from ssmreduce.layers.lru import LRU
@@ -19,9 +20,6 @@ from ssmreduce.layers.s4d import S4D, S4Diagonal
 from ssmreduce.layers.s5 import S5
 from ssmreduce.layers.s5_real_input import S5RealInput
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-
-Path = tuple[Any, ...]
-"""Key path of a layer in a model."""
 
 _KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S5RealInput, S4D, S4, S4Diagonal)
 """Recognised by their arrays."""
@@ -128,15 +126,41 @@ def model_backend(model: object) -> ModuleType:
     )
 
 
-def find_layers(model: Any) -> list[tuple[Path, Any]]:
+def is_reducible(layer: object) -> bool:
+    """Tell whether `layer` can be read and written; False for variants that cannot be reduced."""
+    try:
+        return is_supported(layer)
+    except UnsupportedLayerError:
+        return False
+
+
+def refused_layers(model: Any) -> dict[str, str]:
+    """Return the variants of known layers that cannot be reduced: name in the model and reason."""
+    reasons: dict[int, str] = {}
+
+    def is_refused(candidate: object) -> bool:
+        try:
+            is_supported(candidate)
+        except UnsupportedLayerError as error:
+            reasons[id(candidate)] = str(error)
+            return True
+        return False
+
+    backend = model_backend(model)
+    refused = list(backend.find_layers(model, is_refused))
+    return {backend.path_name(path): reasons[id(layer)] for path, layer in refused}
+
+
+def find_layers(model: Any, *, skip_unsupported: bool = False) -> list[tuple[Path, Any]]:
     """Return key path and object of every supported layer of a model.
 
     Raises
     ------
     UnsupportedLayerError
-        If there is none, or a variant of a known layer that cannot be reduced.
+        If there is none, or, unless they are skipped, a variant of a known layer that cannot be reduced.
     """
-    found: list[tuple[Path, Any]] = list(model_backend(model).find_layers(model, is_supported))
+    matches = is_reducible if skip_unsupported else is_supported
+    found: list[tuple[Path, Any]] = list(model_backend(model).find_layers(model, matches))
     if not found:
         raise UnsupportedLayerError(
             f"`model` is a {_type_name(model)} without a supported layer; expected modules with the "

@@ -15,15 +15,21 @@ import torch
 from torch.nn.utils import parametrize
 
 from ssmreduce._namespace import HostArray
+from ssmreduce.adapters.change import Change, Path
 from ssmreduce.adapters.moments import Moments
-from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
+from ssmreduce.adapters.torch_distributed import gathered as gathered
+from ssmreduce.adapters.torch_distributed import (
+    is_sharded,
+    renew_buckets,
+    replace_sharded,
+    sharded_like,
+)
+from ssmreduce.adapters.torch_distributed import team_of as team_of
+from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
 
-Path = tuple[Any, ...]
-"""The name of a module in a model, as a tuple of one."""
-
-Change = tuple[Any, LayerMap, Mapping[str, HostArray], float]
-"""A layer, its map, its new arrays and the new order over the old one."""
+MomentKey = tuple[Path, str, str]
+"""Where a moment is: path of the layer, name of the weight, field of the optimizer state."""
 
 
 def is_module(candidate: object) -> bool:
@@ -147,7 +153,18 @@ def read_arrays(module: Any, names: tuple[str, ...]) -> dict[str, HostArray]:
 
 
 def host_array(tensor: Any) -> HostArray:
-    """Return a tensor at double precision on the host."""
+    """Return a tensor at double precision on the host.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If this process holds a part of it only.
+    """
+    if is_sharded(tensor):
+        raise UnsupportedLayerError(
+            "the layer has parameters that are sharded over processes (DTensor); expected plain ones. Cut "
+            "the whole model with reduce_model, on all ranks; load and read layers before fully_shard."
+        )
     double = torch.complex128 if tensor.is_complex() else torch.float64
     return np.array(tensor.detach().to("cpu", double).resolve_conj().numpy())
 
@@ -180,7 +197,7 @@ def write_layer(
     module: Any, layer_map: LayerMap, values: Mapping[str, HostArray], ratio: float
 ) -> Any:
     """Give the arrays of `module` new values and shapes, in place, and return it."""
-    commit(module, is_module, {(): (module, layer_map, values, ratio)}, None, {})
+    commit(module, is_module, {(): Change(module, layer_map, values, ratio)}, None, {})
     return module
 
 
@@ -189,25 +206,32 @@ def commit(
     matches: Callable[[Any], bool],
     changes: Mapping[Path, Change],
     optimizer: Any,
-    moments: Mapping[tuple[Any, str], HostArray],
+    moments: Mapping[MomentKey, HostArray],
 ) -> tuple[Any, Any]:
     """Change layers and optimizer state in place: all is computed first, then all is assigned."""
     tensors = [
-        (getattr(layer, name), _like(getattr(layer, name), value))
-        for layer, _, values, _ in changes.values()
-        for name, value in values.items()
+        (getattr(change.layer, name), _like(getattr(change.layer, name), value))
+        for change in changes.values()
+        for name, value in change.values.items()
     ]
-    states = [
-        (optimizer.state[parameter], field, _like(optimizer.state[parameter][field], value))
-        for (parameter, field), value in moments.items()
-    ]
+    states = []
+    for (path, name, field), value in moments.items():
+        state = optimizer.state[getattr(changes[path].layer, name)]
+        new = _like(state[field], value)
+        states.append(
+            (state, field, sharded_like(state[field], new) if is_sharded(state[field]) else new)
+        )
     attributes = [
         entry
-        for layer, layer_map, _, ratio in changes.values()
-        for entry in _attributes(model, layer, layer_map, ratio)
+        for layer, layer_map, _, ratio, reduce_state in changes.values()
+        for entry in _attributes(model, layer, layer_map, ratio, reduce_state)
     ]
     for tensor, new in tensors:
-        replace_data(tensor, new)
+        if is_sharded(tensor):
+            replace_sharded(model, tensor, new)
+        else:
+            replace_data(tensor, new)
+    renew_buckets(model)
     for state, field, new in states:
         state[field] = new
     _assign(attributes)
@@ -234,12 +258,13 @@ def load_state(
         for path, (layer, layer_map) in layers.items()
         for entry in _attributes(model, layer, layer_map, ratios[path])
     ]
+    _assign(attributes)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.shape != state_dict[name].shape:
             new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
             replace_data(tensor, new)
     model.load_state_dict(state_dict)
-    _assign(attributes)
+    renew_buckets(model)
 
 
 def replace_data(tensor: Any, new: Any) -> None:
@@ -256,11 +281,16 @@ def replace_data(tensor: Any, new: Any) -> None:
 
 
 def _attributes(
-    model: Any, layer: Any, layer_map: LayerMap, ratio: float
+    model: Any,
+    layer: Any,
+    layer_map: LayerMap,
+    ratio: float,
+    reduce_state: Callable[[Any], Any] | None = None,
 ) -> Iterator[tuple[Any, str, Any]]:
     """Owner, name and new value (None: delete) of what else depends on the number of states.
 
-    Every module that holds one of the layer's arrays may keep such attributes.
+    Every module that holds one of the layer's arrays may keep such attributes. States between calls, which
+    may be buffers, follow by `reduce_state`, or begin with zeros.
     """
     own = {id(getattr(layer, name)) for name in layer_map.names()}
     for module in model.modules():
@@ -274,13 +304,28 @@ def _attributes(
             if isinstance(values.get(name), int):
                 yield module, name, round(values[name] * ratio)
         for name in layer_map.states:
-            if torch.is_tensor(values.get(name)):
-                old = values[name]
-                shape = (*old.shape[:-1], round(old.shape[-1] * ratio))
-                yield module, name, torch.zeros(shape, dtype=old.dtype, device=old.device)
+            kept = values.get(name, module._buffers.get(name))
+            if torch.is_tensor(kept):
+                old = kept.detach()
+                if reduce_state is None:
+                    shape = (*old.shape[:-1], round(old.shape[-1] * ratio))
+                    yield module, name, torch.zeros(shape, dtype=old.dtype, device=old.device)
+                    continue
+                try:
+                    yield module, name, reduce_state(old)
+                except ShapeError as error:
+                    raise ShapeError(
+                        f"the layer keeps a state between calls, and that cannot follow: {error}"
+                    ) from error
         for name in layer_map.caches:
             if name in values:
                 yield module, name, None
+
+
+def fields_of(optimizer: Any, layer: Any, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the names of what an optimizer holds for the named arrays."""
+    states = getattr(optimizer, "state", {})
+    return {name: sorted(states.get(getattr(layer, name), {})) for name in names}
 
 
 def moments_of(
@@ -300,6 +345,12 @@ def moments_of(
             f"`optimizer` is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; expected a "
             "torch.optim.Optimizer. Pass the one that trains the model, or none."
         )
+    if hasattr(optimizer, "consolidate_state_dict"):
+        raise OptimizerStateError(
+            f"`optimizer` is a {type(optimizer).__qualname__}, which keeps most of its state on other "
+            "processes; expected one whose state is here. Shard the model with fully_shard instead, or "
+            "make the optimizer anew after the cut."
+        )
     for path, own in names.items():
         layer = model.get_submodule(path[0])
         fields: dict[str, dict[str, tuple[Any, HostArray]]] = {}
@@ -315,6 +366,7 @@ def moments_of(
                             f"{type(value).__name__}, which cannot be carried; expected tensors. Use Adam, "
                             "AdamW, SGD or RMSprop, or initialise the optimizer afresh."
                         )
-                    fields.setdefault(field, {})[name] = (tensor, field), host_array(value)
+                    key = path, name, field
+                    fields.setdefault(field, {})[name] = key, host_array(value)
         for field, arrays in fields.items():
             yield Moments(field, f"layer {path_name(path)}", path, arrays)

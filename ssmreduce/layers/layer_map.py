@@ -175,6 +175,13 @@ class LayerMap(ABC):
         """Return the same map in states that the layer can store, more of them if need be."""
         return system
 
+    def state_scale(self, B: HostArray) -> HostArray:
+        """Factor, shape (n,), by which the layer stores each state of a system with input matrix B."""
+        if self.stores_input:
+            return np.ones(B.shape[0])
+        one = np.where(B[:, 0] == 0.0, 1.0, B[:, 0])
+        return np.asarray(np.where(B[:, 0] == 0.0, 0.0, 1.0 / one))
+
     def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
         """Return the weights, all but the feedthrough, of a layer that runs a storable system.
 

@@ -192,6 +192,6 @@ class S4Diagonal(LayerMap):
 def _refusal(reason: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"this S4D layer cannot be reduced because {reason}; expected a linear time-invariant layer "
-        "with poles of its own for each channel. Leave it out: reduce the other layers one by one with "
-        "reduce_layer."
+        "with poles of its own for each channel. Leave it out with "
+        "reduce_model(..., skip_unsupported=True)."
     )

@@ -55,8 +55,8 @@ class S5RealInput(LayerMap):
         if rule not in ("zoh", "dirac"):
             raise UnsupportedLayerError(
                 f"this S5 layer cannot be reduced because `discretization` is {rule!r}, which does not "
-                "take stable poles into the unit circle; expected 'zoh' or 'dirac'. Leave it out: "
-                "reduce the other layers one by one with reduce_layer."
+                "take stable poles into the unit circle; expected 'zoh' or 'dirac'. Leave it out with "
+                "reduce_model(..., skip_unsupported=True)."
             )
         return cls(holds=rule == "zoh")
 
@@ -94,10 +94,14 @@ class S5RealInput(LayerMap):
         """Return Dᵀ, which the layer applies to rows."""
         return weights["D"].swapaxes(0, 1)
 
+    def state_scale(self, B: HostArray) -> HostArray:
+        """Factor by which each row of B is turned to where its imaginary part is least."""
+        square = np.sum(np.asarray(B, np.complex128) ** 2, axis=-1)
+        return np.asarray(np.exp(-0.5j * np.angle(square)))
+
     def storable(self, system: DiagonalStateSpace) -> DiagonalStateSpace:
         """Return the same map with a real B: a state with a complex row of it becomes two."""
-        square = np.sum(np.asarray(system.B, np.complex128) ** 2, axis=-1)
-        turn = np.exp(-0.5j * np.angle(square))
+        turn = self.state_scale(system.B)
         B, C = turn[:, None] * system.B, system.C / turn
         length = np.linalg.norm(B, axis=-1)
         eps = float(np.finfo(np.float64).eps)

@@ -64,7 +64,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     for path, (layer, layer_map) in layers.items():
         prefix = f"{path[0]}." if path[0] else ""
         names = [name for name in layer_map.names() if prefix + name in state_dict]
-        free |= {prefix + name for name in names}
+        free |= {prefix + name for name in (*names, *layer_map.states)}
         saved = {name: backend.host_array(state_dict[prefix + name]) for name in names}
         here = backend.read_arrays(layer, layer_map.names())
         old, new = layer_map.read(here), layer_map.read({**here, **saved})

@@ -31,11 +31,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.moments import Moments as LayerMoments
-from ssmreduce.adapters.registry import Path
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.report import LayerReduction
+from ssmreduce.models.stored_states import stored_basis
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.real_form import real_input
 
@@ -180,13 +181,7 @@ def _state_maps(part: Reduction, layer_map: LayerMap) -> tuple[HostArray, HostAr
     assert slot_map is not None
     assert left is not None
     assert right is not None
-    vectors, inverse = slot_map.vectors, slot_map.inverse
-    if not layer_map.stores_input:
-        # The written layer has b = 1: its states are those of the reduction over b.
-        size = (inverse @ (adjoint(left) @ real_input(part.original.to_host().B)))[:, 0]
-        vectors, inverse = vectors * size, inverse / size[:, None]
-    if layer_map.lower_half:
-        vectors, inverse = vectors.conj(), inverse.conj()
+    vectors, inverse = stored_basis(part, layer_map)
     weight = np.where(slot_map.is_pair, 2.0, 1.0)[:, None]
     to_input = weight * (adjoint(vectors) @ adjoint(right))
     # ∇c'ᵀ = conj(s) Wᵀ [Re; -Im] of ∇Cᵀ.

@@ -106,10 +106,10 @@ class _Plan:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
         assert isinstance(reduction.system, DiagonalStateSpace)
         stored = self._map.storable(reduction.system)
-        system = _padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
+        system = padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
         new = self._backend.rounded(self._layer, self._map.write(system, self._weights))
         weights = {**self._weights, **new}
-        written = _as_written(reduction, self._map.read(weights))
+        written = as_written(reduction, self._map.read(weights))
         parts = written.parts or (written,)
         errors = [float(part.quick_error()) for part in parts]
         allowed = [_allowed_error(part, self._eps) for part in parts]
@@ -124,7 +124,7 @@ class _Plan:
         )
 
 
-def _padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
+def padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
     """Add states that neither respond nor are seen, up to `order`."""
     missing = order - system.order
     if missing == 0:
@@ -141,7 +141,7 @@ def _padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
     )
 
 
-def _as_written(reduction: Reduction, system: System) -> Reduction:
+def as_written(reduction: Reduction, system: System) -> Reduction:
     """`reduction` with the system that was read back from the weights, in its parts as well."""
     indices = np.ndindex(system.batch_shape)
     parts = tuple(

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ssmreduce._checks import positive_count
+from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.registry import (
-    Path,
     find_layers,
-    is_supported,
-    layer_map_of,
     model_backend,
     read_system,
+    refused_layers,
     supported,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.models.cut import Results, check_every_rank, cut_model
 from ssmreduce.models.diagonal_cut import balanced_layer
-from ssmreduce.models.optimizer_state import Moments, check_moments, reduced_moments
+from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.plan import planned
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
 from ssmreduce.reduction.order import OrderRule, TotalBudget
@@ -77,8 +77,8 @@ def reduce_layer(
     result = planned(inner, order, horizon, multiple_of)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
-    written = backend.write_layer(inner, layer_map, result.new_weights, _ratio(result))
-    return replace(result, layer=layer if written is inner else written)
+    model, _ = backend.commit(inner, lambda part: part is inner, {(): result.change()}, None, {})
+    return replace(result, layer=layer if model is inner else model)
 
 
 def reduce_model(
@@ -91,6 +91,8 @@ def reduce_model(
     horizon: int | None = None,
     uniform: bool = False,
     multiple_of: int = 1,
+    followers: Sequence[Any] = (),
+    skip_unsupported: bool = False,
 ) -> ModelReduction:
     """Reduce every supported layer of a model, and its optimizer state with it.
 
@@ -113,11 +115,20 @@ def reduce_model(
         Give all layers the largest of their orders, for libraries that need one.
     multiple_of : int
         Round orders up to a multiple; see `reduce_layer`.
+    followers : sequence of models, optional
+        Copies of the model with weights of their own, such as a
+        `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
+        same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
+        returned in the result.
+    skip_unsupported : bool
+        Pass over variants of known layers that cannot be reduced, and name them in the result, instead
+        of refusing the model.
 
     Returns
     -------
     ModelReduction
-        With ``model``, ``optimizer_state`` and ``report`` by layer name, which prints as a table.
+        With ``model``, ``optimizer_state`` and ``report`` by layer name, which prints as a table;
+        ``followers`` and ``skipped`` where there are any.
 
     Raises
     ------
@@ -125,8 +136,17 @@ def reduce_model(
         If the model holds no supported layer, or a variant of one that cannot be reduced.
     OptimizerStateError
         If the optimizer holds something that cannot be carried, or a weight a gradient.
+    ShapeError
+        If a follower is no copy of the model.
+    DistributedError
+        If the model is wrapped by DDP or FSDP2 and its processes differ, or are not all there.
     SSMReduceError
-        As `reduce_layer`; nothing was changed then.
+        As `reduce_layer`; nothing was changed then, on no process.
+
+    Notes
+    -----
+    A model in `torch.nn.parallel.DistributedDataParallel` or under ``fully_shard`` is passed as it is, by all
+    of its processes: the first one decides, and all of them write its weights.
 
     Examples
     --------
@@ -141,24 +161,39 @@ def reduce_model(
     positive_count(multiple_of, "multiple_of", "1, or what kernels want")
     state = _optimizer_of(optimizer, opt_state)
     backend = model_backend(model)
-    layers = find_layers(model)
-    check_ready(model, layers)
-    orders = layer_orders([layer for _, layer in layers], order, horizon)
-    results = {
-        path: reduce_named_layer(backend.path_name(path), layer, own, horizon, multiple_of)
-        for (path, layer), own in zip(layers, orders, strict=True)
-    }
-    if uniform:
-        common = max(result.new_order for result in results.values())
+
+    def decide(model: Any) -> Results:
+        layers = find_layers(model, skip_unsupported=skip_unsupported)
+        orders = layer_orders([layer for _, layer in layers], order, horizon)
         results = {
+            path: reduce_named_layer(backend.path_name(path), layer, own, horizon, multiple_of)
+            for (path, layer), own in zip(layers, orders, strict=True)
+        }
+        if not uniform:
+            return results
+        common = max(result.new_order for result in results.values())
+        return {
             path: result
             if result.new_order == min(common, result.old_order)
             else reduce_named_layer(backend.path_name(path), result.layer, common, horizon, common)
             for path, result in results.items()
         }
-    new_model, new_state, results = apply_reductions(model, state, results, moments)
-    report = ModelReport({backend.path_name(path): result for path, result in results.items()})
-    return ModelReduction(new_model, new_state, report)
+
+    cut = cut_model(model, state, decide, moments, followers, skip_unsupported=skip_unsupported)
+    return ModelReduction(
+        cut.model,
+        cut.optimizer_state,
+        _report(backend, cut.results),
+        skipped=refused_layers(model) if skip_unsupported else {},
+        followers=tuple(
+            ModelReduction(follower, None, _report(backend, results))
+            for follower, results in cut.followers
+        ),
+    )
+
+
+def _report(backend: ModuleType, results: Results) -> ModelReport:
+    return ModelReport({backend.path_name(path): result for path, result in results.items()})
 
 
 def _optimizer_of(optimizer: Any, opt_state: Any) -> Any:
@@ -168,16 +203,6 @@ def _optimizer_of(optimizer: Any, opt_state: Any) -> Any:
             "PyTorch, `opt_state` for optax."
         )
     return opt_state if optimizer is None else optimizer
-
-
-def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
-    """Raise unless the weights of these layers may be replaced now."""
-    maps: dict[Path, tuple[Any, LayerMap]] = {}
-    for path, layer in layers:
-        layer_map = layer_map_of(layer)
-        assert layer_map is not None
-        maps[path] = layer, layer_map
-    model_backend(model).check_ready(model, maps)
 
 
 def layer_orders(
@@ -204,30 +229,17 @@ def reduce_named_layer(
         raise type(error)(f"while reducing layer `{name}`: {error}") from error
 
 
+def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
+    """Raise unless the weights of these layers may be replaced now, on all processes that train them."""
+    check_every_rank(model, layers)
+
+
 def apply_reductions(
-    model: Any, opt_state: Any, results: dict[Path, LayerReduction], moments: Moments
-) -> tuple[Any, Any, dict[Path, LayerReduction]]:
+    model: Any, opt_state: Any, results: Results, moments: Moments
+) -> tuple[Any, Any, Results]:
     """Return model, optimizer state and results with the given layers replaced.
 
     Everything that can fail comes before the first change.
     """
-    cut = {path: result for path, result in results.items() if result.new_order < result.old_order}
-    if not cut:
-        return model, opt_state, results
-    backend = model_backend(model)
-    new_moments = reduced_moments(backend, model, opt_state, cut, moments)
-    changes = {
-        path: (result.layer, result.layer_map, result.new_weights, _ratio(result))
-        for path, result in cut.items()
-    }
-    model, opt_state = backend.commit(model, is_supported, changes, opt_state, new_moments)
-    layers = dict(backend.find_layers(model, is_supported))
-    return (
-        model,
-        opt_state,
-        {path: replace(result, layer=layers[path]) for path, result in results.items()},
-    )
-
-
-def _ratio(result: LayerReduction) -> float:
-    return result.new_order / result.old_order
+    cut = cut_model(model, opt_state, lambda _: results, moments)
+    return cut.model, cut.optimizer_state, cut.results

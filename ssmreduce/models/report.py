@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.adapters.change import Change
+from ssmreduce.errors import ShapeError
 from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.models.stored_states import state_maps
 from ssmreduce.reduction.report import Reduction
 
 
@@ -76,6 +80,63 @@ class LayerReduction:
         """Bytes of weights that are gone."""
         return sum(self._entries_saved(name) * self.item_sizes[name] for name in self.weights)
 
+    def reduce_state(self, state: Array) -> Array:
+        """The hidden state with which a stream goes on after the cut: h_r = S Wᵀ [Re h; Im h].
+
+        The reduced layer then continues from the projection x_r = Wᵀ x, as its system would.
+
+        Parameters
+        ----------
+        state : (..., n) complex array
+            State h[k] = λ h[k-1] + B u[k] of the layer before the cut, of any array library, with any
+            leading axes; ``(..., H, n)`` where the layer runs H channels apart. B is that of
+            `read_system`.
+
+        Returns
+        -------
+        (..., r) array
+            In the library, dtype and device of `state`, which it depends on differentiably; `state`
+            itself if nothing was cut.
+
+        Raises
+        ------
+        ShapeError
+            If the last axes do not fit, or `state` is not complex.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ssmreduce import reduce_layer
+        >>> from ssmreduce.demo.lru import LRU
+        >>> result = reduce_layer(LRU(16, 4, rng=np.random.default_rng(0)), 6)
+        >>> result.reduce_state(np.zeros((3, 16), dtype=complex)).shape
+        (3, 6)
+        """
+        expected = (*self.reduction.original.batch_shape, self.old_order)
+        xp = array_api_compat.array_namespace(state)
+        if tuple(state.shape[-len(expected) :]) != expected or not xp.isdtype(
+            state.dtype, "complex floating"
+        ):
+            raise ShapeError(
+                f"`state` has shape {tuple(state.shape)} and dtype {state.dtype}; expected a complex "
+                f"array whose last axes are {expected}, the states before the cut. Pass the state as "
+                "the layer returned it; join real and imaginary parts first if they are apart."
+            )
+        if self.new_order == self.old_order:
+            return state
+        device = array_api_compat.device(state)
+        direct, conjugate = (
+            xp.asarray(matrix, dtype=state.dtype, device=device)
+            for matrix in state_maps(self.reduction, self.layer_map, self.new_order)
+        )
+        column = state[..., None]
+        return (direct @ column + conjugate @ xp.conj(column))[..., 0]
+
+    def change(self) -> Change:
+        """Return what is to be written into `layer`."""
+        ratio = self.new_order / self.old_order
+        return Change(self.layer, self.layer_map, self.new_weights, ratio, self.reduce_state)
+
     def _entries_saved(self, name: str) -> int:
         return int(self.weights[name].size - self.new_weights[name].size)
 
@@ -129,12 +190,24 @@ class ModelReduction:
     report : ModelReport
         What came of each supported layer, by its name in the model: a dict of `LayerReduction` that
         prints as a table.
+    skipped : dict of str to str
+        Layers that cannot be reduced and were passed over, by name, with the reason.
+    followers : tuple of ModelReduction
+        The copies that followed, with reports of their own: errors are those of the copy, Hankel
+        singular values those of the model.
     """
 
     model: Any = field(repr=False)
     optimizer_state: Any = field(repr=False)
     report: ModelReport
+    skipped: dict[str, str] = field(default_factory=dict)
+    followers: tuple[ModelReduction, ...] = ()
 
     def __str__(self) -> str:
-        """The table of the report."""
-        return str(self.report)
+        """The table of the report, and what was passed over."""
+        return "\n".join(
+            [
+                str(self.report),
+                *(f"not reduced: {name}: {why}" for name, why in self.skipped.items()),
+            ]
+        )

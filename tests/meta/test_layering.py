@@ -69,6 +69,7 @@ FRAMEWORKS = {
 FRAMEWORK_HOMES = {
     "adapters/jax.py",
     "adapters/torch.py",
+    "adapters/torch_distributed.py",
     "adapters/control.py",
     "adapters/scipy_signal.py",
     "adapters/pymor.py",

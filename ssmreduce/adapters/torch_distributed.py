@@ -1,0 +1,263 @@
+"""DDP and FSDP2: one decision for all ranks, full arrays of sharded layers, buckets and shards renewed.
+
+A cut of a model that several processes train has three parts. Every rank says what it holds, and all of
+them fail together if one cannot be cut or holds something else. The first rank decides and computes; its
+weights and moments are broadcast, so that all ranks hold the same bits afterwards. Every rank then writes
+them: DDP gets a new reducer, as its buckets have the old sizes, and FSDP2 parameters are sharded anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from ssmreduce.errors import DistributedError, SSMReduceError, UnsupportedLayerError
+
+T = TypeVar("T")
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Tell whether a tensor is a DTensor, of which this rank holds a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def team_of(model: Any) -> Team | None:
+    """Return the processes that train `model`; None if it is not distributed.
+
+    Raises
+    ------
+    DistributedError
+        If the process group is not, or no longer, initialised.
+    UnsupportedLayerError
+        If parameters are spread over more than one axis of a device mesh, or DDP keeps copies of them.
+    """
+    wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
+    sharded = [tensor for tensor in model.parameters() if is_sharded(tensor)]
+    if not wrapped and not sharded:
+        return None
+    if not distributed.is_initialized():
+        raise DistributedError(
+            "`model` is wrapped for distributed training but the process group is not initialised; expected "
+            "all of its processes to take part. Reduce before destroy_process_group(), or unwrap it."
+        )
+    if any(part.mixed_precision is not None for part in wrapped):
+        raise UnsupportedLayerError(
+            "`model` is in DistributedDataParallel with mixed_precision, which keeps copies of its "
+            "parameters in their old shapes; expected none. Use torch.autocast instead."
+        )
+    if wrapped:
+        return Team(wrapped[0].process_group)
+    mesh = sharded[0].device_mesh
+    if mesh.ndim != 1:
+        raise UnsupportedLayerError(
+            f"`model` has parameters on a device mesh with {mesh.ndim} axes; expected one axis, that of "
+            "FSDP2. Reduce before parameters are spread over other axes."
+        )
+    return Team(mesh.get_group())
+
+
+class Team:
+    """The processes of one group."""
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+
+    def check_same(self, held: Callable[[], Mapping[str, str]]) -> None:
+        """Compare what the ranks hold.
+
+        Parameters
+        ----------
+        held : callable
+            Says what this rank holds, by name. May raise.
+
+        Raises
+        ------
+        SSMReduceError
+            The same on all ranks, if `held` raised on one of them.
+        DistributedError
+            If ranks hold different things, or another exception was raised.
+        """
+        answers: list[Any] = [None] * distributed.get_world_size(self._group)
+        distributed.all_gather_object(answers, _attempt(held), group=self._group)
+        for rank, (_, failure) in enumerate(answers):
+            if failure is not None:
+                raise _same_error(rank, *failure)
+        self._compare([values for values, _ in answers])
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """Return on all ranks what `decision` returns on the first, the only one that calls it.
+
+        Raises
+        ------
+        SSMReduceError
+            The same on all ranks, if it raised.
+        """
+        answer: list[Any] = [None]
+        if distributed.get_rank(self._group) == 0:
+            answer = [_attempt(decision)]
+        source = distributed.get_global_rank(self._group, 0)
+        distributed.broadcast_object_list(answer, src=source, group=self._group)
+        ((result, failure),) = answer
+        if failure is not None:
+            raise _same_error(0, *failure)
+        return result  # type: ignore[no-any-return]
+
+    def _compare(self, values: list[Mapping[str, str]]) -> None:
+        for rank, other in enumerate(values):
+            for name in {**values[0], **other}:
+                if values[0].get(name) != other.get(name):
+                    raise DistributedError(
+                        f"rank {rank} differs from rank 0 in {name}; expected the same model and "
+                        "optimizer on all ranks. Broadcast rank 0's state before the cut."
+                    )
+
+
+def _attempt(function: Callable[[], T]) -> tuple[T | None, tuple[type[Exception], str] | None]:
+    """What a function returns, or type and text of what it raised: no rank may leave the others alone."""
+    try:
+        return function(), None
+    except SSMReduceError as error:
+        return None, (type(error), str(error))
+    except Exception as error:
+        return None, (DistributedError, f"{type(error).__name__}: {error}")
+
+
+def _same_error(rank: int, kind: type[Exception], text: str) -> Exception:
+    return kind(f"on rank {rank}: {text} No rank was changed.")
+
+
+# --- DDP
+
+
+def renew_buckets(model: Any) -> None:
+    """Give every DDP module in `model` a reducer for its parameters as they are now.
+
+    The way to one is DDP's own pickling protocol, which keeps its settings; communication hooks belong
+    to the old reducer and are registered again.
+    """
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            hooks, module._comm_hooks = module._comm_hooks, []
+            for parameter in module.parameters():
+                if parameter.grad is not None:  # maybe a view of an old bucket
+                    parameter.grad = parameter.grad.detach().clone()
+            module.__setstate__(dict(vars(module)))  # type: ignore[no-untyped-call]
+            module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
+            for hook, state in hooks:
+                module.register_comm_hook(state, hook)
+
+
+# --- FSDP2
+
+
+def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, Any]:
+    """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this.
+
+    A gradient appears as ones: it only says that there is one.
+    """
+    full = {
+        id(tensor): (tensor, _full_parameter(tensor))
+        for layer in layers
+        for tensor in layer.parameters()
+        if is_sharded(tensor)
+    }
+    if not full:
+        return model, optimizer
+    for part in _parts_of(model):
+        if id(part.sharded_param) in full and _holds_gradient(part):
+            new = full[id(part.sharded_param)][1]
+            new.grad = torch.ones_like(new)
+    view = _viewed(model, {key: new for key, (_, new) in full.items()}, {})
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return view, optimizer
+    states = object.__new__(type(optimizer))
+    states.__dict__.update(vars(optimizer))
+    whole: dict[Any, dict[str, Any]] = {
+        new: {
+            field: value.full_tensor() if is_sharded(value) else value
+            for field, value in optimizer.state.get(tensor, {}).items()
+        }
+        for tensor, new in full.values()
+    }
+    states.__dict__["state"] = whole
+    return view, states
+
+
+def _full_parameter(tensor: Any) -> Any:
+    return torch.nn.Parameter(tensor.detach().full_tensor(), requires_grad=tensor.requires_grad)
+
+
+def _holds_gradient(part: Any) -> bool:
+    """Whether there is a gradient, reduced over the processes or (accumulated without sync) not yet."""
+    unsharded = getattr(part, "_unsharded_param", None)
+    gradients = (
+        part.sharded_param.grad,
+        part.unsharded_accumulated_grad,
+        None if unsharded is None else unsharded.grad,
+    )
+    return any(
+        bool(torch.any((each.to_local() if is_sharded(each) else each) != 0))
+        for each in gradients
+        if each is not None
+    )
+
+
+def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
+    """A copy of a tree of modules with other parameters; FSDP2 modules refuse to be copied as usual."""
+    if id(module) not in seen:
+        view = seen[id(module)] = object.__new__(type(module))
+        view.__dict__.update(vars(module))
+        view.__dict__["_parameters"] = {
+            name: full.get(id(tensor), tensor) for name, tensor in module._parameters.items()
+        }
+        view.__dict__["_modules"] = {
+            name: None if part is None else _viewed(part, full, seen)
+            for name, part in module._modules.items()
+        }
+    return seen[id(module)]
+
+
+def sharded_like(tensor: Any, full: Any) -> Any:
+    """Return the part of `full` that is this rank's, distributed as `tensor` is; without communication."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def replace_sharded(model: Any, tensor: Any, full: Any) -> None:
+    """Give an FSDP2 parameter another full tensor, of any shape; the parameter stays the same object.
+
+    torch 2.13 has no public way to do so: what `fully_shard` does with a parameter is done again.
+    """
+    part = next((part for part in _parts_of(model) if part.sharded_param is tensor), None)
+    if part is None:
+        raise UnsupportedLayerError(
+            "`model` holds a DTensor that FSDP2 does not manage; expected parameters sharded by "
+            "fully_shard. Reduce the model before it is distributed."
+        )
+    attributes, placement = dict(vars(tensor)), part.fsdp_placement
+    parameter = torch.nn.Parameter(full, requires_grad=tensor.requires_grad)
+    part._init_sharded_param(parameter, part.device, lambda _: placement, part.mesh_info)
+    if part.post_forward_mesh_info is not None:
+        part._init_sharded_post_forward_param_metadata(parameter)
+    part.all_gather_outputs = []
+    part.unsharded_accumulated_grad = None
+    if hasattr(part, "_unsharded_param"):
+        del part._unsharded_param
+    new, tensor.grad = part.sharded_param, None
+    torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
+    vars(tensor).update(attributes)
+    part.sharded_param = tensor
+    part._setattr_on_modules(tensor)
+
+
+def _parts_of(model: Any) -> Iterable[Any]:
+    for module in model.modules():
+        state = getattr(module, "_get_fsdp_state", None)
+        if state is not None:
+            for group in state()._fsdp_param_groups:
+                yield from group.fsdp_params

@@ -1,0 +1,237 @@
+"""Carry out a cut: decided once, prepared completely, then made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.adapters.change import Path
+from ssmreduce.adapters.registry import find_layers, is_reducible, layer_map_of, model_backend
+from ssmreduce.errors import SSMReduceError
+from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.models.followers import check_followers, followed
+from ssmreduce.models.optimizer_state import Moments, reduced_moments
+from ssmreduce.models.report import LayerReduction
+
+Results = dict[Path, LayerReduction]
+"""What is planned, or was done, for each layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A model, its optimizer state and its followers after a cut, and what was done to each layer."""
+
+    model: Any
+    optimizer_state: Any
+    results: Results
+    followers: tuple[tuple[Any, Results], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Everything about a cut but the change itself."""
+
+    results: Results
+    moments: dict[Any, HostArray]
+    followers: tuple[Results, ...]
+
+    def without_layers(self) -> _Plan:
+        """The plan as other processes can read it."""
+        return replace(
+            self,
+            results=_without_layers(self.results),
+            followers=tuple(_without_layers(results) for results in self.followers),
+        )
+
+
+def cut_model(
+    model: Any,
+    opt_state: Any,
+    decide: Callable[[Any], Results],
+    moments: Moments,
+    followers: Sequence[Any] = (),
+    *,
+    skip_unsupported: bool = False,
+) -> Cut:
+    """Cut a model as `decide` says; everything that can fail comes before the first change.
+
+    Parameters
+    ----------
+    model, opt_state : object
+        The model and its optimizer or optimizer state, or None.
+    decide : callable
+        Takes the model, or one with the same layers in full where they are sharded, to what is planned
+        for the layers. Where several processes train the model, the first alone is asked.
+    moments : {"carry", "reset", "slice"}
+        What becomes of moments.
+    followers : sequence of models
+        Copies that get the same projection.
+    skip_unsupported : bool
+        Whether to pass over variants of layers that cannot be reduced.
+    """
+    backend = model_backend(model)
+    team = backend.team_of(model)
+    if team is None:
+        plan = _planned(model, opt_state, decide, moments, followers, skip_unsupported)
+    else:
+        team.check_same(lambda: _shapes(backend, model, opt_state))
+        view, state = _gathered(backend, model, opt_state)
+        copies = [_gathered(backend, follower, None)[0] for follower in followers]
+        team.check_same(lambda: _held(backend, [view, *copies], skip_unsupported))
+        plan = team.decide(
+            lambda: _planned(
+                view, state, decide, moments, copies, skip_unsupported
+            ).without_layers()
+        )
+    return _made(backend, model, opt_state, followers, plan)
+
+
+def _planned(
+    model: Any,
+    opt_state: Any,
+    decide: Callable[[Any], Results],
+    moments: Moments,
+    followers: Sequence[Any],
+    skip_unsupported: bool,
+) -> _Plan:
+    backend = model_backend(model)
+    layers = find_layers(model, skip_unsupported=skip_unsupported)
+    check_ready(model, layers)
+    copies = [find_layers(follower, skip_unsupported=skip_unsupported) for follower in followers]
+    for follower, own in zip(followers, copies, strict=True):
+        check_followers(model, layers, follower, own)
+        check_ready(follower, own)
+    results = decide(model)
+    cut = _really_cut(results)
+    new_moments = reduced_moments(backend, model, opt_state, cut, moments) if cut else {}
+    plans = tuple(
+        {
+            path: followed(results[at], layer, backend.path_name(path))
+            for (at, _), (path, layer) in zip(layers, own, strict=True)
+            if at in cut
+        }
+        for own in copies
+    )
+    return _Plan(results, new_moments, plans)
+
+
+def _made(
+    backend: ModuleType, model: Any, opt_state: Any, followers: Sequence[Any], plan: _Plan
+) -> Cut:
+    made = [
+        _changed(backend, *each)
+        for each in (
+            (model, opt_state, plan.results, plan.moments),
+            *(
+                (follower, None, results, {})
+                for follower, results in zip(followers, plan.followers, strict=True)
+            ),
+        )
+    ]
+    (model, opt_state, results), *rest = made
+    return Cut(model, opt_state, results, tuple((copy, done) for copy, _, done in rest))
+
+
+def _changed(
+    backend: ModuleType, model: Any, opt_state: Any, results: Results, moments: dict[Any, HostArray]
+) -> tuple[Any, Any, Results]:
+    """Write what was planned; the results hold the new layers."""
+    results = _with_layers(backend, model, results)
+    changes = {path: result.change() for path, result in _really_cut(results).items()}
+    if changes:
+        model, opt_state = backend.commit(model, is_reducible, changes, opt_state, moments)
+    return model, opt_state, _with_layers(backend, model, results)
+
+
+def _really_cut(results: Results) -> Results:
+    return {path: result for path, result in results.items() if result.new_order < result.old_order}
+
+
+def _with_layers(backend: ModuleType, model: Any, results: Results) -> Results:
+    layers = dict(backend.find_layers(model, is_reducible))
+    return {path: replace(result, layer=layers[path]) for path, result in results.items()}
+
+
+def _without_layers(results: Results) -> Results:
+    return {path: replace(result, layer=None) for path, result in results.items()}
+
+
+def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
+    """Raise unless the weights of these layers may be replaced now."""
+    maps: dict[Path, tuple[Any, LayerMap]] = {}
+    for path, layer in layers:
+        layer_map = layer_map_of(layer)
+        assert layer_map is not None
+        maps[path] = layer, layer_map
+    model_backend(model).check_ready(model, maps)
+
+
+def check_every_rank(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
+    """Raise unless the weights of these layers may be replaced now, the same on all ranks of its team."""
+    backend = model_backend(model)
+    team = backend.team_of(model)
+    if team is None:
+        check_ready(model, layers)
+    else:
+        team.check_same(lambda: _hashes(backend, model, layers, ""))
+
+
+# --- What a rank holds, for comparison with the others
+
+
+def _gathered(backend: ModuleType, model: Any, opt_state: Any) -> tuple[Any, Any]:
+    layers = [layer for _, layer in backend.find_layers(model, is_reducible)]
+    view: tuple[Any, Any] = backend.gathered(model, opt_state, layers)
+    return view
+
+
+def _shapes(backend: ModuleType, model: Any, opt_state: Any) -> dict[str, str]:
+    """What has to be the same before arrays can be gathered."""
+    shapes = {"the type of its optimizer": type(opt_state).__qualname__}
+    for path, layer in find_layers(model, skip_unsupported=True):
+        layer_map = layer_map_of(layer)
+        assert layer_map is not None
+        name = backend.path_name(path)
+        sizes = {key: tuple(getattr(layer, key).shape) for key in layer_map.names()}
+        shapes[f"the shapes of layer `{name}`"] = str(sizes)
+        shapes[f"the optimizer state of layer `{name}`"] = str(
+            backend.fields_of(opt_state, layer, layer_map.names())
+        )
+    return shapes
+
+
+def _held(backend: ModuleType, models: Sequence[Any], skip_unsupported: bool) -> dict[str, str]:
+    """Hashes of the layers of a model and of its followers, which this rank could cut."""
+    held: dict[str, str] = {}
+    for number, model in enumerate(models):
+        layers = find_layers(model, skip_unsupported=skip_unsupported)
+        held |= _hashes(backend, model, layers, f" of follower {number}" if number else "")
+    return held
+
+
+def _hashes(
+    backend: ModuleType, model: Any, layers: Sequence[tuple[Path, Any]], of: str
+) -> dict[str, str]:
+    check_ready(model, layers)
+    hashes: dict[str, str] = {}
+    for path, layer in layers:
+        name = backend.path_name(path)
+        layer_map = layer_map_of(layer)
+        assert layer_map is not None
+        weights = backend.read_arrays(layer, layer_map.names())
+        try:
+            layer_map.check_finite(weights)
+        except SSMReduceError as error:
+            raise type(error)(f"while reducing layer `{name}`{of}: {error}") from error
+        digest = hashlib.sha256()
+        for key, value in weights.items():
+            digest.update(key.encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        hashes[f"the weights of layer `{name}`{of}"] = digest.hexdigest()
+    return hashes

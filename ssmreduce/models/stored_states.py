@@ -1,0 +1,55 @@
+"""From the states of a layer to those of its reduction, as both are stored.
+
+A cut projects real states, x_r = Wᵀ x with x = [Re h; Im h], and the slots of the diagonal form hold
+h_r = S x_r. A layer may store these scaled, turned or conjugated; states that it adds, because they rest or
+because one of its states holds half of one, are zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.real_form import real_input
+
+
+def stored_basis(part: Reduction, layer_map: LayerMap) -> tuple[HostArray, HostArray]:
+    """Return V, shape (R, r), and S, shape (r, R), of one system, for states as the layer stores them."""
+    slot_map, left = part.slot_map, part.left
+    assert slot_map is not None
+    assert left is not None
+    vectors, inverse = slot_map.vectors, slot_map.inverse
+    scale = layer_map.state_scale(inverse @ (adjoint(left) @ real_input_matrix(part.original)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vectors = np.where(scale == 0.0, 0.0, vectors / scale)
+    inverse = inverse * scale[:, None]
+    if layer_map.lower_half:
+        return vectors.conj(), inverse.conj()
+    return vectors, inverse
+
+
+def real_input_matrix(system: System) -> HostArray:
+    """Input matrix of the real system: [Re B; Im B] of a diagonal one, that of a dense one itself."""
+    B: HostArray = system.to_host().B
+    return real_input(B) if isinstance(system, DiagonalStateSpace) else B
+
+
+def state_maps(
+    reduction: Reduction, layer_map: LayerMap, order: int
+) -> tuple[HostArray, HostArray]:
+    """Return the matrices, shape (..., order, n), with h_r = M₁ h + M₂ conj(h)."""
+    parts = reduction.parts or (reduction,)
+    maps = []
+    for part in parts:
+        assert part.left is not None
+        _, inverse = stored_basis(part, layer_map)
+        real, imag = np.split(inverse @ adjoint(part.left), 2, axis=1)
+        pad = ((0, order - len(real)), (0, 0))
+        maps.append([np.pad(0.5 * (real + sign * 1j * imag), pad) for sign in (-1.0, 1.0)])
+    batch = reduction.original.batch_shape
+    return tuple(  # type: ignore[return-value]
+        np.stack([pair[k] for pair in maps]).reshape(*batch, order, -1) for k in (0, 1)
+    )

@@ -1,0 +1,328 @@
+"""One of the processes of a distributed test: a torch worker that reports what it saw.
+
+Run as ``python distributed_worker.py SCENARIOS RANK WORLD FOLDER``, with commas between scenarios; writes
+FOLDER/RANK.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _MixedPrecision
+from torch_modules import S4D, LrnnxLRU
+
+from ssmreduce import (
+    HankelMass,
+    InTrainingReducer,
+    ReductionSchedule,
+    SSMReduceError,
+    load_reduced,
+    reduce_model,
+)
+
+ORDERS = (6, 3)
+STEPS = 6
+
+
+class Sequences(nn.Module):
+    """An LRU on a batch of sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lru = LrnnxLRU(3, 9)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (B, L, H) to (B, L, H)."""
+        return torch.stack([self.lru(sequence) for sequence in inputs])
+
+
+class Channels(nn.Module):
+    """`S4D` on (B, L, H)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = S4D(3, 16)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map (B, L, H) to (B, L, H)."""
+        return self.block(inputs.transpose(1, 2)).transpose(1, 2)
+
+
+def model_of(seed: int = 3) -> nn.Sequential:
+    """The same on every rank."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 3), Sequences(), Channels(), nn.Linear(3, 1))
+
+
+def batches() -> tuple[torch.Tensor, torch.Tensor]:
+    """The whole batch, of which every rank takes its rows."""
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(4, 8, 2, generator=generator)
+    return inputs, torch.cumsum(inputs[..., :1], 1) / 8
+
+
+def loss_of(model: nn.Module, rows: slice) -> torch.Tensor:
+    """The loss on these rows."""
+    inputs, targets = batches()
+    return torch.mean((model(inputs[rows]) - targets[rows]) ** 2)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, rows: slice) -> float:
+    """One update; returns the loss on these rows."""
+    optimizer.zero_grad()
+    loss = loss_of(model, rows)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a shard."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> str:
+    """Hash of all weights and of the optimizer state."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        state = {} if optimizer is None else optimizer.state.get(parameter, {})
+        for value in (parameter, *state.values()):
+            if torch.is_tensor(value):
+                digest.update(str(tuple(value.shape)).encode())
+                digest.update(whole(value.detach()).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train(model: nn.Module, rows: slice) -> dict[str, Any]:
+    """A run with two cuts, and what was seen on the way."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    parameters = list(model.parameters())
+    seen: dict[str, Any] = {"losses": [], "prints": [], "orders": [], "bounds": []}
+    for order in (*ORDERS, None):
+        seen["losses"] += [step(model, optimizer, rows) for _ in range(STEPS)]
+        if order is not None:
+            result = reduce_model(model, order, optimizer=optimizer)
+            seen["orders"].append([part.new_order for part in result.report.values()])
+            seen["bounds"].append([part.measured_error for part in result.report.values()])
+        seen["prints"].append(fingerprint(model, optimizer))
+    seen["same objects"] = all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    seen["shapes"] = [list(parameter.shape) for parameter in model.parameters()]
+    seen["moments"] = [
+        list(value.shape)
+        for parameter in model.parameters()
+        for field, value in sorted(optimizer.state[parameter].items())
+        if field != "step"
+    ]
+    return seen
+
+
+def wrapped(kind: str, model: nn.Sequential) -> nn.Module:
+    """`model` as it is trained by several processes."""
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    if kind == "ddp static":
+        return DistributedDataParallel(model, static_graph=True)
+    if kind == "ddp compiled":
+        return torch.compile(DistributedDataParallel(model), backend="eager")
+    if kind == "ddp unused":
+        model[0].spare = nn.Linear(2, 2)
+        return DistributedDataParallel(model, find_unused_parameters=True)
+    if kind == "ddp frozen views":
+        model[1].requires_grad_(False)
+        model[2].requires_grad_(False)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if kind == "ddp views":
+        wrap = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1)
+        wrap.register_comm_hook(None, allreduce_hook)
+        return wrap
+    for layer in (model[1], model[2]):
+        fully_shard(layer, reshard_after_forward=kind == "fsdp")
+    return fully_shard(model)
+
+
+def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
+    """A cut that one rank cannot make."""
+    kind, fault = scenario.split("-")
+    model = wrapped("ddp" if kind == "trainer" else kind, model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    if fault == "shard" and rank == 1:
+        with torch.no_grad():
+            model[1].lru.C_re.to_local()[0, 0] = float("nan")
+    if fault == "accumulating":
+        model.set_requires_gradient_sync(False)
+        loss_of(model, rows).backward()
+    if fault == "reduced":
+        loss_of(model, rows).backward()
+    if fault == "mesh":
+        mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))
+        model = fully_shard(model_of(), mesh=mesh)
+        optimizer = None
+    if fault == "nan" and rank == 1:
+        with torch.no_grad():
+            model.module[1].lru.C_re[0, 0] = float("nan")
+    if fault == "other" and rank == 1:
+        with torch.no_grad():
+            model.module[1].lru.B_re[0, 0] += 1e-3
+    if fault == "gradient" and rank == 1:
+        model.module[1].lru.C_re.grad = torch.ones(3, 9)
+    if fault == "unstable":
+        with torch.no_grad():
+            model.module[1].lru.nu_log[0] = -1e9
+    if fault == "adamax":
+        optimizer = torch.optim.Adamax(model.parameters())
+        step(model, optimizer, rows)
+    if fault == "zero":
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # warns when imported
+
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-2)
+        step(model, optimizer, rows)
+    if fault == "precision":
+        settings = _MixedPrecision(param_dtype=torch.bfloat16)
+        model = DistributedDataParallel(model_of(), mixed_precision=settings)
+        optimizer = None
+    if fault == "optimizer" and rank == 1:
+        optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    if fault == "gone":
+        distributed.destroy_process_group()
+    before = fingerprint(model, optimizer)
+    if kind == "trainer":
+        reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=4)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            reducer.step(1, model, optimizer)
+        return {
+            "error": str(caught[-1].message),
+            "kind": caught[-1].category.__name__,
+            "unchanged": fingerprint(model, optimizer) == before,
+        }
+    try:
+        reduce_model(model, 4, optimizer=optimizer)
+    except SSMReduceError as error:
+        return {
+            "error": str(error),
+            "kind": type(error).__name__,
+            "unchanged": fingerprint(model, optimizer) == before,
+        }
+    return {"error": None}
+
+
+def checkpoints(rows: slice) -> dict[str, Any]:
+    """A cut model that is saved whole and loaded by a plain one, and by one in DDP."""
+    inputs, _ = batches()
+    model = wrapped("fsdp", model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    reduce_model(model, 4, optimizer=optimizer)
+    saved = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    objects: list[Any] = [saved]  # the whole state is on the first rank alone
+    distributed.broadcast_object_list(objects)
+    plain = load_reduced(model_of(), objects[0])
+    apart = float((plain(inputs) - model(inputs)).abs().max())
+    wrap = wrapped("ddp", model_of())
+    load_reduced(wrap, {f"module.{name}": value for name, value in objects[0].items()})
+    optimizer = torch.optim.AdamW(wrap.parameters(), 1e-2)
+    for _ in range(2):
+        step(wrap, optimizer, rows)
+    try:
+        load_reduced(model, objects[0])
+        refused = ""
+    except SSMReduceError as error:
+        refused = str(error)
+    return {"apart": apart, "prints": [fingerprint(wrap, optimizer)], "refused": refused}
+
+
+def in_training(rows: slice) -> dict[str, Any]:
+    """The two lines of a training loop."""
+    model = wrapped("ddp", model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    reducer = InTrainingReducer(ReductionSchedule(12, stop=0.5, attempts=2), order=HankelMass(0.9))
+    for number in range(1, 13):
+        step(model, optimizer, rows)
+        model, optimizer = reducer.step(number, model, optimizer)
+    return {
+        "prints": [fingerprint(model, optimizer)],
+        "orders": [event.new_order for event in reducer.events],
+    }
+
+
+def accumulating(rows: slice) -> dict[str, Any]:
+    """Layers that are not trained are cut while other weights hold gradients, which have to stay."""
+    model = wrapped("ddp frozen views", model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    loss_of(model, rows).backward()
+    held = {
+        name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad
+    }
+    reduce_model(model, 4, optimizer=optimizer)
+    kept = [torch.equal(model.get_parameter(name).grad, value) for name, value in held.items()]
+    loss_of(model, rows).backward()
+    optimizer.step()
+    return {"kept": kept, "prints": [fingerprint(model, optimizer)]}
+
+
+def followers(rows: slice) -> dict[str, Any]:
+    """An average that every rank keeps, and a teacher that is sharded like its model."""
+    model = wrapped("ddp", model_of())
+    average = torch.optim.swa_utils.AveragedModel(
+        model.module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(3):
+        step(model, optimizer, rows)
+        average.update_parameters(model.module)
+    reduce_model(model, 4, optimizer=optimizer, followers=[average])
+    step(model, optimizer, rows)
+    average.update_parameters(model.module)
+    model, teacher = wrapped("fsdp", model_of()), wrapped("fsdp", model_of())
+    reduce_model(model, 4, followers=[teacher])
+    inputs, _ = batches()
+    return {
+        "prints": [fingerprint(average, optimizer)],
+        "apart": float((model(inputs) - teacher(inputs)).abs().max()),
+    }
+
+
+def main() -> None:
+    """Join the others, run the scenario, leave a file."""
+    scenarios, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
+    rows = slice(2 * rank, 2 * rank + 2)
+    seen = {}
+    for scenario in scenarios.split(","):
+        if scenario == "followers":
+            seen[scenario] = followers(rows)
+        elif scenario == "accumulating":
+            seen[scenario] = accumulating(rows)
+        elif scenario == "in training":
+            seen[scenario] = in_training(rows)
+        elif scenario == "checkpoints":
+            seen[scenario] = checkpoints(rows)
+        elif "-" in scenario:
+            seen[scenario] = failing(scenario, rank, rows)
+        else:
+            seen[scenario] = train(wrapped(scenario, model_of()), rows)
+    Path(folder, f"{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

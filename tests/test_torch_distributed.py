@@ -1,0 +1,169 @@
+"""Cuts of models that two processes train, by DDP and by FSDP2, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed_worker import ORDERS, model_of, train
+from torch import distributed
+
+import ssmreduce
+
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available() or not distributed.is_gloo_available(),
+    reason="torch was built without gloo",
+)
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(ssmreduce.__file__).parents[1]), str(HERE)]),
+}
+
+
+def run(scenarios: list[str], folder: Path, world: int = 2) -> list[dict[str, Any]]:
+    """What each process saw."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(HERE / "distributed_worker.py"),
+        ",".join(scenarios),
+    ]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(folder)],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=600)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, output in zip(workers, outputs, strict=True):
+        assert worker.returncode == 0, output
+    return [
+        json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """The same run in one process, on the whole batch."""
+    return train(model_of(), slice(0, 4))
+
+
+KINDS = ["ddp", "ddp views", "ddp static", "ddp compiled", "ddp unused", "fsdp", "fsdp kept"]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes saw, in all scenarios."""
+    return run(
+        [*KINDS, "followers", "checkpoints", "in training", "accumulating", *FAULTS],
+        tmp_path_factory.mktemp("two"),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_cut_as_one(
+    kind: str, ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    first, second = (seen[kind] for seen in ranks)
+    # Weights and optimizer state, bit by bit: after each cut, and after more steps.
+    assert first["prints"] == second["prints"]
+    assert len(set(first["prints"])) == 3
+    assert first["orders"] == second["orders"] == alone["orders"]
+    assert [max(orders) for orders in first["orders"]] == list(ORDERS)
+    assert first["bounds"] == second["bounds"]
+    np.testing.assert_allclose(first["bounds"], alone["bounds"], rtol=1e-3)
+    assert first["same objects"]
+    assert second["same objects"]
+    assert first["shapes"] == second["shapes"]
+    if kind != "ddp unused":  # has parameters of its own
+        assert first["shapes"] == alone["shapes"]
+        assert first["moments"] == alone["moments"]
+    # The loss of the whole batch is the mean of those of its halves. Gradients are summed in another order,
+    # in single precision, and Adam's steps carry that on: 18 steps of 1e-2; seen 2e-7.
+    losses = np.mean([first["losses"], second["losses"]], axis=0)
+    np.testing.assert_allclose(losses, alone["losses"], rtol=1e-5)
+    assert losses[-1] < losses[0]
+
+
+LAYER = "layer `module.1.lru`"
+FAULTS = {
+    "ddp-nan": ("NonFiniteError", f"on rank 1: while reducing {LAYER}: `C_re`"),
+    "ddp-other": ("DistributedError", "rank 1 differs from rank 0 in the weights of layer"),
+    "ddp-gradient": ("OptimizerStateError", f"on rank 1: `C_re` of {LAYER} holds a gradient"),
+    "ddp-unstable": ("UnstableSystemError", f"on rank 0: while reducing {LAYER}"),
+    "ddp-adamax": ("OptimizerStateError", "on rank 0: the optimizer state holds `exp_inf`"),
+    "ddp-optimizer": (
+        "DistributedError",
+        "rank 1 differs from rank 0 in the type of its optimizer",
+    ),
+    "ddp-zero": ("OptimizerStateError", "ZeroRedundancyOptimizer"),
+    "ddp-precision": ("UnsupportedLayerError", "mixed_precision"),
+    "trainer-nan": ("UserWarning", f"on rank 1: while reducing {LAYER}: `C_re`"),
+    "trainer-gradient": ("UserWarning", f"on rank 1: `C_re` of {LAYER} holds a gradient"),
+    "fsdp-shard": ("NonFiniteError", "while reducing layer `1.lru`: `C_re`"),
+    "fsdp-reduced": ("OptimizerStateError", "of layer `1.lru` holds a gradient"),
+    "fsdp-accumulating": ("OptimizerStateError", "of layer `1.lru` holds a gradient"),
+    "fsdp-mesh": ("UnsupportedLayerError", "device mesh with 2 axes"),
+    # The last one: it ends the process group.
+    "ddp-gone": ("DistributedError", "the process group is not initialised"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_rank_that_fails_makes_all_fail(fault: str, ranks: list[dict[str, Any]]) -> None:
+    kind, text = FAULTS[fault]
+    first, second = (seen[fault] for seen in ranks)
+    assert first["error"] == second["error"]
+    assert text in first["error"]
+    assert first["kind"] == second["kind"] == kind
+    assert first["unchanged"]
+    assert second["unchanged"]
+
+
+def test_sharded_models_are_saved_whole(ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen["checkpoints"] for seen in ranks)
+    assert max(first["apart"], second["apart"]) <= 1e-6
+    assert first["prints"] == second["prints"]
+    assert "fully_shard" in first["refused"]
+
+
+def test_cuts_in_training(ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen["in training"] for seen in ranks)
+    assert first == second
+    assert len(first["orders"]) >= 2
+
+
+def test_gradients_of_other_weights_stay(ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen["accumulating"] for seen in ranks)
+    assert first["prints"] == second["prints"]
+    assert len(first["kept"]) == 4
+    assert all(first["kept"] + second["kept"])
+
+
+def test_copies_follow_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen["followers"] for seen in ranks)
+    assert first["prints"] == second["prints"]
+    assert first["apart"] <= 1e-4  # equal weights, projected by another route: rounding in float32
+
+
+def test_one_process_alone_is_a_team_too(tmp_path: Path) -> None:
+    (only,) = run(["ddp"], tmp_path, world=1)
+    assert [max(orders) for orders in only["ddp"]["orders"]] == list(ORDERS)
