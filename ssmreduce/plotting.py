@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -274,7 +275,7 @@ def _plot_values(axes: Axes, trace: HankelTrace, layer: str) -> None:
     )
     changes = [
         (before.step + after.step) / 2
-        for before, after in zip(records, records[1:], strict=False)
+        for before, after in itertools.pairwise(records)
         if before.shares.shape != after.shares.shape
     ]
     for index, change in enumerate(changes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ssmreduce.errors import ShapeError
@@ -26,7 +27,7 @@ def put_back(model: Any, opt_state: Any, snapshot: dict[str, Any]) -> tuple[Any,
 
 
 def _is_key(leaf: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.reducer import InTrainingReducer
 
 
-class ReductionCallback(Callback):
+class ReductionCallback(Callback):  # type: ignore[misc]
     """Runs a reducer after every update, tells it the watched metric, and saves it in checkpoints.
 
     A step is an update: with gradient accumulation, batches in between do not count. Where a cut or a
-    rollback is due, the gradients of the update that was just done are cleared first. Then
-    ``trainer.fit(model, ckpt_path=...)`` resumes in the middle of the schedule, with a model that was built at
-    full size.
+    rollback is due, the gradients of the update that was just done are cleared first.
+    ``trainer.fit(model, ckpt_path=...)`` resumes in the middle of the schedule, with a model that was
+    built at full size.
 
     Parameters
     ----------

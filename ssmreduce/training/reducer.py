@@ -68,11 +68,11 @@ class InTrainingReducer:
     changed in place, after everything that can fail. A cut that fails leaves both as they were and
     warns. A compiled step function compiles once for the new shapes.
 
-    With a rollback policy one cut at a time is on trial, and a copy of model and optimizer state from before it
-    is kept in host memory. Attempts that come due meanwhile, or before a finite metric was reported, wait and are
-    made up for by one. A rollback brings back all weights and the whole optimizer state of before the
-    cut; step numbers go on, and so do hyperparameters of PyTorch optimizers, which schedulers set. The layers
-    of an undone cut are not cut again.
+    With a rollback policy one cut at a time is on trial, and a copy of model and optimizer state from
+    before it is kept in host memory. Attempts that come due meanwhile, or before a finite metric was
+    reported, wait and are made up for by one. A rollback brings back all weights and the whole optimizer
+    state of before the cut; step numbers go on, and so do hyperparameters of PyTorch optimizers, which
+    schedulers set. The layers of an undone cut are not cut again.
 
     Examples
     --------
@@ -166,8 +166,8 @@ class InTrainingReducer:
         -----
         UserWarning
             If a cut failed; model and optimizer state are returned as they were. If the trace could not
-            record, if an attempt waits for the first metric, or if gradients are in the way of a rollback, which
-            is then tried again after the next update.
+            record, if an attempt waits for the first metric, or if gradients are in the way of a
+            rollback, which is then tried again after the next update.
         """
         if self.trace is not None:
             self._record(step, model, self.trace)

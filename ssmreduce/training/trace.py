@@ -92,8 +92,8 @@ class HankelTrace:
     """Records the Hankel singular values of every layer, and tells when their ranking has settled.
 
     Σ σ_k of a layer is shared out among its states, s_i = (T Σ Wᴴ)_ii, and the largest s_i that make
-    up `share` of the sum are the states to keep. The ranking has settled when an earlier record keeps the same
-    states in the same order as the latest.
+    up `share` of the sum are the states to keep. The ranking has settled when an earlier record keeps the
+    same states in the same order as the latest.
 
     Parameters
     ----------

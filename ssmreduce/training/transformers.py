@@ -19,7 +19,7 @@ from ssmreduce.training.reducer import InTrainingReducer
 _FILE = "ssmreduce.pt"
 
 
-class ReductionCallback(TrainerCallback):
+class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     """Runs a reducer after every update, tells it the watched metric, and saves it in checkpoints.
 
     A step is an update: with gradient accumulation, batches in between do not count. The state of the reducer
