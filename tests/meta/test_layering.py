@@ -85,6 +85,7 @@ FRAMEWORK_HOMES = {
     # For type checkers alone.
     "testing/drawing.py",
     "testing/strategies.py",
+    "training/trace.py",
 }
 """Where a framework may be imported at the top of a module; the demo brings its own."""
 
