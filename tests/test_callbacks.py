@@ -317,10 +317,16 @@ def test_transformers_loads_the_best_model_of_another_size(tmp_path: Path) -> No
     assert not is_cut(model)  # the best checkpoint was that of update 2
 
 
-def test_transformers_says_what_is_wrong(tmp_path: Path) -> None:
-    watching = make_reducer(rollback=RollbackPolicy(0.5))
-    with pytest.raises(OrderError, match=r"did not return.*eval_loss.*eval_watched"):
-        trainer_of(Labelled(), watching, tmp_path, metric="eval_accuracy").train()
+def test_transformers_with_several_sets_for_evaluation(tmp_path: Path) -> None:
+    model, reducer = Labelled(), make_reducer(rollback=RollbackPolicy(0.5))
+    trainer = trainer_of(model, reducer, tmp_path, metric="eval_second_watched")
+    trainer.eval_dataset = {"first": trainer.eval_dataset, "second": trainer.eval_dataset}
+    trainer.train()
+    assert [(event.step, event.rolled_back) for event in reducer.events] == [(3, 4)]
+    nothing = make_reducer(rollback=RollbackPolicy(0.5))
+    with pytest.warns(UserWarning, match="no finite metric was reported"):
+        trainer_of(Labelled(), nothing, tmp_path, metric="eval_accuracy").train()
+    assert nothing.events == []
 
 
 # --- Loading into a model of another size, whoever does it

@@ -335,7 +335,7 @@ def test_a_snapshot_of_another_model_is_refused() -> None:
     assert fingerprint(other) == before
     small = torch.optim.AdamW(list(run.model.parameters())[:2])
     before = fingerprint(run.model, small)
-    with pytest.raises(ShapeError, match="2; expected the same"):
+    with pytest.raises(ShapeError, match="has 2 of them; expected the same"):
         reducer.step(6, run.model, small)
     assert fingerprint(run.model, small) == before
     jax_run, jax_reducer = JaxRun(), reducer_of()
@@ -343,6 +343,27 @@ def test_a_snapshot_of_another_model_is_refused() -> None:
     jax_reducer.report(9.0)
     with pytest.raises(ShapeError, match="opt_state"):
         jax_reducer.step(6, jax_run.model, None)
+
+
+def test_what_the_user_does_meanwhile_is_undone_too() -> None:
+    run, reducer = TorchRun(), reducer_of()
+    events = reducer.events
+    head = nn.Parameter(torch.ones(3))  # of no part of the model
+    run.state.add_param_group({"params": [head]})
+    go(run, reducer, range(1, 5), {1: 1.0})
+    run.train(5)
+    before = run.hash()
+    run.reduce(reducer, 5)
+    reduce_model(run.model, 2, optimizer=run.state)
+    head.grad = torch.ones(3)
+    run.train(6)
+    reducer.report(9.0)
+    run.reduce(reducer, 6)
+    entries = run.state.state_dict()["state"]
+    assert entries[max(entries)]["exp_avg"].tolist() == pytest.approx([0.1] * 3)
+    del run.state.state[head]
+    assert run.hash() == before
+    assert events is reducer.events
 
 
 def test_parameters_stay_the_same_objects_in_a_rollback() -> None:

@@ -26,7 +26,7 @@ def take(model: Any, optimizer: Any) -> dict[str, Any]:
     if isinstance(optimizer, torch.optim.Optimizer):
         entries = {
             index: _copied(optimizer.state[parameter])
-            for index, parameter in enumerate(_parameters(optimizer))
+            for index, parameter in _parameters(model, optimizer)
             if parameter in optimizer.state
         }
     return {
@@ -37,47 +37,61 @@ def take(model: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def put_back(model: Any, optimizer: Any, snapshot: dict[str, Any]) -> tuple[Any, Any]:
-    """Give model and optimizer what `snapshot` holds, in place."""
+    """Give model and optimizer what `snapshot` holds, in place: all is copied first, then assigned."""
     saved, here = snapshot["tensors"], dict(_tensors(model))
-    parameters = list(_parameters(optimizer)) if optimizer is not None else []
-    _check(here, saved, len(parameters), snapshot["optimizer"])
+    parameters = {} if optimizer is None else dict(_parameters(model, optimizer))
+    _check(here, saved, parameters, snapshot["optimizer"])
     modules = dict(model.named_modules())
+    resized = {
+        name: _copied(saved[name], tensor.device)
+        for name, tensor in here.items()
+        if tensor.shape != saved[name].shape
+    }
+    attributes = [
+        (modules[path], name, _copied(value, getattr(getattr(modules[path], name), "device", None)))
+        for path, values in snapshot["attributes"].items()
+        for name, value in values.items()
+    ]
     stale = [
         (owner, name) for _, owner, name, value in _dependent_attributes(model) if value is None
     ]
+    entries = {
+        index: _entry(values, optimizer.state[parameters[index]], parameters[index])
+        for index, values in snapshot["optimizer"].items()
+    }
     with torch.no_grad():
         for name, tensor in here.items():
-            if tensor.shape == saved[name].shape:
-                tensor.copy_(saved[name])
+            if name in resized:
+                replace_data(tensor, resized[name])
             else:
-                replace_data(tensor, _copied(saved[name], tensor.device))
-    for path, values in snapshot["attributes"].items():
-        for name, value in values.items():
-            device = getattr(getattr(modules[path], name), "device", None)
-            setattr(modules[path], name, _copied(value, device))
+                tensor.copy_(saved[name])
+    for owner, name, value in attributes:
+        setattr(owner, name, value)
     for owner, name in stale:
         delattr(owner, name)
-    for index, parameter in enumerate(parameters):
-        if index in snapshot["optimizer"]:
-            _restore_entry(optimizer.state[parameter], snapshot["optimizer"][index], parameter)
+    for index, parameter in parameters.items():
+        if index in entries:
+            optimizer.state[parameter] = entries[index]
         else:
             optimizer.state.pop(parameter, None)
     return model, optimizer
 
 
-def _restore_entry(state: dict[str, Any], saved: dict[str, Any], parameter: Any) -> None:
-    """Fill the entry of one parameter; each tensor goes to the device where its successor was."""
-    fresh = {}
+def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> dict[str, Any]:
+    """The entry of one parameter, each tensor on the device where its successor is."""
+    entry = {}
     for field, value in saved.items():
         # Step counts stay on the host unless the optimizer keeps them elsewhere.
         device = parameter.device if torch.is_tensor(value) and value.ndim else None
-        fresh[field] = _copied(value, getattr(state.get(field), "device", device))
-    state.clear()
-    state.update(fresh)
+        entry[field] = _copied(value, getattr(present.get(field), "device", device))
+    return entry
 
 
 def _check(
-    here: dict[str, Any], saved: dict[str, Any], parameters: int, entries: dict[int, Any]
+    here: dict[str, Any],
+    saved: dict[str, Any],
+    parameters: dict[int, Any],
+    entries: dict[int, Any],
 ) -> None:
     other = sorted(here.keys() ^ saved.keys()) + [
         name for name in here.keys() & saved.keys() if here[name].dtype != saved[name].dtype
@@ -87,10 +101,11 @@ def _check(
             f"the snapshot from before the cut and `model` differ in {', '.join(other[:4])}; expected "
             "the same names and dtypes. Build the model as it was."
         )
-    if any(index >= parameters for index in entries):
+    if entries.keys() - parameters.keys():
         raise ShapeError(
-            f"the snapshot from before the cut has optimizer state for {max(entries) + 1} parameters "
-            f"but the optimizer has {parameters}; expected the same. Build the optimizer as it was."
+            f"the snapshot from before the cut has optimizer state for {len(entries)} parameters of the "
+            f"model but the optimizer has {len(parameters)} of them; expected the same. Build the "
+            "optimizer as it was."
         )
 
 
@@ -99,10 +114,13 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
     yield from model.named_buffers()
 
 
-def _parameters(optimizer: Any) -> Iterator[Any]:
-    """Parameters in the order in which the optimizer's own state dict numbers them."""
-    for group in optimizer.param_groups:
-        yield from group["params"]
+def _parameters(model: Any, optimizer: Any) -> Iterator[tuple[int, Any]]:
+    """Parameters of the model with the numbers that the optimizer's own state dict gives them."""
+    own = {id(parameter) for parameter in model.parameters()}
+    every = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    for index, parameter in enumerate(every):
+        if id(parameter) in own:
+            yield index, parameter
 
 
 def _dependent_attributes(model: Any) -> Iterator[tuple[str, Any, str, Any]]:

@@ -6,6 +6,8 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from ssmreduce._checks import positive_count
 from ssmreduce.adapters.snapshot import Snapshot
 from ssmreduce.errors import OrderError
@@ -47,7 +49,9 @@ class RollbackPolicy:
     patience: int = 1
 
     def __post_init__(self) -> None:
-        number = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
+        number = isinstance(self.tolerance, int | float | np.floating) and not isinstance(
+            self.tolerance, bool
+        )
         if not number or not math.isfinite(self.tolerance) or self.tolerance < 0:
             raise OrderError(
                 f"`tolerance` is {self.tolerance!r}; expected a finite number, 0 or more, in the units "

@@ -272,8 +272,8 @@ class InTrainingReducer:
         events = [ReductionEvent.from_dict(event) for event in state["events"]]
         trial = None if state["trial"] is None else Trial(**state["trial"])
         if self.trace is not None and trace is not None:
-            self.trace.records = trace.records
-        self.events, self._trial = events, trial
+            self.trace.records[:] = trace.records
+        self.events[:], self._trial = events, trial
         self._waiting, self._metric = state["waiting"], state["metric"]
         self._stopped = set(state["stopped"])
 
@@ -337,7 +337,7 @@ class InTrainingReducer:
             for index, event in enumerate(self.events)
             if event.step == trial.step and event.layer in trial.layers
         }
-        self.events = [undone.get(index, event) for index, event in enumerate(self.events)]
+        self.events[:] = [undone.get(index, event) for index, event in enumerate(self.events)]
         self._stopped |= set(trial.layers)
         self._trial = None
         self._write(undone.values())

@@ -33,13 +33,13 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         What to run.
     metric : str, optional
         Name of the metric that its rollback policy watches, as evaluations return it, for example
-        ``"eval_loss"``.
+        ``"eval_loss"``. Evaluations without it do not count.
 
     Raises
     ------
     OrderError
         If the reducer has a rollback policy and there is no `metric`, or the reverse; while training, if
-        an evaluation does not return it, or a resumed checkpoint has no reducer in it.
+        the checkpoint of a resumed run has no reducer in it.
 
     Notes
     -----
@@ -98,15 +98,9 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report the watched metric."""
-        metrics = kwargs["metrics"]
-        if self.metric is None:
-            return
-        if self.metric not in metrics:
-            raise OrderError(
-                f"`metric` is {self.metric!r}, which the evaluation did not return; expected one of "
-                f"{', '.join(sorted(metrics))}."
-            )
-        self.reducer.report(metrics[self.metric])
+        # With several sets for evaluation each of them comes alone, and one of them has it.
+        if self.metric in kwargs["metrics"]:
+            self.reducer.report(kwargs["metrics"][self.metric])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the reducer beside the weights."""
