@@ -599,3 +599,11 @@ def test_events_come_back_from_json() -> None:
     for event in reducer.events:
         back = ReductionEvent.from_dict(json.loads(json.dumps(event.to_dict(), allow_nan=False)))
         assert fingerprint([vars(back)]) == fingerprint([vars(event)])
+
+
+def test_warnings_in_code_without_a_module() -> None:
+    # exec without __name__, as some notebooks and configuration files do it.
+    code = "reducer.step(5, layer, None)"
+    with pytest.warns(UserWarning, match="waits") as caught:
+        exec(code, {"reducer": reducer_of(), "layer": s5(False, False, 12)})
+    assert caught[0].filename == "<string>"
