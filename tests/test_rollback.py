@@ -254,6 +254,10 @@ def test_patience_counts_reports_in_a_row() -> None:
     run, reducer = TorchRun(), reducer_of(patience=3)
     go(run, reducer, range(1, 9), {1: 1.0, 6: 2.0, 7: NAN, 8: 2.0})
     assert run.orders() == (12, 10)
+    # All reports are compared with the one before the cut.
+    run, reducer = TorchRun(), reducer_of(patience=2)
+    go(run, reducer, range(1, 8), {1: 1.0, 6: 2.0, 7: 2.0})
+    assert run.orders() == (12, 10)
 
 
 def test_one_cut_at_a_time_is_on_trial() -> None:

@@ -116,7 +116,7 @@ class HankelTrace:
 
     Notes
     -----
-    A record costs one balancing of each layer, as a cut does, O(n³). Pass the trace to `InTrainingReducer`,
+    A record costs about as much as a cut of each layer, O(n³). Pass the trace to `InTrainingReducer`,
     or call `step` in the loop, also without any cut.
 
     References
