@@ -20,6 +20,7 @@ from LRU_pytorch import LRU as PackageLRU
 from modules import KernelLRU, Stack, make_lru
 from samples import lru_weights
 from torch import nn
+from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
 from torch_samples import s5
 
 from ssmreduce import (
@@ -47,13 +48,30 @@ def _seeded() -> None:
     torch.manual_seed(31)
 
 
+class Counting(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return `inputs`."""
+        self.calls += 1
+        return inputs
+
+
 class TorchRun:
     """A PyTorch model with two layers of different kinds, and what trains it."""
 
     def __init__(self, seed: int = 31) -> None:
         torch.manual_seed(seed)
         self.model = nn.Sequential(
-            nn.Linear(2, 3), s5(False, False, 12), PackageLRU(3, 3, 10, rmin=0.5), nn.Linear(3, 1)
+            nn.Linear(2, 3),
+            s5(False, False, 12),
+            PackageLRU(3, 3, 10, rmin=0.5),
+            nn.Linear(3, 1),
+            Counting(),
         )
         self.state = torch.optim.AdamW(self.model.parameters(), 3e-3)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.state, 60)
@@ -280,10 +298,11 @@ def test_one_cut_at_a_time_is_on_trial() -> None:
 
 def test_other_layers_are_still_cut_after_a_rollback() -> None:
     run, reducer = TorchRun(), reducer_of(10)  # 10 of 12 in the first layer, nothing in the second
-    go(run, reducer, range(1, 7), {1: 1.0, 6: 5.0})
-    assert [(event.layer, event.rolled_back) for event in reducer.events] == [("1.seq", 6)]
+    go(run, reducer, range(1, 11), {1: 1.0, 10: 5.0})
+    assert [(event.layer, event.rolled_back) for event in reducer.events] == [("1.seq", 10)]
+    # The attempt that was due after step 10 as well is made next.
     reducer.order = FixedOrder(4)
-    go(run, reducer, range(7, 12), {})
+    go(run, reducer, range(11, 12), {})
     assert run.orders() == (12, 4)
 
 
@@ -349,6 +368,17 @@ def test_a_snapshot_of_another_model_is_refused() -> None:
         jax_reducer.step(6, jax_run.model, None)
 
 
+def test_moments_that_were_not_there_are_not_there_again() -> None:
+    run, reducer = TorchRun(), reducer_of()
+    reducer.report(1.0)
+    run.reduce(reducer, 5)
+    run.train(6)
+    reducer.report(9.0)
+    run.reduce(reducer, 6)
+    assert run.state.state_dict()["state"] == {}
+    run.train(7)
+
+
 def test_what_the_user_does_meanwhile_is_undone_too() -> None:
     run, reducer = TorchRun(), reducer_of()
     events = reducer.events
@@ -386,6 +416,22 @@ def test_parameters_stay_the_same_objects_in_a_rollback() -> None:
     assert all(parameter in run.state.state for parameter in parameters.values())
     run.train(7)
     del loss
+
+
+@pytest.mark.parametrize(
+    "layer", [S4D(3, 16, lr=0.0), SSMKernelDiag(3, 16), SSMKernelDPLR(3, 16, rank=2)]
+)
+def test_buffers_and_counts_come_back(layer: nn.Module) -> None:
+    reducer = reducer_of(attempts=1)
+    reducer.report(1.0)
+    before = fingerprint(layer)
+    reducer.step(5, layer, None)
+    assert fingerprint(layer) != before
+    if isinstance(layer, SSMKernelDPLR):
+        layer.dA = torch.zeros(2)  # a cache, of the reduced weights
+    reducer.report(2.0)
+    reducer.step(6, layer, None)
+    assert fingerprint(layer) == before
 
 
 def test_states_that_a_layer_keeps_come_back() -> None:
@@ -524,6 +570,7 @@ def resumed_jax(reducer: InTrainingReducer, file: Any) -> JaxRun:
         (6, {1: 1.0, 6: 4.0, 13: 1.0}),  # saved in the step of the rollback
         (7, {7: 1.0, 11: 1.0}),  # an attempt that waited
         (11, {1: 1.0, 8: 1.0, 13: 5.0}),  # in the second trial
+        (11, {1: 1.0, 12: 1.0, 14: 5.0}),  # ... which waits for the first to end
     ],
 )
 def test_a_resumed_run_goes_on_bit_for_bit(

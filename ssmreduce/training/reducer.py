@@ -171,8 +171,6 @@ class InTrainingReducer:
         """
         if self.trace is not None:
             self._record(step, model, self.trace)
-        if self._trial is not None and self._has_failed(self._trial):
-            return self._undo(step, model, opt_state, self._trial)
         if self.schedule.due(step):
             self._waiting = True
             if self._trial is None and not self._may_cut():
@@ -180,6 +178,8 @@ class InTrainingReducer:
                     f"the attempt due after step {step} waits: no finite metric was reported. Call "
                     "reducer.report(metric) before the first attempt, or leave `rollback` out."
                 )
+        if self._trial is not None and self._has_failed(self._trial):
+            return self._undo(step, model, opt_state, self._trial)
         if self._trial is not None or not (self._waiting and self._may_cut()):
             return model, opt_state
         self._waiting = False
