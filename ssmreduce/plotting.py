@@ -268,9 +268,13 @@ def _plot_values(axes: Axes, trace: HankelTrace, layer: str) -> None:
         mass = np.cumsum(value)
         kept.append(value[np.searchsorted(mass, trace.share * mass[-1])])
     steps = [record.step for record in records]
-    lines = axes.semilogy(steps, table, color=_GREY, linewidth=0.8, alpha=0.7)
+    if np.any(
+        table > 0.0
+    ):  # a layer without any response has nothing to show on a logarithmic axis
+        axes.set_yscale("log")
+    lines = axes.plot(steps, table, color=_GREY, linewidth=0.8, alpha=0.7, marker=".", markersize=3)
     lines[0].set_label("one value each")
-    axes.semilogy(
+    axes.plot(
         steps, kept, color=_COLOURS[1], linewidth=1.8, label=f"last of {trace.share:.0%} of the sum"
     )
     changes = [

@@ -248,3 +248,16 @@ def test_the_picture() -> None:
     two.record(1, stack())
     assert len(two.plot().axes) == 4
     assert len(HankelTrace(1).plot().axes) == 1
+
+
+def test_a_layer_without_response() -> None:
+    layer = stack().first
+    silent = eqx.tree_at(lambda m: (m.C_re, m.C_im), layer, (0.0 * layer.C_re, 0.0 * layer.C_im))
+    trace = HankelTrace(1)
+    trace.record(1, silent)
+    trace.record(2, silent)
+    assert not np.any(trace.records[0].shares)
+    trace.plot().canvas.draw()
+    trace.record(3, layer)
+    assert trace.settled("model") is None
+    trace.plot().canvas.draw()
