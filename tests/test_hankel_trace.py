@@ -196,6 +196,8 @@ def test_settled_since_when() -> None:
     # Other numbers of states are other states.
     cut = trace_of([9.0, 5.0, 3.0, 1.0], [9.0, 5.0], [9.0, 4.0])
     assert cut.settled("layer") == 1
+    between = trace_of([9.0, 5.0], [9.0, 5.0, 3.0], [9.0, 4.0])
+    assert [entry.step for entry in between.agreement("layer")] == [2]
     # A lower threshold is met earlier.
     near = trace_of([5.0, 4.0, 3.0, 2.0], [4.0, 5.0, 3.0, 2.0], share=1.0)
     assert near.settled("layer") is None
