@@ -125,7 +125,7 @@ def fit(
         enable_model_summary=False,
         enable_checkpointing=False,
         accumulate_grad_batches=2 if module.number == 1 else 1,
-        val_check_interval=2,
+        val_check_interval=options.pop("val_check_interval", 2),
         num_sanity_val_steps=2,
         default_root_dir=folder,
         callbacks=[LightningCallback(reducer, metric=metric)],
@@ -160,6 +160,9 @@ def test_lightning_reports_and_undoes(tmp_path: Path) -> None:
     confirmed = options()
     fit(Module(bad_from=4), confirmed, tmp_path)
     assert [(event.step, event.rolled_back) for event in confirmed.events] == [(3, None)]
+    # The sanity check before the first update is no report.
+    with pytest.warns(UserWarning, match="attempt due after step 3 waits"):
+        fit(Module(), options(), tmp_path, val_check_interval=8)
 
 
 # At the end of an epoch: within one Lightning does not go on with the data where it stopped.
