@@ -73,8 +73,10 @@ from ssmreduce.systems.simulation import simulate as simulate
 from ssmreduce.systems.state_space import StateSpace as StateSpace
 from ssmreduce.time_domain import Continuous as Continuous
 from ssmreduce.time_domain import Discrete as Discrete
+from ssmreduce.training.policy import RollbackPolicy as RollbackPolicy
 from ssmreduce.training.reducer import InTrainingReducer as InTrainingReducer
 from ssmreduce.training.schedule import ReductionSchedule as ReductionSchedule
+from ssmreduce.training.trace import HankelTrace as HankelTrace
 from ssmreduce.training.tracking import ReductionEvent as ReductionEvent
 
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "H2Reduction",
     "HankelEnergy",
     "HankelMass",
+    "HankelTrace",
     "HinfNorm",
     "HostTransferWarning",
     "InTrainingReducer",
@@ -104,6 +107,7 @@ __all__ = [
     "Reduction",
     "ReductionEvent",
     "ReductionSchedule",
+    "RollbackPolicy",
     "SSMReduceError",
     "ScalingWarning",
     "ShapeError",

@@ -203,7 +203,7 @@ def announce_transfer(name: str, reason: str, *values: Any) -> None:
 def warn_caller(message: str, category: type[Warning]) -> None:
     """Issue a warning at the line outside of this package that led to it."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("ssmreduce."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("ssmreduce."):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 

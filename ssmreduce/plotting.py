@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssmreduce._checks import require_backend
+from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent
 
 if TYPE_CHECKING:
@@ -197,6 +199,92 @@ def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
         figure.suptitle("Stored poles on the unit disk, conjugates folded to Im λ ≥ 0", fontsize=11)
     return figure
+
+
+def plot_trace(trace: HankelTrace) -> Figure:
+    """Hankel singular values over the steps, and how each ranking agrees with the latest.
+
+    Parameters
+    ----------
+    trace : HankelTrace
+        What was recorded: one column for each layer. Of layers that run channels apart, the largest values
+        over the channels are shown.
+
+    Returns
+    -------
+    Figure
+        A new figure, not known to pyplot.
+
+    Raises
+    ------
+    MissingBackendError
+        If Matplotlib is not installed.
+    """
+    layers = trace.layers
+    figure = _figure((max(4.6 * len(layers), 6.0), 6.0))
+    if not layers:
+        _finish(figure.add_subplot(), "Hankel singular values", layers)
+        return figure
+    grid = figure.subplots(2, len(layers), squeeze=False, sharex="col", height_ratios=(2, 1))
+    for column, layer in enumerate(layers):
+        above, below = grid[:, column]
+        _plot_values(above, trace, layer)
+        above.set_title(layer, fontsize=11)
+        agreement = trace.agreement(layer)
+        steps = [entry.step for entry in agreement]
+        curves = {
+            "same states kept (overlap)": [entry.overlap for entry in agreement],
+            "same order (rank correlation)": [entry.rank_correlation for entry in agreement],
+        }
+        for index, (label, values) in enumerate(curves.items()):
+            style = {"color": _COLOURS[index], "marker": _MARKERS[index], "label": label}
+            below.plot(steps, values, linestyle=_STYLES[index], markersize=4, **style)
+        settled = trace.settled(layer)
+        if settled is not None:
+            below.axvline(settled, color="black", linewidth=1.2, label=f"settled at step {settled}")
+        lowest = min(min(values) for values in curves.values())
+        below.set_ylim(min(0.0, 1.1 * lowest), 1.05)
+        below.set_xlabel("step")
+        for axes in (above, below):
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        below.legend(fontsize=8, framealpha=0.9)
+    grid[0, 0].set_ylabel("Hankel singular value (gain)")
+    grid[1, 0].set_ylabel("agreement with\nthe latest ranking")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle("Hankel singular values over training", fontsize=11)
+    return figure
+
+
+def _plot_values(axes: Axes, trace: HankelTrace, layer: str) -> None:
+    """A line for each position in the ranking; it ends where a cut takes the position away."""
+    records = trace.of_layer(layer)
+    values = [record.hsv.reshape(-1, record.hsv.shape[-1]).max(axis=0) for record in records]
+    table = np.full((len(records), max(value.size for value in values)), np.nan)
+    kept = []
+    for row, value in zip(table, values, strict=True):
+        row[: value.size] = np.where(value > _HSV_FLOOR * value[0], value, np.nan)
+        mass = np.cumsum(value)
+        kept.append(value[np.searchsorted(mass, trace.share * mass[-1])])
+    steps = [record.step for record in records]
+    if np.any(
+        table > 0.0
+    ):  # a layer without any response has nothing to show on a logarithmic axis
+        axes.set_yscale("log")
+    lines = axes.plot(steps, table, color=_GREY, linewidth=0.8, alpha=0.7, marker=".", markersize=3)
+    lines[0].set_label("one value each")
+    axes.plot(
+        steps, kept, color=_COLOURS[1], linewidth=1.8, label=f"last of {trace.share:.0%} of the sum"
+    )
+    changes = [
+        (before.step + after.step) / 2
+        for before, after in itertools.pairwise(records)
+        if before.shares.shape != after.shares.shape
+    ]
+    for index, change in enumerate(changes):
+        label = "number of states changed" if index == 0 else None
+        axes.axvline(change, color="black", linestyle=":", linewidth=1.2, label=label)
 
 
 def _figure(size: tuple[float, float]) -> Figure:

@@ -1,8 +1,9 @@
-"""Load the weights of a reduced PyTorch model into a fresh one of full size: `load_reduced`."""
+"""Load the weights of a reduced PyTorch model into one of another size: `load_reduced`, `accept_reduced`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from ssmreduce.adapters.registry import find_layers, layer_map_of, model_backend
@@ -46,12 +47,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     >>> load_reduced(LRU(3, 3, 16), saved).nu_log.shape
     torch.Size([6])
     """
-    backend = model_backend(model)
-    if not hasattr(backend, "load_state"):
-        raise UnsupportedLayerError(
-            f"`model` is a {type(model).__module__}.{type(model).__qualname__}; expected a "
-            "torch.nn.Module. Arrays of other frameworks bring their shapes: deserialise them as they are."
-        )
+    backend = _check_backend(model)
     layers: dict[tuple[Any, ...], tuple[Any, LayerMap]] = {}
     for path, layer in find_layers(model):
         layer_map = layer_map_of(layer)
@@ -83,6 +79,60 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
             )
     backend.load_state(model, state_dict, layers, ratios)
     return model
+
+
+def accept_reduced(model: Any) -> Any:
+    """Let ``model.load_state_dict`` take the weights of a reduced model, whoever calls it.
+
+    Training frameworks load checkpoints themselves. A hook before every load gives the layers
+    the shapes of the state dict, as `load_reduced` does.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Of any number of states.
+
+    Returns
+    -------
+    torch.utils.hooks.RemovableHandle
+        Its ``remove()`` takes the hook away.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If `model` is not a PyTorch module.
+
+    Examples
+    --------
+    >>> from LRU_pytorch import LRU
+    >>> from ssmreduce import reduce_model
+    >>> from ssmreduce.models.checkpoint import accept_reduced
+    >>> saved = reduce_model(LRU(3, 3, 16, rmin=0.5), 6).model.state_dict()
+    >>> model = LRU(3, 3, 16)
+    >>> hook = accept_reduced(model)
+    >>> model.load_state_dict(saved)
+    <All keys matched successfully>
+    """
+    _check_backend(model)
+    return model.register_load_state_dict_pre_hook(_take_shapes)
+
+
+def _take_shapes(model: Any, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    own = model.state_dict()
+    given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+    # Names are the business of whoever loads.
+    if any(own[name].shape != value.shape for name, value in given.items()):
+        load_reduced(model, {**own, **given})
+
+
+def _check_backend(model: Any) -> ModuleType:
+    backend = model_backend(model)
+    if not hasattr(backend, "load_state"):
+        raise UnsupportedLayerError(
+            f"`model` is a {type(model).__module__}.{type(model).__qualname__}; expected a "
+            "torch.nn.Module. Arrays of other frameworks bring their shapes: deserialise them as they are."
+        )
+    return backend
 
 
 def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import fraction, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
-from ssmreduce.errors import OrderError, SSMReduceError
+from ssmreduce.adapters.snapshot import put_back, take
+from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.reduce import (
     apply_reductions,
@@ -20,12 +24,15 @@ from ssmreduce.models.reduce import (
 )
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule, as_rule
+from ssmreduce.training.board import write_event, write_trace
+from ssmreduce.training.policy import RollbackPolicy, Trial, metric_value
 from ssmreduce.training.schedule import ReductionSchedule
+from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent
 
 
 class InTrainingReducer:
-    """Cuts layers when the schedule says so and the cut is worth it.
+    """Cuts layers when the schedule says so and the cut is worth it, and undoes a cut that was not.
 
     Parameters
     ----------
@@ -40,6 +47,10 @@ class InTrainingReducer:
         What becomes of the optimizer's moments; see `ssmreduce.models.optimizer_state`.
     horizon : int, optional
         Sequence length to balance for; see `balance`.
+    rollback : RollbackPolicy, optional
+        When to undo a cut by the metric that `report` is told; without it cuts are final.
+    trace : HankelTrace, optional
+        Records the Hankel singular values of all layers as training goes on.
 
     Attributes
     ----------
@@ -56,6 +67,12 @@ class InTrainingReducer:
     In JAX model and optimizer state are pytrees that are replaced; in PyTorch model and optimizer are
     changed in place, after everything that can fail. A cut that fails leaves both as they were and
     warns. A compiled step function compiles once for the new shapes.
+
+    With a rollback policy one cut at a time is on trial, and a copy of model and optimizer state from
+    before it is kept in host memory. Attempts that come due meanwhile, or before a finite metric was
+    reported, wait and are made up for by one. A rollback brings back all weights and the whole optimizer
+    state of before the cut; step numbers go on, and so do hyperparameters of PyTorch optimizers, which
+    schedulers set. The layers of an undone cut are not cut again.
 
     Examples
     --------
@@ -81,22 +98,48 @@ class InTrainingReducer:
         gate: float = 0.95,
         moments: Moments = "carry",
         horizon: int | None = None,
+        rollback: RollbackPolicy | None = None,
+        trace: HankelTrace | None = None,
     ) -> None:
         check_moments(moments)
-        if not isinstance(schedule, ReductionSchedule):
-            raise OrderError(
-                f"`schedule` is {schedule!r}; expected a ReductionSchedule. "
-                "Try ReductionSchedule(total_steps)."
-            )
+        _check_type(schedule, ReductionSchedule, "schedule", "ReductionSchedule(total_steps)")
+        if rollback is not None:
+            _check_type(rollback, RollbackPolicy, "rollback", "RollbackPolicy(tolerance)")
+        if trace is not None:
+            _check_type(trace, HankelTrace, "trace", "HankelTrace(100)")
         self.schedule = schedule
         self.order = HankelMass(0.96) if order is None else as_rule(order)
         self.gate = fraction(gate, "gate")
         self.moments: Moments = moments
         self.horizon = positive_horizon(horizon)
+        self.rollback = rollback
+        self.trace = trace
         self.events: list[ReductionEvent] = []
+        self._waiting = False
+        self._metric: float | None = None
+        self._stopped: set[str] = set()
+        self._trial: Trial | None = None
+        self._is_recording = True
+        self._writer: Any = None
+
+    def log_to(self, writer: Any) -> None:
+        """Write what happens from now on to TensorBoard.
+
+        Parameters
+        ----------
+        writer : torch.utils.tensorboard.SummaryWriter, or any with ``add_scalar(tag, value, step)``
+            Gets the order, errors and seconds of each cut, and the latest values of the trace.
+        """
+        self._writer = writer
+
+    def due(self, step: int) -> bool:
+        """Tell whether `step` would cut layers, or undo a cut, after this update."""
+        if self._trial is not None:
+            return self._has_failed(self._trial)
+        return self._may_cut() and (self._waiting or self.schedule.due(step))
 
     def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]:
-        """Cut what is due after update number `step` (the first is 1).
+        """Cut what is due after update number `step` (the first is 1), or undo the last cut.
 
         Parameters
         ----------
@@ -116,36 +159,194 @@ class InTrainingReducer:
         ------
         UnsupportedLayerError
             If an attempt is due and the model holds no supported layer.
+        ShapeError
+            If a cut is to be undone and this is not the model that was cut.
 
         Warns
         -----
         UserWarning
-            If a cut failed; model and optimizer state are returned as they were.
+            If a cut failed; model and optimizer state are returned as they were. If the trace could not
+            record, if an attempt waits for the first metric, or if gradients are in the way of a
+            rollback, which is then tried again after the next update.
         """
-        if not self.schedule.due(step):
+        if self.trace is not None:
+            self._record(step, model, self.trace)
+        if self.schedule.due(step):
+            self._waiting = True
+            if self._trial is None and not self._may_cut():
+                _warn(
+                    f"the attempt due after step {step} waits: no finite metric was reported. Call "
+                    "reducer.report(metric) before the first attempt, or leave `rollback` out."
+                )
+        if self._trial is not None and self._has_failed(self._trial):
+            return self._undo(step, model, opt_state, self._trial)
+        if self._trial is not None or not (self._waiting and self._may_cut()):
             return model, opt_state
+        self._waiting = False
+        return self._attempt(step, model, opt_state)
+
+    def report(self, metric: Any) -> None:
+        """Tell the watched metric of the model as it is now; a rollback follows in the next `step`.
+
+        Parameters
+        ----------
+        metric : float
+            A loss or an accuracy of the validation set, say; the same number in all processes of a
+            distributed run.
+
+        Raises
+        ------
+        OrderError
+            If there is no rollback policy, or `metric` is not a number.
+        """
+        if self.rollback is None:
+            raise OrderError(
+                "`metric` was reported but the reducer has no rollback policy; expected one. Try "
+                "InTrainingReducer(schedule, rollback=RollbackPolicy(tolerance))."
+            )
+        value = metric_value(metric)
+        if self._trial is not None:
+            if self._has_failed(self._trial):
+                return
+            assert self._metric is not None
+            if self.rollback.is_worse(value, than=self._metric):
+                self._trial.misses += 1
+                return
+            self._trial = None
+        self._metric = value if math.isfinite(value) else None
+
+    def check_metric(self, name: str | None) -> None:
+        """Raise `OrderError` unless a metric is named exactly where a rollback policy watches one."""
+        if (name is None) != (self.rollback is None):
+            raise OrderError(
+                f"`metric` is {name!r} and the reducer's rollback policy is {self.rollback!r}; expected "
+                "both or neither. Name the metric that the policy watches."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, of plain numbers, lists, dicts and arrays.
+
+        The arrays are those of the snapshot of a cut on trial: tensors in PyTorch, which ``torch.load`` with
+        ``weights_only=True`` accepts, and NumPy arrays in JAX.
+        """
+        trial = None if self._trial is None else dict(vars(self._trial))
+        return {
+            "schedule": repr(self.schedule),
+            "rollback": repr(self.rollback),
+            "events": [event.to_dict() for event in self.events],
+            "waiting": self._waiting,
+            "metric": self._metric,
+            "stopped": sorted(self._stopped),
+            "trial": trial,
+            "trace": None if self.trace is None else self.trace.to_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the reducer stood that `state` was saved from.
+
+        Parameters
+        ----------
+        state : dict
+            From `state_dict`.
+
+        Raises
+        ------
+        OrderError
+            If it is of a reducer with another schedule, rollback policy or trace, or no such state;
+            nothing was changed then.
+        """
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise OrderError(
+                f"`state` lacks {', '.join(missing)}; expected what state_dict() of a reducer returned."
+            )
+        trace = None if state["trace"] is None else HankelTrace.from_dict(state["trace"])
+        saved = state["schedule"], state["rollback"], _settings(trace)
+        own = repr(self.schedule), repr(self.rollback), _settings(self.trace)
+        for name, before, here in zip(("schedule", "rollback", "trace"), saved, own, strict=True):
+            if before != here:
+                raise OrderError(
+                    f"`state` was saved with {name} {before} but the reducer has {here}; expected "
+                    "the same. Build the reducer as it was."
+                )
+        events = [ReductionEvent.from_dict(event) for event in state["events"]]
+        trial = None if state["trial"] is None else Trial(**state["trial"])
+        if self.trace is not None and trace is not None:
+            self.trace.records[:] = trace.records
+        self.events[:], self._trial = events, trial
+        self._waiting, self._metric = state["waiting"], state["metric"]
+        self._stopped = set(state["stopped"])
+
+    def _has_failed(self, trial: Trial) -> bool:
+        return self.rollback is not None and trial.misses >= self.rollback.patience
+
+    def _may_cut(self) -> bool:
+        """Whether a cut made now could be judged later, if it is to be."""
+        return self.rollback is None or self._metric is not None
+
+    def _record(self, step: int, model: Any, trace: HankelTrace) -> None:
+        recorded = len(trace.records)
+        try:
+            trace.step(step, model)
+            self._is_recording = True
+        except SSMReduceError as error:
+            if self._is_recording:
+                _warn(f"no record of the trace after step {step}, nor while this lasts: {error}")
+            self._is_recording = False
+        if self._writer is not None and len(trace.records) > recorded:
+            write_trace(self._writer, trace)
+
+    def _attempt(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]:
         layers = find_layers(model)
         name_of = model_backend(model).path_name
         accepted: dict[tuple[Any, ...], LayerReduction] = {}
         events: list[ReductionEvent] = []
+        snapshot = None
         try:
             check_ready(model, layers)
             orders = layer_orders([layer for _, layer in layers], self.order, self.horizon)
             for (path, layer), order in zip(layers, orders, strict=True):
+                if name_of(path) in self._stopped:
+                    continue
                 started = time.perf_counter()
                 result = reduce_named_layer(name_of(path), layer, order, self.horizon)
                 if result.new_order < self.gate * result.old_order:
                     accepted[path] = result
                     events.append(self._event(step, name_of(path), result, started))
+            if accepted and self.rollback is not None:
+                snapshot = take(model, opt_state)
             model, opt_state, _ = apply_reductions(model, opt_state, accepted, self.moments)
         except SSMReduceError as error:
-            warnings.warn(
-                f"no cut after step {step}; model and optimizer state are as they were: {error}",
-                stacklevel=2,
-            )
+            _warn(f"no cut after step {step}; model and optimizer state are as they were: {error}")
             return model, opt_state
+        if snapshot is not None:
+            self._trial = Trial(int(step), [event.layer for event in events], snapshot)
         self.events += events
+        self._write(events)
         return model, opt_state
+
+    def _undo(self, step: int, model: Any, opt_state: Any, trial: Trial) -> tuple[Any, Any]:
+        try:
+            check_ready(model, find_layers(model))
+        except OptimizerStateError as error:
+            _warn(f"no rollback after step {step} yet: {error}")
+            return model, opt_state
+        model, opt_state = put_back(model, opt_state, trial.snapshot)
+        undone = {
+            index: replace(event, rolled_back=int(step))
+            for index, event in enumerate(self.events)
+            if event.step == trial.step and event.layer in trial.layers
+        }
+        self.events[:] = [undone.get(index, event) for index, event in enumerate(self.events)]
+        self._stopped |= set(trial.layers)
+        self._trial = None
+        self._write(undone.values())
+        return model, opt_state
+
+    def _write(self, events: Iterable[ReductionEvent]) -> None:
+        if self._writer is not None:
+            for event in events:
+                write_event(self._writer, event)
 
     def _event(
         self, step: int, name: str, result: LayerReduction, started: float
@@ -153,7 +354,7 @@ class InTrainingReducer:
         reduction = result.reduction
         tau = 1.0 - self.order.share if isinstance(self.order, HankelMass | HankelEnergy) else None
         return ReductionEvent(
-            step=step,
+            step=int(step),
             layer=name,
             old_order=result.old_order,
             new_order=result.new_order,
@@ -163,6 +364,22 @@ class InTrainingReducer:
             error_bound=result.error_bound,
             measured_error=result.measured_error,
             seconds=time.perf_counter() - started,
-            poles_before=reduction.original.poles(),
-            poles_after=reduction.system.poles(),
+            poles_before=np.asarray(reduction.original.poles(), np.complex128),
+            poles_after=np.asarray(reduction.system.poles(), np.complex128),
         )
+
+
+def _check_type(value: object, expected: type, name: str, example: str) -> None:
+    if not isinstance(value, expected):
+        raise OrderError(f"`{name}` is {value!r}; expected a {expected.__name__}. Try {example}.")
+
+
+def _settings(trace: HankelTrace | None) -> str:
+    if trace is None:
+        return "None"
+    return f"HankelTrace({trace.every}, share={trace.share}, horizon={trace.horizon})"
+
+
+def _warn(message: str) -> None:
+    """Warn at the line that called the reducer."""
+    warn_caller(message, UserWarning)

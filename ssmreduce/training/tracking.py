@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -36,6 +37,8 @@ class ReductionEvent:
         Wall-clock time of reading, balancing, writing and measuring.
     poles_before, poles_after : (n,) complex arrays
         Stored poles.
+    rolled_back : int or None
+        Number of updates done when the cut was undone; None if it stands.
     """
 
     step: int
@@ -50,15 +53,30 @@ class ReductionEvent:
     seconds: float
     poles_before: HostArray = field(repr=False)
     poles_after: HostArray = field(repr=False)
+    rolled_back: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON; poles as [re, im]."""
         return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ReductionEvent:
+        """Return the event that `to_dict` made `values` of."""
+        arrays = {
+            "hsv": np.asarray(values["hsv"], dtype=np.float64),
+            "poles_before": _complex(values["poles_before"]),
+            "poles_after": _complex(values["poles_after"]),
+        }
+        return cls(**{**values, **arrays})
 
 
 def _plain(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if np.iscomplexobj(value):
-        return [[float(pole.real), float(pole.imag)] for pole in value]
+        return np.stack([value.real, value.imag], axis=-1).tolist()
     return value.tolist()
+
+
+def _complex(pairs: Any) -> HostArray:
+    return np.asarray(pairs, dtype=np.float64).view(np.complex128)[..., 0]

@@ -10,7 +10,8 @@ import sys
 import ssmreduce
 import ssmreduce.systems.response, ssmreduce.norms
 frameworks = {"jax", "jaxlib", "equinox", "optax", "torch", "cupy", "matplotlib", "control",
-              "slycot", "sklearn", "rich", "typer", "hypothesis", "mpmath", "ssmreduce.testing"}
+              "lightning", "transformers", "tensorboard", "slycot", "sklearn", "rich", "typer",
+              "hypothesis", "mpmath", "ssmreduce.testing"}
 print(sorted(frameworks & set(sys.modules)))
 """
 

@@ -58,6 +58,9 @@ FRAMEWORKS = {
     "equinox",
     "optax",
     "torch",
+    "lightning",
+    "transformers",
+    "tensorboard",
     "cupy",
     "matplotlib",
     "control",
@@ -68,17 +71,22 @@ FRAMEWORKS = {
 
 FRAMEWORK_HOMES = {
     "adapters/jax.py",
+    "adapters/jax_snapshot.py",
     "adapters/torch.py",
     "adapters/torch_distributed.py",
+    "adapters/torch_snapshot.py",
     "adapters/control.py",
     "adapters/scipy_signal.py",
     "adapters/pymor.py",
     "derivatives/jax.py",
     "derivatives/torch.py",
+    "training/lightning.py",
+    "training/transformers.py",
     "plotting.py",
     # For type checkers alone.
     "testing/drawing.py",
     "testing/strategies.py",
+    "training/trace.py",
 }
 """Where a framework may be imported at the top of a module; the demo brings its own."""
 

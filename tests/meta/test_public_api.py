@@ -93,6 +93,8 @@ def test_expected_names_are_there() -> None:
         "InTrainingReducer",
         "ReductionSchedule",
         "ReductionEvent",
+        "RollbackPolicy",
+        "HankelTrace",
         "SSMReduceError",
     } <= set(PUBLIC)
 

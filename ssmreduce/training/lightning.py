@@ -1,0 +1,104 @@
+"""`ReductionCallback` for Lightning: an `InTrainingReducer` in ``Trainer(callbacks=[...])``.
+
+Importing this module imports Lightning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from ssmreduce.errors import OptimizerStateError, OrderError
+from ssmreduce.models.checkpoint import accept_reduced
+from ssmreduce.training.reducer import InTrainingReducer
+
+
+class ReductionCallback(Callback):  # type: ignore[misc]
+    """Runs a reducer after every update, tells it the watched metric, and saves it in checkpoints.
+
+    A step is an update: with gradient accumulation, batches in between do not count. Where a cut or a
+    rollback is due, the gradients of the update that was just done are cleared first.
+    ``trainer.fit(model, ckpt_path=...)`` resumes in the middle of the schedule, with a model that was
+    built at full size.
+
+    Parameters
+    ----------
+    reducer : InTrainingReducer
+        What to run.
+    metric : str, optional
+        Name under which the module logs the metric that its rollback policy watches, for example
+        ``"val_loss"``; read after every validation but the sanity check.
+
+    Raises
+    ------
+    OrderError
+        If the reducer has a rollback policy and there is no `metric`, or the reverse; while fitting, if
+        nothing was logged under that name.
+    OptimizerStateError
+        While fitting, if there is not exactly one optimizer.
+
+    Examples
+    --------
+    >>> from ssmreduce import InTrainingReducer, ReductionSchedule, RollbackPolicy
+    >>> from ssmreduce.training.lightning import ReductionCallback
+    >>> reducer = InTrainingReducer(ReductionSchedule(2000), rollback=RollbackPolicy(0.02))
+    >>> callback = ReductionCallback(reducer, metric="val_loss")
+    >>> # trainer = lightning.pytorch.Trainer(max_steps=2000, callbacks=[callback])
+    """
+
+    def __init__(self, reducer: InTrainingReducer, *, metric: str | None = None) -> None:
+        reducer.check_metric(metric)
+        self.reducer = reducer
+        self.metric = metric
+        self._hook: Any = None
+        self._last_step = 0
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let the module load the weights of a reduced one, also to test and predict."""
+        self._hook = accept_reduced(pl_module)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take the hook of `setup` away."""
+        self._hook.remove()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look at the optimizers, and at where a resumed run stands."""
+        if len(trainer.optimizers) != 1:
+            raise OptimizerStateError(
+                f"the module has {len(trainer.optimizers)} optimizers; expected one. Call "
+                "reducer.step(...) in the training step yourself."
+            )
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Run the reducer if this batch was followed by an update."""
+        step = trainer.global_step
+        if step == self._last_step:
+            return
+        self._last_step = step
+        (optimizer,) = trainer.optimizers
+        if self.reducer.due(step):
+            # Lightning would do so itself, but only within the next batch.
+            optimizer.zero_grad()
+        self.reducer.step(step, pl_module, optimizer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Report the watched metric."""
+        if self.metric is None or trainer.sanity_checking:
+            return
+        if self.metric not in trainer.callback_metrics:
+            raise OrderError(
+                f"`metric` is {self.metric!r}, which the module did not log; expected one of "
+                f"{', '.join(sorted(trainer.callback_metrics)) or 'those it logs'}. Call "
+                f"self.log({self.metric!r}, value) in validation_step."
+            )
+        self.reducer.report(trainer.callback_metrics[self.metric])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into the checkpoint: the state of the reducer."""
+        return self.reducer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was saved."""
+        self.reducer.load_state_dict(state_dict)

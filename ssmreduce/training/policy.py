@@ -1,0 +1,108 @@
+"""When a cut is undone: `RollbackPolicy`, and the cut that is on trial."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ssmreduce._checks import positive_count
+from ssmreduce.adapters.snapshot import Snapshot
+from ssmreduce.errors import OrderError
+
+
+@dataclass(frozen=True)
+class RollbackPolicy:
+    """Undo a cut if the watched metric m gets worse by more than the tolerance: m > m₀ + tolerance.
+
+    m₀ is the last value reported before the cut, m the next ones; for ``mode="max"`` (an accuracy) the
+    test is m < m₀ - tolerance. A cut is undone once `patience` reports in a row are worse, and stands
+    from the first that is not. NaN is worse than anything.
+
+    Parameters
+    ----------
+    tolerance : float
+        By how much the metric may get worse, in its own units; 0 or more.
+    mode : {"min", "max"}
+        Whether the metric is to become small (a loss) or large (an accuracy).
+    patience : int
+        How many reports after the cut must all be worse; 1 decides at the next report.
+
+    Raises
+    ------
+    OrderError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> from ssmreduce import RollbackPolicy
+    >>> policy = RollbackPolicy(0.01, mode="max")
+    >>> policy.is_worse(0.93, than=0.95), policy.is_worse(0.945, than=0.95)
+    (True, False)
+    """
+
+    tolerance: float
+    _: KW_ONLY
+    mode: Literal["min", "max"] = "min"
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.tolerance, int | float | np.floating) and not isinstance(
+            self.tolerance, bool
+        )
+        if not number or not math.isfinite(self.tolerance) or self.tolerance < 0:
+            raise OrderError(
+                f"`tolerance` is {self.tolerance!r}; expected a finite number, 0 or more, in the units "
+                "of the metric. Try the spread of the metric between two reports."
+            )
+        if self.mode not in ("min", "max"):
+            raise OrderError(
+                f'`mode` is {self.mode!r}; expected "min" for a loss or "max" for an accuracy.'
+            )
+        positive_count(self.patience, "patience", "how many reports must be worse, 1 by default")
+
+    def is_worse(self, metric: float, *, than: float) -> bool:
+        """Tell whether `metric` is worse than `than` by more than the tolerance; NaN is."""
+        change = metric - than if self.mode == "min" else than - metric
+        return not change <= self.tolerance
+
+
+@dataclass
+class Trial:
+    """The last cut, while it can still be undone.
+
+    Attributes
+    ----------
+    step : int
+        Number of updates done before it.
+    layers : list of str
+        What was cut.
+    snapshot : dict
+        Model and optimizer before it.
+    misses : int
+        How many reports in a row were worse.
+    """
+
+    step: int
+    layers: list[str]
+    snapshot: Snapshot
+    misses: int = 0
+
+
+def metric_value(metric: Any) -> float:
+    """Return a reported metric, a number or an array of one entry, as a float.
+
+    Raises
+    ------
+    OrderError
+        If it is none.
+    """
+    try:
+        return float(getattr(metric, "detach", lambda: metric)())
+    except (TypeError, ValueError, RuntimeError):
+        raise OrderError(
+            f"`metric` is {metric!r}; expected a number, or an array of one entry. Report the value "
+            "itself, for example metrics['val_loss']."
+        ) from None

@@ -1,0 +1,112 @@
+"""`ReductionCallback` for the Trainer of Hugging Face: an `InTrainingReducer` among its callbacks.
+
+Importing this module imports transformers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ssmreduce.errors import OrderError
+from ssmreduce.models.checkpoint import accept_reduced
+from ssmreduce.training.reducer import InTrainingReducer
+
+_FILE = "ssmreduce.pt"
+
+
+class ReductionCallback(TrainerCallback):  # type: ignore[misc]
+    """Runs a reducer after every update, tells it the watched metric, and saves it in checkpoints.
+
+    A step is an update: with gradient accumulation, batches in between do not count. The state of the reducer
+    lies beside the weights, in ``checkpoint-<step>/ssmreduce.pt``, and
+    ``trainer.train(resume_from_checkpoint=...)`` resumes in the middle of the schedule, with a model that was
+    built at full size.
+
+    Parameters
+    ----------
+    reducer : InTrainingReducer
+        What to run.
+    metric : str, optional
+        Name of the metric that its rollback policy watches, as evaluations return it, for example
+        ``"eval_loss"``. Evaluations without it do not count.
+
+    Raises
+    ------
+    OrderError
+        If the reducer has a rollback policy and there is no `metric`, or the reverse; while training, if
+        the checkpoint of a resumed run has no reducer in it.
+
+    Notes
+    -----
+    Pass it to the constructor, ``Trainer(callbacks=[...])``: callbacks that are added later are too late
+    to load a checkpoint. A checkpoint outside of ``output_dir`` is told with `load` first.
+
+    Examples
+    --------
+    >>> from ssmreduce import InTrainingReducer, ReductionSchedule, RollbackPolicy
+    >>> from ssmreduce.training.transformers import ReductionCallback
+    >>> reducer = InTrainingReducer(ReductionSchedule(2000), rollback=RollbackPolicy(0.02))
+    >>> callback = ReductionCallback(reducer, metric="eval_loss")
+    >>> # trainer = transformers.Trainer(model, arguments, callbacks=[callback], ...)
+    """
+
+    def __init__(self, reducer: InTrainingReducer, *, metric: str | None = None) -> None:
+        reducer.check_metric(metric)
+        self.reducer = reducer
+        self.metric = metric
+        self._loaded = False
+
+    def load(self, checkpoint: str | Path) -> None:
+        """Go on where a checkpoint, the folder given here, was saved.
+
+        Raises
+        ------
+        OrderError
+            If there is no state of a reducer in it, or that of another one.
+        """
+        file = Path(checkpoint) / _FILE
+        if not file.is_file():
+            raise OrderError(
+                f"`checkpoint` is {str(checkpoint)!r}, where there is no {_FILE}; expected a checkpoint "
+                "of a run with this callback. Call callback.load(folder) before trainer.train(...) if it "
+                "lies elsewhere."
+            )
+        self.reducer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        self._loaded = True
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the model load the weights of a reduced one."""
+        accept_reduced(kwargs["model"])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Load the reducer if the run is resumed."""
+        if state.global_step > 0 and not self._loaded:
+            self.load(_folder(args, state))
+        self._loaded = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Run the reducer: the update is done and gradients are cleared."""
+        optimizer = kwargs["optimizer"]
+        # accelerate wraps it.
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.reducer.step(state.global_step, kwargs["model"], optimizer)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the watched metric."""
+        # With several sets for evaluation each of them comes alone, and one of them has it.
+        if self.metric in kwargs["metrics"]:
+            self.reducer.report(kwargs["metrics"][self.metric])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save the reducer beside the weights."""
+        if state.is_world_process_zero:
+            torch.save(self.reducer.state_dict(), _folder(args, state) / _FILE)
+
+
+def _folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

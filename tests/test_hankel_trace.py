@@ -1,0 +1,265 @@
+"""`HankelTrace`: shares of states, when a ranking has settled, pictures and JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from fingerprints import fingerprint
+from modules import KernelLRU, Stack, make_lru
+from samples import lru_weights
+from torch_modules import S4D, SSMKernelDPLR
+from torch_samples import s5
+
+from ssmreduce import (
+    HankelTrace,
+    InTrainingReducer,
+    NonFiniteError,
+    OrderError,
+    ReductionSchedule,
+    UnstableSystemError,
+    UnsupportedLayerError,
+    controllability_gramian,
+    hankel_singular_values,
+    observability_gramian,
+    read_system,
+)
+from ssmreduce.training.trace import Agreement, HankelRecord
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def stack(seed: int = 5) -> Stack:
+    rng = np.random.default_rng(seed)
+    first, second = (make_lru(lru_weights(rng, n, 3), kind=KernelLRU) for n in (12, 10))
+    return Stack(first, second, jnp.asarray(rng.standard_normal(3), dtype="float32"))
+
+
+def root_of_gramians(system: Any) -> np.ndarray:
+    """The diagonal of (P Q)^(1/2) from eigenvectors of the product of Gramians, of the real system."""
+    dense = system.to_dense() if hasattr(system, "to_dense") else system
+    P, Q = controllability_gramian(dense), observability_gramian(dense)
+    squares, vectors = np.linalg.eig(P @ Q)
+    roots = np.sqrt(np.maximum(squares.real, 0.0))
+    diagonal = np.diag(np.linalg.solve(vectors.T, (vectors * roots).T)).real
+    return diagonal.reshape(-1, system.order).sum(axis=0)
+
+
+# --- Records
+
+
+def test_records_of_a_model() -> None:
+    model, trace = stack(), HankelTrace(10)
+    for step in range(25):
+        trace.step(step, model)
+    assert [(record.step, record.layer) for record in trace.records] == [
+        (step, layer) for step in (0, 10, 20) for layer in ("first", "second")
+    ]
+    assert trace.layers == ("first", "second")
+    for name, layer in (("first", model.first), ("second", model.second)):
+        record = trace.of_layer(name)[1]
+        expected = hankel_singular_values(read_system(layer))
+        np.testing.assert_allclose(record.hsv, expected, rtol=0, atol=100 * EPS * expected[0])
+        assert record.shares.shape == layer.nu_log.shape
+        # The shares add up to the sum of the values.
+        np.testing.assert_allclose(record.shares.sum(), expected.sum(), rtol=1e4 * EPS)
+
+
+def test_shares_are_the_diagonal_of_the_root_of_the_gramians() -> None:
+    torch.manual_seed(2)
+    layers = (stack().first, s5(False, False, 6).seq, S4D(2, 8).kernel, SSMKernelDPLR(2, 8))
+    for layer in layers:
+        trace = HankelTrace(1)
+        trace.record(3, layer)
+        (record,) = trace.records
+        system = read_system(layer)
+        parts = [system[index] for index in np.ndindex(system.batch_shape)] or [system]
+        expected = np.stack([root_of_gramians(part) for part in parts])
+        found = record.shares.reshape(expected.shape)
+        # A square root halves the digits.
+        scale = record.hsv.max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=10 * EPS**0.5 * scale)
+        assert record.hsv.shape == (*system.batch_shape, hankel_singular_values(system).shape[-1])
+
+
+def test_shares_do_not_depend_on_the_scale_of_states() -> None:
+    layer = stack().first
+    factor = jnp.asarray(2.0 ** np.arange(-6, 6), dtype="float32")
+    scaled = eqx.tree_at(
+        lambda m: (m.B_re, m.B_im, m.C_re, m.C_im),
+        layer,
+        (
+            layer.B_re * factor[:, None],
+            layer.B_im * factor[:, None],
+            layer.C_re / factor,
+            layer.C_im / factor,
+        ),
+    )
+    trace = HankelTrace(1)
+    trace.record(1, layer)
+    trace.record(2, scaled)
+    one, two = trace.records
+    np.testing.assert_allclose(two.shares, one.shares, rtol=0, atol=1e4 * EPS * one.hsv[0])
+
+
+def test_a_layer_that_cannot_be_balanced_leaves_no_record() -> None:
+    model = stack()
+    trace = HankelTrace(1)
+    broken = eqx.tree_at(lambda m: m.second.C_re, model, model.second.C_re.at[0, 0].set(jnp.nan))
+    with pytest.raises(NonFiniteError):
+        trace.record(1, broken)
+    marginal = eqx.tree_at(
+        lambda m: m.second.nu_log, model, model.second.nu_log.at[0].set(jnp.float32(-1e3))
+    )
+    with pytest.raises(UnstableSystemError):
+        trace.record(1, marginal)
+    with pytest.raises(UnsupportedLayerError):
+        trace.record(1, torch.nn.Linear(2, 2))
+    assert trace.records == []
+    within = HankelTrace(1, horizon=30)
+    within.record(1, marginal)
+    assert len(within.records) == 2
+
+
+def test_a_trace_in_a_run_warns_once_while_it_cannot_record() -> None:
+    model = stack()
+    broken = eqx.tree_at(lambda m: m.second.C_re, model, model.second.C_re.at[0, 0].set(jnp.nan))
+    trace = HankelTrace(2)
+    reducer = InTrainingReducer(ReductionSchedule(1000), trace=trace)
+    for kind, steps in ((model, (2, 3, 4)), (broken, (5,))):
+        for step in steps:
+            assert reducer.step(step, kind, None) == (kind, None)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="no record of the trace after step 6"):
+            reducer.step(6, broken, None)
+        reducer.step(8, broken, None)  # warnings are errors here
+        reducer.step(10, model, None)
+    assert sorted({record.step for record in trace.records}) == [2, 4, 10]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"every": 0},
+        {"every": 2.5},
+        {"every": 1, "share": 0.0},
+        {"every": 1, "share": 1.5},
+        {"every": 1, "horizon": 0},
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any]) -> None:
+    with pytest.raises(OrderError):
+        HankelTrace(**arguments)
+
+
+# --- Rankings
+
+
+def trace_of(*shares: list[float], share: float = 0.9) -> HankelTrace:
+    trace = HankelTrace(1, share=share)
+    for step, values in enumerate(shares):
+        array = np.array(values)
+        trace.records.append(HankelRecord(step, "layer", np.sort(array)[::-1], array))
+    return trace
+
+
+def test_kept_states() -> None:
+    record = trace_of([1.0, 5.0, 0.5, 3.5]).records[0]
+    assert record.kept(0.5).tolist() == [1]
+    assert record.kept(0.85).tolist() == [1, 3]
+    assert record.kept(0.9).tolist() == [1, 3, 0]
+    assert record.kept(1.0).tolist() == [1, 3, 0, 2]
+
+
+def test_agreement_by_hand() -> None:
+    # Kept: {0, 1, 2}, then {0, 1, 3}: two of four in both; ranks 1 2 3 4 against 2 1 4 3 of states 0 1 2 3.
+    trace = trace_of([5.0, 3.0, 2.0, 0.1, 0.01], [3.0, 5.0, 0.1, 2.0, 0.01])
+    first, last = trace.agreement("layer")
+    assert first.overlap == 0.5
+    assert first.rank_correlation == pytest.approx(1.0 - 6.0 * 4.0 / (4.0 * 15.0))
+    assert last == Agreement(1, 1.0, pytest.approx(1.0))
+
+
+def test_settled_since_when() -> None:
+    rising = trace_of([1.0, 5.0, 9.0], [9.0, 5.0, 3.0], [9.0, 6.0, 3.0], [9.0, 5.0, 2.0])
+    assert rising.settled("layer") == 1
+    assert trace_of([9.0, 5.0, 1.0], [9.0, 1.0, 5.0]).settled("layer") is None
+    assert trace_of([9.0, 5.0, 1.0]).settled("layer") is None
+    # It has to last until now.
+    back = trace_of([9.0, 5.0, 3.0], [3.0, 5.0, 9.0], [9.0, 5.0, 3.0], [9.0, 5.0, 3.0])
+    assert back.settled("layer") == 2
+    # Other numbers of states are other states.
+    cut = trace_of([9.0, 5.0, 3.0, 1.0], [9.0, 5.0], [9.0, 4.0])
+    assert cut.settled("layer") == 1
+    between = trace_of([9.0, 5.0], [9.0, 5.0, 3.0], [9.0, 4.0])
+    assert [entry.step for entry in between.agreement("layer")] == [2]
+    # A lower threshold is met earlier.
+    near = trace_of([5.0, 4.0, 3.0, 2.0], [4.0, 5.0, 3.0, 2.0], share=1.0)
+    assert near.settled("layer") is None
+    assert near.settled("layer", threshold=0.75) == 0
+
+
+def test_rankings_without_an_order() -> None:
+    assert trace_of([1.0], [2.0]).agreement("layer")[0] == Agreement(0, 1.0, 1.0)
+    assert trace_of([1.0, 1.0], [1.0, 1.0]).agreement("layer")[0].rank_correlation == 1.0
+    assert trace_of([1.0, 1.0], [1.0, 1e-9]).agreement("layer")[0].rank_correlation == 0.0
+
+
+def test_layers_without_records() -> None:
+    with pytest.raises(OrderError, match=r"`layer` is 'third'.*expected one of layer"):
+        trace_of([1.0]).settled("third")
+    with pytest.raises(OrderError, match="recorded first"):
+        HankelTrace(5).agreement("layer")
+    with pytest.raises(OrderError, match="threshold"):
+        trace_of([1.0]).settled("layer", threshold=2.0)
+
+
+# --- What becomes of it
+
+
+def test_json_and_back() -> None:
+    torch.manual_seed(3)
+    trace = HankelTrace(2, share=0.8, horizon=50)
+    trace.record(2, torch.nn.Sequential(s5(False, False, 6), S4D(2, 8)))
+    back = HankelTrace.from_dict(json.loads(json.dumps(trace.to_dict(), allow_nan=False)))
+    assert (back.every, back.share, back.horizon) == (2, 0.8, 50)
+    assert fingerprint([vars(r) for r in back.records]) == fingerprint(
+        [vars(r) for r in trace.records]
+    )
+
+
+def test_the_picture() -> None:
+    figure = trace_of([1.0, 5.0, 9.0], [9.0, 5.0, 3.0], [9.0, 6.0, 3.0], [4.0, 2.0]).plot()
+    above, below = figure.axes
+    assert above.get_title() == "layer"
+    curves = [line for line in above.lines if len(line.get_xdata()) == 4]
+    np.testing.assert_array_equal(curves[0].get_ydata(), [9.0, 9.0, 9.0, 4.0])
+    np.testing.assert_array_equal(curves[2].get_ydata(), [1.0, 3.0, 3.0, np.nan])
+    (change,) = [line for line in above.lines if len(set(line.get_xdata())) == 1]
+    assert list(change.get_xdata()) == [2.5, 2.5]
+    assert [line.get_label() for line in below.lines][:2] == [
+        "same states kept (overlap)",
+        "same order (rank correlation)",
+    ]
+    two = HankelTrace(1)
+    two.record(1, stack())
+    assert len(two.plot().axes) == 4
+    assert len(HankelTrace(1).plot().axes) == 1
+
+
+def test_a_layer_without_response() -> None:
+    layer = stack().first
+    silent = eqx.tree_at(lambda m: (m.C_re, m.C_im), layer, (0.0 * layer.C_re, 0.0 * layer.C_im))
+    trace = HankelTrace(1)
+    trace.record(1, silent)
+    trace.record(2, silent)
+    assert not np.any(trace.records[0].shares)
+    trace.plot().canvas.draw()
+    trace.record(3, layer)
+    assert trace.settled("model") is None
+    trace.plot().canvas.draw()
