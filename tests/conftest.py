@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import everywhere
+import exceptions
 import libraries
 import numpy as np
 import pytest
@@ -41,12 +43,17 @@ class ExampleCount:
     def __init__(self) -> None:
         self.examples = 0
         self.laws = 0
+        self.left = -1
+        """How many more examples of the test that runs are to be looked at; no limit where negative."""
 
     def count(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(inner)
         def counted(*args: Any, **kwargs: Any) -> Any:
+            if self.left == 0:
+                return None
             result = inner(*args, **kwargs)
             self.examples += 1
+            self.left -= 1
             return result
 
         return counted
@@ -94,6 +101,36 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         profile = settings.get_current_profile_name()
         laws = f"{_COUNT.laws} property tests, " if _COUNT.laws else ""
         terminalreporter.write_line(f"{laws}{_COUNT.examples} examples (profile {profile})")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests with the mark `every_library` in all of them."""
+    node = metafunc.definition
+    if node.get_closest_marker("every_library"):
+        names = exceptions.libraries_of(node.path, node.originalname)
+        metafunc.parametrize("_stage", libraries.parameters(names), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _stage(request: pytest.FixtureRequest) -> Iterator[everywhere.Stage | None]:
+    """What stands between a test and the package, in other libraries than NumPy."""
+    name = getattr(request, "param", "numpy")
+    if name == "numpy":
+        yield None
+        return
+    with libraries.opened(name) as library, everywhere.staged_for(request.module, library) as stage:
+        _COUNT.left = everywhere.EXAMPLES
+        yield stage
+        _COUNT.left = -1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
+    """Fail a test that was to run in a library and called nothing there."""
+    result = yield
+    stage = pyfuncitem.funcargs.get("_stage")
+    assert stage is None or stage.calls, "nothing was called in the library; see tests/exceptions.py"
+    return result
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ from ssmreduce._workers import map_workers
 from ssmreduce.gramians import batch as batch_module
 from ssmreduce.norms import hinf_difference
 
+pytestmark = pytest.mark.every_library
+
 C_BATCH = 20.0
 """Safety factor c of c n eps σ₁: a few roundings per product of factors."""
 

@@ -19,6 +19,8 @@ from ssmreduce.errors import OrderError, UnstableSystemError
 from ssmreduce.systems.response import frequency_response
 from tests import samples
 
+pytestmark = pytest.mark.every_library
+
 KINDS = ["real", "complex", "diagonal", "real_output"]
 
 

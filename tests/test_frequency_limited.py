@@ -19,6 +19,8 @@ from ssmreduce.gramians.frequency import frequency_limited_factors
 from ssmreduce.systems.real_form import real_input, real_state
 from tests import samples
 
+pytestmark = pytest.mark.every_library
+
 EPS = samples.EPS
 adjoint = samples.adjoint
 KINDS = ["real", "complex", "diagonal", "real_output"]

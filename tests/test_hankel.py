@@ -26,6 +26,8 @@ from ssmreduce import (
 from ssmreduce.gramians.frequency import frequency_limited_factors
 from ssmreduce.time_domain import TimeDomain
 
+pytestmark = pytest.mark.every_library
+
 C_HSV = 8.0
 """c of c n eps σ₁: each row of the two factors, their product and its singular values is computed
 with a few roundings of its own size; 3 was the largest c seen on the systems below."""

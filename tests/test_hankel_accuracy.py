@@ -23,6 +23,8 @@ from ssmreduce.reduction.balanced import balance
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.time_domain import Continuous, Discrete
 
+pytestmark = pytest.mark.every_library
+
 C_RELATIVE = 8.0
 """c of the relative error c n eps: n Blaschke factors of a few roundings each, and rotations; 1 is the
 largest seen below. Where `amplification` is given, the data or the distance of a pair to the real

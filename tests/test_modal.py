@@ -26,6 +26,8 @@ from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 C_ROUNDING = 100.0

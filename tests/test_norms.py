@@ -50,6 +50,8 @@ from ssmreduce.systems.interconnect import series
 from ssmreduce.systems.response import frequency_response
 from ssmreduce.time_domain import TimeDomain
 
+pytestmark = pytest.mark.every_library
+
 C_ROUNDING = 100.0
 """c of c n eps: a few roundings in each of a few products."""
 

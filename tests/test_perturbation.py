@@ -28,6 +28,8 @@ from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.perturbation import singular_perturbation
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(["dense", "complex dense", "diagonal", "real output"])
 

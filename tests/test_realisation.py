@@ -28,6 +28,8 @@ from ssmreduce.errors import ScalingWarning
 from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(["dense", "complex dense", "diagonal", "real output"])
 

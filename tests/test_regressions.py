@@ -49,6 +49,8 @@ from ssmreduce.layers.lru import LRU
 from ssmreduce.norms import finite_horizon_difference
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 
 @pytest.mark.parametrize("seed", range(60))
 def test_real_poles_with_full_output_keep_every_pole(seed: int) -> None:

@@ -13,6 +13,8 @@ from ssmreduce import Continuous, StateSpace, balance, hankel_singular_values
 from ssmreduce.norms import hinf_difference
 from ssmreduce.reduction.balanced import Balancing
 
+pytestmark = pytest.mark.every_library
+
 C_SLICOT = 10.0
 """c of c n eps σ₁ κ, with κ = max|λ|/min|Re λ| of A, the condition of a normal Lyapunov equation:
 two backward stable solvers may differ by that much."""

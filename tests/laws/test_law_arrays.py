@@ -34,6 +34,8 @@ from ssmreduce import (
 )
 from ssmreduce.norms import hinf_difference
 
+pytestmark = pytest.mark.every_library
+
 C = 20.0
 
 FUNCTIONS: dict[str, Callable[[System], Any]] = {
