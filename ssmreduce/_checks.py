@@ -10,7 +10,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, as_array, refuted
+from ssmreduce._namespace import Array, as_array, has_doubles, refuted
 from ssmreduce.errors import MissingBackendError, NonFiniteError, OrderError, ShapeError
 
 
@@ -41,6 +41,8 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
         floating = array.dtype.kind in "fc"
     else:
         xp = array_api_compat.array_namespace(array)
+        if xp.isdtype(array.dtype, ("bool", "integral")):
+            array = xp.astype(array, xp.float64 if has_doubles(array) else xp.float32)
         floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
     if not floating:
         raise ShapeError(

@@ -139,16 +139,19 @@ class Stage:
         self._twins[id(outside)] = outside, inside
         self._images[id(inside)] = inside, outside
 
-    def staged(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` in the library, where the test calls it."""
+    def staged(
+        self, function: Callable[..., Any], given: Callable[[Any], Any] | None = None
+    ) -> Callable[..., Any]:
+        """`function` in the library, where the test calls it, with arguments as `given` makes them."""
+        inside = given or self.inside
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             if called_by_package():
                 return function(*args, **kwargs)
             self.calls += 1
-            given = {name: self.inside(value) for name, value in kwargs.items()}
-            return self.outside(function(*map(self.inside, args), **given))
+            named = {name: inside(value) for name, value in kwargs.items()}
+            return self.outside(function(*map(inside, args), **named))
 
         return call
 
@@ -160,9 +163,9 @@ class Stage:
             if called_by_package():
                 return construct(system, *args, **kwargs)
             twin = object.__new__(type(system))
-            given = {name: self._array(value) for name, value in kwargs.items()}
+            named = {name: self._array(value) for name, value in kwargs.items()}
             try:
-                construct(twin, *map(self._array, args), **given)
+                construct(twin, *map(self._array, args), **named)
             except SSMReduceError:
                 self.calls += 1
                 raise
@@ -202,7 +205,7 @@ def staged_for(module: ModuleType, library: Library) -> Iterator[Stage]:
             for name in methods(owner):
                 method = inspect.getattr_static(owner, name)
                 if isinstance(method, classmethod):
-                    call: Any = classmethod(stage.staged(method.__func__))
+                    call: Any = classmethod(stage.staged(method.__func__, stage._array))
                 else:
                     call = stage.staged(method)
                 patch.setattr(owner, name, call)

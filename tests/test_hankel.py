@@ -235,7 +235,7 @@ def test_larger_than_one_block(rng: np.random.Generator) -> None:
 
 
 def test_error_bounds() -> None:
-    bounds = error_bounds([[4.0, 2.0, 1.0], [8.0, 0.5, 0.0]])
+    bounds = error_bounds(np.array([[4.0, 2.0, 1.0], [8.0, 0.5, 0.0]]))
     np.testing.assert_array_equal(bounds, [[14.0, 6.0, 2.0, 0.0], [17.0, 1.0, 0.0, 0.0]])
 
 

@@ -34,14 +34,8 @@ def system_of(data: dict[str, Any]) -> StateSpace:
     return StateSpace(data["A"], data["B"], data["C"], time=Continuous())
 
 
-_BALANCED: dict[str, Balancing] = {}
-
-
 def balanced(folder: Path, name: str) -> Balancing:
-    """Balance each benchmark once."""
-    if name not in _BALANCED:
-        _BALANCED[name] = balance(system_of(load(folder, name)))
-    return _BALANCED[name]
+    return balance(system_of(load(folder, name)))
 
 
 def slicot_values(system: StateSpace) -> np.ndarray:
