@@ -71,6 +71,11 @@ _COUNT = ExampleCount()
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Count the examples of every property test, and give the long profile its fixed seed."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("_stage") in libraries.ELSEWHERE:
+            # What has no version for a device is moved, as the pages say; how is tested elsewhere.
+            item.add_marker(pytest.mark.filterwarnings("ignore::ssmreduce.HostTransferWarning"))
     fixed = settings.get_current_profile_name() == "long"
     fixed = fixed and config.getoption("--hypothesis-seed", None) is None
     seen: set[int] = set()
@@ -114,8 +119,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests with the mark `every_library` in all of them."""
     node = metafunc.definition
     if node.get_closest_marker("every_library"):
-        names = exceptions.libraries_of(node.path, node.originalname)
-        metafunc.parametrize("_stage", libraries.parameters(names), indirect=True)
+        parameters = libraries.parameters(exceptions.libraries_of(node.path, node.originalname))
+        metafunc.parametrize("_stage", parameters, indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +141,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
     """Fail a test that was to run in a library and called nothing there."""
     result = yield
     stage = pyfuncitem.funcargs.get("_stage")
-    assert stage is None or stage.calls, "nothing was called in the library; see tests/exceptions.py"
+    assert stage is None or stage.calls, (
+        "nothing was called in the library; see tests/exceptions.py"
+    )
     return result
 
 

@@ -85,6 +85,10 @@ def has_parts(value: object) -> bool:
     return type(value).__module__.startswith("ssmreduce.") and hasattr(value, "__dict__")
 
 
+def is_foreign(value: object) -> bool:
+    return is_array(value) and not isinstance(value, np.ndarray)
+
+
 def widened(host: Any) -> Any:
     """NumPy array of double precision; a NumPy number where there are no axes."""
     if host.dtype.kind in "fc":
@@ -160,7 +164,8 @@ class Stage:
 
         @functools.wraps(construct)
         def build(system: Any, *args: Any, **kwargs: Any) -> None:
-            if called_by_package():
+            given = (*args, *kwargs.values())
+            if called_by_package() or any(map(is_foreign, given)):
                 return construct(system, *args, **kwargs)
             twin = object.__new__(type(system))
             named = {name: self._array(value) for name, value in kwargs.items()}

@@ -167,7 +167,7 @@ def test_dense_gramians_are_the_defining_integral(rng: Any, kind: str, discrete:
     for factor, reference in zip(
         frequency_limited_factors(system, (low, high)), expected, strict=True
     ):
-        assert relative(gramian(factor), reference) <= 1e-12
+        assert relative(gramian(factor), reference) <= 5e3 * EPS
 
 
 def test_gramian_solves_its_lyapunov_equation_with_the_matrix_logarithm(rng: Any) -> None:

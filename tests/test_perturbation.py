@@ -188,7 +188,7 @@ def test_slicot_square_root_variant_is_wrong_in_discrete_time(seed: int) -> None
     gain = dc_gain(system)
     ours = balance(system).match_dc(3).system
     assert np.abs(dc_gain(theirs) - gain).max() > 1e-3 * np.abs(gain).max()
-    assert np.abs(dc_gain(ours) - gain).max() < 1e-12 * np.abs(gain).max()
+    assert np.abs(dc_gain(ours) - gain).max() < 5e3 * EPS * np.abs(gain).max()
 
 
 def slicot_spa(slycot: Any, system: StateSpace, order: int, *, job: str) -> Any:

@@ -91,7 +91,7 @@ def test_realisations_of_batches_and_layers() -> None:
     assert balanced.read_after_update
     for k, single in enumerate(singles):
         np.testing.assert_array_equal(balanced.A[k], balanced_realisation(single).A)
-        assert distance(single, balanced[k]) <= 1e-11 * hankel_singular_values(single)[0]
+        assert distance(single, balanced[k]) <= 5e4 * EPS * hankel_singular_values(single)[0]
     with pytest.raises(ShapeError, match="batch axes"):
         minimal_realisation(batch)
 
@@ -189,7 +189,7 @@ def test_minimal_realisation_of_diagonal_systems(real_output: bool) -> None:
     assert isinstance(reduction.system, DiagonalStateSpace)
     first, second = system.to_dense(), reduction.system.to_dense()
     gap = transfer(first, 3.0 + 0.7j) - transfer(second, 3.0 + 0.7j)
-    assert np.abs(gap).max() <= 1e-12 * np.abs(transfer(first, 3.0 + 0.7j)).max()
+    assert np.abs(gap).max() <= 5e3 * EPS * np.abs(transfer(first, 3.0 + 0.7j)).max()
 
 
 def test_only_unstable_poles_are_left() -> None:

@@ -88,7 +88,7 @@ def test_other_dtypes() -> None:
     assert system.A.dtype == system.D.dtype == np.float64
     with pytest.raises(ShapeError, match="dtype"):
         StateSpace([["a"]], [[1]], [[2]], time=Discrete())
-    with pytest.raises(ShapeError, match=r"`D` has dtype \S*complex128"):
+    with pytest.raises(ShapeError, match=r"`D` has dtype \S*complex"):
         DiagonalStateSpace(
             **(DIAGONAL | {"D": np.ones((3, 2)) * 1j}), time=Discrete(), real_output=True
         )

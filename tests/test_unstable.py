@@ -254,7 +254,7 @@ def test_poles_on_the_boundary_are_kept() -> None:
     system = StateSpace(T @ A @ np.linalg.inv(T), B, C, time=Continuous())
     split = split_unstable(system)
     assert split.unstable_count == 3
-    assert np.abs(split.unstable.poles().real).max() <= 1e-13
+    assert np.abs(split.unstable.poles().real).max() <= 500 * EPS
     reduction = balanced_truncation(system, 4, keep_unstable=True)
     assert reduction.error_bound is not None
     assert reduction.verify() <= reduction.error_bound * (1 + 1e-9)

@@ -124,12 +124,15 @@ def test_a_test_that_calls_nothing_in_its_library_fails(calls: int) -> None:
 
 
 def test_the_list_names_tests_that_are_there() -> None:
-    for tests in (*exceptions.NUMPY_ONLY.values(), *exceptions.DOUBLE_ONLY.values()):
+    lists = (exceptions.NUMPY_ONLY, exceptions.DOUBLE_ONLY, exceptions.HOST_ONLY)
+    for tests in (tests for one in lists for tests in one.values()):
         for module, names in tests.items():
             source = (TESTS / f"{module}.py").read_text(encoding="utf-8")
             assert "pytest.mark.every_library" in source, module
             there = {
-                node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)
+                node.name
+                for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.FunctionDef)
             }
             assert there.issuperset(names.split()), (module, set(names.split()) - there)
 
@@ -138,3 +141,7 @@ def test_what_the_list_says() -> None:
     here = TESTS / "test_systems.py"
     assert exceptions.libraries_of(here, "test_sampling_time") == ["numpy"]
     assert exceptions.libraries_of(here, "test_other_dtypes") == exceptions.EVERYWHERE
+    double = exceptions.libraries_of(here, "test_logarithms_survive_indexing_and_host")
+    assert {*exceptions.EVERYWHERE} - {*double} == {"jax-x32"}
+    host = exceptions.libraries_of(TESTS / "test_lyapunov.py", "test_diagonal_matrices")
+    assert {*exceptions.EVERYWHERE} - {*host} == {"cupy"}
