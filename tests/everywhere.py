@@ -1,14 +1,14 @@
 """The numerical tests in every array library: what they call gets arrays of one, what they see are NumPy's.
 
 Tests of a module with ``pytestmark = pytest.mark.every_library`` run once in each library, but for those
-that `exceptions` names. They are written for NumPy: for the length of one test a `Stage` stands
-between it and the package. Systems that it builds have a twin in arrays of the library. What it calls, public functions
-in the namespace of its module and methods of systems and results, gets the twins; every array of the answer, at any
-depth, must be one of the library, on its device and in its precision; and the test gets a copy of the
-answer in NumPy arrays of double precision, whose methods are staged again.
+that `exceptions` names. They are written for NumPy: for the length of one test a `Stage` stands between
+it and the package. Systems that it builds have a twin in arrays of the library. What it calls, public
+functions in the namespace of its module and methods of systems and results, gets the twins. Every array
+of the answer, at any depth, must be one of the library, on its device and in its precision; the test gets
+a copy of the answer in NumPy arrays of double precision, whose methods are staged again.
 
-The numbers are those of the library: with 32 bits a system is rounded when it is built, so that oracles see
-what the library holds, and ``EPS`` in the module of the test is that of 32 bits.
+The numbers are those of the library: with 32 bits a system is rounded when it is built, so that oracles
+see what the library holds, and ``EPS`` in the module of the test is that of 32 bits.
 """
 
 from __future__ import annotations
@@ -199,6 +199,10 @@ class Stage:
 def staged_for(module: ModuleType, library: Library) -> Iterator[Stage]:
     """A stage for a test of this module."""
     stage = Stage(library)
+    for name, value in vars(module).items():
+        held = value.values() if isinstance(value, dict) else value
+        if isinstance(value, list | tuple | dict) and not name.startswith("__"):
+            assert not any(map(is_staged, held)), f"{name} holds a function, which is not staged"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in list(vars(module).items()):
             if is_staged(value):

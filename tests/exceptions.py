@@ -1,8 +1,8 @@
 """Which numerical tests do not run in every array library, and why: the one list.
 
-A module has the mark `every_library`, and each of its tests runs in all of `EVERYWHERE` unless it is named here;
-``tests/meta/test_everywhere.py`` fails where a name is none of a test any more. No list is needed for
-tests that call nothing in the library: they fail there.
+A module has the mark `every_library`, and each of its tests runs in all of `EVERYWHERE` unless it is named
+here; ``tests/meta/test_everywhere.py`` fails where no test has such a name any more. A test that
+calls nothing in its library fails there, and belongs into the list.
 """
 
 from __future__ import annotations

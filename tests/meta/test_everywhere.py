@@ -1,4 +1,4 @@
-"""The stage between numerical tests and array libraries finds what it is there for, and its list is up to date."""
+"""The stage between tests and array libraries finds what it is there for, and its list is up to date."""
 
 from __future__ import annotations
 
@@ -112,6 +112,17 @@ def test_a_test_is_staged(rng: np.random.Generator) -> None:
         assert len(seen) > before
     assert module.balance is ssmreduce.balance
     assert "stag" not in StateSpace.__init__.__code__.co_qualname
+
+
+def test_functions_that_would_not_be_staged_are_found() -> None:
+    module = ModuleType("module")
+    vars(module).update(FUNCTIONS={"balance": ssmreduce.balance})
+    with (
+        libraries.opened("torch") as library,
+        pytest.raises(AssertionError, match="FUNCTIONS holds a function"),
+        everywhere.staged_for(module, library),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("calls", [0, 1])
