@@ -10,7 +10,15 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, as_array, refuted
+from ssmreduce._namespace import (
+    Array,
+    as_array,
+    has_doubles,
+    in_host_memory,
+    is_traced,
+    refuted,
+    to_host,
+)
 from ssmreduce.errors import MissingBackendError, NonFiniteError, OrderError, ShapeError
 
 
@@ -41,6 +49,8 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
         floating = array.dtype.kind in "fc"
     else:
         xp = array_api_compat.array_namespace(array)
+        if xp.isdtype(array.dtype, ("bool", "integral")):
+            array = xp.astype(array, xp.float64 if has_doubles(array) else xp.float32)
         floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
     if array.dtype == object:
         raise ShapeError(
@@ -69,6 +79,9 @@ def _all_finite(array: Array) -> bool:
     """Tell whether no entry is NaN or Inf; what cannot be looked at counts as finite."""
     if isinstance(array, np.ndarray):
         return bool(np.isfinite(array).all())
+    if not is_traced(array) and in_host_memory(array):
+        # JAX would compile its own functions for every new shape, 0.1 s each.
+        return bool(np.isfinite(to_host(array)).all())
     return not refuted(array_api_compat.array_namespace(array).isfinite(array))
 
 

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import everywhere
+import exceptions
 import libraries
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, seed, settings
+from hypothesis.errors import UnsatisfiedAssumption
 
 from ssmreduce import _boundary
 
@@ -41,12 +44,23 @@ class ExampleCount:
     def __init__(self) -> None:
         self.examples = 0
         self.laws = 0
+        self.left = -1
+        """How many more examples of the test that runs are to be looked at; no limit where negative."""
 
     def count(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(inner)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            result = inner(*args, **kwargs)
+            if self.left == 0:
+                return None
+            try:
+                result = inner(*args, **kwargs)
+            except UnsatisfiedAssumption:
+                raise
+            except Exception:
+                self.left = -1  # Hypothesis looks for a smaller example that fails too
+                raise
             self.examples += 1
+            self.left -= 1
             return result
 
         return counted
@@ -57,6 +71,11 @@ _COUNT = ExampleCount()
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Count the examples of every property test, and give the long profile its fixed seed."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("_stage") in libraries.ELSEWHERE:
+            # What has no version for a device is moved, as the pages say; how is tested elsewhere.
+            item.add_marker(pytest.mark.filterwarnings("ignore::ssmreduce.HostTransferWarning"))
     fixed = settings.get_current_profile_name() == "long"
     fixed = fixed and config.getoption("--hypothesis-seed", None) is None
     seen: set[int] = set()
@@ -94,6 +113,38 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         profile = settings.get_current_profile_name()
         laws = f"{_COUNT.laws} property tests, " if _COUNT.laws else ""
         terminalreporter.write_line(f"{laws}{_COUNT.examples} examples (profile {profile})")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests with the mark `every_library` in all of them."""
+    node = metafunc.definition
+    if node.get_closest_marker("every_library"):
+        parameters = libraries.parameters(exceptions.libraries_of(node.path, node.originalname))
+        metafunc.parametrize("_stage", parameters, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _stage(request: pytest.FixtureRequest) -> Iterator[everywhere.Stage | None]:
+    """What stands between a test and the package, in other libraries than NumPy."""
+    name = getattr(request, "param", "numpy")
+    if name == "numpy":
+        yield None
+        return
+    with libraries.opened(name) as library, everywhere.staged_for(request.module, library) as stage:
+        _COUNT.left = everywhere.EXAMPLES
+        yield stage
+        _COUNT.left = -1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
+    """Fail a test that was to run in a library and called nothing there."""
+    result = yield
+    stage = pyfuncitem.funcargs.get("_stage")
+    assert stage is None or stage.calls, (
+        "nothing was called in the library; see tests/exceptions.py"
+    )
+    return result
 
 
 @pytest.fixture

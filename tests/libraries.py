@@ -53,7 +53,8 @@ class Library:
         """The numbers of an answer, which must be one of this library, in its precision, on its device."""
         like = self.make(np.zeros(1))
         assert type(answer) is type(like), f"{type(answer)} is no array of {self.name}"
-        assert array_api_compat.device(answer) == array_api_compat.device(like)
+        device = array_api_compat.device(answer)
+        assert device == array_api_compat.device(like), f"{device} is not that of {self.name}"
         host = to_host(answer)
         if host.dtype.kind in "fc":
             assert np.finfo(host.dtype).eps == self.eps, host.dtype

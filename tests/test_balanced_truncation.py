@@ -40,6 +40,8 @@ from ssmreduce import (
 )
 from ssmreduce.norms import hinf_difference
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(["dense", "complex dense", "diagonal", "real output"])
 

@@ -23,6 +23,8 @@ from ssmreduce import (
 from ssmreduce.systems.coordinates import diagonalised, real_form, transformed
 from ssmreduce.systems.interconnect import parallel
 
+pytestmark = pytest.mark.every_library
+
 
 def is_real(system: StateSpace) -> bool:
     return not any(np.iscomplexobj(x) for x in (system.A, system.B, system.C, system.D))

@@ -19,6 +19,8 @@ from ssmreduce.gramians.frequency import frequency_limited_factors
 from ssmreduce.systems.real_form import real_input, real_state
 from tests import samples
 
+pytestmark = pytest.mark.every_library
+
 EPS = samples.EPS
 adjoint = samples.adjoint
 KINDS = ["real", "complex", "diagonal", "real_output"]
@@ -165,7 +167,7 @@ def test_dense_gramians_are_the_defining_integral(rng: Any, kind: str, discrete:
     for factor, reference in zip(
         frequency_limited_factors(system, (low, high)), expected, strict=True
     ):
-        assert relative(gramian(factor), reference) <= 1e-12
+        assert relative(gramian(factor), reference) <= 5e3 * EPS
 
 
 def test_gramian_solves_its_lyapunov_equation_with_the_matrix_logarithm(rng: Any) -> None:

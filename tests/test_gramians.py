@@ -26,6 +26,8 @@ from ssmreduce import (
     observability_gramian,
 )
 
+pytestmark = pytest.mark.every_library
+
 C_LYAPUNOV = 10.0
 """c of c n eps ‖X‖ κ: a few roundings per entry, on both sides of the comparison."""
 

@@ -25,6 +25,8 @@ from ssmreduce.reduction.h2_plant import SchurForm, plant_of
 from tests import samples
 from tests.oracles import kronecker
 
+pytestmark = pytest.mark.every_library
+
 EPS = samples.EPS
 adjoint = samples.adjoint
 KINDS = ["real", "complex", "diagonal", "real_output"]

@@ -26,6 +26,8 @@ from ssmreduce import (
 from ssmreduce.gramians.frequency import frequency_limited_factors
 from ssmreduce.time_domain import TimeDomain
 
+pytestmark = pytest.mark.every_library
+
 C_HSV = 8.0
 """c of c n eps σ₁: each row of the two factors, their product and its singular values is computed
 with a few roundings of its own size; 3 was the largest c seen on the systems below."""
@@ -233,7 +235,7 @@ def test_larger_than_one_block(rng: np.random.Generator) -> None:
 
 
 def test_error_bounds() -> None:
-    bounds = error_bounds([[4.0, 2.0, 1.0], [8.0, 0.5, 0.0]])
+    bounds = error_bounds(np.array([[4.0, 2.0, 1.0], [8.0, 0.5, 0.0]]))
     np.testing.assert_array_equal(bounds, [[14.0, 6.0, 2.0, 0.0], [17.0, 1.0, 0.0, 0.0]])
 
 

@@ -23,6 +23,8 @@ from ssmreduce.reduction.balanced import balance
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.time_domain import Continuous, Discrete
 
+pytestmark = pytest.mark.every_library
+
 C_RELATIVE = 8.0
 """c of the relative error c n eps: n Blaschke factors of a few roundings each, and rotations; 1 is the
 largest seen below. Where `amplification` is given, the data or the distance of a pair to the real
@@ -211,10 +213,10 @@ def test_scaling_of_states_does_not_matter(
     scales = np.exp2(np.round(np.log2(np.geomspace(1 / spread, spread, n))))
     plain = hankel_singular_values(channel(poles, b, c, real_output=real_output))
     scaled = channel(poles, b * scales, c / scales, real_output=real_output)
-    np.testing.assert_allclose(hankel_singular_values(scaled), plain, rtol=1e-14)
+    np.testing.assert_allclose(hankel_singular_values(scaled), plain, rtol=50 * EPS)
     factors = balance_factors(scaled)
     W, T = factors.projections(3)
-    np.testing.assert_allclose(adjoint(W) @ T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(adjoint(W) @ T, np.eye(3), atol=5e3 * EPS)
 
 
 @pytest.mark.parametrize("real_output", [False, True])
@@ -259,11 +261,13 @@ def test_opposite_residues_at_one_pole_cancel() -> None:
     poles = np.array([0.5 + 0.2j, 0.5 + 0.2j, 0.5 - 0.2j, 0.3])
     b = np.ones(4)
     plain = channel(poles, b, np.array([1.0, -1.0, 0.0, 2.0]))
-    np.testing.assert_allclose(hankel_singular_values(plain), [2 / (1 - 0.09), 0, 0, 0], rtol=1e-15)
+    np.testing.assert_allclose(
+        hankel_singular_values(plain), [2 / (1 - 0.09), 0, 0, 0], rtol=5 * EPS
+    )
     # Re(c h) and Re(-conj(c) conj(h)) cancel too.
     mirrored = channel(poles, b, np.array([0.0, 1j, 1j, 2.0]), real_output=True)
     expected = np.array([2 / (1 - 0.09), *[0.0] * 7])
-    np.testing.assert_allclose(hankel_singular_values(mirrored), expected, rtol=1e-15)
+    np.testing.assert_allclose(hankel_singular_values(mirrored), expected, rtol=5 * EPS)
 
 
 @pytest.mark.parametrize("real_output", [False, True])
@@ -381,7 +385,7 @@ def test_one_state() -> None:
         discrete=False,
         real_output=True,
     )
-    np.testing.assert_allclose(hankel_singular_values(real), expected, rtol=1e-14)
+    np.testing.assert_allclose(hankel_singular_values(real), expected, rtol=50 * EPS)
 
 
 def test_large_systems_take_the_other_route(rng: np.random.Generator) -> None:

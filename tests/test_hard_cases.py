@@ -29,6 +29,8 @@ from ssmreduce import (
 )
 from ssmreduce.norms import hinf_difference
 
+pytestmark = pytest.mark.every_library
+
 C = 20.0
 """c of c n eps times a size and a condition that each test names."""
 

@@ -21,6 +21,8 @@ from ssmreduce import (
 from ssmreduce.systems.interconnect import difference, parallel, series
 from ssmreduce.systems.sampling import to_discrete
 
+pytestmark = pytest.mark.every_library
+
 POINTS = [0.4 + 1.3j, -1.5 + 0.2j, 2.0]
 
 

@@ -48,6 +48,8 @@ from ssmreduce.equations.solvers import (
     SmithDoubling,
 )
 
+pytestmark = pytest.mark.every_library
+
 C_RESIDUAL = 8.0
 """c of the relative residual c (n + 10) eps."""
 

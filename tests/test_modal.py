@@ -26,6 +26,8 @@ from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 C_ROUNDING = 100.0
@@ -86,8 +88,8 @@ def test_schur_poles_are_eigenvalues() -> None:
     for is_complex in (False, True):
         A = np.asarray(dense_system(rng, 9, 1, 1, is_complex=is_complex).A)
         found, exact = schur_form(A).poles, np.linalg.eigvals(A)
-        assert np.abs(found[:, None] - exact).min(axis=1).max() <= 1e-13
-        assert np.abs(found[:, None] - exact).min(axis=0).max() <= 1e-13
+        assert np.abs(found[:, None] - exact).min(axis=1).max() <= 500 * EPS
+        assert np.abs(found[:, None] - exact).min(axis=0).max() <= 500 * EPS
 
 
 def test_a_diagonal_system_as_a_dense_one() -> None:
@@ -101,10 +103,10 @@ def test_a_diagonal_system_as_a_dense_one() -> None:
     for order in (1, 2, 3, 4):
         first, second = modal_truncation(dense, order), select_states(diagonal, order, "hinf")
         found = np.sort(first.system.poles().real)
-        np.testing.assert_allclose(found, np.sort(second.system.eigenvalues), rtol=1e-12)
-        assert first.error_bound == pytest.approx(second.error_bound, rel=1e-12)
+        np.testing.assert_allclose(found, np.sort(second.system.eigenvalues), rtol=5e3 * EPS)
+        assert first.error_bound == pytest.approx(second.error_bound, rel=5e3 * EPS)
         np.testing.assert_allclose(
-            first.scores, np.sort(state_scores(diagonal, "hinf"))[::-1], rtol=1e-12
+            first.scores, np.sort(state_scores(diagonal, "hinf"))[::-1], rtol=5e3 * EPS
         )
 
 
@@ -151,7 +153,7 @@ def test_defective_poles() -> None:
     np.testing.assert_allclose(reduction.system.poles(), [-1.0] * 3, atol=1e-4)
     omega = np.linspace(0, 50, 101)
     expected = frequency_response(system, omega) - 1.0 / (1j * omega[:, None, None] + 20.0)
-    assert np.abs(frequency_response(reduction.system, omega) - expected).max() <= 1e-13
+    assert np.abs(frequency_response(reduction.system, omega) - expected).max() <= 500 * EPS
     # The residues of its single eigenvectors mean nothing, and a bound that needs them is refused.
     with pytest.raises(UnreachableToleranceError):
         modal_truncation(system, ErrorBound(absolute=1.0))

@@ -50,6 +50,8 @@ from ssmreduce.systems.interconnect import series
 from ssmreduce.systems.response import frequency_response
 from ssmreduce.time_domain import TimeDomain
 
+pytestmark = pytest.mark.every_library
+
 C_ROUNDING = 100.0
 """c of c n eps: a few roundings in each of a few products."""
 
@@ -122,7 +124,7 @@ def test_h2_agrees_with_kronecker_solves(
     solve = kronecker.discrete_lyapunov if discrete else kronecker.continuous_lyapunov
     P = solve(system.A, system.B @ system.B.conj().T)
     expected = np.trace(system.C @ P @ system.C.conj().T).real + np.sum(D**2)
-    assert h2_norm(with_feedthrough(system, D)) ** 2 == pytest.approx(expected, rel=1e-11)
+    assert h2_norm(with_feedthrough(system, D)) ** 2 == pytest.approx(expected, rel=5e4 * EPS)
 
 
 @pytest.mark.parametrize("damping", [0.3, 1e-5, 1e-9])
@@ -171,7 +173,7 @@ def test_h2_agrees_with_slicot(rng: np.random.Generator, discrete: bool) -> None
     expected = slycot.ab13bd(
         "D" if discrete else "C", "H", 9, 3, 2, system.A.copy(), system.B.copy(), system.C.copy(), D
     )
-    assert h2_norm(with_feedthrough(system, D)) == pytest.approx(expected, rel=1e-11)
+    assert h2_norm(with_feedthrough(system, D)) == pytest.approx(expected, rel=5e4 * EPS)
 
 
 @given(seed=SEEDS, after=st.booleans(), kind=st.sampled_from(["dense", "complex", "real output"]))
@@ -220,7 +222,7 @@ def test_h2_with_feedthrough_in_continuous_time_is_infinite(rng: np.random.Gener
 def test_hankel_norm_is_that_of_the_standard_form(rng: np.random.Generator) -> None:
     system = lru_system(rng, 6, 2)
     expected = hankel_singular_values(system.to_standard())[0]
-    assert hankel_norm(system) == pytest.approx(expected, rel=1e-14)
+    assert hankel_norm(system) == pytest.approx(expected, rel=50 * EPS)
     # Past inputs to future outputs: the Hankel matrix of the impulse response.
     response = impulse_response(system, 2000)[1:]
     blocks = np.block([[response[i + j] for j in range(400)] for i in range(400)])
@@ -298,7 +300,7 @@ def test_hinf_of_one_resonance_is_known(distance: float) -> None:
     assert norm.lower == pytest.approx(expected, rel=4 * EPS + rounding)
     assert expected * (1 - rounding) <= norm.upper <= expected * (1 + TOLERANCE + 2 * rounding)
     # The gain is flat to a rounding within sqrt(eps) of the distance.
-    assert norm.frequency == pytest.approx(1.3, abs=1e-12 + 1e-6 * distance)
+    assert norm.frequency == pytest.approx(1.3, abs=5e3 * EPS + 1e-6 * distance)
 
 
 @pytest.mark.parametrize("real_output", [False, True])
@@ -436,9 +438,9 @@ def test_norms_scale_with_the_system(
     factor = 10.0**scale_in * 10.0**scale_out
     one, two = hinf_norm(system, certified=True), hinf_norm(scaled, certified=True)
     for name in ("lower", "upper"):
-        assert getattr(two, name) / factor == pytest.approx(getattr(one, name), rel=1e-12)
+        assert getattr(two, name) / factor == pytest.approx(getattr(one, name), rel=5e3 * EPS)
     for norm in (h2_norm, hankel_norm):
-        assert norm(scaled) / factor == pytest.approx(norm(system), rel=1e-12)
+        assert norm(scaled) / factor == pytest.approx(norm(system), rel=5e3 * EPS)
 
 
 def test_a_badly_scaled_basis_does_not_matter(rng: np.random.Generator) -> None:
@@ -480,7 +482,7 @@ def test_peaks_at_the_ends_of_the_boundary(
     )
     for certified in (False, True):
         norm = hinf_norm(system, certified=certified)
-        assert norm.lower == pytest.approx(expected, rel=1e-14)
+        assert norm.lower == pytest.approx(expected, rel=50 * EPS)
         assert norm.frequency == frequency
         assert norm.certified is certified
         assert float(norm) == norm.lower
@@ -497,7 +499,7 @@ def test_all_pass_systems_have_gain_one_everywhere(rng: np.random.Generator) -> 
     row = full[:, -1]
     system = StateSpace(A, B, row[None, :3], row[None, 3:], time=Discrete())
     norm = hinf_norm(system, certified=True)
-    assert norm.lower == pytest.approx(1.0, rel=1e-13)
+    assert norm.lower == pytest.approx(1.0, rel=500 * EPS)
     assert 1.0 <= norm.upper <= 1.0 + 2 * TOLERANCE
 
 
@@ -511,7 +513,7 @@ def test_finite_impulse_response_of_nilpotent_state() -> None:
     seen = np.abs(np.polyval(taps[::-1], np.exp(-1j * omega))).max()
     assert seen <= norm.upper
     assert norm.lower == pytest.approx(seen, rel=1e-7)
-    assert h2_norm(system) == pytest.approx(np.linalg.norm(taps), rel=1e-13)
+    assert h2_norm(system) == pytest.approx(np.linalg.norm(taps), rel=500 * EPS)
 
 
 @pytest.mark.parametrize("time", [Discrete(), Continuous()])
@@ -626,7 +628,7 @@ def test_equal_maps_written_differently_have_no_difference(rng: np.random.Genera
         time=Discrete(),
         real_output=True,
     )
-    assert hinf_difference(layer, shifted) == pytest.approx(0.5, rel=1e-12)
+    assert hinf_difference(layer, shifted) == pytest.approx(0.5, rel=5e3 * EPS)
     assert certified_difference(layer, shifted).upper == pytest.approx(0.5, rel=2e-6)
 
 
@@ -725,8 +727,9 @@ def test_certified_verification_of_batches_and_horizons(rng: np.random.Generator
 # --- Refusals
 
 
-@pytest.mark.parametrize("function", [h2_norm, hinf_norm, hankel_norm])
-def test_unstable_systems_are_refused(function: Any) -> None:
+@pytest.mark.parametrize("name", ["h2_norm", "hinf_norm", "hankel_norm"])
+def test_unstable_systems_are_refused(name: str) -> None:
+    function = globals()[name]
     for pole, time in ((1.0, Discrete()), (-1.5, Discrete()), (0.0, Continuous())):
         with pytest.raises(UnstableSystemError, match="pole"):
             function(StateSpace([[pole]], [[1.0]], [[1.0]], time=time))

@@ -25,6 +25,8 @@ from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 

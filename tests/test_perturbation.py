@@ -28,6 +28,8 @@ from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.perturbation import singular_perturbation
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(["dense", "complex dense", "diagonal", "real output"])
 
@@ -186,7 +188,7 @@ def test_slicot_square_root_variant_is_wrong_in_discrete_time(seed: int) -> None
     gain = dc_gain(system)
     ours = balance(system).match_dc(3).system
     assert np.abs(dc_gain(theirs) - gain).max() > 1e-3 * np.abs(gain).max()
-    assert np.abs(dc_gain(ours) - gain).max() < 1e-12 * np.abs(gain).max()
+    assert np.abs(dc_gain(ours) - gain).max() < 5e3 * EPS * np.abs(gain).max()
 
 
 def slicot_spa(slycot: Any, system: StateSpace, order: int, *, job: str) -> Any:
@@ -284,7 +286,8 @@ def test_rules_decide_in_the_standard_form(kind: str, rule: Any) -> None:
     system = draw(kind, 5, 8, discrete=True, after=True)
     matched = balance(system).match_dc(rule)
     truncated = balance(system.to_standard()).truncate(rule)
-    np.testing.assert_array_equal(matched.hsv, truncated.hsv)
+    allowed = C_ROUNDING * matched.hsv.size * EPS * truncated.hsv[0]
+    np.testing.assert_allclose(matched.hsv, truncated.hsv, rtol=0, atol=allowed)
     assert matched.wanted_order == truncated.wanted_order
     assert matched.original is system
     if isinstance(rule, ErrorBound):

@@ -13,6 +13,8 @@ from samples import lru_system
 from ssmreduce import DiagonalStateSpace, Discrete, balanced_truncation
 from ssmreduce.norms import hinf_difference
 
+pytestmark = pytest.mark.every_library
+
 # states, inputs, kept, median gain measured when the method was designed
 TABLE = [
     (64, 1, 16, 9.1),

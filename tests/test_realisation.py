@@ -28,6 +28,8 @@ from ssmreduce.errors import ScalingWarning
 from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(["dense", "complex dense", "diagonal", "real output"])
 
@@ -89,7 +91,7 @@ def test_realisations_of_batches_and_layers() -> None:
     assert balanced.read_after_update
     for k, single in enumerate(singles):
         np.testing.assert_array_equal(balanced.A[k], balanced_realisation(single).A)
-        assert distance(single, balanced[k]) <= 1e-11 * hankel_singular_values(single)[0]
+        assert distance(single, balanced[k]) <= 5e4 * EPS * hankel_singular_values(single)[0]
     with pytest.raises(ShapeError, match="batch axes"):
         minimal_realisation(batch)
 
@@ -187,7 +189,7 @@ def test_minimal_realisation_of_diagonal_systems(real_output: bool) -> None:
     assert isinstance(reduction.system, DiagonalStateSpace)
     first, second = system.to_dense(), reduction.system.to_dense()
     gap = transfer(first, 3.0 + 0.7j) - transfer(second, 3.0 + 0.7j)
-    assert np.abs(gap).max() <= 1e-12 * np.abs(transfer(first, 3.0 + 0.7j)).max()
+    assert np.abs(gap).max() <= 5e3 * EPS * np.abs(transfer(first, 3.0 + 0.7j)).max()
 
 
 def test_only_unstable_poles_are_left() -> None:

@@ -61,6 +61,8 @@ from ssmreduce.layers.lru import LRU
 from ssmreduce.norms import finite_horizon_difference
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 
 @pytest.mark.parametrize("seed", range(60))
 def test_real_poles_with_full_output_keep_every_pole(seed: int) -> None:
@@ -247,7 +249,7 @@ def test_a_long_filter_in_sections_is_reduced_within_its_bound(order: int) -> No
     zeros, poles, gain = scipy.signal.butter(order, 0.1, output="zpk")
     system = from_scipy(scipy.signal.ZerosPolesGain(zeros, poles, gain, dt=True))
     found, expected = np.sort_complex(system.poles()), np.sort_complex(poles)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e4 * EPS)
     # Butterworth filters have gain 1 at most, so that σ₁ is below 1.
     assert hankel_singular_values(system)[0] < 1.0
     omega = np.linspace(0.0, np.pi, 500)
@@ -264,7 +266,7 @@ def test_sections_with_poles_and_zeros_on_the_boundary() -> None:
     point = np.array([0.7])
     _, expected = scipy.signal.freqs_zpk(theirs.zeros, theirs.poles, theirs.gain, worN=point)
     found = frequency_response(from_scipy(theirs), point)
-    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-13)
+    np.testing.assert_allclose(found.ravel(), expected, rtol=500 * EPS)
 
 
 @pytest.mark.parametrize("time", [Continuous(), Discrete()])
@@ -372,7 +374,7 @@ def test_logarithms_of_poles_survive_in_batches_and_beside_unstable_ones() -> No
     cut = select_states(batch, 2).system
     for k, found in enumerate(hankel_singular_values(cut)):
         alone = hankel_singular_values(select_states(batch[k], 2).system)
-        np.testing.assert_allclose(found, alone, rtol=1e-14)
+        np.testing.assert_allclose(found, alone, rtol=50 * EPS)
     padded = select_states(batch, TotalBudget(4))
     assert sorted(np.ravel(padded.order).tolist()) == [1, 3]
     assert np.all(padded.system.is_stable())

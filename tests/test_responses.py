@@ -35,6 +35,8 @@ from ssmreduce.systems.sampling import to_continuous, to_discrete
 from ssmreduce.systems.simulation import simulate
 from ssmreduce.systems.transfer import StatePart
 
+pytestmark = pytest.mark.every_library
+
 # --- Poles, stability, DC gain
 
 

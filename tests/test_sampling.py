@@ -25,6 +25,8 @@ from ssmreduce import (
 )
 from ssmreduce.systems.sampling import to_continuous, to_discrete
 
+pytestmark = pytest.mark.every_library
+
 METHODS: list[Any] = ["zoh", "bilinear"]
 
 

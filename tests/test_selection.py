@@ -26,6 +26,8 @@ from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 SCORES: list[Any] = ["hankel", "hinf", "h2"]
 
@@ -59,8 +61,8 @@ def test_scores_are_norms_of_single_modes(discrete: bool, real_output: bool) -> 
             assert gain <= hinf[k] * (1 + 100 * EPS)
             assert sigma <= hankel[k] * (1 + 100 * EPS)
         else:
-            assert gain == pytest.approx(hinf[k], rel=1e-12)
-            assert sigma == pytest.approx(hankel[k], rel=1e-12)
+            assert gain == pytest.approx(hinf[k], rel=5e3 * EPS)
+            assert sigma == pytest.approx(hankel[k], rel=5e3 * EPS)
         if discrete:
             energy = np.sum(np.abs(impulse_response(alone, 400)) ** 2)
         else:
@@ -94,7 +96,7 @@ def test_the_best_modes_are_kept_as_they_are(
         assert reduction.method == "state selection"
         removed = np.setdiff1d(np.arange(n), kept)
         bound = state_scores(system, "hinf")[removed].sum()
-        assert reduction.error_bound == pytest.approx(bound, rel=1e-12)
+        assert reduction.error_bound == pytest.approx(bound, rel=5e3 * EPS)
         assert reduction.verify() <= reduction.error_bound * (1 + 1e-9)
         # Projections and slot map say the same.
         W, T, slots = reduction.left, reduction.right, reduction.slot_map
@@ -144,7 +146,7 @@ def test_a_layer_keeps_its_readout_logarithms_and_feedthrough() -> None:
     assert reduced.real_output
     np.testing.assert_array_equal(reduced.D, np.eye(2))
     # 1 - |λ| comes from the logarithm: from a stored λ it would be right to three digits.
-    assert state_scores(system, "hinf")[0] == pytest.approx(2.0 / 1e-13, rel=1e-12)
+    assert state_scores(system, "hinf")[0] == pytest.approx(2.0 / 1e-13, rel=5e3 * EPS)
 
 
 @pytest.mark.parametrize("discrete", [False, True])

@@ -13,6 +13,8 @@ from ssmreduce import Continuous, StateSpace, balance, hankel_singular_values
 from ssmreduce.norms import hinf_difference
 from ssmreduce.reduction.balanced import Balancing
 
+pytestmark = pytest.mark.every_library
+
 C_SLICOT = 10.0
 """c of c n eps σ₁ κ, with κ = max|λ|/min|Re λ| of A, the condition of a normal Lyapunov equation:
 two backward stable solvers may differ by that much."""
@@ -32,14 +34,8 @@ def system_of(data: dict[str, Any]) -> StateSpace:
     return StateSpace(data["A"], data["B"], data["C"], time=Continuous())
 
 
-_BALANCED: dict[str, Balancing] = {}
-
-
 def balanced(folder: Path, name: str) -> Balancing:
-    """Balance each benchmark once."""
-    if name not in _BALANCED:
-        _BALANCED[name] = balance(system_of(load(folder, name)))
-    return _BALANCED[name]
+    return balance(system_of(load(folder, name)))
 
 
 def slicot_values(system: StateSpace) -> np.ndarray:

@@ -28,6 +28,8 @@ from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.response import frequency_response
 
+pytestmark = pytest.mark.every_library
+
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = st.sampled_from(["dense", "complex dense", "diagonal", "real output"])
 
@@ -252,7 +254,7 @@ def test_poles_on_the_boundary_are_kept() -> None:
     system = StateSpace(T @ A @ np.linalg.inv(T), B, C, time=Continuous())
     split = split_unstable(system)
     assert split.unstable_count == 3
-    assert np.abs(split.unstable.poles().real).max() <= 1e-13
+    assert np.abs(split.unstable.poles().real).max() <= 500 * EPS
     reduction = balanced_truncation(system, 4, keep_unstable=True)
     assert reduction.error_bound is not None
     assert reduction.verify() <= reduction.error_bound * (1 + 1e-9)

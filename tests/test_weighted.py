@@ -18,6 +18,8 @@ from ssmreduce.systems.response import frequency_response
 from tests import samples
 from tests.oracles import kronecker
 
+pytestmark = pytest.mark.every_library
+
 EPS = samples.EPS
 adjoint = samples.adjoint
 

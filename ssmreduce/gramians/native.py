@@ -29,6 +29,9 @@ from ssmreduce.equations.residual import BACKWARD_STABLE, factor_residual
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.time_domain import Discrete
 
+_LARGE = 2.0**230
+"""Entries of B and C between 1/this and this have squares, and products of two of those, in range."""
+
 
 @dataclass(frozen=True, eq=False)
 class NativeSystem:
@@ -74,10 +77,16 @@ class NativeSystem:
         Raises
         ------
         NoNativeRoute
-            If a system is not stable, or the factors are not accurate; not where traced.
+            If a system is not stable, its entries are out of range, or the factors are not accurate;
+            not where traced.
         """
         if self.system.order == 0:
             raise NoNativeRoute("a static gain has no states to work on")
+        for G in (self.B, self.C):
+            if 0 not in G.shape and not self.traced:
+                size = self.xp.max(self.xp.abs(G), axis=(-2, -1))
+                moderate = (size > 1.0 / _LARGE) & (size < _LARGE)
+                self.require((size == 0.0) | moderate, "its entries cannot be squared on it")
         if isinstance(self.system, DiagonalStateSpace):
             return self._diagonal_factors()
         return self._dense_factors()

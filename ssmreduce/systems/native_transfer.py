@@ -33,7 +33,13 @@ def frequency_response(system: System, omega: Any) -> Array:
     """Native version of `frequency_response`, in the precision of the system's arrays."""
     check_single(system)
     like = deciding_array(system, omega)
-    points = omega if is_traced(omega) else from_host(to_host(omega).astype("float64"), like)
+    if is_traced(omega):
+        points = omega
+    else:
+        host = to_host(omega)
+        if host.dtype.kind not in "biuf":
+            raise NoNativeRoute("`omega` does not hold real frequencies")
+        points = from_host(host.astype("float64"), like)
     xp = namespace(points)
     if points.ndim != 1 or refuted(xp.isfinite(points)):
         raise NoNativeRoute("`omega` is not one axis of finite frequencies")

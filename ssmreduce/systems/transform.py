@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import HostArray, namespace, product_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +47,16 @@ class SlotMap:
 
     def input_matrix(self, B: HostArray) -> HostArray:
         """Return B' = S B, shape (r, m)."""
-        product: HostArray = self.inverse @ B
+        product: HostArray = product_of(self.inverse, B)
         return product
 
     def output_matrix(self, C: HostArray) -> HostArray:
         """Return C' = C V with doubled columns for pairs, shape (p, r)."""
-        return (C @ self.vectors) * np.where(self.is_pair, 2.0, 1.0)[..., None, :]
+        product = product_of(C, self.vectors)
+        doubled: HostArray = namespace(product).where(
+            self.is_pair[..., None, :], 2.0 * product, product
+        )
+        return doubled
 
     def rescaled(self, scale: HostArray) -> SlotMap:
         """Return the map with stored states multiplied by `scale`, shape (r,)."""

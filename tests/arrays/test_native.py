@@ -94,6 +94,23 @@ def test_nothing_leaves_the_device(plain: Any, native: Library) -> None:
     assert norm.upper == np.inf
 
 
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+@pytest.mark.parametrize("kind", ["dense", "diagonal"])
+def test_numbers_without_squares_leave_the_device(
+    rng: np.random.Generator, kind: str, scale: float
+) -> None:
+    plain = dense_system(rng, 6, 2, 2) if kind == "dense" else diagonal_system(rng, 6, 2, 2)
+    state = plain.A if isinstance(plain, StateSpace) else plain.eigenvalues
+    extreme = type(plain)(state, scale * plain.B, scale * plain.C, time=plain.time)
+    with libraries.opened("strict-device") as library:
+        system = library.system(extreme)
+        with pytest.warns(HostTransferWarning, match="cannot be squared"):
+            assert h2_norm(system) / scale / scale == pytest.approx(h2_norm(plain), rel=1e-12)
+        with pytest.warns(HostTransferWarning, match="cannot be squared"):
+            values = library.read(hankel_singular_values(system))
+    assert_close(values / scale / scale, hankel_singular_values(plain))
+
+
 def test_balanced_truncation_stays(rng: np.random.Generator, native: Library) -> None:
     for discrete in (True, False):
         plain = dense_system(rng, 10, 2, 3, discrete=discrete)

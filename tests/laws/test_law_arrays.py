@@ -34,12 +34,14 @@ from ssmreduce import (
 )
 from ssmreduce.norms import hinf_difference
 
+pytestmark = pytest.mark.every_library
+
 C = 20.0
 
 FUNCTIONS: dict[str, Callable[[System], Any]] = {
-    "hsv": hankel_singular_values,
-    "P": controllability_gramian,
-    "Q": observability_gramian,
+    "hsv": lambda system: hankel_singular_values(system),
+    "P": lambda system: controllability_gramian(system),
+    "Q": lambda system: observability_gramian(system),
     "truncation": lambda system: balance(system).truncate(1).system.B,
     "hinf": lambda system: hinf_difference(system, system, grid=8, refinements=1),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles.kronecker import summed_gramian
@@ -28,6 +29,8 @@ from ssmreduce import (
     hankel_singular_values,
     observability_gramian,
 )
+
+pytestmark = pytest.mark.every_library
 
 C = 20.0
 """A few n eps for the solver, a few for forming P = Z Zᴴ and for the side it is compared with."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from samples import EPS, Array, adjoint, impulse_response
@@ -42,6 +43,8 @@ from ssmreduce import (
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.norms import hinf_difference
 from ssmreduce.reduction.balanced import Balancing
+
+pytestmark = pytest.mark.every_library
 
 C = 20.0
 """As for the values; forming and solving with the reduced matrices adds a few more n eps."""

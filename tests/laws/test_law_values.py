@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import Array, adjoint, complex_normal, well_conditioned
@@ -35,6 +36,8 @@ from ssmreduce import (
     hankel_singular_values,
     observability_gramian,
 )
+
+pytestmark = pytest.mark.every_library
 
 C = 20.0
 """Each side makes a few n eps errors, and transforming the data a few more."""
