@@ -38,6 +38,7 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
             test_inputs_that_reach_little
             test_lightly_damped_pair_in_a_group
             test_low_rank_iteration
+            test_low_rank_iteration_stops_early_where_its_pace_is_too_slow
             test_orders_across_blocks
             test_pairs_of_uneven_states
             test_pairs_that_are_nearly_real

@@ -220,6 +220,8 @@ def test_modulus_1_minus_1e_minus_12(kind: str) -> None:
     assert np.abs(reduction.system.poles()).max() < 1.0
     assert reduction.error_bound is not None
     assert reduction.error_bound <= 1e-9 * exact[0]
+    # Rounding of a new pole beside its distance η: that is what the cut costs.
+    assert reduction.verify() <= reduction.error_bound + C * 8 * EPS / eta * exact[0]
 
 
 def test_modulus_1_minus_1e_minus_12_in_a_real_matrix() -> None:

@@ -282,7 +282,7 @@ class Balancing:
 
         With `balancing_free` the columns of T are orthonormal (Varga, CDC 1991): the same transfer
         function, in states of the size of the original ones. Rounding is then amplified by the
-        norm of W, so it is no remedy for a loss of digits.
+        norm of W, so that it is seldom a remedy for a loss of digits.
         """
         if self._native is not None:
             reason = "balancing-free projections are made on the host"
