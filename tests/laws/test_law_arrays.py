@@ -34,7 +34,11 @@ from ssmreduce import (
 )
 from ssmreduce.norms import hinf_difference
 
-pytestmark = pytest.mark.every_library
+pytestmark = [
+    pytest.mark.every_library,
+    # A channel may drown, where rounding alone connects it: that is no matter here.
+    pytest.mark.filterwarnings("ignore::ssmreduce.errors.ScalingWarning"),
+]
 
 C = 20.0
 
@@ -112,8 +116,11 @@ def test_a_batch_is_its_singles(batch: System) -> None:
         assert reduction.error_bound is not None
         assert np.asarray(reduction.error_bound)[k] == alone.error_bound
         found_system: Any = reduction.system[k]
+        # Channels are cut in stacked arrays, whose BLAS may add up in another order.
+        amplified = 1.0 if alone.slot_map is None else float(alone.slot_map.condition)
         for found, expected in zip(arrays_of(found_system), arrays_of(alone.system), strict=True):
-            np.testing.assert_array_equal(found, expected)
+            allowed = C * 8 * EPS * amplified * np.abs(expected).max(initial=0.0)
+            np.testing.assert_allclose(found, expected, rtol=0.0, atol=allowed)
 
 
 @given(systems(max_order=6))
