@@ -10,6 +10,11 @@ from __future__ import annotations
 
 import functools
 import os
+
+# Before NumPy is loaded: workers of pytest-xdist share the cores, one BLAS thread for each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

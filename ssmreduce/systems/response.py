@@ -90,7 +90,7 @@ def impulse_response(
 def step_response(
     system: System, length: int | None = None, *, times: HostArray | None = None
 ) -> HostArray:
-    """Response to a unit step in each input, from rest: the running sum, or integral, of the impulse response.
+    """Response to a unit step in each input, from rest: the running sum or integral of the impulse response.
 
     Parameters
     ----------
