@@ -11,6 +11,7 @@ import numpy as np
 from ssmreduce._checks import fraction, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.errors import OrderError, SSMReduceError
+from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.reduce import (
     apply_reductions,
@@ -40,6 +41,8 @@ class InTrainingReducer:
         What becomes of the optimizer's moments; see `ssmreduce.models.optimizer_state`.
     horizon : int, optional
         Sequence length to balance for; see `balance`.
+    mode_scaling : {"layer", "balanced"}
+        Size of each new state; see `ssmreduce.models.mode_scaling`.
 
     Attributes
     ----------
@@ -81,8 +84,10 @@ class InTrainingReducer:
         gate: float = 0.95,
         moments: Moments = "carry",
         horizon: int | None = None,
+        mode_scaling: ModeScaling = "layer",
     ) -> None:
         check_moments(moments)
+        check_mode_scaling(mode_scaling)
         if not isinstance(schedule, ReductionSchedule):
             raise OrderError(
                 f"`schedule` is {schedule!r}; expected a ReductionSchedule. "
@@ -92,6 +97,7 @@ class InTrainingReducer:
         self.order = HankelMass(0.96) if order is None else as_rule(order)
         self.gate = fraction(gate, "gate")
         self.moments: Moments = moments
+        self.mode_scaling: ModeScaling = mode_scaling
         self.horizon = positive_horizon(horizon)
         self.events: list[ReductionEvent] = []
 
@@ -133,7 +139,9 @@ class InTrainingReducer:
             orders = layer_orders([layer for _, layer in layers], self.order, self.horizon)
             for (path, layer), order in zip(layers, orders, strict=True):
                 started = time.perf_counter()
-                result = reduce_named_layer(name_of(path), layer, order, self.horizon)
+                result = reduce_named_layer(
+                    name_of(path), layer, order, self.horizon, mode_scaling=self.mode_scaling
+                )
                 if result.new_order < self.gate * result.old_order:
                     accepted[path] = result
                     events.append(self._event(step, name_of(path), result, started))
