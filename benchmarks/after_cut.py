@@ -47,6 +47,22 @@ CUT_SHARE, WARM_UP_SHARE = 0.1, 0.05
 PIECE = 25
 SYMBOLS, LETTERS, SILENCE = 8, 20, 20
 TASKS = ("smnist", "copy")
+TITLES = (
+    "% after the cut",
+    "loss, 50 steps",
+    "next 150",
+    "last 200",
+    "% at the end",
+    "beside default",
+)
+FIGURES = (
+    ("after", 100),
+    ("soon", 1),
+    ("later", 1),
+    ("last", 1),
+    ("accuracy", 100),
+    ("difference", 100),
+)
 
 
 @dataclass(frozen=True)
@@ -230,27 +246,25 @@ def variant(states: int, moments: str, scaling: str, rewarm: bool) -> str:
 
 
 def table(results: dict[str, Any], seeds: int) -> str:
-    lines = []
+    """Means and standard deviations over seeds, accuracy also as difference to the default."""
+    lines = [f"{'':42s}" + "".join(f"{title:>18s}" for title in TITLES)]
+    default = variant(STUDIED, "carry", "layer", False)
     for task in TASKS:
-        names = dict.fromkeys(key.split("/", 2)[2] for key in results if key.startswith(f"{task}/"))
-        for name in names:
-            rows = [results.get(f"{task}/{seed}/{name}") for seed in range(seeds)]
-            rows = [row for row in rows if row]
-            cells = [f"{task:7s}{name:32s}{len(rows)} seeds"]
-            for figure, factor in (
-                ("after", 100),
-                ("soon", 1),
-                ("later", 1),
-                ("last", 1),
-                ("accuracy", 100),
-            ):
+        for name in planned_runs():
+            rows = []
+            for seed in range(seeds):
+                row, beside = (results.get(f"{task}/{seed}/{run}") for run in (name, default))
+                if row and beside and name.startswith(f"cut {STUDIED}"):
+                    row = {**row, "difference": row["accuracy"] - beside["accuracy"]}
+                rows += [row] if row else []
+            if not rows:
+                continue
+            cells = [f"{task:7s}{name:30s}{len(rows):2d}   "]
+            for figure, factor in FIGURES:
                 values = [factor * row[figure] for row in rows if figure in row]
-                cells.append(
-                    f"{figure} {np.mean(values):7.3f} ±{np.std(values, ddof=len(values) > 1):6.3f}"
-                    if values
-                    else " " * (len(figure) + 16)
-                )
-            lines.append("  ".join(cells))
+                spread = np.std(values, ddof=1) if len(values) > 1 else np.nan
+                cells.append(f"{np.mean(values):9.3f} ±{spread:7.3f}" if values else 18 * " ")
+            lines.append("".join(cells))
     return "\n".join(lines)
 
 

@@ -4,8 +4,8 @@
         [--quick] [--output cut_cost.json]
 
 A PyTorch model of S5 layers (s5-pytorch, 256 states, H = 128, residual, GELU) with AdamW. One training step
-(forward, backward, update) and `reduce_model` with the optimizer, on a copy, take turns; printed are medians of
-processor seconds in one thread and their ratio.
+(forward, backward, update) and `reduce_model` with the optimizer, on a copy, take turns; printed are medians
+of processor seconds in one thread and their ratio.
 """
 
 from __future__ import annotations
