@@ -9,6 +9,8 @@ once. From there all runs see the same batches:
 - the model as it is, uncut;
 - cut to 16 states, with moments carried, reset or sliced, modes scaled as the layer's or as balancing leaves
   them, and the learning rate warmed up again over the first twentieth of the steps or not;
+- the same with moments reset and every state turned by a phase drawn at random, three times: what the phase,
+  which is free too, and chance make of one and the same cut;
 - cut to 8 and 64 states with the defaults.
 
 Beside them stand models with 8, 16 and 64 states trained from scratch over all steps. Tasks are sequential
@@ -203,13 +205,16 @@ class Seed:
         before = self.accuracy(model)
         return {"states": STATES, "after": before, **self.figures(last, losses, 0)}
 
-    def cut(self, states: int, moments: Any, scaling: Any, rewarm: bool) -> dict[str, Any]:
+    def cut(
+        self, states: int, moments: Any, scaling: Any, rewarm: bool, turn: int | None = None
+    ) -> dict[str, Any]:
         model, state = self.full()
         cut = reduce_model(model, states, opt_state=state, moments=moments, mode_scaling=scaling)
         (part,) = cut.report.values()
-        after = self.accuracy(cut.model)
+        small = cut.model if turn is None else turned(cut.model, turn)
+        after = self.accuracy(small)
         (last, _), losses = self.run(
-            (cut.model, cut.optimizer_state), self.cut_step, self.steps, rewarm
+            (small, cut.optimizer_state), self.cut_step, self.steps, rewarm
         )
         figures = self.figures(last, losses, 0)
         return {"states": part.new_order, "after": after, "bound": part.error_bound, **figures}
@@ -222,6 +227,20 @@ class Seed:
             "later": float(losses[cut + 50 : cut + 200].mean()),
             "last": float(losses[-200:].mean()),
         }
+
+
+def turned(model: Model, draw: int) -> Model:
+    """The same map with another phase of every state."""
+    lru = model.block.lru
+    phase = np.exp(2j * np.pi * np.random.default_rng(draw).uniform(size=lru.states))
+    B = phase[:, None] * (np.asarray(lru.B_re) + 1j * np.asarray(lru.B_im))
+    C = (np.asarray(lru.C_re) + 1j * np.asarray(lru.C_im)) / phase
+    new = [jnp.asarray(part, jnp.float32) for part in (B.real, B.imag, C.real, C.imag)]
+    return eqx.tree_at(
+        lambda m: [getattr(m.block.lru, name) for name in ("B_re", "B_im", "C_re", "C_im")],
+        model,
+        new,
+    )
 
 
 def planned_runs() -> dict[str, Any]:
@@ -237,6 +256,10 @@ def planned_runs() -> dict[str, Any]:
     for moments, scaling, rewarm in treatments:
         runs[variant(STUDIED, moments, scaling, rewarm)] = partial(
             Seed.cut, states=STUDIED, moments=moments, scaling=scaling, rewarm=rewarm
+        )
+    for turn in range(3):
+        runs[f"{variant(STUDIED, 'reset', 'layer', False)} turn {turn}"] = partial(
+            Seed.cut, states=STUDIED, moments="reset", scaling="layer", rewarm=False, turn=turn
         )
     return runs
 
