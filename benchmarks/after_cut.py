@@ -58,6 +58,7 @@ TITLES = (
     "beside default",
 )
 FIGURES = (
+    ("kept", 100),
     ("after", 100),
     ("soon", 1),
     ("later", 1),
@@ -217,7 +218,9 @@ class Seed:
             (small, cut.optimizer_state), self.cut_step, self.steps, rewarm
         )
         figures = self.figures(last, losses, 0)
-        return {"states": part.new_order, "after": after, "bound": part.error_bound, **figures}
+        hsv, real_order = part.reduction.hsv, part.reduction.real_order
+        kept = float(hsv[:real_order].sum() / hsv.sum())
+        return {"states": part.new_order, "after": after, "kept": kept, **figures}
 
     def figures(self, model: Model, losses: np.ndarray, cut: int) -> dict[str, Any]:
         """Accuracy at the end, and losses soon after the cut and at the end."""
