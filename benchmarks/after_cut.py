@@ -50,6 +50,7 @@ PIECE = 25
 SYMBOLS, LETTERS, SILENCE = 8, 20, 20
 TASKS = ("smnist", "copy")
 TITLES = (
+    "% of Hankel mass",
     "% after the cut",
     "loss, 50 steps",
     "next 150",
