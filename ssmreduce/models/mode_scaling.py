@@ -6,8 +6,7 @@ The map of a diagonal layer is the same for any size s of a state, b s and c / s
 - ``"layer"``: the ratio ‖b‖/(sqrt(1-|λ|²) ‖c‖) of every state is the median of that ratio in the layer
   before the cut. An LRU stores b/sqrt(1-|λ|²), so its stored weights keep their proportion.
 - ``"balanced"``: as balancing leaves them. States are coordinates along eigenvectors of unit length in the
-  balanced system, where ‖b‖ and ‖c‖ are about equal but for slow poles, which a layer like the LRU
-  stores with weights b/sqrt(1-|λ|²) that are large. For comparison.
+  balanced system. For comparison.
 
 The phase of a state is left as the eigenvectors come, of which the largest entry is real. A layer that is
 read as a dense system has no such ratio, and gets ``"balanced"`` in either case.
