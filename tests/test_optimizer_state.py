@@ -65,10 +65,12 @@ def with_trace(layer: Any, values: Any) -> Any:
     return state
 
 
-def test_first_moments_are_the_gradients_of_the_reduced_layer(x64: None) -> None:
+@pytest.mark.parametrize("mode_scaling", ["layer", "balanced"])
+def test_first_moments_are_the_gradients_of_the_reduced_layer(x64: None, mode_scaling: Any) -> None:
     layer, order = redundant_layer()
     gradient = gradient_of(layer)
-    result = reduce_model(layer, order, opt_state=with_trace(layer, gradient))
+    state = with_trace(layer, gradient)
+    result = reduce_model(layer, order, opt_state=state, mode_scaling=mode_scaling)
     (report,) = result.report.values()
     assert report.new_order == order
     slots = report.reduction.slot_map

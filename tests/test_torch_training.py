@@ -254,15 +254,16 @@ def layer_loss(layer: nn.Module, inner: nn.Module, name: str) -> torch.Tensor:
 MATRICES = ("B", "C")
 
 
+@pytest.mark.parametrize("mode_scaling", ["layer", "balanced"])
 @pytest.mark.parametrize("name", ["s5", "lru", "s4d", "s4 diagonal", "s4 bilinear"])
-def test_first_moments_are_the_gradients_of_the_reduced_layer(name: str) -> None:
+def test_first_moments_are_the_gradients_of_the_reduced_layer(name: str, mode_scaling: Any) -> None:
     layer, inner, order = redundant(name)
     loss = layer_loss(layer, inner, name)
     loss.backward()
     optimizer = torch.optim.SGD(layer.parameters(), 0.0, momentum=0.9)
     optimizer.step()  # the buffer now is the gradient
     optimizer.zero_grad()
-    result = reduce_layer_with(layer, order, optimizer)
+    result = reduce_layer_with(layer, order, optimizer, mode_scaling=mode_scaling)
     assert result.new_order == order
     parts = result.reduction.parts or (result.reduction,)
     condition = max(part.slot_map.condition for part in parts)

@@ -12,6 +12,7 @@ from ssmreduce.adapters.registry import supported
 from ssmreduce.errors import OrderError, UnstableSystemError
 from ssmreduce.hankel import error_bounds
 from ssmreduce.models.diagonal_cut import balanced_layer
+from ssmreduce.models.mode_scaling import ModeScaling, scaled_modes
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
@@ -28,21 +29,31 @@ _NEARBY_ORDERS = 4
 
 
 def planned(
-    layer: Any, order: int | OrderRule, horizon: int | None, multiple_of: int = 1
+    layer: Any,
+    order: int | OrderRule,
+    horizon: int | None,
+    multiple_of: int = 1,
+    mode_scaling: ModeScaling = "layer",
 ) -> LayerReduction:
     """Everything about the reduction of one layer but the change itself."""
-    return _Plan(layer, order, horizon, multiple_of).result()
+    return _Plan(layer, order, horizon, multiple_of, mode_scaling).result()
 
 
 class _Plan:
     """Cuts one layer, writes the result as the layer would hold it, and measures that."""
 
     def __init__(
-        self, layer: Any, order: int | OrderRule, horizon: int | None, multiple_of: int
+        self,
+        layer: Any,
+        order: int | OrderRule,
+        horizon: int | None,
+        multiple_of: int,
+        mode_scaling: ModeScaling,
     ) -> None:
         self._backend, self._layer, self._map = supported(layer)
         names = self._map.names()
         self._order, self._multiple_of = order, multiple_of
+        self._mode_scaling = mode_scaling
         self._weights = self._backend.read_arrays(layer, names)
         self._item_sizes = self._backend.item_sizes(layer, names)
         self._eps = self._backend.precision(layer, names)
@@ -104,6 +115,7 @@ class _Plan:
 
     def _written(self, reduction: Reduction) -> tuple[LayerReduction, bool]:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
+        reduction = scaled_modes(reduction, self._mode_scaling)
         assert isinstance(reduction.system, DiagonalStateSpace)
         stored = self._map.storable(reduction.system)
         system = padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)

@@ -21,6 +21,7 @@ from ssmreduce.adapters.registry import (
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.cut import Results, check_every_rank, cut_model
 from ssmreduce.models.diagonal_cut import balanced_layer
+from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.plan import planned
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
@@ -28,7 +29,12 @@ from ssmreduce.reduction.order import OrderRule, TotalBudget
 
 
 def reduce_layer(
-    layer: Any, order: int | OrderRule, *, horizon: int | None = None, multiple_of: int = 1
+    layer: Any,
+    order: int | OrderRule,
+    *,
+    horizon: int | None = None,
+    multiple_of: int = 1,
+    mode_scaling: ModeScaling = "layer",
 ) -> LayerReduction:
     """Reduce the states of one layer by balanced truncation, and measure what was written.
 
@@ -45,6 +51,9 @@ def reduce_layer(
     multiple_of : int
         Round the order up to a multiple, for kernels that want one; states that are not needed
         are stored with output weights zero.
+    mode_scaling : {"layer", "balanced"}
+        Size of each new state: with the layer's earlier proportion of input to output weights, or as
+        balancing leaves it; see `ssmreduce.models.mode_scaling`. The map is the same.
 
     Returns
     -------
@@ -72,9 +81,10 @@ def reduce_layer(
     (6, True)
     """
     positive_count(multiple_of, "multiple_of", "1, or what kernels want")
+    check_mode_scaling(mode_scaling)
     backend, inner, layer_map = supported(layer)
     backend.check_ready(inner, {(): (inner, layer_map)})
-    result = planned(inner, order, horizon, multiple_of)
+    result = planned(inner, order, horizon, multiple_of, mode_scaling)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
     model, _ = backend.commit(inner, lambda part: part is inner, {(): result.change()}, None, {})
@@ -91,6 +101,7 @@ def reduce_model(
     horizon: int | None = None,
     uniform: bool = False,
     multiple_of: int = 1,
+    mode_scaling: ModeScaling = "layer",
     followers: Sequence[Any] = (),
     skip_unsupported: bool = False,
 ) -> ModelReduction:
@@ -115,6 +126,8 @@ def reduce_model(
         Give all layers the largest of their orders, for libraries that need one.
     multiple_of : int
         Round orders up to a multiple; see `reduce_layer`.
+    mode_scaling : {"layer", "balanced"}
+        Size of each new state; see `reduce_layer`. Moments are carried with it.
     followers : sequence of models, optional
         Copies of the model with weights of their own, such as a
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
@@ -158,6 +171,7 @@ def reduce_model(
     {"['first']": 6}
     """
     check_moments(moments)
+    check_mode_scaling(mode_scaling)
     positive_count(multiple_of, "multiple_of", "1, or what kernels want")
     state = _optimizer_of(optimizer, opt_state)
     backend = model_backend(model)
@@ -166,7 +180,9 @@ def reduce_model(
         layers = find_layers(model, skip_unsupported=skip_unsupported)
         orders = layer_orders([layer for _, layer in layers], order, horizon)
         results = {
-            path: reduce_named_layer(backend.path_name(path), layer, own, horizon, multiple_of)
+            path: reduce_named_layer(
+                backend.path_name(path), layer, own, horizon, multiple_of, mode_scaling
+            )
             for (path, layer), own in zip(layers, orders, strict=True)
         }
         if not uniform:
@@ -175,7 +191,9 @@ def reduce_model(
         return {
             path: result
             if result.new_order == min(common, result.old_order)
-            else reduce_named_layer(backend.path_name(path), result.layer, common, horizon, common)
+            else reduce_named_layer(
+                backend.path_name(path), result.layer, common, horizon, common, mode_scaling
+            )
             for path, result in results.items()
         }
 
@@ -220,11 +238,16 @@ def layer_orders(
 
 
 def reduce_named_layer(
-    name: str, layer: Any, order: int | OrderRule, horizon: int | None, multiple_of: int = 1
+    name: str,
+    layer: Any,
+    order: int | OrderRule,
+    horizon: int | None,
+    multiple_of: int = 1,
+    mode_scaling: ModeScaling = "layer",
 ) -> LayerReduction:
     """Plan the reduction of one layer of a model; errors name it."""
     try:
-        return planned(layer, order, horizon, multiple_of)
+        return planned(layer, order, horizon, multiple_of, mode_scaling)
     except SSMReduceError as error:
         raise type(error)(f"while reducing layer `{name}`: {error}") from error
 

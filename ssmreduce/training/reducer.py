@@ -15,6 +15,7 @@ from ssmreduce._checks import fraction, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.adapters.snapshot import put_back, take
 from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
+from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.reduce import (
     apply_reductions,
@@ -47,6 +48,8 @@ class InTrainingReducer:
         What becomes of the optimizer's moments; see `ssmreduce.models.optimizer_state`.
     horizon : int, optional
         Sequence length to balance for; see `balance`.
+    mode_scaling : {"layer", "balanced"}
+        Size of each new state; see `ssmreduce.models.mode_scaling`.
     rollback : RollbackPolicy, optional
         When to undo a cut by the metric that `report` is told; without it cuts are final.
     trace : HankelTrace, optional
@@ -98,10 +101,12 @@ class InTrainingReducer:
         gate: float = 0.95,
         moments: Moments = "carry",
         horizon: int | None = None,
+        mode_scaling: ModeScaling = "layer",
         rollback: RollbackPolicy | None = None,
         trace: HankelTrace | None = None,
     ) -> None:
         check_moments(moments)
+        check_mode_scaling(mode_scaling)
         _check_type(schedule, ReductionSchedule, "schedule", "ReductionSchedule(total_steps)")
         if rollback is not None:
             _check_type(rollback, RollbackPolicy, "rollback", "RollbackPolicy(tolerance)")
@@ -111,6 +116,7 @@ class InTrainingReducer:
         self.order = HankelMass(0.96) if order is None else as_rule(order)
         self.gate = fraction(gate, "gate")
         self.moments: Moments = moments
+        self.mode_scaling: ModeScaling = mode_scaling
         self.horizon = positive_horizon(horizon)
         self.rollback = rollback
         self.trace = trace
@@ -309,7 +315,9 @@ class InTrainingReducer:
                 if name_of(path) in self._stopped:
                     continue
                 started = time.perf_counter()
-                result = reduce_named_layer(name_of(path), layer, order, self.horizon)
+                result = reduce_named_layer(
+                    name_of(path), layer, order, self.horizon, mode_scaling=self.mode_scaling
+                )
                 if result.new_order < self.gate * result.old_order:
                     accepted[path] = result
                     events.append(self._event(step, name_of(path), result, started))
