@@ -23,7 +23,7 @@ from ssmreduce.derivatives.adjoint import controllability_gradient
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
-from ssmreduce.gramians.factors import gramian_factors
+from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.hankel import hankel_singular_values, hsv_rule
 from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
@@ -68,7 +68,9 @@ def h2_norm(system: System) -> float | HostArray:
     1.0
     """
     if differentiable(system):
-        found: HostArray = apply(_h2_rule, system.to_standard(), (), native=native.h2)
+        found: HostArray = apply(
+            _h2_rule, system.to_standard(), (), name="h2_norm", native=native.h2
+        )
         return found
     return _each(system, _h2)
 
@@ -108,7 +110,9 @@ def hankel_norm(system: System) -> float | HostArray:
     4.0
     """
     if differentiable(system):
-        found: HostArray = apply(_hankel_rule, system.to_standard(), (), native=native.hankel)
+        found: HostArray = apply(
+            _hankel_rule, system.to_standard(), (), name="hankel_norm", native=native.hankel
+        )
         return found
     return _each(system, _hankel)
 
@@ -132,7 +136,7 @@ def _h2_rule(system: System) -> tuple[float, Pullback]:
             return None, None, None, D
         real = isinstance(system, DiagonalStateSpace) and system.real_output
         C = real_output(system.C) if real else system.C
-        Z, _ = gramian_factors(system)
+        Z = gramian_factor(system, 0)
         state, B = controllability_gradient(system, Z, (0.5 * scale) * (adjoint(C) @ C))
         outer = scale * ((C @ Z) @ adjoint(Z))
         if real:
@@ -174,11 +178,12 @@ def _h2(system: System) -> float:
 
 def _state_norm(system: System) -> float:
     """‖C Z‖_F or ‖Bᴴ Y‖_F, whichever has fewer rows."""
-    Z, Y = gramian_factors(system)
     real = isinstance(system, DiagonalStateSpace) and system.real_output
     if system.outputs <= system.inputs:
-        return frobenius_norm((real_output(system.C) if real else system.C) @ Z)
-    return frobenius_norm(adjoint(real_input(system.B) if real else system.B) @ Y)
+        seen = real_output(system.C) if real else system.C
+        return frobenius_norm(seen @ gramian_factor(system, 0))
+    reached = real_input(system.B) if real else system.B
+    return frobenius_norm(adjoint(reached) @ gramian_factor(system, 1))
 
 
 def _scaled(system: System) -> tuple[System, int]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray, as_array, to_double, to_host
+from ssmreduce._namespace import Array, HostArray, array_eps, as_array, to_double, to_host
 from ssmreduce.equations.residual import relative_residual
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.simulation import simulate
 from ssmreduce.testing.tolerances import (
     ROUNDING,
-    array_eps,
-    arrays_of,
+    arrays_in,
     at_most,
     described,
     largest_error,
@@ -338,7 +337,7 @@ def assert_same_library(result: Array | System, like: Array | System) -> None:
                 array_api_compat.array_namespace(x).__name__.removeprefix("array_api_compat."),
                 str(array_api_compat.device(x)),
             )
-            for x in arrays_of(thing)
+            for x in arrays_in(thing)
         }
         for thing in (result, like)
     ]
