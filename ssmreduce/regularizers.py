@@ -251,11 +251,14 @@ class LazyHankelNuclearNorm:
             "LazyHankelNuclearNorm.refresh", "Gramians are balanced on the host", system
         )
         host, like, eps = system.to_host(), deciding_array(system), array_eps(*arrays_of(system))
+        single = eps > np.finfo(np.float64).eps
+        if single:  # `penalty` widens half precision
+            eps = float(np.finfo(np.float32).eps)
         parts = map_indices(host, lambda index: _refreshed(host[index], eps))
 
         def stacked(arrays: list[HostArray]) -> Array:
             together = np.asarray(in_batch_shape(arrays, host.batch_shape))
-            if eps > np.finfo(np.float64).eps:
+            if single:
                 dtype = np.complex64 if np.iscomplexobj(together) else np.float32
                 together = together.astype(dtype)
             return from_host(together, like)

@@ -367,7 +367,7 @@ def test_precisions_of_every_kind(
     for penalty in penalties(system):
         value = penalty(system)
         accuracy = 4.0 * torch.finfo(value.dtype).eps
-        assert float(value) == pytest.approx(float(penalty(plain)), rel=max(accuracy, 1e-5))
+        assert value.item() == pytest.approx(float(penalty(plain)), rel=max(accuracy, 1e-5))
         value.backward()
         assert all(bool(torch.isfinite(x.grad).all()) for x in tensors)
 
