@@ -90,8 +90,8 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
 
     Notes
     -----
-    Formed from its factor, which is what `balance` uses: prefer that for anything numerical. Within a
-    horizon, for a diagonal system, the sum is taken in closed form.
+    Of a diagonal system in closed form, of a dense one formed from its factor. `balance` uses factors:
+    prefer that for anything numerical.
     Cost O(n² m) for diagonal systems, O(n³) per doubling for dense ones. Differentiable under torch
     autograd and JAX without a horizon: a tensor that asks for a gradient, or a tracer, gives one back.
 
@@ -129,8 +129,8 @@ def _batched(system: System, horizon: int | None, which: int) -> HostArray:
         return found
 
     def gramian(single: System) -> HostArray:
-        if horizon is not None and isinstance(single, DiagonalStateSpace):
-            return _horizon_gramian(single, horizon, which)
+        if isinstance(single, DiagonalStateSpace):
+            return _diagonal_gramian(single, horizon, which)
         factor = gramian_factor(single, which, horizon)
         return factor @ adjoint(factor)
 
@@ -170,16 +170,18 @@ def _observability_rule(system: System) -> tuple[HostArray, Pullback]:
     return Y @ adjoint(Y), pullback
 
 
-def _horizon_gramian(system: DiagonalStateSpace, horizon: int, which: int) -> HostArray:
-    """The Gramian over a finite horizon in closed form."""
+def _diagonal_gramian(system: DiagonalStateSpace, horizon: int | None, which: int) -> HostArray:
+    """The Gramian in closed form, (G Gᴴ) ∘ K."""
     steps = check_horizon(system, horizon)
-    assert steps is not None
     host = dual(system.to_host()) if which else system.to_host()
     eigenvalues, G = host.eigenvalues, host.B
-    hermitian, symmetric = diagonal.horizon_kernels(eigenvalues, host.log_eigenvalues, steps)
+    if steps is None:
+        hermitian, symmetric = _stable_kernels(host)
+    else:
+        hermitian, symmetric = diagonal.horizon_kernels(eigenvalues, host.log_eigenvalues, steps)
     first = (G @ adjoint(G)) * hermitian
     second = (G @ adjoint(G.conj())) * symmetric
-    if not (np.all(np.isfinite(first)) and np.all(np.isfinite(second))):
+    if steps is not None and not (np.all(np.isfinite(first)) and np.all(np.isfinite(second))):
         raise smith.overflow_within_horizon()
     if not system.real_output:
         real = np.isrealobj(eigenvalues) and np.isrealobj(G)
