@@ -337,3 +337,18 @@ def test_gramians_in_bad_units(rng: np.random.Generator, discrete: bool) -> None
     assert np.abs(found - P).max() <= tolerance * np.abs(P).max()
     found = observability_gramian(scaled) * np.outer(unit, unit)
     assert np.abs(found - Q).max() <= tolerance * np.abs(Q).max()
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("real_output", [True, False])
+def test_diagonal_gramians_keep_small_entries(
+    rng: np.random.Generator, discrete: bool, real_output: bool
+) -> None:
+    """Scaling states by powers of two scales entries, and rounds nothing."""
+    system = diagonal_system(rng, 5, 2, 2, discrete=discrete, real_output=real_output)
+    scale = 2.0 ** np.array([0.0, -300.0, 40.0, 0.0, 200.0])
+    scaled = system.rescaled(scale)
+    weights = np.tile(scale, 2) if real_output else scale
+    P, Q = controllability_gramian(system), observability_gramian(system)
+    assert np.array_equal(controllability_gramian(scaled), P * np.outer(weights, weights))
+    assert np.array_equal(observability_gramian(scaled), Q / np.outer(weights, weights))
