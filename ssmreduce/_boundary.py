@@ -7,7 +7,8 @@ Three routes lead through a public function.
    arrays, the function is called, and all arrays in its result go back to the caller's library.
 3. Arrays on another device, abstract arrays of JAX, and tensors that record gradients: the native
    version of the function is called, which leaves them where they are. Where there is none, or it
-   raises `NoNativeRoute`, arrays of a device take route 2 with a `HostTransferWarning`.
+   raises `NoNativeRoute`, arrays of a device take route 2 with a `HostTransferWarning`; so do tensors
+   whose gradient a native version would have kept.
 
 Arrays are found in arguments, and in the fields of dataclasses: systems, reductions, solutions. An object
 that went in and comes out is the same object for the caller.
@@ -200,6 +201,21 @@ def announce_transfer(name: str, reason: str, *values: Any) -> None:
         )
 
 
+def announce_fallback(name: str, reason: str, *values: Any) -> None:
+    """`announce_transfer` where a native version refused: a gradient that it would have had ends too."""
+    announce_transfer(name, reason, *values)
+    if _record_gradients(*values):
+        warn_caller(
+            f"`{name}` got a tensor that records gradients, but {reason}: computed on the host, and the "
+            "gradient ends here. Detach the arrays, system.to_host(), if none is wanted.",
+            HostTransferWarning,
+        )
+
+
+def _record_gradients(*values: Any) -> bool:
+    return any(records_gradient(array) for value in values for array in _foreign_arrays(value))
+
+
 def warn_caller(message: str, category: type[Warning]) -> None:
     """Issue a warning at the line outside of this package that led to it."""
     level, frame = 1, sys._getframe()
@@ -237,20 +253,17 @@ def any_library(
         def elsewhere(*args: Any, **kwargs: Any) -> Any:
             values = (*args, *kwargs.values())
             if needs_native(*values):
-                reason = "it has no version that leaves arrays where they are"
-                like = deciding_array(*values)
-                if has_derivative and (is_traced(like) or records_gradient(like)):
-                    if not is_traced(like):
-                        announce_transfer(
-                            function.__name__, "its derivative is one of the host", like
-                        )
+                traced = is_traced(deciding_array(*values))
+                if has_derivative and (traced or _record_gradients(*values)):
                     return function(*args, **kwargs)
-                if native is not None:
+                if native is None:
+                    reason = "it has no version that leaves arrays where they are"
+                    announce_transfer(function.__name__, reason, *values)
+                else:
                     try:
                         return run_native(native, *args, **kwargs)
                     except NoNativeRoute as refusal:
-                        reason = str(refusal)
-                announce_transfer(function.__name__, reason, *values)
+                        announce_fallback(function.__name__, str(refusal), *values)
             caller = Caller.of(*values)
             on_host = [caller.host(value) for value in args]
             named = {key: caller.host(value) for key, value in kwargs.items()}

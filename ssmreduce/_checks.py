@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -36,7 +38,18 @@ def require_backend(module: str, *, extra: str) -> ModuleType:
 
 
 def floating_array(value: object, name: str, ndim_min: int) -> Array:
-    """Return `value` as a real or complex floating array with at least `ndim_min` axes."""
+    """Return `value` as a finite real or complex floating array with at least `ndim_min` axes."""
+    array = numeric_array(value, name, ndim_min)
+    if not _all_finite(array):
+        raise NonFiniteError(
+            f"`{name}` holds NaN or Inf; expected finite numbers. "
+            "Look at the step before: a diverged training run or a damaged checkpoint."
+        )
+    return array
+
+
+def numeric_array(value: object, name: str, ndim_min: int) -> Array:
+    """Return `value` as a real or complex floating array with at least `ndim_min` axes, finite or not."""
     try:
         array = as_array(value)
     except ValueError as error:
@@ -66,11 +79,6 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
         raise ShapeError(
             f"`{name}` has shape {tuple(array.shape)}; expected at least {ndim_min} axes. "
             "Write one input as a column and one output as a row."
-        )
-    if not _all_finite(array):
-        raise NonFiniteError(
-            f"`{name}` holds NaN or Inf; expected finite numbers. "
-            "Look at the step before: a diverged training run or a damaged checkpoint."
         )
     return array
 
@@ -117,6 +125,11 @@ def positive_count(value: object, name: str, meaning: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise OrderError(f"`{name}` is {value!r}; expected a positive int. Pass {meaning}.")
     return int(value)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether `value` is a finite real number, of Python or NumPy."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def positive_horizon(horizon: object) -> int | None:

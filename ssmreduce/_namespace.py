@@ -184,13 +184,30 @@ def _single(array: Array) -> Array:
 
 def common_precision(*arrays: Array) -> list[Array]:
     """The arrays in one dtype: the widest of theirs, in double precision where it can be had."""
+    return _in_one_dtype(arrays, double=has_doubles(arrays[0]))
+
+
+def common_dtype(*arrays: Array) -> list[Array]:
+    """The arrays in one dtype: the widest of theirs, single precision at least."""
     xp = namespace(*arrays)
-    is_complex = any(xp.isdtype(x.dtype, "complex floating") for x in arrays)
-    if has_doubles(arrays[0]):
-        dtype = xp.complex128 if is_complex else xp.float64
+    return _in_one_dtype(arrays, double=any(x.dtype in (xp.float64, xp.complex128) for x in arrays))
+
+
+def _in_one_dtype(arrays: tuple[Array, ...], *, double: bool) -> list[Array]:
+    xp = namespace(*arrays)
+    if any(map(is_complex_array, arrays)):
+        dtype = xp.complex128 if double else xp.complex64
     else:
-        dtype = xp.complex64 if is_complex else xp.float32
+        dtype = xp.float64 if double else xp.float32
     return [xp.astype(x, dtype, copy=False) for x in arrays]
+
+
+def array_eps(*arrays: Array) -> float:
+    """The largest eps of the dtypes of `arrays`, each of any library; integers have none."""
+    kinds = [(namespace(x), x.dtype) for x in arrays]
+    floating = ("real floating", "complex floating")
+    found = [float(xp.finfo(dtype).eps) for xp, dtype in kinds if xp.isdtype(dtype, floating)]
+    return max(found, default=float(np.finfo(np.float64).eps))
 
 
 def as_number(value: Array) -> Any:
@@ -227,8 +244,18 @@ def adjoint(matrix: Array) -> Array:
 
 def conjugate(array: Array) -> Array:
     """Complex conjugate; a real array itself."""
+    return namespace(array).conj(array) if is_complex_array(array) else array
+
+
+def real_part(array: Array) -> Array:
+    """Real part; a real array itself."""
+    return namespace(array).real(array) if is_complex_array(array) else array
+
+
+def imaginary_part(array: Array) -> Array:
+    """Imaginary part; zeros of a real array."""
     xp = namespace(array)
-    return xp.conj(array) if xp.isdtype(array.dtype, "complex floating") else array
+    return xp.imag(array) if is_complex_array(array) else xp.zeros_like(array)
 
 
 def product_of(left: Array, right: Array) -> Array:

@@ -72,4 +72,4 @@ class ScalingWarning(UserWarning):
 
 
 class HostTransferWarning(UserWarning):
-    """Arrays were moved from their device to the host, and the answer back; the message says why."""
+    """Arrays were moved from a device to the host and back, or a gradient ends; the message says why."""

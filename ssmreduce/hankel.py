@@ -102,7 +102,11 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     if differentiable(system):
         refuse_horizon(horizon)
         found: HostArray = apply(
-            hsv_rule, system, (state_count(system),), native=native_hankel.singular_values
+            hsv_rule,
+            system,
+            (state_count(system),),
+            name="hankel_singular_values",
+            native=native_hankel.singular_values,
         )
         return found
 

@@ -12,17 +12,29 @@ Hankel singular value regularization for highly compressible state space models,
 
 from __future__ import annotations
 
-from typing import Any
+import operator
 
-import array_api_compat
 import numpy as np
 
+from ssmreduce._boundary import announce_transfer, deciding_array
 from ssmreduce._checks import positive_count
-from ssmreduce._namespace import Array, HostArray, is_complex_array, is_traced
+from ssmreduce._namespace import (
+    Array,
+    HostArray,
+    array_eps,
+    common_dtype,
+    from_host,
+    imaginary_part,
+    in_library_of,
+    is_traced,
+    namespace,
+    real_part,
+)
 from ssmreduce.derivatives.dispatch import apply, differentiable
-from ssmreduce.derivatives.frozen import FrozenAdjoint, freeze, frozen_value
+from ssmreduce.derivatives.frozen import FrozenAdjoint, freeze, frozen_value, kind_of
 from ssmreduce.derivatives.rule import Pullback
-from ssmreduce.errors import ShapeError, UnsupportedEquationError
+from ssmreduce.errors import OrderError, ShapeError, UnsupportedEquationError
+from ssmreduce.gramians.batch import in_batch_shape, map_indices
 from ssmreduce.hankel import balance_factors, hankel_singular_values, hsv_rule
 from ssmreduce.norms._common import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
@@ -74,10 +86,10 @@ def hankel_nuclear_norm(system: System) -> Array:
     >>> round(float(B.grad), 6)
     2.666667
     """
-    check_system(system)
     if differentiable(system):
-        return apply(_nuclear_rule, system, ())
-    return hankel_singular_values(system).sum(-1)
+        return apply(_nuclear_rule, system, (), name="hankel_nuclear_norm")
+    values = hankel_singular_values(system)
+    return namespace(values).sum(values, axis=-1)
 
 
 def _nuclear_rule(system: System) -> tuple[float, Pullback]:
@@ -135,27 +147,24 @@ def modal_l1(system: DiagonalStateSpace) -> Array:
         )
     if not any(map(is_traced, arrays_of(system))):
         check_stable(system)
-    xp = array_api_compat.array_namespace(system.B)
-    sizes = _norm(xp, system.B, axis=-1) * _norm(xp, system.C, axis=-2)
+    like = deciding_array(system)
+    state, B, C = common_dtype(*(in_library_of(x, like) for x in arrays_of(system)[:3]))
+    xp = namespace(B)
     if not isinstance(system.time, Discrete):
-        margin = -_real(xp, system.eigenvalues)
+        margin = -real_part(state)
     elif system.log_eigenvalues is not None:
-        margin = -xp.expm1(_real(xp, system.log_eigenvalues))
+        margin = -xp.expm1(real_part(state))
     else:
-        margin = 1.0 - _norm(xp, system.eigenvalues[..., None], axis=-1)
-    return xp.sum(sizes / margin, axis=-1)
+        margin = 1.0 - _norm(state[..., None], axis=-1)
+    return xp.sum(_norm(B, axis=-1) * _norm(C, axis=-2) / margin, axis=-1)
 
 
-def _norm(xp: Any, array: Array, axis: int) -> Array:
+def _norm(array: Array, axis: int) -> Array:
     """Euclidean norm along an axis, whose derivative at zero is zero and not NaN."""
-    parts = (xp.real(array), xp.imag(array)) if is_complex_array(array) else (array,)
-    squares = sum(xp.sum(part * part, axis=axis) for part in parts)
+    xp = namespace(array)
+    squares = xp.sum(real_part(array) ** 2 + imaginary_part(array) ** 2, axis=axis)
     nonzero = squares > 0
     return xp.where(nonzero, xp.sqrt(xp.where(nonzero, squares, 1.0)), 0.0)
-
-
-def _real(xp: Any, array: Array) -> Array:
-    return xp.real(array) if is_complex_array(array) else array
 
 
 class LazyHankelNuclearNorm:
@@ -203,8 +212,19 @@ class LazyHankelNuclearNorm:
         self.every = positive_count(every, "every", "the number of steps between two refreshes")
 
     def due(self, step: int) -> bool:
-        """Whether step number `step` needs a fresh state: 0, k, 2k, ..."""
-        return step % self.every == 0
+        """Whether step number `step` needs a fresh state: 0, k, 2k, ...
+
+        Raises
+        ------
+        OrderError
+            If `step` is not an int.
+        """
+        try:
+            return operator.index(step) % self.every == 0
+        except TypeError:
+            raise OrderError(
+                f"`step` is {step!r}; expected an int. Count optimizer steps from 0."
+            ) from None
 
     def refresh(self, system: System) -> FrozenAdjoint:
         """Return the state for `penalty`: arrays of the library, dtype and device of the system's.
@@ -227,19 +247,28 @@ class LazyHankelNuclearNorm:
                 "`system` has traced arrays, which have no values yet; expected a call outside jax.jit and "
                 "jax.grad. Pass the state that it returns into the jitted function."
             )
-        host = system.to_host()
-        eps = _eps(system)
-        parts = [_refreshed(host[index], eps) for index in np.ndindex(host.batch_shape)]
+        announce_transfer(
+            "LazyHankelNuclearNorm.refresh", "Gramians are balanced on the host", system
+        )
+        host, like, eps = system.to_host(), deciding_array(system), array_eps(*arrays_of(system))
+        single = eps > np.finfo(np.float64).eps
+        if single:  # `penalty` widens half precision
+            eps = float(np.finfo(np.float32).eps)
+        parts = map_indices(host, lambda index: _refreshed(host[index], eps))
 
-        def stacked(arrays: tuple[HostArray, ...]) -> Array:
-            together = np.stack(arrays).reshape((*host.batch_shape, *arrays[0].shape))
-            return _like(together, system)
+        def stacked(arrays: list[HostArray]) -> Array:
+            together = np.asarray(in_batch_shape(arrays, host.batch_shape))
+            if single:
+                dtype = np.complex64 if np.iscomplexobj(together) else np.float32
+                together = together.astype(dtype)
+            return from_host(together, like)
 
         return FrozenAdjoint(
-            stacked(tuple(part.offset for part in parts)),
-            stacked(tuple(part.inputs for part in parts)),
-            stacked(tuple(part.outputs for part in parts)),
-            tuple(map(stacked, zip(*(part.dynamics for part in parts), strict=True))),
+            stacked([part.offset for part in parts]),
+            stacked([part.inputs for part in parts]),
+            stacked([part.outputs for part in parts]),
+            tuple(stacked([*column]) for column in zip(*(x.dynamics for x in parts), strict=True)),
+            parts[0].made_for,
         )
 
     def penalty(self, system: System, state: FrozenAdjoint) -> Array:
@@ -248,43 +277,32 @@ class LazyHankelNuclearNorm:
         Parameters
         ----------
         system : StateSpace or DiagonalStateSpace
-            Of the sizes and the kind that `refresh` saw; tracers and tensors that ask for a gradient.
+            Of the kind, time, sizes and batch axes that `refresh` saw; tracers and tensors that ask for a
+            gradient.
         state : FrozenAdjoint
             What `refresh` returned.
 
         Raises
         ------
         ShapeError
-            If the state belongs to a system of another order: refresh after a cut.
+            If the state belongs to another kind of system, one of another order say: refresh after a cut.
         """
-        expected = 2 * system.order if isinstance(system, DiagonalStateSpace) else system.order
-        if state.inputs.shape[-1] != expected or state.offset.shape != system.batch_shape:
+        check_system(system)
+        found, made_for = kind_of(system), state.made_for
+        axes, expected = system.batch_shape, tuple(state.offset.shape)
+        if (found, axes) != (made_for, expected):
             raise ShapeError(
-                f"`state` was made for {state.inputs.shape[-1]} real states and batch axes "
-                f"{tuple(state.offset.shape)}, but `system` has {expected} and {system.batch_shape}; "
-                "expected the same. Call refresh(system) after a layer was cut."
+                f"`system` is a {found}, batch axes {axes}, but `state` was made for a {made_for}, batch "
+                f"axes {expected}; expected the same. Call refresh(system) after a layer was cut."
             )
         return frozen_value(system, state)
 
 
 def _refreshed(system: System, eps: float) -> FrozenAdjoint:
+    if system.order == 0:
+        none = np.zeros((0, 0))
+        return freeze(system, 0.0, (none, none), (none, none))
     balanced = balance_factors(system)
     resolved = balanced.hsv > _RESOLVED * eps * balanced.hsv[0]
     weights = balanced.gramian_derivatives(np.ones(min(balanced.rank, int(resolved.sum()))))
     return freeze(system, float(balanced.hsv.sum()), balanced.factors.whole(), weights)
-
-
-def _eps(system: System) -> float:
-    """Unit of the least precise array of the system."""
-    dtypes = [str(array.dtype).rsplit(".", maxsplit=1)[-1] for array in arrays_of(system)]
-    return max(float(np.finfo(dtype).eps) for dtype in dtypes)
-
-
-def _like(host: HostArray, system: System) -> Array:
-    """Bring an array from the host to the library, precision and device of the system's arrays."""
-    B = system.B
-    xp = array_api_compat.array_namespace(B)
-    single = _eps(system) > np.finfo(np.float64).eps
-    names = ("complex64", "float32") if single else ("complex128", "float64")
-    dtype = getattr(xp, names[0] if np.iscomplexobj(host) else names[1])
-    return xp.asarray(host, dtype=dtype, device=array_api_compat.device(B))

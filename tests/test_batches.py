@@ -36,6 +36,7 @@ from ssmreduce import (
 )
 from ssmreduce._workers import map_workers
 from ssmreduce.gramians import batch as batch_module
+from ssmreduce.norms import gramian as gramian_norms
 from ssmreduce.norms import hinf_difference
 
 pytestmark = pytest.mark.every_library
@@ -381,3 +382,49 @@ def test_a_dense_batch_is_read_in_any_layout(rng: np.random.Generator) -> None:
     reordered = StateSpace(*(x[::-1] for x in (batch.A, batch.B, batch.C)), time=batch.time)
     found = hankel_singular_values(reordered)[::-1]
     np.testing.assert_allclose(found, hankel_singular_values(batch), rtol=1e-12)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("real", [True, False])
+def test_h2_norms_of_channels_are_taken_together(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, discrete: bool, real: bool
+) -> None:
+    """Silent, scaled and coinciding states; D counts once, and a readout after the update."""
+    singles = []
+    for k in range(8):
+        s = diagonal_system(rng, 6, 1, 1, discrete=discrete, real_output=real)
+        poles, B, C = s.eigenvalues.copy(), s.B.copy(), s.C.copy()
+        if k == 1:
+            B[:] = 0.0
+        if k == 2:
+            C[0, :3] = 0.0
+        if k == 3:
+            B, C = 1e200 * B, 1e-120 * C
+        if k == 4:
+            poles[1] = poles[0]
+        if k == 5:
+            poles[:3] = poles[:3].real
+        D = rng.standard_normal((1, 1)) if discrete else np.zeros((1, 1))
+        options: dict[str, Any] = {"time": s.time, "real_output": real}
+        singles.append(DiagonalStateSpace(poles, B, C, D, **options, read_after_update=discrete))
+    expected = np.array([h2_norm(single) for single in singles])
+    arrays = [np.stack([getattr(s, x) for s in singles]) for x in ("eigenvalues", "B", "C", "D")]
+    batch = DiagonalStateSpace(*arrays, **options, read_after_update=discrete)
+
+    def alone(*args: Any) -> Any:
+        raise AssertionError("a channel was taken alone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gramian_norms, "gramian_factor", alone)
+        assert np.all(abs(h2_norm(batch) - expected) <= 1e3 * EPS * expected)
+    arrays[0][5] *= 100.0 if discrete else -1.0
+    unstable = DiagonalStateSpace(*arrays, **options, read_after_update=discrete)
+    with pytest.raises(UnstableSystemError, match=r"in system\[5\] of the batch"):
+        h2_norm(unstable)
+    # An impulse passes through D: only in discrete time has it a finite energy.
+    if not discrete:
+        arrays[0][5] *= -1.0
+        arrays[3][2] = 1.0
+        assert np.isinf(h2_norm(DiagonalStateSpace(*arrays, **options))).tolist() == [
+            k == 2 for k in range(8)
+        ]

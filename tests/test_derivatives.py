@@ -17,6 +17,7 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
+    ShapeError,
     StateSpace,
     UnstableSystemError,
     UnsupportedEquationError,
@@ -491,3 +492,50 @@ def test_refusals(rng: np.random.Generator) -> None:
                 with_arrays(system, [jnp.asarray([1.5, 0.1, 0.2]), *arrays_of(system)[1:]])
             )
         )
+
+
+NORMS = [hankel_singular_values, controllability_gramian, h2_norm, hankel_norm, hinf_norm]
+
+
+@pytest.mark.parametrize("function", [*NORMS, hankel_nuclear_norm])
+def test_batches_without_a_system_are_refused(function: Callable[[Any], Any]) -> None:
+    shapes = ((0, 2, 2), (0, 2, 1), (0, 1, 2))
+
+    def system(make: Callable[[Any], Any]) -> StateSpace:
+        return StateSpace(*(make(shape) for shape in shapes), time=Discrete())
+
+    def traced(gain: Any) -> Any:
+        found = function(system(lambda shape: gain * jnp.zeros(shape)))
+        return getattr(found, "lower", found)
+
+    for call in (
+        lambda: function(system(np.zeros)),
+        lambda: function(system(lambda shape: torch.zeros(shape, requires_grad=True))),
+        lambda: jax.jit(traced)(1.0),
+    ):
+        with pytest.raises(ShapeError, match=r"`system` has batch axes \(0,\)"):
+            call()
+
+
+@pytest.mark.parametrize("function", [*NORMS, hankel_nuclear_norm])
+def test_the_unstable_system_of_a_batch_is_named(function: Callable[[Any], Any]) -> None:
+    poles = torch.tensor([[0.5, 0.25], [1.5, 0.25]], requires_grad=True)
+    batch = DiagonalStateSpace(poles, torch.ones(2, 2, 1), torch.ones(2, 1, 2), time=Discrete())
+    with pytest.raises(UnstableSystemError, match=r"in system\[1\] of the batch"):
+        function(batch)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_gramian_is_complex_where_its_equation_is(dense: bool) -> None:
+    """C is complex, which is nothing to P: with a gradient, without, under jit, and for NumPy."""
+    A = np.diag([0.5, 0.25]) if dense else np.array([0.5, 0.25])
+    make: Any = StateSpace if dense else DiagonalStateSpace
+    plain = make(A, np.ones((2, 1)), 1j * np.ones((1, 2)), time=Discrete())
+    tensors = [torch.tensor(x) for x in arrays_of(plain)]
+    jitted = jax.tree.map(jnp.asarray, plain)
+    with_gradient = with_arrays(plain, [x.clone().requires_grad_() for x in tensors])
+    for function, kind in ((controllability_gramian, "f"), (observability_gramian, "c")):
+        assert function(plain).dtype.kind == kind
+        for system in (with_arrays(plain, tensors), with_gradient):
+            assert function(system).detach().numpy().dtype.kind == kind
+        assert jax.jit(function)(jitted).dtype.kind == kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from ssmreduce import (
     balance,
     balanced_truncation,
     controllability_gramian,
+    h2_norm,
     hankel_singular_values,
     observability_gramian,
 )
+from ssmreduce.gramians.factors import gramian_factors
 
 pytestmark = pytest.mark.every_library
 
@@ -186,7 +189,7 @@ def test_marginal_and_unstable_systems_raise(name: str, real_output: bool) -> No
     )
     for candidate in (system, system.to_dense()):
         for function in (hankel_singular_values, controllability_gramian, balance):
-            remedy = "horizon" if isinstance(time, Discrete) else "unstable part"
+            remedy = "horizon" if isinstance(time, Discrete) else "split_unstable"
             with pytest.raises(UnstableSystemError, match=remedy):
                 function(candidate)
 
@@ -273,3 +276,81 @@ def test_closed_form_within_a_horizon(
         found = function(system, horizon=steps)
         size = np.sqrt(np.abs(np.outer(exact.diagonal(), exact.diagonal())))
         assert np.all(np.abs(found - exact) <= 20 * steps * EPS * size)
+
+
+@pytest.mark.parametrize("real_output", [True, False])
+def test_static_gains_have_empty_gramians(real_output: bool) -> None:
+    B, C = np.zeros((0, 2)), np.zeros((3, 0))
+    gain = DiagonalStateSpace(np.zeros(0), B, C, time=Discrete(), real_output=real_output)
+    for system in (gain, StateSpace(np.zeros((0, 0)), B, C, time=Continuous())):
+        for function in (controllability_gramian, observability_gramian):
+            assert function(system).shape == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["dense", "many states", "diagonal", "real output"])
+def test_one_gramian_is_one_factor(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked for is factored, the other Gramian is not."""
+    count = 0
+
+    def counted(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for module, function in (
+        ("equations.dense", "hammarling_factor"),
+        ("equations.dense", "low_rank_gramian"),
+        ("gramians.factors", "_diagonal_factor"),
+    ):
+        whole = importlib.import_module(f"ssmreduce.{module}")
+        monkeypatch.setattr(whole, function, counted(getattr(whole, function)))
+    if name == "dense":
+        system: Any = dense_system(rng, 6, 2, 3)
+    elif name == "many states":
+        system = dense_system(rng, 140, 1, 1, radius=0.5)
+    else:
+        system = diagonal_system(rng, 6, 2, 3, real_output=name == "real output")
+    gramian_factors(system)
+    both = count
+    assert both > 0
+    for call in (controllability_gramian, observability_gramian, h2_norm):
+        count = 0
+        call(system)
+        closed_form = isinstance(system, DiagonalStateSpace) and call is not h2_norm
+        assert 2 * count == (0 if closed_form else both)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_gramians_in_bad_units(rng: np.random.Generator, discrete: bool) -> None:
+    """Powers of two as units of states, and of time, change nothing but the units of the answer."""
+    system = dense_system(rng, 5, 2, 2, discrete=discrete)
+    unit = 2.0 ** np.array([0.0, 20.0, -15.0, 5.0, 0.0])
+    rate = 1.0 if discrete else 2.0**20
+    A = rate * unit[:, None] * system.A / unit
+    scaled = StateSpace(A, unit[:, None] * system.B, system.C / unit, time=system.time)
+    P, Q = (f(system) / rate for f in (controllability_gramian, observability_gramian))
+    tolerance = 1e3 * EPS
+    found = controllability_gramian(scaled) / np.outer(unit, unit)
+    assert np.abs(found - P).max() <= tolerance * np.abs(P).max()
+    found = observability_gramian(scaled) * np.outer(unit, unit)
+    assert np.abs(found - Q).max() <= tolerance * np.abs(Q).max()
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("real_output", [True, False])
+def test_diagonal_gramians_keep_small_entries(
+    rng: np.random.Generator, discrete: bool, real_output: bool
+) -> None:
+    """Scaling states by powers of two scales entries, and rounds nothing."""
+    system = diagonal_system(rng, 5, 2, 2, discrete=discrete, real_output=real_output)
+    scale = 2.0 ** np.array([0.0, -300.0, 40.0, 0.0, 200.0])
+    scaled = system.rescaled(scale)
+    weights = np.tile(scale, 2) if real_output else scale
+    P, Q = controllability_gramian(system), observability_gramian(system)
+    assert np.array_equal(controllability_gramian(scaled), P * np.outer(weights, weights))
+    assert np.array_equal(observability_gramian(scaled), Q / np.outer(weights, weights))

@@ -284,9 +284,119 @@ def test_what_is_refused(rng: np.random.Generator) -> None:
         lazy.penalty(jax.tree.map(lambda x: x[None], system), state)
 
 
+def test_a_state_belongs_to_one_kind_of_system(rng: np.random.Generator) -> None:
+    """Their matrices have one size, 4x4; what is not checked would be a wrong number."""
+    lazy = LazyHankelNuclearNorm()
+    others = [
+        samples.diagonal_system(rng, 2, 2, 2),
+        samples.diagonal_system(rng, 2, 2, 2, real_output=True),
+        samples.diagonal_system(rng, 2, 2, 2, discrete=False),
+        samples.diagonal_system(rng, 2, 3, 2),
+        samples.diagonal_system(rng, 2, 2, 1),
+        samples.dense_system(rng, 4, 2, 2),
+        samples.dense_system(rng, 4, 2, 2, discrete=False),
+    ]
+    states = [lazy.refresh(system) for system in others]
+    for k, system in enumerate(others):
+        for j, state in enumerate(states):
+            if j == k:
+                lazy.penalty(system, state)
+                continue
+            with pytest.raises(ShapeError, match="but `state` was made for a"):
+                lazy.penalty(system, state)
+    with pytest.raises(TypeError, match="`system` is a"):
+        lazy.penalty(np.eye(2), states[0])  # type: ignore[arg-type]
+
+
+PENALTIES = {
+    "exact": hankel_nuclear_norm,
+    "lazy": lambda s: LazyHankelNuclearNorm().penalty(s, LazyHankelNuclearNorm().refresh(s)),
+    "modal l1": modal_l1,
+}
+
+
+def penalties(system: Any) -> list[Callable[[Any], Any]]:
+    dense = isinstance(system, StateSpace)
+    return [f for name, f in PENALTIES.items() if not (dense and name == "modal l1")]
+
+
+@pytest.mark.parametrize("module", ["torch", "jax", "array_api_strict"])
+def test_arrays_of_numpy_beside_those_of_a_library(system: Any, module: str) -> None:
+    """Only B, or all arrays but B, belong to the library; answers do too, or are floats."""
+    xp = pytest.importorskip("jax.numpy" if module == "jax" else module)
+    for penalty in penalties(system):
+        expected = penalty(system)
+        for foreign in ({1}, {0, 2, 3}, {0, 1, 2, 3}):
+            arrays = [xp.asarray(x) if k in foreign else x for k, x in enumerate(arrays_of(system))]
+            found = penalty(with_arrays(system, arrays))
+            assert float(found) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_gradients_of_some_tensors_beside_numpy(system: Any) -> None:
+    for penalty in penalties(system):
+        tensors = as_torch(system, gradient=True)
+        penalty(tensors).backward()
+        alone = torch.tensor(system.B, requires_grad=True)
+        state, _, C, D = arrays_of(system)
+        penalty(with_arrays(system, (state, alone, C, D))).backward()
+        np.testing.assert_allclose(alone.grad, tensors.B.grad, rtol=1e-9, atol=1e-12)
+
+
+MIXED = {
+    "half": (torch.float16,) * 3,
+    "bfloat16": (torch.bfloat16,) * 3,
+    "mixed": (torch.float32, torch.bfloat16, torch.float64),
+    "complex outputs": (torch.float64, torch.float64, torch.complex128),
+    "complex poles": (torch.complex64, torch.float32, torch.float64),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("dense", [True, False])
+def test_precisions_of_every_kind(
+    rng: np.random.Generator, kind: str, discrete: bool, dense: bool
+) -> None:
+    poles = np.array([0.5, -0.25]) if discrete else np.array([-0.5, -1.0])
+    arrays = [np.diag(poles) if dense else poles, [[1.0, 0.5], [-0.5, 2.0]], [[1.0, -2.0]]]
+    kinds = MIXED[kind]
+    time: Any = Discrete() if discrete else Continuous()
+    tensors = [torch.tensor(x).to(k).requires_grad_() for x, k in zip(arrays, kinds, strict=True)]
+    make: Any = StateSpace if dense else DiagonalStateSpace
+    system, plain = make(*tensors, time=time), make(*arrays, time=time)
+    for penalty in penalties(system):
+        value = penalty(system)
+        accuracy = 4.0 * torch.finfo(value.dtype).eps
+        assert value.item() == pytest.approx(float(penalty(plain)), rel=max(accuracy, 1e-5))
+        value.backward()
+        assert all(bool(torch.isfinite(x.grad).all()) for x in tensors)
+
+
+def test_a_refresh_names_the_system_to_blame(rng: np.random.Generator) -> None:
+    poles = np.array([[0.5, 0.25], [1.5, 0.25]])
+    batch = DiagonalStateSpace(poles, np.ones((2, 2, 1)), np.ones((2, 1, 2)), time=Discrete())
+    with pytest.raises(UnstableSystemError, match=r"in system\[1\] of the batch"):
+        LazyHankelNuclearNorm().refresh(batch)
+
+
+@pytest.mark.parametrize("real_output", [True, False])
+def test_static_gains_have_no_penalty(real_output: bool) -> None:
+    gain = DiagonalStateSpace(
+        np.zeros(0), np.zeros((0, 2)), np.zeros((3, 0)), time=Discrete(), real_output=real_output
+    )
+    for system in (gain, StateSpace(np.zeros((0, 0)), gain.B, gain.C, time=Continuous())):
+        for penalty in penalties(system):
+            assert penalty(system) == 0.0
+
+
 def test_due_counts_from_zero() -> None:
     lazy = LazyHankelNuclearNorm(every=3)
     assert [step for step in range(8) if lazy.due(step)] == [0, 3, 6]
+    numbers: list[Any] = [np.int64(3), jnp.asarray(3), torch.tensor(3)]
+    assert all(map(lazy.due, numbers))
+    for step in ("a", 2.5, None):
+        with pytest.raises(OrderError, match="`step` is"):
+            lazy.due(step)  # type: ignore[arg-type]
 
 
 class TestPytrees:

@@ -26,6 +26,7 @@ from ssmreduce import (
     TimeDomainError,
     balance,
     balanced_realisation,
+    simulate,
     solve_lyapunov,
     to_discrete,
     transformed,
@@ -297,6 +298,20 @@ def test_outputs_of_a_layer(rng: np.random.Generator) -> None:
         assert_outputs_close(after, u, outputs[1:])
 
 
+@pytest.mark.parametrize("time", DOMAINS)
+def test_outputs_of_every_library(time: Any, xp: Any) -> None:
+    A, B = xp.asarray([[-0.5, 0.0], [0.25, -0.25]]), xp.asarray([[1.0], [0.0]])
+    system = StateSpace(A, B, xp.asarray([[0.0, 1.0]]), time=time)
+    u = xp.asarray([[1.0], [0.0], [2.0], [0.0]])
+    times = xp.asarray([0.0, 1.0, 2.0, 3.0]) if time == Continuous() else None
+    plain = system.to_host()
+    y = simulate(plain, np.asarray(u), times=None if times is None else np.asarray(times))
+    assert_outputs_close(system, u, xp.asarray(y), times=times)
+    assert_outputs_close(plain, u, y, times=times)
+    with pytest.raises(AssertionError, match="differ"):
+        assert_outputs_close(system, u, xp.asarray(y + 1e-3), times=times)
+
+
 def test_outputs_in_continuous_time(rng: np.random.Generator) -> None:
     system = dense_system(rng, 3, 1, 1, discrete=False)
     u, times = rng.standard_normal((20, 1)), np.linspace(0.0, 1.9, 20)
@@ -485,6 +500,47 @@ def test_large_systems_are_drawn_too(system: StateSpace) -> None:
     assert_stable(system, margin=0.02)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: assert_stable(one_state, margin=np.nan), OrderError, "`margin` is nan"),
+        (lambda: assert_stable(one_state, margin="a"), OrderError, "`margin` is 'a'"),
+        (
+            lambda: assert_error_within_bound(one_state, one_state, [1, 2, 3]),
+            ShapeError,
+            r"`bound` has shape \(3,\)",
+        ),
+        (
+            lambda: assert_error_within_bound(one_state, one_state, "a"),
+            ShapeError,
+            "`bound` has dtype",
+        ),
+        (
+            lambda: assert_lyapunov(np.eye(2), np.eye(2), np.eye(2), time=None),
+            TimeDomainError,
+            "`time` is None",
+        ),
+        (
+            lambda: assert_lyapunov([1.0], [1.0], [1.0], time=Discrete()),
+            ShapeError,
+            r"`A` has shape \(1,\)",
+        ),
+        (
+            lambda: assert_lyapunov(*[np.ones((2, 3))] * 3, time=Discrete()),
+            ShapeError,
+            r"`A` has shape \(2, 3\)",
+        ),
+        (lambda: assert_same_library([1.0], np.eye(2)), AssertionError, r"`result` is \[1.0\]"),
+        (lambda: assert_same_library(np.eye(2), None), AssertionError, "`like` is None"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    call: Callable[[], None], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
 @pytest.mark.parametrize("kind", STRATEGIES)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
@@ -497,6 +553,15 @@ def test_large_systems_are_drawn_too(system: StateSpace) -> None:
         ({"margin": 1.0}, OrderError, "below 1"),
         ({"dtype": "int8"}, ShapeError, "`dtype` is 'int8'; expected one of float64"),
         ({"time": 1.0}, TimeDomainError, "`time` is 1.0"),
+        ({"order": "a"}, OrderError, "`order` is 'a'; expected an int or"),
+        ({"order": (1, 2, 3)}, OrderError, r"`order` is \(1, 2, 3\)"),
+        ({"order": True}, OrderError, "`order` is True"),
+        ({"order": 2.5}, OrderError, "`order` is 2.5"),
+        ({"inputs": [1, 2]}, OrderError, r"`inputs` is \[1, 2\]"),
+        ({"margin": "a"}, OrderError, "`margin` is 'a'"),
+        ({"batch_shape": 3}, ShapeError, "`batch_shape` is 3; expected a tuple"),
+        ({"batch_shape": (0,)}, ShapeError, r"`batch_shape` is \(0,\)"),
+        ({"batch_shape": (-1,)}, ShapeError, r"`batch_shape` is \(-1,\)"),
     ],
 )
 def test_options_that_make_no_sense(

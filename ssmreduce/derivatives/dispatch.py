@@ -1,22 +1,23 @@
 """The one place that decides whether a derivative is wanted, and from which framework.
 
-`differentiable` costs NumPy callers a look at four types. Where it is true, `apply` evaluates a rule
-through torch autograd or JAX: on the host at double precision, whatever the precision and device of the
-arrays; results and derivatives come back in theirs. First derivatives in reverse mode.
+`differentiable` costs NumPy callers a look at four types. Where it is true, `apply` checks the system, says
+so if it leaves a device, and evaluates a rule through torch autograd or JAX: on the host at double
+precision, whatever the precision and device of the arrays; results and derivatives come back in theirs.
+First derivatives in reverse mode.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import Array, is_traced
+from ssmreduce._boundary import announce_transfer
+from ssmreduce._namespace import Array, is_traced, records_gradient
 from ssmreduce.derivatives.rule import Rule
 from ssmreduce.errors import UnsupportedEquationError
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.pytree import arrays_of
 from ssmreduce.systems.state_space import StateSpace
 
@@ -26,16 +27,7 @@ def differentiable(system: Any) -> bool:
     if not isinstance(system, StateSpace | DiagonalStateSpace):
         return False
     arrays = [array for array in arrays_of(system) if type(array) is not np.ndarray]
-    return bool(arrays) and (any(map(is_traced, arrays)) or _wants_torch_gradient(arrays))
-
-
-def _wants_torch_gradient(arrays: list[Array]) -> bool:
-    torch = sys.modules.get("torch")
-    return (
-        torch is not None
-        and torch.is_grad_enabled()
-        and any(isinstance(array, torch.Tensor) and array.requires_grad for array in arrays)
-    )
+    return any(is_traced(array) or records_gradient(array) for array in arrays)
 
 
 def apply(
@@ -43,6 +35,7 @@ def apply(
     system: System,
     shape: tuple[int, ...],
     *,
+    name: str,
     is_complex: bool = False,
     native: Callable[[System], Array] | None = None,
 ) -> Array:
@@ -56,18 +49,22 @@ def apply(
         With any leading batch axes.
     shape : tuple of int
         Shape of the value for one system.
+    name : str
+        Of the function that was called, for a warning.
     is_complex : bool
         Whether the value is complex.
     native : callable, optional
         The value alone, from the arrays where they are: under JAX what runs on a device, and is not
         differentiated, is left there.
     """
+    check_system(system)
     if any(map(is_traced, arrays_of(system))):
         from ssmreduce.derivatives import jax
 
         return jax.apply(rule, system, shape, is_complex=is_complex, native=native)
     from ssmreduce.derivatives import torch
 
+    announce_transfer(name, "its derivative is one of the host", system)
     return torch.apply(rule, system, shape, is_complex=is_complex)
 
 

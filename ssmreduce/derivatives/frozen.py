@@ -15,21 +15,36 @@ terms are real quadratic forms: O(n² (m + p)). For a dense one the term in A co
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray, adjoint, is_complex_array, is_traced
+from ssmreduce._boundary import deciding_array
+from ssmreduce._namespace import (
+    Array,
+    HostArray,
+    adjoint,
+    common_dtype,
+    conjugate,
+    imaginary_part,
+    in_library_of,
+    is_complex_array,
+    is_traced,
+    namespace,
+    real_part,
+)
 from ssmreduce.derivatives.adjoint import diagonal_adjoint, dual, rows_left_out
 from ssmreduce.equations.solve import solve_lyapunov
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.pytree import register_fields
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
-class FrozenAdjoint(NamedTuple):
-    """Fixed matrices of one system or batch: arrays only, so that JAX takes it as it is.
+@dataclass(frozen=True, eq=False)
+class FrozenAdjoint:
+    """Fixed matrices of one system or batch; a pytree of JAX.
 
     Attributes
     ----------
@@ -39,12 +54,27 @@ class FrozenAdjoint(NamedTuple):
         X and Y; of a diagonal system in real and imaginary parts, N = 2n.
     dynamics : tuple of arrays
         Of the term in A: one matrix or vector, or (P₀, Q₀) for a dense discrete system.
+    made_for : str
+        `kind_of` the system; no leaf of the pytree.
     """
 
     offset: Array
     inputs: Array
     outputs: Array
     dynamics: tuple[Array, ...]
+    made_for: str
+
+    def __post_init__(self) -> None:
+        register_fields(type(self), ["offset", "inputs", "outputs", "dynamics"], ["made_for"])
+
+
+def kind_of(system: System) -> str:
+    """What a system must have in common with another for which a `FrozenAdjoint` was made."""
+    kind = type(system).__name__
+    if isinstance(system, DiagonalStateSpace) and system.real_output:
+        kind += " with real output"
+    sizes = f"{system.order} states, {system.inputs} inputs, {system.outputs} outputs"
+    return f"{kind}, {system.time}, {sizes}"
 
 
 def freeze(
@@ -67,12 +97,13 @@ def freeze(
         frozen = _diagonal(system, weights)
     else:
         frozen = _dense(system, gramians, weights)
-    return frozen._replace(offset=np.asarray(value - _terms(system, frozen)))
+    return replace(frozen, offset=np.asarray(value - _terms(system, frozen)))
 
 
 def frozen_value(system: System, frozen: FrozenAdjoint) -> Array:
     """Evaluate the continuation at `system`, of the library of its arrays; one value per system."""
-    return frozen.offset + _terms(system, frozen)
+    terms = _terms(system, frozen)
+    return in_library_of(frozen.offset, terms) + terms
 
 
 def _diagonal(system: DiagonalStateSpace, weights: tuple[Any, Any]) -> FrozenAdjoint:
@@ -86,7 +117,7 @@ def _diagonal(system: DiagonalStateSpace, weights: tuple[Any, Any]) -> FrozenAdj
         slope = 2.0 * share * driven.sum(axis=1)
         dynamics = np.concatenate([slope.real, slope.imag])
     inputs, outputs = _real_form(share * reached.X), _real_form(share * observed.X)
-    return FrozenAdjoint(np.zeros(()), inputs, outputs, (dynamics,))
+    return FrozenAdjoint(np.zeros(()), inputs, outputs, (dynamics,), kind_of(system))
 
 
 def _real_form(X: HostArray) -> HostArray:
@@ -108,54 +139,47 @@ def _dense(
         dynamics: tuple[HostArray, ...] = (Z @ adjoint(Z), Y @ adjoint(Y))
     else:
         dynamics = (2.0 * ((X @ Z) @ adjoint(Z) + Y @ (adjoint(Y) @ dual_X)),)
-    return FrozenAdjoint(np.zeros(()), X, dual_X, dynamics)
+    return FrozenAdjoint(np.zeros(()), X, dual_X, dynamics, kind_of(system))
 
 
 def _terms(system: System, frozen: FrozenAdjoint) -> Array:
-    """The three terms that depend on the system."""
-    xp = array_api_compat.array_namespace(system.B)
-    X, dual_X, dynamics = frozen.inputs, frozen.outputs, frozen.dynamics
-    B, C = _conj(xp, xp.moveaxis(system.B, -1, -2)), system.C
-    if not isinstance(system, DiagonalStateSpace):
-        return _quadratic(xp, B, X) + _quadratic(xp, C, dual_X) + _dense_term(xp, system, frozen)
-    total = _quadratic(xp, _parts(xp, B), X) + _quadratic(xp, _parts(xp, C), dual_X)
-    row = _parts(xp, _conj(xp, system.eigenvalues[..., None, :]))
-    if isinstance(system.time, Discrete):
-        return total + _quadratic(xp, row, dynamics[0])
-    return total + xp.sum(row[..., 0, :] * dynamics[0], axis=-1)
+    """The three terms that depend on the system, in one library and the widest dtype at hand."""
+    like = deciding_array(system, frozen)
+    diagonal = isinstance(system, DiagonalStateSpace)
+    state = system.eigenvalues[..., None, :] if isinstance(system, DiagonalStateSpace) else system.A
+    state, B, C = (in_library_of(x, like) for x in (state, system.B, system.C))
+    given = [state, adjoint(B), C]
+    if diagonal:
+        given = [_parts(rows) for rows in (conjugate(state), adjoint(B), C)]
+    fixed = [in_library_of(x, like) for x in (frozen.inputs, frozen.outputs, *frozen.dynamics)]
+    state, B, C, X, dual_X, *dynamics = common_dtype(*given, *fixed)
+    total = _quadratic(B, X) + _quadratic(C, dual_X)
+    discrete = isinstance(system.time, Discrete)
+    if diagonal and discrete:
+        return total + _quadratic(state, dynamics[0])
+    if diagonal:
+        return total + namespace(state).sum(state[..., 0, :] * dynamics[0], axis=-1)
+    driven = dynamics[0]
+    if discrete:
+        P, Q = dynamics
+        driven = X @ state @ P + Q @ state @ dual_X
+    return total + _inner(driven, state)
 
 
-def _dense_term(xp: Any, system: StateSpace, frozen: FrozenAdjoint) -> Array:
-    A = system.A
-    if isinstance(system.time, Discrete):
-        P, Q = frozen.dynamics
-        driven = frozen.inputs @ A @ P + Q @ A @ frozen.outputs
-    else:
-        (driven,) = frozen.dynamics
-    return _inner(xp, driven, A)
-
-
-def _quadratic(xp: Any, rows: Array, X: Array) -> Array:
+def _quadratic(rows: Array, X: Array) -> Array:
     """Re tr R X Rᴴ for a fixed Hermitian X."""
     if is_traced(rows) and not is_complex_array(rows):
         from ssmreduce.derivatives.jax import quadratic_form
 
         return quadratic_form(rows, X)
-    return _inner(xp, rows @ X, rows)
+    return _inner(rows @ X, rows)
 
 
-def _inner(xp: Any, left: Array, right: Array) -> Array:
+def _inner(left: Array, right: Array) -> Array:
     """Re tr Lᴴ R."""
-    product = left * _conj(xp, right)
-    return xp.sum(xp.real(product) if is_complex_array(product) else product, axis=(-2, -1))
+    return namespace(left).sum(real_part(left * conjugate(right)), axis=(-2, -1))
 
 
-def _conj(xp: Any, array: Array) -> Array:
-    return xp.conj(array) if is_complex_array(array) else array
-
-
-def _parts(xp: Any, rows: Array) -> Array:
+def _parts(rows: Array) -> Array:
     """[Re R, -Im R], whose product with [Re h; Im h] is Re R h."""
-    if not is_complex_array(rows):
-        return xp.concat([rows, xp.zeros_like(rows)], axis=-1)
-    return xp.concat([xp.real(rows), -xp.imag(rows)], axis=-1)
+    return namespace(rows).concat([real_part(rows), -imaginary_part(rows)], axis=-1)

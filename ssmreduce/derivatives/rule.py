@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce._workers import naming_system
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.pytree import arrays_of
 
@@ -26,16 +27,24 @@ Rule = Callable[[System], tuple[HostArray | float, Pullback]]
 def on_host(
     rule: Rule, system: System
 ) -> tuple[HostArray, Callable[[HostArray], tuple[HostArray, ...]]]:
-    """Evaluate `rule` for every system of a batch: values, and a pullback for all of them."""
+    """Evaluate `rule` for every system of a batch: values, and a pullback for all of them.
+
+    Errors name the index.
+    """
     host = system.to_host()
     indices = list(np.ndindex(host.batch_shape))
-    values, pullbacks = zip(*(rule(host[index]) for index in indices), strict=True)
+
+    def single(index: tuple[int, ...]) -> tuple[HostArray | float, Pullback]:
+        with naming_system(index):
+            return rule(host[index])
+
+    values, pullbacks = zip(*map(single, indices), strict=True)
     stacked = np.stack([np.asarray(value) for value in values])
 
     def pullback(cotangent: HostArray) -> tuple[HostArray, ...]:
         gradients = tuple(np.zeros_like(array) for array in arrays_of(host))
-        for index, single in zip(indices, pullbacks, strict=True):
-            for whole, part in zip(gradients, single(cotangent[index]), strict=True):
+        for index, backward in zip(indices, pullbacks, strict=True):
+            for whole, part in zip(gradients, backward(cotangent[index]), strict=True):
                 if part is not None:
                     whole[index] = part if np.iscomplexobj(whole) else part.real
         return gradients

@@ -63,11 +63,8 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     """
     dtype = np.result_type(A, B, C)
     A, B, C = (x.astype(dtype, copy=False) for x in (A, B, C))
-    A, unit = scaled_states(A)
-    rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
-    if rate != 1.0:
-        A, B, C = A / rate, B / np.sqrt(rate), C / np.sqrt(rate)
-    B, C = B / unit[:, None], C * unit
+    A, unit, root = _in_good_units(A, time)
+    B, C = B / (root * unit)[:, None], C / (root / unit)
     route = choose_low_rank(A, max(B.shape[1], C.shape[0]), time)
     if route is not None:
         solves, plan = route
@@ -85,6 +82,35 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     if np.all(unit == 1.0):
         return DenseFactors(Z, Y, schur.basis, schur.basis)
     return DenseFactors(Z, Y, schur.basis * unit[:, None], schur.basis / unit[:, None])
+
+
+def dense_factor(A: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
+    """Factor one Gramian of a stable system: P of (A, B), or Q of (Aᴴ, Cᴴ).
+
+    Raises
+    ------
+    UnstableSystemError
+        If an eigenvalue lies on or outside the stability boundary.
+    """
+    dtype = np.result_type(A, B)
+    A, unit, root = _in_good_units(A.astype(dtype, copy=False), time)
+    B = B.astype(dtype, copy=False) / (root * unit)[:, None]
+    route = choose_low_rank(A, B.shape[1], time)
+    if route is not None:
+        low_rank = low_rank_gramian(route[0], B, route[1], check_stability=True)
+        if low_rank is not None:
+            return np.asarray(low_rank.Z * unit[:, None])
+    schur = SchurForm.of(A)
+    schur.check_stable(time)
+    Z = hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
+    return np.asarray(product(schur.basis, Z) * unit[:, None])
+
+
+def _in_good_units(A: HostArray, time: TimeDomain) -> tuple[HostArray, HostArray, float]:
+    """A in units of states, and of time, near 1; the units of states and the root of that of rates."""
+    A, unit = scaled_states(A)
+    rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
+    return (A if rate == 1.0 else A / rate), unit, float(np.sqrt(rate))
 
 
 def scaled_states(A: HostArray) -> tuple[HostArray, HostArray]:

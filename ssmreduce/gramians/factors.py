@@ -11,18 +11,21 @@ import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import positive_horizon
-from ssmreduce._namespace import Array, HostArray, adjoint, is_complex_array
-from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
+from ssmreduce._namespace import Array, HostArray, adjoint
+from ssmreduce.derivatives.adjoint import (
+    controllability_gradient,
+    dual,
+    observability_gradient,
+)
 from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
 from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.equations import diagonal, smith
-from ssmreduce.equations.dense import DenseFactors, dense_factors
+from ssmreduce.equations.dense import DenseFactors, dense_factor, dense_factors
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import TimeDomainError
 from ssmreduce.gramians import native
 from ssmreduce.gramians.batch import map_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.pytree import arrays_of
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
@@ -40,9 +43,27 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     """
     horizon = check_horizon(system, horizon)
     host = system.to_host()
+    if not isinstance(host, DiagonalStateSpace):
+        return dense_gramian_factors(host, horizon).whole()
+    kernels = None if horizon is not None else _stable_kernels(host)
+    mirrored = None if kernels is None else (kernels[0].conj(), kernels[1].conj())
+    return (
+        _diagonal_factor(host, horizon, kernels),
+        _diagonal_factor(dual(host), horizon, mirrored),
+    )
+
+
+def gramian_factor(system: System, which: int, horizon: int | None = None) -> HostArray:
+    """Return Z alone (`which` 0), or Y alone (1): half of the work of `gramian_factors`."""
+    horizon = check_horizon(system, horizon)
+    host = system.to_host()
     if isinstance(host, DiagonalStateSpace):
-        return _diagonal_factors(host, horizon)
-    return dense_gramian_factors(host, horizon).whole()
+        host = dual(host) if which else host
+        return _diagonal_factor(host, horizon, None if horizon else _stable_kernels(host))
+    A, G = (adjoint(host.A), adjoint(host.C)) if which else (host.A, host.B)
+    if horizon is None:
+        return dense_factor(A, G, host.time)
+    return smith.finite_factor(smith.dense_powers(A), G, horizon)
 
 
 @any_library(native.controllability, has_derivative=True)
@@ -69,8 +90,8 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
 
     Notes
     -----
-    Formed from its factor, which is what `balance` uses: prefer that for anything numerical. Within a
-    horizon, for a diagonal system, the sum is taken in closed form.
+    Of a diagonal system in closed form, of a dense one formed from its factor. `balance` uses factors:
+    prefer that for anything numerical.
     Cost O(n² m) for diagonal systems, O(n³) per doubling for dense ones. Differentiable under torch
     autograd and JAX without a horizon: a tensor that asks for a gradient, or a tracer, gives one back.
 
@@ -108,9 +129,9 @@ def _batched(system: System, horizon: int | None, which: int) -> HostArray:
         return found
 
     def gramian(single: System) -> HostArray:
-        if horizon is not None and isinstance(single, DiagonalStateSpace):
-            return _horizon_gramian(single, horizon, which)
-        factor = gramian_factors(single, horizon)[which]
+        if isinstance(single, DiagonalStateSpace):
+            return _diagonal_gramian(single, horizon, which)
+        factor = gramian_factor(single, which, horizon)
         return factor @ adjoint(factor)
 
     return map_batch(system, gramian)
@@ -120,14 +141,17 @@ def _with_derivative(system: System, which: int) -> Array:
     rule = _observability_rule if which else _controllability_rule
     real_output = isinstance(system, DiagonalStateSpace) and system.real_output
     n = 2 * system.order if real_output else system.order
-    state, B, C, _ = arrays_of(system)
-    complex_valued = not real_output and any(map(is_complex_array, (state, C if which else B)))
-    where_it_is = native.observability if which else native.controllability
-    return apply(rule, system, (n, n), is_complex=complex_valued, native=where_it_is)
+    name, where_it_is = (
+        ("observability_gramian", native.observability)
+        if which
+        else ("controllability_gramian", native.controllability)
+    )
+    is_complex = native.is_complex_gramian(system, which)
+    return apply(rule, system, (n, n), name=name, is_complex=is_complex, native=where_it_is)
 
 
 def _controllability_rule(system: System) -> tuple[HostArray, Pullback]:
-    Z = gramian_factors(system)[0]
+    Z = gramian_factor(system, 0)
 
     def pullback(cotangent: HostArray) -> Gradients:
         G = 0.5 * (cotangent + adjoint(cotangent))
@@ -137,7 +161,7 @@ def _controllability_rule(system: System) -> tuple[HostArray, Pullback]:
 
 
 def _observability_rule(system: System) -> tuple[HostArray, Pullback]:
-    Y = gramian_factors(system)[1]
+    Y = gramian_factor(system, 1)
 
     def pullback(cotangent: HostArray) -> Gradients:
         state, C = observability_gradient(system, Y, 0.5 * (cotangent + adjoint(cotangent)))
@@ -146,19 +170,18 @@ def _observability_rule(system: System) -> tuple[HostArray, Pullback]:
     return Y @ adjoint(Y), pullback
 
 
-def _horizon_gramian(system: DiagonalStateSpace, horizon: int, which: int) -> HostArray:
-    """The Gramian over a finite horizon in closed form."""
+def _diagonal_gramian(system: DiagonalStateSpace, horizon: int | None, which: int) -> HostArray:
+    """The Gramian in closed form, (G Gᴴ) ∘ K."""
     steps = check_horizon(system, horizon)
-    assert steps is not None
-    host = system.to_host()
-    eigenvalues, logarithms, G = host.eigenvalues, host.log_eigenvalues, host.B
-    if which == 1:
-        eigenvalues, G = eigenvalues.conj(), adjoint(host.C)
-        logarithms = None if logarithms is None else logarithms.conj()
-    hermitian, symmetric = diagonal.horizon_kernels(eigenvalues, logarithms, steps)
+    host = dual(system.to_host()) if which else system.to_host()
+    eigenvalues, G = host.eigenvalues, host.B
+    if steps is None:
+        hermitian, symmetric = _stable_kernels(host)
+    else:
+        hermitian, symmetric = diagonal.horizon_kernels(eigenvalues, host.log_eigenvalues, steps)
     first = (G @ adjoint(G)) * hermitian
     second = (G @ adjoint(G.conj())) * symmetric
-    if not (np.all(np.isfinite(first)) and np.all(np.isfinite(second))):
+    if steps is not None and not (np.all(np.isfinite(first)) and np.all(np.isfinite(second))):
         raise smith.overflow_within_horizon()
     if not system.real_output:
         real = np.isrealobj(eigenvalues) and np.isrealobj(G)
@@ -199,32 +222,28 @@ def dense_gramian_factors(system: StateSpace, horizon: int | None) -> DenseFacto
     )
 
 
-def _diagonal_factors(
-    system: DiagonalStateSpace, horizon: int | None
-) -> tuple[HostArray, HostArray]:
-    eigenvalues, inputs, outputs = system.eigenvalues, system.B, adjoint(system.C)
-    if horizon is None:
-        check_stable(eigenvalues, system.time, log_eigenvalues=system.log_eigenvalues)
-    if horizon is not None:
-        return (
-            _horizon_factor(eigenvalues, inputs, horizon, real=system.real_output),
-            _horizon_factor(eigenvalues.conj(), outputs, horizon, real=system.real_output),
-        )
-    kernels = diagonal.cauchy_kernels(eigenvalues, system.log_eigenvalues, system.time)
-    conjugate = (kernels[0].conj(), kernels[1].conj())
-    logs = system.log_eigenvalues
-    dual_logs = None if logs is None else logs.conj()
+def _stable_kernels(system: DiagonalStateSpace) -> tuple[HostArray, HostArray]:
+    """Both Cauchy kernels of a system that must be stable."""
+    eigenvalues, logarithms = system.eigenvalues, system.log_eigenvalues
+    check_stable(eigenvalues, system.time, log_eigenvalues=logarithms)
+    return diagonal.cauchy_kernels(eigenvalues, logarithms, system.time)
+
+
+def _diagonal_factor(
+    system: DiagonalStateSpace,
+    horizon: int | None,
+    kernels: tuple[HostArray, HostArray] | None,
+) -> HostArray:
+    """Z of a system on the host; `kernels` where there is no horizon."""
+    if system.order == 0:
+        return np.zeros((0, 0))
+    eigenvalues, B, logarithms = system.eigenvalues, system.B, system.log_eigenvalues
+    if kernels is None:
+        assert horizon is not None
+        return _horizon_factor(eigenvalues, B, horizon, real=system.real_output)
     if system.real_output:
-        return (
-            diagonal.real_state_factor(eigenvalues, inputs, kernels, system.time, logs),
-            diagonal.real_state_factor(
-                eigenvalues.conj(), outputs, conjugate, system.time, dual_logs
-            ),
-        )
-    return (
-        diagonal.state_factor(eigenvalues, inputs, kernels[0], logs),
-        diagonal.state_factor(eigenvalues.conj(), outputs, conjugate[0], dual_logs),
-    )
+        return diagonal.real_state_factor(eigenvalues, B, kernels, system.time, logarithms)
+    return diagonal.state_factor(eigenvalues, B, kernels[0], logarithms)
 
 
 def _horizon_factor(eigenvalues: HostArray, G: HostArray, horizon: int, *, real: bool) -> HostArray:

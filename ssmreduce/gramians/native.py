@@ -19,18 +19,24 @@ from ssmreduce._namespace import (
     common_precision,
     conjugate,
     has_doubles,
+    imaginary_part,
     in_library_of,
+    is_complex_array,
     is_traced,
     namespace,
+    real_part,
     refuted,
 )
 from ssmreduce.equations import diagonal_native, sign, smith
 from ssmreduce.equations.residual import BACKWARD_STABLE, factor_residual
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.systems.pytree import arrays_of
 from ssmreduce.time_domain import Discrete
 
 _LARGE = 2.0**230
 """Entries of B and C between 1/this and this have squares, and products of two of those, in range."""
+
+_Side = tuple[Array, Array | None, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +77,8 @@ class NativeSystem:
         """Whether values cannot be looked at."""
         return any(is_traced(x) for x in (self.state, self.B, self.C, self.D))
 
-    def factors(self) -> tuple[Array, Array]:
-        """Z and Y, P = Z Zᴴ and Q = Y Yᴴ; complex for real outputs, of real states.
+    def factors(self, *sides: int) -> list[Array]:
+        """Z and Y, P = Z Zᴴ and Q = Y Yᴴ, or the one of `sides`; complex for real outputs, of real states.
 
         Raises
         ------
@@ -82,16 +88,26 @@ class NativeSystem:
         """
         if self.system.order == 0:
             raise NoNativeRoute("a static gain has no states to work on")
-        for G in (self.B, self.C):
+        chosen = [self._side(which) for which in sides or (0, 1)]
+        for _, _, G in chosen:
             if 0 not in G.shape and not self.traced:
                 size = self.xp.max(self.xp.abs(G), axis=(-2, -1))
                 moderate = (size > 1.0 / _LARGE) & (size < _LARGE)
                 self.require((size == 0.0) | moderate, "its entries cannot be squared on it")
         if isinstance(self.system, DiagonalStateSpace):
-            return self._diagonal_factors()
-        return self._dense_factors()
+            return self._diagonal_factors(chosen)
+        return self._dense_factors(chosen)
 
-    def _diagonal_factors(self) -> tuple[Array, Array]:
+    def _side(self, which: int) -> _Side:
+        """The state array, its logarithms and the generator of P (0) or of Q (1)."""
+        if which == 0:
+            return self.state, self.logarithms, self.B
+        logarithms = None if self.logarithms is None else conjugate(self.logarithms)
+        diagonal = isinstance(self.system, DiagonalStateSpace)
+        mirrored = conjugate(self.state) if diagonal else adjoint(self.state)
+        return mirrored, logarithms, adjoint(self.C)
+
+    def _diagonal_factors(self, sides: list[_Side]) -> list[Array]:
         xp, time = self.xp, self.system.time
         if self.logarithms is not None:
             stable = xp.real(self.logarithms) < 0.0
@@ -103,31 +119,30 @@ class NativeSystem:
         factor = (
             diagonal_native.real_state_factor if self.real_output else diagonal_native.state_factor
         )
-        mirrored = None if self.logarithms is None else conjugate(self.logarithms)
-        Z = factor(self.state, self.logarithms, self.B, time)
-        Y = factor(conjugate(self.state), mirrored, adjoint(self.C), time)
-        self.require(xp.isfinite(Z), "a Gramian is not finite")
-        self.require(xp.isfinite(Y), "a Gramian is not finite")
-        return Z, Y
+        factors = [factor(*side, time) for side in sides]
+        for Z in factors:
+            self.require(xp.isfinite(Z), "a Gramian is not finite")
+        return factors
 
-    def _dense_factors(self) -> tuple[Array, Array]:
-        xp, time, dual = self.xp, self.system.time, adjoint(self.C)
+    def _dense_factors(self, sides: list[_Side]) -> list[Array]:
+        xp, time = self.xp, self.system.time
+        A, generators = sides[0][0], [G for _, _, G in sides]
         if isinstance(time, Discrete):
-            (Z, Y), done, _ = smith.infinite_factors(self.state, self.B, dual)
+            factors, done, _ = smith.infinite_factors(A, *generators)
         else:
-            (Z, Y), done, stable, _ = sign.sign_factors(self.state, self.B, dual)
+            factors, done, stable, _ = sign.sign_factors(A, *generators)
             done = done & stable
         if self.traced:
             undefined = xp.where(done, 1.0, xp.nan)[..., None, None]
-            return undefined * Z, undefined * Y
+            return [undefined * Z for Z in factors]
         self.require(
             done, "a pole is not stable, or too near the stability boundary for iterations"
         )
-        limit = BACKWARD_STABLE * (self.system.order + 10) * xp.finfo(Z.dtype).eps
-        for A, factor, G in ((self.state, Z, self.B), (adjoint(self.state), Y, dual)):
-            accurate = factor_residual(A, factor, G, time=time) <= limit
+        for (A, _, G), Z in zip(sides, factors, strict=True):
+            limit = BACKWARD_STABLE * (self.system.order + 10) * xp.finfo(Z.dtype).eps
+            accurate = factor_residual(A, Z, G, time=time) <= limit
             self.require(accurate, "the iteration lost digits that a Schur form keeps")
-        return Z, Y
+        return factors
 
     def require(self, condition: Array, refusal: str) -> None:
         """Leave for the host unless `condition` holds everywhere; traced values count as true."""
@@ -139,14 +154,14 @@ class NativeSystem:
         """B, or that of the real states."""
         if not self.real_output:
             return self.B
-        return self.xp.concat([self.xp.real(self.B), _imag(self.B)], axis=-2)
+        return self.xp.concat([self.xp.real(self.B), imaginary_part(self.B)], axis=-2)
 
     @property
     def output_matrix(self) -> Array:
         """C, or that of the real states."""
         if not self.real_output:
             return self.C
-        return self.xp.concat([self.xp.real(self.C), -_imag(self.C)], axis=-1)
+        return self.xp.concat([self.xp.real(self.C), -imaginary_part(self.C)], axis=-1)
 
 
 def native_system(system: System, *, horizon: int | None = None) -> NativeSystem:
@@ -191,12 +206,14 @@ def observability(system: System, *, horizon: int | None = None) -> Array:
 
 def _gramian(system: System, horizon: int | None, which: int) -> Array:
     arrays = native_system(system, horizon=horizon)
-    factor = arrays.factors()[which]
+    (factor,) = arrays.factors(which)
     gramian = factor @ adjoint(factor)
-    return arrays.xp.real(gramian) if arrays.real_output else gramian
+    return gramian if is_complex_gramian(system, which) else real_part(gramian)
 
 
-def _imag(array: Array) -> Array:
-    xp = namespace(array)
-    is_complex = xp.isdtype(array.dtype, "complex floating")
-    return xp.imag(array) if is_complex else xp.zeros_like(array)
+def is_complex_gramian(system: System, which: int) -> bool:
+    """Whether P of (A, B), or Q of (A, C), is complex: where the one or the other is."""
+    if isinstance(system, DiagonalStateSpace) and system.real_output:
+        return False
+    state, B, C, _ = arrays_of(system)
+    return any(map(is_complex_array, (state, C if which else B)))

@@ -13,6 +13,7 @@ Cost O(n³): a tenth of that of the other route where values are close; with rot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ssmreduce.equations.cauchy import CauchyFactors, cauchy_factors, nearly_rea
 from ssmreduce.equations.jacobi import jacobi_right_singular, jacobi_singular_values
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.real_form import real_output
 
 LARGEST_ROTATED = 512
 """Largest real matrix given to Jacobi rotations: 256 stored states, 128 if poles are nearly real."""
@@ -72,10 +74,29 @@ def decompose_channels(
     UnstableSystemError, NoConvergenceError, numpy.linalg.LinAlgError
         If that is so for any of them.
     """
+    parts: list[Any] = [None] * batch.batch_shape[0]
+    for alike, own in _channel_factors(batch):
+        values, V = right_singular(own)
+        for at, k in enumerate(alike):
+            parts[k] = own[at], values[at], V[at]
+    return parts
+
+
+def channel_gains(batch: DiagonalStateSpace) -> HostArray:
+    """‖C Z‖ of each system along one batch axis; raises what `decompose_channels` does."""
+    gains = np.zeros(batch.batch_shape[0])
+    C = real_output(batch.C) if batch.real_output else batch.C
+    for alike, own in _channel_factors(batch):
+        _check_finite(own)
+        gains[alike] = np.linalg.norm(C[alike] @ own.Z, axis=(-2, -1))
+    return gains
+
+
+def _channel_factors(batch: DiagonalStateSpace) -> Iterator[tuple[HostArray, CauchyFactors]]:
+    """Positions of the systems whose factors have the same shape, and these factors."""
     host = batch.to_host()
     logarithms = host.log_eigenvalues
     check_stable(host.eigenvalues, host.time, log_eigenvalues=logarithms)
-    parts: list[Any] = [None] * len(host.eigenvalues)
     near = np.any(nearly_real(host.eigenvalues, logarithms, host.time), axis=-1)
     near &= host.real_output
     for members in (np.flatnonzero(~near), np.flatnonzero(near)):
@@ -84,11 +105,7 @@ def decompose_channels(
         factors = _factors(host[members])
         for count in np.unique(factors.count):
             alike = members[factors.count == count]
-            own = factors if alike.size == members.size else _factors(host[alike])
-            values, V = right_singular(own)
-            for at, k in enumerate(alike):
-                parts[k] = own[at], values[at], V[at]
-    return parts
+            yield alike, factors if alike.size == members.size else _factors(host[alike])
 
 
 def right_singular(factors: CauchyFactors) -> tuple[HostArray, HostArray]:
@@ -102,8 +119,7 @@ def right_singular(factors: CauchyFactors) -> tuple[HostArray, HostArray]:
     numpy.linalg.LinAlgError
         If a factor is not finite or the rotations do not converge.
     """
-    if not (np.isfinite(factors.Z).all() and np.isfinite(factors.Y).all()):
-        raise np.linalg.LinAlgError("Gramian factors are not finite")
+    _check_finite(factors)
     if factors.core.ndim == 2:
         values, V = right_singular(factors[None])
         return values[0], V[0]
@@ -131,6 +147,11 @@ def right_singular(factors: CauchyFactors) -> tuple[HostArray, HostArray]:
         else:
             values[k] = jacobi_singular_values(core[k])
     return values, V
+
+
+def _check_finite(factors: CauchyFactors) -> None:
+    if not (np.isfinite(factors.Z).all() and np.isfinite(factors.Y).all()):
+        raise np.linalg.LinAlgError("Gramian factors are not finite")
 
 
 def _standard(core: HostArray, M: HostArray) -> tuple[HostArray, HostArray]:

@@ -26,7 +26,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.equations.smith import compress_columns
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.gramians.factors import gramian_factors
+from ssmreduce.gramians.factors import gramian_factor, gramian_factors
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
 from ssmreduce.systems.state_space import StateSpace
 
@@ -90,10 +90,10 @@ def weighted_factors(
     n = plain.order
     if input_weight is not None:
         connection = _series(_dense(input_weight).to_standard(), plain)
-        Z = compress_columns(gramian_factors(connection)[0][-n:])
+        Z = compress_columns(gramian_factor(connection, 0)[-n:])
     if output_weight is not None:
         connection = _series(plain, _dense(output_weight).to_standard())
-        Y = compress_columns(gramian_factors(connection)[1][:n])
+        Y = compress_columns(gramian_factor(connection, 1)[:n])
     return Z, Y
 
 

@@ -23,14 +23,15 @@ from ssmreduce.derivatives.adjoint import controllability_gradient
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
-from ssmreduce.gramians.factors import gramian_factors
+from ssmreduce.gramians.factors import gramian_factor
+from ssmreduce.gramians.single_channel import channel_gains
 from ssmreduce.hankel import hankel_singular_values, hsv_rule
 from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
+from ssmreduce.time_domain import Discrete, TimeDomain
 
 
 @any_library(native.h2, has_derivative=True)
@@ -68,9 +69,11 @@ def h2_norm(system: System) -> float | HostArray:
     1.0
     """
     if differentiable(system):
-        found: HostArray = apply(_h2_rule, system.to_standard(), (), native=native.h2)
+        found: HostArray = apply(
+            _h2_rule, system.to_standard(), (), name="h2_norm", native=native.h2
+        )
         return found
-    return _each(system, _h2)
+    return _each(system, _h2, _h2_of_channels)
 
 
 @any_library(native.hankel, has_derivative=True)
@@ -108,14 +111,21 @@ def hankel_norm(system: System) -> float | HostArray:
     4.0
     """
     if differentiable(system):
-        found: HostArray = apply(_hankel_rule, system.to_standard(), (), native=native.hankel)
+        found: HostArray = apply(
+            _hankel_rule, system.to_standard(), (), name="hankel_norm", native=native.hankel
+        )
         return found
     return _each(system, _hankel)
 
 
-def _each(system: System, norm: Callable[[System], float]) -> float | HostArray:
+def _each(
+    system: System,
+    norm: Callable[[System], float],
+    stacked: Callable[[DiagonalStateSpace], list[float]] | None = None,
+) -> float | HostArray:
     """Norm of a single system, or of every system of a batch."""
-    norms: float | HostArray = in_batch_shape(map_systems(system, norm), system.batch_shape)
+    every = map_systems(system, norm, stacked)
+    norms: float | HostArray = in_batch_shape(every, system.batch_shape)
     return norms
 
 
@@ -132,7 +142,7 @@ def _h2_rule(system: System) -> tuple[float, Pullback]:
             return None, None, None, D
         real = isinstance(system, DiagonalStateSpace) and system.real_output
         C = real_output(system.C) if real else system.C
-        Z, _ = gramian_factors(system)
+        Z = gramian_factor(system, 0)
         state, B = controllability_gradient(system, Z, (0.5 * scale) * (adjoint(C) @ C))
         outer = scale * ((C @ Z) @ adjoint(Z))
         if real:
@@ -167,30 +177,48 @@ def _h2(system: System) -> float:
     if host.order > 0 and np.any(host.B) and np.any(host.C):
         scaled, exponent = _scaled(host)
         state = float(np.ldexp(_state_norm(scaled), exponent))
-    if not isinstance(host.time, Discrete):
+    return _with_feedthrough(state, D, host.time)
+
+
+def _h2_of_channels(batch: DiagonalStateSpace) -> list[float]:
+    """The same for channels along one batch axis, which share every step."""
+    standard = batch.to_host().to_standard()
+    scaled, exponents = _scaled(standard)
+    assert isinstance(scaled, DiagonalStateSpace)
+    states = np.ldexp(channel_gains(scaled), exponents)
+    return [
+        _with_feedthrough(float(state), D, batch.time)
+        for state, D in zip(states, standard.D, strict=True)
+    ]
+
+
+def _with_feedthrough(state: float, D: HostArray, time: TimeDomain) -> float:
+    if not isinstance(time, Discrete):
         return math.inf if np.any(D) else state
     return math.hypot(state, frobenius_norm(D))
 
 
 def _state_norm(system: System) -> float:
     """‖C Z‖_F or ‖Bᴴ Y‖_F, whichever has fewer rows."""
-    Z, Y = gramian_factors(system)
     real = isinstance(system, DiagonalStateSpace) and system.real_output
     if system.outputs <= system.inputs:
-        return frobenius_norm((real_output(system.C) if real else system.C) @ Z)
-    return frobenius_norm(adjoint(real_input(system.B) if real else system.B) @ Y)
+        seen = real_output(system.C) if real else system.C
+        return frobenius_norm(seen @ gramian_factor(system, 0))
+    reached = real_input(system.B) if real else system.B
+    return frobenius_norm(adjoint(reached) @ gramian_factor(system, 1))
 
 
-def _scaled(system: System) -> tuple[System, int]:
+def _scaled(system: System) -> tuple[System, HostArray]:
     """System without D, the largest entries of B and C near 1, and the exponent of two taken out.
 
     The Gramians hold their squares, which would overflow long before the norm does.
     """
-    exponents = [math.frexp(float(np.abs(X).max()))[1] for X in (system.B, system.C)]
-    exponents = [min(max(exponent, -1000), 1000) for exponent in exponents]
-    B, C = (X * 2.0**-e for X, e in zip((system.B, system.C), exponents, strict=True))
+    largest = (np.abs(X).max(axis=(-2, -1)) for X in (system.B, system.C))
+    first, second = (np.clip(np.frexp(size)[1], -1000, 1000) for size in largest)
+    B, C = system.B * _power(-first), system.C * _power(-second)
+    exponents = np.asarray(first + second)
     if isinstance(system, StateSpace):
-        return StateSpace(system.A, B, C, time=system.time), sum(exponents)
+        return StateSpace(system.A, B, C, time=system.time), exponents
     real = system.real_output
     if system.log_eigenvalues is not None and isinstance(system.time, Discrete):
         scaled = DiagonalStateSpace.from_log(
@@ -198,4 +226,9 @@ def _scaled(system: System) -> tuple[System, int]:
         )
     else:
         scaled = DiagonalStateSpace(system.eigenvalues, B, C, time=system.time, real_output=real)
-    return scaled, sum(exponents)
+    return scaled, exponents
+
+
+def _power(exponent: HostArray) -> HostArray:
+    """2^e, one number for the matrix of each system."""
+    return np.asarray(np.ldexp(1.0, exponent))[..., None, None]

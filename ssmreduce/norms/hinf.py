@@ -149,7 +149,9 @@ def _with_derivative(system: System, certified: bool) -> HinfNorm:
             "`certified` is True but a derivative is asked for; expected False: only the lower bound has "
             "one. Certify a system of detached arrays."
         )
-    found = apply(_lower_rule, system.to_standard(), (2,), native=native.hinf_pair)
+    found = apply(
+        _lower_rule, system.to_standard(), (2,), name="hinf_norm", native=native.hinf_pair
+    )
     upper = np.full(system.batch_shape, math.inf) if system.batch_shape else math.inf
     return HinfNorm(found[..., 0], upper, found[..., 1])
 

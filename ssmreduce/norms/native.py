@@ -14,6 +14,7 @@ from ssmreduce._boundary import NoNativeRoute
 from ssmreduce._namespace import (
     Array,
     State,
+    adjoint,
     as_number,
     device_of,
     namespace,
@@ -39,11 +40,14 @@ _BEYOND = 10.0
 
 
 def h2(system: System) -> Any:
-    """Native version of `h2_norm`: ‖C Z‖_F, and ‖D‖_F with it in discrete time."""
+    """Native version of `h2_norm`: ‖C Z‖_F or ‖Bᴴ Y‖_F, and ‖D‖_F with it in discrete time."""
     arrays = native_system(system.to_standard())
     xp = arrays.xp
-    Z, _ = arrays.factors()
-    state = xp.linalg.matrix_norm(_as(arrays.output_matrix, Z) @ Z)
+    if system.outputs <= system.inputs:
+        (Z,), seen = arrays.factors(0), arrays.output_matrix
+    else:
+        (Z,), seen = arrays.factors(1), adjoint(arrays.input_matrix)
+    state = xp.linalg.matrix_norm(_as(seen, Z) @ Z)
     through = xp.linalg.matrix_norm(arrays.D)
     if isinstance(system.time, Discrete):
         return as_number(xp.hypot(state, through))
@@ -68,7 +72,7 @@ def hinf_lower_bound(system: System, certified: bool) -> tuple[Any, Any]:
     if system.batch_shape:
         raise NoNativeRoute("the grid is one of a single system (use vmap in JAX)")
     arrays = native_system(system)
-    arrays.factors()  # refuses unstable systems
+    arrays.factors(0)  # refuses unstable systems
     xp = arrays.xp
 
     def finer(state: State) -> tuple[Array, State]:

@@ -15,7 +15,7 @@ import numpy as np
 from ssmreduce._boundary import (
     Caller,
     NoNativeRoute,
-    announce_transfer,
+    announce_fallback,
     needs_native,
     run_native,
 )
@@ -234,13 +234,13 @@ class Balancing:
                 return native
             except NoNativeRoute as refusal:
                 reason = str(refusal)
-        announce_transfer("balance", reason, self.system, self.emphasis)
+        announce_fallback("balance", reason, self.system, self.emphasis)
         return None
 
     def _leave_device(self, name: str, reason: str) -> None:
         """Say that what comes is done on the host, where what came before was not."""
         if self._native is not None:
-            announce_transfer(name, reason, self.system)
+            announce_fallback(name, reason, self.system)
 
     @cached_property
     def _host(self) -> System:

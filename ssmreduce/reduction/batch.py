@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -79,38 +79,24 @@ def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System,
     C = stacked([lengthened(host.C, -1) for host in hosts])
     D = stacked([host.D for host in hosts])
     first = hosts[0]
+    options: dict[str, Any] = {"time": first.time, "read_after_update": first.read_after_update}
+    make: Callable[..., System] = StateSpace
     if isinstance(first, DiagonalStateSpace):
+        options["real_output"] = first.real_output
         singles = [host for host in hosts if isinstance(host, DiagonalStateSpace)]
-        with_logarithms = any(single.log_eigenvalues is not None for single in singles)
-        if with_logarithms and isinstance(first.time, Discrete):
-            logarithms = [lengthened(_logarithms(single), -1, _LOG_ZERO) for single in singles]
-            return DiagonalStateSpace.from_log(
-                stacked(logarithms),
-                B,
-                C,
-                D,
-                time=first.time,
-                real_output=first.real_output,
-                read_after_update=first.read_after_update,
-            ), mask.reshape(*batch_shape, order)
-        eigenvalues = [lengthened(single.eigenvalues, -1, resting) for single in singles]
-        return DiagonalStateSpace(
-            stacked(eigenvalues),
-            B,
-            C,
-            D,
-            time=first.time,
-            real_output=first.real_output,
-            read_after_update=first.read_after_update,
-        ), mask.reshape(*batch_shape, order)
-    matrices = [
-        lengthened(lengthened(host.A, -1), -2) + resting * np.diag(~kept)
-        for host, kept in zip(hosts, mask, strict=True)
-        if isinstance(host, StateSpace)
-    ]
-    return StateSpace(
-        stacked(matrices), B, C, D, time=first.time, read_after_update=first.read_after_update
-    ), mask.reshape(*batch_shape, order)
+        if any(single.log_eigenvalues is not None for single in singles):
+            make = DiagonalStateSpace.from_log
+            states = [lengthened(_logarithms(single), -1, _LOG_ZERO) for single in singles]
+        else:
+            make = DiagonalStateSpace
+            states = [lengthened(single.eigenvalues, -1, resting) for single in singles]
+    else:
+        states = [
+            lengthened(lengthened(host.A, -1), -2) + resting * np.diag(~kept)
+            for host, kept in zip(hosts, mask, strict=True)
+            if isinstance(host, StateSpace)
+        ]
+    return make(stacked(states), B, C, D, **options), mask.reshape(*batch_shape, order)
 
 
 def _logarithms(system: DiagonalStateSpace) -> HostArray:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import linalg
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.gramians.factors import gramian_factors
+from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.reduction.h2_forms import continuous
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
@@ -89,7 +89,7 @@ class Plant(ABC):
         controllability factor Z of G: two sums of squares, O(n k p) once Z is known.
         """
         small = StateSpace(reduced.triangle, reduced.B, reduced.C, time=Continuous())
-        left, values, _ = np.linalg.svd(gramian_factors(small)[1], full_matrices=False)
+        left, values, _ = np.linalg.svd(gramian_factor(small, 1), full_matrices=False)
         # What is not seen of the reduced system has no part in its output.
         kept = values > len(left) * np.finfo(np.float64).eps * values[:1]
         L, dual = left[:, kept] * values[kept], left[:, kept] / values[kept]
@@ -105,7 +105,7 @@ class DensePlant(Plant):
     def __init__(self, system: StateSpace) -> None:
         as_continuous = continuous(system)
         self.A, self.B, self.C = as_continuous.A, as_continuous.B, as_continuous.C
-        self.Z = gramian_factors(system)[0]
+        self.Z = gramian_factor(system, 0)
         self.real = not any(np.iscomplexobj(x) for x in (self.A, self.B, self.C))
         self._T, self._U = linalg.schur(self.A, output="complex")
         self._B, self._C = adjoint(self._U) @ self.B, self.C @ self._U
@@ -140,7 +140,7 @@ class DiagonalPlant(Plant):
         self.real_output = system.real_output
         self.B = real_input(B) if system.real_output else B
         self.C = real_output(C) if system.real_output else C
-        self.Z = gramian_factors(system)[0]
+        self.Z = gramian_factor(system, 0)
         self.real = system.real_output or not any(np.iscomplexobj(x) for x in (poles, B, C))
 
     def apply(self, V: HostArray) -> HostArray:

@@ -63,6 +63,9 @@ class NativeBalancing:
         reduced = system
         if order < n:
             W, T = balance.projections(order)
+            if self._traced:
+                # Above the rank the projections are rounding, or NaN, and no theorem holds.
+                bounds = xp.where(self.rank >= order, bounds, xp.nan)
             arrays = balance.arrays
             reduced = StateSpace(
                 adjoint(W) @ (arrays.state @ T),

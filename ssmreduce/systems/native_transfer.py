@@ -9,18 +9,20 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import array_api_compat
+
 from ssmreduce._boundary import NoNativeRoute, deciding_array
 from ssmreduce._namespace import (
     Array,
+    as_array,
     common_precision,
     conjugate,
     device_of,
-    from_host,
     in_library_of,
+    is_complex_array,
     is_traced,
     namespace,
     refuted,
-    to_host,
 )
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
 from ssmreduce.time_domain import Discrete
@@ -33,16 +35,12 @@ def frequency_response(system: System, omega: Any) -> Array:
     """Native version of `frequency_response`, in the precision of the system's arrays."""
     check_single(system)
     like = deciding_array(system, omega)
-    if is_traced(omega):
-        points = omega
-    else:
-        host = to_host(omega)
-        if host.dtype.kind not in "biuf":
-            raise NoNativeRoute("`omega` does not hold real frequencies")
-        points = from_host(host.astype("float64"), like)
+    (points,) = common_precision(in_library_of(as_array(omega), like))
+    if not is_traced(points) and not is_traced(like):
+        points = array_api_compat.to_device(points, device_of(like))
     xp = namespace(points)
-    if points.ndim != 1 or refuted(xp.isfinite(points)):
-        raise NoNativeRoute("`omega` is not one axis of finite frequencies")
+    if points.ndim != 1 or is_complex_array(points) or refuted(xp.isfinite(points)):
+        raise NoNativeRoute("`omega` is not one axis of finite, real frequencies")
     response = transfer_function(system, points)
     if refuted(xp.isfinite(response)):
         raise NoNativeRoute("a pole lies at one of the frequencies")

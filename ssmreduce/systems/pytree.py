@@ -49,6 +49,15 @@ def register_pytree(cls: type) -> None:
     )
 
 
+def register_fields(cls: type, arrays: list[str], options: list[str]) -> None:
+    """The same for a dataclass with these fields, of which `options` are no leaves."""
+    jax = sys.modules.get("jax")
+    if jax is None or cls in _REGISTERED:
+        return
+    _REGISTERED.add(cls)
+    jax.tree_util.register_dataclass(cls, arrays, options)
+
+
 def _names(system: Any) -> tuple[str, str, str, str]:
     if hasattr(system, "A"):
         return "A", "B", "C", "D"

@@ -9,15 +9,16 @@ from __future__ import annotations
 import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray, as_array, to_double, to_host
+from ssmreduce._checks import is_number, numeric_array
+from ssmreduce._namespace import Array, HostArray, array_eps, as_array, to_double, to_host
 from ssmreduce.equations.residual import relative_residual
+from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.simulation import simulate
 from ssmreduce.testing.tolerances import (
     ROUNDING,
-    array_eps,
-    arrays_of,
+    arrays_in,
     at_most,
     described,
     largest_error,
@@ -30,7 +31,7 @@ from ssmreduce.testing.tolerances import (
     singles,
     system_eps,
 )
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 
 
 def assert_stable(system: System, *, margin: float = 0.0) -> None:
@@ -47,6 +48,8 @@ def assert_stable(system: System, *, margin: float = 0.0) -> None:
     ------
     AssertionError
         If a pole is nearer; the message has the worst one.
+    OrderError
+        If `margin` is not a finite number.
 
     Examples
     --------
@@ -59,6 +62,8 @@ def assert_stable(system: System, *, margin: float = 0.0) -> None:
         ...
     AssertionError: `system` has a pole with |λ| = 0.9; allowed: |λ| < 0.8.
     """
+    if not is_number(margin):
+        raise OrderError(f"`margin` is {margin!r}; expected a finite number. Try 0.0.")
     for place, single in singles(system):
         if single.is_stable(margin):
             continue
@@ -129,6 +134,8 @@ def assert_error_within_bound(
     AssertionError
         If time, sizes or batch axes differ, or an error was seen that exceeds the bound by more than
         20 n eps times what relative changes of the data do to the two transfer functions.
+    ShapeError
+        If `bound` is neither a real number nor one for each system.
 
     Examples
     --------
@@ -141,8 +148,13 @@ def assert_error_within_bound(
     if bound is None:
         raise AssertionError("`bound` is None; allowed: a number. No theorem gave one.")
     pairs = list(paired(original, reduced, "original", "reduced"))
-    bounds = np.broadcast_to(to_host(as_array(bound)), original.batch_shape).ravel()
-    for promised, (place, one, two) in zip(bounds, pairs, strict=True):
+    given, batch = to_host(numeric_array(bound, "bound", 0)), original.batch_shape
+    if given.shape not in ((), batch) or np.iscomplexobj(given):
+        raise ShapeError(
+            f"`bound` has shape {given.shape} and dtype {given.dtype}; expected a real number, or one for "
+            f"each system, shape {batch}. Pass reduction.error_bound."
+        )
+    for promised, (place, one, two) in zip(np.broadcast_to(given, batch).flat, pairs, strict=True):
         at_most(
             f"`reduced`{place} breaks its bound: ‖G - G_r‖∞",
             largest_error(one, two),
@@ -220,6 +232,10 @@ def assert_lyapunov(
     ------
     AssertionError
         If the shapes differ, or the residual is larger.
+    ShapeError
+        If an argument is not an array of square matrices.
+    TimeDomainError
+        If `time` is not a time domain.
 
     Examples
     --------
@@ -228,8 +244,11 @@ def assert_lyapunov(
     >>> from ssmreduce.testing import assert_lyapunov
     >>> assert_lyapunov(-np.eye(2), np.eye(2), 2 * np.eye(2), time=Continuous())
     """
-    given = [as_array(x) for x in (A, X, Q)]
+    check_time(time)
+    given = [numeric_array(x, name, 2) for name, x in (("A", A), ("X", X), ("Q", Q))]
     shapes = [tuple(x.shape) for x in given]
+    if shapes[0][-2] != shapes[0][-1]:
+        raise ShapeError(f"`A` has shape {shapes[0]}; expected (..., n, n). Pass a square matrix.")
     if len(set(shapes)) > 1:
         raise AssertionError(f"`A`, `X`, `Q` have shapes {shapes}; allowed: equal ones.")
     hosts = [to_double(x) for x in given]
@@ -283,17 +302,18 @@ def assert_outputs_close(
     ... )
     >>> assert_outputs_close(system, [[1.0], [0.0]], [[1.0], [0.5]])
     """
-    given = as_array(outputs)
-    expected, found = simulate(system, inputs, times=times), to_double(given)
+    given, host, signal = as_array(outputs), system.to_host(), to_double(as_array(inputs))
+    samples = None if times is None else to_double(as_array(times))
+    expected, found = simulate(host, signal, times=samples), to_double(given)
     if found.shape != expected.shape:
         raise AssertionError(
             f"`outputs` has shape {found.shape}; allowed: {expected.shape}, what `system` gives."
         )
     if expected.size == 0:
         return
-    full, signal = system.to_dense().to_host(), to_double(as_array(inputs))
+    full = host.to_dense()
     if rtol is None:
-        states = simulate(reading(full, np.eye(full.order)), signal, times=times)
+        states = simulate(reading(full, np.eye(full.order)), signal, times=samples)
         largest = [float(np.linalg.norm(x, axis=-1).max()) for x in (states, signal)]
         scale = (
             float(np.linalg.norm(full.C)) * largest[0] + float(np.linalg.norm(full.D)) * largest[1]
@@ -332,19 +352,21 @@ def assert_same_library(result: Array | System, like: Array | System) -> None:
     >>> from ssmreduce.testing import assert_same_library
     >>> assert_same_library(np.eye(2), like=np.zeros(3))
     """
-    homes = [
-        {
-            (
-                array_api_compat.array_namespace(x).__name__.removeprefix("array_api_compat."),
-                str(array_api_compat.device(x)),
-            )
-            for x in arrays_of(thing)
-        }
-        for thing in (result, like)
-    ]
+    homes = [_homes(result, "result"), _homes(like, "like")]
     if homes[0] != homes[1] or len(homes[0]) != 1:
         found, expected = (
             " and ".join(f"{library} on {device}" for library, device in sorted(home))
             for home in homes
         )
         raise AssertionError(f"`result` is in {found}; allowed: {expected}, where `like` is.")
+
+
+def _homes(thing: Array | System, name: str) -> set[tuple[str, str]]:
+    """Library and device of every array."""
+    homes = set()
+    for x in arrays_in(thing):
+        if not array_api_compat.is_array_api_obj(x):
+            raise AssertionError(f"`{name}` is {x!r}; allowed: an array or a system.")
+        library = array_api_compat.array_namespace(x).__name__.removeprefix("array_api_compat.")
+        homes.add((library, str(array_api_compat.device(x))))
+    return homes

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat
 import numpy as np
 
-from ssmreduce._checks import require_backend
+from ssmreduce._checks import is_number, require_backend
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -66,17 +67,22 @@ class Options:
                 f"`dtype` is {self.dtype!r}; expected a complex dtype, since real states have no "
                 "imaginary part that the real system of order 2n could reach. Leave real_output False."
             )
+        shape = self.batch_shape
+        if not isinstance(shape, tuple) or not all(map(_is_count, shape)) or 0 in shape:
+            raise ShapeError(
+                f"`batch_shape` is {shape!r}; expected a tuple of positive ints. Try (2, 3), or ()."
+            )
         n = self.range("order")[1]
         for name in ("inputs", "outputs"):
             if self.range(name)[0] < 1:
                 raise OrderError(f"`{name}` is {getattr(self, name)!r}; expected at least 1.")
         least = _ROUNDING * max(n, 1) * float(np.finfo(self.dtype or "float64").eps)
-        if not least <= self.margin < 1.0:
+        if not is_number(self.margin) or not least <= self.margin < 1.0:
             raise OrderError(
                 f"`margin` is {self.margin!r}; expected a number from {least:.1e} (64 n eps) to below 1. "
                 "Nearer poles might be rounded over the boundary."
             )
-        if not 0.0 <= self.departure < math.inf:
+        if not is_number(self.departure) or self.departure < 0.0:
             raise OrderError(
                 f"`departure` is {self.departure!r}; expected a nonnegative finite number. Pass 0 for "
                 "normal `A`."
@@ -85,13 +91,17 @@ class Options:
     def range(self, name: str) -> tuple[int, int]:
         """Least and largest number of states, inputs or outputs."""
         value = getattr(self, name)
-        least, most = value if isinstance(value, tuple) else (value, value)
-        if not 0 <= least <= most:
+        ends = value if isinstance(value, tuple) else (value, value)
+        if len(ends) != 2 or not all(map(_is_count, ends)) or ends[0] > ends[1]:
             raise OrderError(
                 f"`{name}` is {value!r}; expected an int or (least, most) with 0 <= least <= most. "
                 "Try (1, 5)."
             )
-        return least, most
+        return ends
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 @dataclass(frozen=True)

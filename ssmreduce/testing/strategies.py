@@ -84,7 +84,8 @@ def state_spaces(
     OrderError
         If a range is empty, or `margin` or `departure` is not what they can be.
     ShapeError
-        If `dtype` is not one of the four, or (in an example) the library has no such dtype.
+        If `batch_shape` is no tuple of positive ints, `dtype` is not one of the four, or (in an example)
+        the library has no such dtype.
     TimeDomainError
         If `time` is not a time domain.
 
@@ -106,23 +107,7 @@ def state_spaces(
     >>> simplest.A.tolist(), simplest.B.tolist(), simplest.C.tolist(), simplest.D.tolist()
     ([[0.5]], [[1.0]], [[1.0]], [[0.0]])
     """
-    options = Options(
-        diagonal=False,
-        order=order,
-        inputs=inputs,
-        outputs=outputs,
-        time=time,
-        dtype=dtype,
-        batch_shape=batch_shape,
-        margin=margin,
-        departure=departure,
-        minimal=minimal,
-        feedthrough=feedthrough,
-        read_after_update=read_after_update,
-        xp=xp,
-        device=device,
-    )
-    return strategy(options)
+    return strategy(Options(diagonal=False, **locals()))
 
 
 def diagonal_state_spaces(
@@ -186,8 +171,8 @@ def diagonal_state_spaces(
     OrderError
         If a range is empty, or `margin` is not what it can be.
     ShapeError
-        If `dtype` is not one of the four, is real where a minimal system with real output is asked for, or
-        (in an example) the library has no such dtype.
+        If `batch_shape` is no tuple of positive ints, `dtype` is not one of the four, is real where a
+        minimal system with real output is asked for, or (in an example) the library has no such dtype.
     TimeDomainError
         If `time` is not a time domain.
 
@@ -205,20 +190,4 @@ def diagonal_state_spaces(
     >>> hypothesis.find(strategy, lambda system: system.order > 1).eigenvalues.tolist()
     [(-1+0j), (-1+0j)]
     """
-    options = Options(
-        diagonal=True,
-        order=order,
-        inputs=inputs,
-        outputs=outputs,
-        time=time,
-        dtype=dtype,
-        batch_shape=batch_shape,
-        margin=margin,
-        minimal=minimal,
-        feedthrough=feedthrough,
-        real_output=real_output,
-        read_after_update=read_after_update,
-        xp=xp,
-        device=device,
-    )
-    return strategy(options)
+    return strategy(Options(diagonal=True, **locals()))

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray
+from ssmreduce._namespace import Array, HostArray, array_eps
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
 from ssmreduce.norms import hinf_difference
 from ssmreduce.norms.gain import Gain
@@ -39,7 +38,7 @@ def at_most(what: str, measured: float, allowed: float, *sides: str) -> None:
         )
 
 
-def arrays_of(thing: Array | System) -> list[Array]:
+def arrays_in(thing: Array | System) -> list[Array]:
     """The array itself, or those of a system."""
     if isinstance(thing, DiagonalStateSpace):
         return [thing.eigenvalues, thing.B, thing.C, thing.D]
@@ -48,15 +47,7 @@ def arrays_of(thing: Array | System) -> list[Array]:
 
 def system_eps(*systems: System) -> float:
     """The largest eps of the dtypes of all arrays."""
-    return array_eps(*(x for system in systems for x in arrays_of(system)))
-
-
-def array_eps(*arrays: Array) -> float:
-    """The largest eps of their dtypes; integers have none."""
-    kinds = [(array_api_compat.array_namespace(x), x.dtype) for x in arrays]
-    floating = ("real floating", "complex floating")
-    found = [float(xp.finfo(dtype).eps) for xp, dtype in kinds if xp.isdtype(dtype, floating)]
-    return max(found, default=float(np.finfo(np.float64).eps))
+    return array_eps(*(x for system in systems for x in arrays_in(system)))
 
 
 def largest_error(one: System, two: System) -> float:

@@ -48,6 +48,8 @@ from ssmreduce.equations import diagonal_native, sign, smith
 from ssmreduce.equations.residual import factor_residual, relative_residual
 from ssmreduce.equations.solvers import BartelsStewart, MatrixSign, SmithDoubling
 from ssmreduce.gramians.native_hankel import singular_values
+from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm
+from ssmreduce.systems.pytree import arrays_of, with_arrays
 
 C = 2000.0
 """Tolerance in units of n eps; doubling and the sign iteration see the condition of the equation."""
@@ -394,6 +396,20 @@ def test_what_looks_at_values_is_refused_under_tracing() -> None:
             jax.jit(call)(jnp.diag(jnp.array([0.5, 0.25])))
 
 
+def test_orders_above_the_rank_have_no_bound_under_jit() -> None:
+    def bound(A: Any, order: int) -> Any:
+        C = jnp.ones((1, 3))
+        system = StateSpace(A, jnp.eye(3)[:, :1], C, time=Discrete())
+        return balanced_truncation(system, order).error_bound
+
+    with jax.enable_x64(True):
+        A = jnp.diag(jnp.array([0.5, 0.25, 0.125]))
+        found = [float(jax.jit(bound, static_argnums=1)(A, order)) for order in (1, 2, 3)]
+    assert found[0] == 0.0
+    assert np.isnan(found[1])
+    assert found[2] == 0.0  # nothing is cut
+
+
 def test_constants_under_jit_are_no_obstacle(on_device: None) -> None:
     A, B, readout = np.diag([0.5, 0.25]), np.ones((2, 1)), np.ones((1, 2))
 
@@ -449,6 +465,70 @@ def test_torch_records_gradients() -> None:
     # What has no native route gives values without a gradient, as to_host() does.
     reduced = modal_truncation(StateSpace(A, B, readout, time=Discrete()), 1)
     assert not reduced.system.A.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["truncation", "diagonal", "equation"])
+def test_a_gradient_that_ends_is_named(kind: str) -> None:
+    """Whether a native version answers depends on values; where it cannot the gradient is lost."""
+    torch = pytest.importorskip("torch")
+
+    def diagonal(p: float) -> Any:
+        p = torch.tensor(p, dtype=torch.float64, requires_grad=True)
+        return torch.diag(torch.stack([p, torch.tensor(0.5), torch.tensor(0.2)]).double())
+
+    eye = torch.eye(3, dtype=torch.float64)
+    calls: dict[str, Callable[[], Any]] = {
+        # Two values are nearly equal: the host looks at the poles.
+        "truncation": lambda: (
+            balanced_truncation(StateSpace(diagonal(0.2), eye, eye, time=Discrete()), 2).system.A
+        ),
+        "diagonal": lambda: (
+            balanced_truncation(
+                DiagonalStateSpace(
+                    torch.diagonal(diagonal(0.6)), eye[:, :1], eye[:1], time=Discrete()
+                ),
+                1,
+            ).system.B
+        ),
+        "equation": lambda: solve_lyapunov(diagonal(1.5), eye, time=Discrete()).value,
+    }
+    with pytest.warns(HostTransferWarning, match="the gradient ends here") as caught:
+        answer = calls[kind]()
+    assert not answer.requires_grad
+    assert {warning.filename for warning in caught} == {__file__}
+    distinct = StateSpace(diagonal(0.6), eye, eye, time=Discrete())
+    assert balanced_truncation(distinct, 2).system.A.requires_grad
+
+
+def test_derivatives_of_the_host_say_so(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    plain = diagonal_system(rng, 3, 2, 2)
+    tensors = [torch.tensor(x, requires_grad=True) for x in arrays_of(plain)]
+    system = with_arrays(plain, tensors)
+    monkeypatch.setattr("ssmreduce._boundary.in_host_memory", lambda array: False)
+    for name, call in {
+        "h2_norm": h2_norm,
+        "hankel_nuclear_norm": hankel_nuclear_norm,
+        "LazyHankelNuclearNorm.refresh": LazyHankelNuclearNorm().refresh,
+    }.items():
+        with native_moves(name) as caught:
+            call(system)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+
+
+def test_frequencies_have_a_gradient(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    plain = dense_system(rng, 4, 1, 1)
+    system = StateSpace(*(torch.tensor(getattr(plain, x)) for x in "ABCD"), time=plain.time)
+    omega = torch.tensor([0.3, 1.2], dtype=torch.float64, requires_grad=True)
+    abs(frequency_response(system, omega)).sum().backward()
+    step = 1e-6
+    ends = [abs(frequency_response(plain, omega.detach().numpy() + s)) for s in (step, -step)]
+    expected = (ends[0] - ends[1])[:, 0, 0] / (2 * step)
+    np.testing.assert_allclose(omega.grad, expected, rtol=1e-7)
 
 
 # --- The algorithms, for NumPy too
