@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,9 @@ def planned(
     layer: Any, order: int | OrderRule, horizon: int | None, multiple_of: int = 1
 ) -> LayerReduction:
     """Everything about the reduction of one layer but the change itself."""
-    return _Plan(layer, order, horizon, multiple_of).result()
+    started = time.perf_counter()
+    result = _Plan(layer, order, horizon, multiple_of).result()
+    return replace(result, seconds=time.perf_counter() - started)
 
 
 class _Plan:
