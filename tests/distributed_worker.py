@@ -7,6 +7,7 @@ FOLDER/RANK.json.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import warnings
@@ -24,9 +25,12 @@ from torch.nn.parallel.distributed import _MixedPrecision
 from torch_modules import S4D, LrnnxLRU
 
 from ssmreduce import (
+    ErrorBound,
     HankelMass,
+    HankelTrace,
     InTrainingReducer,
     ReductionSchedule,
+    RollbackPolicy,
     SSMReduceError,
     load_reduced,
     reduce_model,
@@ -200,7 +204,8 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         distributed.destroy_process_group()
     before = fingerprint(model, optimizer)
     if kind == "trainer":
-        reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=4)
+        order = ErrorBound(relative=1e-17) if fault == "planning" and rank == 0 else 4
+        reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=order)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             reducer.step(1, model, optimizer)
@@ -259,6 +264,54 @@ def in_training(rows: slice) -> dict[str, Any]:
     }
 
 
+REPORTS = {2: (1.0, 1.0), 4: (0.9, 5.0), 8: (9.0, 0.1)}
+"""What each rank reports: by the first one, the first cut stands and the second does not."""
+
+
+def make_reducer() -> InTrainingReducer:
+    """Cuts after updates 3 and 6, each on trial."""
+    return InTrainingReducer(
+        ReductionSchedule(12, stop=0.5, attempts=2),
+        order=HankelMass(0.8),
+        gate=1.0,
+        rollback=RollbackPolicy(0.5),
+        trace=HankelTrace(3),
+    )
+
+
+def on_trial(kind: str, rank: int, rows: slice, *, resume: bool = False) -> dict[str, Any]:
+    """Two cuts, one of which is undone; with `resume` the run is saved and loaded in the second trial."""
+    model, reducer = wrapped(kind, model_of()), make_reducer()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    seen: dict[str, Any] = {"before": {}, "after": {}}
+    for number in range(1, 13):
+        step(model, optimizer, rows)
+        seen["before"][number] = fingerprint(model, optimizer)
+        with torch.no_grad():  # leaves full parameters in FSDP2 modules
+            loss_of(model, rows)
+        if number in REPORTS:
+            reducer.report(REPORTS[number][rank])
+        reducer.step(number, model, optimizer)
+        if number in (3, 6, 8):
+            seen["after"][number] = fingerprint(model, optimizer)
+        if resume and number == 7:
+            file = io.BytesIO()
+            state = model.module.state_dict(), optimizer.state_dict(), reducer.state_dict()
+            torch.save(state, file)
+            objects = [file.getvalue()]  # the checkpoint of the first rank is that of all
+            distributed.broadcast_object_list(objects)
+            state = torch.load(io.BytesIO(objects[0]), weights_only=True)
+            model, reducer = wrapped(kind, load_reduced(model_of(5), state[0])), make_reducer()
+            optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+            optimizer.load_state_dict(state[1])
+            reducer.load_state_dict(state[2])
+    return {
+        **seen,
+        "events": [event.to_dict() for event in reducer.events],
+        "trace": reducer.trace.to_dict(),
+    }
+
+
 def accumulating(rows: slice) -> dict[str, Any]:
     """Layers that are not trained are cut while other weights hold gradients, which have to stay."""
     model = wrapped("ddp frozen views", model_of())
@@ -307,7 +360,11 @@ def main() -> None:
     rows = slice(2 * rank, 2 * rank + 2)
     seen = {}
     for scenario in scenarios.split(","):
-        if scenario == "followers":
+        if scenario == "resumed":
+            seen[scenario] = on_trial("ddp", rank, rows, resume=True)
+        elif scenario.startswith("on trial "):
+            seen[scenario] = on_trial(scenario.removeprefix("on trial "), rank, rows)
+        elif scenario == "followers":
             seen[scenario] = followers(rows)
         elif scenario == "accumulating":
             seen[scenario] = accumulating(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch_samples import s5
 
 from ssmreduce import (
+    DistributedError,
     HankelTrace,
     InTrainingReducer,
     OptimizerStateError,
@@ -318,6 +320,13 @@ def test_transformers_loads_the_best_model_of_another_size(tmp_path: Path) -> No
     ).train()
     assert [event.step for event in reducer.events] == [3]
     assert not is_cut(model)  # the best checkpoint was that of update 2
+
+
+def test_transformers_refuses_several_processes() -> None:
+    callback = TransformersCallback(InTrainingReducer(ReductionSchedule(10)))
+    arguments = SimpleNamespace(world_size=2)
+    with pytest.raises(DistributedError, match=r"2 processes.*expected one"):
+        callback.on_train_begin(arguments, transformers.TrainerState(), None)
 
 
 def test_transformers_with_several_sets_for_evaluation(tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from torch import nn
 from torch_modules import S4D, LrnnxLRU, LrnnxS5, SSMKernelDiag, SSMKernelDPLR
 from torch_samples import double, s5
 
-from ssmreduce import ShapeError, load_reduced, read_system, reduce_layer, reduce_model
+from ssmreduce import (
+    InTrainingReducer,
+    ReductionSchedule,
+    RollbackPolicy,
+    ShapeError,
+    load_reduced,
+    read_system,
+    reduce_layer,
+    reduce_model,
+)
 from ssmreduce.systems.state_space import StateSpace
 
 LENGTH, HALF = 40, 25
@@ -159,6 +168,22 @@ def test_a_state_that_a_layer_keeps_is_carried(rng: np.random.Generator, buffer:
     assert fresh.lru.state.shape == (5,)
     # A buffer is part of the state dict, an attribute is not.
     assert torch.equal(fresh.lru.state, model.lru.state if buffer else 0 * model.lru.state)
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_state_that_a_layer_keeps_comes_back(rng: np.random.Generator, buffer: bool) -> None:
+    model = Stateful(3, 12, buffer=buffer)
+    model(torch.tensor(rng.standard_normal((HALF, 3)), dtype=torch.float32))
+    before = model.lru.state.detach().clone()
+    reducer = InTrainingReducer(ReductionSchedule(10), 5, rollback=RollbackPolicy(0.0))
+    reducer.report(1.0)
+    reducer.step(1, model, None)
+    assert model.lru.state.shape == (5,)
+    reducer.report(2.0)
+    reducer.step(2, model, None)
+    assert torch.equal(model.lru.state, before)
+    assert ("state" in dict(model.lru.named_buffers())) == buffer
+    assert reducer.events[0].rolled_back == 2
 
 
 def test_a_kept_state_of_another_layout_is_named() -> None:

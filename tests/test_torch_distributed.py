@@ -66,6 +66,7 @@ def alone() -> dict[str, Any]:
     return train(model_of(), slice(0, 4))
 
 
+TRIALS = ["on trial ddp", "on trial fsdp", "on trial fsdp kept", "resumed"]
 KINDS = ["ddp", "ddp views", "ddp static", "ddp compiled", "ddp unused", "fsdp", "fsdp kept"]
 
 
@@ -73,7 +74,7 @@ KINDS = ["ddp", "ddp views", "ddp static", "ddp compiled", "ddp unused", "fsdp",
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes saw, in all scenarios."""
     return run(
-        [*KINDS, "followers", "checkpoints", "in training", "accumulating", *FAULTS],
+        [*KINDS, *TRIALS, "followers", "checkpoints", "in training", "accumulating", *FAULTS],
         tmp_path_factory.mktemp("two"),
     )
 
@@ -117,6 +118,8 @@ FAULTS = {
     "ddp-zero": ("OptimizerStateError", "ZeroRedundancyOptimizer"),
     "ddp-precision": ("UnsupportedLayerError", "mixed_precision"),
     "trainer-nan": ("UserWarning", f"on rank 1: while reducing {LAYER}: `C_re`"),
+    "trainer-unstable": ("UserWarning", f"on rank 0: while reducing {LAYER}"),
+    "trainer-planning": ("UserWarning", "on rank 0: while reducing layer"),
     "trainer-gradient": ("UserWarning", f"on rank 1: `C_re` of {LAYER} holds a gradient"),
     "fsdp-shard": ("NonFiniteError", "while reducing layer `1.lru`: `C_re`"),
     "fsdp-reduced": ("OptimizerStateError", "of layer `1.lru` holds a gradient"),
@@ -149,6 +152,28 @@ def test_cuts_in_training(ranks: list[dict[str, Any]]) -> None:
     first, second = (seen["in training"] for seen in ranks)
     assert first == second
     assert len(first["orders"]) >= 2
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+def test_the_first_process_decides_what_is_undone(trial: str, ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen[trial] for seen in ranks)
+    assert first == second
+    before, after = first["before"], first["after"]
+    assert after["3"] != before["3"]
+    assert after["6"] != before["6"]
+    # Undone, bit for bit: the first process alone reported worse.
+    assert after["8"] == before["6"]
+    assert before["12"] != before["8"]
+    undone = {event["step"]: event["rolled_back"] for event in first["events"]}
+    assert undone == {3: None, 6: 8}
+    assert {record["step"] for record in first["trace"]["records"]} == {3, 6, 9, 12}
+
+
+def test_a_resumed_run_is_the_same(ranks: list[dict[str, Any]]) -> None:
+    whole, resumed = (ranks[0][trial] for trial in ("on trial ddp", "resumed"))
+    assert resumed["before"] == whole["before"]
+    assert resumed["after"] == whole["after"]
+    assert resumed["trace"] == whole["trace"]
 
 
 def test_gradients_of_other_weights_stay(ranks: list[dict[str, Any]]) -> None:

@@ -217,20 +217,15 @@ def commit(
     states = []
     for (path, name, field), value in moments.items():
         state = optimizer.state[getattr(changes[path].layer, name)]
-        new = _like(state[field], value)
-        states.append(
-            (state, field, sharded_like(state[field], new) if is_sharded(state[field]) else new)
-        )
+        new = sharded_like(state[field], _like(state[field], value))
+        states.append((state, field, new))
     attributes = [
         entry
         for layer, layer_map, _, ratio, reduce_state in changes.values()
         for entry in _attributes(model, layer, layer_map, ratio, reduce_state)
     ]
     for tensor, new in tensors:
-        if is_sharded(tensor):
-            replace_sharded(model, tensor, new)
-        else:
-            replace_data(tensor, new)
+        resize(model, tensor, new)
     renew_buckets(model)
     for state, field, new in states:
         state[field] = new
@@ -262,12 +257,20 @@ def load_state(
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.shape != state_dict[name].shape:
             new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
-            replace_data(tensor, new)
+            _replace_data(tensor, new)
     model.load_state_dict(state_dict)
     renew_buckets(model)
 
 
-def replace_data(tensor: Any, new: Any) -> None:
+def resize(model: Any, tensor: Any, full: Any) -> None:
+    """Give a parameter or buffer of `model`, in shards or not, another full tensor of any shape."""
+    if is_sharded(tensor):
+        replace_sharded(model, tensor, full)
+    else:
+        _replace_data(tensor, full)
+
+
+def _replace_data(tensor: Any, new: Any) -> None:
     """Give a parameter or buffer another tensor, of any shape, without a gradient.
 
     A graph that is still alive (that of the last loss, say) holds the node that accumulates the

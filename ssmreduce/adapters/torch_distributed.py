@@ -35,6 +35,7 @@ def team_of(model: Any) -> Team | None:
     UnsupportedLayerError
         If parameters are spread over more than one axis of a device mesh, or DDP keeps copies of them.
     """
+    _reshard(model)
     wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
     sharded = [tensor for tensor in model.parameters() if is_sharded(tensor)]
     if not wrapped and not sharded:
@@ -154,6 +155,13 @@ def renew_buckets(model: Any) -> None:
 # --- FSDP2
 
 
+def _reshard(model: Any) -> None:
+    """Give FSDP2 modules their shards back: a forward pass alone may leave full parameters in them."""
+    for module in model.modules():
+        if hasattr(module, "_get_fsdp_state"):
+            module.reshard()
+
+
 def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, Any]:
     """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this.
 
@@ -176,14 +184,11 @@ def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, An
         return view, optimizer
     states = object.__new__(type(optimizer))
     states.__dict__.update(vars(optimizer))
-    whole: dict[Any, dict[str, Any]] = {
-        new: {
-            field: value.full_tensor() if is_sharded(value) else value
-            for field, value in optimizer.state.get(tensor, {}).items()
-        }
+    entries: dict[Any, dict[str, Any]] = {
+        new: {field: whole(value) for field, value in optimizer.state.get(tensor, {}).items()}
         for tensor, new in full.values()
     }
-    states.__dict__["state"] = whole
+    states.__dict__["state"] = entries
     return view, states
 
 
@@ -221,8 +226,18 @@ def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
     return seen[id(module)]
 
 
+def whole(tensor: Any) -> Any:
+    """Return the full tensor of a DTensor, which every rank has to call; any other tensor itself."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
 def sharded_like(tensor: Any, full: Any) -> Any:
-    """Return the part of `full` that is this rank's, distributed as `tensor` is; without communication."""
+    """Return the part of `full` that is this rank's, distributed as `tensor` is; without communication.
+
+    A tensor that is not distributed gets `full` itself.
+    """
+    if not is_sharded(tensor):
+        return full
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)

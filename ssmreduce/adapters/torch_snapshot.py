@@ -1,7 +1,8 @@
 """Snapshots of PyTorch modules and optimizers: every array, and the attributes that follow a cut.
 
 Parameters keep their identity when a snapshot is put back, as they do in a cut. Hyperparameters of the
-optimizer's groups are left alone: the schedule of the learning rate goes on.
+optimizer's groups are left alone: the schedule of the learning rate goes on. Sharded arrays are in a
+snapshot in full, so that it is the same on all ranks and fits another number of them.
 """
 
 from __future__ import annotations
@@ -12,15 +13,25 @@ from typing import Any
 import torch
 
 from ssmreduce.adapters.registry import is_supported, layer_map_of
-from ssmreduce.adapters.torch import _attributes, find_layers, replace_data
+from ssmreduce.adapters.torch import _attributes, find_layers, resize
+from ssmreduce.adapters.torch_distributed import (
+    renew_buckets,
+    sharded_like,
+    team_of,
+    whole,
+)
 from ssmreduce.errors import ShapeError
 
 
 def take(model: Any, optimizer: Any) -> dict[str, Any]:
-    """Copy tensors, counts and kept states of `model`, and the state of `optimizer`, to the host."""
+    """Copy tensors, counts and kept states of `model`, and the state of `optimizer`, to the host.
+
+    Where several processes train the model, all of them have to call this.
+    """
+    team_of(model)
     attributes: dict[str, dict[str, Any]] = {}
     for path, owner, name, value in _dependent_attributes(model):
-        if value is not None:
+        if value is not None and name in vars(owner):  # buffers are among the tensors
             attributes.setdefault(path, {})[name] = _copied(vars(owner)[name])
     entries = {}
     if isinstance(optimizer, torch.optim.Optimizer):
@@ -38,9 +49,18 @@ def take(model: Any, optimizer: Any) -> dict[str, Any]:
 
 def put_back(model: Any, optimizer: Any, snapshot: dict[str, Any]) -> tuple[Any, Any]:
     """Give model and optimizer what `snapshot` holds, in place: all is copied first, then assigned."""
+    team = team_of(model)
     saved, here = snapshot["tensors"], dict(_tensors(model))
     parameters = {} if optimizer is None else dict(_parameters(model, optimizer))
-    _check(here, saved, parameters, snapshot["optimizer"])
+
+    def checked() -> dict[str, str]:
+        _check(here, saved, parameters, snapshot["optimizer"])
+        return {}
+
+    if team is None:
+        checked()
+    else:
+        team.check_same(checked)
     modules = dict(model.named_modules())
     resized = {
         name: _copied(saved[name], tensor.device)
@@ -62,9 +82,10 @@ def put_back(model: Any, optimizer: Any, snapshot: dict[str, Any]) -> tuple[Any,
     with torch.no_grad():
         for name, tensor in here.items():
             if name in resized:
-                replace_data(tensor, resized[name])
+                resize(model, tensor, resized[name])
             else:
-                tensor.copy_(saved[name])
+                tensor.copy_(sharded_like(tensor, saved[name].to(tensor.device)))
+    renew_buckets(model)
     for owner, name, value in attributes:
         setattr(owner, name, value)
     for owner, name in stale:
@@ -82,8 +103,10 @@ def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> di
     entry = {}
     for field, value in saved.items():
         # Step counts stay on the host unless the optimizer keeps them elsewhere.
-        device = parameter.device if torch.is_tensor(value) and value.ndim else None
-        entry[field] = _copied(value, getattr(present.get(field), "device", device))
+        shaped = torch.is_tensor(value) and value.ndim > 0
+        device = parameter.device if shaped else None
+        new = _copied(value, getattr(present.get(field), "device", device))
+        entry[field] = sharded_like(parameter, new) if shaped else new
     return entry
 
 
@@ -136,7 +159,7 @@ def _dependent_attributes(model: Any) -> Iterator[tuple[str, Any, str, Any]]:
 def _copied(value: Any, device: Any = None) -> Any:
     """A copy on `device`, the host by default, of a tensor or of a container of them."""
     if torch.is_tensor(value):
-        return value.detach().to(device or "cpu", copy=True)
+        return whole(value.detach()).to(device or "cpu", copy=True)
     if isinstance(value, dict):
         return {key: _copied(entry, device) for key, entry in value.items()}
     if isinstance(value, list | tuple):

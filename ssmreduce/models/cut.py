@@ -34,14 +34,14 @@ class Cut:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class CutPlan:
     """Everything about a cut but the change itself."""
 
     results: Results
     moments: dict[Any, HostArray]
     followers: tuple[Results, ...]
 
-    def without_layers(self) -> _Plan:
+    def without_layers(self) -> CutPlan:
         """The plan as other processes can read it."""
         return replace(
             self,
@@ -50,7 +50,7 @@ class _Plan:
         )
 
 
-def cut_model(
+def plan_cut(
     model: Any,
     opt_state: Any,
     decide: Callable[[Any], Results],
@@ -58,8 +58,8 @@ def cut_model(
     followers: Sequence[Any] = (),
     *,
     skip_unsupported: bool = False,
-) -> Cut:
-    """Cut a model as `decide` says; everything that can fail comes before the first change.
+) -> CutPlan:
+    """Prepare a cut as `decide` says: all that can fail, and nothing is changed.
 
     Parameters
     ----------
@@ -78,18 +78,15 @@ def cut_model(
     backend = model_backend(model)
     team = backend.team_of(model)
     if team is None:
-        plan = _planned(model, opt_state, decide, moments, followers, skip_unsupported)
-    else:
-        team.check_same(lambda: _shapes(backend, model, opt_state))
-        view, state = _gathered(backend, model, opt_state)
-        copies = [_gathered(backend, follower, None)[0] for follower in followers]
-        team.check_same(lambda: _held(backend, [view, *copies], skip_unsupported))
-        plan = team.decide(
-            lambda: _planned(
-                view, state, decide, moments, copies, skip_unsupported
-            ).without_layers()
-        )
-    return _made(backend, model, opt_state, followers, plan)
+        return _planned(model, opt_state, decide, moments, followers, skip_unsupported)
+    team.check_same(lambda: _shapes(backend, model, opt_state))
+    view, state = _gathered(backend, model, opt_state)
+    copies = [_gathered(backend, follower, None)[0] for follower in followers]
+    team.check_same(lambda: _held(backend, [view, *copies], skip_unsupported))
+    plan: CutPlan = team.decide(
+        lambda: _planned(view, state, decide, moments, copies, skip_unsupported).without_layers()
+    )
+    return plan
 
 
 def _planned(
@@ -99,7 +96,7 @@ def _planned(
     moments: Moments,
     followers: Sequence[Any],
     skip_unsupported: bool,
-) -> _Plan:
+) -> CutPlan:
     backend = model_backend(model)
     layers = find_layers(model, skip_unsupported=skip_unsupported)
     check_ready(model, layers)
@@ -118,12 +115,12 @@ def _planned(
         }
         for own in copies
     )
-    return _Plan(results, new_moments, plans)
+    return CutPlan(results, new_moments, plans)
 
 
-def _made(
-    backend: ModuleType, model: Any, opt_state: Any, followers: Sequence[Any], plan: _Plan
-) -> Cut:
+def make_cut(model: Any, opt_state: Any, plan: CutPlan, followers: Sequence[Any] = ()) -> Cut:
+    """Carry out what `plan_cut` returned for this model, on all processes that train it."""
+    backend = model_backend(model)
     made = [
         _changed(backend, *each)
         for each in (
@@ -172,14 +169,30 @@ def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
     model_backend(model).check_ready(model, maps)
 
 
-def check_every_rank(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
-    """Raise unless the weights of these layers may be replaced now, the same on all ranks of its team."""
-    backend = model_backend(model)
-    team = backend.team_of(model)
+def check_every_rank(model: Any) -> None:
+    """Raise unless weights of `model` may be replaced now, the same on all processes that train it.
+
+    What they hold does not matter: they may be NaN.
+    """
+    team = model_backend(model).team_of(model)
+    view = with_full_layers(model)
+
+    def ready() -> dict[str, str]:
+        check_ready(view, find_layers(view))
+        return {}
+
     if team is None:
-        check_ready(model, layers)
+        ready()
     else:
-        team.check_same(lambda: _hashes(backend, model, layers, ""))
+        team.check_same(ready)
+
+
+def with_full_layers(model: Any) -> Any:
+    """Return the model, or where it is sharded a view with full layers, for which all ranks must call."""
+    backend = model_backend(model)
+    if backend.team_of(model) is None:
+        return model
+    return _gathered(backend, model, None)[0]
 
 
 # --- What a rank holds, for comparison with the others

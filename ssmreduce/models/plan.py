@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,9 @@ def planned(
     mode_scaling: ModeScaling = "layer",
 ) -> LayerReduction:
     """Everything about the reduction of one layer but the change itself."""
-    return _Plan(layer, order, horizon, multiple_of, mode_scaling).result()
+    started = time.perf_counter()
+    result = _Plan(layer, order, horizon, multiple_of, mode_scaling).result()
+    return replace(result, seconds=time.perf_counter() - started)
 
 
 class _Plan:

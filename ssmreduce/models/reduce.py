@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._checks import positive_count
-from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.registry import (
     find_layers,
     model_backend,
@@ -19,7 +18,7 @@ from ssmreduce.adapters.registry import (
     supported,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.models.cut import Results, check_every_rank, cut_model
+from ssmreduce.models.cut import Results, make_cut, plan_cut
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
@@ -197,7 +196,8 @@ def reduce_model(
             for path, result in results.items()
         }
 
-    cut = cut_model(model, state, decide, moments, followers, skip_unsupported=skip_unsupported)
+    plan = plan_cut(model, state, decide, moments, followers, skip_unsupported=skip_unsupported)
+    cut = make_cut(model, state, plan, followers)
     return ModelReduction(
         cut.model,
         cut.optimizer_state,
@@ -250,19 +250,3 @@ def reduce_named_layer(
         return planned(layer, order, horizon, multiple_of, mode_scaling)
     except SSMReduceError as error:
         raise type(error)(f"while reducing layer `{name}`: {error}") from error
-
-
-def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
-    """Raise unless the weights of these layers may be replaced now, on all processes that train them."""
-    check_every_rank(model, layers)
-
-
-def apply_reductions(
-    model: Any, opt_state: Any, results: Results, moments: Moments
-) -> tuple[Any, Any, Results]:
-    """Return model, optimizer state and results with the given layers replaced.
-
-    Everything that can fail comes before the first change.
-    """
-    cut = cut_model(model, opt_state, lambda _: results, moments)
-    return cut.model, cut.optimizer_state, cut.results

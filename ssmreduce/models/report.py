@@ -37,6 +37,8 @@ class LayerReduction:
         Bytes of one entry of each weight.
     layer_map : LayerMap
         How this kind of layer stores a system.
+    seconds : float
+        Wall-clock time of reading, balancing, writing and measuring; 0 for a follower.
     """
 
     layer: Any = field(repr=False)
@@ -46,6 +48,7 @@ class LayerReduction:
     new_weights: dict[str, HostArray] = field(repr=False)
     item_sizes: dict[str, int] = field(repr=False)
     layer_map: LayerMap = field(repr=False)
+    seconds: float = field(default=0.0, repr=False)
 
     @property
     def old_order(self) -> int:

@@ -81,7 +81,8 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         if self.reducer.due(step):
             # Lightning would do so itself, but only within the next batch.
             optimizer.zero_grad()
-        self.reducer.step(step, pl_module, optimizer)
+        # Not pl_module, which under DDP is inside of the wrapper that has to follow the cut.
+        self.reducer.step(step, trainer.model, optimizer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Report the watched metric."""

@@ -83,12 +83,15 @@ class Trial:
         Model and optimizer before it.
     misses : int
         How many reports in a row were worse.
+    stands : bool
+        Whether a report confirmed it; the next step ends the trial.
     """
 
     step: int
     layers: list[str]
     snapshot: Snapshot
     misses: int = 0
+    stands: bool = False
 
 
 def metric_value(metric: Any) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,14 +14,10 @@ from ssmreduce._checks import fraction, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.adapters.snapshot import put_back, take
 from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
+from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
-from ssmreduce.models.reduce import (
-    apply_reductions,
-    check_ready,
-    layer_orders,
-    reduce_named_layer,
-)
+from ssmreduce.models.reduce import layer_orders, reduce_named_layer
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
@@ -77,6 +72,9 @@ class InTrainingReducer:
     state of before the cut; step numbers go on, and so do hyperparameters of PyTorch optimizers, which
     schedulers set. The layers of an undone cut are not cut again.
 
+    Where several processes train a model (DDP, FSDP2), all of them run a reducer of their own on the
+    model as it is wrapped. The first one decides, and a cut that one cannot make is made by none.
+
     Examples
     --------
     >>> import equinox as eqx, numpy as np, optax
@@ -125,6 +123,7 @@ class InTrainingReducer:
         self._metric: float | None = None
         self._stopped: set[str] = set()
         self._trial: Trial | None = None
+        self._was_told = False
         self._is_recording = True
         self._writer: Any = None
 
@@ -140,7 +139,7 @@ class InTrainingReducer:
 
     def due(self, step: int) -> bool:
         """Tell whether `step` would cut layers, or undo a cut, after this update."""
-        if self._trial is not None:
+        if self._trial is not None and not self._trial.stands:
             return self._has_failed(self._trial)
         return self._may_cut() and (self._waiting or self.schedule.due(step))
 
@@ -167,6 +166,8 @@ class InTrainingReducer:
             If an attempt is due and the model holds no supported layer.
         ShapeError
             If a cut is to be undone and this is not the model that was cut.
+        DistributedError
+            If several processes train the model and are not all there.
 
         Warns
         -----
@@ -177,6 +178,10 @@ class InTrainingReducer:
         """
         if self.trace is not None:
             self._record(step, model, self.trace)
+        if self._was_told:
+            self._agree(model)
+        if self._trial is not None and self._trial.stands:
+            self._trial = None
         if self.schedule.due(step):
             self._waiting = True
             if self._trial is None and not self._may_cut():
@@ -197,8 +202,8 @@ class InTrainingReducer:
         Parameters
         ----------
         metric : float
-            A loss or an accuracy of the validation set, say; the same number in all processes of a
-            distributed run.
+            A loss or an accuracy of the validation set, say. In a distributed run all processes report
+            one, and that of the first counts.
 
         Raises
         ------
@@ -211,14 +216,15 @@ class InTrainingReducer:
                 "InTrainingReducer(schedule, rollback=RollbackPolicy(tolerance))."
             )
         value = metric_value(metric)
-        if self._trial is not None:
+        self._was_told = True
+        if self._trial is not None and not self._trial.stands:
             if self._has_failed(self._trial):
                 return
             assert self._metric is not None
             if self.rollback.is_worse(value, than=self._metric):
                 self._trial.misses += 1
                 return
-            self._trial = None
+            self._trial.stands = True
         self._metric = value if math.isfinite(value) else None
 
     def check_metric(self, name: str | None) -> None:
@@ -235,7 +241,8 @@ class InTrainingReducer:
         The arrays are those of the snapshot of a cut on trial: tensors in PyTorch, which ``torch.load`` with
         ``weights_only=True`` accepts, and NumPy arrays in JAX.
         """
-        trial = None if self._trial is None else dict(vars(self._trial))
+        on_trial = self._trial is not None and not self._trial.stands
+        trial = dict(vars(self._trial)) if on_trial else None
         return {
             "schedule": repr(self.schedule),
             "rollback": repr(self.rollback),
@@ -280,6 +287,7 @@ class InTrainingReducer:
         if self.trace is not None and trace is not None:
             self.trace.records[:] = trace.records
         self.events[:], self._trial = events, trial
+        self._was_told = False
         self._waiting, self._metric = state["waiting"], state["metric"]
         self._stopped = set(state["stopped"])
 
@@ -303,39 +311,56 @@ class InTrainingReducer:
             write_trace(self._writer, trace)
 
     def _attempt(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]:
-        layers = find_layers(model)
-        name_of = model_backend(model).path_name
-        accepted: dict[tuple[Any, ...], LayerReduction] = {}
-        events: list[ReductionEvent] = []
-        snapshot = None
+        find_layers(model)  # none is an error of the user, not of this attempt
         try:
-            check_ready(model, layers)
-            orders = layer_orders([layer for _, layer in layers], self.order, self.horizon)
-            for (path, layer), order in zip(layers, orders, strict=True):
-                if name_of(path) in self._stopped:
-                    continue
-                started = time.perf_counter()
-                result = reduce_named_layer(
-                    name_of(path), layer, order, self.horizon, mode_scaling=self.mode_scaling
-                )
-                if result.new_order < self.gate * result.old_order:
-                    accepted[path] = result
-                    events.append(self._event(step, name_of(path), result, started))
-            if accepted and self.rollback is not None:
-                snapshot = take(model, opt_state)
-            model, opt_state, _ = apply_reductions(model, opt_state, accepted, self.moments)
+            plan = plan_cut(model, opt_state, self._accepted, self.moments)
+            is_on_trial = bool(plan.results) and self.rollback is not None
+            snapshot = take(model, opt_state) if is_on_trial else None
+            cut = make_cut(model, opt_state, plan)
         except SSMReduceError as error:
             _warn(f"no cut after step {step}; model and optimizer state are as they were: {error}")
             return model, opt_state
+        name_of = model_backend(model).path_name
+        events = [self._event(step, name_of(path), result) for path, result in plan.results.items()]
         if snapshot is not None:
             self._trial = Trial(int(step), [event.layer for event in events], snapshot)
         self.events += events
         self._write(events)
-        return model, opt_state
+        return cut.model, cut.optimizer_state
+
+    def _accepted(self, model: Any) -> Results:
+        """The cuts that are worth it; where several processes train, the first alone is asked."""
+        layers = find_layers(model)
+        name_of = model_backend(model).path_name
+        orders = layer_orders([layer for _, layer in layers], self.order, self.horizon)
+        results = {
+            path: reduce_named_layer(
+                name_of(path), layer, order, self.horizon, mode_scaling=self.mode_scaling
+            )
+            for (path, layer), order in zip(layers, orders, strict=True)
+            if name_of(path) not in self._stopped
+        }
+        return {
+            path: result
+            for path, result in results.items()
+            if result.new_order < self.gate * result.old_order
+        }
+
+    def _agree(self, model: Any) -> None:
+        """Let the first process decide what the reports since the last step mean."""
+        self._was_told = False
+        team = model_backend(model).team_of(model)
+        if team is None:
+            return
+        trial = self._trial
+        verdict = None if trial is None else (trial.misses, trial.stands)
+        self._metric, verdict = team.decide(lambda: (self._metric, verdict))
+        if trial is not None and verdict is not None:
+            trial.misses, trial.stands = verdict
 
     def _undo(self, step: int, model: Any, opt_state: Any, trial: Trial) -> tuple[Any, Any]:
         try:
-            check_ready(model, find_layers(model))
+            check_every_rank(model)
         except OptimizerStateError as error:
             _warn(f"no rollback after step {step} yet: {error}")
             return model, opt_state
@@ -356,9 +381,7 @@ class InTrainingReducer:
             for event in events:
                 write_event(self._writer, event)
 
-    def _event(
-        self, step: int, name: str, result: LayerReduction, started: float
-    ) -> ReductionEvent:
+    def _event(self, step: int, name: str, result: LayerReduction) -> ReductionEvent:
         reduction = result.reduction
         tau = 1.0 - self.order.share if isinstance(self.order, HankelMass | HankelEnergy) else None
         return ReductionEvent(
@@ -371,7 +394,7 @@ class InTrainingReducer:
             tau=tau,
             error_bound=result.error_bound,
             measured_error=result.measured_error,
-            seconds=time.perf_counter() - started,
+            seconds=result.seconds,
             poles_before=np.asarray(reduction.original.poles(), np.complex128),
             poles_after=np.asarray(reduction.system.poles(), np.complex128),
         )

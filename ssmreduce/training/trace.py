@@ -22,6 +22,7 @@ from ssmreduce._checks import fraction, positive_count, positive_horizon
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.registry import find_layers, model_backend, read_system
 from ssmreduce.errors import OrderError
+from ssmreduce.models.cut import with_full_layers
 from ssmreduce.reduction.diagonal import balanced_systems
 from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import System
@@ -164,7 +165,7 @@ class HankelTrace:
         name_of = model_backend(model).path_name
         self.records += [
             _recorded(int(step), name_of(path), read_system(layer), self.horizon)
-            for path, layer in find_layers(model)
+            for path, layer in find_layers(with_full_layers(model))
         ]
 
     def of_layer(self, layer: str) -> list[HankelRecord]:

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import DistributedError, OrderError
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.reducer import InTrainingReducer
 
@@ -40,6 +40,9 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     OrderError
         If the reducer has a rollback policy and there is no `metric`, or the reverse; while training, if
         the checkpoint of a resumed run has no reducer in it.
+    DistributedError
+        While training, if there are several processes: callbacks see the model without the wrapper, and
+        that would keep the old shapes.
 
     Notes
     -----
@@ -85,6 +88,11 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Load the reducer if the run is resumed."""
+        if args.world_size > 1:
+            raise DistributedError(
+                f"the Trainer runs in {args.world_size} processes, where callbacks see the model without its "
+                "wrapper; expected one process. Train in a loop of your own with reducer.step(...)."
+            )
         if state.global_step > 0 and not self._loaded:
             self.load(_folder(args, state))
         self._loaded = False
