@@ -37,6 +37,13 @@ def require_backend(module: str, *, extra: str) -> ModuleType:
         ) from None
 
 
+def type_name(value: object) -> str:
+    """Name of the type for a message: with its module, unless it is one of ours."""
+    kind = type(value)
+    ours = kind.__module__.split(".")[0] == "ssmreduce"
+    return kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def floating_array(value: object, name: str, ndim_min: int) -> Array:
     """Return `value` as a finite real or complex floating array with at least `ndim_min` axes."""
     array = numeric_array(value, name, ndim_min)
@@ -67,7 +74,7 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
         floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
     if array.dtype == object:
         raise ShapeError(
-            f"`{name}` is a {type(value).__module__}.{type(value).__qualname__}, which NumPy reads as "
+            f"`{name}` is a {type_name(value)}, which NumPy reads as "
             f"objects; expected numbers. Of a sparse matrix take {name}.toarray()."
         )
     if not floating:

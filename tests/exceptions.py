@@ -108,6 +108,7 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
 DOUBLE_ONLY: dict[str, dict[str, str]] = {
     "its numbers, down to 1e-300 or up to 1e300, are out of the range of 32 bits": {
         "laws/test_law_truncation": "test_extreme_gains_change_nothing_but_the_gain",
+        "test_batches": "test_h2_norms_of_channels_are_taken_together",
         "test_coordinates": "test_units_are_no_singularity_but_dependent_columns_are",
         "test_frequency_limited": "test_extreme_scales",
         "test_gramians": "test_diagonal_gramians_keep_small_entries",

@@ -139,7 +139,9 @@ def test_the_stable_part_is_reduced(
     assert balancing.hsv.shape == (2 * system.order if kind == "real output" else system.order,)
     split = split_unstable(system)
     inner = balance(split.stable)
-    np.testing.assert_array_equal(balancing.hsv[: inner.hsv.size], inner.hsv)
+    # The same arithmetic, but not on the same addresses, which BLAS may take in other blocks.
+    rounding = C_ROUNDING * system.order * EPS
+    np.testing.assert_allclose(balancing.hsv[: inner.hsv.size], inner.hsv, rtol=rounding, atol=0)
     assert not np.any(balancing.hsv[inner.hsv.size :])
     cut = balancing.match_dc if matched else balancing.truncate
     size = np.abs(response(system, discrete=discrete)).max() + inner.hsv[0]

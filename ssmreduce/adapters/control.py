@@ -60,7 +60,7 @@ def from_control(sys: Any, time: TimeDomain | None = None) -> StateSpace:
     control = _checks.require_backend("control", extra="control")
     if not isinstance(sys, control.StateSpace | control.TransferFunction):
         raise UnsupportedLayerError(
-            f"`sys` is a {type(sys).__module__}.{type(sys).__qualname__}; expected a control.StateSpace "
+            f"`sys` is a {_checks.type_name(sys)}; expected a control.StateSpace "
             "or a control.TransferFunction. Convert it with control.ss first."
         )
     domain = _time_domain(sys.dt, time)

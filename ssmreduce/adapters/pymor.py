@@ -54,7 +54,7 @@ def from_pymor(model: Any) -> StateSpace:
     iosys = _checks.require_backend("pymor.models.iosys", extra="pymor")
     if not isinstance(model, iosys.LTIModel):
         raise UnsupportedLayerError(
-            f"`model` is a {type(model).__module__}.{type(model).__qualname__}; expected a pyMOR "
+            f"`model` is a {_checks.type_name(model)}; expected a pyMOR "
             "LTIModel. Second-order models have to_lti()."
         )
     if model.parametric:

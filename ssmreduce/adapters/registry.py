@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from ssmreduce import _checks
 from ssmreduce.adapters.change import Path
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import HasArrays, LayerMap
@@ -121,7 +122,7 @@ def model_backend(model: object) -> ModuleType:
 
         return jax
     raise UnsupportedLayerError(
-        f"`model` is a {_type_name(model)}; expected a PyTorch module or a pytree of Equinox modules. "
+        f"`model` is a {_checks.type_name(model)}; expected a PyTorch module or a pytree of Equinox modules. "
         "Install what is missing with: pip install 'ssmreduce[torch]' or 'ssmreduce[jax]'"
     )
 
@@ -163,14 +164,10 @@ def find_layers(model: Any, *, skip_unsupported: bool = False) -> list[tuple[Pat
     found: list[tuple[Path, Any]] = list(model_backend(model).find_layers(model, matches))
     if not found:
         raise UnsupportedLayerError(
-            f"`model` is a {_type_name(model)} without a supported layer; expected modules with the "
+            f"`model` is a {_checks.type_name(model)} without a supported layer; expected modules with the "
             f"arrays of one of: {_known_names()}. Bind your layer's class with register_layer(...)."
         )
     return found
-
-
-def _type_name(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def _known_names() -> str:
@@ -191,15 +188,15 @@ def supported(layer: object) -> tuple[ModuleType, Any, LayerMap]:
     layer_map = layer_map_of(layer)
     if backend is None or layer_map is None:
         raise UnsupportedLayerError(
-            f"`layer` is a {_type_name(layer)}; expected a module with the arrays of one of: "
+            f"`layer` is a {_checks.type_name(layer)}; expected a module with the arrays of one of: "
             f"{_known_names()}. Bind your class with register_layer(...), or pass the layer itself "
             "rather than the model around it."
         )
     missing = [name for name in layer_map.names() if name not in backend.array_axes(layer)]
     if missing:
         raise UnsupportedLayerError(
-            f"`layer` is a {_type_name(layer)} without the arrays {', '.join(missing)}; expected those "
-            f"of {type(layer_map).__name__}. Register another map for it."
+            f"`layer` is a {_checks.type_name(layer)} without the arrays {', '.join(missing)}; expected "
+            f"those of {type(layer_map).__name__}. Register another map for it."
         )
     return backend, layer, layer_map
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import signal
 
+from ssmreduce import _checks
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.systems.coordinates import exportable
@@ -61,7 +62,7 @@ def from_scipy(sys: Any) -> StateSpace:
     """
     if not isinstance(sys, signal.lti | signal.dlti):
         raise UnsupportedLayerError(
-            f"`sys` is a {type(sys).__module__}.{type(sys).__qualname__}; expected a scipy.signal.lti or "
+            f"`sys` is a {_checks.type_name(sys)}; expected a scipy.signal.lti or "
             "dlti. Build one from coefficients, for example scipy.signal.TransferFunction(num, den)."
         )
     time: TimeDomain = Continuous()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
+from ssmreduce import _checks
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.change import Change, Path
 from ssmreduce.adapters.moments import Moments
@@ -345,7 +346,7 @@ def moments_of(
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise OptimizerStateError(
-            f"`optimizer` is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; expected a "
+            f"`optimizer` is a {_checks.type_name(optimizer)}; expected a "
             "torch.optim.Optimizer. Pass the one that trains the model, or none."
         )
     if hasattr(optimizer, "consolidate_state_dict"):

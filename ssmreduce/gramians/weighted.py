@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray
 from ssmreduce.equations.smith import compress_columns
@@ -100,7 +101,7 @@ def weighted_factors(
 def _check_weight(system: System, weight: System, name: str) -> None:
     if not isinstance(weight, StateSpace | DiagonalStateSpace):
         raise ShapeError(
-            f"`{name}` is a {type(weight).__module__}.{type(weight).__qualname__}; expected a "
+            f"`{name}` is a {_checks.type_name(weight)}; expected a "
             "StateSpace or a DiagonalStateSpace. Give a constant matrix as the `D` of one."
         )
     for each, argument in ((system, "system"), (weight, name)):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from ssmreduce import _checks
 from ssmreduce.adapters.registry import find_layers, layer_map_of, model_backend
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
@@ -129,7 +130,7 @@ def _check_backend(model: Any) -> ModuleType:
     backend = model_backend(model)
     if not hasattr(backend, "load_state"):
         raise UnsupportedLayerError(
-            f"`model` is a {type(model).__module__}.{type(model).__qualname__}; expected a "
+            f"`model` is a {_checks.type_name(model)}; expected a "
             "torch.nn.Module. Arrays of other frameworks bring their shapes: deserialise them as they are."
         )
     return backend

@@ -278,8 +278,8 @@ def _result(
 def _check_start(start: System, system: System, order: int) -> None:
     if type(start) is not type(system) or start.batch_shape:
         raise ShapeError(
-            f"`start` is a {type(start).__module__}.{type(start).__qualname__}; expected a single "
-            f"{type(system).__qualname__}, as `system` is. Leave it out to start from balanced truncation."
+            f"`start` is a {_checks.type_name(start)}; expected a single "
+            f"{_checks.type_name(system)}, as `system` is. Leave it out to start from balanced truncation."
         )
     if start.time != system.time:
         raise TimeDomainError(

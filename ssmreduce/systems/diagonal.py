@@ -351,7 +351,7 @@ def check_system(system: object, name: str = "system") -> None:
     """Raise `UnsupportedLayerError`, a TypeError, unless `system` is a system."""
     if not isinstance(system, StateSpace | DiagonalStateSpace):
         raise UnsupportedLayerError(
-            f"`{name}` is a {type(system).__module__}.{type(system).__qualname__}; expected a "
+            f"`{name}` is a {_checks.type_name(system)}; expected a "
             "StateSpace or a DiagonalStateSpace. Build one from arrays, with read_system(layer), or with "
             "from_control, from_scipy or from_pymor of ssmreduce.adapters."
         )

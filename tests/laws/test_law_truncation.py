@@ -339,4 +339,5 @@ def test_extreme_gains_change_nothing_but_the_gain(system: StateSpace, power: in
     for order in possible:
         one: Any = balancing.truncate(order).system
         two: Any = other.truncate(order).system
-        np.testing.assert_array_equal(two.A, one.A)
+        # The factors scale exactly, but LAPACK may return a singular vector with the other sign.
+        np.testing.assert_allclose(np.abs(two.A), np.abs(one.A), rtol=4 * EPS, atol=0)
