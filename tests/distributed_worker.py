@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -183,6 +188,8 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
             model.module[1].lru.B_re[0, 0] += 1e-3
     if fault == "gradient" and rank == 1:
         model.module[1].lru.C_re.grad = torch.ones(3, 9)
+    if fault == "state" and rank == 1:
+        model.module[1].lru.state = torch.zeros(5)  # kept between calls, of another layout
     if fault == "unstable":
         with torch.no_grad():
             model.module[1].lru.nu_log[0] = -1e9
@@ -279,6 +286,24 @@ def make_reducer() -> InTrainingReducer:
     )
 
 
+def resumed(
+    kind: str, model: nn.Module, optimizer: torch.optim.Optimizer, reducer: InTrainingReducer
+) -> tuple[nn.Module, torch.optim.Optimizer, InTrainingReducer]:
+    """The run from a checkpoint of full tensors, which is that of the first rank."""
+    full = StateDictOptions(full_state_dict=True)
+    state = *get_state_dict(model, optimizer, options=full), reducer.state_dict()
+    file = io.BytesIO()
+    torch.save(state, file)
+    objects = [file.getvalue()]
+    distributed.broadcast_object_list(objects)
+    weights, moments, progress = torch.load(io.BytesIO(objects[0]), weights_only=True)
+    model, reducer = wrapped(kind, load_reduced(model_of(5), weights)), make_reducer()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    set_optimizer_state_dict(model, optimizer, moments, options=full)
+    reducer.load_state_dict(progress)
+    return model, optimizer, reducer
+
+
 def on_trial(kind: str, rank: int, rows: slice, *, resume: bool = False) -> dict[str, Any]:
     """Two cuts, one of which is undone; with `resume` the run is saved and loaded in the second trial."""
     model, reducer = wrapped(kind, model_of()), make_reducer()
@@ -295,16 +320,7 @@ def on_trial(kind: str, rank: int, rows: slice, *, resume: bool = False) -> dict
         if number in (3, 6, 8):
             seen["after"][number] = fingerprint(model, optimizer)
         if resume and number == 7:
-            file = io.BytesIO()
-            state = model.module.state_dict(), optimizer.state_dict(), reducer.state_dict()
-            torch.save(state, file)
-            objects = [file.getvalue()]  # the checkpoint of the first rank is that of all
-            distributed.broadcast_object_list(objects)
-            state = torch.load(io.BytesIO(objects[0]), weights_only=True)
-            model, reducer = wrapped(kind, load_reduced(model_of(5), state[0])), make_reducer()
-            optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-            optimizer.load_state_dict(state[1])
-            reducer.load_state_dict(state[2])
+            model, optimizer, reducer = resumed(kind, model, optimizer, reducer)
     return {
         **seen,
         "events": [event.to_dict() for event in reducer.events],
@@ -360,8 +376,9 @@ def main() -> None:
     rows = slice(2 * rank, 2 * rank + 2)
     seen = {}
     for scenario in scenarios.split(","):
-        if scenario == "resumed":
-            seen[scenario] = on_trial("ddp", rank, rows, resume=True)
+        if scenario.startswith("resumed "):
+            kind = scenario.removeprefix("resumed ")
+            seen[scenario] = on_trial(kind, rank, rows, resume=True)
         elif scenario.startswith("on trial "):
             seen[scenario] = on_trial(scenario.removeprefix("on trial "), rank, rows)
         elif scenario == "followers":

@@ -208,6 +208,8 @@ def test_what_is_no_copy_is_refused_and_nothing_changes() -> None:
         wild[1].seq.Lambda.real[:] = 1.0
     busy = copy.deepcopy(model)
     busy[0].B_re.grad = torch.ones(12, 3)
+    stream = copy.deepcopy(model)
+    stream[0].state = torch.zeros(5)  # seen only when the change itself is prepared
     good = copy.deepcopy(model)
     for bad, error, match in (
         (short, ShapeError, "`followers`"),
@@ -215,6 +217,7 @@ def test_what_is_no_copy_is_refused_and_nothing_changes() -> None:
         (smaller, ShapeError, r"layer `0` of `followers`.*\(11,"),
         (wild, UnstableSystemError, r"layer `1\.seq` of `followers`"),
         (busy, TypeError, "gradient"),
+        (stream, ShapeError, "keeps a state"),
     ):
         before = fingerprint(model, optimizer, good, bad)
         with pytest.raises(error, match=match):

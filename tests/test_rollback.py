@@ -252,6 +252,37 @@ def test_after_a_rollback_the_run_is_the_one_that_was_never_cut(kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", RUNS)
+def test_averages_follow_cuts_and_rollbacks(kind: str) -> None:
+    run, reducer = RUNS[kind](), reducer_of()
+    average = RUNS[kind]().model
+    run.train(1)
+    for step in range(1, 5):
+        reducer.report(1.0)
+        returned = reducer.step(step, run.model, run.state, [average])
+        assert returned == (run.model, run.state, [average])
+    before = fingerprint(average)
+    run.model, run.state, (cut,) = reducer.step(5, run.model, run.state, [average])
+    shapes = [
+        [tuple(x.shape) for x in (jax.tree.leaves(m) if kind == "jax" else m.parameters())]
+        for m in (run.model, cut)
+    ]
+    assert shapes[0] == shapes[1]
+    assert max(run.orders()) <= 4
+    reducer.report(2.0)
+    saved = copy.deepcopy(reducer.state_dict())
+    again = reducer_of()
+    again.load_state_dict(saved)
+    held = fingerprint(run.model), fingerprint(cut)
+    with pytest.raises(ShapeError, match="`followers` has 0 models but 1 followed"):
+        reducer.step(6, run.model, run.state)
+    assert (fingerprint(run.model), fingerprint(cut)) == held
+    assert again.due(6)
+    run.model, run.state, (back,) = again.step(6, run.model, run.state, [cut])
+    assert fingerprint(back) == before
+    assert run.orders() == (12, 10)
+
+
+@pytest.mark.parametrize("kind", RUNS)
 def test_a_metric_within_the_tolerance_confirms_the_cut(kind: str) -> None:
     run, reducer = RUNS[kind](), reducer_of(8, mode="max")
     go(run, reducer, range(1, 8), {1: 0.8, 7: 0.71})

@@ -66,7 +66,7 @@ def alone() -> dict[str, Any]:
     return train(model_of(), slice(0, 4))
 
 
-TRIALS = ["on trial ddp", "on trial fsdp", "on trial fsdp kept", "resumed"]
+TRIALS = ["on trial ddp", "on trial fsdp", "on trial fsdp kept", "resumed ddp", "resumed fsdp"]
 KINDS = ["ddp", "ddp views", "ddp static", "ddp compiled", "ddp unused", "fsdp", "fsdp kept"]
 
 
@@ -109,6 +109,7 @@ FAULTS = {
     "ddp-nan": ("NonFiniteError", f"on rank 1: while reducing {LAYER}: `C_re`"),
     "ddp-other": ("DistributedError", "rank 1 differs from rank 0 in the weights of layer"),
     "ddp-gradient": ("OptimizerStateError", f"on rank 1: `C_re` of {LAYER} holds a gradient"),
+    "ddp-state": ("ShapeError", "on rank 1: the layer keeps a state between calls"),
     "ddp-unstable": ("UnstableSystemError", f"on rank 0: while reducing {LAYER}"),
     "ddp-adamax": ("OptimizerStateError", "on rank 0: the optimizer state holds `exp_inf`"),
     "ddp-optimizer": (
@@ -169,8 +170,9 @@ def test_the_first_process_decides_what_is_undone(trial: str, ranks: list[dict[s
     assert {record["step"] for record in first["trace"]["records"]} == {3, 6, 9, 12}
 
 
-def test_a_resumed_run_is_the_same(ranks: list[dict[str, Any]]) -> None:
-    whole, resumed = (ranks[0][trial] for trial in ("on trial ddp", "resumed"))
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_resumed_run_is_the_same(kind: str, ranks: list[dict[str, Any]]) -> None:
+    whole, resumed = (ranks[0][f"{trial} {kind}"] for trial in ("on trial", "resumed"))
     assert resumed["before"] == whole["before"]
     assert resumed["after"] == whole["after"]
     assert resumed["trace"] == whole["trace"]

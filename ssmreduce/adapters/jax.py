@@ -96,14 +96,14 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path).lstrip(".") or "model"
 
 
-def commit(
+def prepared(
     model: Any,
     matches: Callable[[Any], bool],
     changes: Mapping[Path, Change],
     opt_state: Any,
     moments: Mapping[Path, HostArray],
-) -> tuple[Any, Any]:
-    """Return copies of model and optimizer state with new layers and new moments."""
+) -> Callable[[], tuple[Any, Any]]:
+    """Make copies of model and optimizer state with new layers and moments; a call returns them."""
     layers = {
         path: write_layer(change.layer, change.layer_map, change.values, change.ratio)
         for path, change in changes.items()
@@ -117,7 +117,8 @@ def commit(
             return leaf
         return jnp.asarray(np.asarray(moments[path], dtype=to_host(leaf).dtype))
 
-    return model, jax.tree_util.tree_map_with_path(at, opt_state)
+    opt_state = jax.tree_util.tree_map_with_path(at, opt_state)
+    return lambda: (model, opt_state)
 
 
 def moments_of(

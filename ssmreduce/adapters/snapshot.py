@@ -7,31 +7,57 @@ it can be saved with a checkpoint, and loaded by ``torch.load(..., weights_only=
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 from ssmreduce.adapters.registry import model_backend
+from ssmreduce.errors import ShapeError
 
 Snapshot = dict[str, Any]
-"""What `take` returns."""
+"""A copy of one model, and of its optimizer state."""
 
 
-def take(model: Any, opt_state: Any) -> Snapshot:
-    """Copy every array of `model` and `opt_state` to host memory, in its own dtype."""
-    snapshot: Snapshot = _home(model).take(model, opt_state)
-    return snapshot
+def take_all(models: Sequence[Any], opt_state: Any) -> list[Snapshot]:
+    """Copy every array of some models, and of the optimizer state of the first, to host memory.
+
+    Each keeps its dtype. Where several processes train the models, all of them have to call this.
+    """
+    return [_home(model).take(model, state) for model, state in _with_states(models, opt_state)]
 
 
-def put_back(model: Any, opt_state: Any, snapshot: Snapshot) -> tuple[Any, Any]:
-    """Return model and optimizer state as they were when `snapshot` was taken, in place for PyTorch.
+def prepared_back(
+    models: Sequence[Any], opt_state: Any, snapshots: Sequence[Snapshot]
+) -> Callable[[], tuple[list[Any], Any]]:
+    """Prepare the way back to where `snapshots` were taken; nothing is changed yet.
+
+    What is returned goes it, in place for PyTorch, and returns the models and the optimizer state.
 
     Raises
     ------
     ShapeError
-        If the snapshot is of another model or optimizer; nothing was changed then.
+        If the snapshots are of other models or another optimizer.
     """
-    restored: tuple[Any, Any] = _home(model).put_back(model, opt_state, snapshot)
-    return restored
+    if len(models) != len(snapshots):
+        raise ShapeError(
+            f"`followers` has {len(models) - 1} models but {len(snapshots) - 1} followed the cut that is "
+            "to be undone; expected the same ones. Give them in every step."
+        )
+    ready = [
+        _home(model).prepared_back(model, state, snapshot)
+        for (model, state), snapshot in zip(_with_states(models, opt_state), snapshots, strict=True)
+    ]
+
+    def make() -> tuple[list[Any], Any]:
+        (first, state), *rest = [each() for each in ready]
+        return [first, *(copy for copy, _ in rest)], state
+
+    return make
+
+
+def _with_states(models: Sequence[Any], opt_state: Any) -> list[tuple[Any, Any]]:
+    first, *rest = models
+    return [(first, opt_state), *((copy, None) for copy in rest)]
 
 
 def _home(model: Any) -> ModuleType:

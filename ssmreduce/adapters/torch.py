@@ -8,6 +8,7 @@ elsewhere all stay valid. Imported only once the user's own object proves that t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ssmreduce.adapters.moments import Moments
 from ssmreduce.adapters.torch_distributed import gathered as gathered
 from ssmreduce.adapters.torch_distributed import (
     is_sharded,
+    managed,
     renew_buckets,
     replace_sharded,
     sharded_like,
@@ -198,20 +200,20 @@ def write_layer(
     module: Any, layer_map: LayerMap, values: Mapping[str, HostArray], ratio: float
 ) -> Any:
     """Give the arrays of `module` new values and shapes, in place, and return it."""
-    commit(module, is_module, {(): Change(module, layer_map, values, ratio)}, None, {})
+    prepared(module, is_module, {(): Change(module, layer_map, values, ratio)}, None, {})()
     return module
 
 
-def commit(
+def prepared(
     model: Any,
     matches: Callable[[Any], bool],
     changes: Mapping[Path, Change],
     optimizer: Any,
     moments: Mapping[MomentKey, HostArray],
-) -> tuple[Any, Any]:
-    """Change layers and optimizer state in place: all is computed first, then all is assigned."""
-    tensors = [
-        (getattr(change.layer, name), _like(getattr(change.layer, name), value))
+) -> Callable[[], tuple[Any, Any]]:
+    """Compute a change of layers and optimizer state; what is returned makes it, in place."""
+    resizes = [
+        resized(model, getattr(change.layer, name), _like(getattr(change.layer, name), value))
         for change in changes.values()
         for name, value in change.values.items()
     ]
@@ -225,13 +227,17 @@ def commit(
         for layer, layer_map, _, ratio, reduce_state in changes.values()
         for entry in _attributes(model, layer, layer_map, ratio, reduce_state)
     ]
-    for tensor, new in tensors:
-        resize(model, tensor, new)
-    renew_buckets(model)
-    for state, field, new in states:
-        state[field] = new
-    _assign(attributes)
-    return model, optimizer
+
+    def make() -> tuple[Any, Any]:
+        for resize in resizes:
+            resize()
+        renew_buckets(model)
+        for state, field, new in states:
+            state[field] = new
+        _assign(attributes)
+        return model, optimizer
+
+    return make
 
 
 def _assign(attributes: list[tuple[Any, str, Any]]) -> None:
@@ -263,12 +269,11 @@ def load_state(
     renew_buckets(model)
 
 
-def resize(model: Any, tensor: Any, full: Any) -> None:
-    """Give a parameter or buffer of `model`, in shards or not, another full tensor of any shape."""
+def resized(model: Any, tensor: Any, full: Any) -> Callable[[], None]:
+    """What gives a parameter or buffer of `model`, in shards or not, another full tensor of any shape."""
     if is_sharded(tensor):
-        replace_sharded(model, tensor, full)
-    else:
-        _replace_data(tensor, full)
+        return partial(replace_sharded, managed(model, tensor), full)
+    return partial(_replace_data, tensor, full)
 
 
 def _replace_data(tensor: Any, new: Any) -> None:

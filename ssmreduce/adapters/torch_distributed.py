@@ -243,10 +243,13 @@ def sharded_like(tensor: Any, full: Any) -> Any:
     return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
-def replace_sharded(model: Any, tensor: Any, full: Any) -> None:
-    """Give an FSDP2 parameter another full tensor, of any shape; the parameter stays the same object.
+def managed(model: Any, tensor: Any) -> Any:
+    """Return FSDP2's record of a sharded parameter.
 
-    torch 2.13 has no public way to do so: what `fully_shard` does with a parameter is done again.
+    Raises
+    ------
+    UnsupportedLayerError
+        If there is none.
     """
     part = next((part for part in _parts_of(model) if part.sharded_param is tensor), None)
     if part is None:
@@ -254,6 +257,16 @@ def replace_sharded(model: Any, tensor: Any, full: Any) -> None:
             "`model` holds a DTensor that FSDP2 does not manage; expected parameters sharded by "
             "fully_shard. Reduce the model before it is distributed."
         )
+    return part
+
+
+def replace_sharded(part: Any, full: Any) -> None:
+    """Give the FSDP2 parameter of a record another full tensor, of any shape.
+
+    The parameter stays the same object. torch 2.13 has no public way to do so: what `fully_shard` does
+    with a parameter is done again.
+    """
+    tensor = part.sharded_param
     attributes, placement = dict(vars(tensor)), part.fsdp_placement
     parameter = torch.nn.Parameter(full, requires_grad=tensor.requires_grad)
     part._init_sharded_param(parameter, part.device, lambda _: placement, part.mesh_info)

@@ -7,13 +7,13 @@ snapshot in full, so that it is the same on all ranks and fits another number of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ssmreduce.adapters.registry import is_supported, layer_map_of
-from ssmreduce.adapters.torch import _attributes, find_layers, resize
+from ssmreduce.adapters.torch import _attributes, find_layers, resized
 from ssmreduce.adapters.torch_distributed import (
     renew_buckets,
     sharded_like,
@@ -47,23 +47,16 @@ def take(model: Any, optimizer: Any) -> dict[str, Any]:
     }
 
 
-def put_back(model: Any, optimizer: Any, snapshot: dict[str, Any]) -> tuple[Any, Any]:
-    """Give model and optimizer what `snapshot` holds, in place: all is copied first, then assigned."""
-    team = team_of(model)
+def prepared_back(
+    model: Any, optimizer: Any, snapshot: dict[str, Any]
+) -> Callable[[], tuple[Any, Any]]:
+    """Copy what `snapshot` holds; what is returned gives it to model and optimizer, in place."""
     saved, here = snapshot["tensors"], dict(_tensors(model))
     parameters = {} if optimizer is None else dict(_parameters(model, optimizer))
-
-    def checked() -> dict[str, str]:
-        _check(here, saved, parameters, snapshot["optimizer"])
-        return {}
-
-    if team is None:
-        checked()
-    else:
-        team.check_same(checked)
+    _check(here, saved, parameters, snapshot["optimizer"])
     modules = dict(model.named_modules())
-    resized = {
-        name: _copied(saved[name], tensor.device)
+    resizes = {
+        name: resized(model, tensor, _copied(saved[name], tensor.device))
         for name, tensor in here.items()
         if tensor.shape != saved[name].shape
     }
@@ -79,23 +72,27 @@ def put_back(model: Any, optimizer: Any, snapshot: dict[str, Any]) -> tuple[Any,
         index: _entry(values, optimizer.state[parameters[index]], parameters[index])
         for index, values in snapshot["optimizer"].items()
     }
-    with torch.no_grad():
-        for name, tensor in here.items():
-            if name in resized:
-                resize(model, tensor, resized[name])
+
+    def make() -> tuple[Any, Any]:
+        with torch.no_grad():
+            for name, tensor in here.items():
+                if name in resizes:
+                    resizes[name]()
+                else:
+                    tensor.copy_(sharded_like(tensor, saved[name].to(tensor.device)))
+        renew_buckets(model)
+        for owner, name, value in attributes:
+            setattr(owner, name, value)
+        for owner, name in stale:
+            delattr(owner, name)
+        for index, parameter in parameters.items():
+            if index in entries:
+                optimizer.state[parameter] = entries[index]
             else:
-                tensor.copy_(sharded_like(tensor, saved[name].to(tensor.device)))
-    renew_buckets(model)
-    for owner, name, value in attributes:
-        setattr(owner, name, value)
-    for owner, name in stale:
-        delattr(owner, name)
-    for index, parameter in parameters.items():
-        if index in entries:
-            optimizer.state[parameter] = entries[index]
-        else:
-            optimizer.state.pop(parameter, None)
-    return model, optimizer
+                optimizer.state.pop(parameter, None)
+        return model, optimizer
+
+    return make
 
 
 def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.followers import check_followers, followed
 from ssmreduce.models.optimizer_state import Moments, reduced_moments
 from ssmreduce.models.report import LayerReduction
+
+T = TypeVar("T")
 
 Results = dict[Path, LayerReduction]
 """What is planned, or was done, for each layer."""
@@ -119,31 +121,52 @@ def _planned(
 
 
 def make_cut(model: Any, opt_state: Any, plan: CutPlan, followers: Sequence[Any] = ()) -> Cut:
-    """Carry out what `plan_cut` returned for this model, on all processes that train it."""
+    """Carry out what `plan_cut` returned for this model, on all processes that train it.
+
+    All is prepared, for the followers too and on all processes, before anything is changed.
+    """
     backend = model_backend(model)
-    made = [
-        _changed(backend, *each)
-        for each in (
-            (model, opt_state, plan.results, plan.moments),
-            *(
-                (follower, None, results, {})
-                for follower, results in zip(followers, plan.followers, strict=True)
-            ),
-        )
-    ]
-    (model, opt_state, results), *rest = made
+    planned = (
+        (model, opt_state, plan.results, plan.moments),
+        *((copy, None, done, {}) for copy, done in zip(followers, plan.followers, strict=True)),
+    )
+    ready = together(model, lambda: [_prepared(backend, *each) for each in planned])
+    (model, opt_state, results), *rest = [make() for make in ready]
     return Cut(model, opt_state, results, tuple((copy, done) for copy, _, done in rest))
 
 
-def _changed(
+def _prepared(
     backend: ModuleType, model: Any, opt_state: Any, results: Results, moments: dict[Any, HostArray]
-) -> tuple[Any, Any, Results]:
-    """Write what was planned; the results hold the new layers."""
+) -> Callable[[], tuple[Any, Any, Results]]:
+    """Prepare what was planned; what is returned makes it, and its results hold the new layers."""
     results = _with_layers(backend, model, results)
     changes = {path: result.change() for path, result in _really_cut(results).items()}
-    if changes:
-        model, opt_state = backend.commit(model, is_reducible, changes, opt_state, moments)
-    return model, opt_state, _with_layers(backend, model, results)
+    ready = (
+        backend.prepared(model, is_reducible, changes, opt_state, moments)
+        if changes
+        else lambda: (model, opt_state)
+    )
+
+    def make() -> tuple[Any, Any, Results]:
+        new_model, new_state = ready()
+        return new_model, new_state, _with_layers(backend, new_model, results)
+
+    return make
+
+
+def together(model: Any, function: Callable[[], T]) -> T:
+    """Call a function on all processes that train `model`; where it raises on one, it does on all."""
+    team = model_backend(model).team_of(model)
+    if team is None:
+        return function()
+    answers: list[T] = []
+
+    def call() -> dict[str, str]:
+        answers.append(function())
+        return {}
+
+    team.check_same(call)
+    return answers[0]
 
 
 def _really_cut(results: Results) -> Results:
@@ -174,17 +197,8 @@ def check_every_rank(model: Any) -> None:
 
     What they hold does not matter: they may be NaN.
     """
-    team = model_backend(model).team_of(model)
     view = with_full_layers(model)
-
-    def ready() -> dict[str, str]:
-        check_ready(view, find_layers(view))
-        return {}
-
-    if team is None:
-        ready()
-    else:
-        team.check_same(ready)
+    together(model, lambda: check_ready(view, find_layers(view)))
 
 
 def with_full_layers(model: Any) -> Any:

@@ -86,7 +86,8 @@ def reduce_layer(
     result = planned(inner, order, horizon, multiple_of, mode_scaling)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
-    model, _ = backend.commit(inner, lambda part: part is inner, {(): result.change()}, None, {})
+    make = backend.prepared(inner, lambda part: part is inner, {(): result.change()}, None, {})
+    model, _ = make()
     return replace(result, layer=layer if model is inner else model)
 
 

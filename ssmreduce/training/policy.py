@@ -79,8 +79,8 @@ class Trial:
         Number of updates done before it.
     layers : list of str
         What was cut.
-    snapshot : dict
-        Model and optimizer before it.
+    snapshots : list of dict
+        Model and optimizer before it, then its followers.
     misses : int
         How many reports in a row were worse.
     stands : bool
@@ -89,7 +89,7 @@ class Trial:
 
     step: int
     layers: list[str]
-    snapshot: Snapshot
+    snapshots: list[Snapshot]
     misses: int = 0
     stands: bool = False
 

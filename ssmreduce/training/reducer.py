@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import fraction, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
-from ssmreduce.adapters.snapshot import put_back, take
+from ssmreduce.adapters.snapshot import prepared_back, take_all
 from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
-from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut
+from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.reduce import layer_orders, reduce_named_layer
@@ -143,7 +143,17 @@ class InTrainingReducer:
             return self._has_failed(self._trial)
         return self._may_cut() and (self._waiting or self.schedule.due(step))
 
-    def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]:
+    @overload
+    def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]: ...
+
+    @overload
+    def step(
+        self, step: int, model: Any, opt_state: Any, followers: Sequence[Any]
+    ) -> tuple[Any, Any, list[Any]]: ...
+
+    def step(
+        self, step: int, model: Any, opt_state: Any, followers: Sequence[Any] | None = None
+    ) -> tuple[Any, ...]:
         """Cut what is due after update number `step` (the first is 1), or undo the last cut.
 
         Parameters
@@ -154,18 +164,22 @@ class InTrainingReducer:
             Model with supported layers.
         opt_state : torch.optim.Optimizer or pytree
             Its optimizer, or its optax state.
+        followers : sequence of models, optional
+            Copies of the model that have to follow its cuts and rollbacks, averages of its weights for
+            example; see `reduce_model`. Give the same ones in every step.
 
         Returns
         -------
         tuple
-            Model and optimizer state: the same objects if nothing was cut.
+            Model and optimizer state, and a list of the followers if they are given: the same objects if
+            nothing was cut, and always in PyTorch.
 
         Raises
         ------
         UnsupportedLayerError
             If an attempt is due and the model holds no supported layer.
         ShapeError
-            If a cut is to be undone and this is not the model that was cut.
+            If a cut is to be undone and this is not the model that was cut, or these not its followers.
         DistributedError
             If several processes train the model and are not all there.
 
@@ -176,6 +190,7 @@ class InTrainingReducer:
             record, if an attempt waits for the first metric, or if gradients are in the way of a
             rollback, which is then tried again after the next update.
         """
+        copies = list(followers or ())
         if self.trace is not None:
             self._record(step, model, self.trace)
         if self._was_told:
@@ -190,11 +205,14 @@ class InTrainingReducer:
                     "reducer.report(metric) before the first attempt, or leave `rollback` out."
                 )
         if self._trial is not None and self._has_failed(self._trial):
-            return self._undo(step, model, opt_state, self._trial)
-        if self._trial is not None or not (self._waiting and self._may_cut()):
-            return model, opt_state
-        self._waiting = False
-        return self._attempt(step, model, opt_state)
+            made = self._undo(step, (model, *copies), opt_state, self._trial)
+        elif self._trial is None and self._waiting and self._may_cut():
+            self._waiting = False
+            made = self._attempt(step, (model, *copies), opt_state)
+        else:
+            made = [model, *copies], opt_state
+        (model, *copies), opt_state = made
+        return (model, opt_state) if followers is None else (model, opt_state, copies)
 
     def report(self, metric: Any) -> None:
         """Tell the watched metric of the model as it is now; a rollback follows in the next `step`.
@@ -310,23 +328,26 @@ class InTrainingReducer:
         if self._writer is not None and len(trace.records) > recorded:
             write_trace(self._writer, trace)
 
-    def _attempt(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]:
+    def _attempt(
+        self, step: int, models: Sequence[Any], opt_state: Any
+    ) -> tuple[Sequence[Any], Any]:
+        model, *followers = models
         find_layers(model)  # none is an error of the user, not of this attempt
         try:
-            plan = plan_cut(model, opt_state, self._accepted, self.moments)
+            plan = plan_cut(model, opt_state, self._accepted, self.moments, followers)
             is_on_trial = bool(plan.results) and self.rollback is not None
-            snapshot = take(model, opt_state) if is_on_trial else None
-            cut = make_cut(model, opt_state, plan)
+            snapshots = take_all(models, opt_state) if is_on_trial else None
+            cut = make_cut(model, opt_state, plan, followers)
         except SSMReduceError as error:
             _warn(f"no cut after step {step}; model and optimizer state are as they were: {error}")
-            return model, opt_state
+            return models, opt_state
         name_of = model_backend(model).path_name
         events = [self._event(step, name_of(path), result) for path, result in plan.results.items()]
-        if snapshot is not None:
-            self._trial = Trial(int(step), [event.layer for event in events], snapshot)
+        if snapshots is not None:
+            self._trial = Trial(int(step), [event.layer for event in events], snapshots)
         self.events += events
         self._write(events)
-        return cut.model, cut.optimizer_state
+        return [cut.model, *(copy for copy, _ in cut.followers)], cut.optimizer_state
 
     def _accepted(self, model: Any) -> Results:
         """The cuts that are worth it; where several processes train, the first alone is asked."""
@@ -358,13 +379,16 @@ class InTrainingReducer:
         if trial is not None and verdict is not None:
             trial.misses, trial.stands = verdict
 
-    def _undo(self, step: int, model: Any, opt_state: Any, trial: Trial) -> tuple[Any, Any]:
+    def _undo(
+        self, step: int, models: Sequence[Any], opt_state: Any, trial: Trial
+    ) -> tuple[Sequence[Any], Any]:
         try:
-            check_every_rank(model)
+            check_every_rank(models[0])
         except OptimizerStateError as error:
             _warn(f"no rollback after step {step} yet: {error}")
-            return model, opt_state
-        model, opt_state = put_back(model, opt_state, trial.snapshot)
+            return models, opt_state
+        ready = together(models[0], lambda: prepared_back(models, opt_state, trial.snapshots))
+        models, opt_state = ready()
         undone = {
             index: replace(event, rolled_back=int(step))
             for index, event in enumerate(self.events)
@@ -374,7 +398,7 @@ class InTrainingReducer:
         self._stopped |= set(trial.layers)
         self._trial = None
         self._write(undone.values())
-        return model, opt_state
+        return models, opt_state
 
     def _write(self, events: Iterable[ReductionEvent]) -> None:
         if self._writer is not None:
