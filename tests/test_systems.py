@@ -59,6 +59,17 @@ def test_diagonal_sizes_are_printed(name: str) -> None:
         DiagonalStateSpace(**(DIAGONAL | {name: value}), time=Discrete())
 
 
+def test_the_number_0_is_no_feedthrough() -> None:
+    for zero in (0, 0.0, np.float64(0.0)):
+        np.testing.assert_array_equal(
+            StateSpace(**(DENSE | {"D": zero}), time=Discrete()).D, np.zeros((3, 2))
+        )
+        diagonal = DiagonalStateSpace(**(DIAGONAL | {"D": zero}), time=Discrete())
+        np.testing.assert_array_equal(diagonal.D, np.zeros((3, 2)))
+    with pytest.raises(ShapeError, match=r"`D` has shape \(\)"):
+        StateSpace(**(DENSE | {"D": 1.0}), time=Discrete())
+
+
 def test_batch_axes_are_printed() -> None:
     with pytest.raises(ShapeError, match=r"`B` has leading batch axes \(2,\) but `A` has \(\)"):
         StateSpace(**(DENSE | {"B": np.ones((2, 4, 2))}), time=Discrete())

@@ -25,8 +25,8 @@ from ssmreduce.systems.state_space import (
     StateSpace,
     check_input_output,
     check_readout,
+    feedthrough,
     no_steady_gain,
-    zero_feedthrough,
 )
 from ssmreduce.time_domain import (
     Discrete,
@@ -54,7 +54,7 @@ class DiagonalStateSpace:
     C : (..., p, n) array
         Output matrix.
     D : (..., p, m) array, optional
-        Feedthrough; zero if left out; real where the output is.
+        Feedthrough; zero if left out, or given as the number 0; real where the output is.
     time : Continuous or Discrete
         Time domain, required.
     real_output : bool
@@ -104,11 +104,7 @@ class DiagonalStateSpace:
         eigenvalues = _checks.floating_array(self.eigenvalues, "eigenvalues", 1)
         B = _checks.floating_array(self.B, "B", 2)
         C = _checks.floating_array(self.C, "C", 2)
-        D = (
-            zero_feedthrough(B, C, real=self.real_output)
-            if self.D is None
-            else _checks.floating_array(self.D, "D", 2)
-        )
+        D = feedthrough(self.D, B, C, real=self.real_output)
         n = eigenvalues.shape[-1]
         check_input_output(B, C, D, n, f"`eigenvalues` has {n} entries")
         _checks.matching_batches(

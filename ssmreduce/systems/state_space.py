@@ -46,8 +46,10 @@ def check_input_output(B: Array, C: Array, D: Array, n: int, states: str) -> Non
         )
 
 
-def zero_feedthrough(B: Array, C: Array, *, real: bool) -> Array:
-    """Return D = 0 in the namespace of B, of shape (..., p, m)."""
+def feedthrough(D: Array, B: Array, C: Array, *, real: bool) -> Array:
+    """Return D as an array; zeros like B, of shape (..., p, m), where it is None or the number 0."""
+    if D is not None and not (isinstance(D, int | float) and D == 0):
+        return _checks.floating_array(D, "D", 2)
     xp = array_api_compat.array_namespace(B)
     dtype = xp.real(B).dtype if real and xp.isdtype(B.dtype, "complex floating") else B.dtype
     shape = (*B.shape[:-2], C.shape[-2], B.shape[-1])
@@ -89,7 +91,7 @@ class StateSpace:
     C : (..., p, n) array
         Output matrix.
     D : (..., p, m) array, optional
-        Feedthrough; zero if left out.
+        Feedthrough; zero if left out, or given as the number 0.
     time : Continuous or Discrete
         Time domain, required.
     read_after_update : bool
@@ -124,11 +126,7 @@ class StateSpace:
         A = _checks.floating_array(self.A, "A", 2)
         B = _checks.floating_array(self.B, "B", 2)
         C = _checks.floating_array(self.C, "C", 2)
-        D = (
-            zero_feedthrough(B, C, real=False)
-            if self.D is None
-            else _checks.floating_array(self.D, "D", 2)
-        )
+        D = feedthrough(self.D, B, C, real=False)
         n = A.shape[-1]
         if A.shape[-2] != n:
             raise ShapeError(
