@@ -278,6 +278,21 @@ def test_closed_form_within_a_horizon(
         assert np.all(np.abs(found - exact) <= 20 * steps * EPS * size)
 
 
+@pytest.mark.parametrize("horizon", [None, 7])
+@pytest.mark.parametrize("real_output", [True, False])
+def test_diagonal_gramians_are_exactly_hermitian(real_output: bool, horizon: int | None) -> None:
+    # 1 - λ conj λ is not real where multiplications are fused.
+    poles = [0.5772 + 0.7696j, 0.3 - 0.9j, -0.41 + 0.2j]
+    rng = np.random.default_rng(5)
+    B, C = complex_normal(rng, 3, 2), complex_normal(rng, 1, 3)
+    system = DiagonalStateSpace(poles, B, C, time=Discrete(), real_output=real_output)
+    for X in (
+        controllability_gramian(system, horizon=horizon),
+        observability_gramian(system, horizon=horizon),
+    ):
+        np.testing.assert_array_equal(X, adjoint(X))
+
+
 @pytest.mark.parametrize("real_output", [True, False])
 def test_static_gains_have_empty_gramians(real_output: bool) -> None:
     B, C = np.zeros((0, 2)), np.zeros((3, 0))

@@ -183,9 +183,12 @@ def _diagonal_gramian(system: DiagonalStateSpace, horizon: int | None, which: in
     second = (G @ adjoint(G.conj())) * symmetric
     if steps is not None and not (np.all(np.isfinite(first)) and np.all(np.isfinite(second))):
         raise smith.overflow_within_horizon()
+    # Fused multiplications do not commute: λ_i conj λ_j is not quite the conjugate of λ_j conj λ_i.
+    first = 0.5 * first + 0.5 * adjoint(first)
     if not system.real_output:
         real = np.isrealobj(eigenvalues) and np.isrealobj(G)
         return np.asarray(first.real if real else first)
+    second = 0.5 * second + 0.5 * adjoint(second.conj())
     return 0.5 * np.block(
         [
             [(first + second).real, (second - first).imag],
