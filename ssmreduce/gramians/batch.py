@@ -22,7 +22,7 @@ from ssmreduce.gramians.single_channel import is_channel_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 
-CHUNK_ENTRIES = 2**16
+CHUNK_ENTRIES = 2**17
 """Entries of stacked (n, n) arrays in one chunk."""
 
 _SMALL = 64
