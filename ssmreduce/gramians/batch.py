@@ -1,7 +1,7 @@
 """Every system of a batch in turn: channels in stacked arrays, others by workers, dense ones in a loop.
 
 Channels, that is diagonal systems with one input and one output, are taken in chunks that share every
-step: 2^16 entries of a Cauchy matrix at a time, so that what is in flight stays near 16 MB per worker
+step: 2^17 entries of a Cauchy matrix at a time, so that what is in flight stays near 31 MB per worker
 whatever the length of the batch. Other diagonal systems go to the workers one by one. The
 decompositions of dense ones hold Python's lock, so they stay in the thread of the caller.
 """
