@@ -126,7 +126,7 @@ def test_nothing_happens_off_schedule() -> None:
     model = make_model()
     state = optax.adam(1e-3).init(parameters(model))
     reducer = InTrainingReducer(ReductionSchedule(1000), FixedOrder(4))
-    for step in (0, 1, 24, 26, 101, 999):
+    for step in (1, 24):
         same, same_state = reducer.step(step, model, state)
         assert same is model
         assert same_state is state
@@ -198,7 +198,7 @@ def test_the_gate_is_per_layer() -> None:
 def test_a_model_without_layers_raises_when_an_attempt_is_due() -> None:
     model = eqx.nn.Linear(2, 2, key=jax.random.key(0))
     reducer = InTrainingReducer(ReductionSchedule(100))
-    assert reducer.step(3, model, None) == (model, None)
+    assert reducer.step(1, model, None) == (model, None)
     with pytest.raises(UnsupportedLayerError):
         reducer.step(10, model, None)
 
@@ -243,6 +243,83 @@ def test_training_goes_on_after_the_cuts() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_attempts_passed_over_are_made_up_for_by_one() -> None:
+    model = make_model()
+    reducer = InTrainingReducer(ReductionSchedule(1000), FixedOrder(18))
+    assert not reducer.due(20)
+    reducer.step(20, model, None)
+    assert reducer.due(60)
+    model, _ = reducer.step(60, model, None)
+    assert {event.step for event in reducer.events} == {60}
+    reducer.order = FixedOrder(4)
+    assert not reducer.due(70)
+    saved = reducer.state_dict()
+    again = InTrainingReducer(ReductionSchedule(1000), FixedOrder(4))
+    with pytest.raises(OrderError, match="schedule"):
+        InTrainingReducer(ReductionSchedule(10), FixedOrder(4)).load_state_dict(saved)
+    again.load_state_dict(saved)
+    assert not again.due(70)
+    assert again.due(90)
+    # A first call late in the run makes one attempt, not four.
+    late = InTrainingReducer(ReductionSchedule(1000), FixedOrder(4))
+    assert late.due(500)
+    late.step(500, model, None)
+    assert len(late.events) == 2
+    assert not late.due(501)
+
+
+@pytest.mark.parametrize("step", [0, -1, 1.0, True, None])
+def test_a_step_is_a_positive_int(step: Any) -> None:
+    with pytest.raises(OrderError, match="`step`"):
+        InTrainingReducer(ReductionSchedule(10)).step(step, make_model(), None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"order": 5}, {"gate": 0.5}, {"moments": "reset"}, {"horizon": 9}, {"multiple_of": 4}],
+)
+def test_a_state_saved_with_other_options_is_refused(options: dict[str, Any]) -> None:
+    saved = InTrainingReducer(ReductionSchedule(10)).state_dict()
+    with pytest.raises(OrderError, match=next(iter(options))):
+        InTrainingReducer(ReductionSchedule(10), **options).load_state_dict(saved)
+
+
+def test_orders_are_uniform_and_rounded_as_in_reduce_model() -> None:
+    model = make_model()
+    for options in ({"uniform": True}, {"multiple_of": 4}, {"uniform": True, "multiple_of": 4}):
+        reducer = InTrainingReducer(ReductionSchedule(10), HankelMass(0.9), **options)
+        cut, _ = reducer.step(1, model, None)
+        expected = reduce_model(model, HankelMass(0.9), **options).model
+        for one, other in zip(jax.tree.leaves(cut), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(one, other)
+    # The gate lets pass all or none, so that orders stay the same.
+    reducer = InTrainingReducer(ReductionSchedule(10), FixedOrder(19), uniform=True)
+    cut, _ = reducer.step(1, model, None)
+    assert cut.first.nu_log.size == cut.second.nu_log.size < 20
+    with pytest.raises(OrderError, match="multiple_of"):
+        InTrainingReducer(ReductionSchedule(10), multiple_of=0)
+
+
+def test_the_last_cut_carries_streams() -> None:
+    model = make_model()
+    reducer = InTrainingReducer(ReductionSchedule(10), FixedOrder(6))
+    assert reducer.last_cut == {}
+    reducer.step(1, model, None)
+    assert set(reducer.last_cut) == {"first", "second"}
+    result = reducer.last_cut["first"]
+    assert result.layer is None
+    state = np.random.default_rng(1).standard_normal(24) + 1j
+    expected = reduce_model(model, FixedOrder(6)).report["first"].reduce_state(state)
+    np.testing.assert_array_equal(result.reduce_state(state), expected)
+
+
+def test_repr_tells_settings_and_cuts() -> None:
+    text = repr(InTrainingReducer(ReductionSchedule(10), 4))
+    assert "total_steps=10" in text
+    assert "gate=0.95" in text
+    assert "0 events" in text
+
+
 # --- Failures
 
 
@@ -255,7 +332,9 @@ def test_a_failed_cut_warns_and_changes_nothing(layer: str) -> None:
     state = optax.adam(1e-3).init(parameters(broken))
     before = frozen((broken, state))
     reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(4))
-    with pytest.warns(UserWarning, match=rf"no cut after step 10.*`{layer}`.*NaN"):
+    with pytest.warns(
+        UserWarning, match=rf"no cut after step 10, it was the last attempt.*`{layer}`.*NaN"
+    ):
         same, same_state = reducer.step(10, broken, state)
     assert same is broken
     assert same_state is state

@@ -18,6 +18,7 @@ import torch
 from fingerprints import fingerprint
 from LRU_pytorch import LRU as PackageLRU
 from modules import KernelLRU, Stack, make_lru
+from s5 import S5
 from samples import lru_weights
 from torch import nn
 from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
@@ -36,6 +37,7 @@ from ssmreduce import (
     RollbackPolicy,
     ShapeError,
     UnstableSystemError,
+    UnsupportedLayerError,
     load_reduced,
     reduce_model,
 )
@@ -147,6 +149,11 @@ def reducer_of(order: Any = 4, *, attempts: int = 3, **policy: Any) -> InTrainin
     schedule = ReductionSchedule(5 * attempts, stop=1.0, attempts=attempts)
     options = {"tolerance": 0.1, **policy}
     return InTrainingReducer(schedule, order, rollback=RollbackPolicy(**options))
+
+
+def standing(reducer: InTrainingReducer) -> dict[str, Any]:
+    """All that a reducer knows but the number of the step."""
+    return {**reducer.state_dict(), "step": 0}
 
 
 def go(run: Any, reducer: InTrainingReducer, steps: range, metrics: dict[int, float]) -> None:
@@ -368,14 +375,70 @@ def test_gradients_put_a_rollback_off() -> None:
     reducer.report(9.0)
     assert reducer.due(7)
     torch.mean(run.model(torch.randn(1, 4, 2))).backward()
-    before = fingerprint(run.model, run.state, reducer)
+    before = fingerprint(run.model, run.state, standing(reducer))
     with pytest.warns(UserWarning, match=r"no rollback after step 7 yet.*zero_grad"):
         run.reduce(reducer, 7)
-    assert fingerprint(run.model, run.state, reducer) == before
+    assert fingerprint(run.model, run.state, standing(reducer)) == before
     run.state.zero_grad()
     run.reduce(reducer, 8)
     assert run.orders() == (12, 10)
     assert reducer.events[0].rolled_back == 8
+
+
+def test_gradients_put_a_cut_off() -> None:
+    run = TorchRun()
+    reducer = InTrainingReducer(ReductionSchedule(20, stop=1.0, attempts=2), 4)
+    torch.mean(run.model(torch.randn(1, 4, 2))).backward()
+    before = fingerprint(run.model, run.state)
+    with pytest.warns(UserWarning, match=r"no cut after step 10 yet.*again.*zero_grad"):
+        run.reduce(reducer, 10)
+    assert reducer.due(11)
+    run.reduce(reducer, 11)  # warnings are errors here: once for each attempt
+    assert fingerprint(run.model, run.state) == before
+    run.state.zero_grad()
+    saved = copy.deepcopy(reducer.state_dict())
+    again = InTrainingReducer(ReductionSchedule(20, stop=1.0, attempts=2), 4)
+    again.load_state_dict(saved)
+    run.reduce(again, 12)
+    assert max(run.orders()) <= 4
+    assert {event.step for event in again.events} == {12}
+    assert not again.due(13)
+
+
+def test_layers_that_cannot_be_reduced_are_passed_over() -> None:
+    model = nn.Sequential(s5(False, False, 12), S5(3, 8, liquid=True))
+    with pytest.raises(UnsupportedLayerError, match="liquid"):
+        InTrainingReducer(ReductionSchedule(10), 4).step(1, model, None)
+    reducer = InTrainingReducer(
+        ReductionSchedule(10), 4, skip_unsupported=True, trace=HankelTrace(1)
+    )
+    reducer.step(1, model, None)
+    assert [event.layer for event in reducer.events] == ["0.seq"]
+    assert reducer.trace is not None
+    assert reducer.trace.layers == ("0.seq",)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_a_trial_is_saved_without_the_names_of_wrappers(compiled_first: bool) -> None:
+    run = TorchRun()
+    wrapped = torch.compile(run.model)
+    before, after = (wrapped, run.model) if compiled_first else (run.model, wrapped)
+    reducer = reducer_of()
+    reducer.report(1.0)
+    run.train(4)
+    held = run.hash()
+    reducer.step(5, before, run.state)
+    assert max(run.orders()) <= 4
+    again = reducer_of()
+    again.load_state_dict(copy.deepcopy(reducer.state_dict()))
+    again.report(9.0)
+    again.step(6, after, run.state)
+    assert run.hash() == held
+    assert again.last_cut == {}
+    again.report(1.0)
+    again.step(10, after, run.state)  # what was undone is not cut again, under any name
+    assert run.orders() == (12, 10)
 
 
 def test_a_snapshot_of_another_model_is_refused() -> None:
@@ -521,14 +584,14 @@ def test_a_failure_leaves_every_byte(inject: Any, error: type[Exception], watche
     for step in range(1, 4):
         run.train(step)
     inject(run)
-    things = run.model, run.state, run.scheduler, reducer
-    before, randomness = fingerprint(*things), torch.get_rng_state()
+    things = run.model, run.state, run.scheduler
+    before, randomness = fingerprint(*things, standing(reducer)), torch.get_rng_state()
     with pytest.warns(UserWarning, match="no cut after step 5"):
         run.reduce(reducer, 5)
-    assert fingerprint(*things) == before
+    assert fingerprint(*things, standing(reducer)) == before
     with pytest.raises(error):
         reduce_model(run.model, 4, optimizer=run.state)
-    assert fingerprint(*things) == before
+    assert fingerprint(*things, standing(reducer)) == before
     assert torch.equal(torch.get_rng_state(), randomness)
 
 
@@ -539,13 +602,13 @@ def test_a_failure_leaves_every_byte_in_jax(fault: str) -> None:
     run.train(1)
     where, value = (lambda m: m.second.nu_log), (NAN if fault == "nan" else -1e3)
     run.model = eqx.tree_at(where, run.model, where(run.model).at[0].set(value))
-    before = fingerprint(run.model, run.state, reducer)
+    before = fingerprint(run.model, run.state, standing(reducer))
     with pytest.warns(UserWarning, match=r"no cut after step 5.*`second`"):
         run.reduce(reducer, 5)
-    assert fingerprint(run.model, run.state, reducer) == before
+    assert fingerprint(run.model, run.state, standing(reducer)) == before
     with pytest.raises((NonFiniteError, UnstableSystemError)):
         reduce_model(run.model, 4, opt_state=run.state)
-    assert fingerprint(run.model, run.state, reducer) == before
+    assert fingerprint(run.model, run.state, standing(reducer)) == before
 
 
 def test_the_fingerprint_sees_a_single_bit() -> None:
@@ -658,7 +721,7 @@ def test_states_of_other_reducers_are_refused() -> None:
         "schedule": reducer_of(attempts=2),
         "rollback": reducer_of(tolerance=0.2),
         "trace": InTrainingReducer(
-            reducer_of().schedule, rollback=reducer_of().rollback, trace=HankelTrace(5)
+            reducer_of().schedule, 4, rollback=reducer_of().rollback, trace=HankelTrace(5)
         ),
     }
     for name, other in others.items():

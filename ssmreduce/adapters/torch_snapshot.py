@@ -2,7 +2,8 @@
 
 Parameters keep their identity when a snapshot is put back, as they do in a cut. Hyperparameters of the
 optimizer's groups are left alone: the schedule of the learning rate goes on. Sharded arrays are in a
-snapshot in full, so that it is the same on all ranks and fits another number of them.
+snapshot in full, so that it is the same on all ranks and fits another number of them. Names are those of
+the model without the wrappers of ``torch.compile`` and of DDP.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._dynamo.eval_frame import OptimizedModule
 
 from ssmreduce.adapters.registry import is_supported, layer_map_of
 from ssmreduce.adapters.torch import _attributes, find_layers, resized
@@ -54,7 +56,7 @@ def prepared_back(
     saved, here = snapshot["tensors"], dict(_tensors(model))
     parameters = {} if optimizer is None else dict(_parameters(model, optimizer))
     _check(here, saved, parameters, snapshot["optimizer"])
-    modules = dict(model.named_modules())
+    modules = {_plain(name): part for name, part in _unwrapped(model).named_modules()}
     resizes = {
         name: resized(model, tensor, _copied(saved[name], tensor.device))
         for name, tensor in here.items()
@@ -130,8 +132,21 @@ def _check(
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    inner = _unwrapped(model)
+    for name, tensor in (*inner.named_parameters(), *inner.named_buffers()):
+        yield _plain(name), tensor
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside of ``torch.compile`` and DDP, in any order."""
+    while isinstance(model, OptimizedModule | torch.nn.parallel.DistributedDataParallel):
+        model = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+    return model
+
+
+def _plain(name: str) -> str:
+    """The name without the wrappers of parts that are compiled."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _parameters(model: Any, optimizer: Any) -> Iterator[tuple[int, Any]]:
@@ -145,7 +160,7 @@ def _parameters(model: Any, optimizer: Any) -> Iterator[tuple[int, Any]]:
 
 def _dependent_attributes(model: Any) -> Iterator[tuple[str, Any, str, Any]]:
     """Module name, module, attribute and value (None: a cache) of all that depends on layer orders."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(part): _plain(name) for name, part in _unwrapped(model).named_modules()}
     for _, layer in find_layers(model, is_supported):
         layer_map = layer_map_of(layer)
         assert layer_map is not None

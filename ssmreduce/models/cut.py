@@ -192,13 +192,16 @@ def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
     model_backend(model).check_ready(model, maps)
 
 
-def check_every_rank(model: Any) -> None:
+def check_every_rank(model: Any, *, skip_unsupported: bool = False) -> None:
     """Raise unless weights of `model` may be replaced now, the same on all processes that train it.
 
     What they hold does not matter: they may be NaN.
     """
     view = with_full_layers(model)
-    together(model, lambda: check_ready(view, find_layers(view)))
+    together(
+        model,
+        lambda: check_ready(view, find_layers(view, skip_unsupported=skip_unsupported)),
+    )
 
 
 def with_full_layers(model: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -177,25 +177,15 @@ def reduce_model(
     backend = model_backend(model)
 
     def decide(model: Any) -> Results:
-        layers = find_layers(model, skip_unsupported=skip_unsupported)
-        orders = layer_orders([layer for _, layer in layers], order, horizon)
-        results = {
-            path: reduce_named_layer(
-                backend.path_name(path), layer, own, horizon, multiple_of, mode_scaling
-            )
-            for (path, layer), own in zip(layers, orders, strict=True)
-        }
-        if not uniform:
-            return results
-        common = max(result.new_order for result in results.values())
-        return {
-            path: result
-            if result.new_order == min(common, result.old_order)
-            else reduce_named_layer(
-                backend.path_name(path), result.layer, common, horizon, common, mode_scaling
-            )
-            for path, result in results.items()
-        }
+        return decide_cut(
+            model,
+            order,
+            horizon=horizon,
+            uniform=uniform,
+            multiple_of=multiple_of,
+            mode_scaling=mode_scaling,
+            skip_unsupported=skip_unsupported,
+        )
 
     plan = plan_cut(model, state, decide, moments, followers, skip_unsupported=skip_unsupported)
     cut = make_cut(model, state, plan, followers)
@@ -209,6 +199,37 @@ def reduce_model(
             for follower, results in cut.followers
         ),
     )
+
+
+def decide_cut(
+    model: Any,
+    order: int | OrderRule,
+    *,
+    horizon: int | None,
+    uniform: bool,
+    multiple_of: int,
+    mode_scaling: ModeScaling,
+    skip_unsupported: bool,
+    leave_out: Callable[[str], bool] = lambda name: False,
+) -> Results:
+    """Plan all layers of a model; those left out by name count in a total budget alone."""
+    name_of = model_backend(model).path_name
+    layers = find_layers(model, skip_unsupported=skip_unsupported)
+    orders = layer_orders([layer for _, layer in layers], order, horizon)
+    results = {
+        path: reduce_named_layer(name_of(path), layer, own, horizon, multiple_of, mode_scaling)
+        for (path, layer), own in zip(layers, orders, strict=True)
+        if not leave_out(name_of(path))
+    }
+    if not uniform or not results:
+        return results
+    common = max(result.new_order for result in results.values())
+    return {
+        path: result
+        if result.new_order == min(common, result.old_order)
+        else reduce_named_layer(name_of(path), result.layer, common, horizon, common, mode_scaling)
+        for path, result in results.items()
+    }
 
 
 def _report(backend: ModuleType, results: Results) -> ModelReport:

@@ -12,9 +12,15 @@ from ssmreduce.training.tracking import ReductionEvent
 
 
 def write_event(writer: Any, event: ReductionEvent) -> None:
-    """Write a cut, or that it was undone, under ``ssmreduce/<layer>/``."""
+    """Write a cut under ``ssmreduce/<layer>/``; once undone, the old order and the step of that cut."""
     if event.rolled_back is not None:
-        _write(writer, event.layer, event.rolled_back, order=event.old_order)
+        _write(
+            writer,
+            event.layer,
+            event.rolled_back,
+            order=event.old_order,
+            rolled_back=event.step,
+        )
         return
     _write(
         writer,

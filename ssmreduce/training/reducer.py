@@ -10,14 +10,14 @@ from typing import Any, overload
 import numpy as np
 
 from ssmreduce._boundary import warn_caller
-from ssmreduce._checks import fraction, positive_horizon
+from ssmreduce._checks import fraction, positive_count, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.adapters.snapshot import prepared_back, take_all
 from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
-from ssmreduce.models.reduce import layer_orders, reduce_named_layer
+from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
@@ -45,6 +45,13 @@ class InTrainingReducer:
         Sequence length to balance for; see `balance`.
     mode_scaling : {"layer", "balanced"}
         Size of each new state; see `ssmreduce.models.mode_scaling`.
+    uniform : bool
+        Give all layers the largest of their orders. The gate then lets pass all of them if one is worth
+        it, and after a rollback there are no more cuts.
+    multiple_of : int
+        Round orders up to a multiple; see `reduce_layer`.
+    skip_unsupported : bool
+        Pass over variants of known layers that cannot be reduced, instead of refusing the model.
     rollback : RollbackPolicy, optional
         When to undo a cut by the metric that `report` is told; without it cuts are final.
     trace : HankelTrace, optional
@@ -54,6 +61,11 @@ class InTrainingReducer:
     ----------
     events : list of ReductionEvent
         One for every cut of a layer so far.
+    last_cut : dict of str to LayerReduction
+        What the last cut did to each layer it cut, without the layer itself: `LayerReduction.reduce_state`
+        carries the state of a stream through it. Empty before the first cut, after a rollback and after
+        `load_state_dict`. After a rollback streams start again, or from a state kept from before the cut:
+        it cannot be had from that of the smaller layer.
 
     Raises
     ------
@@ -65,6 +77,9 @@ class InTrainingReducer:
     In JAX model and optimizer state are pytrees that are replaced; in PyTorch model and optimizer are
     changed in place, after everything that can fail. A cut that fails leaves both as they were and
     warns. A compiled step function compiles once for the new shapes.
+
+    An attempt whose step was passed over is made in the next call, and one that finds gradients after the
+    next update; several of them are made up for by one. An attempt that fails otherwise is spent.
 
     With a rollback policy one cut at a time is on trial, and a copy of model and optimizer state from
     before it is kept in host memory. Attempts that come due meanwhile, or before a finite metric was
@@ -100,6 +115,9 @@ class InTrainingReducer:
         moments: Moments = "carry",
         horizon: int | None = None,
         mode_scaling: ModeScaling = "layer",
+        uniform: bool = False,
+        multiple_of: int = 1,
+        skip_unsupported: bool = False,
         rollback: RollbackPolicy | None = None,
         trace: HankelTrace | None = None,
     ) -> None:
@@ -116,16 +134,44 @@ class InTrainingReducer:
         self.moments: Moments = moments
         self.mode_scaling: ModeScaling = mode_scaling
         self.horizon = positive_horizon(horizon)
+        self.uniform = uniform
+        self.multiple_of = positive_count(multiple_of, "multiple_of", "1, or what kernels want")
+        self.skip_unsupported = skip_unsupported
         self.rollback = rollback
         self.trace = trace
         self.events: list[ReductionEvent] = []
+        self.last_cut: dict[str, LayerReduction] = {}
+        self._last_step = 0
         self._waiting = False
+        self._is_put_off = False
         self._metric: float | None = None
         self._stopped: set[str] = set()
         self._trial: Trial | None = None
         self._was_told = False
         self._is_recording = True
         self._writer: Any = None
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self._settings().items())
+        return f"InTrainingReducer({settings}; {len(self.events)} events)"
+
+    def _settings(self) -> dict[str, str]:
+        """All that decides what is cut and when, for a checkpoint and for people."""
+        names = (
+            "schedule",
+            "order",
+            "gate",
+            "moments",
+            "horizon",
+            "mode_scaling",
+            "uniform",
+            "multiple_of",
+            "skip_unsupported",
+            "rollback",
+        )
+        return {name: repr(getattr(self, name)) for name in names} | {
+            "trace": _trace_settings(self.trace)
+        }
 
     def log_to(self, writer: Any) -> None:
         """Write what happens from now on to TensorBoard.
@@ -141,7 +187,7 @@ class InTrainingReducer:
         """Tell whether `step` would cut layers, or undo a cut, after this update."""
         if self._trial is not None and not self._trial.stands:
             return self._has_failed(self._trial)
-        return self._may_cut() and (self._waiting or self.schedule.due(step))
+        return self._may_cut() and (self._waiting or self._comes_due(step))
 
     @overload
     def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]: ...
@@ -159,7 +205,7 @@ class InTrainingReducer:
         Parameters
         ----------
         step : int
-            Number of updates done.
+            Number of updates done, a positive int.
         model : torch.nn.Module or pytree
             Model with supported layers.
         opt_state : torch.optim.Optimizer or pytree
@@ -176,6 +222,8 @@ class InTrainingReducer:
 
         Raises
         ------
+        OrderError
+            If `step` is no positive int.
         UnsupportedLayerError
             If an attempt is due and the model holds no supported layer.
         ShapeError
@@ -187,9 +235,10 @@ class InTrainingReducer:
         -----
         UserWarning
             If a cut failed; model and optimizer state are returned as they were. If the trace could not
-            record, if an attempt waits for the first metric, or if gradients are in the way of a
-            rollback, which is then tried again after the next update.
+            record, if an attempt waits for the first metric, or if gradients are in the way of a cut
+            (said once) or a rollback, which is then tried again after the next update.
         """
+        step = positive_count(step, "step", "the number of updates done, 1 after the first")
         copies = list(followers or ())
         if self.trace is not None:
             self._record(step, model, self.trace)
@@ -197,8 +246,10 @@ class InTrainingReducer:
             self._agree(model)
         if self._trial is not None and self._trial.stands:
             self._trial = None
-        if self.schedule.due(step):
-            self._waiting = True
+        comes_due = self._comes_due(step)
+        self._last_step = step
+        if comes_due:
+            self._waiting, self._is_put_off = True, False
             if self._trial is None and not self._may_cut():
                 _warn(
                     f"the attempt due after step {step} waits: no finite metric was reported. Call "
@@ -262,8 +313,8 @@ class InTrainingReducer:
         on_trial = self._trial is not None and not self._trial.stands
         trial = dict(vars(self._trial)) if on_trial else None
         return {
-            "schedule": repr(self.schedule),
-            "rollback": repr(self.rollback),
+            "settings": self._settings(),
+            "step": self._last_step,
             "events": [event.to_dict() for event in self.events],
             "waiting": self._waiting,
             "metric": self._metric,
@@ -283,8 +334,7 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If it is of a reducer with another schedule, rollback policy or trace, or no such state;
-            nothing was changed then.
+            If it is of a reducer with other settings, or no such state; nothing was changed then.
         """
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
@@ -292,9 +342,8 @@ class InTrainingReducer:
                 f"`state` lacks {', '.join(missing)}; expected what state_dict() of a reducer returned."
             )
         trace = None if state["trace"] is None else HankelTrace.from_dict(state["trace"])
-        saved = state["schedule"], state["rollback"], _settings(trace)
-        own = repr(self.schedule), repr(self.rollback), _settings(self.trace)
-        for name, before, here in zip(("schedule", "rollback", "trace"), saved, own, strict=True):
+        for name, here in self._settings().items():
+            before = state["settings"].get(name)
             if before != here:
                 raise OrderError(
                     f"`state` was saved with {name} {before} but the reducer has {here}; expected "
@@ -305,12 +354,24 @@ class InTrainingReducer:
         if self.trace is not None and trace is not None:
             self.trace.records[:] = trace.records
         self.events[:], self._trial = events, trial
-        self._was_told = False
+        self._was_told = self._is_put_off = False
+        self._last_step, self.last_cut = state["step"], {}
         self._waiting, self._metric = state["waiting"], state["metric"]
         self._stopped = set(state["stopped"])
 
     def _has_failed(self, trial: Trial) -> bool:
         return self.rollback is not None and trial.misses >= self.rollback.patience
+
+    def _comes_due(self, step: int) -> bool:
+        """Whether an attempt is due at this step, or was due at one that was passed over."""
+        last = min(self._last_step, step - 1)
+        return any(last < at <= step for at in self.schedule.steps)
+
+    def _outlook(self, step: int) -> str:
+        later = [at for at in self.schedule.steps if at > step]
+        return (
+            f"the next attempt is due after step {later[0]}" if later else "it was the last attempt"
+        )
 
     def _may_cut(self) -> bool:
         """Whether a cut made now could be judged later, if it is to be."""
@@ -319,7 +380,7 @@ class InTrainingReducer:
     def _record(self, step: int, model: Any, trace: HankelTrace) -> None:
         recorded = len(trace.records)
         try:
-            trace.step(step, model)
+            trace.step(step, model, skip_unsupported=self.skip_unsupported)
             self._is_recording = True
         except SSMReduceError as error:
             if self._is_recording:
@@ -332,40 +393,75 @@ class InTrainingReducer:
         self, step: int, models: Sequence[Any], opt_state: Any
     ) -> tuple[Sequence[Any], Any]:
         model, *followers = models
-        find_layers(model)  # none is an error of the user, not of this attempt
+        # None is an error of the user, not of this attempt.
+        find_layers(model, skip_unsupported=self.skip_unsupported)
         try:
-            plan = plan_cut(model, opt_state, self._accepted, self.moments, followers)
+            if not self._is_ready(step, models):
+                self._waiting = True
+                return models, opt_state
+            plan = plan_cut(
+                model,
+                opt_state,
+                self._accepted,
+                self.moments,
+                followers,
+                skip_unsupported=self.skip_unsupported,
+            )
             is_on_trial = bool(plan.results) and self.rollback is not None
             snapshots = take_all(models, opt_state) if is_on_trial else None
             cut = make_cut(model, opt_state, plan, followers)
         except SSMReduceError as error:
-            _warn(f"no cut after step {step}; model and optimizer state are as they were: {error}")
+            _warn(
+                f"no cut after step {step}, {self._outlook(step)}; model and optimizer state are as they "
+                f"were: {error}"
+            )
             return models, opt_state
         name_of = model_backend(model).path_name
         events = [self._event(step, name_of(path), result) for path, result in plan.results.items()]
         if snapshots is not None:
             self._trial = Trial(int(step), [event.layer for event in events], snapshots)
+        if events:
+            self.last_cut = {
+                name_of(path): replace(result, layer=None) for path, result in plan.results.items()
+            }
         self.events += events
         self._write(events)
         return [cut.model, *(copy for copy, _ in cut.followers)], cut.optimizer_state
 
     def _accepted(self, model: Any) -> Results:
         """The cuts that are worth it; where several processes train, the first alone is asked."""
-        layers = find_layers(model)
-        name_of = model_backend(model).path_name
-        orders = layer_orders([layer for _, layer in layers], self.order, self.horizon)
-        results = {
-            path: reduce_named_layer(
-                name_of(path), layer, order, self.horizon, mode_scaling=self.mode_scaling
-            )
-            for (path, layer), order in zip(layers, orders, strict=True)
-            if name_of(path) not in self._stopped
-        }
-        return {
+        if self.uniform and self._stopped:
+            return {}
+        results = decide_cut(
+            model,
+            self.order,
+            horizon=self.horizon,
+            uniform=self.uniform,
+            multiple_of=self.multiple_of,
+            mode_scaling=self.mode_scaling,
+            skip_unsupported=self.skip_unsupported,
+            leave_out=lambda name: _plain(name) in self._stopped,
+        )
+        worth_it = {
             path: result
             for path, result in results.items()
             if result.new_order < self.gate * result.old_order
         }
+        if not self.uniform or not worth_it:
+            return worth_it
+        return {path: each for path, each in results.items() if each.new_order < each.old_order}
+
+    def _is_ready(self, step: int, models: Sequence[Any]) -> bool:
+        """Whether no gradient is in the way; says so once for each attempt."""
+        try:
+            for each in models:
+                check_every_rank(each, skip_unsupported=self.skip_unsupported)
+        except OptimizerStateError as error:
+            if not self._is_put_off:
+                _warn(f"no cut after step {step} yet, it is tried again after each update: {error}")
+            self._is_put_off = True
+            return False
+        return True
 
     def _agree(self, model: Any) -> None:
         """Let the first process decide what the reports since the last step mean."""
@@ -383,7 +479,7 @@ class InTrainingReducer:
         self, step: int, models: Sequence[Any], opt_state: Any, trial: Trial
     ) -> tuple[Sequence[Any], Any]:
         try:
-            check_every_rank(models[0])
+            check_every_rank(models[0], skip_unsupported=self.skip_unsupported)
         except OptimizerStateError as error:
             _warn(f"no rollback after step {step} yet: {error}")
             return models, opt_state
@@ -395,8 +491,8 @@ class InTrainingReducer:
             if event.step == trial.step and event.layer in trial.layers
         }
         self.events[:] = [undone.get(index, event) for index, event in enumerate(self.events)]
-        self._stopped |= set(trial.layers)
-        self._trial = None
+        self._stopped |= {_plain(name) for name in trial.layers}
+        self._trial, self.last_cut = None, {}
         self._write(undone.values())
         return models, opt_state
 
@@ -429,7 +525,7 @@ def _check_type(value: object, expected: type, name: str, example: str) -> None:
         raise OrderError(f"`{name}` is {value!r}; expected a {expected.__name__}. Try {example}.")
 
 
-def _settings(trace: HankelTrace | None) -> str:
+def _trace_settings(trace: HankelTrace | None) -> str:
     if trace is None:
         return "None"
     return f"HankelTrace({trace.every}, share={trace.share}, horizon={trace.horizon})"
@@ -438,3 +534,8 @@ def _settings(trace: HankelTrace | None) -> str:
 def _warn(message: str) -> None:
     """Warn at the line that called the reducer."""
     warn_caller(message, UserWarning)
+
+
+def _plain(name: str) -> str:
+    """Name of a layer, the same whether the model is compiled or in DDP or not."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod").removeprefix("module.")

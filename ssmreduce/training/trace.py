@@ -149,13 +149,15 @@ class HankelTrace:
         """Names of the recorded layers."""
         return tuple(dict.fromkeys(record.layer for record in self.records))
 
-    def step(self, step: int, model: Any) -> None:
+    def step(self, step: int, model: Any, *, skip_unsupported: bool = False) -> None:
         """Record every layer if `step`, the number of updates done, is a multiple of `every`."""
         if step % self.every == 0:
-            self.record(step, model)
+            self.record(step, model, skip_unsupported=skip_unsupported)
 
-    def record(self, step: int, model: Any) -> None:
+    def record(self, step: int, model: Any, *, skip_unsupported: bool = False) -> None:
         """Record every layer of `model` now; either all of them or, if one cannot be balanced, none.
+
+        Variants of layers that cannot be reduced are refused, or passed over if `skip_unsupported`.
 
         Raises
         ------
@@ -165,7 +167,9 @@ class HankelTrace:
         name_of = model_backend(model).path_name
         self.records += [
             _recorded(int(step), name_of(path), read_system(layer), self.horizon)
-            for path, layer in find_layers(with_full_layers(model))
+            for path, layer in find_layers(
+                with_full_layers(model), skip_unsupported=skip_unsupported
+            )
         ]
 
     def of_layer(self, layer: str) -> list[HankelRecord]:
