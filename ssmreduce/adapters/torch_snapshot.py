@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._dynamo.eval_frame import OptimizedModule
 
 from ssmreduce.adapters.registry import is_supported, layer_map_of
 from ssmreduce.adapters.torch import _attributes, find_layers, resized
@@ -139,9 +138,13 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _unwrapped(model: Any) -> Any:
     """The model inside of ``torch.compile`` and DDP, in any order."""
-    while isinstance(model, OptimizedModule | torch.nn.parallel.DistributedDataParallel):
-        model = model._orig_mod if isinstance(model, OptimizedModule) else model.module
-    return model
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 def _plain(name: str) -> str:
