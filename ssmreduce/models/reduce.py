@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._checks import positive_count
+from ssmreduce._checks import positive_count, type_name
 from ssmreduce.adapters.registry import (
     find_layers,
     model_backend,
@@ -17,7 +17,7 @@ from ssmreduce.adapters.registry import (
     refused_layers,
     supported,
 )
-from ssmreduce.errors import OrderError, SSMReduceError
+from ssmreduce.errors import OrderError, ShapeError, SSMReduceError
 from ssmreduce.models.cut import Results, make_cut, plan_cut
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
@@ -170,6 +170,11 @@ def reduce_model(
     >>> {name: part.new_order for name, part in result.report.items()}
     {"['first']": 6}
     """
+    if not isinstance(followers, list | tuple):
+        raise ShapeError(
+            f"`followers` is a {type_name(followers)}; expected a list or tuple of models. "
+            "Write [copy] for one."
+        )
     check_moments(moments)
     check_mode_scaling(mode_scaling)
     positive_count(multiple_of, "multiple_of", "1, or what kernels want")
@@ -179,6 +184,8 @@ def reduce_model(
     def decide(model: Any) -> Results:
         layers = find_layers(model, skip_unsupported=skip_unsupported)
         orders = layer_orders([layer for _, layer in layers], order, horizon)
+        if isinstance(order, TotalBudget):
+            orders = within_budget(order, orders, uniform, multiple_of)
         results = {
             path: reduce_named_layer(
                 backend.path_name(path), layer, own, horizon, multiple_of, mode_scaling
@@ -236,6 +243,21 @@ def layer_orders(
         return [order] * len(layers)
     values = [balanced_layer(read_system(layer), horizon).budget_values() for layer in layers]
     return list(order.allocate([np.max(systems, axis=0) for systems in values]))
+
+
+def within_budget(
+    budget: TotalBudget, shares: Sequence[Any], uniform: bool, multiple_of: int
+) -> list[int | OrderRule]:
+    """Shares equal or rounded down to a multiple as asked, so that their sum stays in the budget."""
+    if uniform:
+        shares = [budget.states // len(shares)] * len(shares)
+    rounded = [share // multiple_of * multiple_of for share in shares]
+    if not all(rounded):
+        raise OrderError(
+            f"`order` is {budget} but a layer gets fewer than {multiple_of} of these states, and "
+            f"`multiple_of` is {multiple_of}; expected at least that many for each. Raise the budget."
+        )
+    return list(rounded)
 
 
 def reduce_named_layer(
