@@ -5,7 +5,7 @@ Imported only once the user's own object proves that Equinox is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -158,3 +158,7 @@ def _check_unrelated(leaf: Any, where: str) -> None:
             "weight of the model; expected moments with the model's structure. Initialise the "
             "optimizer from the model itself, not from a list or a flattened vector."
         )
+
+
+def check_optimizer(model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
+    """Raise nothing: optax state is told by the structure of the model, which its moments are read by."""

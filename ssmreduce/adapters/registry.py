@@ -121,9 +121,14 @@ def model_backend(model: object) -> ModuleType:
         from ssmreduce.adapters import jax
 
         return jax
+    hint = (
+        "Pass the module itself, not its class, state dict, parameters or optimizer."
+        if "torch" in sys.modules
+        else "Install what is missing with: pip install 'ssmreduce[torch]' or 'ssmreduce[jax]'"
+    )
     raise UnsupportedLayerError(
-        f"`model` is a {_checks.type_name(model)}; expected a PyTorch module or a pytree of Equinox modules. "
-        "Install what is missing with: pip install 'ssmreduce[torch]' or 'ssmreduce[jax]'"
+        f"`model` is a {_checks.type_name(model)}; expected a PyTorch module or a pytree of Equinox "
+        f"modules. {hint}"
     )
 
 
@@ -160,8 +165,16 @@ def find_layers(model: Any, *, skip_unsupported: bool = False) -> list[tuple[Pat
     UnsupportedLayerError
         If there is none, or, unless they are skipped, a variant of a known layer that cannot be reduced.
     """
-    matches = is_reducible if skip_unsupported else is_supported
-    found: list[tuple[Path, Any]] = list(model_backend(model).find_layers(model, matches))
+    refused = refused_layers(model)
+    if refused and not skip_unsupported:
+        name, why = next(iter(refused.items()))
+        raise UnsupportedLayerError(f"while looking at layer `{name}`: {why}")
+    found: list[tuple[Path, Any]] = list(model_backend(model).find_layers(model, is_reducible))
+    if not found and refused:
+        reasons = "; ".join(f"`{name}`: {why}" for name, why in refused.items())
+        raise UnsupportedLayerError(
+            f"`model` has no layer that can be reduced; expected at least one. Passed over: {reasons}"
+        )
     if not found:
         raise UnsupportedLayerError(
             f"`model` is a {_checks.type_name(model)} without a supported layer; expected modules with the "

@@ -7,7 +7,7 @@ elsewhere all stay valid. Imported only once the user's own object proves that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,8 +87,14 @@ def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None
     UnsupportedLayerError
         If one is computed by a parametrization, or shared with something of another shape.
     OptimizerStateError
-        If one holds a gradient: an accumulation that has not been stepped.
+        If one holds a gradient: an accumulation that has not been stepped; or under
+        `torch.inference_mode`, whose tensors can never be trained.
     """
+    if torch.is_inference_mode_enabled():
+        raise OptimizerStateError(
+            "`torch.inference_mode` is on, whose tensors can never be trained; expected it off. "
+            "Reduce outside of it; torch.no_grad() does no harm."
+        )
     for path, (layer, layer_map) in layers.items():
         for name in layer_map.names():
             if parametrize.is_parametrized(layer, name):
@@ -329,6 +335,34 @@ def _attributes(
         for name in layer_map.caches:
             if name in values:
                 yield module, name, None
+
+
+def check_optimizer(model: Any, optimizer: Any, followers: Sequence[Any]) -> None:
+    """Raise `OptimizerStateError` unless an optimizer trains `model`, no follower, weight by weight."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    own = {id(p) for p in model.parameters()}
+    if own.isdisjoint(held):
+        raise OptimizerStateError(
+            "`optimizer` holds none of the parameters of `model`; expected the one that trains it. Pass "
+            "the model that the optimizer was made for, and its copies as `followers`."
+        )
+    if any(id(p) in held and id(p) not in own for copy in followers for p in copy.parameters()):
+        raise OptimizerStateError(
+            "`optimizer` holds parameters of a model of `followers`, whose moments are not carried; "
+            "expected those of `model` alone. Pass the model that is trained as `model`, copies that "
+            "are not as `followers`."
+        )
+    total = sum(p.numel() * (2 if p.is_complex() else 1) for p in held.values())
+    for parameter, state in optimizer.state.items():
+        for field, value in state.items():
+            if torch.is_tensor(value) and value.shape == (total,) != parameter.shape:
+                raise OptimizerStateError(
+                    f"`optimizer` is a {type(optimizer).__qualname__} that holds `{field}` for all "
+                    "parameters joined, which cannot be carried; expected one tensor for each. Use "
+                    "Adam, AdamW, SGD or RMSprop, or initialise the optimizer afresh."
+                )
 
 
 def fields_of(optimizer: Any, layer: Any, names: tuple[str, ...]) -> dict[str, list[str]]:

@@ -49,6 +49,11 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     torch.Size([6])
     """
     backend = _check_backend(model)
+    if not isinstance(state_dict, Mapping):
+        raise ShapeError(
+            f"`state_dict` is a {_checks.type_name(state_dict)}; expected a dict of tensors by name. "
+            "Read a file with torch.load(path) first."
+        )
     layers: dict[tuple[Any, ...], tuple[Any, LayerMap]] = {}
     for path, layer in find_layers(model):
         layer_map = layer_map_of(layer)
@@ -138,6 +143,15 @@ def _check_backend(model: Any) -> ModuleType:
 
 def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    if missing and extra:
+        for prefix in ("module.", "_orig_mod."):
+            if {name.removeprefix(prefix) for name in saved} == {
+                name.removeprefix(prefix) for name in own
+            }:
+                raise ShapeError(
+                    f"names of `state_dict` or of `model` begin with `{prefix}`, those of the other do "
+                    "not; expected the same. A wrapper was saved or is loaded into: use the model inside."
+                )
     if missing or extra:
         raise ShapeError(
             f"`state_dict` lacks {', '.join(missing) or 'nothing'} and has "

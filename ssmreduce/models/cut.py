@@ -79,6 +79,7 @@ def plan_cut(
     """
     backend = model_backend(model)
     team = backend.team_of(model)
+    together(model, lambda: backend.check_optimizer(model, opt_state, followers))
     if team is None:
         return _planned(model, opt_state, decide, moments, followers, skip_unsupported)
     team.check_same(lambda: _shapes(backend, model, opt_state))

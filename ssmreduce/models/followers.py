@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ssmreduce import _checks
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.registry import layer_map_of, model_backend
@@ -33,6 +34,18 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import real_output, real_state
 from ssmreduce.systems.transform import SlotMap
+
+
+def checked_followers(followers: Sequence[Any] | None) -> list[Any]:
+    """Return the followers as a list; raise `ShapeError` unless they are a list or tuple of models."""
+    if followers is None:
+        return []
+    if not isinstance(followers, list | tuple):
+        raise ShapeError(
+            f"`followers` is a {_checks.type_name(followers)}; expected a list or tuple of models. "
+            "Write [copy] for one."
+        )
+    return list(followers)
 
 
 def check_followers(

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.registry import supported
-from ssmreduce.errors import OrderError, UnstableSystemError
+from ssmreduce.errors import OrderError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.hankel import error_bounds
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.mode_scaling import ModeScaling, scaled_modes
@@ -18,12 +18,22 @@ from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.response import frequency_response
 
 _EXCESS = 0.1
 """Share by which the measured error of a written layer may exceed its bound before another order is tried."""
 
 _ROUNDINGS = 1e3
 """The same in units of eps(dtype) · 2Σσ: weights are rounded, and poles near the circle amplify that."""
+
+_INVERSE = 1e-3
+"""How far, relative to its response, a system may be from the same written and read back, in doubles.
+
+Far above rounding, also that of poles at zero, which are stored as small ones.
+"""
+
+_OMEGA = np.linspace(0.1, 3.0, 5)
+"""Frequencies where that is looked at, in radians per sample."""
 
 _NEARBY_ORDERS = 4
 """How many lower orders are tried where the layer as written does not keep its bound."""
@@ -60,7 +70,9 @@ class _Plan:
         self._weights = self._backend.read_arrays(layer, names)
         self._item_sizes = self._backend.item_sizes(layer, names)
         self._eps = self._backend.precision(layer, names)
-        self._balancing = balanced_layer(self._map.read(self._weights), horizon)
+        system = self._map.read(self._weights)
+        self._balancing = balanced_layer(system, horizon)
+        self._check_inverse(system)
 
     def result(self) -> LayerReduction:
         """The reduction whose written layer keeps its bound, or the best of those nearby."""
@@ -123,6 +135,7 @@ class _Plan:
         stored = self._map.storable(reduction.system)
         system = padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
         new = self._backend.rounded(self._layer, self._map.write(system, self._weights))
+        self._check_declared(new)
         weights = {**self._weights, **new}
         written = as_written(reduction, self._map.read(weights))
         parts = written.parts or (written,)
@@ -130,6 +143,37 @@ class _Plan:
         allowed = [_allowed_error(part, self._eps) for part in parts]
         keeps = all(error <= most for error, most in zip(errors, allowed, strict=True))
         return self._outcome(written, weights, self._map.error_factor * max(errors)), keeps
+
+    def _check_declared(self, new: dict[str, HostArray]) -> None:
+        """Raise where a weight changes its shape of which the map does not say what it holds."""
+        declared = {
+            *self._map.poles,
+            *self._map.matrix_weights(*self._map.matrices(self._weights)),
+        }
+        for name, value in new.items():
+            old = self._weights[name].shape
+            if value.shape != old and name not in declared:
+                raise UnsupportedLayerError(
+                    f"`{name}` changes its shape from {old} to {value.shape}, but is neither in `poles` of "
+                    f"{type(self._map).__name__} nor among its `matrix_weights`; expected one of them, as "
+                    "moments follow by that. Name it in `poles` if it belongs to the poles."
+                )
+
+    def _check_inverse(self, system: System) -> None:
+        """Raise unless the map reads back what it writes."""
+        if not isinstance(system, DiagonalStateSpace):  # written in another form than it is read
+            return
+        new = self._map.write(self._map.storable(system), self._weights)
+        back = self._map.read({**self._weights, **new})
+        own, other = (frequency_response(each, _OMEGA) for each in (system, back))
+        axes = tuple(range(len(system.batch_shape), own.ndim))
+        allowed = _INVERSE * np.max(np.abs(own), axis=axes)
+        if not np.all(np.max(np.abs(own - other), axis=axes) <= allowed):
+            raise UnsupportedLayerError(
+                f"{type(self._map).__name__} reads another system from the weights that its `write` "
+                "returns; expected the one that was written. Look whether `pole_weights` inverts "
+                "`logarithms`, and `matrix_weights` inverts `matrices`."
+            )
 
     def _outcome(
         self, reduction: Reduction, weights: dict[str, HostArray], error: float

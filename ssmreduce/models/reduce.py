@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -20,11 +20,15 @@ from ssmreduce.adapters.registry import (
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.cut import Results, make_cut, plan_cut
 from ssmreduce.models.diagonal_cut import balanced_layer
+from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.plan import planned
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
 from ssmreduce.reduction.order import OrderRule, TotalBudget
+
+Order = int | OrderRule | Mapping[str, int | OrderRule]
+"""An order for all layers of a model, or one for each that is to be cut, by name."""
 
 
 def reduce_layer(
@@ -93,7 +97,7 @@ def reduce_layer(
 
 def reduce_model(
     model: Any,
-    order: int | OrderRule,
+    order: Order,
     *,
     optimizer: Any = None,
     opt_state: Any = None,
@@ -112,8 +116,9 @@ def reduce_model(
     model : object
         A PyTorch module, which is changed in place, or an Equinox module (or pytree of them), which is
         left as it is.
-    order : int or OrderRule
-        For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them.
+    order : int, OrderRule, or dict of them by layer name
+        For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them. Of a dict with the
+        names of a report, the layers that are not named stay as they are.
     optimizer : torch.optim.Optimizer, optional
         The optimizer of a PyTorch model, changed in place.
     opt_state : pytree, optional
@@ -170,6 +175,7 @@ def reduce_model(
     >>> {name: part.new_order for name, part in result.report.items()}
     {"['first']": 6}
     """
+    followers = checked_followers(followers)
     check_moments(moments)
     check_mode_scaling(mode_scaling)
     positive_count(multiple_of, "multiple_of", "1, or what kernels want")
@@ -203,7 +209,7 @@ def reduce_model(
 
 def decide_cut(
     model: Any,
-    order: int | OrderRule,
+    order: Order,
     *,
     horizon: int | None,
     uniform: bool,
@@ -213,17 +219,22 @@ def decide_cut(
     leave_out: Callable[[str], bool] = lambda name: False,
 ) -> Results:
     """Plan all layers of a model; those left out by name count in a total budget alone."""
-    name_of = model_backend(model).path_name
     layers = find_layers(model, skip_unsupported=skip_unsupported)
-    orders = layer_orders([layer for _, layer in layers], order, horizon)
+    names = [model_backend(model).path_name(path) for path, _ in layers]
+    orders = layer_orders(
+        dict(zip(names, (layer for _, layer in layers), strict=True)), order, horizon
+    )
+    if isinstance(order, TotalBudget):
+        orders = within_budget(order, orders, uniform, multiple_of)
     results = {
-        path: reduce_named_layer(name_of(path), layer, own, horizon, multiple_of, mode_scaling)
-        for (path, layer), own in zip(layers, orders, strict=True)
-        if not leave_out(name_of(path))
+        path: reduce_named_layer(name, layer, orders[name], horizon, multiple_of, mode_scaling)
+        for name, (path, layer) in zip(names, layers, strict=True)
+        if name in orders and not leave_out(name)
     }
     if not uniform or not results:
         return results
     common = max(result.new_order for result in results.values())
+    name_of = model_backend(model).path_name
     return {
         path: result
         if result.new_order == min(common, result.old_order)
@@ -246,17 +257,45 @@ def _optimizer_of(optimizer: Any, opt_state: Any) -> Any:
 
 
 def layer_orders(
-    layers: Sequence[Any], order: int | OrderRule, horizon: int | None
-) -> list[int | OrderRule]:
-    """One order per layer: `order` itself, or the share of each in a total budget.
+    layers: Mapping[str, Any], order: Order, horizon: int | None
+) -> dict[str, int | OrderRule]:
+    """One order per layer by name: `order` itself, its own one, or its share in a total budget.
 
     Where a layer runs its channels apart, one more state means one more for all of them, and the
     largest value that is left out decides.
     """
+    if isinstance(order, Mapping):
+        unknown = [str(name) for name in order if name not in layers]
+        if unknown:
+            raise OrderError(
+                f"`order` names {', '.join(unknown)}, but the layers are {', '.join(layers)}; expected "
+                "some of these. Layers that are not named stay as they are."
+            )
+        return dict(order)
     if not isinstance(order, TotalBudget):
-        return [order] * len(layers)
-    values = [balanced_layer(read_system(layer), horizon).budget_values() for layer in layers]
-    return list(order.allocate([np.max(systems, axis=0) for systems in values]))
+        return dict.fromkeys(layers, order)
+    values = [
+        balanced_layer(read_system(each), horizon).budget_values() for each in layers.values()
+    ]
+    shares = order.allocate([np.max(systems, axis=0) for systems in values])
+    return dict(zip(layers, shares, strict=True))
+
+
+def within_budget(
+    budget: TotalBudget, shares: Mapping[str, Any], uniform: bool, multiple_of: int
+) -> dict[str, int | OrderRule]:
+    """Shares equal or rounded down to a multiple as asked, so that their sum stays in the budget."""
+    if uniform:
+        shares = dict.fromkeys(shares, budget.states // len(shares))
+    rounded: dict[str, int | OrderRule] = {
+        name: share // multiple_of * multiple_of for name, share in shares.items()
+    }
+    if not all(rounded.values()):
+        raise OrderError(
+            f"`order` is {budget} but a layer gets fewer than {multiple_of} of these states, and "
+            f"`multiple_of` is {multiple_of}; expected at least that many for each. Raise the budget."
+        )
+    return rounded
 
 
 def reduce_named_layer(

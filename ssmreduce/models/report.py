@@ -16,7 +16,7 @@ from ssmreduce.models.stored_states import state_maps
 from ssmreduce.reduction.report import Reduction
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerReduction:
     """A layer before and after.
 
@@ -41,14 +41,21 @@ class LayerReduction:
         Wall-clock time of reading, balancing, writing and measuring; 0 for a follower.
     """
 
-    layer: Any = field(repr=False)
-    reduction: Reduction = field(repr=False)
+    layer: Any
+    reduction: Reduction
     measured_error: float
-    weights: dict[str, HostArray] = field(repr=False)
-    new_weights: dict[str, HostArray] = field(repr=False)
-    item_sizes: dict[str, int] = field(repr=False)
-    layer_map: LayerMap = field(repr=False)
-    seconds: float = field(default=0.0, repr=False)
+    weights: dict[str, HostArray]
+    new_weights: dict[str, HostArray]
+    item_sizes: dict[str, int]
+    layer_map: LayerMap
+    seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        bound = "None" if self.error_bound is None else f"{self.error_bound:.3g}"
+        return (
+            f"LayerReduction({self.old_order} -> {self.new_order} states, error_bound={bound}, "
+            f"measured_error={self.measured_error:.3g})"
+        )
 
     @property
     def old_order(self) -> int:

@@ -15,6 +15,7 @@ from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.adapters.snapshot import prepared_back, take_all
 from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
+from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.reduce import decide_cut
@@ -239,7 +240,7 @@ class InTrainingReducer:
             (said once) or a rollback, which is then tried again after the next update.
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
-        copies = list(followers or ())
+        copies = checked_followers(followers)
         if self.trace is not None:
             self._record(step, model, self.trace)
         if self._was_told:

@@ -1,0 +1,122 @@
+"""What a model, a map or an optimizer must not be, and that the message says so, before anything changes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from LRU_pytorch import LRU
+from torch import nn
+
+from ssmreduce import (
+    OptimizerStateError,
+    OrderError,
+    ShapeError,
+    TotalBudget,
+    UnsupportedLayerError,
+    load_reduced,
+    reduce_layer,
+    reduce_model,
+    register_layer,
+)
+from ssmreduce.adapters.registry import layer_map_of
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def model(layers: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 3), *(LRU(3, 3, 16, rmin=0.5) for _ in range(layers)))
+
+
+def bound_to(**changes: Any) -> nn.Module:
+    kind = type("Own", (LRU,), {})
+    own_map = copy.copy(layer_map_of(LRU(3, 3, 16)))
+    own_map.__class__ = type("OwnMap", (type(own_map),), changes)
+    register_layer(kind, own_map)
+    return kind(3, 3, 16, rmin=0.5)
+
+
+def test_a_map_that_forgets_its_poles_is_refused() -> None:
+    layer = bound_to(poles=(), names=lambda self: layer_map_of(LRU(3, 3, 16)).names())
+    with pytest.raises(UnsupportedLayerError, match=r"`nu_log` changes .* `poles` of OwnMap"):
+        reduce_layer(layer, 6)
+    assert layer.nu_log.shape == (16,)
+
+
+def test_a_map_that_does_not_invert_itself_is_refused() -> None:
+    layer = bound_to(
+        matrix_weights=lambda self, B, C: layer_map_of(LRU(3, 3, 16)).matrix_weights(B, 2 * C),
+    )
+    with pytest.raises(UnsupportedLayerError, match="OwnMap reads another system"):
+        reduce_layer(layer, 6)
+
+
+def test_joined_optimizer_states_are_refused() -> None:
+    net = model()
+    optimizer = torch.optim.LBFGS(net.parameters())
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = sum(p.abs().pow(2).sum() for p in net.parameters())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.zero_grad()
+    with pytest.raises(OptimizerStateError, match="`optimizer` is a LBFGS"):
+        reduce_model(net, 6, optimizer=optimizer)
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    net, other = model(), model()
+    with pytest.raises(OptimizerStateError, match="none of the parameters of `model`"):
+        reduce_model(net, 6, optimizer=torch.optim.AdamW(other.parameters()))
+    both = torch.optim.AdamW([*net.parameters(), *other.parameters()])
+    with pytest.raises(OptimizerStateError, match="of a model of `followers`"):
+        reduce_model(net, 6, optimizer=both, followers=[other])
+    reduce_model(net, 6, optimizer=torch.optim.AdamW(net[0].parameters()))
+
+
+@pytest.mark.parametrize("options", [{"uniform": True}, {"multiple_of": 4}])
+def test_a_budget_holds_whatever_orders_must_be(options: Any) -> None:
+    report = reduce_model(model(3), TotalBudget(22), **options).report
+    orders = [part.new_order for part in report.values()]
+    assert sum(orders) <= 22
+    assert len(set(orders)) == 1 or all(order % 4 == 0 for order in orders)
+
+
+def test_a_budget_too_small_for_a_multiple_is_refused() -> None:
+    with pytest.raises(OrderError, match="`multiple_of` is 8"):
+        reduce_model(model(3), TotalBudget(22), uniform=True, multiple_of=8)
+
+
+def test_what_is_no_model_follower_or_state_dict_is_named() -> None:
+    net = model()
+    with pytest.raises(UnsupportedLayerError, match="not its class"):
+        reduce_model(net.state_dict, 6)
+    with pytest.raises(ShapeError, match=r"`followers` is a .*; expected a list"):
+        reduce_model(net, 6, followers=model())
+    with pytest.raises(ShapeError, match=r"`state_dict` is a builtins\.str"):
+        load_reduced(net, "file.pt")
+    wrapped = {f"module.{name}": value for name, value in net.state_dict().items()}
+    with pytest.raises(ShapeError, match=r"begin with `module\.`"):
+        load_reduced(net, wrapped)
+
+
+def test_inference_mode_is_refused() -> None:
+    net = model()
+    with torch.inference_mode(), pytest.raises(OptimizerStateError, match="inference_mode"):
+        reduce_model(net, 6)
+    assert np.isfinite(net[1].nu_log.detach().numpy()).all()
+
+
+def test_a_layer_reduction_prints_what_it_did() -> None:
+    assert repr(reduce_layer(model()[1], 6)).startswith(
+        "LayerReduction(16 -> 6 states, error_bound="
+    )
