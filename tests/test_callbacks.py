@@ -15,6 +15,7 @@ import transformers
 from fingerprints import fingerprint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 from torch_samples import s5
@@ -130,7 +131,10 @@ def fit(
         val_check_interval=options.pop("val_check_interval", 2),
         num_sanity_val_steps=2,
         default_root_dir=folder,
-        callbacks=[LightningCallback(reducer, metric=metric)],
+        callbacks=[
+            *options.pop("callbacks", ()),
+            LightningCallback(reducer, metric=metric, followers=options.pop("followers", None)),
+        ],
     )
     data = TensorDataset(*samples())
     trainer.fit(module, DataLoader(data, 4), DataLoader(data, 16), **options)
@@ -186,6 +190,27 @@ def test_lightning_resumes_bit_for_bit(stop_at: int, tmp_path: Path) -> None:
     for event in (*reducer.events, *again.events):
         object.__setattr__(event, "seconds", 0.0)
     assert fingerprint(again) == fingerprint(reducer)
+
+
+def test_lightning_cuts_the_average_too(tmp_path: Path) -> None:
+    averages: list[AveragedModel] = []
+
+    class Averaging(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            averages.append(AveragedModel(pl_module))
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            averages[0].update_parameters(pl_module)
+
+    fit(
+        Module(),
+        make_reducer(),
+        tmp_path,
+        callbacks=[Averaging()],
+        followers=lambda trainer: averages,
+    )
+    assert is_cut(averages[0])
+    assert int(averages[0].n_averaged) == 2 * STEPS
 
 
 def test_lightning_says_what_is_wrong(tmp_path: Path) -> None:
@@ -373,7 +398,7 @@ def test_tensorboard_shows_events_and_trace(tmp_path: Path) -> None:
     accumulator = EventAccumulator(str(tmp_path))
     accumulator.Reload()
     tags = {name.removeprefix("ssmreduce/1.seq/") for name in accumulator.Tags()["scalars"]}
-    cut = {"order", "measured_error", "error_bound", "seconds"}
+    cut = {"order", "measured_error", "error_bound", "seconds", "rolled_back"}
     assert tags == cut | {"hsv_sum", "hsv_largest", "states_kept", "overlap", "rank_correlation"}
 
     def series(name: str) -> list[tuple[int, float]]:
@@ -381,6 +406,7 @@ def test_tensorboard_shows_events_and_trace(tmp_path: Path) -> None:
 
     (event,) = reducer.events
     assert event.rolled_back == 5
+    assert series("rolled_back") == [(5, 3.0)]
     assert series("error_bound") == [(3, pytest.approx(event.error_bound))]
     assert series("order") == [
         (2, 12.0),

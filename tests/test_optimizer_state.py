@@ -329,3 +329,14 @@ def test_the_original_model_and_state_stay_alive(rng: np.random.Generator) -> No
     assert leaves_unchanged((model, state), before)
     for leaf, copy in zip(before, copies, strict=True):
         np.testing.assert_array_equal(leaf, copy)
+
+
+def test_variances_of_centred_rmsprop_stay_positive() -> None:
+    # One gradient all along: no variance. Through squared coefficients alone it would become negative.
+    optimizer, model = optax.rmsprop(1e-2, centered=True), stack()
+    state = optimizer.init(parameters(model))
+    for _ in range(40):
+        _, state = step_once(optimizer, model, state, 0)
+    new = reduce_model(model, 5, opt_state=state).optimizer_state[0]
+    for mean, square in zip(jax.tree.leaves(new.mu), jax.tree.leaves(new.nu), strict=True):
+        assert jnp.all(square >= mean**2 * (1 - 1e-6))

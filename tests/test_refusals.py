@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 from LRU_pytorch import LRU
+from test_torch_training import fingerprint
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from ssmreduce import (
+    HankelMass,
+    NonFiniteError,
     OptimizerStateError,
     OrderError,
     ShapeError,
@@ -23,6 +27,7 @@ from ssmreduce import (
     register_layer,
 )
 from ssmreduce.adapters.registry import layer_map_of
+from ssmreduce.models.checkpoint import accept_reduced
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +47,15 @@ def bound_to(**changes: Any) -> nn.Module:
     return kind(3, 3, 16, rmin=0.5)
 
 
-def test_a_map_that_forgets_its_poles_is_refused() -> None:
+def test_a_map_that_forgets_its_poles_is_refused_where_there_are_moments() -> None:
     layer = bound_to(poles=(), names=lambda self: layer_map_of(LRU(3, 3, 16)).names())
-    with pytest.raises(UnsupportedLayerError, match=r"`nu_log` changes .* `poles` of OwnMap"):
-        reduce_layer(layer, 6)
+    net = nn.Sequential(nn.Linear(3, 3), layer)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.randn(2, 5, 3)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(UnsupportedLayerError, match=r"`nu_log` has a new shape.*`poles` of OwnMap"):
+        reduce_model(net, 6, optimizer=optimizer)
     assert layer.nu_log.shape == (16,)
 
 
@@ -98,7 +108,7 @@ def test_a_budget_too_small_for_a_multiple_is_refused() -> None:
 
 def test_what_is_no_model_follower_or_state_dict_is_named() -> None:
     net = model()
-    with pytest.raises(UnsupportedLayerError, match="not its class"):
+    with pytest.raises(UnsupportedLayerError, match="`model` is a"):
         reduce_model(net.state_dict, 6)
     with pytest.raises(ShapeError, match=r"`followers` is a .*; expected a list"):
         reduce_model(net, 6, followers=model())
@@ -120,3 +130,89 @@ def test_a_layer_reduction_prints_what_it_did() -> None:
     assert repr(reduce_layer(model()[1], 6)).startswith(
         "LayerReduction(16 -> 6 states, error_bound="
     )
+
+
+def test_an_order_for_each_layer_by_name() -> None:
+    net = model(3)
+    names = list(reduce_model(model(3), 6).report)
+    report = reduce_model(net, {names[0]: 6, names[2]: HankelMass(0.5)}).report
+    assert list(report) == [names[0], names[2]]
+    assert report[names[0]].new_order == 6
+    assert net[2].nu_log.shape == (16,)
+    with pytest.raises(OrderError, match=f"`order` names nobody, but the layers are {names[0]}, "):
+        reduce_model(net, {"nobody": 3})
+
+
+def test_an_initial_state_that_is_learnt_is_refused() -> None:
+    net = model()
+    net[1].state = nn.Parameter(torch.zeros(16))
+    with pytest.raises(UnsupportedLayerError, match="`state` of layer `1` is a parameter"):
+        reduce_model(net, 6)
+
+
+def test_looking_for_layers_changes_nothing() -> None:
+    # In training, each value that spectral_norm computes moves its vectors on.
+    net = nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(3, 3)), model()[1], nn.Dropout()
+    ).train()
+    with torch.no_grad():
+        net[1].nu_log[0] = float("nan")
+    before, state = fingerprint(net), torch.get_rng_state()
+    with pytest.raises(NonFiniteError):
+        reduce_model(net, 6)
+    assert fingerprint(net) == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- Loading
+
+
+def test_gradients_and_what_weights_hold_do_not_matter_in_loading() -> None:
+    saved = reduce_model(model(), 6).model.state_dict()
+    net = model()
+    net(torch.randn(2, 5, 3)).sum().backward()
+    with torch.no_grad():
+        net[1].nu_log[0] = float("nan")
+    load_reduced(net, saved)
+    assert net[1].nu_log.shape == (6,)
+    assert torch.equal(net[1].nu_log, saved["1.nu_log"])
+    net(torch.randn(2, 5, 3)).sum().backward()
+
+
+class Counted(nn.Module):
+    """Keeps a dict in state dicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = model()
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"calls": 3}
+
+
+def test_extra_state_of_modules_is_loaded() -> None:
+    saved = reduce_model(Counted(), 6).model.state_dict()
+    assert load_reduced(Counted(), saved).inner[1].nu_log.shape == (6,)
+    net = Counted()
+    accept_reduced(net)
+    net.load_state_dict(saved)
+    net.load_state_dict(saved)
+    assert net.inner[1].nu_log.shape == (6,)
+
+
+def twice() -> nn.Sequential:
+    net = model(2)
+    net[2] = net[1]
+    return net
+
+
+def test_a_layer_that_is_used_twice_is_loaded() -> None:
+    saved = reduce_model(twice(), 6).model.state_dict()
+    assert load_reduced(twice(), saved)[2].nu_log.shape == (6,)
+    # safetensors drops the second names.
+    first = {name: value for name, value in saved.items() if not name.startswith("2.")}
+    net = load_reduced(twice(), first)
+    assert torch.equal(net[2].nu_log, saved["1.nu_log"])

@@ -676,3 +676,29 @@ def test_reduction_errors_are_of_this_package() -> None:
     with pytest.raises(SSMReduceError):
         reduce_model(nn.Linear(2, 2), 3)
     assert CASES
+
+
+def test_variances_of_centred_rmsprop_stay_positive() -> None:
+    # Noisy gradients with a mean, as those of small batches are.
+    torch.manual_seed(1)
+    model = nn.Sequential(s5(False, False, 32, width=8))
+    optimizer = torch.optim.RMSprop(model.parameters(), 1e-3, centered=True)
+
+    def step() -> None:
+        inputs = torch.randn(32, 20, 8)
+        optimizer.zero_grad()
+        torch.mean((model(inputs) - inputs.cumsum(1) / 3) ** 2).backward()
+        optimizer.step()
+
+    for _ in range(30):
+        step()
+    optimizer.zero_grad()
+    reduce_model(model, 12, optimizer=optimizer)
+    for parameter in model.parameters():
+        squares, means = (optimizer.state[parameter][k] for k in ("square_avg", "grad_avg"))
+        if parameter.is_complex():
+            squares, means = torch.view_as_real(squares), torch.view_as_real(means)
+        assert torch.all(squares >= means**2 * (1 - 1e-6))
+    for _ in range(3):
+        step()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

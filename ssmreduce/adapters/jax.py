@@ -148,7 +148,27 @@ def moments_of(
             group[name] = leaf_path, to_double(leaf)
     for (prefix, layer_path), group in groups.items():
         fields = [key.name for key in prefix if isinstance(key, jax.tree_util.GetAttrKey)]
-        yield Moments(fields[-1] if fields else None, path_name(prefix), layer_path, group)
+        field = fields[-1] if fields else None
+        if field in _CENTRED and _is_centred(opt_state, prefix):
+            field = _CENTRED[field]
+        yield Moments(field, path_name(prefix), layer_path, group)
+
+
+_CENTRED = {"mu": "grad_avg", "nu": "square_avg"}
+"""Fields of optax's centred RMSprop, which Adam has too, and their names in torch, which are its own."""
+
+
+def _is_centred(opt_state: Any, prefix: Path) -> bool:
+    """Whether the moments at this path are those of centred RMSprop."""
+    holder = opt_state
+    for key in prefix[:-1]:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            holder = getattr(holder, key.name)
+        elif isinstance(key, jax.tree_util.SequenceKey):
+            holder = holder[key.idx]
+        elif isinstance(key, jax.tree_util.DictKey):
+            holder = holder[key.key]
+    return "RStdDev" in type(holder).__name__
 
 
 def _check_unrelated(leaf: Any, where: str) -> None:

@@ -49,7 +49,9 @@ def array_axes(module: Any) -> dict[str, int]:
         if tensor is not None
     }
     if parametrize.is_parametrized(module):
-        axes |= {name: getattr(module, name).ndim for name in module.parametrizations}
+        # Not the value itself: computing it may change the module, as spectral_norm does.
+        for name, chain in module.parametrizations.items():
+            axes[name] = getattr(chain, "original" if chain.is_tensor else "original0").ndim
     return axes
 
 
@@ -79,13 +81,16 @@ def path_name(path: Path) -> str:
     return ".".join(filter(None, path)) or "model"
 
 
-def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None:
-    """Raise unless the arrays of the layers may be replaced now.
+def check_ready(
+    model: Any, layers: Mapping[Path, tuple[Any, LayerMap]], *, loading: bool = False
+) -> None:
+    """Raise unless the arrays of the layers may be replaced now; by others where they are loaded.
 
     Raises
     ------
     UnsupportedLayerError
-        If one is computed by a parametrization, or shared with something of another shape.
+        If one is computed by a parametrization, or shared with something of another shape, or if the
+        initial state of a layer is learnt.
     OptimizerStateError
         If one holds a gradient: an accumulation that has not been stepped; or under
         `torch.inference_mode`, whose tensors can never be trained.
@@ -102,12 +107,18 @@ def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None
                     f"`{name}` of layer `{path_name(path)}` is computed by a parametrization; expected "
                     "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
                 )
-            gradient = getattr(layer, name).grad
+            gradient = None if loading else getattr(layer, name).grad
             if gradient is not None and bool(torch.any(gradient != 0)):
                 raise OptimizerStateError(
                     f"`{name}` of layer `{path_name(path)}` holds a gradient, which belongs to the old "
                     "states; expected none. Reduce between two steps, after "
                     "optimizer.step() and optimizer.zero_grad()."
+                )
+        for name in layer_map.states:
+            if layer._parameters.get(name) is not None:
+                raise UnsupportedLayerError(
+                    f"`{name}` of layer `{path_name(path)}` is a parameter: an initial state that is learnt, "
+                    "which a cut does not carry; expected a buffer or attribute. Make it one first."
                 )
     _check_sharing(model, layers)
 
@@ -268,7 +279,7 @@ def load_state(
     ]
     _assign(attributes)
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.shape != state_dict[name].shape:
+        if torch.is_tensor(tensor) and tensor.shape != state_dict[name].shape:
             new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
             _replace_data(tensor, new)
     model.load_state_dict(state_dict)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ssmreduce import _checks
 from ssmreduce.adapters.registry import find_layers, layer_map_of, model_backend
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
@@ -59,16 +61,22 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
         layer_map = layer_map_of(layer)
         assert layer_map is not None
         layers[path] = layer, layer_map
-    backend.check_ready(model, layers)
-    _check_names(model.state_dict(), state_dict)
+    backend.check_ready(model, layers, loading=True)
+    own = model.state_dict(keep_vars=True)
+    state_dict = _with_ties(own, state_dict)
+    _check_names(own, state_dict)
     ratios: dict[tuple[Any, ...], float] = {}
     free: set[str] = set()
     for path, (layer, layer_map) in layers.items():
         prefix = f"{path[0]}." if path[0] else ""
         names = [name for name in layer_map.names() if prefix + name in state_dict]
-        free |= {prefix + name for name in (*names, *layer_map.states)}
+        changing = {id(own[prefix + name]) for name in names}
+        free |= {prefix + name for name in layer_map.states}
+        free |= {name for name, value in own.items() if id(value) in changing}
         saved = {name: backend.host_array(state_dict[prefix + name]) for name in names}
         here = backend.read_arrays(layer, layer_map.names())
+        # What they hold does not matter: they may be NaN.
+        here = {name: np.where(np.isfinite(value), value, 0.0) for name, value in here.items()}
         old, new = layer_map.read(here), layer_map.read({**here, **saved})
         if (old.batch_shape, old.inputs, old.outputs) != (new.batch_shape, new.inputs, new.outputs):
             raise ShapeError(
@@ -77,11 +85,11 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
                 f"{old.batch_shape}; expected the same. Build the model as it was."
             )
         ratios[path] = layer_map.order({**here, **saved}) / layer_map.order(here)
-    for name, tensor in model.state_dict().items():
-        if name not in free and tensor.shape != state_dict[name].shape:
+    for name, value in own.items():
+        if name not in free and _shape(value) != _shape(state_dict[name]):
             raise ShapeError(
-                f"`{name}` was saved with shape {tuple(state_dict[name].shape)} but has "
-                f"{tuple(tensor.shape)}; expected the same. Build the model as it was."
+                f"`{name}` was saved with shape {_shape(state_dict[name])} but has "
+                f"{_shape(value)}; expected the same. Build the model as it was."
             )
     backend.load_state(model, state_dict, layers, ratios)
     return model
@@ -127,8 +135,20 @@ def _take_shapes(model: Any, state_dict: Mapping[str, Any], prefix: str, *_: Any
     own = model.state_dict()
     given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
     # Names are the business of whoever loads.
-    if any(own[name].shape != value.shape for name, value in given.items()):
+    if any(_shape(own[name]) != _shape(value) for name, value in given.items()):
         load_reduced(model, {**own, **given})
+
+
+def _with_ties(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved values, also under the names of parameters that share those of another one."""
+    given = {id(value): saved[name] for name, value in own.items() if name in saved}
+    tied = {name: given[id(value)] for name, value in own.items() if id(value) in given}
+    return {**tied, **saved}
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor; None for extra state that a module keeps, which may be anything."""
+    return tuple(value.shape) if hasattr(value, "shape") else None
 
 
 def _check_backend(model: Any) -> ModuleType:

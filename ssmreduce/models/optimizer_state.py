@@ -10,7 +10,8 @@ gives for input and output matrices of the systems
 
 A layer stores matrices up to a factor that belongs to its poles, B = f B_stored, so that ∇B_stored =
 conj(f) ∇B. All of this is linear, one real matrix on [Re; Im], so first moments are mapped exactly; second
-moments take the squared entries of that matrix, which is exact for uncorrelated gradients. Poles have
+moments take the squared entries of that matrix, which is exact for uncorrelated gradients; those of centred
+RMSprop do so about their means, so that no variance becomes negative. Poles have
 no such image: their first moments are zero afterwards, and their second moments share out the old sum
 evenly. Zero second moments would be wrong here: the step count of Adam goes on, no bias correction remains,
 and steps would be several times too long for a while. States that only pad a channel get the mean of the
@@ -33,7 +34,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.moments import Moments as LayerMoments
-from ssmreduce.errors import OptimizerStateError
+from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.stored_states import stored_basis
@@ -96,12 +97,16 @@ def reduced_moments(
     """
     names = {path: result.layer_map.names() for path, result in reductions.items()}
     values: dict[Any, HostArray] = {}
-    for group in backend.moments_of(model, opt_state, names):
+    groups = list(backend.moments_of(model, opt_state, names))
+    for group in groups:
         result = reductions[group.layer_path]
         old = {name: array for name, (_, array) in group.arrays.items()}
         _check_field(group, old, result)
         if moments == "carry":
             carried = _carry(old, result, squared=group.field in _SECOND)
+            mean = next((each for each in groups if _is_mean(each, group)), None)
+            if mean is not None:
+                carried |= _carry_about(mean, old, result)
         elif moments == "slice":
             carried = {
                 name: array[tuple(slice(length) for length in result.new_weights[name].shape)]
@@ -131,6 +136,39 @@ def _check_field(group: LayerMoments, old: dict[str, HostArray], result: LayerRe
             )
 
 
+def _is_mean(group: LayerMoments, squares: LayerMoments) -> bool:
+    """Whether a group holds the means about which centred RMSprop takes the mean squares of another."""
+    fields = squares.field, group.field
+    together = group.where.rpartition(".")[0] == squares.where.rpartition(".")[0]
+    return (
+        fields == ("square_avg", "grad_avg") and together and group.layer_path == squares.layer_path
+    )
+
+
+def _carry_about(
+    mean: LayerMoments, squares: dict[str, HostArray], result: LayerReduction
+) -> dict[str, HostArray]:
+    """Map mean squares as variances about a mean, v' = M² (v - g²) + (M g)², which stay above (M g)²."""
+    g = {name: array for name, (_, array) in mean.arrays.items() if name in squares}
+    variances = {name: _positive(squares[name] - _squared(g[name])) for name in g}
+    moved, centre = _carry(variances, result, squared=True), _carry(g, result, squared=False)
+    return {name: moved[name] + _squared(centre[name]) for name in moved}
+
+
+def _squared(values: HostArray) -> HostArray:
+    """Squares, of real and imaginary parts apart, as torch keeps them."""
+    if np.iscomplexobj(values):
+        return np.asarray(values.real**2 + 1j * values.imag**2)
+    return np.asarray(values**2)
+
+
+def _positive(values: HostArray) -> HostArray:
+    """The values, zero where they are negative, of real and imaginary parts apart."""
+    if np.iscomplexobj(values):
+        return np.asarray(np.maximum(values.real, 0.0) + 1j * np.maximum(values.imag, 0.0))
+    return np.asarray(np.maximum(values, 0.0))
+
+
 def _carry(
     old: dict[str, HostArray], result: LayerReduction, *, squared: bool
 ) -> dict[str, HostArray]:
@@ -148,6 +186,13 @@ def _carry(
             at = axis.index(False)
             total = np.sum(full[name], axis=at, keepdims=True)
             new[name] = np.broadcast_to(total / shape[at], shape)
+    lost = [name for name in result.changed if name in old and name not in new]
+    if lost:
+        raise UnsupportedLayerError(
+            f"`{lost[0]}` has a new shape, but is neither in `poles` of "
+            f"{type(result.layer_map).__name__} nor among its `matrix_weights`; expected one of them, since "
+            "its moments follow by that. Name it in `poles` if it belongs to the poles."
+        )
     return {name: new[name] for name in old if name in new}
 
 

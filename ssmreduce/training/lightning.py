@@ -5,6 +5,7 @@ Importing this module imports Lightning.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -29,6 +30,9 @@ class ReductionCallback(Callback):  # type: ignore[misc]
     metric : str, optional
         Name under which the module logs the metric that its rollback policy watches, for example
         ``"val_loss"``; read after every validation but the sanity check.
+    followers : callable, optional
+        Takes the trainer to a list of copies of the model that follow its cuts, averages of its
+        weights for example; see `InTrainingReducer.step`.
 
     Raises
     ------
@@ -47,8 +51,15 @@ class ReductionCallback(Callback):  # type: ignore[misc]
     >>> # trainer = lightning.pytorch.Trainer(max_steps=2000, callbacks=[callback])
     """
 
-    def __init__(self, reducer: InTrainingReducer, *, metric: str | None = None) -> None:
+    def __init__(
+        self,
+        reducer: InTrainingReducer,
+        *,
+        metric: str | None = None,
+        followers: Callable[[Any], Sequence[Any]] | None = None,
+    ) -> None:
         reducer.check_metric(metric)
+        self.followers = followers
         self.reducer = reducer
         self.metric = metric
         self._hook: Any = None
@@ -82,7 +93,8 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             # Lightning would do so itself, but only within the next batch.
             optimizer.zero_grad()
         # Not pl_module, which under DDP is inside of the wrapper that has to follow the cut.
-        self.reducer.step(step, trainer.model, optimizer)
+        followers = [] if self.followers is None else self.followers(trainer)
+        self.reducer.step(step, trainer.model, optimizer, followers)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Report the watched metric."""
