@@ -40,7 +40,7 @@ class LayerMap(ABC):
     sizes : tuple of str
         Attributes of a layer object that count its states (or a multiple of them).
     states : tuple of str
-        Attributes that keep a state between calls; zeros of the new length after a cut.
+        Attributes or buffers that keep a state between calls; projected with a cut.
     caches : tuple of str
         Attributes computed from the weights on demand; deleted after a cut.
     error_factor : float
