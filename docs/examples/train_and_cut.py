@@ -34,7 +34,7 @@ def train(model: Model, optimizer: torch.optim.Optimizer, steps: int) -> float:
 
 torch.manual_seed(0)
 model = Model()
-optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
 print(f"loss {train(model, optimizer, 60):.3f}")
 
 result = reduce_model(model, HankelMass(0.9), optimizer=optimizer)
@@ -46,6 +46,6 @@ torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "
 saved = torch.load("reduced.pt", weights_only=True)
 again = Model()  # full size: the file says how many states there are
 load_reduced(again, saved["model"])
-optimizer = torch.optim.AdamW(again.parameters(), 1e-2)
+optimizer = torch.optim.AdamW(again.parameters(), 2e-3)
 optimizer.load_state_dict(saved["optimizer"])
 print(f"loss {train(again, optimizer, 60):.3f}")

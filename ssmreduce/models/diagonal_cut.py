@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import NoConvergenceError, SSMReduceError
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced import balance
@@ -27,6 +28,8 @@ from ssmreduce.systems.transform import diagonalise, slots_needed
 
 _SAFE_SHARE = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
+
+_ADVICE = "Reduce with horizon=L, the length of the sequences that the layer sees."
 
 _NEARBY_ORDERS = 6
 """How many lower orders are tried where the eigenvectors are not safe."""
@@ -46,6 +49,11 @@ def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
     """Balance the systems that a layer runs."""
     if isinstance(system, StateSpace):
         return _DenseLayer(system, horizon)
+    if horizon is None:
+        host = system.to_host()
+        check_stable(
+            host.eigenvalues, host.time, log_eigenvalues=host.log_eigenvalues, advice=_ADVICE
+        )
     return balance(system, horizon=horizon)
 
 
