@@ -217,3 +217,13 @@ def test_a_layer_that_is_used_twice_is_loaded() -> None:
     first = {name: value for name, value in saved.items() if not name.startswith("2.")}
     net = load_reduced(twice(), first)
     assert torch.equal(net[2].nu_log, saved["1.nu_log"])
+
+
+def test_arrays_without_numbers_or_of_numpy_are_named() -> None:
+    with torch.device("meta"):
+        empty = model()
+    with pytest.raises(UnsupportedLayerError, match='the layer is on the device "meta"'):
+        reduce_model(empty, 6)
+    saved = {name: value.numpy() for name, value in model().state_dict().items()}
+    with pytest.raises(ShapeError, match=r"`1\.\w+` of `state_dict` is a numpy\.ndarray"):
+        load_reduced(model(), saved)

@@ -178,8 +178,13 @@ def host_array(tensor: Any) -> HostArray:
     Raises
     ------
     UnsupportedLayerError
-        If this process holds a part of it only.
+        If this process holds a part of it only, or it holds no numbers.
     """
+    if tensor.is_meta:
+        raise UnsupportedLayerError(
+            'the layer is on the device "meta", without numbers; expected weights. Load them with '
+            "model.to_empty(device=...) and load_state_dict first."
+        )
     if is_sharded(tensor):
         raise UnsupportedLayerError(
             "the layer has parameters that are sharded over processes (DTensor); expected plain ones. Cut "

@@ -70,6 +70,13 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     for path, (layer, layer_map) in layers.items():
         prefix = f"{path[0]}." if path[0] else ""
         names = [name for name in layer_map.names() if prefix + name in state_dict]
+        for name in names:
+            value = state_dict[prefix + name]
+            if type(value).__module__ == "numpy":
+                raise ShapeError(
+                    f"`{prefix + name}` of `state_dict` is a {_checks.type_name(value)}; expected a tensor. "
+                    "Convert it with torch.from_numpy."
+                )
         changing = {id(own[prefix + name]) for name in names}
         free |= {prefix + name for name in layer_map.states}
         free |= {name for name, value in own.items() if id(value) in changing}
