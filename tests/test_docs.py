@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -19,4 +20,6 @@ def test_an_example_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(path), run_name="__main__")
-    assert "total" in capsys.readouterr().out
+    losses = [float(each) for each in re.findall(r"loss (\S+)", capsys.readouterr().out)]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 3
