@@ -35,11 +35,11 @@ def train(model: Model, optimizer: torch.optim.Optimizer, steps: int) -> float:
 torch.manual_seed(0)
 model = Model()
 optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-print(f"loss {train(model, optimizer, 60):.3f}")
+print(f"loss {train(model, optimizer, 40):.3f}")
 
 result = reduce_model(model, HankelMass(0.9), optimizer=optimizer)
 print(result)
-print(f"loss {train(model, optimizer, 60):.3f}")
+print(f"loss {train(model, optimizer, 40):.3f}")
 
 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "reduced.pt")
 
@@ -48,4 +48,4 @@ again = Model()  # full size: the file says how many states there are
 load_reduced(again, saved["model"])
 optimizer = torch.optim.AdamW(again.parameters(), 2e-3)
 optimizer.load_state_dict(saved["optimizer"])
-print(f"loss {train(again, optimizer, 60):.3f}")
+print(f"loss {train(again, optimizer, 40):.3f}")
