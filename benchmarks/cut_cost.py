@@ -1,11 +1,12 @@
 """What a cut of a whole model and its optimizer costs, in training steps of that model.
 
-    python benchmarks/cut_cost.py [--layers 6] [--batch 32] [--length 1024] [--order 64] [--repeats 3]
-        [--quick] [--output cut_cost.json]
+    OPENBLAS_NUM_THREADS=1 python benchmarks/cut_cost.py [--layers 6] [--batch 32] [--length 1024]
+        [--order 64] [--repeats 3] [--quick] [--output cut_cost.json]
 
 A PyTorch model of S5 layers (s5-pytorch, 256 states, H = 128, residual, GELU) with AdamW. One training step
 (forward, backward, update) and `reduce_model` with the optimizer, on a copy, take turns; printed are medians
-of processor seconds in one thread and their ratio.
+of processor seconds in one thread and their ratio. (The idle threads of BLAS spin, which counts as work:
+hence the setting.)
 """
 
 from __future__ import annotations
