@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-import numpy as np
-
 from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import fraction, positive_count, positive_horizon
 from ssmreduce.adapters.registry import find_layers, model_backend
@@ -20,7 +18,7 @@ from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
 from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.report import LayerReduction
-from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule, as_rule
+from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.policy import RollbackPolicy, Trial, metric_value
 from ssmreduce.training.schedule import ReductionSchedule
@@ -169,10 +167,9 @@ class InTrainingReducer:
             "multiple_of",
             "skip_unsupported",
             "rollback",
+            "trace",
         )
-        return {name: repr(getattr(self, name)) for name in names} | {
-            "trace": _trace_settings(self.trace)
-        }
+        return {name: repr(getattr(self, name)) for name in names}
 
     def log_to(self, writer: Any) -> None:
         """Write what happens from now on to TensorBoard.
@@ -418,7 +415,10 @@ class InTrainingReducer:
             )
             return models, opt_state
         name_of = model_backend(model).path_name
-        events = [self._event(step, name_of(path), result) for path, result in plan.results.items()]
+        events = [
+            ReductionEvent.of(step, name_of(path), result, self.order)
+            for path, result in plan.results.items()
+        ]
         if snapshots is not None:
             self._trial = Trial(int(step), [event.layer for event in events], snapshots)
         if events:
@@ -502,34 +502,10 @@ class InTrainingReducer:
             for event in events:
                 write_event(self._writer, event)
 
-    def _event(self, step: int, name: str, result: LayerReduction) -> ReductionEvent:
-        reduction = result.reduction
-        tau = 1.0 - self.order.share if isinstance(self.order, HankelMass | HankelEnergy) else None
-        return ReductionEvent(
-            step=int(step),
-            layer=name,
-            old_order=result.old_order,
-            new_order=result.new_order,
-            real_order=int(np.max(reduction.real_order)),
-            hsv=reduction.hsv,
-            tau=tau,
-            error_bound=result.error_bound,
-            measured_error=result.measured_error,
-            seconds=result.seconds,
-            poles_before=np.asarray(reduction.original.poles(), np.complex128),
-            poles_after=np.asarray(reduction.system.poles(), np.complex128),
-        )
-
 
 def _check_type(value: object, expected: type, name: str, example: str) -> None:
     if not isinstance(value, expected):
         raise OrderError(f"`{name}` is {value!r}; expected a {expected.__name__}. Try {example}.")
-
-
-def _trace_settings(trace: HankelTrace | None) -> str:
-    if trace is None:
-        return "None"
-    return f"HankelTrace({trace.every}, share={trace.share}, horizon={trace.horizon})"
 
 
 def _warn(message: str) -> None:

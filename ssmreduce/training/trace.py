@@ -144,6 +144,9 @@ class HankelTrace:
         self.horizon = positive_horizon(horizon)
         self.records: list[HankelRecord] = []
 
+    def __repr__(self) -> str:
+        return f"HankelTrace({self.every}, share={self.share}, horizon={self.horizon})"
+
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the recorded layers."""

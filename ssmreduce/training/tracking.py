@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce.models.report import LayerReduction
+from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,25 @@ class ReductionEvent:
     poles_before: HostArray = field(repr=False)
     poles_after: HostArray = field(repr=False)
     rolled_back: int | None = None
+
+    @classmethod
+    def of(cls, step: int, layer: str, result: LayerReduction, order: OrderRule) -> ReductionEvent:
+        """Return the event of the cut `result` by the rule `order`, `step` updates into training."""
+        reduction = result.reduction
+        return cls(
+            step=int(step),
+            layer=layer,
+            old_order=result.old_order,
+            new_order=result.new_order,
+            real_order=int(np.max(reduction.real_order)),
+            hsv=reduction.hsv,
+            tau=1.0 - order.share if isinstance(order, HankelMass | HankelEnergy) else None,
+            error_bound=result.error_bound,
+            measured_error=result.measured_error,
+            seconds=result.seconds,
+            poles_before=np.asarray(reduction.original.poles(), np.complex128),
+            poles_after=np.asarray(reduction.system.poles(), np.complex128),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON; poles as [re, im]."""
