@@ -6,6 +6,7 @@ FOLDER/RANK.json.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -39,7 +40,9 @@ from ssmreduce import (
     SSMReduceError,
     load_reduced,
     reduce_model,
+    register_layer,
 )
+from ssmreduce.adapters.registry import layer_map_of
 
 ORDERS = (6, 3)
 STEPS = 6
@@ -190,6 +193,15 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         model.module[1].lru.C_re.grad = torch.ones(3, 9)
     if fault == "state" and rank == 1:
         model.module[1].lru.state = torch.zeros(5)  # kept between calls, of another layout
+    average = model_of()
+    if fault == "follower" and rank == 1:
+        average[1].lru.C_re.grad = torch.ones(3, 9)
+    if fault == "pickle":
+        layer = model.module[1].lru
+        own_map = copy.copy(layer_map_of(layer))
+        own_map.note = lambda: None
+        layer.__class__ = type("Own", (LrnnxLRU,), {})
+        register_layer(type(layer), own_map)
     if fault == "unstable":
         with torch.no_grad():
             model.module[1].lru.nu_log[0] = -1e9
@@ -215,7 +227,7 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=order)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            reducer.step(1, model, optimizer)
+            reducer.step(1, model, optimizer, [average] if fault == "follower" else [])
         return {
             "error": str(caught[-1].message),
             "kind": caught[-1].category.__name__,

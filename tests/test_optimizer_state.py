@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from modules import WEIGHTS, ForeignLRU, KernelLRU, Stack, make_lru
 from samples import EPS, lru_weights
 
@@ -279,6 +280,15 @@ def test_uncut_layers_of_the_same_name_keep_their_moments(x64: None) -> None:
 def leaves_unchanged(tree: Any, before: list[Any]) -> bool:
     after = jax.tree.leaves(tree)
     return len(after) == len(before) and all(a is b for a, b in zip(after, before, strict=True))
+
+
+def test_an_optimizer_is_no_state(rng: np.random.Generator) -> None:
+    model = make_lru(lru_weights(rng, 16, 4))
+    torch_optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))])
+    for optimizer in (optax.adam(1e-3), torch_optimizer):
+        for given in ({"optimizer": optimizer}, {"opt_state": optimizer}):
+            with pytest.raises(OptimizerStateError, match=r"expected the state of an optimizer"):
+                reduce_model(model, 6, **given)
 
 
 def test_unknown_fields_are_refused_and_nothing_changes() -> None:

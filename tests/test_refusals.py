@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fingerprints import fingerprint
 from LRU_pytorch import LRU
+from s5 import S5
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -105,6 +107,88 @@ def test_a_budget_too_small_for_a_multiple_is_refused() -> None:
         reduce_model(model(3), TotalBudget(22), uniform=True, multiple_of=8)
 
 
+def test_a_layer_with_fewer_states_than_a_multiple_stays_as_it_is() -> None:
+    def orders(states: int, **options: Any) -> list[int]:
+        net = nn.Sequential(LRU(3, 3, 4, rmin=0.5), *(LRU(3, 3, 40, rmin=0.5) for _ in range(2)))
+        report = reduce_model(net, TotalBudget(states), multiple_of=8, **options).report
+        assert sum(part.new_order for part in report.values()) <= states
+        return [part.new_order for part in report.values()]
+
+    assert orders(20) == orders(27) == orders(20, uniform=True) == [4, 8, 8]
+    assert orders(36, uniform=True) == [4, 16, 16]
+    assert orders(43, uniform=True) == [4, 16, 16]
+    assert orders(1000) == [4, 40, 40]
+    with pytest.raises(OrderError, match=r"expected at least 20 states: 8 for each"):
+        orders(19)
+
+
+def test_a_uniform_budget_is_used_up() -> None:
+    net = nn.Sequential(LRU(3, 3, 4, rmin=0.5), *(LRU(3, 3, 40, rmin=0.5) for _ in range(2)))
+    report = reduce_model(net, TotalBudget(26), uniform=True).report
+    assert [part.new_order for part in report.values()] == [4, 11, 11]
+
+
+def test_uniform_orders_are_multiples_where_a_small_layer_stays() -> None:
+    net = nn.Sequential(LRU(3, 3, 15, rmin=0.5), LRU(3, 3, 17, rmin=0.5))
+    report = reduce_model(net, {"0": 15, "1": 12}, uniform=True, multiple_of=4).report
+    assert [part.new_order for part in report.values()] == [15, 16]
+
+
+@pytest.mark.parametrize("fault", ["gradient", "parametrization", "learnt state", "NaN"])
+def test_layers_that_are_not_named_need_not_be_ready(fault: str) -> None:
+    net = model(2)
+    names = list(reduce_model(model(2), 6).report)
+    if fault == "gradient":
+        net[2].nu_log.grad = torch.ones(16)
+    elif fault == "parametrization":
+        parametrizations.weight_norm(net[2], "D")
+    elif fault == "learnt state":
+        del net[2].state
+        net[2].state = nn.Parameter(torch.zeros(16))
+    else:
+        net[2].nu_log.data.fill_(float("nan"))
+    for order in (6, {names[1]: 6}):
+        with pytest.raises((OptimizerStateError, UnsupportedLayerError, NonFiniteError)):
+            reduce_model(net, order)
+    follower = copy.deepcopy(net)
+    result = reduce_model(net, {names[0]: 6}, followers=[follower])
+    assert [*result.report] == [names[0]]
+    assert net[1].nu_log.shape == follower[1].nu_log.shape == (6,)
+
+
+def test_what_is_inside_a_layer_of_ones_own_is_not_looked_at() -> None:
+    class Wrapped(LRU):
+        def __init__(self) -> None:
+            super().__init__(3, 3, 16, rmin=0.5)
+            self.core = S5(3, 8, liquid=True)
+
+    register_layer(Wrapped, layer_map_of(LRU(3, 3, 16)))
+    net = nn.Sequential(Wrapped())
+    result = reduce_model(net, 6, skip_unsupported=True)
+    assert [*result.report] == ["0"]
+    assert not result.skipped
+    assert reduce_model(net, 4).report["0"].new_order == 4
+
+
+def test_moments_that_are_not_finite_are_refused() -> None:
+    net = model()
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.randn(2, 5, 3)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.state[net[1].B]["exp_avg"][3] = float("inf")
+    before = fingerprint(net, optimizer)
+    with pytest.raises(NonFiniteError, match=r"`exp_avg` of `B` at layer 1 holds NaN or Inf"):
+        reduce_model(net, 6, optimizer=optimizer)
+    assert fingerprint(net, optimizer) == before
+    reduce_model(net, 6, optimizer=optimizer, moments="reset")
+    assert all(
+        torch.isfinite(value).all()
+        for state in optimizer.state.values()
+        for value in state.values()
+    )
+
+
 def test_what_is_no_model_follower_or_state_dict_is_named() -> None:
     net = model()
     with pytest.raises(UnsupportedLayerError, match="`model` is a"):
@@ -180,6 +264,33 @@ def test_gradients_and_what_weights_hold_do_not_matter_in_loading() -> None:
     net(torch.randn(2, 5, 3)).sum().backward()
 
 
+@pytest.mark.parametrize("value", [float("nan"), 0.0, -1e30, 1e3])
+@pytest.mark.parametrize("kind", [lambda: LRU(3, 3, 16, rmin=0.5), lambda: S5(3, 16)])
+def test_layers_are_loaded_whatever_they_hold(kind: Any, value: float) -> None:
+    saved = reduce_model(kind(), 6).model.state_dict()
+    net = kind()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(value)
+    loaded = load_reduced(net, saved).state_dict()
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+
+
+def test_extra_state_is_not_shared() -> None:
+    class Nothing(nn.Linear):
+        def get_extra_state(self) -> None:
+            return None
+
+        def set_extra_state(self, state: None) -> None:
+            return None
+
+    net = nn.Sequential(model(), Nothing(3, 3), Nothing(3, 3))
+    saved = reduce_model(copy.deepcopy(net), 6).model.state_dict()
+    del saved["2._extra_state"]
+    with pytest.raises(ShapeError, match=r"`state_dict` lacks 2\._extra_state"):
+        load_reduced(net, saved)
+
+
 class Counted(nn.Module):
     """Keeps a dict in state dicts."""
 
@@ -224,6 +335,24 @@ def test_arrays_without_numbers_or_of_numpy_are_named() -> None:
         empty = model()
     with pytest.raises(UnsupportedLayerError, match='the layer is on the device "meta"'):
         reduce_model(empty, 6)
-    saved = {name: value.numpy() for name, value in model().state_dict().items()}
-    with pytest.raises(ShapeError, match=r"`1\.\w+` of `state_dict` is a numpy\.ndarray"):
-        load_reduced(model(), saved)
+    saved = reduce_model(model(), 6).model.state_dict()
+    for name in ("1.nu_log", "0.weight"):
+        for value in (saved[name].numpy(), saved[name].tolist(), None):
+            net = model()
+            before = fingerprint(net)
+            with pytest.raises(ShapeError, match=rf"`{name}` of `state_dict` is a .*tensor"):
+                load_reduced(net, {**saved, name: value})
+            assert fingerprint(net) == before
+
+
+def test_what_was_passed_over_in_a_cut_is_in_loading_too() -> None:
+    def net() -> nn.Sequential:
+        return nn.Sequential(LRU(3, 3, 16, rmin=0.5), S5(3, 8, liquid=True))
+
+    saved = reduce_model(net(), 6, skip_unsupported=True).model.state_dict()
+    full = load_reduced(net(), saved).state_dict()
+    assert all(torch.equal(full[name], saved[name]) for name in saved)
+    accepting = net()
+    accept_reduced(accepting)
+    accepting.load_state_dict(saved)
+    assert accepting[0].nu_log.shape == (6,)

@@ -405,6 +405,20 @@ def test_gradients_put_a_cut_off() -> None:
     assert not again.due(13)
 
 
+def test_layers_that_cannot_be_reduced_are_passed_over_on_trial() -> None:
+    model = nn.Sequential(s5(False, False, 12), S5(3, 8, liquid=True))
+    before = fingerprint(model)
+    reducer = InTrainingReducer(
+        ReductionSchedule(10), 4, skip_unsupported=True, rollback=RollbackPolicy(0.1)
+    )
+    reducer.report(1.0)
+    reducer.step(1, model, None)
+    assert fingerprint(model) != before
+    reducer.report(2.0)
+    reducer.step(2, model, None)
+    assert fingerprint(model) == before
+
+
 def test_layers_that_cannot_be_reduced_are_passed_over() -> None:
     model = nn.Sequential(s5(False, False, 12), S5(3, 8, liquid=True))
     with pytest.raises(UnsupportedLayerError, match="liquid"):
@@ -460,6 +474,20 @@ def test_a_snapshot_of_another_model_is_refused() -> None:
     jax_reducer.report(9.0)
     with pytest.raises(ShapeError, match="opt_state"):
         jax_reducer.step(6, jax_run.model, None)
+
+
+def test_a_snapshot_of_another_follower_is_refused() -> None:
+    run, reducer = TorchRun(), reducer_of()
+    average = copy.deepcopy(run.model)
+    run.train(1)
+    reducer.report(1.0)
+    reducer.step(5, run.model, run.state, [average])
+    reducer.report(9.0)
+    other = nn.Sequential(s5(False, False, 4))
+    fresh = torch.optim.AdamW(run.model.parameters())
+    with pytest.raises(ShapeError, match=r"of follower 1 in `followers`: the snapshot"):
+        reducer.step(6, run.model, fresh, [other])
+    assert not fresh.state
 
 
 def test_moments_that_were_not_there_are_not_there_again() -> None:
@@ -539,6 +567,49 @@ def test_states_that_a_layer_keeps_come_back() -> None:
     reducer.report(2.0)
     reducer.step(6, layer, None)
     assert torch.equal(layer.state, kept)
+
+
+def test_states_that_had_not_begun_have_not_begun_again() -> None:
+    layer = PackageLRU(3, 3, 10, rmin=0.5)
+    layer.state = None
+    reducer = reducer_of(attempts=1)
+    reducer.report(1.0)
+    reducer.step(5, layer, None)
+    layer.state = torch.zeros(layer.nu_log.shape, dtype=torch.complex64)
+    reducer.report(2.0)
+    reducer.step(6, layer, None)
+    assert layer.nu_log.shape == (10,)
+    assert layer.state is None
+
+
+def test_buffers_that_are_views_come_back() -> None:
+    model = nn.Sequential(PackageLRU(3, 3, 10, rmin=0.5), Counting())
+    model[1].register_buffer("scales", torch.ones(1).expand(5))
+    reducer = reducer_of(attempts=1)
+    reducer.report(1.0)
+    reducer.step(5, model, None)
+    model[1].scales = torch.zeros(1).expand(5)
+    reducer.report(2.0)
+    reducer.step(6, model, None)
+    assert model[0].nu_log.shape == (10,)
+    assert torch.equal(model[1].scales, torch.ones(5))
+
+
+def test_gradients_of_an_average_put_a_rollback_off() -> None:
+    model = nn.Sequential(PackageLRU(3, 3, 10, rmin=0.5))
+    average = copy.deepcopy(model)
+    reducer = reducer_of(attempts=1)
+    reducer.report(1.0)
+    reducer.step(5, model, None, [average])
+    reducer.report(2.0)
+    average(torch.randn(4, 3)).sum().backward()
+    before = fingerprint(model, average)
+    with pytest.warns(UserWarning, match=r"no rollback after step 6 yet.*zero_grad"):
+        reducer.step(6, model, None, [average])
+    assert fingerprint(model, average) == before
+    average.zero_grad()
+    reducer.step(7, model, None, [average])
+    assert model[0].nu_log.shape == average[0].nu_log.shape == (10,)
 
 
 def test_keys_of_random_numbers_come_back() -> None:

@@ -60,7 +60,7 @@ def test_diagonal_sizes_are_printed(name: str) -> None:
 
 
 def test_the_number_0_is_no_feedthrough() -> None:
-    for zero in (0, 0.0, np.float64(0.0)):
+    for zero in (0, 0.0, 0j, np.float64(0.0), np.float32(0.0), np.int64(0)):
         np.testing.assert_array_equal(
             StateSpace(**(DENSE | {"D": zero}), time=Discrete()).D, np.zeros((3, 2))
         )

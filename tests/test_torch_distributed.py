@@ -122,6 +122,8 @@ FAULTS = {
     "trainer-unstable": ("UserWarning", f"on rank 0: while reducing {LAYER}"),
     "trainer-planning": ("UserWarning", "on rank 0: while reducing layer"),
     "trainer-gradient": ("UserWarning", f"on rank 1: `C_re` of {LAYER} holds a gradient"),
+    "trainer-follower": ("UserWarning", "on rank 1: `C_re` of layer `1.lru` holds a gradient"),
+    "ddp-pickle": ("DistributedError", "on rank 0: AttributeError"),
     "fsdp-shard": ("NonFiniteError", "while reducing layer `1.lru`: `C_re`"),
     "fsdp-reduced": ("OptimizerStateError", "of layer `1.lru` holds a gradient"),
     "fsdp-accumulating": ("OptimizerStateError", "of layer `1.lru` holds a gradient"),

@@ -25,6 +25,7 @@ from ssmreduce import (
     OptimizerStateError,
     OrderError,
     ReductionSchedule,
+    RollbackPolicy,
     ShapeError,
     SSMReduceError,
     TotalBudget,
@@ -417,6 +418,46 @@ def test_wholly_tied_layers_are_cut_together() -> None:
     assert first.seq.Lambda is second.seq.Lambda
     assert first.seq.Lambda.shape == (4,)
     assert model(torch.randn(1, 5, 3)).shape == (1, 5, 3)
+
+
+def twins() -> nn.Sequential:
+    first, second = SSMKernelDiag(3, 16), SSMKernelDiag(3, 16)
+    for name, parameter in first.named_parameters():
+        setattr(second, name, parameter)
+    return nn.Sequential(first, second)
+
+
+def test_tied_layers_have_one_order() -> None:
+    report = reduce_model(twins(), {"0": 4}).report
+    assert [(name, part.new_order) for name, part in report.items()] == [("0", 4), ("1", 4)]
+    assert str(report).splitlines()[-1].split()[:3] == ["total", "8", "4"]
+    report = reduce_model(twins(), TotalBudget(5)).report
+    assert [part.new_order for part in report.values()] == [5, 5]
+    model = twins()
+    before = fingerprint(model)
+    with pytest.raises(OrderError, match="`order` gives `1` 5 and `0` 4, but they share"):
+        reduce_model(model, {"0": 4, "1": 5})
+    assert fingerprint(model) == before
+    assert reduce_model(model, {"0": 4, "1": 4}).report["1"].new_order == 4
+
+
+def test_what_tied_layers_keep_goes_once() -> None:
+    model = twins()
+    for layer in model:
+        layer.dA = torch.zeros(3, 8)  # a cache
+    saved = reduce_model(twins(), 4).model.state_dict()
+    load_reduced(copy.deepcopy(model), saved)
+    reducer = InTrainingReducer(ReductionSchedule(10, attempts=1), 4, rollback=RollbackPolicy(0.1))
+    reducer.report(1.0)
+    before = fingerprint(model)
+    reducer.step(1, model, None)
+    assert [(layer.N, hasattr(layer, "dA")) for layer in model] == [(4, False)] * 2
+    for layer in model:
+        layer.dA = torch.zeros(3, 4)
+    reducer.report(2.0)
+    reducer.step(2, model, None)
+    assert fingerprint(model) == before
+    assert [(layer.N, hasattr(layer, "dA")) for layer in model] == [(8, False)] * 2
 
 
 def test_partly_tied_layers_are_refused() -> None:

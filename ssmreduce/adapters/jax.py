@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssmreduce import _checks
 from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
 from ssmreduce.adapters.change import Change, Path
 from ssmreduce.adapters.moments import Moments
@@ -38,6 +39,11 @@ def unwrapped(module: Any) -> Any:
 
 def team_of(model: Any) -> None:
     """Return None: a pytree belongs to one process."""
+
+
+def shares_weights(first: Any, second: Any, names: tuple[str, ...]) -> bool:
+    """Return False: a cut replaces leaves, each on its own."""
+    return False
 
 
 def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None:
@@ -181,4 +187,12 @@ def _check_unrelated(leaf: Any, where: str) -> None:
 
 
 def check_optimizer(model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
-    """Raise nothing: optax state is told by the structure of the model, which its moments are read by."""
+    """Raise `OptimizerStateError` for an optimizer in place of its state.
+
+    Whose state it is tells the structure of the model, by which its moments are read.
+    """
+    if hasattr(opt_state, "init") or hasattr(opt_state, "param_groups"):
+        raise OptimizerStateError(
+            f"`opt_state` is a {_checks.type_name(opt_state)}; expected the state of an optimizer of optax. "
+            "Pass what its init(...) or its last update(...) returned."
+        )

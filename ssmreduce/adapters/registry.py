@@ -141,20 +141,24 @@ def is_reducible(layer: object) -> bool:
 
 
 def refused_layers(model: Any) -> dict[str, str]:
-    """Return the variants of known layers that cannot be reduced: name in the model and reason."""
+    """Return the variants of known layers that cannot be reduced: name in the model and reason.
+
+    What is inside of a supported layer is its own business.
+    """
     reasons: dict[int, str] = {}
 
-    def is_refused(candidate: object) -> bool:
+    def is_known(candidate: object) -> bool:
         try:
-            is_supported(candidate)
+            return is_supported(candidate)
         except UnsupportedLayerError as error:
             reasons[id(candidate)] = str(error)
             return True
-        return False
 
     backend = model_backend(model)
-    refused = list(backend.find_layers(model, is_refused))
-    return {backend.path_name(path): reasons[id(layer)] for path, layer in refused}
+    known = list(backend.find_layers(model, is_known))
+    return {
+        backend.path_name(path): reasons[id(layer)] for path, layer in known if id(layer) in reasons
+    }
 
 
 def find_layers(model: Any, *, skip_unsupported: bool = False) -> list[tuple[Path, Any]]:

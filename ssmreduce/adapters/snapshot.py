@@ -43,10 +43,17 @@ def prepared_back(
             f"`followers` has {len(models) - 1} models but {len(snapshots) - 1} followed the cut that is "
             "to be undone; expected the same ones. Give them in every step."
         )
-    ready = [
-        _home(model).prepared_back(model, state, snapshot)
-        for (model, state), snapshot in zip(_with_states(models, opt_state), snapshots, strict=True)
-    ]
+    ready = []
+    given = zip(_with_states(models, opt_state), snapshots, strict=True)
+    for number, ((model, state), snapshot) in enumerate(given):
+        try:
+            ready.append(_home(model).prepared_back(model, state, snapshot))
+        except ShapeError as error:
+            if number == 0:
+                raise
+            raise ShapeError(
+                f"while undoing the cut of follower {number} in `followers`: {error}"
+            ) from error
 
     def make() -> tuple[list[Any], Any]:
         (first, state), *rest = [each() for each in ready]

@@ -265,9 +265,17 @@ def prepared(
 def _assign(attributes: list[tuple[Any, str, Any]]) -> None:
     for owner, name, value in attributes:
         if value is None:
-            delattr(owner, name)
+            vars(owner).pop(name, None)  # layers with the same weights name it twice
         else:
             setattr(owner, name, value)
+
+
+def check_tensor(present: Any, saved: Any, name: str) -> None:
+    """Raise `ShapeError` unless what is to replace a tensor is one too."""
+    if torch.is_tensor(present) and not torch.is_tensor(saved):
+        raise ShapeError(
+            f"{name} is a {_checks.type_name(saved)}; expected a tensor. Convert it with torch.as_tensor."
+        )
 
 
 def load_state(
@@ -323,13 +331,7 @@ def _attributes(
     Every module that holds one of the layer's arrays may keep such attributes. States between calls, which
     may be buffers, follow by `reduce_state`, or begin with zeros.
     """
-    own = {id(getattr(layer, name)) for name in layer_map.names()}
-    for module in model.modules():
-        tensors = {
-            id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())
-        }
-        if not own & tensors:
-            continue
+    for module in holders(model, layer, layer_map):
         values = vars(module)
         for name in layer_map.sizes:
             if isinstance(values.get(name), int):
@@ -351,6 +353,20 @@ def _attributes(
         for name in layer_map.caches:
             if name in values:
                 yield module, name, None
+
+
+def holders(model: Any, layer: Any, layer_map: LayerMap) -> Iterator[Any]:
+    """Yield every module of `model` that holds an array of `layer`: itself, and others that share one."""
+    own = {id(getattr(layer, name)) for name in layer_map.names()}
+    for module in model.modules():
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(id(tensor) in own for tensor in tensors):
+            yield module
+
+
+def shares_weights(first: Any, second: Any, names: tuple[str, ...]) -> bool:
+    """Tell whether two layers hold the same parameters, so that a change of one is one of both."""
+    return all(getattr(first, name) is getattr(second, name, None) for name in names)
 
 
 def check_optimizer(model: Any, optimizer: Any, followers: Sequence[Any]) -> None:

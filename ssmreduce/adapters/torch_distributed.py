@@ -8,6 +8,7 @@ them: DDP gets a new reducer, as its buckets have the old sizes, and FSDP2 param
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -96,16 +97,19 @@ class Team:
         ------
         SSMReduceError
             The same on all ranks, if it raised.
+        DistributedError
+            If what it returned cannot be pickled, or another exception was raised.
         """
         answer: list[Any] = [None]
         if distributed.get_rank(self._group) == 0:
-            answer = [_attempt(decision)]
+            # Pickled here: a failure within the broadcast would leave the others waiting.
+            answer = [_attempt(lambda: pickle.dumps(decision()))]
         source = distributed.get_global_rank(self._group, 0)
         distributed.broadcast_object_list(answer, src=source, group=self._group)
         ((result, failure),) = answer
         if failure is not None:
             raise _same_error(0, *failure)
-        return result  # type: ignore[no-any-return]
+        return pickle.loads(result)  # type: ignore[no-any-return]
 
     def _compare(self, values: list[Mapping[str, str]]) -> None:
         for rank, other in enumerate(values):

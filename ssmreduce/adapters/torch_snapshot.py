@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ssmreduce.adapters.registry import is_supported, layer_map_of
-from ssmreduce.adapters.torch import _attributes, find_layers, resized
+from ssmreduce.adapters.registry import is_reducible, layer_map_of
+from ssmreduce.adapters.torch import _attributes, find_layers, holders, resized
 from ssmreduce.adapters.torch_distributed import (
     renew_buckets,
     sharded_like,
@@ -22,6 +22,7 @@ from ssmreduce.adapters.torch_distributed import (
     whole,
 )
 from ssmreduce.errors import ShapeError
+from ssmreduce.layers.layer_map import LayerMap
 
 
 def take(model: Any, optimizer: Any) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def take(model: Any, optimizer: Any) -> dict[str, Any]:
     """
     team_of(model)
     attributes: dict[str, dict[str, Any]] = {}
+    for path, name in _empty_states(model):
+        attributes.setdefault(path, {})[name] = None
     for path, owner, name, value in _dependent_attributes(model):
         if value is not None and name in vars(owner):  # buffers are among the tensors
             attributes.setdefault(path, {})[name] = _copied(vars(owner)[name])
@@ -53,24 +56,28 @@ def prepared_back(
 ) -> Callable[[], tuple[Any, Any]]:
     """Copy what `snapshot` holds; what is returned gives it to model and optimizer, in place."""
     saved, here = snapshot["tensors"], dict(_tensors(model))
+    kept = snapshot["attributes"]
     parameters = {} if optimizer is None else dict(_parameters(model, optimizer))
     _check(here, saved, parameters, snapshot["optimizer"])
     modules = {_plain(name): part for name, part in _unwrapped(model).named_modules()}
     resizes = {
         name: resized(model, tensor, _copied(saved[name], tensor.device))
         for name, tensor in here.items()
-        if tensor.shape != saved[name].shape
+        # One number that stands for several cannot be copied into.
+        if tensor.shape != saved[name].shape or 0 in tensor.stride()
     }
     attributes = [
-        (modules[path], name, _copied(value, getattr(getattr(modules[path], name), "device", None)))
-        for path, values in snapshot["attributes"].items()
+        (modules[path], name, _copied(value, _device(getattr(modules[path], name, None))))
+        for path, values in kept.items()
         for name, value in values.items()
     ]
     stale = [
-        (owner, name) for _, owner, name, value in _dependent_attributes(model) if value is None
+        (owner, name)
+        for path, owner, name, _ in _dependent_attributes(model)
+        if name in vars(owner) and name not in kept.get(path, {})
     ]
     entries = {
-        index: _entry(values, optimizer.state[parameters[index]], parameters[index])
+        index: _entry(values, optimizer.state.get(parameters[index], {}), parameters[index])
         for index, values in snapshot["optimizer"].items()
     }
 
@@ -85,7 +92,7 @@ def prepared_back(
         for owner, name, value in attributes:
             setattr(owner, name, value)
         for owner, name in stale:
-            delattr(owner, name)
+            vars(owner).pop(name, None)  # layers with the same weights name it twice
         for index, parameter in parameters.items():
             if index in entries:
                 optimizer.state[parameter] = entries[index]
@@ -102,8 +109,7 @@ def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> di
     for field, value in saved.items():
         # Step counts stay on the host unless the optimizer keeps them elsewhere.
         shaped = torch.is_tensor(value) and value.ndim > 0
-        device = parameter.device if shaped else None
-        new = _copied(value, getattr(present.get(field), "device", device))
+        new = _copied(value, _device(present.get(field)) or (parameter.device if shaped else None))
         entry[field] = sharded_like(parameter, new) if shaped else new
     return entry
 
@@ -163,12 +169,36 @@ def _parameters(model: Any, optimizer: Any) -> Iterator[tuple[int, Any]]:
 
 def _dependent_attributes(model: Any) -> Iterator[tuple[str, Any, str, Any]]:
     """Module name, module, attribute and value (None: a cache) of all that depends on layer orders."""
-    names = {id(part): _plain(name) for name, part in _unwrapped(model).named_modules()}
-    for _, layer in find_layers(model, is_supported):
-        layer_map = layer_map_of(layer)
-        assert layer_map is not None
+    names = _module_names(model)
+    for layer, layer_map in _layers(model):
         for owner, name, value in _attributes(model, layer, layer_map, 1.0):
             yield names[id(owner)], owner, name, value
+
+
+def _empty_states(model: Any) -> Iterator[tuple[str, str]]:
+    """Module name and attribute of every state between calls that has not begun."""
+    names = _module_names(model)
+    for layer, layer_map in _layers(model):
+        for owner in holders(model, layer, layer_map):
+            for name in layer_map.states:
+                if vars(owner).get(name, owner) is None:
+                    yield names[id(owner)], name
+
+
+def _layers(model: Any) -> Iterator[tuple[Any, LayerMap]]:
+    for _, layer in find_layers(model, is_reducible):
+        layer_map = layer_map_of(layer)
+        assert layer_map is not None
+        yield layer, layer_map
+
+
+def _module_names(model: Any) -> dict[int, str]:
+    return {id(part): _plain(name) for name, part in _unwrapped(model).named_modules()}
+
+
+def _device(value: Any) -> Any:
+    """The device of a tensor; None for anything else."""
+    return getattr(value, "device", None)
 
 
 def _copied(value: Any, device: Any = None) -> Any:

@@ -57,7 +57,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
             "Read a file with torch.load(path) first."
         )
     layers: dict[tuple[Any, ...], tuple[Any, LayerMap]] = {}
-    for path, layer in find_layers(model):
+    for path, layer in find_layers(model, skip_unsupported=True):
         layer_map = layer_map_of(layer)
         assert layer_map is not None
         layers[path] = layer, layer_map
@@ -65,33 +65,30 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     own = model.state_dict(keep_vars=True)
     state_dict = _with_ties(own, state_dict)
     _check_names(own, state_dict)
+    for name, value in own.items():
+        backend.check_tensor(value, state_dict[name], f"`{name}` of `state_dict`")
     ratios: dict[tuple[Any, ...], float] = {}
     free: set[str] = set()
     for path, (layer, layer_map) in layers.items():
         prefix = f"{path[0]}." if path[0] else ""
         names = [name for name in layer_map.names() if prefix + name in state_dict]
-        for name in names:
-            value = state_dict[prefix + name]
-            if type(value).__module__ == "numpy":
-                raise ShapeError(
-                    f"`{prefix + name}` of `state_dict` is a {_checks.type_name(value)}; expected a tensor. "
-                    "Convert it with torch.from_numpy."
-                )
         changing = {id(own[prefix + name]) for name in names}
         free |= {prefix + name for name in layer_map.states}
         free |= {name for name, value in own.items() if id(value) in changing}
         saved = {name: backend.host_array(state_dict[prefix + name]) for name in names}
         here = backend.read_arrays(layer, layer_map.names())
-        # What they hold does not matter: they may be NaN.
-        here = {name: np.where(np.isfinite(value), value, 0.0) for name, value in here.items()}
-        old, new = layer_map.read(here), layer_map.read({**here, **saved})
-        if (old.batch_shape, old.inputs, old.outputs) != (new.batch_shape, new.inputs, new.outputs):
+        new = {**here, **saved}
+        layer_map.read(new)
+        # Of the weights that are replaced the shapes alone matter: they may be NaN, or anything.
+        old = {name: np.ones_like(value) for name, value in here.items()}
+        was, has = _sizes(layer_map, new), _sizes(layer_map, old)
+        if was != has:
             raise ShapeError(
-                f"layer `{backend.path_name(path)}` was saved with {new.inputs} inputs, {new.outputs} "
-                f"outputs and batch axes {new.batch_shape} but has {old.inputs}, {old.outputs} and "
-                f"{old.batch_shape}; expected the same. Build the model as it was."
+                f"layer `{backend.path_name(path)}` was saved with {was[1]} inputs, {was[2]} outputs and "
+                f"batch axes {was[0]} but has {has[1]}, {has[2]} and {has[0]}; expected the same. Build "
+                "the model as it was."
             )
-        ratios[path] = layer_map.order({**here, **saved}) / layer_map.order(here)
+        ratios[path] = layer_map.order(new) / layer_map.order(old)
     for name, value in own.items():
         if name not in free and _shape(value) != _shape(state_dict[name]):
             raise ShapeError(
@@ -146,10 +143,17 @@ def _take_shapes(model: Any, state_dict: Mapping[str, Any], prefix: str, *_: Any
         load_reduced(model, {**own, **given})
 
 
+def _sizes(layer_map: LayerMap, weights: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int]:
+    """Batch axes, inputs and outputs."""
+    B, C = layer_map.matrices(weights)
+    return np.broadcast_shapes(B.shape[:-2], C.shape[:-2]), B.shape[-1], C.shape[-2]
+
+
 def _with_ties(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """The saved values, also under the names of parameters that share those of another one."""
-    given = {id(value): saved[name] for name, value in own.items() if name in saved}
-    tied = {name: given[id(value)] for name, value in own.items() if id(value) in given}
+    tensors = {name: value for name, value in own.items() if _shape(value) is not None}
+    given = {id(value): saved[name] for name, value in tensors.items() if name in saved}
+    tied = {name: given[id(value)] for name, value in tensors.items() if id(value) in given}
     return {**tied, **saved}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeVar
@@ -60,6 +60,7 @@ def plan_cut(
     followers: Sequence[Any] = (),
     *,
     skip_unsupported: bool = False,
+    only: Collection[str] | None = None,
 ) -> CutPlan:
     """Prepare a cut as `decide` says: all that can fail, and nothing is changed.
 
@@ -76,18 +77,22 @@ def plan_cut(
         Copies that get the same projection.
     skip_unsupported : bool
         Whether to pass over variants of layers that cannot be reduced.
+    only : collection of str, optional
+        Names of all layers that `decide` may cut; the others need not be ready for it.
     """
     backend = model_backend(model)
     team = backend.team_of(model)
     together(model, lambda: backend.check_optimizer(model, opt_state, followers))
     if team is None:
-        return _planned(model, opt_state, decide, moments, followers, skip_unsupported)
+        return _planned(model, opt_state, decide, moments, followers, skip_unsupported, only)
     team.check_same(lambda: _shapes(backend, model, opt_state))
     view, state = _gathered(backend, model, opt_state)
     copies = [_gathered(backend, follower, None)[0] for follower in followers]
-    team.check_same(lambda: _held(backend, [view, *copies], skip_unsupported))
+    team.check_same(lambda: _held(backend, [view, *copies], skip_unsupported, only))
     plan: CutPlan = team.decide(
-        lambda: _planned(view, state, decide, moments, copies, skip_unsupported).without_layers()
+        lambda: _planned(
+            view, state, decide, moments, copies, skip_unsupported, only
+        ).without_layers()
     )
     return plan
 
@@ -99,14 +104,18 @@ def _planned(
     moments: Moments,
     followers: Sequence[Any],
     skip_unsupported: bool,
+    only: Collection[str] | None,
 ) -> CutPlan:
     backend = model_backend(model)
-    layers = find_layers(model, skip_unsupported=skip_unsupported)
-    check_ready(model, layers)
-    copies = [find_layers(follower, skip_unsupported=skip_unsupported) for follower in followers]
+    layers, *copies = (
+        find_layers(each, skip_unsupported=skip_unsupported) for each in (model, *followers)
+    )
     for follower, own in zip(followers, copies, strict=True):
         check_followers(model, layers, follower, own)
-        check_ready(follower, own)
+    for each, own in zip(
+        (model, *followers), _chosen([layers, *copies], backend, only), strict=True
+    ):
+        check_ready(each, own)
     results = decide(model)
     cut = _really_cut(results)
     new_moments = reduced_moments(backend, model, opt_state, cut, moments) if cut else {}
@@ -119,6 +128,17 @@ def _planned(
         for own in copies
     )
     return CutPlan(results, new_moments, plans)
+
+
+def _chosen(
+    layers: Sequence[Sequence[tuple[Path, Any]]], backend: ModuleType, only: Collection[str] | None
+) -> list[list[tuple[Path, Any]]]:
+    """Of the layers of a model, and of its copies in the same order, those that are to be cut."""
+    names = [backend.path_name(path) for path, _ in layers[0]]
+    return [
+        [each for name, each in zip(names, own, strict=False) if only is None or name in only]
+        for own in layers
+    ]
 
 
 def make_cut(model: Any, opt_state: Any, plan: CutPlan, followers: Sequence[Any] = ()) -> Cut:
@@ -193,16 +213,22 @@ def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
     model_backend(model).check_ready(model, maps)
 
 
-def check_every_rank(model: Any, *, skip_unsupported: bool = False) -> None:
-    """Raise unless weights of `model` may be replaced now, the same on all processes that train it.
+def check_every_rank(models: Sequence[Any], *, skip_unsupported: bool = False) -> None:
+    """Raise unless weights of a model and its followers may be replaced now.
 
-    What they hold does not matter: they may be NaN.
+    The same is raised on all processes that train the model, for a copy that one of them keeps too. What
+    the weights hold does not matter: they may be NaN.
     """
-    view = with_full_layers(model)
-    together(
-        model,
-        lambda: check_ready(view, find_layers(view, skip_unsupported=skip_unsupported)),
-    )
+    backend = model_backend(models[0])
+    views = list(models)
+    if backend.team_of(models[0]) is not None:
+        views = [_gathered(backend, each, None)[0] for each in models]
+
+    def check() -> None:
+        for view in views:
+            check_ready(view, find_layers(view, skip_unsupported=skip_unsupported))
+
+    together(models[0], check)
 
 
 def with_full_layers(model: Any) -> Any:
@@ -237,11 +263,17 @@ def _shapes(backend: ModuleType, model: Any, opt_state: Any) -> dict[str, str]:
     return shapes
 
 
-def _held(backend: ModuleType, models: Sequence[Any], skip_unsupported: bool) -> dict[str, str]:
+def _held(
+    backend: ModuleType,
+    models: Sequence[Any],
+    skip_unsupported: bool,
+    only: Collection[str] | None,
+) -> dict[str, str]:
     """Hashes of the layers of a model and of its followers, which this rank could cut."""
     held: dict[str, str] = {}
-    for number, model in enumerate(models):
-        layers = find_layers(model, skip_unsupported=skip_unsupported)
+    found = [find_layers(model, skip_unsupported=skip_unsupported) for model in models]
+    for number, layers in enumerate(_chosen(found, backend, only)):
+        model = models[number]
         held |= _hashes(backend, model, layers, f" of follower {number}" if number else "")
     return held
 

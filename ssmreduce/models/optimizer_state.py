@@ -34,7 +34,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.moments import Moments as LayerMoments
-from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
+from ssmreduce.errors import NonFiniteError, OptimizerStateError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.stored_states import stored_basis
@@ -103,6 +103,7 @@ def reduced_moments(
         old = {name: array for name, (_, array) in group.arrays.items()}
         _check_field(group, old, result)
         if moments == "carry":
+            _check_finite(group, old)
             carried = _carry(old, result, squared=group.field in _SECOND)
             mean = next((each for each in groups if _is_mean(each, group)), None)
             if mean is not None:
@@ -133,6 +134,15 @@ def _check_field(group: LayerMoments, old: dict[str, HostArray], result: LayerRe
             raise OptimizerStateError(
                 f"`{group.field}` of `{name}` has shape {array.shape}; expected {expected}, that of the "
                 "weight. Initialise the optimizer from the model as it is."
+            )
+
+
+def _check_finite(group: LayerMoments, old: dict[str, HostArray]) -> None:
+    for name, array in old.items():
+        if not np.isfinite(array).all():
+            raise NonFiniteError(
+                f"`{group.field}` of `{name}` at {group.where} holds NaN or Inf, which a cut would carry to "
+                "all states; expected finite moments. Pass moments='reset', or look at the step before."
             )
 
 

@@ -7,28 +7,22 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from ssmreduce._checks import positive_count
 from ssmreduce.adapters.registry import (
     find_layers,
     model_backend,
-    read_system,
     refused_layers,
     supported,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.models.cut import Results, make_cut, plan_cut
-from ssmreduce.models.diagonal_cut import balanced_layer
+from ssmreduce.models.cut import Results, make_cut, plan_cut, together
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
+from ssmreduce.models.orders import Order, check_layer_names, first_of_same, layer_orders
 from ssmreduce.models.plan import planned
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
-from ssmreduce.reduction.order import OrderRule, TotalBudget
-
-Order = int | OrderRule | Mapping[str, int | OrderRule]
-"""An order for all layers of a model, or one for each that is to be cut, by name."""
+from ssmreduce.reduction.order import OrderRule
 
 
 def reduce_layer(
@@ -193,7 +187,12 @@ def reduce_model(
             skip_unsupported=skip_unsupported,
         )
 
-    plan = plan_cut(model, state, decide, moments, followers, skip_unsupported=skip_unsupported)
+    only = None
+    if isinstance(order, Mapping):
+        only = together(model, lambda: _named_layers(model, order, skip_unsupported))
+    plan = plan_cut(
+        model, state, decide, moments, followers, skip_unsupported=skip_unsupported, only=only
+    )
     cut = make_cut(model, state, plan, followers)
     return ModelReduction(
         cut.model,
@@ -219,28 +218,44 @@ def decide_cut(
     leave_out: Callable[[str], bool] = lambda name: False,
 ) -> Results:
     """Plan all layers of a model; those left out by name count in a total budget alone."""
-    layers = find_layers(model, skip_unsupported=skip_unsupported)
-    names = [model_backend(model).path_name(path) for path, _ in layers]
+    backend = model_backend(model)
+    found = find_layers(model, skip_unsupported=skip_unsupported)
+    layers = {backend.path_name(path): layer for path, layer in found}
+    firsts = first_of_same(backend, layers)
     orders = layer_orders(
-        dict(zip(names, (layer for _, layer in layers), strict=True)), order, horizon
+        layers, order, firsts, horizon=horizon, uniform=uniform, multiple_of=multiple_of
     )
-    if isinstance(order, TotalBudget):
-        orders = within_budget(order, orders, uniform, multiple_of)
     results = {
-        path: reduce_named_layer(name, layer, orders[name], horizon, multiple_of, mode_scaling)
-        for name, (path, layer) in zip(names, layers, strict=True)
-        if name in orders and not leave_out(name)
+        name: reduce_named_layer(name, layers[name], own, horizon, multiple_of, mode_scaling)
+        for name, own in orders.items()
+        if not leave_out(name)
     }
-    if not uniform or not results:
-        return results
-    common = max(result.new_order for result in results.values())
-    name_of = model_backend(model).path_name
+    if uniform and results:
+        largest = max(result.new_order for result in results.values())
+        common = -(-largest // multiple_of) * multiple_of
+        results = {
+            name: result
+            if result.new_order == min(common, result.old_order)
+            else reduce_named_layer(name, result.layer, common, horizon, common, mode_scaling)
+            for name, result in results.items()
+        }
     return {
-        path: result
-        if result.new_order == min(common, result.old_order)
-        else reduce_named_layer(name_of(path), result.layer, common, horizon, common, mode_scaling)
-        for path, result in results.items()
+        path: replace(results[first], layer=layer)
+        for (path, layer), first in zip(found, firsts.values(), strict=True)
+        if first in results
     }
+
+
+def _named_layers(
+    model: Any, order: Mapping[str, int | OrderRule], skip_unsupported: bool
+) -> set[str]:
+    """Names of the layers that `order` names, and of those with the same weights."""
+    backend = model_backend(model)
+    found = find_layers(model, skip_unsupported=skip_unsupported)
+    firsts = first_of_same(backend, {backend.path_name(path): layer for path, layer in found})
+    check_layer_names(order, firsts)
+    named = {firsts[name] for name in order}
+    return {name for name, first in firsts.items() if first in named}
 
 
 def _report(backend: ModuleType, results: Results) -> ModelReport:
@@ -254,48 +269,6 @@ def _optimizer_of(optimizer: Any, opt_state: Any) -> Any:
             "PyTorch, `opt_state` for optax."
         )
     return opt_state if optimizer is None else optimizer
-
-
-def layer_orders(
-    layers: Mapping[str, Any], order: Order, horizon: int | None
-) -> dict[str, int | OrderRule]:
-    """One order per layer by name: `order` itself, its own one, or its share in a total budget.
-
-    Where a layer runs its channels apart, one more state means one more for all of them, and the
-    largest value that is left out decides.
-    """
-    if isinstance(order, Mapping):
-        unknown = [str(name) for name in order if name not in layers]
-        if unknown:
-            raise OrderError(
-                f"`order` names {', '.join(unknown)}, but the layers are {', '.join(layers)}; expected "
-                "some of these. Layers that are not named stay as they are."
-            )
-        return dict(order)
-    if not isinstance(order, TotalBudget):
-        return dict.fromkeys(layers, order)
-    values = [
-        balanced_layer(read_system(each), horizon).budget_values() for each in layers.values()
-    ]
-    shares = order.allocate([np.max(systems, axis=0) for systems in values])
-    return dict(zip(layers, shares, strict=True))
-
-
-def within_budget(
-    budget: TotalBudget, shares: Mapping[str, Any], uniform: bool, multiple_of: int
-) -> dict[str, int | OrderRule]:
-    """Shares equal or rounded down to a multiple as asked, so that their sum stays in the budget."""
-    if uniform:
-        shares = dict.fromkeys(shares, budget.states // len(shares))
-    rounded: dict[str, int | OrderRule] = {
-        name: share // multiple_of * multiple_of for name, share in shares.items()
-    }
-    if not all(rounded.values()):
-        raise OrderError(
-            f"`order` is {budget} but a layer gets fewer than {multiple_of} of these states, and "
-            f"`multiple_of` is {multiple_of}; expected at least that many for each. Raise the budget."
-        )
-    return rounded
 
 
 def reduce_named_layer(

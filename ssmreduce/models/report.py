@@ -155,7 +155,7 @@ class ModelReport(dict[str, LayerReduction]):
     """What came of each layer, by its name in the model; prints as a table."""
 
     def __str__(self) -> str:
-        """The table, with a line of totals."""
+        """The table, with a line of totals, in which weights that layers share count once."""
         head = ("layer", "states", "order", "error bound", "measured error", "parameters saved")
         rows = [(*head, "bytes saved")]
         for name, part in self.items():
@@ -171,10 +171,11 @@ class ModelReport(dict[str, LayerReduction]):
                     f"{part.bytes_saved:,}",
                 )
             )
-        parameters = sum(part.parameters_saved for part in self.values())
-        saved = sum(part.bytes_saved for part in self.values())
-        states = sum(part.old_order for part in self.values())
-        orders = sum(part.new_order for part in self.values())
+        once = {id(part.weights): part for part in self.values()}.values()
+        parameters = sum(part.parameters_saved for part in once)
+        saved = sum(part.bytes_saved for part in once)
+        states = sum(part.old_order for part in once)
+        orders = sum(part.new_order for part in once)
         rows.append(("total", str(states), str(orders), "", "", f"{parameters:,}", f"{saved:,}"))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join(

@@ -48,7 +48,7 @@ def check_input_output(B: Array, C: Array, D: Array, n: int, states: str) -> Non
 
 def feedthrough(D: Array, B: Array, C: Array, *, real: bool) -> Array:
     """Return D as an array; zeros like B, of shape (..., p, m), where it is None or the number 0."""
-    if D is not None and not (isinstance(D, int | float) and D == 0):
+    if D is not None and not (isinstance(D, int | float | complex | np.number) and D == 0):
         return _checks.floating_array(D, "D", 2)
     xp = array_api_compat.array_namespace(B)
     dtype = xp.real(B).dtype if real and xp.isdtype(B.dtype, "complex floating") else B.dtype

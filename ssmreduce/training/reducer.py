@@ -455,8 +455,7 @@ class InTrainingReducer:
     def _is_ready(self, step: int, models: Sequence[Any]) -> bool:
         """Whether no gradient is in the way; says so once for each attempt."""
         try:
-            for each in models:
-                check_every_rank(each, skip_unsupported=self.skip_unsupported)
+            check_every_rank(models, skip_unsupported=self.skip_unsupported)
         except OptimizerStateError as error:
             if not self._is_put_off:
                 _warn(f"no cut after step {step} yet, it is tried again after each update: {error}")
@@ -479,12 +478,12 @@ class InTrainingReducer:
     def _undo(
         self, step: int, models: Sequence[Any], opt_state: Any, trial: Trial
     ) -> tuple[Sequence[Any], Any]:
+        ready = together(models[0], lambda: prepared_back(models, opt_state, trial.snapshots))
         try:
-            check_every_rank(models[0], skip_unsupported=self.skip_unsupported)
+            check_every_rank(models, skip_unsupported=self.skip_unsupported)
         except OptimizerStateError as error:
             _warn(f"no rollback after step {step} yet: {error}")
             return models, opt_state
-        ready = together(models[0], lambda: prepared_back(models, opt_state, trial.snapshots))
         models, opt_state = ready()
         undone = {
             index: replace(event, rolled_back=int(step))
