@@ -370,8 +370,10 @@ def followers(rows: slice) -> dict[str, Any]:
     step(model, optimizer, rows)
     average.update_parameters(model.module)
     model, teacher = wrapped("fsdp", model_of()), wrapped("fsdp", model_of())
-    reduce_model(model, 4, followers=[teacher])
     inputs, _ = batches()
+    with torch.no_grad():
+        teacher(inputs)  # leaves full parameters
+    reduce_model(model, 4, followers=[teacher])
     return {
         "prints": [fingerprint(average, optimizer)],
         "apart": float((model(inputs) - teacher(inputs)).abs().max()),

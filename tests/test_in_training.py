@@ -243,6 +243,21 @@ def test_training_goes_on_after_the_cuts() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_step_that_was_there_before_is_not_due_again() -> None:
+    rng = np.random.default_rng(5)
+    model = make_lru(lru_weights(rng, 32, 4))
+    reducer = InTrainingReducer(
+        ReductionSchedule(20, stop=1.0, attempts=2),
+        HankelMass(0.8),
+        gate=1.0,
+    )
+    for step in (9, 10, 10, 10, 7, 10):
+        model, _ = reducer.step(step, model, None)
+    assert [event.step for event in reducer.events] == [10]
+    assert not reducer.due(10)
+    assert reducer.due(20)
+
+
 def test_attempts_passed_over_are_made_up_for_by_one() -> None:
     model = make_model()
     reducer = InTrainingReducer(ReductionSchedule(1000), FixedOrder(18))

@@ -117,9 +117,16 @@ def test_a_layer_with_fewer_states_than_a_multiple_stays_as_it_is() -> None:
     assert orders(20) == orders(27) == orders(20, uniform=True) == [4, 8, 8]
     assert orders(36, uniform=True) == [4, 16, 16]
     assert orders(43, uniform=True) == [4, 16, 16]
-    assert orders(1000) == [4, 40, 40]
+    assert orders(84) == orders(1000) == [4, 40, 40]
+    assert orders(1000, uniform=True) == [4, 40, 40]
     with pytest.raises(OrderError, match=r"expected at least 20 states: 8 for each"):
         orders(19)
+
+
+def test_a_budget_for_all_states_cuts_nothing() -> None:
+    net = nn.Sequential(LRU(3, 3, 15, rmin=0.5), LRU(3, 3, 40, rmin=0.5))
+    report = reduce_model(net, TotalBudget(55), multiple_of=8).report
+    assert [part.new_order for part in report.values()] == [15, 40]
 
 
 def test_a_uniform_budget_is_used_up() -> None:

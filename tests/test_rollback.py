@@ -585,6 +585,7 @@ def test_states_that_had_not_begun_have_not_begun_again() -> None:
 def test_buffers_that_are_views_come_back() -> None:
     model = nn.Sequential(PackageLRU(3, 3, 10, rmin=0.5), Counting())
     model[1].register_buffer("scales", torch.ones(1).expand(5))
+    model[1].register_buffer("sparse", torch.eye(3).to_sparse())
     reducer = reducer_of(attempts=1)
     reducer.report(1.0)
     reducer.step(5, model, None)

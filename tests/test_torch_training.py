@@ -460,6 +460,17 @@ def test_what_tied_layers_keep_goes_once() -> None:
     assert [(layer.N, hasattr(layer, "dA")) for layer in model] == [(8, False)] * 2
 
 
+def test_tied_layers_of_other_options_are_refused() -> None:
+    model = twins()
+    model[1].real_transform = "relu"
+    before = fingerprint(model)
+    with pytest.raises(
+        UnsupportedLayerError, match="`1` shares its weights with `0`, which computes"
+    ):
+        reduce_model(model, 4)
+    assert fingerprint(model) == before
+
+
 def test_partly_tied_layers_are_refused() -> None:
     first, second = s5(False, False), s5(False, False)
     second.seq.Lambda = first.seq.Lambda

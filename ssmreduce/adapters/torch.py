@@ -130,7 +130,13 @@ def _check_sharing(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> N
         own = {name: getattr(layer, name) for name in layer_map.names()}
         shared = {owned[id(tensor)][0] for tensor in own.values() if id(tensor) in owned}
         for other in shared:
-            twin = layers[other][0]
+            twin, twin_map = layers[other]
+            if not _same_map(layer_map, twin_map):
+                raise UnsupportedLayerError(
+                    f"layer `{path_name(path)}` shares its weights with `{path_name(other)}`, which computes "
+                    "something else from them; expected layers of one kind with the same options. Untie them "
+                    "first."
+                )
             apart = [name for name in own if getattr(twin, name, None) is not own[name]]
             if apart:
                 raise _tied(path_name(path), path_name(other), ", ".join(apart))
@@ -149,6 +155,10 @@ def _check_sharing(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> N
             if id(tensor) in changing:
                 path, weight, _ = changing[id(tensor)]
                 raise _tied(path_name(path), name or "model", weight, only=True)
+
+
+def _same_map(first: LayerMap, second: LayerMap) -> bool:
+    return first is second or (type(first) is type(second) and vars(first) == vars(second))
 
 
 def _unchanged(layer: Any, layer_map: LayerMap) -> set[str]:

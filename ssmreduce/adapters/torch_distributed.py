@@ -171,6 +171,7 @@ def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, An
 
     A gradient appears as ones: it only says that there is one.
     """
+    _reshard(model)
     full = {
         id(tensor): (tensor, _full_parameter(tensor))
         for layer in layers

@@ -55,6 +55,7 @@ def prepared_back(
     model: Any, optimizer: Any, snapshot: dict[str, Any]
 ) -> Callable[[], tuple[Any, Any]]:
     """Copy what `snapshot` holds; what is returned gives it to model and optimizer, in place."""
+    team_of(model)  # FSDP2: shards, also after a forward pass
     saved, here = snapshot["tensors"], dict(_tensors(model))
     kept = snapshot["attributes"]
     parameters = {} if optimizer is None else dict(_parameters(model, optimizer))
@@ -64,7 +65,8 @@ def prepared_back(
         name: resized(model, tensor, _copied(saved[name], tensor.device))
         for name, tensor in here.items()
         # One number that stands for several cannot be copied into.
-        if tensor.shape != saved[name].shape or 0 in tensor.stride()
+        if tensor.shape != saved[name].shape
+        or (tensor.layout is torch.strided and 0 in tensor.stride())
     }
     attributes = [
         (modules[path], name, _copied(value, _device(getattr(modules[path], name, None))))

@@ -190,6 +190,12 @@ def together(model: Any, function: Callable[[], T]) -> T:
     return answers[0]
 
 
+def first_decides(model: Any, function: Callable[[], T]) -> T:
+    """What a function returns, or raises, on the first of the processes that train `model`, on all."""
+    team = model_backend(model).team_of(model)
+    return function() if team is None else team.decide(function)
+
+
 def _really_cut(results: Results) -> Results:
     return {path: result for path, result in results.items() if result.new_order < result.old_order}
 

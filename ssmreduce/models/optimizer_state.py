@@ -103,7 +103,7 @@ def reduced_moments(
         old = {name: array for name, (_, array) in group.arrays.items()}
         _check_field(group, old, result)
         if moments == "carry":
-            _check_finite(group, old)
+            _check_finite(group, {name: old[name] for name in result.changed if name in old})
             carried = _carry(old, result, squared=group.field in _SECOND)
             mean = next((each for each in groups if _is_mean(each, group)), None)
             if mean is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from ssmreduce.adapters.registry import layer_map_of, model_backend, read_system
 from ssmreduce.errors import OrderError
 from ssmreduce.models.diagonal_cut import balanced_layer
-from ssmreduce.reduction.order import OrderRule, TotalBudget
+from ssmreduce.reduction.order import OrderRule, TotalBudget, as_rule
 
 Order = int | OrderRule | Mapping[str, int | OrderRule]
 """An order for all layers of a model, or one for each that is to be cut, by name."""
@@ -64,7 +64,7 @@ def _named_orders(
     orders: dict[str, int | OrderRule] = {}
     for name, wanted in order.items():
         given = orders.setdefault(firsts[name], wanted)
-        if given != wanted:
+        if as_rule(given) != as_rule(wanted):
             raise OrderError(
                 f"`order` gives `{name}` {wanted!r} and `{firsts[name]}` {given!r}, but they share their "
                 "weights; expected the same for both. Name one of them."
@@ -95,6 +95,8 @@ def _shares(
     more state means one more for all of them, and the largest value that is left out decides.
     """
     sizes = {name: _stored_states(layer) for name, layer in layers.items()}
+    if budget.states >= sum(sizes.values()):
+        return sizes
     fixed = {name: size for name, size in sizes.items() if size < multiple_of}
     free = [name for name in layers if name not in fixed]
     least = sum(fixed.values()) + multiple_of * len(free)

@@ -15,7 +15,7 @@ from ssmreduce.adapters.registry import (
     supported,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.models.cut import Results, make_cut, plan_cut, together
+from ssmreduce.models.cut import Results, first_decides, make_cut, plan_cut
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
 from ssmreduce.models.optimizer_state import Moments, check_moments
@@ -187,9 +187,7 @@ def reduce_model(
             skip_unsupported=skip_unsupported,
         )
 
-    only = None
-    if isinstance(order, Mapping):
-        only = together(model, lambda: _named_layers(model, order, skip_unsupported))
+    only = first_decides(model, lambda: _named_layers(model, order, skip_unsupported))
     plan = plan_cut(
         model, state, decide, moments, followers, skip_unsupported=skip_unsupported, only=only
     )
@@ -246,10 +244,10 @@ def decide_cut(
     }
 
 
-def _named_layers(
-    model: Any, order: Mapping[str, int | OrderRule], skip_unsupported: bool
-) -> set[str]:
-    """Names of the layers that `order` names, and of those with the same weights."""
+def _named_layers(model: Any, order: Order, skip_unsupported: bool) -> set[str] | None:
+    """Names of the layers that `order` names, and of those with the same weights; None for all."""
+    if not isinstance(order, Mapping):
+        return None
     backend = model_backend(model)
     found = find_layers(model, skip_unsupported=skip_unsupported)
     firsts = first_of_same(backend, {backend.path_name(path): layer for path, layer in found})

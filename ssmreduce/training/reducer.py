@@ -203,7 +203,7 @@ class InTrainingReducer:
         Parameters
         ----------
         step : int
-            Number of updates done, a positive int.
+            Number of updates done, a positive int. No attempt is due at a step that was there before.
         model : torch.nn.Module or pytree
             Model with supported layers.
         opt_state : torch.optim.Optimizer or pytree
@@ -245,7 +245,7 @@ class InTrainingReducer:
         if self._trial is not None and self._trial.stands:
             self._trial = None
         comes_due = self._comes_due(step)
-        self._last_step = step
+        self._last_step = max(step, self._last_step)
         if comes_due:
             self._waiting, self._is_put_off = True, False
             if self._trial is None and not self._may_cut():
@@ -362,8 +362,7 @@ class InTrainingReducer:
 
     def _comes_due(self, step: int) -> bool:
         """Whether an attempt is due at this step, or was due at one that was passed over."""
-        last = min(self._last_step, step - 1)
-        return any(last < at <= step for at in self.schedule.steps)
+        return any(self._last_step < at <= step for at in self.schedule.steps)
 
     def _outlook(self, step: int) -> str:
         later = [at for at in self.schedule.steps if at > step]
