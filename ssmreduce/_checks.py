@@ -12,6 +12,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from ssmreduce._lapack import all_finite
 from ssmreduce._namespace import (
     Array,
     as_array,
@@ -93,10 +94,10 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
 def _all_finite(array: Array) -> bool:
     """Tell whether no entry is NaN or Inf; what cannot be looked at counts as finite."""
     if isinstance(array, np.ndarray):
-        return bool(np.isfinite(array).all())
+        return all_finite(array)
     if not is_traced(array) and in_host_memory(array):
         # JAX would compile its own functions for every new shape, 0.1 s each.
-        return bool(np.isfinite(to_host(array)).all())
+        return all_finite(to_host(array))
     return not refuted(array_api_compat.array_namespace(array).isfinite(array))
 
 

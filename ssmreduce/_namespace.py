@@ -32,6 +32,8 @@ Array = Any
 HostArray = NDArray[Any]
 """A NumPy array."""
 
+_DOUBLES = (np.dtype(np.float64), np.dtype(np.complex128))
+
 State = tuple[Array, ...]
 """What an iteration carries from step to step."""
 
@@ -140,7 +142,7 @@ def to_host(array: Array) -> HostArray:
 
 def is_host_double(array: Array) -> bool:
     """Tell whether `array` is a NumPy array of float64 or complex128, as `to_double` returns."""
-    return type(array) is np.ndarray and array.dtype in (np.float64, np.complex128)
+    return type(array) is np.ndarray and array.dtype in _DOUBLES
 
 
 def to_double(array: Array) -> HostArray:

@@ -1,7 +1,7 @@
 """BLAS threads: how many the hot paths may use.
 
-A small problem is over before the threads of a BLAS have woken up: with two of them a truncation of 50
-states takes half as long again as with one. Worker pools bring threads of their own, and want one
+A small problem is over before the threads of a BLAS have woken up: with two of them a truncation of 120
+states takes up to half as long again as with one. A still smaller one never wakes them. Worker pools bring threads of their own, and want one
 each in the BLAS. The setting is that of the whole process. Who finds one thread already leaves it alone, so
 that bodies in several Python threads may overlap.
 """
@@ -15,8 +15,11 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-_TOO_SMALL = 150
-"""Order below which a second thread makes dense routes slower, not faster."""
+_GAINING = 150
+"""Order from which a second thread makes dense routes faster, not slower."""
+
+_WAKING = 60
+"""Order below which LAPACK and BLAS keep to one thread by themselves: to say so takes 25 µs."""
 
 
 @cache
@@ -51,5 +54,5 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def threads_for(order: int) -> AbstractContextManager[None]:
-    """One BLAS thread for a small system, else as many as there are."""
-    return one_blas_thread() if order < _TOO_SMALL else nullcontext()
+    """One BLAS thread where a second one would be woken in vain, else as many as there are."""
+    return one_blas_thread() if _WAKING <= order < _GAINING else nullcontext()

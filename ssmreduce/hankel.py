@@ -302,7 +302,7 @@ def _balance_factors(
     n = state_count(system)
     hsv = _pad(values, n)
     rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
-    if channel is None and hsv[:1].sum() <= _RANK_CONSTANT * _product_rounding(factors):
+    if channel is None and rank and hsv[0] <= _RANK_CONSTANT * _product_rounding(factors):
         rank = 0
     return BalancedFactors(hsv, rank, factors, M, V, pool)
 

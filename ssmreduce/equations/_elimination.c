@@ -55,6 +55,17 @@ static void add_real(Index n, double factor, const double *restrict x, double *r
     for (Index i = 0; i < n; i++) y[i] += factor * x[i];
 }
 
+/* y <- y + the `count` leading columns of A times x */
+static void add_columns(Index n, Real A, Index first, int count, const double x[2], double *restrict y)
+{
+    const double *restrict one = &ENTRY(A, 0, first), *restrict two = &ENTRY(A, 0, first + count - 1);
+    if (count == 1) {
+        add_real(n, x[0], one, y);
+        return;
+    }
+    for (Index i = 0; i < n; i++) y[i] += x[0] * one[i] + x[1] * two[i];
+}
+
 static void add_complex(Index n, cplx factor, const cplx *restrict x, cplx *restrict y)
 {
     const double re = creal(factor), im = cimag(factor);
@@ -64,13 +75,6 @@ static void add_complex(Index n, cplx factor, const cplx *restrict x, cplx *rest
         b[2 * i] += re * a[2 * i] - im * a[2 * i + 1];
         b[2 * i + 1] += re * a[2 * i + 1] + im * a[2 * i];
     }
-}
-
-static void swap(double *x, double *y)
-{
-    const double held = *x;
-    *x = *y;
-    *y = held;
 }
 
 /* u^2 over |b|^2 of one state is the inverse square of this: -2 Re pole, or 1 - |pole|^2. */
@@ -100,41 +104,47 @@ static double normalise(double rate, Index m, cplx *row, Index step)
     return largest * norm / rate;
 }
 
-/* Solve the system of `n` <= 4 equations A x = b; 0 where A is singular. Rows and columns are pivoted: pairs of
-   different scaling make entries of very different size. */
-static int solve_small(int n, double A[4][4], double *b)
+static cplx times(cplx a, cplx b) /* without the tests for Inf of the operator */
 {
-    int place[4] = {0, 1, 2, 3};
-    double x[4];
-    for (int k = 0; k < n; k++) {
-        int row = k, column = k;
-        for (int i = k; i < n; i++) {
-            for (int j = k; j < n; j++) {
-                if (fabs(A[i][j]) > fabs(A[row][column])) {
-                    row = i;
-                    column = j;
-                }
-            }
-        }
-        if (!(fabs(A[row][column]) > 0.0)) return 0;
-        for (int j = 0; j < n && row != k; j++) swap(&A[k][j], &A[row][j]);
-        if (row != k) swap(&b[k], &b[row]);
-        for (int i = 0; i < n && column != k; i++) swap(&A[i][k], &A[i][column]);
-        const int held = place[k];
-        place[k] = place[column];
-        place[column] = held;
-        for (int i = k + 1; i < n; i++) {
-            const double factor = A[i][k] / A[k][k];
-            for (int j = k + 1; j < n; j++) A[i][j] -= factor * A[k][j];
-            b[i] -= factor * b[k];
+    return CMPLX(creal(a) * creal(b) - cimag(a) * cimag(b), creal(a) * cimag(b) + cimag(a) * creal(b));
+}
+
+static cplx inverse(cplx a)
+{
+    const double re = creal(a), im = cimag(a); /* by the larger one, so that no square is taken */
+    if (fabs(re) >= fabs(im)) {
+        const double ratio = im / re, size = 1.0 / (re + im * ratio);
+        return CMPLX(size, -ratio * size);
+    }
+    const double ratio = re / im, size = 1.0 / (re * ratio + im);
+    return CMPLX(ratio * size, -size);
+}
+
+/* Solve the `k` = 1 or 2 equations K x = y, by rows; x replaces y. 0 where K is singular. Rows and columns are
+   pivoted: pairs of different scaling make entries of very different size. */
+static int solve_small(int k, const cplx K[4], cplx y[2])
+{
+    int pivot = 0;
+    double largest = 0.0;
+    for (int at = 0; at < k * k; at++) {
+        const double size = fabs(creal(K[at])) + fabs(cimag(K[at]));
+        if (size > largest) {
+            largest = size;
+            pivot = at;
         }
     }
-    for (int k = n - 1; k >= 0; k--) {
-        for (int j = k + 1; j < n; j++) b[k] -= A[k][j] * b[j];
-        b[k] /= A[k][k];
-        x[place[k]] = b[k];
+    if (largest == 0.0) return 0;
+    if (k == 1) {
+        y[0] = times(y[0], inverse(K[0]));
+        return 1;
     }
-    memcpy(b, x, n * sizeof(double));
+    const int row = pivot / 2, column = pivot % 2;
+    const cplx scale = inverse(K[pivot]), right = times(K[2 * row + 1 - column], scale);
+    const cplx left = K[2 * (1 - row) + column], rest = K[2 * (1 - row) + 1 - column] - times(left, right);
+    if (rest == 0.0) return 0;
+    const cplx first = times(y[row], scale), second = times(y[1 - row] - times(left, first), inverse(rest));
+    y[column] = first - times(right, second);
+    y[1 - column] = second;
     return 1;
 }
 
@@ -230,47 +240,49 @@ static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, dou
     return 1;
 }
 
+/* The leading `rows` = 1 or 2 states from `top` on as one complex state: z with (1, z) T = pole (1, z). */
+static cplx left_vector(Real T, Index top, int rows, cplx *pole)
+{
+    const double a = ENTRY(T, top, top);
+    *pole = a;
+    if (rows == 1) return 0.0;
+    const double b = ENTRY(T, top, top + 1), c = ENTRY(T, top + 1, top), half = 0.5 * (ENTRY(T, top + 1, top + 1) - a);
+    const double frequency = half == 0.0 ? sqrt(fabs(b)) * sqrt(fabs(c)) : sqrt(fmax(-(half * half + b * c), 0.0));
+    *pole = CMPLX(a + half, frequency);
+    return CMPLX(half / c, frequency / c);
+}
+
 /* Solve T1 X + X s^H = -F (continuous) or X - T1 X s^H = F (discrete) for the leading rows and `k` = 1 or 2
    columns; X replaces F, and T1 X is added to `driven` in discrete time. 0 where singular. */
 static int solve_above(Real T, int k, const double s[4], int discrete, Real F, Real driven)
 {
-    const double sign = discrete ? 1.0 : -1.0;
     Index last = F.rows;
     while (last > 0) {
         const int rows = last > 1 && ENTRY(T, last - 1, last - 2) != 0.0 ? 2 : 1;
         const Index top = last - rows;
-        double A[4][4] = {{0.0}}, b[4];
+        cplx pole, K[4], y[2]; /* (pole + s) y = -(1, z) F, or (1 - pole s) y = (1, z) F, for y = (1, z) X */
+        const cplx z = left_vector(T, top, rows, &pole);
         for (int j = 0; j < k; j++) {
-            for (int i = 0; i < rows; i++) {
-                const int at = j * rows + i;
-                b[at] = sign * ENTRY(F, top + i, j);
-                if (discrete) {
-                    for (int l = 0; l < k; l++) {
-                        for (int h = 0; h < rows; h++) {
-                            A[at][l * rows + h] = -s[j * k + l] * ENTRY(T, top + i, top + h);
-                        }
-                    }
-                    A[at][at] += 1.0;
-                } else {
-                    for (int l = 0; l < rows; l++) A[at][j * rows + l] += ENTRY(T, top + i, top + l);
-                    for (int l = 0; l < k; l++) A[at][l * rows + i] += s[j * k + l];
-                }
-            }
+            y[j] = rows == 2 ? ENTRY(F, top, j) + z * ENTRY(F, top + 1, j) : ENTRY(F, top, j);
+            if (!discrete) y[j] = -y[j];
+            for (int l = 0; l < k; l++) K[j * k + l] = discrete ? -pole * s[j * k + l] : s[j * k + l];
+            K[j * k + j] += discrete ? 1.0 : pole;
         }
-        if (!solve_small(rows * k, A, b)) return 0;
+        if (rows == 2 && cimag(z) == 0.0) return 0;
+        if (!solve_small(k, K, y)) return 0;
+        double x[2][2];
         for (int j = 0; j < k; j++) {
-            for (int i = 0; i < rows; i++) {
-                const double *column = &ENTRY(T, 0, top + i);
-                ENTRY(F, top + i, j) = b[j * rows + i];
-                if (!discrete) {
-                    add_real(top, b[j * rows + i], column, &ENTRY(F, 0, j));
-                    continue;
-                }
-                add_real(last, b[j * rows + i], column, &ENTRY(driven, 0, j));
-                for (int l = 0; l < k; l++) {
-                    add_real(top, b[j * rows + i] * s[l * k + j], column, &ENTRY(F, 0, l));
-                }
+            x[j][1] = rows == 2 ? cimag(y[j]) / cimag(z) : 0.0;
+            x[j][0] = ENTRY(F, top, j) = creal(y[j]) - creal(z) * x[j][1];
+            if (rows == 2) ENTRY(F, top + 1, j) = x[j][1];
+            if (discrete) add_columns(last, T, top, rows, x[j], &ENTRY(driven, 0, j));
+        }
+        for (int j = 0; j < k; j++) {
+            double step[2] = {x[j][0], x[j][1]};
+            for (int i = 0; i < rows && discrete; i++) {
+                step[i] = s[j * k] * x[0][i] + (k == 2 ? s[j * k + 1] * x[1][i] : 0.0);
             }
+            add_columns(top, T, top, rows, step, &ENTRY(F, 0, j));
         }
         last = top;
     }

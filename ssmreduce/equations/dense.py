@@ -7,6 +7,7 @@ truncations do not depend on the basis.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,27 +62,25 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
-    dtype = np.result_type(A, B, C)
-    A, B, C = (x.astype(dtype, copy=False) for x in (A, B, C))
-    A, unit, root = _in_good_units(A, time)
-    B, C = B / (root * unit)[:, None], C / (root / unit)
+    A, B, C = _alike(A, B, C)
+    A, units = Units.of(A, time)
+    B, C_adjoint = units.inputs(B), units.outputs(adjoint(C))
     route = choose_low_rank(A, max(B.shape[1], C.shape[0]), time)
     if route is not None:
         solves, plan = route
         first = low_rank_gramian(solves, B, plan, check_stability=True)
         if first is not None:
-            second = low_rank_gramian(solves, adjoint(C), plan, mirrored=True)
+            second = low_rank_gramian(solves, C_adjoint, plan, mirrored=True)
             if second is not None:
-                return DenseFactors(first.Z * unit[:, None], second.Z / unit[:, None])
+                return DenseFactors(units.reached(first.Z), units.observed(second.Z))
     schur = SchurForm.of(A)
     schur.check_stable(time)
-    mirrored = schur.mirrored()
-    Z = hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
-    inputs = product(mirrored.basis, adjoint(C), adjoint_left=True)
-    Y = np.asfortranarray(hammarling_factor(mirrored.triangle, inputs, time)[::-1])
-    if np.all(unit == 1.0):
-        return DenseFactors(Z, Y, schur.basis, schur.basis)
-    return DenseFactors(Z, Y, schur.basis * unit[:, None], schur.basis / unit[:, None])
+    basis = schur.basis
+    Z = hammarling_factor(schur.triangle, product(basis, B, adjoint_left=True), time)
+    # Aᴴ has the triangle Tᴴ with rows and columns in reverse order.
+    inputs = product(basis, C_adjoint, adjoint_left=True)[::-1]
+    Y = np.asfortranarray(hammarling_factor(schur.reversed_adjoint(), inputs, time)[::-1])
+    return DenseFactors(Z, Y, units.reached(basis), units.observed(basis))
 
 
 def dense_factor(A: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
@@ -92,40 +91,69 @@ def dense_factor(A: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
-    dtype = np.result_type(A, B)
-    A, unit, root = _in_good_units(A.astype(dtype, copy=False), time)
-    B = B.astype(dtype, copy=False) / (root * unit)[:, None]
+    A, B = _alike(A, B)
+    A, units = Units.of(A, time)
+    B = units.inputs(B)
     route = choose_low_rank(A, B.shape[1], time)
     if route is not None:
         low_rank = low_rank_gramian(route[0], B, route[1], check_stability=True)
         if low_rank is not None:
-            return np.asarray(low_rank.Z * unit[:, None])
+            return units.reached(low_rank.Z)
     schur = SchurForm.of(A)
     schur.check_stable(time)
     Z = hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
-    return np.asarray(product(schur.basis, Z) * unit[:, None])
+    return units.reached(product(schur.basis, Z))
 
 
-def _in_good_units(A: HostArray, time: TimeDomain) -> tuple[HostArray, HostArray, float]:
-    """A in units of states, and of time, near 1; the units of states and the root of that of rates."""
-    A, unit = scaled_states(A)
-    rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
-    return (A if rate == 1.0 else A / rate), unit, float(np.sqrt(rate))
+def _alike(*arrays: HostArray) -> list[HostArray]:
+    """All of them complex if one is."""
+    dtype = np.result_type(*arrays)
+    return [array if array.dtype == dtype else array.astype(dtype) for array in arrays]
 
 
-def scaled_states(A: HostArray) -> tuple[HostArray, HostArray]:
-    """Return S⁻¹ A S and the diagonal of S, powers of two that equalise rows and columns of A.
+@dataclass(frozen=True)
+class Units:
+    """Units in which the Schur form is accurate: of the states, all 1 where None, and of rates.
 
-    The QR algorithm is backward stable relative to ‖A‖, which badly scaled states inflate; without
-    this their eigenvalues may come out with errors larger than themselves. Nothing is rounded.
+    All are powers of two, so that nothing is rounded.
     """
-    if A.shape[0] < 2:
-        return A, np.ones(A.shape[0])
-    gebal = lapack.zgebal if np.iscomplexobj(A) else lapack.dgebal
-    scaled, _, _, unit, _ = gebal(A, scale=1, permute=0)
-    if unit.max() <= _WORTH_SCALING * unit.min():
-        return A, np.ones(A.shape[0])
-    return np.asarray(scaled), np.asarray(unit)
+
+    states: HostArray | None
+    root_rate: float
+
+    @classmethod
+    def of(cls, A: HostArray, time: TimeDomain) -> tuple[HostArray, Units]:
+        """A in units in which its rows, columns and rates are near 1, and these units.
+
+        The QR algorithm is backward stable relative to ‖A‖, which badly scaled states inflate; without
+        this their eigenvalues may come out with errors larger than themselves.
+        """
+        states = None
+        if A.shape[0] > 1:
+            gebal = lapack.zgebal if A.dtype.kind == "c" else lapack.dgebal
+            scaled, _, _, unit, _ = gebal(A, scale=1, permute=0)
+            if unit.max() > _WORTH_SCALING * unit.min():
+                A, states = np.asarray(scaled), np.asarray(unit)[:, None]
+        rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
+        return (A if rate == 1.0 else A / rate), cls(states, math.sqrt(rate))
+
+    def inputs(self, B: HostArray) -> HostArray:
+        """B in these units."""
+        B = B if self.states is None else B / self.states
+        return B if self.root_rate == 1.0 else B / self.root_rate
+
+    def outputs(self, C_adjoint: HostArray) -> HostArray:
+        """Cᴴ in these units."""
+        C_adjoint = C_adjoint if self.states is None else C_adjoint * self.states
+        return C_adjoint if self.root_rate == 1.0 else C_adjoint / self.root_rate
+
+    def reached(self, Z: HostArray) -> HostArray:
+        """Directions that inputs reach, in the units of the system."""
+        return Z if self.states is None else Z * self.states
+
+    def observed(self, Y: HostArray) -> HostArray:
+        """Directions that outputs observe, in the units of the system."""
+        return Y if self.states is None else Y / self.states
 
 
 def choose_low_rank(

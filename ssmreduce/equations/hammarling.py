@@ -28,7 +28,6 @@ from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.small_gramians import block_factor, completed_inputs, largest_block
 from ssmreduce.equations.triangular import (
-    BLOCK,
     Edges,
     diagonal_blocks,
     solve_stein_column,
@@ -55,18 +54,19 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
         Factor, real where T is.
     """
     n, m = B.shape
-    if not B.any():
+    if not np.count_nonzero(B):
         return np.zeros_like(T)
     scale = safe_unit(B)
     B = np.array(_compressed(B) if m > n else B, order="F")
     if scale != 1.0:
         B /= scale
-    U = np.zeros((n, n), dtype=T.dtype, order="F")
-    edges = diagonal_blocks(T, n if n <= largest_block() else BLOCK)
-    if isinstance(time, Discrete):
-        _eliminate_discrete(T, B, U, edges)
+    discrete = isinstance(time, Discrete)
+    if n <= largest_block():
+        U, _, _ = block_factor(T, B, discrete=discrete)
     else:
-        _eliminate_continuous(T, B, U, edges)
+        U = np.zeros((n, n), dtype=T.dtype, order="F")
+        eliminate = _eliminate_discrete if discrete else _eliminate_continuous
+        eliminate(T, B, U, diagonal_blocks(T))
     return U if scale == 1.0 else U * scale
 
 

@@ -87,17 +87,14 @@ class SchurForm:
             T[at, last:] = product(basis, T[at, last:], adjoint_left=True)
         return cls(T, W)
 
-    def mirrored(self) -> SchurForm:
-        """The Schur form of Aᴴ: Tᴴ with rows and columns in reverse order."""
-        return SchurForm(
-            np.asfortranarray(adjoint(self.triangle)[::-1, ::-1]),
-            np.asfortranarray(self.basis[:, ::-1]),
-        )
+    def reversed_adjoint(self) -> HostArray:
+        """Tᴴ with rows and columns in reverse order: the triangle of Aᴴ in the reversed basis."""
+        return np.asfortranarray(adjoint(self.triangle)[::-1, ::-1])
 
     def check_stable(self, time: TimeDomain, *, name: str = "`system`") -> None:
         """Raise `UnstableSystemError` unless A is stable."""
         # Blocks of pairs have equal diagonal entries: all real parts are on the diagonal.
-        if isinstance(time, Discrete) or not np.all(self.triangle.diagonal().real < 0.0):
+        if isinstance(time, Discrete) or not self.triangle.diagonal().real.max(initial=-1.0) < 0.0:
             check_stable(self.eigenvalues(), time, name=name)
 
     def eigenvalues(self) -> HostArray:
@@ -122,7 +119,7 @@ def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
         return A, A
     if n > _SMALL:
         return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
-    if np.iscomplexobj(A):
+    if A.dtype.kind == "c":
         T, _, _, basis, _, failed = lapack.zgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)
     else:
         T, _, _, _, basis, _, failed = lapack.dgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)

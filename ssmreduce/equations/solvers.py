@@ -18,7 +18,7 @@ from ssmreduce._namespace import Array, HostArray, adjoint
 from ssmreduce.equations import diagonal, sign, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
 from ssmreduce.equations.bartels_stewart import solve_schur
-from ssmreduce.equations.dense import choose_low_rank, scaled_states
+from ssmreduce.equations.dense import Units, choose_low_rank
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.schur import SchurForm
 from ssmreduce.equations.stability import check_stable
@@ -74,12 +74,12 @@ class Hammarling(LyapunovSolver):
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z of shape (n, n)."""
         dtype = np.result_type(A, B)
-        A, unit = scaled_states(A.astype(dtype, copy=False))
+        A, units = Units.of(A.astype(dtype, copy=False), time)
         schur = SchurForm.of(A)
         schur.check_stable(time, name="`A`")
-        inner = product(schur.basis, B.astype(dtype) / unit[:, None], adjoint_left=True)
+        inner = product(schur.basis, units.inputs(B.astype(dtype, copy=False)), adjoint_left=True)
         Z = product(schur.basis, hammarling_factor(schur.triangle, inner, time))
-        return Answer(unit[:, None] * Z, self)
+        return Answer(units.reached(Z), self)
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,12 @@ def map_systems(
     one by one, and the one to blame raises again.
     """
     check_system(system)
+    if not system.batch_shape:
+        return [single(system)]
     indices = batch_indices(system)
 
     def alone(index: tuple[int, ...]) -> Result:
-        return single(system[index] if index else system)
+        return single(system[index])
 
     if stacked is not None and isinstance(system, DiagonalStateSpace) and is_channel_batch(system):
         host, at_once = system.to_host(), stacked
@@ -71,8 +73,9 @@ def map_systems(
 
 def map_indices(system: System, function: Callable[[tuple[int, ...]], Result]) -> list[Result]:
     """Return ``function(index)`` for every index of a batch, in C order; errors name the index."""
+    if not system.batch_shape:
+        return [function(())]
     indices = batch_indices(system)
-
     if len(indices) == 1 or isinstance(system, StateSpace) or system.order < _SMALL:
         return [_named(function, index) for index in indices]
     return map_workers(lambda index: _named(function, index), indices)

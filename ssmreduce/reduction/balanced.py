@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from ssmreduce._boundary import (
     Caller,
     NoNativeRoute,
@@ -21,7 +19,7 @@ from ssmreduce._boundary import (
 )
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import OrderError
-from ssmreduce.gramians.batch import in_batch_shape, map_indices, map_systems
+from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.single_channel import is_channel_batch
 from ssmreduce.reduction.batch import assemble
@@ -349,11 +347,13 @@ class Balancing:
         balanced = [part for part in self._parts if isinstance(part, BalancedDiagonal)]
         if together and is_channel_batch(self._host) and len(balanced) == len(rules):
             done = truncate_channels(balanced, rules)
-        positions = np.arange(len(rules)).reshape(self.system.batch_shape)
+        tasks = dict(
+            zip(batch_indices(self._host), zip(self._parts, rules, done, strict=True), strict=True)
+        )
 
         def one(index: tuple[int, ...]) -> Reduction:
-            k = int(positions[index])
-            return done[k] or cut(self._parts[k], rules[k])
+            part, rule, ready = tasks[index]
+            return ready or cut(part, rule)
 
         return map_indices(self._host, one)
 

@@ -28,6 +28,8 @@ from ssmreduce.time_domain import (
     steady_point,
 )
 
+_NUMBERS = (int, float, complex, np.number)
+
 
 def check_input_output(B: Array, C: Array, D: Array, n: int, states: str) -> None:
     """Check that B, C, D fit a system of `n` states; `states` names what has `n` rows."""
@@ -48,8 +50,11 @@ def check_input_output(B: Array, C: Array, D: Array, n: int, states: str) -> Non
 
 def feedthrough(D: Array, B: Array, C: Array, *, real: bool) -> Array:
     """Return D as an array; zeros like B, of shape (..., p, m), where it is None or the number 0."""
-    if D is not None and not (isinstance(D, int | float | complex | np.number) and D == 0):
+    if D is not None and not (isinstance(D, _NUMBERS) and D == 0):
         return _checks.floating_array(D, "D", 2)
+    if type(B) is np.ndarray:
+        like = B.real if real else B
+        return np.zeros((*B.shape[:-2], C.shape[-2], B.shape[-1]), like.dtype)
     xp = array_api_compat.array_namespace(B)
     dtype = xp.real(B).dtype if real and xp.isdtype(B.dtype, "complex floating") else B.dtype
     shape = (*B.shape[:-2], C.shape[-2], B.shape[-1])
@@ -133,12 +138,12 @@ class StateSpace:
                 f"`A` is {A.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
             )
         check_input_output(B, C, D, n, f"`A` is {n}x{n}")
-        _checks.matching_batches(
-            {name: tuple(x.shape[:-2]) for name, x in (("A", A), ("B", B), ("C", C), ("D", D))}
-        )
+        if not A.ndim == B.ndim == C.ndim == D.ndim == 2:
+            _checks.matching_batches(
+                {name: tuple(x.shape[:-2]) for name, x in (("A", A), ("B", B), ("C", C), ("D", D))}
+            )
         check_readout(self.read_after_update, check_time(self.time))
-        for name, value in (("A", A), ("B", B), ("C", C), ("D", D)):
-            object.__setattr__(self, name, value)
+        vars(self).update(A=A, B=B, C=C, D=D)
         register_pytree(type(self))
 
     @property
@@ -197,7 +202,7 @@ class StateSpace:
     def to_host(self) -> StateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
         arrays = (self.A, self.B, self.C, self.D)
-        if all(is_host_double(x) for x in arrays):
+        if all(map(is_host_double, arrays)):
             return self
         return StateSpace(
             *(to_double(x) for x in arrays),
