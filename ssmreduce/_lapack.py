@@ -43,7 +43,8 @@ def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) ->
     columns = right.shape[1]
     most = _SMALL_PRODUCT if columns != 1 else _SMALL_VECTOR_PRODUCT
     if left.size * columns < most:
-        small: HostArray = (adjoint(left) if adjoint_left else left) @ right
+        # The operator would take twice as long for the smallest, and warn of an overflow.
+        small: HostArray = (adjoint(left) if adjoint_left else left).dot(right)
         return small
     dtype = np.result_type(left, right)
     left, right = left.astype(dtype, copy=False), right.astype(dtype, copy=False)
@@ -60,7 +61,9 @@ def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) ->
 def sum_of_squares(matrix: HostArray) -> float:
     """Sum of the squares of all entries of a small matrix, without a warning where it overflows."""
     entries = matrix.ravel("K")
-    return float(np.vdot(entries, entries).real)
+    return float(
+        entries.dot(entries) if entries.dtype.kind == "f" else np.vdot(entries, entries).real
+    )
 
 
 def all_finite(array: HostArray) -> bool:
@@ -129,7 +132,7 @@ def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
         return np.linalg.svd(matrix, full_matrices=False)
     size, _ = work(*matrix.shape, compute_uv=1, full_matrices=0)
     left, values, right, failed = gesdd(matrix, full_matrices=0, lwork=int(size.real))
-    if failed or not np.isfinite(values).all():
+    if failed or not all_finite(values):
         raise np.linalg.LinAlgError("the singular value decomposition did not converge")
     return left, values, right
 

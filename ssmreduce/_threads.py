@@ -1,9 +1,9 @@
 """BLAS threads: how many the hot paths may use.
 
 A small problem is over before the threads of a BLAS have woken up: with two of them a truncation of 120
-states takes up to half as long again as with one. A still smaller one never wakes them. Worker pools bring threads of their own, and want one
-each in the BLAS. The setting is that of the whole process. Who finds one thread already leaves it alone, so
-that bodies in several Python threads may overlap.
+states takes up to half as long again as with one. A still smaller one never wakes them. Worker pools
+bring threads of their own, and want one each in the BLAS. The setting is that of the whole process. Who
+finds one thread already leaves it alone, so that bodies in several Python threads may overlap.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from threadpoolctl import ThreadpoolController
 _GAINING = 150
 """Order from which a second thread makes dense routes faster, not slower."""
 
-_WAKING = 60
-"""Order below which LAPACK and BLAS keep to one thread by themselves: to say so takes 25 µs."""
+_WAKING = 40
+"""Order below which LAPACK and OpenBLAS keep to one thread by themselves: to say so takes 25 µs."""
 
 
 @cache

@@ -59,7 +59,7 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
 
 def _plainly_heard(seen: HostArray) -> bool:
     """Whether no column is small beside another, as squares show where they do not overflow."""
-    squares = np.vecdot(seen, seen, axis=0).real.tolist()
+    squares = np.vecdot(seen.T, seen.T).real.tolist()
     largest = max(squares, default=0.0)
     return largest < math.inf and min(squares, default=1.0) > _DROWNED**2 * largest
 
