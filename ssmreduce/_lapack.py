@@ -43,7 +43,7 @@ def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) ->
     columns = right.shape[1]
     most = _SMALL_PRODUCT if columns != 1 else _SMALL_VECTOR_PRODUCT
     if left.size * columns < most:
-        # The operator would take twice as long for the smallest, and warn of an overflow.
+        # The operator takes twice as long for the smallest.
         small: HostArray = (adjoint(left) if adjoint_left else left).dot(right)
         return small
     dtype = np.result_type(left, right)
@@ -61,9 +61,7 @@ def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) ->
 def sum_of_squares(matrix: HostArray) -> float:
     """Sum of the squares of all entries of a small matrix, without a warning where it overflows."""
     entries = matrix.ravel("K")
-    return float(
-        entries.dot(entries) if entries.dtype.kind == "f" else np.vdot(entries, entries).real
-    )
+    return float(np.vdot(entries, entries).real)
 
 
 def all_finite(array: HostArray) -> bool:

@@ -37,7 +37,7 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
     if isinstance(host, DiagonalStateSpace) and host.real_output:
         B, C = real_input(B), real_output(C)
     with np.errstate(over="ignore", invalid="ignore"):
-        if _plainly_heard(factors.observed(B)) and _plainly_heard(adjoint(factors.reached(C))):
+        if _plainly_heard(adjoint(factors.observed(B))) and _plainly_heard(factors.reached(C)):
             return
     # In units of the largest entries, against over- and underflow.
     B, C = B / _height(B), C / _height(C)
@@ -57,9 +57,9 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
             )
 
 
-def _plainly_heard(seen: HostArray) -> bool:
-    """Whether no column is small beside another, as squares show where they do not overflow."""
-    squares = np.vecdot(seen.T, seen.T).real.tolist()
+def _plainly_heard(rows: HostArray) -> bool:
+    """Whether no row is small beside another, as squares show where they do not overflow."""
+    squares = np.vecdot(rows, rows).real.tolist()
     largest = max(squares, default=0.0)
     return largest < math.inf and min(squares, default=1.0) > _DROWNED**2 * largest
 
