@@ -44,7 +44,7 @@ from pymor.reductors.bt import BTReductor
 from ssmreduce import Continuous, Discrete, StateSpace, balanced_truncation
 from ssmreduce.systems.response import frequency_response
 
-SIZES = (50, 120, 270, 500, 1000, 2000)
+SIZES = (10, 20, 50, 120, 270, 500, 1000, 2000)
 GROWTH = (50, 100, 200, 500, 1000, 2000, 4000)
 REST = 0.1
 """Seconds before each call: the idle threads of the BLAS used before spin for a while, and every package
