@@ -233,7 +233,8 @@ def read_system(layer: Any) -> System:
         Discrete, with ``real_output`` and ``read_after_update``; dense where the layer's state matrix
         is not diagonal (S4); a batch with one system for each
         channel where the layer runs channels apart; with the outputs of both directions where the
-        layer is bidirectional.
+        layer is bidirectional. Of JAX arrays for a layer of JAX that is traced; of NumPy arrays for one of
+        PyTorch, whose gradients end here (docs/derivatives has the way around).
 
     Raises
     ------
