@@ -123,6 +123,13 @@ def test_a_layer_with_fewer_states_than_a_multiple_stays_as_it_is() -> None:
         orders(19)
 
 
+def test_a_budget_of_multiples_is_used_up() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(LRU(3, 3, 40, rmin=0.5) for _ in range(4)))
+    report = reduce_model(net, TotalBudget(70), multiple_of=4).report
+    assert sum(part.new_order for part in report.values()) == 68
+
+
 def test_a_budget_for_all_states_cuts_nothing() -> None:
     net = nn.Sequential(LRU(3, 3, 15, rmin=0.5), LRU(3, 3, 40, rmin=0.5))
     report = reduce_model(net, TotalBudget(55), multiple_of=8).report

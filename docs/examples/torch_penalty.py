@@ -35,4 +35,6 @@ for step in range(61):
     optimizer.step()
     optimizer.zero_grad()
     if step % 30 == 0:
-        print(f"loss {float(loss.detach()):.3f} with a sum of values of {float(penalty.detach()):.2f}")
+        print(
+            f"loss {float(loss.detach()):.3f} with a sum of values of {float(penalty.detach()):.2f}"
+        )

@@ -105,27 +105,31 @@ def _shares(
             f"`order` is {budget} for {len(layers)} layers, and `multiple_of` is {multiple_of}; expected "
             f"at least {least} states: {multiple_of} for each, or as many as a layer has. Raise the budget."
         )
-    values = {}
-    if not uniform:
-        for name in free:
-            systems = balanced_layer(read_system(layers[name]), horizon).budget_values()
-            values[name] = np.max(systems, axis=0)
-    while free:
-        left = replace(budget, states=budget.states - sum(fixed.values()))
-        if uniform:
-            shares = dict.fromkeys(free, left.states // len(free))
-        else:
-            each = left.allocate([values[name] for name in free])
-            shares = dict(zip(free, each, strict=True))
-        shares = {name: share // multiple_of * multiple_of for name, share in shares.items()}
-        # Who needs less than its share, or gets less than a multiple, leaves the others another one.
-        settled = {name: sizes[name] for name in free if uniform and sizes[name] < shares[name]}
-        settled |= {name: multiple_of for name in free if not shares[name]}
-        if not settled:
-            return fixed | shares
-        fixed |= settled
-        free = [name for name in free if name not in settled]
-    return fixed
+    if uniform:
+        return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, multiple_of)
+    if not free:
+        return fixed
+    # In units of a multiple: when k of them are kept, the first value after k multiples is left out.
+    values = []
+    for name in free:
+        systems = balanced_layer(read_system(layers[name]), horizon).budget_values()
+        values.append(np.max(systems, axis=0)[::multiple_of])
+    units = replace(budget, states=(budget.states - sum(fixed.values())) // multiple_of)
+    counts = units.allocate(values)
+    return fixed | {name: multiple_of * count for name, count in zip(free, counts, strict=True)}
+
+
+def _equal_shares(
+    states: int, names: list[str], sizes: Mapping[str, int], multiple_of: int
+) -> dict[str, int]:
+    """The same multiple for each; a layer with fewer states keeps them, and leaves the rest to the others."""
+    shares: dict[str, int] = {}
+    while len(shares) < len(names):
+        open_ones = [name for name in names if name not in shares]
+        equal = (states - sum(shares.values())) // len(open_ones) // multiple_of * multiple_of
+        small = [name for name in open_ones if sizes[name] < equal]
+        shares |= {name: sizes[name] for name in small} or dict.fromkeys(open_ones, equal)
+    return shares
 
 
 def _stored_states(layer: Any) -> int:
