@@ -41,6 +41,7 @@ from ssmreduce import (
     load_reduced,
     reduce_model,
 )
+from ssmreduce.adapters import torch_snapshot
 
 NAN = float("nan")
 
@@ -580,6 +581,16 @@ def test_states_that_had_not_begun_have_not_begun_again() -> None:
     reducer.step(6, layer, None)
     assert layer.nu_log.shape == (10,)
     assert layer.state is None
+
+
+def test_a_state_comes_back_to_the_device_of_its_layer() -> None:
+    layer = PackageLRU(3, 3, 10, rmin=0.5)
+    layer.state = torch.randn(10, dtype=torch.complex64)
+    snapshot = torch_snapshot.take(layer, None)
+    layer.state = None
+    layer.to("meta")
+    torch_snapshot.prepared_back(layer, None, snapshot)()
+    assert layer.state.device.type == "meta"
 
 
 def test_buffers_that_are_views_come_back() -> None:

@@ -8,6 +8,7 @@ the model without the wrappers of ``torch.compile`` and of DDP.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,7 +70,7 @@ def prepared_back(
         or (tensor.layout is torch.strided and 0 in tensor.stride())
     }
     attributes = [
-        (modules[path], name, _copied(value, _device(getattr(modules[path], name, None))))
+        (modules[path], name, _copied(value, _device_for(name, modules[path], model)))
         for path, values in kept.items()
         for name, value in values.items()
     ]
@@ -201,6 +202,12 @@ def _module_names(model: Any) -> dict[int, str]:
 def _device(value: Any) -> Any:
     """The device of a tensor; None for anything else."""
     return getattr(value, "device", None)
+
+
+def _device_for(name: str, owner: Any, model: Any) -> Any:
+    """The device of what is there under that name, else that of the nearest parameters."""
+    parameters = itertools.chain(owner.parameters(), model.parameters())
+    return _device(getattr(owner, name, None)) or _device(next(parameters, None))
 
 
 def _copied(value: Any, device: Any = None) -> Any:
