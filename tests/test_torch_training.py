@@ -431,6 +431,10 @@ def test_tied_layers_have_one_order() -> None:
     report = reduce_model(twins(), {"0": 4}).report
     assert [(name, part.new_order) for name, part in report.items()] == [("0", 4), ("1", 4)]
     assert str(report).splitlines()[-1].split()[:3] == ["total", "8", "4"]
+    model = twins()
+    (average,) = reduce_model(model, 4, followers=[copy.deepcopy(model)]).followers
+    assert str(average.report).splitlines()[-1].split()[:3] == ["total", "8", "4"]
+    assert [part.layer for part in average.report.values()] == list(average.model)
     report = reduce_model(twins(), TotalBudget(5)).report
     assert [part.new_order for part in report.values()] == [5, 5]
     model = twins()

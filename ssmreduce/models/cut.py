@@ -17,6 +17,7 @@ from ssmreduce.errors import SSMReduceError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.followers import check_followers, followed
 from ssmreduce.models.optimizer_state import Moments, reduced_moments
+from ssmreduce.models.orders import first_of_same
 from ssmreduce.models.report import LayerReduction
 
 T = TypeVar("T")
@@ -119,15 +120,28 @@ def _planned(
     results = decide(model)
     cut = _really_cut(results)
     new_moments = reduced_moments(backend, model, opt_state, cut, moments) if cut else {}
-    plans = tuple(
-        {
-            path: followed(results[at], layer, backend.path_name(path))
-            for (at, _), (path, layer) in zip(layers, own, strict=True)
-            if at in cut
-        }
-        for own in copies
-    )
+    ways = [cut.get(at) for at, _ in layers]
+    plans = tuple(_followed_layers(backend, ways, own) for own in copies)
     return CutPlan(results, new_moments, plans)
+
+
+def _followed_layers(
+    backend: ModuleType, ways: Sequence[LayerReduction | None], layers: Sequence[tuple[Path, Any]]
+) -> Results:
+    """Plan for the layers of a follower what was planned for the model's, in the same order."""
+    going = {
+        backend.path_name(path): (path, layer, way)
+        for (path, layer), way in zip(layers, ways, strict=True)
+        if way is not None
+    }
+    firsts = first_of_same(backend, {name: layer for name, (_, layer, _) in going.items()})
+    planned: Results = {}
+    for name, (path, layer, way) in going.items():
+        first = going[firsts[name]][0]  # comes before, and has the same weights
+        planned[path] = (
+            followed(way, layer, name) if first == path else replace(planned[first], layer=layer)
+        )
+    return planned
 
 
 def _chosen(
