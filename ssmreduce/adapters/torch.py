@@ -193,7 +193,7 @@ def host_array(tensor: Any) -> HostArray:
     if tensor.is_meta:
         raise UnsupportedLayerError(
             'the layer is on the device "meta", without numbers; expected weights. Load them with '
-            "model.to_empty(device=...) and load_state_dict first."
+            "model.to_empty(device=...) and then load_state_dict, or load_reduced after a cut."
         )
     if is_sharded(tensor):
         raise UnsupportedLayerError(
