@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -121,18 +122,22 @@ class Pool:
 
 def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
     """LAPACK's divide and conquer, without the checks of its wrapper: they cost a tenth at 50 columns."""
-    gesdd, work = (
-        (lapack.zgesdd, lapack.zgesdd_lwork)
-        if matrix.dtype.kind == "c"
-        else (lapack.dgesdd, lapack.dgesdd_lwork)
-    )
     if matrix.size == 0:
         return np.linalg.svd(matrix, full_matrices=False)
-    size, _ = work(*matrix.shape, compute_uv=1, full_matrices=0)
-    left, values, right, failed = gesdd(matrix, full_matrices=0, lwork=int(size.real))
+    gesdd = lapack.zgesdd if matrix.dtype.kind == "c" else lapack.dgesdd
+    work = _svd_work(matrix.dtype.kind, *matrix.shape)
+    left, values, right, failed = gesdd(matrix, full_matrices=0, lwork=work)
     if failed or not all_finite(values):
         raise np.linalg.LinAlgError("the singular value decomposition did not converge")
     return left, values, right
+
+
+@lru_cache
+def _svd_work(kind: str, rows: int, columns: int) -> int:
+    """Numbers of work space that LAPACK asks for."""
+    query = lapack.zgesdd_lwork if kind == "c" else lapack.dgesdd_lwork
+    size, _ = query(rows, columns, compute_uv=1, full_matrices=0)
+    return int(size.real)
 
 
 def _qr(matrix: HostArray) -> tuple[HostArray, HostArray]:

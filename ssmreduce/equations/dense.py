@@ -132,7 +132,8 @@ class Units:
         if A.shape[0] > 1:
             gebal = lapack.zgebal if A.dtype.kind == "c" else lapack.dgebal
             scaled, _, _, unit, _ = gebal(A, scale=1, permute=0)
-            if unit.max() > _WORTH_SCALING * unit.min():
+            sizes = unit.tolist()
+            if max(sizes) > _WORTH_SCALING * min(sizes):
                 A, states = np.asarray(scaled), np.asarray(unit)[:, None]
         rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
         return (A if rate == 1.0 else A / rate), cls(states, math.sqrt(rate))
