@@ -18,6 +18,7 @@ from ssmreduce._boundary import (
     run_native,
 )
 from ssmreduce._namespace import Array, HostArray, is_host_double
+from ssmreduce._threads import threads_for
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
@@ -182,10 +183,11 @@ def _is_single_dense(system: object) -> TypeGuard[StateSpace]:
 
 def _truncate_single(system: StateSpace, rule: OrderRule, horizon: int | None) -> Reduction:
     """Cut one dense system; what batches and devices need would be a seventh of the time at 20 states."""
-    balanced = BalancedDense(system, horizon)
-    if balanced.factors is not None:
-        warn_if_badly_scaled(system, balanced.factors)
-    return balanced.truncate(rule)
+    with threads_for(system.order):
+        balanced = BalancedDense(system, horizon)
+        if balanced.factors is not None:
+            warn_if_badly_scaled(system, balanced.factors)
+        return balanced.truncate(rule)
 
 
 class Balancing:

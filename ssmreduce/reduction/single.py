@@ -16,6 +16,7 @@ import scipy.linalg
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._threads import threads_for
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.emphasis import Emphasis
@@ -153,7 +154,8 @@ class BalancedSystem(Reducible):
         those of X (Varga, CDC 1991).
         """
         if order > self._widest[0].shape[1] and self.factors is not None:
-            self._widest = self.factors.projections(order)
+            with threads_for(self.factors.hsv.size):
+                self._widest = self.factors.projections(order)
         W, T = self._widest[0][:, :order], self._widest[1][:, :order]
         if balancing_free:
             T, _ = scipy.linalg.qr(T, mode="economic", check_finite=False)
