@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import mpmath as mp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
 from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
 from samples import EPS, adjoint
 
@@ -217,6 +219,45 @@ def test_pair_that_is_nearly_a_real_pole(
         np.testing.assert_allclose(U @ adjoint(U), X, rtol=1e3 * EPS, atol=1e2 * EPS)
         identity = S @ adjoint(S) - np.eye(2) if discrete else S + adjoint(S)
         np.testing.assert_allclose(identity + M @ adjoint(M), 0.0, atol=1e2 * EPS)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-16])
+@pytest.mark.parametrize("noise", [0.0, 1e-17, -2.7e-17])
+@pytest.mark.parametrize("modulus", [0.1, 0.5, 0.95])
+def test_pair_of_period_four(
+    rng: np.random.Generator, implementation: str, modulus: float, noise: float, size: float
+) -> None:
+    """Poles ±ir, where inputs reach one state alone: the first row of M is rounding, and has no phase."""
+    T = np.zeros((4, 4))
+    T[:2, 2:] = 0.1 * rng.standard_normal((2, 2))
+    T[0, 0], T[1, 1] = 0.3, -0.2
+    T[2:, 2:] = [[noise, -modulus], [modulus, noise]]
+    for row in ([0.0, 1.0], [1.0, 0.0], [1e-16, 0.8], [0.8, 1e-16]):
+        for m in (1, 2):
+            B = np.repeat(np.array([[1.0], [0.5], [0.0], [0.0]]), m, axis=1)
+            B[2:] = size * np.array(row)[:, None]
+            check(T, B, discrete=True)
+
+
+def test_pair_whose_first_row_of_m_vanishes(
+    rng: np.random.Generator, implementation: str, discrete: bool
+) -> None:
+    """The same for any pair, at the input that bisection finds."""
+    pole = 0.7 * np.exp(0.6j) if discrete else -0.3 + 2.0j
+    T = np.array([[pole.real, -3.0 * pole.imag], [pole.imag / 3.0, pole.real]])
+
+    def inputs(angle: float) -> Any:
+        return np.array([[np.cos(angle)], [np.sin(angle)]])
+
+    def first(angle: float) -> float:
+        return float(block_factor(T, inputs(angle), discrete=discrete)[2][0, 0])
+
+    angles = np.linspace(0.0, np.pi, 30)
+    (crossing,) = np.flatnonzero([first(a) * first(b) < 0.0 for a, b in pairwise(angles)])
+    root = scipy.optimize.brentq(first, angles[crossing], angles[crossing + 1], xtol=EPS)
+    for angle in root + 4 * EPS * np.arange(-20, 21):
+        assert abs(first(angle)) < 1e3 * EPS
+        check(T, inputs(angle), discrete=discrete)
 
 
 @pytest.mark.parametrize("pole", [0.0, 1e-200])

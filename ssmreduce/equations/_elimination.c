@@ -212,9 +212,12 @@ static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, dou
         return 1;
     }
     cplx V[2][2] = {{low2 / bottom, conj(low1) / bottom}, {-low1 / bottom, conj(low2) / bottom}};
-    cplx square = 0.0;
+    /* V[:, 0] follows the phase of the first row of [S, M]; either part of it may be rounding alone. */
+    const cplx across = conj(V[0][0]) * (pole * V[0][1] - phase * inner * V[1][1]) + conj(V[1][0] * pole) * V[1][1];
+    cplx square = across / (discrete ? 1.0 : modulus);
+    square *= square;
     for (Index j = 0; j < m; j++) {
-        const cplx entry = conj(V[0][0]) * m1[j] + conj(V[1][0]) * m2[j];
+        const cplx entry = (conj(V[0][0]) * m1[j] + conj(V[1][0]) * m2[j]) / rate;
         square += entry * entry;
     }
     if (square != 0.0) {

@@ -105,7 +105,7 @@ def _state_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
 
 def _normalised(pole: complex, row: HostArray, *, discrete: bool) -> tuple[float, HostArray]:
     """The factor u of one state, and its row m = b/u."""
-    decay = (1.0 - abs(pole)) * (1.0 + abs(pole)) if discrete else -2.0 * pole.real
+    decay = _decay(pole, discrete=discrete)
     if not decay > 0.0:
         raise _singular(discrete=discrete)
     largest = float(np.abs(row).max(initial=0.0))
@@ -114,6 +114,11 @@ def _normalised(pole: complex, row: HostArray, *, discrete: bool) -> tuple[float
     row = row / largest
     norm, rate = math.sqrt(float(np.vdot(row, row).real)), math.sqrt(decay)
     return largest * norm / rate, row * (rate / norm)
+
+
+def _decay(pole: complex, *, discrete: bool) -> float:
+    """The inverse of u² of one state over |b|²."""
+    return (1.0 - abs(pole)) * (1.0 + abs(pole)) if discrete else -2.0 * pole.real
 
 
 def _singular(*, discrete: bool) -> NoConvergenceError:
@@ -158,15 +163,18 @@ def _pair_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
         return np.zeros((2, 2)), np.eye(2) if discrete else np.zeros((2, 2)), np.zeros_like(B)
     x, y = factor[1]
     V = np.array([[y, x.conjugate()], [-x, y.conjugate()]]) / bottom
-    # det q = 1 and det V = 1, so that the corner is known without a difference. For a pair that is
-    # nearly one real pole m1 comes from one, and its phase with few digits: V follows that phase.
+    # det q = 1 and det V = 1, so that the corner is known without a difference.
     corner = u1 * u2 / bottom
-    row = V[:, 0].conj() @ np.stack([m1, m2])
-    square = complex(row @ row)
+    S, M = np.array([[pole, s12], [0.0, mirrored]]), np.stack([m1, m2])
+    # For a pair that is nearly one real pole m1 comes from one, and its phase with few digits: V follows
+    # that phase, which the first row of [S, M] has. Either part of this row may be rounding alone.
+    first = V[:, 0].conj()
+    row = first @ M / math.sqrt(_decay(pole, discrete=discrete))
+    across = complex(first @ S @ V[:, 1]) / (1.0 if discrete else abs(pole))
+    square = complex(row @ row) + across**2
     if square:
         V[:, 0] = V[:, 0] * cmath.sqrt(square / abs(square))
-    S = adjoint(V) @ np.array([[pole, s12], [0.0, mirrored]]) @ V
-    M = adjoint(V) @ np.stack([m1, m2])
+    S, M = adjoint(V) @ S @ V, adjoint(V) @ M
     U = np.array([[corner, (factor[0] @ V[:, 1]).real], [0.0, bottom]])
     return scale * U, S.real, M.real @ adjoint(N)
 
