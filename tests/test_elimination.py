@@ -260,6 +260,32 @@ def test_pair_whose_first_row_of_m_vanishes(
         check(T, inputs(angle), discrete=discrete)
 
 
+@pytest.mark.parametrize("frequency", [1e-17, 2e-16, 1e-13, 1e-10, 1e-5])
+@pytest.mark.parametrize("pole", [-1.2, -0.01, 0.5, -0.5, 0.999999])
+def test_pair_that_is_nearly_one_repeated_pole(
+    rng: np.random.Generator, implementation: str, pole: float, frequency: float
+) -> None:
+    """As rounding makes of a repeated real pole: both states alike, each input reaches one direction."""
+    discrete = pole > -0.8 and pole != -0.01
+    T = np.array(
+        [[-0.3, 0.0, 0.4, -0.2], [0.0, 0.2 if discrete else -0.2, 0.1, 0.3], [0.0] * 4, [0.0] * 4]
+    )
+    for spread in (1.0, 3.0, 0.2):
+        T[2:, 2:] = [[pole, -frequency * spread], [frequency / spread, pole]]
+        for small in (0.0, 1e-17, 1e-15, 1e-9, 1.0):
+            for m in (1, 2, 3):
+                B = rng.standard_normal((4, m))
+                one, other = rng.standard_normal(2), rng.standard_normal(m)
+                for pair in (
+                    np.outer(one, other) + small * B[2:],
+                    np.outer(one, np.eye(m)[0]) + small * B[2:],
+                    B[2:] * np.array([[1.0], [small]]),
+                    B[2:] * np.array([[small], [1.0]]),
+                ):
+                    B[2:] = pair
+                    check(T, B, discrete=discrete)
+
+
 @pytest.mark.parametrize("pole", [0.0, 1e-200])
 def test_poles_at_zero(rng: np.random.Generator, implementation: str, pole: float) -> None:
     """Of a finite impulse response: S has no phase to follow."""

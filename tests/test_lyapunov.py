@@ -160,6 +160,15 @@ def test_solutions(
         assert np.linalg.norm(X - exact) <= allowed
 
 
+def check_factor(Z: Any, A: Any, B: Any, time: str) -> None:
+    """Check the residual of Z Zᴴ, and its error."""
+    n, X, Q = len(A), Z @ adjoint(Z), B @ adjoint(B)
+    assert relative_residual(A, X, Q, time=TIMES[time]) <= C_RESIDUAL * (n + 10) * EPS
+    exact = oracle(A, Q, time)
+    allowed = C_ERROR * (n + 10) * EPS * condition(A, time) * np.linalg.norm(exact)
+    assert np.linalg.norm(X - exact) <= allowed
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("time", TIMES)
@@ -178,12 +187,7 @@ def test_factors(
         assert Z.dtype == (np.complex128 if dtype.startswith("complex") else np.float64)
         assert Z.shape[1] <= n
         assert result.status == "success"
-        Q = B.astype(Z.dtype) @ adjoint(B.astype(Z.dtype))
-        residual = relative_residual(A.astype(Z.dtype), Z @ adjoint(Z), Q, time=TIMES[time])
-        assert residual <= C_RESIDUAL * (n + 10) * EPS
-        exact = oracle(A.astype(Z.dtype), Q, time)
-        allowed = C_ERROR * (n + 10) * EPS * condition(A, time) * np.linalg.norm(exact)
-        assert np.linalg.norm(Z @ adjoint(Z) - exact) <= allowed
+        check_factor(Z, A.astype(Z.dtype), B.astype(Z.dtype), time)
 
 
 # --- Blocks: orders around and across the block size
@@ -696,6 +700,47 @@ def test_pairs_of_uneven_states() -> None:
     M = np.linalg.solve(U, B)
     S = np.linalg.solve(U, A @ U)
     np.testing.assert_allclose(S + adjoint(S), -M @ adjoint(M), atol=1e3 * EPS)
+
+
+def rotations(rng: np.random.Generator, n: int) -> list[Any]:
+    """Three bases: the given one, its reverse, and a random orthogonal one."""
+    return [np.eye(n), np.eye(n)[::-1], np.linalg.qr(rng.standard_normal((n, n)))[0]]
+
+
+@pytest.mark.parametrize("solver", GENERAL_FACTOR_SOLVERS, ids=name_of)
+@pytest.mark.parametrize("pair", [[[0.0, 1.0], [-0.36, 0.0]], [[0.0, -0.6], [0.6, 0.0]]])
+def test_oscillators_of_period_four(
+    rng: np.random.Generator, solver: LyapunovSolver, pair: list[list[float]]
+) -> None:
+    # z² + 0.36: what its input reaches of the pair has no part in one of its states.
+    skip_unsupported(solver, "discrete")
+    A = np.array([[0.3, 0.3, 0.7], [0.0, *pair[0]], [0.0, *pair[1]]])
+    B = np.array([[0.0], [0.0], [1.0]])
+    for turn in rotations(rng, 3):
+        A, B = turn @ A @ turn.T, turn @ B
+        check_factor(
+            solve_lyapunov_factor(A, B, time=Discrete(), solver=solver).value, A, B, "discrete"
+        )
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("solver", GENERAL_FACTOR_SOLVERS, ids=name_of)
+def test_repeated_poles_of_any_basis(
+    rng: np.random.Generator, solver: LyapunovSolver, time: str
+) -> None:
+    # In rounded arithmetic they become pairs with a frequency of eps; inputs reach one direction of each.
+    skip_unsupported(solver, time)
+    poles = (
+        np.array([0.5, 0.5, -0.4, -0.4, -0.4]) if time == "discrete" else -np.array([2, 2, 1, 1, 1])
+    )
+    for _ in range(100):
+        turn = rotations(rng, 5)[2]
+        coupled = np.triu(rng.standard_normal((5, 5)), 1) * (poles[:, None] != poles)
+        A = turn @ (np.diag(poles) + coupled) @ turn.T
+        B = np.zeros((5, 3))
+        B[:2, 0], B[2:, 1] = rng.integers(-2, 3, 2), rng.integers(-2, 3, 3)
+        B = turn @ B
+        check_factor(solve_lyapunov_factor(A, B, time=TIMES[time], solver=solver).value, A, B, time)
 
 
 def test_states_out_of_reach_by_rounding() -> None:

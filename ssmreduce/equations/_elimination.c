@@ -77,11 +77,12 @@ static void add_complex(Index n, cplx factor, const cplx *restrict x, cplx *rest
     }
 }
 
-/* u^2 over |b|^2 of one state is the inverse square of this: -2 Re pole, or 1 - |pole|^2. */
+/* u^2 over |b|^2 of one state is the inverse square of this: -2 Re pole, or 1 - |pole|^2, which is rounded as
+   1 - pole^2 where the pole is nearly real. */
 static double decay(cplx pole, int discrete)
 {
-    const double size = cabs(pole);
-    return sqrt(discrete ? (1.0 - size) * (1.0 + size) : -2.0 * creal(pole));
+    const double re = fabs(creal(pole)), im = fabs(cimag(pole)), large = fmax(re, im), small = fmin(re, im);
+    return sqrt(discrete ? (1.0 - large) * (1.0 + large) - small * small : -2.0 * creal(pole));
 }
 
 /* The factor u = |b| / rate of one state; its row b becomes m = b / u. */
@@ -148,6 +149,91 @@ static int solve_small(int k, const cplx K[4], cplx y[2])
     return 1;
 }
 
+/* u, s and the rows m of a pair from complex ones, as `_turned_real` does it: factor V, V^H S V and V^H m. V turns
+   the larger row of the factor into [0, size]. The first row of [s, m], which rounding may have left nothing
+   but its norm, takes the phase in which it is nearly real, and keeps its norm. Then a rotation makes u triangular. */
+static void turn_real(const cplx factor[2][2], double u1, double u2, const cplx S[2][2], double rate, int discrete,
+                      Index m, cplx *row, double u[4], double s[4])
+{
+    double sizes[2];
+    for (int i = 0; i < 2; i++) sizes[i] = hypot(cabs(factor[i][0]), cabs(factor[i][1]));
+    const int larger = sizes[1] >= sizes[0];
+    const double size = sizes[larger];
+    if (size == 0.0) { /* by underflow alone: both poles are reached through both states */
+        memset(row, 0, 2 * m * sizeof(cplx));
+        return;
+    }
+    const cplx v1 = conj(factor[larger][0]) / size, v2 = conj(factor[larger][1]) / size;
+    const cplx V[2][2] = {{conj(v2), v1}, {-conj(v1), v2}};
+    cplx turned[2][2], *m1 = row, *m2 = row + m;
+    for (int j = 0; j < 2; j++) {
+        const cplx one = S[0][0] * V[0][j] + S[0][1] * V[1][j], two = S[1][1] * V[1][j];
+        for (int i = 0; i < 2; i++) turned[i][j] = conj(V[0][i]) * one + conj(V[1][i]) * two;
+    }
+    /* Either part of the first row may be rounding alone; both are taken relative to what they can be. */
+    cplx square = turned[0][1] / (discrete ? 1.0 : cabs(S[0][0]));
+    double length = 0.0, kept = 0.0, inner = 0.0;
+    square *= square;
+    for (Index j = 0; j < m; j++) {
+        const cplx one = conj(V[0][0]) * m1[j] + conj(V[1][0]) * m2[j];
+        m2[j] = creal(conj(V[0][1]) * m1[j] + conj(V[1][1]) * m2[j]);
+        m1[j] = one / rate;
+        square += m1[j] * m1[j];
+        length += creal(m1[j]) * creal(m1[j]) + cimag(m1[j]) * cimag(m1[j]);
+    }
+    const cplx phase = square != 0.0 ? csqrt(square / cabs(square)) : 1.0;
+    for (Index j = 0; j < m; j++) {
+        m1[j] = creal(m1[j] * conj(phase));
+        kept += creal(m1[j]) * creal(m1[j]);
+    }
+    s[0] = creal(turned[0][0]);
+    s[1] = creal(turned[0][1] * conj(phase));
+    s[2] = creal(turned[1][0] * phase);
+    s[3] = creal(turned[1][1]);
+    double factor_of_row = kept != 0.0 ? sqrt(length / kept) : 1.0;
+    if (u1 == 0.0) { /* out of reach: free, as for one state */
+        s[0] = discrete;
+        s[1] = factor_of_row = 0.0;
+    } else if (discrete) {
+        factor_of_row = 1.0 / hypot(hypot(s[0], s[1]), rate * sqrt(kept));
+        s[0] *= factor_of_row;
+        s[1] *= factor_of_row;
+    }
+    for (Index j = 0; j < m; j++) {
+        m1[j] *= rate * factor_of_row;
+        inner += creal(m1[j]) * creal(m2[j]);
+    }
+    if (!discrete) s[1] = -s[2] - inner;
+
+    /* det V = 1, and the determinant of the factor is u1 u2: the corner is known without a difference. */
+    const double corner = u1 * (u2 / size), beside = creal(factor[1 - larger][0] * v1 + factor[1 - larger][1] * v2);
+    u[1] = larger ? beside : size;
+    u[3] = larger ? size : hypot(corner, beside);
+    if (larger || u[3] == 0.0) {
+        u[0] = larger ? corner : 0.0;
+        return;
+    }
+    /* u is [0, size; -corner, beside] so far. */
+    const double cosine = beside / u[3], sine = corner / u[3];
+    u[0] = size * sine;
+    u[1] = size * cosine;
+    for (int i = 0; i < 2; i++) {
+        const double one = s[2 * i], two = s[2 * i + 1];
+        s[2 * i] = cosine * one + sine * two;
+        s[2 * i + 1] = cosine * two - sine * one;
+    }
+    for (int j = 0; j < 2; j++) {
+        const double one = s[j], two = s[2 + j];
+        s[j] = cosine * one + sine * two;
+        s[2 + j] = cosine * two - sine * one;
+    }
+    for (Index j = 0; j < m; j++) {
+        const cplx one = m1[j], two = m2[j];
+        m1[j] = cosine * one + sine * two;
+        m2[j] = cosine * two - sine * one;
+    }
+}
+
 /* u, s (2 x 2, by rows) and the rows m of a conjugate pair: two complex states in the Schur form of the pair,
    turned real by a rotation, as `_pair_factor` does it. `row` holds 2 m numbers. 0 where unstable. */
 static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, double u[4], double s[4])
@@ -177,8 +263,9 @@ static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, dou
     const double size = hypot(cabs(x), cabs(y));
     x /= size;
     y /= size;
-    /* q = [x, -conj(y); y, conj(x)] and the entry of q^H T q above its diagonal */
-    const cplx above = a * -conj(y) + b * conj(x), below = c * -conj(y) + d * conj(x);
+    /* q = [x, -conj(y); y, conj(x)] and the entry of q^H T q above its diagonal; what the poles have in common
+       couples nothing, and its rounding need not. */
+    const cplx above = half * -conj(y) + b * conj(x), below = c * -conj(y) - half * conj(x);
     const cplx coupling = conj(x) * above + conj(y) * below;
     cplx *m1 = row, *m2 = row + m;
     for (Index j = 0; j < m; j++) {
@@ -193,7 +280,7 @@ static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, dou
     cplx u12, inner = 0.0, moved;
     for (Index j = 0; j < m; j++) inner += m1[j] * conj(m2[j]);
     if (discrete) {
-        u12 = (coupling * u2 * pole + inner) / (1.0 - pole * pole);
+        u12 = (coupling * u2 * pole + inner) / ((1.0 - pole) * (1.0 + pole));
         moved = conj(phase) * (pole * u12 + coupling * u2) + inner / (1.0 + modulus);
     } else {
         u12 = moved = -(coupling * u2 + inner) / (2.0 * pole);
@@ -204,42 +291,10 @@ static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, dou
     for (Index j = 0; j < m; j++) inner += m1[j] * conj(m2[j]);
     for (Index j = 0; j < m && discrete; j++) m1[j] -= inner / (1.0 + modulus) * m2[j];
 
-    const cplx top1 = x * u1, top2 = x * u12 - conj(y) * u2;
-    const cplx low1 = y * u1, low2 = y * u12 + conj(x) * u2;
-    const double bottom = hypot(cabs(low1), cabs(low2));
-    if (bottom == 0.0) { /* by underflow alone: both poles are reached through both states */
-        memset(row, 0, 2 * m * sizeof(cplx));
-        return 1;
-    }
-    cplx V[2][2] = {{low2 / bottom, conj(low1) / bottom}, {-low1 / bottom, conj(low2) / bottom}};
-    /* V[:, 0] follows the phase of the first row of [S, M]; either part of it may be rounding alone. */
-    const cplx across = conj(V[0][0]) * (pole * V[0][1] - phase * inner * V[1][1]) + conj(V[1][0] * pole) * V[1][1];
-    cplx square = across / (discrete ? 1.0 : modulus);
-    square *= square;
-    for (Index j = 0; j < m; j++) {
-        const cplx entry = (conj(V[0][0]) * m1[j] + conj(V[1][0]) * m2[j]) / rate;
-        square += entry * entry;
-    }
-    if (square != 0.0) {
-        const cplx turn = csqrt(square / cabs(square));
-        V[0][0] *= turn;
-        V[1][0] *= turn;
-    }
-    /* S = V^H [pole, -phase inner; 0, conj(pole)] V */
-    for (int j = 0; j < 2; j++) {
-        const cplx first_row = pole * V[0][j] - phase * inner * V[1][j], second_row = conj(pole) * V[1][j];
-        for (int i = 0; i < 2; i++) {
-            s[2 * i + j] = creal(conj(V[0][i]) * first_row + conj(V[1][i]) * second_row);
-        }
-    }
-    for (Index j = 0; j < m; j++) {
-        const cplx r1 = m1[j], r2 = m2[j];
-        m1[j] = creal(conj(V[0][0]) * r1 + conj(V[1][0]) * r2);
-        m2[j] = creal(conj(V[0][1]) * r1 + conj(V[1][1]) * r2);
-    }
-    u[0] = scale * (u1 * u2 / bottom);
-    u[1] = scale * creal(top1 * V[0][1] + top2 * V[1][1]);
-    u[3] = scale * bottom;
+    const cplx factor[2][2] = {{x * u1, x * u12 - conj(y) * u2}, {y * u1, y * u12 + conj(x) * u2}};
+    const cplx S[2][2] = {{pole, -phase * inner}, {0.0, conj(pole)}};
+    turn_real(factor, u1, u2, S, rate, discrete, m, row, u, s);
+    for (int i = 0; i < 4; i++) u[i] *= scale;
     return 1;
 }
 

@@ -117,8 +117,11 @@ def _normalised(pole: complex, row: HostArray, *, discrete: bool) -> tuple[float
 
 
 def _decay(pole: complex, *, discrete: bool) -> float:
-    """The inverse of u² of one state over |b|²."""
-    return (1.0 - abs(pole)) * (1.0 + abs(pole)) if discrete else -2.0 * pole.real
+    """|b|²/u² of one state: -2 Re λ, or 1 - |λ|², which is rounded as 1 - λ² where λ is nearly real."""
+    if not discrete:
+        return -2.0 * pole.real
+    small, large = sorted((abs(pole.real), abs(pole.imag)))
+    return (1.0 - large) * (1.0 + large) - small * small
 
 
 def _singular(*, discrete: bool) -> NoConvergenceError:
@@ -142,7 +145,7 @@ def _pair_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
     b = adjoint(q) @ L
     u2, m2 = _normalised(mirrored, b[1], discrete=discrete)
     if discrete:
-        u12 = (coupling * u2 * pole + b[0] @ m2.conj()) / (1.0 - pole * pole)
+        u12 = (coupling * u2 * pole + b[0] @ m2.conj()) / ((1.0 - pole) * (1.0 + pole))
         phase = mirrored / abs(mirrored) if pole else 1.0
         driven = pole * u12 + coupling * u2
         rest = b[0] - (phase.conjugate() * driven + (b[0] @ m2.conj()) / (1.0 + abs(pole))) * m2
@@ -157,26 +160,57 @@ def _pair_factor(T: HostArray, B: HostArray, *, discrete: bool) -> Small:
     else:
         s12 = -inner
     factor = q @ np.array([[u1, u12], [0.0, u2]])
-    bottom = float(np.linalg.norm(factor[1]))
-    if bottom == 0.0:
-        # Only by underflow: both poles are reached through both states.
-        return np.zeros((2, 2)), np.eye(2) if discrete else np.zeros((2, 2)), np.zeros_like(B)
-    x, y = factor[1]
-    V = np.array([[y, x.conjugate()], [-x, y.conjugate()]]) / bottom
-    # det q = 1 and det V = 1, so that the corner is known without a difference.
-    corner = u1 * u2 / bottom
     S, M = np.array([[pole, s12], [0.0, mirrored]]), np.stack([m1, m2])
-    # For a pair that is nearly one real pole m1 comes from one, and its phase with few digits: V follows
-    # that phase, which the first row of [S, M] has. Either part of this row may be rounding alone.
-    first = V[:, 0].conj()
-    row = first @ M / math.sqrt(_decay(pole, discrete=discrete))
-    across = complex(first @ S @ V[:, 1]) / (1.0 if discrete else abs(pole))
-    square = complex(row @ row) + across**2
-    if square:
-        V[:, 0] = V[:, 0] * cmath.sqrt(square / abs(square))
+    U, S, M = _turned_real(factor, u1, u2, S, M, discrete=discrete)
+    return scale * U, S, M @ adjoint(N)
+
+
+def _turned_real(
+    factor: HostArray, u1: float, u2: float, S: HostArray, M: HostArray, *, discrete: bool
+) -> Small:
+    """Real U, S and M of a pair from complex ones: `factor` V, Vᴴ S V and Vᴴ M with a unitary V.
+
+    V turns the larger row of `factor` into [0, size], and a rotation makes U upper triangular at the end.
+    Until then only the first column of U may be small: where the pair is nearly one real pole, or inputs
+    reach one direction alone. Rounding may then leave nothing of the first row of [S, M] but its norm; so it
+    keeps that, and takes the phase in which it is nearly real.
+    """
+    sizes = np.linalg.norm(factor, axis=1)
+    larger = int(sizes[1] >= sizes[0])
+    size = float(sizes[larger])
+    if size == 0.0:
+        # Only by underflow: both poles are reached through both states.
+        return np.zeros((2, 2)), np.eye(2) if discrete else np.zeros((2, 2)), np.zeros(M.shape)
+    unit = 1.0 if discrete else abs(S[0, 0])
+    rate = math.sqrt(_decay(complex(S[0, 0]), discrete=discrete))
+    (x, y), other = factor[larger], factor[1 - larger]
+    V = np.array([[y, x.conjugate()], [-x, y.conjugate()]]) / size
     S, M = adjoint(V) @ S @ V, adjoint(V) @ M
-    U = np.array([[corner, (factor[0] @ V[:, 1]).real], [0.0, bottom]])
-    return scale * U, S.real, M.real @ adjoint(N)
+    # Either part of the first row may be rounding alone; both are taken relative to what they can be.
+    square = complex((M[0] / rate) @ (M[0] / rate) + (S[0, 1] / unit) ** 2)
+    phase = cmath.sqrt(square / abs(square)) if square else 1.0
+    S = np.array([[S[0, 0], S[0, 1] / phase], [S[1, 0] * phase, S[1, 1]]]).real
+    length = float(np.linalg.norm(M[0]))
+    M = np.stack([M[0] / phase, M[1]]).real
+    if u1 == 0.0:  # out of reach: free, as for one state
+        S[0], M[0] = [float(discrete), 0.0], 0.0
+    elif discrete:
+        norm = math.hypot(S[0, 0], S[0, 1], float(np.linalg.norm(M[0])))
+        S[0] /= norm
+        M[0] /= norm
+    else:
+        M[0] *= length / (float(np.linalg.norm(M[0])) or 1.0)
+        S[0, 1] = -S[1, 0] - M[0] @ M[1]
+    # det V = 1, and the determinant of `factor` is u1 u2: the corner is known without a difference.
+    corner, beside = u1 * (u2 / size), float((other @ V[:, 1]).real)
+    if larger:
+        return np.array([[corner, beside], [0.0, size]]), S, M
+    bottom = math.hypot(corner, beside)  # U is [0, size; -corner, beside] so far
+    if bottom == 0.0:
+        return np.array([[0.0, size], [0.0, 0.0]]), S, M
+    turn = np.array([[beside, -corner], [corner, beside]]) / bottom
+    U = np.array([[size * -turn[0, 1], size * turn[0, 0]], [0.0, bottom]])
+    return U, adjoint(turn) @ S @ turn, adjoint(turn) @ M
 
 
 def _pair_schur(T: HostArray) -> tuple[complex, HostArray, complex]:
@@ -190,7 +224,9 @@ def _pair_schur(T: HostArray) -> tuple[complex, HostArray, complex]:
     size = math.hypot(abs(x), abs(y))
     x, y = x / size, y / size
     q = np.array([[x, -complex(y).conjugate()], [y, complex(x).conjugate()]])
-    return pole, q, complex((adjoint(q) @ T @ q)[0, 1])
+    # What the poles have in common couples nothing, and its rounding need not.
+    rest = np.array([[half, b], [c, -half]])
+    return pole, q, complex(q[:, 0].conj() @ rest @ q[:, 1])
 
 
 def _reflectors(S: HostArray, M: HostArray) -> tuple[HostArray, HostArray]:
