@@ -64,6 +64,11 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
         raise ShapeError(
             f"`{name}` is not an array ({error}); expected rows of equal length. Look at its nesting."
         ) from None
+    if array is not value and isinstance(value, np.ma.MaskedArray):
+        raise ShapeError(
+            f"`{name}` is a masked array; expected all of its entries. Fill in what is missing, for "
+            f"example {name}.filled(0.0)."
+        )
     if isinstance(array, np.ndarray):
         if array.dtype.kind in "biu":
             array = array.astype(np.float64)

@@ -39,10 +39,12 @@ State = tuple[Array, ...]
 
 
 def as_array(value: object) -> Array:
-    """Return `value` itself if it is an array of a known library, else ``numpy.asarray(value)``."""
-    if type(value) is np.ndarray or is_array(value):
-        return value
-    return np.asarray(value)
+    """Return `value` itself if it is an array of a known library, else ``numpy.asarray(value)``.
+
+    Subclasses of NumPy's arrays have operators of their own, and are arrays of no known library.
+    """
+    plain = type(value) is np.ndarray or (is_array(value) and not isinstance(value, np.ndarray))
+    return value if plain else np.asarray(value)
 
 
 def is_array(value: object) -> bool:

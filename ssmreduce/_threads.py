@@ -19,7 +19,7 @@ _GAINING = 150
 """Order from which a second thread makes dense routes faster, not slower."""
 
 _WAKING = 40
-"""Order below which LAPACK and OpenBLAS keep to one thread by themselves: to say so takes 25 µs."""
+"""Size of matrices below which LAPACK and OpenBLAS keep to one thread anyway: to say so takes 25 µs."""
 
 
 @cache
@@ -53,6 +53,10 @@ def one_blas_thread() -> Iterator[None]:
                 pool.clear_controlling_thread()
 
 
-def threads_for(order: int) -> AbstractContextManager[None]:
-    """One BLAS thread where a second one would be woken in vain, else as many as there are."""
-    return one_blas_thread() if _WAKING <= order < _GAINING else nullcontext()
+def threads_for(order: int, ports: int = 0) -> AbstractContextManager[None]:
+    """One BLAS thread where a second one would be woken in vain, else as many as there are.
+
+    `ports` is the larger one of the numbers of inputs and outputs, where matrices have as many columns.
+    """
+    wakes = order < _GAINING and max(order, ports) >= _WAKING
+    return one_blas_thread() if wakes else nullcontext()

@@ -250,7 +250,8 @@ def balance_factors(
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
     plain = emphasis is None  # weights bring states of their own
-    with threads_for(state_count(system)) if plain else nullcontext():
+    ports = max(system.inputs, system.outputs)
+    with threads_for(state_count(system), ports) if plain else nullcontext():
         return _balance_factors(system, horizon, emphasis)
 
 

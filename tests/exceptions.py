@@ -83,6 +83,7 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
             test_array_api_strict_dense_batch_and_logarithms
             test_decisions_on_traced_values_are_refused
             test_jax_arrays
+            test_subclasses_of_arrays
             test_traced_values_are_checked_by_shape_alone""",
     },
     "it takes about a second or more": {

@@ -80,6 +80,21 @@ def test_too_small_a_budget_is_refused() -> None:
             TotalBudget(bad)
 
 
+def test_a_budget_leaves_nothing_of_a_system_without_states() -> None:
+    for shape in ((), (2,)):
+        system = StateSpace(
+            np.zeros((*shape, 0, 0)),
+            np.zeros((*shape, 0, 1)),
+            np.zeros((*shape, 1, 0)),
+            time=Discrete(),
+        )
+        for reduction in (
+            balanced_truncation(system, TotalBudget(3)),
+            balance(system).truncate(TotalBudget(3)),
+        ):
+            assert not np.any(reduction.order)
+
+
 def test_a_single_system_has_the_budget_to_itself() -> None:
     system = lru_system(np.random.default_rng(1), 12, 2)
     balancing = balance(system)

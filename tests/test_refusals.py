@@ -29,6 +29,7 @@ from ssmreduce import (
 )
 from ssmreduce.adapters.registry import layer_map_of
 from ssmreduce.models.checkpoint import accept_reduced
+from ssmreduce.models.orders import layer_orders
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +129,27 @@ def test_a_budget_of_multiples_is_used_up() -> None:
     net = nn.Sequential(*(LRU(3, 3, 40, rmin=0.5) for _ in range(4)))
     report = reduce_model(net, TotalBudget(70), multiple_of=4).report
     assert sum(part.new_order for part in report.values()) == 68
+
+
+@pytest.mark.parametrize(("states", "used"), [(50, 50), (57, 50), (58, 58), (26, 24)])
+def test_the_last_multiple_of_a_layer_may_be_incomplete(states: int, used: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(LRU(3, 3, size, rmin=0.5) for size in (9, 9, 40)))
+    report = reduce_model(net, TotalBudget(states), multiple_of=8).report
+    kept = [part.new_order for part in report.values()]
+    assert sum(kept) == used
+    assert {*kept[:2]} <= {8, 9}
+    assert kept[2] % 8 == 0
+
+
+def test_multiples_of_rounding_are_not_kept() -> None:
+    layers = {name: LRU(1, 1, 64, rmin=0.5, rmax=0.9) for name in "01"}
+    with torch.no_grad():
+        layers["0"].B[8:] *= 3e-13  # between the tolerances of eight values and of 64
+        layers["1"].B[8:] *= 1e-4
+    options: dict[str, Any] = {"horizon": None, "uniform": False, "multiple_of": 8}
+    shares = layer_orders(layers, TotalBudget(48), {"0": "0", "1": "1"}, **options)
+    assert shares == {"0": 8, "1": 32}
 
 
 def test_a_budget_for_all_states_cuts_nothing() -> None:

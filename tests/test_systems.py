@@ -105,6 +105,18 @@ def test_other_dtypes() -> None:
         )
 
 
+def test_subclasses_of_arrays() -> None:
+    """Their operators are their own: they are taken as plain arrays, and what is missing is refused."""
+    arrays = {"A": 0.5 * np.eye(2), "B": np.ones((2, 1)), "C": np.ones((1, 2))}
+    system = StateSpace(
+        **{name: x.view(np.recarray) for name, x in arrays.items()}, time=Discrete()
+    )
+    assert {type(x) for x in (system.A, system.B, system.C, system.D)} == {np.ndarray}
+    arrays["A"] = np.ma.MaskedArray(arrays["A"], mask=np.eye(2))
+    with pytest.raises(ShapeError, match=r"`A` is a masked array.*A\.filled"):
+        StateSpace(**arrays, time=Discrete())
+
+
 @pytest.mark.parametrize("time", [None, 0, 1.0, True, Discrete, "discrete"])
 def test_time_must_be_a_time_domain(time: Any) -> None:
     with pytest.raises(TimeDomainError, match="time") as caught:

@@ -435,6 +435,13 @@ def test_tied_layers_have_one_order() -> None:
     (average,) = reduce_model(model, 4, followers=[copy.deepcopy(model)]).followers
     assert str(average.report).splitlines()[-1].split()[:3] == ["total", "8", "4"]
     assert [part.layer for part in average.report.values()] == list(average.model)
+    apart, average = nn.Sequential(SSMKernelDiag(3, 16), SSMKernelDiag(3, 16)), twins()
+    before = fingerprint(apart), fingerprint(average)
+    with pytest.raises(
+        ShapeError, match="`0` and `1` of a model of `followers` share their weights"
+    ):
+        reduce_model(apart, 4, followers=[average])
+    assert (fingerprint(apart), fingerprint(average)) == before
     report = reduce_model(twins(), TotalBudget(5)).report
     assert [part.new_order for part in report.values()] == [5, 5]
     model = twins()

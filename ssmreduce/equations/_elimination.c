@@ -136,7 +136,7 @@ static int solve_small(int k, const cplx K[4], cplx y[2])
     }
     if (largest == 0.0) return 0;
     if (k == 1) {
-        y[0] = times(y[0], inverse(K[0]));
+        y[0] = cimag(K[0]) == 0.0 ? y[0] / creal(K[0]) : times(y[0], inverse(K[0]));
         return 1;
     }
     const int row = pivot / 2, column = pivot % 2;

@@ -111,7 +111,7 @@ def _alike(*arrays: HostArray) -> list[HostArray]:
     return [array if array.dtype == dtype else array.astype(dtype) for array in arrays]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Units:
     """Units in which the Schur form is accurate: of the states, all 1 where None, and of rates.
 

@@ -13,7 +13,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.registry import find_layers, is_reducible, layer_map_of, model_backend
-from ssmreduce.errors import SSMReduceError
+from ssmreduce.errors import ShapeError, SSMReduceError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.followers import check_followers, followed
 from ssmreduce.models.optimizer_state import Moments, reduced_moments
@@ -120,28 +120,36 @@ def _planned(
     results = decide(model)
     cut = _really_cut(results)
     new_moments = reduced_moments(backend, model, opt_state, cut, moments) if cut else {}
-    ways = [cut.get(at) for at, _ in layers]
-    plans = tuple(_followed_layers(backend, ways, own) for own in copies)
+    planned = [cut.get(at) for at, _ in layers]
+    plans = tuple(_followed_layers(backend, planned, own) for own in copies)
     return CutPlan(results, new_moments, plans)
 
 
 def _followed_layers(
-    backend: ModuleType, ways: Sequence[LayerReduction | None], layers: Sequence[tuple[Path, Any]]
+    backend: ModuleType,
+    planned: Sequence[LayerReduction | None],
+    layers: Sequence[tuple[Path, Any]],
 ) -> Results:
     """Plan for the layers of a follower what was planned for the model's, in the same order."""
-    going = {
-        backend.path_name(path): (path, layer, way)
-        for (path, layer), way in zip(layers, ways, strict=True)
-        if way is not None
+    to_cut = {
+        backend.path_name(path): (path, layer, result)
+        for (path, layer), result in zip(layers, planned, strict=True)
+        if result is not None
     }
-    firsts = first_of_same(backend, {name: layer for name, (_, layer, _) in going.items()})
-    planned: Results = {}
-    for name, (path, layer, way) in going.items():
-        first = going[firsts[name]][0]  # comes before, and has the same weights
-        planned[path] = (
-            followed(way, layer, name) if first == path else replace(planned[first], layer=layer)
-        )
-    return planned
+    firsts = first_of_same(backend, {name: layer for name, (_, layer, _) in to_cut.items()})
+    results: Results = {}
+    for name, (path, layer, result) in to_cut.items():
+        first_path, _, first = to_cut[firsts[name]]  # comes before, or is this one
+        if first_path == path:
+            results[path] = followed(result, layer, name)
+            continue
+        if result.weights is not first.weights:
+            raise ShapeError(
+                f"layers `{firsts[name]}` and `{name}` of a model of `followers` share their weights but "
+                "those of `model` do not; expected a copy of the model. Make it anew from the model as it is."
+            )
+        results[path] = replace(results[first_path], layer=layer)
+    return results
 
 
 def _chosen(

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.registry import layer_map_of, model_backend, read_system
 from ssmreduce.errors import OrderError
+from ssmreduce.hankel import rank_tolerance
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.reduction.order import OrderRule, TotalBudget, as_rule
 
@@ -109,14 +111,24 @@ def _shares(
         return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, multiple_of)
     if not free:
         return fixed
-    # In units of a multiple: when k of them are kept, the first value after k multiples is left out.
-    values = []
-    for name in free:
-        systems = balanced_layer(read_system(layers[name]), horizon).budget_values()
-        values.append(np.max(systems, axis=0)[::multiple_of])
-    units = replace(budget, states=(budget.states - sum(fixed.values())) // multiple_of)
-    counts = units.allocate(values)
-    return fixed | {name: multiple_of * count for name, count in zip(free, counts, strict=True)}
+    values = {name: _values_by_multiple(layers[name], horizon, multiple_of) for name in free}
+    shares = dict(fixed)
+    while len(shares) < len(layers):
+        names = [name for name in free if name not in shares]
+        units = replace(budget, states=(budget.states - sum(shares.values())) // multiple_of)
+        counts = units.allocate([values[name] for name in names])
+        wanted = {name: multiple_of * count for name, count in zip(names, counts, strict=True)}
+        # The last multiple of a layer may be incomplete; what it leaves goes to the others.
+        whole = {name: sizes[name] for name in names if wanted[name] >= sizes[name]}
+        shares |= whole or wanted
+    return shares
+
+
+def _values_by_multiple(layer: Any, horizon: int | None, multiple_of: int) -> HostArray:
+    """Entry k: the first Hankel singular value left out where k multiples are kept; 0 for rounding."""
+    systems = balanced_layer(read_system(layer), horizon).budget_values()
+    values: HostArray = np.max(systems, axis=0)
+    return np.where(values > rank_tolerance(values), values, 0.0)[::multiple_of]
 
 
 def _equal_shares(

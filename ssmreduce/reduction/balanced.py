@@ -183,7 +183,7 @@ def _is_single_dense(system: object) -> TypeGuard[StateSpace]:
 
 def _truncate_single(system: StateSpace, rule: OrderRule, horizon: int | None) -> Reduction:
     """Cut one dense system; what batches and devices need would be a seventh of the time at 20 states."""
-    with threads_for(system.order):
+    with threads_for(system.order, max(system.inputs, system.outputs)):
         balanced = BalancedDense(system, horizon)
         if balanced.factors is not None:
             warn_if_badly_scaled(system, balanced.factors)

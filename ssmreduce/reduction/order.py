@@ -261,7 +261,8 @@ def divided(rule: OrderRule, values: Sequence[HostArray], kept: Sequence[int]) -
     """One rule per system of a batch: `rule` itself, or the share of each in a total budget."""
     if not isinstance(rule, TotalBudget):
         return [rule] * len(values)
-    return [FixedOrder(order) for order in rule.allocate(values, kept=kept)]
+    # Nothing can be left of a system without states, whatever the rule.
+    return [FixedOrder(order) if order else rule for order in rule.allocate(values, kept=kept)]
 
 
 def _smallest_share(values: HostArray, share: float) -> int:

@@ -59,7 +59,8 @@ def orders(balancing: Balancing) -> list[int]:
     dense_kind = isinstance(balancing.system, StateSpace)
     highest = int(balancing.rank) if dense_kind else balancing.system.order
     answered = []
-    for order in range(1, highest + 1):
+    # From the highest on: the projections of all lower orders are then the leading columns of the same ones.
+    for order in range(highest, 0, -1):
         try:
             balancing.truncate(order)
         except UnstableSystemError:
@@ -67,7 +68,7 @@ def orders(balancing: Balancing) -> list[int]:
             assert_decided_by_rounding(balancing, order)
         else:
             answered.append(order)
-    return answered
+    return answered[::-1]
 
 
 def assert_decided_by_rounding(balancing: Balancing, order: int) -> None:

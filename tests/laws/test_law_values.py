@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from samples import Array, adjoint, complex_normal, well_conditioned
 from strategies import (
@@ -85,6 +85,7 @@ def test_similarity(system: StateSpace, seed: int, spread: float) -> None:
     T = well_conditioned(rng, system.order, is_complex=is_complex(system), spread=spread)
     inverse = np.linalg.inv(T)
     moved = with_matrices(system, inverse @ system.A @ T, inverse @ system.B, system.C @ T)
+    assume(moved.is_stable())  # single precision may carry a pole over the boundary
     error = hankel_singular_values(system) - hankel_singular_values(moved)
     assert_within(error, C * spread**2 * scale_of(system).rounding)
 
