@@ -19,8 +19,8 @@
    Above its diagonal blocks S is -M M^H (continuous); in discrete time S and M of the states together follow
    from those of each by the same reflectors.
 
-   `small_gramians` holds the same in Python, which explains the steps and runs where this was not
-   compiled. No entry of a Gramian is formed; squares are taken of scaled numbers alone.
+   `small_gramians` holds the same in Python, which runs where this was not compiled; but that a pair above a
+   block is solved for here as one complex state, from its left eigenvector. No entry of a Gramian is formed; squares are taken of scaled numbers alone.
 
    Reference: Hammarling, IMA J. Numer. Anal. 2 (1982). */
 
@@ -298,7 +298,8 @@ static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, dou
     return 1;
 }
 
-/* The leading `rows` = 1 or 2 states from `top` on as one complex state: z with (1, z) T = pole (1, z). */
+/* The leading `rows` = 1 or 2 states from `top` on as one complex state: z with (1, z) T = pole (1, z). Pairs are in
+   LAPACK's standard form, with equal diagonal entries and b c < 0, or nearly so. */
 static cplx left_vector(Real T, Index top, int rows, cplx *pole)
 {
     const double a = ENTRY(T, top, top);
