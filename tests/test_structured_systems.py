@@ -1,0 +1,137 @@
+"""Systems of exact structure: zeros, repeated poles and directions out of reach, in several bases.
+
+Random systems have none of it. In rounded arithmetic a zero becomes rounding, a repeated pole a pair of
+frequency eps, and what is out of reach is reached by rounding alone, in a direction that means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
+from samples import EPS
+
+from ssmreduce import (
+    Continuous,
+    Discrete,
+    StateSpace,
+    balance,
+    controllability_gramian,
+    hankel_singular_values,
+    observability_gramian,
+)
+from ssmreduce.equations import small_gramians, triangular
+
+C = 20.0
+"""c of c n eps times the condition of the equation."""
+
+RADIUS = 0.7
+
+
+def rotation(degrees: float) -> Any:
+    angle = np.deg2rad(degrees)
+    exact = {90.0: (0.0, 1.0), 180.0: (-1.0, 0.0)}
+    cosine, sine = exact.get(degrees, (np.cos(angle), np.sin(angle)))
+    return np.array([[cosine, sine], [-sine, cosine]])
+
+
+def shift(n: int, corner: float = 0.0) -> Any:
+    matrix = np.diag(np.ones(n - 1), -1)
+    matrix[0, -1] += corner
+    return matrix
+
+
+def cascade(*blocks: Any) -> Any:
+    """Each block drives the next one through its first state."""
+    matrix = scipy.linalg.block_diag(*blocks)
+    start = 0
+    for block in blocks[:-1]:
+        matrix[start, start + len(block)] = 0.5
+        start += len(block)
+    return matrix
+
+
+FORMS: dict[str, Callable[[], Any]] = {
+    "cyclic": lambda: shift(4, 1.0),
+    "cyclic of odd length": lambda: shift(5, 1.0),
+    "twisted cyclic": lambda: shift(4, -1.0),
+    "twisted cyclic of odd length": lambda: shift(5, -1.0),
+    "delay line": lambda: shift(4),
+    "quarter turns": lambda: np.kron(np.eye(2), rotation(90.0)),
+    "sixth turns": lambda: np.kron(np.eye(3), rotation(60.0)),
+    "turns and a pole": lambda: scipy.linalg.block_diag(1.0, rotation(90.0), rotation(45.0), -1.0),
+    "cascade of turns": lambda: cascade(0.5 * np.eye(1), rotation(90.0), rotation(120.0)),
+    "cascade after a turn": lambda: cascade(rotation(90.0), rotation(90.0), 0.5 * np.eye(1)),
+    "repeated poles": lambda: np.diag([1.0, 1.0, -1.0, -1.0, 0.0]),
+    "one pole": lambda: np.eye(4),
+    "hub": lambda: (
+        np.outer(np.eye(5)[0], [0.0, 1.0, 1.0, 1.0, 1.0]) + 0.5 * np.diag([1.0, -1, 1, -1, 1])
+    ),
+}
+"""State matrices of spectral radius up to 1, to be scaled or shifted."""
+
+
+def bases(n: int) -> Iterator[Any]:
+    """Orthogonal: the given one, in reverse, with a reflection, random."""
+    yield np.eye(n)
+    yield np.eye(n)[::-1]
+    v = np.arange(n) - 1.0
+    yield np.eye(n) - 2.0 * np.outer(v, v) / (v @ v)
+    yield np.linalg.qr(np.random.default_rng(n).standard_normal((n, n)))[0]
+
+
+def inputs(n: int) -> Iterator[Any]:
+    rng = np.random.default_rng(7)
+    yield np.eye(n)[:, [0]]
+    yield np.eye(n)[:, [n - 1]]
+    yield np.ones((n, 2))
+    yield np.eye(n)[:, [1, n - 1]]
+    for m in (1, 2, 3):
+        yield rng.choice([0.0, 0.0, 1.0, -1.0, 0.5], (n, m))
+
+
+@pytest.fixture(params=["compiled", "python"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "python":
+        monkeypatch.setattr(small_gramians, "eliminate", None)
+        monkeypatch.setattr(triangular, "stein", None)
+    elif small_gramians.eliminate is None:
+        pytest.skip("installed without a C compiler")
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.filterwarnings("ignore::ssmreduce.errors.ScalingWarning")
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("form", FORMS)
+def test_gramians_and_values(form: str, discrete: bool) -> None:
+    A = RADIUS * FORMS[form]() if discrete else FORMS[form]() - 1.2 * np.eye(len(FORMS[form]()))
+    n, solve = len(A), discrete_lyapunov if discrete else continuous_lyapunov
+    time = Discrete() if discrete else Continuous()
+    identity = np.eye(n)
+    operator = (
+        np.eye(n * n) - np.kron(A, A) if discrete else np.kron(A, identity) + np.kron(identity, A)
+    )
+    rounding = C * (n + 10) * EPS * np.linalg.cond(operator)
+    for turn in bases(n):
+        for given in inputs(n):
+            B, outputs = turn @ given, given[::-1].T @ turn.T
+            system = StateSpace(turn @ A @ turn.T, B, outputs, time=time)
+            exact_P = solve(system.A, B @ B.T)
+            exact_Q = solve(system.A.T, outputs.T @ outputs)
+            for found, exact in (
+                (controllability_gramian(system), exact_P),
+                (observability_gramian(system), exact_Q),
+            ):
+                assert np.linalg.norm(found - exact) <= rounding * np.linalg.norm(exact)
+            size = np.linalg.norm(exact_P) * np.linalg.norm(exact_Q)
+            values = hankel_singular_values(system)
+            assert abs(np.sum(values**2) - np.trace(exact_P @ exact_Q)) <= rounding * size
+            if (rank := int(balance(system).rank)) > 1:
+                cut = balance(system).truncate(rank)
+                assert (
+                    cut.verify() <= cut.error_bound + rounding * values[0] ** 2 / values[rank - 1]
+                )
