@@ -19,8 +19,9 @@
    Above its diagonal blocks S is -M M^H (continuous); in discrete time S and M of the states together follow
    from those of each by the same reflectors.
 
-   `small_gramians` holds the same in Python, which runs where this was not compiled; but that a pair above a
-   block is solved for here as one complex state, from its left eigenvector. No entry of a Gramian is formed; squares are taken of scaled numbers alone.
+   `small_gramians` holds the same in Python, which runs where this was not compiled; but here a pair above a
+   block is solved for as one complex state, by its left eigenvector. No entry of a Gramian is formed; squares
+   are taken of scaled numbers alone.
 
    Reference: Hammarling, IMA J. Numer. Anal. 2 (1982). */
 
