@@ -206,6 +206,8 @@ class BalancedFactors:
     M: HostArray
     V: HostArray
     pool: Pool
+    floor: float = 0.0
+    """What rounding may make of a product Yᴴ Z that vanishes."""
 
     def observed(self, B: HostArray) -> HostArray:
         """What the outputs see of each column: the factor of Q, transposed, times B."""
@@ -303,18 +305,22 @@ def _balance_factors(
     n = state_count(system)
     hsv = _pad(values, n)
     rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
-    if channel is None and rank and hsv[0] <= _RANK_CONSTANT * _product_rounding(factors):
+    floor = 0.0 if channel is not None else _RANK_CONSTANT * _product_rounding(factors)
+    if rank and hsv[0] <= floor:
         rank = 0
-    return BalancedFactors(hsv, rank, factors, M, V, pool)
+    return BalancedFactors(hsv, rank, factors, M, V, pool, floor)
 
 
 def _product_rounding(factors: DenseFactors) -> float:
     """What rounding alone makes of a product Yᴴ Z that vanishes.
 
-    Rows of factors in the states of the system are right to eps each; in a basis to eps of the whole.
+    Rows of factors in the states of the system, or of some order of them, are right to eps each; in a basis
+    that mixes states to n eps of the whole.
     """
-    if factors.right_basis is not None:
-        return _EPS * frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
+    basis = factors.right_basis
+    if basis is not None and np.count_nonzero(basis) > basis.shape[0]:
+        of_all: float = frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
+        return float(basis.shape[0]) * _EPS * of_all
     rows = np.linalg.norm(factors.Y, axis=1) * np.linalg.norm(factors.Z, axis=1)
     return _EPS * float(rows.sum())
 

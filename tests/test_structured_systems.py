@@ -18,10 +18,18 @@ from samples import EPS
 from ssmreduce import (
     Continuous,
     Discrete,
+    ErrorBound,
+    NoConvergenceError,
+    OrderError,
     StateSpace,
+    UnreachableToleranceError,
+    UnstableSystemError,
     balance,
     controllability_gramian,
+    h2_norm,
+    h2_optimal,
     hankel_singular_values,
+    modal_truncation,
     observability_gramian,
 )
 from ssmreduce.equations import small_gramians, triangular
@@ -135,3 +143,82 @@ def test_gramians_and_values(form: str, discrete: bool) -> None:
                 assert (
                     cut.verify() <= cut.error_bound + rounding * values[0] ** 2 / values[rank - 1]
                 )
+
+
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("form", FORMS)
+def test_modal_truncation(form: str, discrete: bool) -> None:
+    """Also of poles that are equal or defective: an error below the bound, or a refusal that says why."""
+    block = RADIUS * FORMS[form]() if discrete else FORMS[form]() - 1.2 * np.eye(len(FORMS[form]()))
+    A = scipy.linalg.block_diag(block, block, 0.5 if discrete else -0.5)
+    n = len(A)
+    for turn in bases(n):
+        for given in inputs(n):
+            system = StateSpace(
+                turn @ A @ turn.T,
+                turn @ given,
+                given[::-1].T @ turn.T,
+                time=Discrete() if discrete else Continuous(),
+            )
+            size = np.linalg.norm(system.B) * np.linalg.norm(system.C)
+            for order in range(1, n):
+                try:
+                    cut = modal_truncation(system, order)
+                except (OrderError, NoConvergenceError):  # a pair, or one pole in both groups
+                    continue
+                bound = float(np.asarray(cut.error_bound))
+                assert cut.verify() <= bound * (1.0 + np.sqrt(EPS)) + np.sqrt(EPS) * size
+
+
+def test_modal_truncation_keeps_a_delay_line_whole() -> None:
+    A = scipy.linalg.block_diag(0.5, shift(4))
+    system = StateSpace(A, np.ones((5, 1)), np.ones((1, 5)), time=Discrete())
+    cut = modal_truncation(system, 4)
+    np.testing.assert_allclose(cut.system.poles(), np.zeros(4), atol=1e-3)
+    assert cut.error_bound == pytest.approx(2.0, rel=100 * EPS)
+    assert cut.verify() == pytest.approx(2.0, rel=100 * EPS)
+    for order in (1, 2, 3):
+        with pytest.raises(NoConvergenceError, match="agree to rounding"):
+            modal_truncation(system, order)
+    with pytest.raises(UnreachableToleranceError):
+        modal_truncation(system, ErrorBound(absolute=1.0))
+
+
+def test_outputs_of_what_inputs_do_not_reach() -> None:
+    """Rounding makes a response of it, whose Hankel singular values and states mean nothing."""
+    rng = np.random.default_rng(11)
+    for _ in range(200):
+        A = scipy.linalg.block_diag(
+            rng.standard_normal((3, 3)), rng.standard_normal((4, 4)), -0.5 * np.eye(1)
+        )
+        A -= (np.linalg.eigvals(A).real.max() + 0.01) * np.eye(8)
+        turn = np.linalg.qr(rng.standard_normal((8, 8)))[0]
+        B, outputs = np.zeros((8, 2)), np.zeros((1, 8))
+        B[:3], outputs[:, 3:7] = rng.standard_normal((3, 2)), rng.standard_normal((1, 4))
+        system = StateSpace(turn @ A @ turn.T, turn @ B, outputs @ turn.T, time=Continuous())
+        for cut in (balance(system).truncate, balance(system).match_dc):
+            for order in (1, 2, 3, 4):
+                try:
+                    assert cut(order).system.is_stable()
+                except (OrderError, UnstableSystemError):  # rank zero, or a cut within rounding
+                    continue
+
+
+@pytest.mark.parametrize("spread", [1e7, 1e9, 1e12])
+def test_units_of_decoupled_states(spread: float) -> None:
+    plain = StateSpace(np.diag([-1.0, -2.0]), np.ones((2, 1)), np.ones((1, 2)), time=Continuous())
+    units = np.array([spread, 1.0 / spread])
+    scaled = StateSpace(plain.A, units[:, None] * plain.B, plain.C / units, time=Continuous())
+    expected = balance(plain)
+    found = balance(scaled)
+    np.testing.assert_allclose(found.hsv, expected.hsv, rtol=100 * EPS)
+    assert found.rank == expected.rank == 2
+    assert found.truncate(1).error_bound == pytest.approx(expected.bound(1), rel=1e3 * EPS)
+
+
+def test_h2_optimal_of_an_order_that_halves_a_turn() -> None:
+    """Its first iterate does not respond at all, and is passed over."""
+    system = StateSpace(0.9 * rotation(90.0), [[0.0], [0.5]], [[1.0, 0.0]], time=Discrete())
+    result = h2_optimal(system, 1)
+    assert result.h2_error == pytest.approx(result.h2_errors[0], rel=10 * EPS)
+    assert result.h2_error < h2_norm(system)

@@ -206,7 +206,7 @@ class _Iterate:
         self.error = plant.distance(self._schur, self._seen)
 
     def next(self, limit: int | None) -> _Iterate | None:
-        """Project onto X and Y; None where that gives no stable system of this order.
+        """Project onto X and Y; None where that gives no stable system of this order that responds.
 
         The error is inf where the poles need more than `limit` stored states.
         """
@@ -229,7 +229,10 @@ class _Iterate:
         following = StateSpace(A, projected[:, V.shape[1] :], plant.C @ V, time=Continuous())
         try:
             there = DensePlant(following)
-            step = there.distance(schur, there.seen(schur.triangle, schur.C)) / there.norm()
+            size = there.norm()
+            if size == 0.0:
+                return None
+            step = there.distance(schur, there.seen(schur.triangle, schur.C)) / size
             iterate = _Iterate(plant, following, step)
         except (NoConvergenceError, UnstableSystemError):
             # A pole so near to the boundary that its Gramian cannot be computed.

@@ -6,8 +6,9 @@ With eigenvectors scaled so that w_kᴴ v_k = 1, c_k = C v_k and b_k = w_kᴴ B,
 
 to the H-infinity norm: its dominance. Those of the removed modes add up to an error bound. The kept
 modes are not computed from eigenvectors but from an ordered Schur form and a Sylvester equation (see
-`ssmreduce.reduction.decoupling`): O(n³). Nearly defective poles have large and opposite residues; they
-come first, and where a cut goes between them the bound says that it means nothing.
+`ssmreduce.reduction.decoupling`): O(n³). Nearly defective poles have large and opposite residues, and
+defective ones none that are finite; they come first. A cut between them is refused where that would cost
+more than half of the digits.
 
 Reference: Varga, Math. Modelling of Systems 1 (1995).
 """
@@ -21,15 +22,30 @@ import scipy.linalg
 
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.reduction.batch import assemble, single_systems
-from ssmreduce.reduction.decoupling import SchurForm, decouple, schur_form
-from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule, divided
+from ssmreduce.reduction.decoupling import (
+    LARGEST_CONDITION,
+    Decoupling,
+    SchurForm,
+    decouple,
+    schur_form,
+)
+from ssmreduce.reduction.order import (
+    ErrorBound,
+    FixedOrder,
+    OrderRule,
+    TotalBudget,
+    as_rule,
+    divided,
+)
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import choose_modes, select_states
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
+
+_EPS = float(np.finfo(np.float64).eps)
 
 
 @any_library()
@@ -48,8 +64,9 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
     Returns
     -------
     Reduction
-        ``error_bound`` is the sum of the removed dominances. A dense system comes back in real
-        (complex) Schur form.
+        ``error_bound`` is the sum of the removed dominances, for a dense system of those that the removed
+        part has on its own: a multiple pole shares its residue out differently then. A dense system comes
+        back in real (complex) Schur form.
 
     Raises
     ------
@@ -57,7 +74,9 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
         If the order is not positive, above the system's own, below the number of unstable states,
         or separates a conjugate pair of a real dense system: the message names the orders beside it.
     NoConvergenceError
-        If kept and removed poles agree to rounding.
+        If kept and removed poles agree to rounding, or nearly so and are nearly defective.
+    UnreachableToleranceError
+        If an `ErrorBound` is missed, since poles are nearly defective.
 
     Examples
     --------
@@ -118,7 +137,7 @@ class _Modes:
             order=order,
             real_order=order,
             wanted_order=wanted,
-            rank=int(np.sum(scores > n * np.finfo(np.float64).eps * self._largest())),
+            rank=int(np.sum(scores > n * _EPS * self._largest())),
             hsv=np.zeros(0),
             error_bound=float(np.sum(scores[order:])),
             method="modal truncation",
@@ -130,6 +149,13 @@ class _Modes:
         kept = np.zeros(n, dtype=bool)
         kept[self._ranking[:order]] = True
         groups = decouple(self._schur, kept)
+        if groups.condition > LARGEST_CONDITION:
+            raise NoConvergenceError(
+                f"separating {order} of {n} modes from the others has condition {groups.condition:.2g}; "
+                f"expected at most {LARGEST_CONDITION:.2g}: poles of the two groups are nearly one defective "
+                "pole. Try another order."
+            )
+        bound = self._bound(rule, groups, float(np.sum(scores[order:])))
         W, T = groups.left[0], groups.right[0]
         reduced = StateSpace(
             groups.first,
@@ -139,7 +165,21 @@ class _Modes:
             time=host.time,
             read_after_update=host.read_after_update,
         )
-        return replace(unchanged, system=reduced, left=W, right=T)
+        return replace(unchanged, system=reduced, left=W, right=T, error_bound=bound)
+
+    def _bound(self, rule: OrderRule, groups: Decoupling, ranked: float) -> float:
+        """Sum of the dominances of the removed part; `ranked` where that is the same to half of the digits.
+
+        How much of a multiple pole goes with which of its eigenvectors is open until the parts are separated.
+        """
+        host, poles = self._host, SchurForm(groups.second, np.eye(len(groups.second)))
+        B, C = adjoint(groups.left[1]) @ host.B, host.C @ groups.right[1]
+        found = float(np.sum(_dominance(StateSpace(poles.triangle, B, C, time=host.time), poles)))
+        if abs(found - ranked) <= np.sqrt(_EPS) * ranked:
+            return ranked
+        if isinstance(rule, ErrorBound):
+            rule.check(self.stable_scores() / 2.0, found)
+        return found
 
     def _largest(self) -> float:
         stable = self.stable_scores()
@@ -170,13 +210,25 @@ def _dominance(host: StateSpace, schur: SchurForm) -> HostArray:
     if not np.iscomplexobj(T):
         T, Q = scipy.linalg.rsf2csf(T, Q)
     poles = T.diagonal()
-    # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
-    _, vectors = np.linalg.eig(T)
-    c = np.linalg.norm((host.C @ Q) @ vectors, axis=0)
-    b = np.linalg.norm(scipy.linalg.solve_triangular(vectors, adjoint(Q) @ host.B), axis=1)
     distance = 1.0 - np.abs(poles) if isinstance(host.time, Discrete) else -poles.real
+    # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
+    _, left, right = scipy.linalg.eig(T, left=True)
+    overlap = np.abs(np.sum(left.conj() * right, axis=0))
+    defective = overlap <= len(T) * _EPS
+    if np.any(defective):
+        overlap[defective] = 1.0
+        rows = (adjoint(Q @ left) @ host.B) / overlap[:, None]
+    else:
+        # Of a multiple pole the left eigenvectors need not be the dual basis of the right ones.
+        rows = scipy.linalg.solve_triangular(right, adjoint(Q) @ host.B)
+    c, b = np.linalg.norm((host.C @ Q) @ right, axis=0), np.linalg.norm(rows, axis=1)
+    stable = distance > schur.rounding
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(distance > schur.rounding, b * (c / distance), np.inf)
+        dominance = np.where(stable, b * (c / distance), np.inf)
+    # The residue of a defective pole is not finite: above all of the others, whatever rounding made of it.
+    above = np.linalg.norm(host.B) * np.linalg.norm(host.C) / distance[stable].min(initial=np.inf)
+    dominance[defective & stable] = above / _EPS**2
+    return dominance
 
 
 def _renamed(reduction: Reduction) -> Reduction:

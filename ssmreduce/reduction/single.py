@@ -76,11 +76,15 @@ _DOUBTFUL_GAP = 1e-6
 truncation may be unstable: rounding of the projections is eps over that gap times a condition."""
 
 
-def stability_in_doubt(hsv: HostArray, order: int) -> bool:
-    """Whether a cut to `order` lies between values that are nearly equal, or near rounding."""
+def stability_in_doubt(hsv: HostArray, order: int, floor: float = 0.0) -> bool:
+    """Whether a cut to `order` lies between values that are nearly equal, or near rounding.
+
+    Rounding is the rank tolerance, or `floor` where that is larger.
+    """
     following = hsv[order] if order < hsv.size else 0.0
     nearly_equal = hsv[order - 1] - following < _DOUBTFUL_GAP * hsv[order - 1]
-    return bool(nearly_equal or hsv[order - 1] < rank_tolerance(hsv) / _DOUBTFUL_GAP)
+    rounding = max(rank_tolerance(hsv), floor)
+    return bool(nearly_equal or hsv[order - 1] < rounding / _DOUBTFUL_GAP)
 
 
 class BalancedSystem(Reducible):
@@ -270,7 +274,8 @@ class BalancedDense(BalancedSystem):
             return False
         if self.emphasis is not None:
             return not self.emphasis.keeps_stability
-        return stability_in_doubt(self.hsv, order)
+        floor = 0.0 if self.factors is None else self.factors.floor
+        return stability_in_doubt(self.hsv, order, floor)
 
     def _check_still_stable(self, reduced: StateSpace) -> None:
         if self.emphasis is not None:
