@@ -305,24 +305,25 @@ def _balance_factors(
     n = state_count(system)
     hsv = _pad(values, n)
     rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
-    floor = 0.0 if channel is not None else _RANK_CONSTANT * _product_rounding(factors)
+    floor = _product_rounding(factors, float(hsv[0])) if rank and channel is None else 0.0
     if rank and hsv[0] <= floor:
         rank = 0
     return BalancedFactors(hsv, rank, factors, M, V, pool, floor)
 
 
-def _product_rounding(factors: DenseFactors) -> float:
-    """What rounding alone makes of a product Yᴴ Z that vanishes.
+def _product_rounding(factors: DenseFactors, largest: float) -> float:
+    """What rounding alone may make of a product Yᴴ Z that vanishes.
 
-    Rows of factors in the states of the system, or of some order of them, are right to eps each; in a basis
-    that mixes states to n eps of the whole.
+    In a basis that mixes states the factors are right to n eps of the whole. Else they are to eps in each
+    row, which is looked at where `largest`, the first singular value, lies below.
     """
-    basis = factors.right_basis
-    if basis is not None and np.count_nonzero(basis) > basis.shape[0]:
-        of_all: float = frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
-        return float(basis.shape[0]) * _EPS * of_all
+    n, basis = factors.Z.shape[0], factors.right_basis
+    norms: float = frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
+    floor: float = _RANK_CONSTANT * n * _EPS * norms
+    if largest > floor or (basis is not None and np.count_nonzero(basis) > n):
+        return floor
     rows = np.linalg.norm(factors.Y, axis=1) * np.linalg.norm(factors.Z, axis=1)
-    return _EPS * float(rows.sum())
+    return _RANK_CONSTANT * _EPS * float(rows.sum())
 
 
 def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
