@@ -26,6 +26,7 @@ from ssmreduce import (
     UnstableSystemError,
     balance,
     controllability_gramian,
+    frequency_response,
     h2_norm,
     h2_optimal,
     hankel_singular_values,
@@ -222,3 +223,23 @@ def test_h2_optimal_of_an_order_that_halves_a_turn() -> None:
     result = h2_optimal(system, 1)
     assert result.h2_error == pytest.approx(result.h2_errors[0], rel=10 * EPS)
     assert result.h2_error < h2_norm(system)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_dc_matching_of_delay_lines_read_after_the_update(n: int) -> None:
+    """Reduced poles next to 0 leave no digits of such a readout, and are refused."""
+    omega = np.linspace(-np.pi, np.pi, 33)
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        turn = np.linalg.qr(rng.standard_normal((n, n)))[0]
+        B, C = turn[:, [0]], np.ones((1, n)) @ turn.T
+        system = StateSpace(turn @ shift(n) @ turn.T, B, C, time=Discrete(), read_after_update=True)
+        full = frequency_response(system, omega)
+        balancing = balance(system)
+        for order in range(1, n):
+            try:
+                cut = balancing.match_dc(order)
+            except OrderError:
+                continue
+            error = np.abs(frequency_response(cut.system, omega) - full).max()
+            assert error <= float(np.asarray(cut.error_bound)) + 10 * np.sqrt(EPS)

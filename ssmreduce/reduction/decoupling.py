@@ -27,7 +27,7 @@ _ROUNDINGS = 4.0
 stability boundary is computed that far from it."""
 
 LARGEST_CONDITION = float(np.finfo(np.float64).eps) ** -0.5
-"""Condition at which separating two groups costs half of the digits."""
+"""Condition, or growth of rounding, at which half of the digits are left."""
 
 
 @dataclass(frozen=True, eq=False)
