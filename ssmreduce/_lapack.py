@@ -29,6 +29,9 @@ _WORK_PER_COLUMN = 64
 _SAFE_EXPONENT = 100
 """Entries between 2^-100 and 2^100 can be squared, and their squares multiplied."""
 
+_LARGEST_EXPONENT = 1000
+"""2^1000 and 2^-1000 are far enough from overflow to be multiplied by a few numbers."""
+
 _SMALLEST_PLAIN = 2.0**-500
 """A norm above this loses nothing to the underflow of squares."""
 
@@ -98,7 +101,8 @@ def frobenius_norm(matrix: Array) -> float:
     largest = float(np.abs(matrix).max(initial=0.0))
     if largest == 0.0 or not math.isfinite(largest):
         return largest
-    unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # a power of two: nothing is rounded
+    # A power of two: nothing is rounded. Its inverse must be finite, for complex divisions.
+    unit = math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -_LARGEST_EXPONENT))
     scaled = matrix / unit
     squares = np.add.reduce(np.square(scaled.real), axis=None)
     if np.iscomplexobj(scaled):

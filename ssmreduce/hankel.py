@@ -207,7 +207,7 @@ class BalancedFactors:
     V: HostArray
     pool: Pool
     floor: float = 0.0
-    """What rounding may make of a product Yᴴ Z that vanishes."""
+    """What rounding may make of a product Yᴴ Z that vanishes; 0 for channels, which are right to eps."""
 
     def observed(self, B: HostArray) -> HostArray:
         """What the outputs see of each column: the factor of Q, transposed, times B."""
@@ -314,16 +314,25 @@ def _balance_factors(
 def _product_rounding(factors: DenseFactors, largest: float) -> float:
     """What rounding alone may make of a product Yᴴ Z that vanishes.
 
-    In a basis that mixes states the factors are right to n eps of the whole. Else they are to eps in each
-    row, which is looked at where `largest`, the first singular value, lies below.
+    States that the basis mixes are right to eps of all of them, others to eps each. That is looked at
+    where `largest`, the first singular value, lies below a bound of it by norms.
     """
-    n, basis = factors.Z.shape[0], factors.right_basis
+    n = factors.Z.shape[0]
     norms: float = frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
     floor: float = _RANK_CONSTANT * n * _EPS * norms
-    if largest > floor or (basis is not None and np.count_nonzero(basis) > n):
+    if largest > floor:
         return floor
-    rows = np.linalg.norm(factors.Y, axis=1) * np.linalg.norm(factors.Z, axis=1)
-    return _RANK_CONSTANT * _EPS * float(rows.sum())
+    reached = _of_mixed_states(factors.right_basis, factors.Z)
+    observed = _of_mixed_states(factors.left_basis, factors.Y)
+    return _RANK_CONSTANT * _EPS * float(reached @ observed)
+
+
+def _of_mixed_states(basis: HostArray | None, factor: HostArray) -> HostArray:
+    """For each state the norm of the rows of a factor that the basis mixes into it."""
+    rows: HostArray = np.linalg.norm(factor, axis=1)
+    if basis is None:
+        return rows
+    return np.asarray(np.linalg.norm(basis, axis=1) * np.sqrt((basis != 0.0) @ rows**2))
 
 
 def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:

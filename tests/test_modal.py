@@ -18,7 +18,6 @@ from ssmreduce import (
     HankelMass,
     OrderError,
     StateSpace,
-    UnreachableToleranceError,
 )
 from ssmreduce.reduction.decoupling import schur_form
 from ssmreduce.reduction.modal import modal_truncation
@@ -154,9 +153,11 @@ def test_defective_poles() -> None:
     omega = np.linspace(0, 50, 101)
     expected = frequency_response(system, omega) - 1.0 / (1j * omega[:, None, None] + 20.0)
     assert np.abs(frequency_response(reduction.system, omega) - expected).max() <= 500 * EPS
-    # The residues of its single eigenvectors mean nothing, and a bound that needs them is refused.
-    with pytest.raises(UnreachableToleranceError):
-        modal_truncation(system, ErrorBound(absolute=1.0))
+    # The residues of its single eigenvectors mean nothing, and a rule keeps it.
+    assert reduction.scores is not None
+    assert np.all(np.isinf(np.asarray(reduction.scores)[:3]))
+    assert (reduction.unstable, reduction.rank) == (0, 4)
+    assert modal_truncation(system, HankelMass(0.1)).order >= 3
 
 
 def test_unstable_modes_are_kept() -> None:

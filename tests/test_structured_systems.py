@@ -6,12 +6,15 @@ frequency eps, and what is out of reach is reached by rounding alone, in a direc
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import samples
 import scipy.linalg
+import scipy.signal
 from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
 from samples import EPS
 
@@ -19,10 +22,11 @@ from ssmreduce import (
     Continuous,
     Discrete,
     ErrorBound,
+    HankelMass,
     NoConvergenceError,
     OrderError,
     StateSpace,
-    UnreachableToleranceError,
+    TotalBudget,
     UnstableSystemError,
     balance,
     controllability_gramian,
@@ -152,7 +156,7 @@ def test_modal_truncation(form: str, discrete: bool) -> None:
     """Also of poles that are equal or defective: an error below the bound, or a refusal that says why."""
     block = RADIUS * FORMS[form]() if discrete else FORMS[form]() - 1.2 * np.eye(len(FORMS[form]()))
     A = scipy.linalg.block_diag(block, block, 0.5 if discrete else -0.5)
-    n = len(A)
+    n, cuts = len(A), 0
     for turn in bases(n):
         for given in inputs(n):
             system = StateSpace(
@@ -167,22 +171,90 @@ def test_modal_truncation(form: str, discrete: bool) -> None:
                     cut = modal_truncation(system, order)
                 except (OrderError, NoConvergenceError):  # a pair, or one pole in both groups
                     continue
-                bound = float(np.asarray(cut.error_bound))
+                bound, cuts = float(np.asarray(cut.error_bound)), cuts + 1
                 assert cut.verify() <= bound * (1.0 + np.sqrt(EPS)) + np.sqrt(EPS) * size
+            for share in (0.5, 0.9):
+                ruled = modal_truncation(system, HankelMass(share))  # never refused
+                assert ruled.verify() <= float(np.asarray(ruled.error_bound)) + np.sqrt(EPS) * size
+    assert cuts >= 12
+
+
+@pytest.mark.parametrize(
+    ("order", "edge", "analog"), [(6, 0.05, False), (4, 100.0, True), (4, 0.3, False)]
+)
+def test_modal_truncation_of_filters(order: int, edge: float, analog: bool) -> None:
+    """Companion forms have large entries, or poles near to each other: digits are lost, not all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.signal.BadCoefficients)
+        matrices = scipy.signal.tf2ss(*scipy.signal.butter(order, edge, analog=analog))
+    system = StateSpace(*matrices, time=Continuous() if analog else Discrete())
+    zeros, poles, gain = scipy.signal.butter(order, edge, analog=analog, output="zpk")
+    cut = modal_truncation(system, 2)
+    kept = cut.system.poles()
+    removed = [p for p in poles if min(abs(kept - p)) > 1e-3 * abs(p)]
+    assert len(removed) == order - 2
+    dominances = [
+        abs(gain * np.prod(p - zeros) / np.prod([p - q for q in poles if q != p]))
+        / (-p.real if analog else 1.0 - abs(p))
+        for p in removed
+    ]
+    assert cut.error_bound == pytest.approx(sum(dominances), rel=1e-6)
 
 
 def test_modal_truncation_keeps_a_delay_line_whole() -> None:
-    A = scipy.linalg.block_diag(0.5, shift(4))
-    system = StateSpace(A, np.ones((5, 1)), np.ones((1, 5)), time=Discrete())
-    cut = modal_truncation(system, 4)
-    np.testing.assert_allclose(cut.system.poles(), np.zeros(4), atol=1e-3)
-    assert cut.error_bound == pytest.approx(2.0, rel=100 * EPS)
-    assert cut.verify() == pytest.approx(2.0, rel=100 * EPS)
+    A = scipy.linalg.block_diag(0.5, 0.3, 0.2, shift(4))
+    system = StateSpace(A, np.ones((7, 1)), np.ones((1, 7)), time=Discrete())
+    for order, bound in ((4, 2 + 1 / 0.7 + 1.25), (5, 1 / 0.7 + 1.25), (6, 1.25)):
+        cut = modal_truncation(system, order)
+        np.testing.assert_allclose(np.sort(np.abs(cut.system.poles()))[:4], 0.0, atol=1e-3)
+        assert cut.error_bound == pytest.approx(bound, rel=100 * EPS)
+        assert cut.verify() <= bound * (1 + 100 * EPS)
+        assert (cut.unstable, cut.rank) == (0, 7)
     for order in (1, 2, 3):
         with pytest.raises(NoConvergenceError, match="agree to rounding"):
             modal_truncation(system, order)
-    with pytest.raises(UnreachableToleranceError):
-        modal_truncation(system, ErrorBound(absolute=1.0))
+    for rule, order in (
+        (ErrorBound(absolute=3.0), 5),
+        (ErrorBound(absolute=1.3), 6),
+        (ErrorBound(absolute=1.0), 7),
+        (HankelMass(0.7), 6),
+        (TotalBudget(5), 5),
+    ):
+        assert modal_truncation(system, rule).order == order
+    # Beside unstable modes it need not be kept, but then nothing is known of what it contributed.
+    A = scipy.linalg.block_diag(1.5, shift(2))
+    unstable = StateSpace(A, np.ones((3, 1)), np.ones((1, 3)), time=Discrete())
+    cut = modal_truncation(unstable, 1)
+    assert (cut.unstable, cut.error_bound) == (1, np.inf)
+    np.testing.assert_allclose(cut.system.poles(), [1.5])
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1e140, 1e140), (1e160, 1e-160), (1e-150, 1e-150)])
+def test_modal_truncation_of_any_gain(inputs: float, outputs: float) -> None:
+    A = scipy.linalg.block_diag(0.5, 0.3, shift(2))
+    system = StateSpace(A, np.full((4, 1), inputs), np.full((1, 4), outputs), time=Discrete())
+    cut = modal_truncation(system, 3)
+    assert cut.unstable == 0
+    assert cut.error_bound == pytest.approx(inputs * outputs / 0.7, rel=100 * EPS)
+
+
+def test_modal_truncation_within_a_tolerance_takes_what_is_left_of_a_multiple_pole() -> None:
+    """How its residue is shared out is known after the separation; then the next order is tried."""
+    rng = np.random.default_rng(14)
+    met = 0
+    for _ in range(100):
+        V = rng.standard_normal((6, 6))
+        A = V @ np.diag([-1.0, -1.0, -1.0, -1.0, -2.0, -2.0]) @ np.linalg.inv(V)
+        system = StateSpace(
+            A, rng.standard_normal((6, 2)), rng.standard_normal((2, 6)), time=Continuous()
+        )
+        scores = modal_truncation(system, 6).scores
+        assert scores is not None
+        tolerance = float(np.asarray(scores)[2:].sum())
+        cut = modal_truncation(system, ErrorBound(absolute=tolerance))
+        assert float(np.asarray(cut.error_bound)) <= tolerance * (1.0 + EPS)
+        met += cut.order < 6
+    assert met >= 30
 
 
 def test_outputs_of_what_inputs_do_not_reach() -> None:
@@ -206,14 +278,17 @@ def test_outputs_of_what_inputs_do_not_reach() -> None:
 
 
 @pytest.mark.parametrize("spread", [1e7, 1e9, 1e12])
-def test_units_of_decoupled_states(spread: float) -> None:
-    plain = StateSpace(np.diag([-1.0, -2.0]), np.ones((2, 1)), np.ones((1, 2)), time=Continuous())
-    units = np.array([spread, 1.0 / spread])
+@pytest.mark.parametrize("size", [1, 2])
+def test_units_of_decoupled_states(size: int, spread: float) -> None:
+    block = np.array([[-1.0, 2.0], [-2.0, -1.5]])[:size, :size]
+    A, n = scipy.linalg.block_diag(block, 2.0 * block), 2 * size
+    plain = StateSpace(A, np.ones((n, 1)), np.ones((1, n)), time=Continuous())
+    units = np.repeat([spread, 1.0 / spread], size)
     scaled = StateSpace(plain.A, units[:, None] * plain.B, plain.C / units, time=Continuous())
     expected = balance(plain)
     found = balance(scaled)
     np.testing.assert_allclose(found.hsv, expected.hsv, rtol=100 * EPS)
-    assert found.rank == expected.rank == 2
+    assert found.rank == expected.rank == n
     assert found.truncate(1).error_bound == pytest.approx(expected.bound(1), rel=1e3 * EPS)
 
 
@@ -223,6 +298,17 @@ def test_h2_optimal_of_an_order_that_halves_a_turn() -> None:
     result = h2_optimal(system, 1)
     assert result.h2_error == pytest.approx(result.h2_errors[0], rel=10 * EPS)
     assert result.h2_error < h2_norm(system)
+
+
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(1e150, 1e150), (1e-150, 1e-150), (1e150, 1.0), (1.0, 1e-150)]
+)
+def test_h2_optimal_of_any_gain(inputs: float, outputs: float, discrete: bool) -> None:
+    plain = samples.dense_system(np.random.default_rng(3), 6, 2, 2, discrete=discrete)
+    scaled = StateSpace(plain.A, inputs * plain.B, outputs * plain.C, time=plain.time)
+    expected, found = h2_optimal(plain, 2), h2_optimal(scaled, 2)
+    np.testing.assert_allclose(found.h2_errors / inputs / outputs, expected.h2_errors, rtol=1e-6)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

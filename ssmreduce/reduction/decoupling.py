@@ -26,9 +26,6 @@ _ROUNDINGS = 4.0
 """Safety factor c of c eps ‖A‖_F, the backward error of a Schur form in practice: a simple pole on the
 stability boundary is computed that far from it."""
 
-LARGEST_CONDITION = float(np.finfo(np.float64).eps) ** -0.5
-"""Condition, or growth of rounding, at which half of the digits are left."""
-
 
 @dataclass(frozen=True, eq=False)
 class SchurForm:

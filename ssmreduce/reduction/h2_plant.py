@@ -12,12 +12,14 @@ References: Xu and Zeng, IEEE Trans. Automatic Control 56 (2011).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg
 
+from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.reduction.h2_forms import continuous
@@ -78,7 +80,7 @@ class Plant(ABC):
 
     def norm(self) -> float:
         """‖G‖_H2 = ‖C Z‖_F."""
-        return float(np.linalg.norm(self.C @ self.Z))
+        return frobenius_norm(self.C @ self.Z)
 
     def distance(self, reduced: SchurForm, seen: HostArray) -> float:
         """‖G - G_r‖_H2 where `seen` is ``self.seen(reduced.triangle, reduced.C)``.
@@ -95,8 +97,8 @@ class Plant(ABC):
         L, dual = left[:, kept] * values[kept], left[:, kept] / values[kept]
         M = seen @ dual
         output = self.C - (reduced.C @ dual) @ adjoint(M)
-        inside = np.linalg.norm(output @ self.Z)
-        return float(np.hypot(inside, np.linalg.norm(adjoint(L) @ reduced.B - adjoint(M) @ self.B)))
+        outside = adjoint(L) @ reduced.B - adjoint(M) @ self.B
+        return math.hypot(frobenius_norm(output @ self.Z), frobenius_norm(outside))
 
 
 class DensePlant(Plant):

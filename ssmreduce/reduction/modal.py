@@ -7,8 +7,8 @@ With eigenvectors scaled so that w_kᴴ v_k = 1, c_k = C v_k and b_k = w_kᴴ B,
 to the H-infinity norm: its dominance. Those of the removed modes add up to an error bound. The kept
 modes are not computed from eigenvectors but from an ordered Schur form and a Sylvester equation (see
 `ssmreduce.reduction.decoupling`): O(n³). Nearly defective poles have large and opposite residues, and
-defective ones none that are finite; they come first. A cut between them is refused where that would cost
-more than half of the digits.
+defective ones none that are finite: their dominance is infinite, and they come first. A cut between them is
+refused where it would cost more than half of the digits.
 
 Reference: Varga, Math. Modelling of Systems 1 (1995).
 """
@@ -21,11 +21,11 @@ import numpy as np
 import scipy.linalg
 
 from ssmreduce._boundary import any_library
+from ssmreduce._lapack import safe_unit
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.reduction.batch import assemble, single_systems
 from ssmreduce.reduction.decoupling import (
-    LARGEST_CONDITION,
     Decoupling,
     SchurForm,
     decouple,
@@ -47,6 +47,9 @@ from ssmreduce.time_domain import Discrete
 
 _EPS = float(np.finfo(np.float64).eps)
 
+_LARGEST_CONDITION = 1.0 / _EPS
+"""Condition of a separation at which half of the digits are left: errors grow with its square root."""
+
 
 @any_library()
 def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
@@ -58,15 +61,15 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
         With any leading batch axes. Modes that are not stable are kept.
     order : int or OrderRule
         For a `StateSpace` exactly this many states; for a diagonal system as for `select_states`.
-        Rules take half the dominance for Hankel singular values. Where they would separate a
-        conjugate pair of a real system, they keep both.
+        Rules take half the dominance for Hankel singular values, and keep defective poles. Where they
+        would separate a conjugate pair of a real system, or equal poles, they keep both.
 
     Returns
     -------
     Reduction
         ``error_bound`` is the sum of the removed dominances, for a dense system of those that the removed
         part has on its own: a multiple pole shares its residue out differently then. A dense system comes
-        back in real (complex) Schur form.
+        back in real (complex) Schur form. The bound is inf where defective poles were removed.
 
     Raises
     ------
@@ -74,9 +77,7 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
         If the order is not positive, above the system's own, below the number of unstable states,
         or separates a conjugate pair of a real dense system: the message names the orders beside it.
     NoConvergenceError
-        If kept and removed poles agree to rounding, or nearly so and are nearly defective.
-    UnreachableToleranceError
-        If an `ErrorBound` is missed, since poles are nearly defective.
+        If an order as a number separates poles that agree to rounding, or nearly so and are nearly defective.
 
     Examples
     --------
@@ -94,7 +95,7 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
     if isinstance(system, DiagonalStateSpace):
         return _renamed(select_states(system, rule, "hinf"))
     modes = [_Modes(single) for single in single_systems(system)]
-    rules = divided(rule, [m.stable_scores() for m in modes], [m.unstable for m in modes])
+    rules = divided(rule, [m.finite_scores() for m in modes], [m.leading for m in modes])
     is_exact = isinstance(rule, FixedOrder | TotalBudget)
     return assemble(
         system, [m.cut(own, exact=is_exact) for m, own in zip(modes, rules, strict=True)]
@@ -102,60 +103,89 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
 
 
 class _Modes:
-    """Schur form of one dense system and the dominance of the modes along its diagonal."""
+    """Schur form of one dense system and the dominance of the modes along its diagonal.
+
+    Attributes
+    ----------
+    unstable : int
+        How many modes are not stable. They come first.
+    leading : int
+        How many have an infinite dominance: those, and defective poles, which follow.
+    """
 
     def __init__(self, system: StateSpace) -> None:
         self._system = system
         self._host = system.to_host()
         self._schur = schur_form(self._host.A)
-        self._scores = _dominance(self._host, self._schur)
+        scores, stable = _dominance(self._host, self._schur)
         if not np.iscomplexobj(self._schur.triangle):
             # Both of a pair score the same up to rounding: exactly so that they stay together.
             first = np.flatnonzero(self._schur.triangle.diagonal(-1))
-            both = np.maximum(self._scores[first], self._scores[first + 1])
-            self._scores[first] = self._scores[first + 1] = both
-        self._ranking = np.argsort(-self._scores, kind="stable")
-        self.unstable = int(np.sum(np.isinf(self._scores)))
+            scores[first] = scores[first + 1] = np.maximum(scores[first], scores[first + 1])
+            stable[first] = stable[first + 1] = stable[first] & stable[first + 1]
+        self._ranking = np.lexsort((-scores, stable))
+        self._scores = scores[self._ranking]
+        self.unstable = int(np.count_nonzero(~stable))
+        self.leading = int(np.count_nonzero(np.isinf(scores)))
 
-    def stable_scores(self) -> HostArray:
-        """Dominance of the stable modes, descending."""
-        return self._scores[self._ranking[self.unstable :]]
+    def finite_scores(self) -> HostArray:
+        """Dominance of the modes that have one, descending."""
+        return self._scores[self.leading :]
 
     def cut(self, rule: OrderRule, *, exact: bool) -> Reduction:
-        """Keep the modes that `rule` chooses: `exact` refuses to widen it to whole pairs."""
-        host, scores = self._host, self._scores[self._ranking]
-        n = host.order
-        wanted = choose_modes(rule, scores, "hinf", self.unstable)
+        """Keep the modes that `rule` chooses: `exact` refuses to widen it to what can be separated."""
+        n, scores = self._host.order, self._scores
+        leading = self.unstable if isinstance(rule, FixedOrder) else self.leading
+        wanted = choose_modes(rule, scores, "hinf", leading)
         if wanted > n > 0:
             raise OrderError(
                 f"`order` is {wanted} but the system has {n} states; expected at most {n}."
             )
-        order = self._whole_pairs(min(wanted, n), exact=exact)
-        unchanged = Reduction(
+        order = min(wanted, n)
+        while (order := self._whole_pairs(order, exact=exact)) < n:
+            try:
+                reduction = self._cut_to(order, wanted)
+            except NoConvergenceError:
+                if exact:
+                    raise
+            else:
+                bound = float(np.asarray(reduction.error_bound))
+                if not isinstance(rule, ErrorBound) or rule.is_met(
+                    self.finite_scores() / 2.0, bound
+                ):
+                    return reduction
+            order += 1
+        return self._report(self._system, n, wanted, 0.0)
+
+    def _report(self, reduced: StateSpace, order: int, wanted: int, bound: float) -> Reduction:
+        scores, finite = self._scores, self.finite_scores()
+        floor = scores.size * _EPS * finite[0] if finite.size else 0.0
+        return Reduction(
             original=self._system,
-            system=self._system,
+            system=reduced,
             order=order,
             real_order=order,
             wanted_order=wanted,
-            rank=int(np.sum(scores > n * _EPS * self._largest())),
+            rank=int(np.count_nonzero(scores > floor)),
             hsv=np.zeros(0),
-            error_bound=float(np.sum(scores[order:])),
+            error_bound=bound,
             method="modal truncation",
             unstable=self.unstable,
             scores=scores,
         )
-        if order == n:
-            return unchanged
+
+    def _cut_to(self, order: int, wanted: int) -> Reduction:
+        """Keep the leading modes."""
+        host, n = self._host, self._host.order
         kept = np.zeros(n, dtype=bool)
         kept[self._ranking[:order]] = True
         groups = decouple(self._schur, kept)
-        if groups.condition > LARGEST_CONDITION:
+        if groups.condition > _LARGEST_CONDITION:
             raise NoConvergenceError(
                 f"separating {order} of {n} modes from the others has condition {groups.condition:.2g}; "
-                f"expected at most {LARGEST_CONDITION:.2g}: poles of the two groups are nearly one defective "
-                "pole. Try another order."
+                f"expected at most {_LARGEST_CONDITION:.2g}: that costs more than half of the digits, since "
+                "poles of the two groups are near to each other for the size of `A`. Try another order."
             )
-        bound = self._bound(rule, groups, float(np.sum(scores[order:])))
         W, T = groups.left[0], groups.right[0]
         reduced = StateSpace(
             groups.first,
@@ -165,25 +195,19 @@ class _Modes:
             time=host.time,
             read_after_update=host.read_after_update,
         )
-        return replace(unchanged, system=reduced, left=W, right=T, error_bound=bound)
+        reduction = self._report(reduced, order, wanted, self._bound(groups, order))
+        return replace(reduction, left=W, right=T)
 
-    def _bound(self, rule: OrderRule, groups: Decoupling, ranked: float) -> float:
-        """Sum of the dominances of the removed part; `ranked` where that is the same to half of the digits.
+    def _bound(self, groups: Decoupling, order: int) -> float:
+        """Sum of the dominances of the removed part; as ranked where that agrees to half of the digits.
 
         How much of a multiple pole goes with which of its eigenvectors is open until the parts are separated.
         """
         host, poles = self._host, SchurForm(groups.second, np.eye(len(groups.second)))
         B, C = adjoint(groups.left[1]) @ host.B, host.C @ groups.right[1]
-        found = float(np.sum(_dominance(StateSpace(poles.triangle, B, C, time=host.time), poles)))
-        if abs(found - ranked) <= np.sqrt(_EPS) * ranked:
-            return ranked
-        if isinstance(rule, ErrorBound):
-            rule.check(self.stable_scores() / 2.0, found)
-        return found
-
-    def _largest(self) -> float:
-        stable = self.stable_scores()
-        return float(stable[0]) if stable.size else 0.0
+        scores, _ = _dominance(StateSpace(poles.triangle, B, C, time=host.time), poles)
+        found, ranked = float(scores.sum()), float(self._scores[order:].sum())
+        return ranked if abs(found - ranked) <= np.sqrt(_EPS) * ranked < np.inf else found
 
     def _whole_pairs(self, wanted: int, *, exact: bool) -> int:
         """`wanted`, or one more where that keeps both poles of a pair."""
@@ -202,33 +226,36 @@ class _Modes:
         return wanted + 1
 
 
-def _dominance(host: StateSpace, schur: SchurForm) -> HostArray:
-    """Dominance of every pole in the order of the Schur form; inf where it is not stable."""
+def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray]:
+    """Dominance of every pole in the order of the Schur form, and which of them are stable.
+
+    It is infinite where a pole is not stable, or defective to working precision.
+    """
     T, Q = schur.triangle, schur.vectors
     if not T.size:
-        return np.zeros(0)
+        return np.zeros(0), np.zeros(0, dtype=bool)
     if not np.iscomplexobj(T):
         T, Q = scipy.linalg.rsf2csf(T, Q)
     poles = T.diagonal()
     distance = 1.0 - np.abs(poles) if isinstance(host.time, Discrete) else -poles.real
+    stable = distance > schur.rounding
     # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
     _, left, right = scipy.linalg.eig(T, left=True)
     overlap = np.abs(np.sum(left.conj() * right, axis=0))
     defective = overlap <= len(T) * _EPS
+    inputs, outputs = safe_unit(host.B), safe_unit(host.C)
+    B, C = adjoint(Q) @ (host.B / inputs), (host.C / outputs) @ Q
     if np.any(defective):
+        # Right for simple poles; parts of multiple ones may be ranked otherwise than they should.
         overlap[defective] = 1.0
-        rows = (adjoint(Q @ left) @ host.B) / overlap[:, None]
+        rows = (adjoint(left) @ B) / overlap[:, None]
     else:
         # Of a multiple pole the left eigenvectors need not be the dual basis of the right ones.
-        rows = scipy.linalg.solve_triangular(right, adjoint(Q) @ host.B)
-    c, b = np.linalg.norm((host.C @ Q) @ right, axis=0), np.linalg.norm(rows, axis=1)
-    stable = distance > schur.rounding
-    with np.errstate(divide="ignore", invalid="ignore"):
-        dominance = np.where(stable, b * (c / distance), np.inf)
-    # The residue of a defective pole is not finite: above all of the others, whatever rounding made of it.
-    above = np.linalg.norm(host.B) * np.linalg.norm(host.C) / distance[stable].min(initial=np.inf)
-    dominance[defective & stable] = above / _EPS**2
-    return dominance
+        rows = scipy.linalg.solve_triangular(right, B)
+    c, b = np.linalg.norm(C @ right, axis=0), np.linalg.norm(rows, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        dominance = b * (c / distance) * inputs * outputs
+    return np.where(stable & ~defective, dominance, np.inf), stable
 
 
 def _renamed(reduction: Reduction) -> Reduction:

@@ -141,11 +141,14 @@ class ErrorBound(OrderRule):
             self._refuse(tolerance, floor)
         return max(1, int(np.argmax(error_bounds(values) <= tolerance)))
 
+    def is_met(self, hsv: HostArray, error: float) -> bool:
+        """Whether `error`, bound or measured, is within the tolerance."""
+        return error <= self._tolerance(np.asarray(hsv, dtype=np.float64))
+
     def check(self, hsv: HostArray, error: float) -> None:
         """Raise `UnreachableToleranceError` if `error`, bound or measured, misses the tolerance."""
-        tolerance = self._tolerance(np.asarray(hsv, dtype=np.float64))
-        if error > tolerance:
-            self._refuse(tolerance, error)
+        if not self.is_met(hsv, error):
+            self._refuse(self._tolerance(np.asarray(hsv, dtype=np.float64)), error)
 
     def _tolerance(self, hsv: HostArray) -> float:
         if self.absolute is not None:

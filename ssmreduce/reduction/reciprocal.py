@@ -20,7 +20,6 @@ import scipy.linalg
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError
-from ssmreduce.reduction.decoupling import LARGEST_CONDITION
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete, TimeDomain
@@ -28,6 +27,9 @@ from ssmreduce.time_domain import Discrete, TimeDomain
 _SINGULAR = 10.0
 """Safety factor c of c r eps: a matrix of order r whose reciprocal condition number is below that may
 be singular for all that its digits tell."""
+
+_LARGEST_GROWTH = float(np.finfo(np.float64).eps) ** -0.5
+"""Growth of rounding at which half of the digits are left."""
 
 
 def dc_point(time: TimeDomain) -> float:
@@ -110,7 +112,7 @@ def dense_after_update(system: StateSpace) -> StateSpace:
     if singular_values[-1] > limit * singular_values[0]:
         C = adjoint(scipy.linalg.solve(adjoint(system.A), adjoint(system.C)))
         response = np.linalg.norm(system.D) + np.linalg.norm(system.C) * np.linalg.norm(system.B)
-        if np.linalg.norm(C) * np.linalg.norm(system.B) <= LARGEST_CONDITION * response:
+        if np.linalg.norm(C) * np.linalg.norm(system.B) <= _LARGEST_GROWTH * response:
             D = system.D - C @ system.B
             return StateSpace(system.A, system.B, C, D, time=system.time, read_after_update=True)
     raise OrderError(

@@ -13,7 +13,6 @@ import scipy.linalg
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.hankel import error_bounds, state_count
-from ssmreduce.reduction.decoupling import LARGEST_CONDITION
 from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
@@ -25,13 +24,16 @@ from ssmreduce.systems.interconnect import parallel
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
 
+_LARGEST_CONDITION = float(np.finfo(np.float64).eps) ** -0.5
+"""Condition at which separating the two parts costs half of the digits."""
+
 
 def check_split(split: UnstableSplit) -> None:
     """Raise `NoConvergenceError` where separating the parts costs more than half of the digits."""
-    if split.condition > LARGEST_CONDITION:
+    if split.condition > _LARGEST_CONDITION:
         raise NoConvergenceError(
             f"separating {split.unstable_count} unstable poles from the others has condition "
-            f"{split.condition:.2g}; expected at most {LARGEST_CONDITION:.2g}. A multiple pole near the "
+            f"{split.condition:.2g}; expected at most {_LARGEST_CONDITION:.2g}. A multiple pole near the "
             "stability boundary may lie on both sides of it: pass a `margin` such as 1e-6."
         )
 
