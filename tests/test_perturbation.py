@@ -402,6 +402,9 @@ def test_balancing_free_projections_give_the_same_transfer_function(
     )
     assert plain.real_order == free.real_order
     condition = condition_at_dc(balancing.system) if matched else 1.0
+    if matched and discrete:
+        # A pole comes back from the reciprocal right to eps, which counts for more next to the circle.
+        condition /= 1.0 - np.abs(plain.system.poles()).max()
     for reduction in (plain, free):
         condition *= 1.0 if reduction.slot_map is None else reduction.slot_map.condition
     sigma = balancing.hsv
