@@ -74,7 +74,8 @@ def orders(balancing: Balancing) -> list[int]:
 def assert_decided_by_rounding(balancing: Balancing, order: int) -> None:
     """The last value kept is near rounding, or nearly equal to the first one cut."""
     kept, cut = balancing.hsv[order - 1], [*balancing.hsv, 0.0][order]
-    assert kept - cut < 1e-5 * kept or kept < 1e7 * rank_tolerance(balancing.hsv)
+    rounding = max(rank_tolerance(balancing.hsv), C * scale_of(balancing.system).rounding)
+    assert kept - cut < 1e-5 * kept or kept < 1e7 * rounding
 
 
 def trusted(system: System, balancing: Balancing) -> list[Reduction]:
