@@ -35,7 +35,6 @@ from ssmreduce.reduction.order import (
     ErrorBound,
     FixedOrder,
     OrderRule,
-    TotalBudget,
     as_rule,
     divided,
 )
@@ -96,10 +95,7 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
         return _renamed(select_states(system, rule, "hinf"))
     modes = [_Modes(single) for single in single_systems(system)]
     rules = divided(rule, [m.finite_scores() for m in modes], [m.leading for m in modes])
-    is_exact = isinstance(rule, FixedOrder | TotalBudget)
-    return assemble(
-        system, [m.cut(own, exact=is_exact) for m, own in zip(modes, rules, strict=True)]
-    )
+    return assemble(system, [m.cut(own) for m, own in zip(modes, rules, strict=True)])
 
 
 class _Modes:
@@ -132,16 +128,16 @@ class _Modes:
         """Dominance of the modes that have one, descending."""
         return self._scores[self.leading :]
 
-    def cut(self, rule: OrderRule, *, exact: bool) -> Reduction:
-        """Keep the modes that `rule` chooses: `exact` refuses to widen it to what can be separated."""
-        n, scores = self._host.order, self._scores
-        leading = self.unstable if isinstance(rule, FixedOrder) else self.leading
-        wanted = choose_modes(rule, scores, "hinf", leading)
+    def cut(self, rule: OrderRule) -> Reduction:
+        """Keep the modes that `rule` chooses, and those that go with them; a fixed order exactly."""
+        n, exact = self._host.order, isinstance(rule, FixedOrder)
+        leading = self.unstable if exact else self.leading
+        wanted = choose_modes(rule, self._scores, "hinf", leading)
         if wanted > n > 0:
             raise OrderError(
                 f"`order` is {wanted} but the system has {n} states; expected at most {n}."
             )
-        order = min(wanted, n)
+        order, finite = min(wanted, n), self.finite_scores()
         while (order := self._whole_pairs(order, exact=exact)) < n:
             try:
                 reduction = self._cut_to(order, wanted)
@@ -150,9 +146,7 @@ class _Modes:
                     raise
             else:
                 bound = float(np.asarray(reduction.error_bound))
-                if not isinstance(rule, ErrorBound) or rule.is_met(
-                    self.finite_scores() / 2.0, bound
-                ):
+                if not isinstance(rule, ErrorBound) or rule.is_met(finite / 2.0, bound):
                     return reduction
             order += 1
         return self._report(self._system, n, wanted, 0.0)
