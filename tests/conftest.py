@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.errors import UnsatisfiedAssumption
 
 from ssmreduce import _boundary
+from ssmreduce.equations import small_gramians, triangular
 
 LONG_SEED = 20240
 
@@ -174,6 +175,17 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+@pytest.fixture(params=["compiled", "python"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The elimination of small systems, as it is compiled and as it is without a C compiler."""
+    if request.param == "python":
+        monkeypatch.setattr(small_gramians, "eliminate", None)
+        monkeypatch.setattr(triangular, "stein", None)
+    elif small_gramians.eliminate is None:
+        pytest.skip("installed without a C compiler")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

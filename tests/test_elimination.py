@@ -14,23 +14,13 @@ from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
 from samples import EPS, adjoint
 
 from ssmreduce import Continuous, Discrete, NoConvergenceError
-from ssmreduce.equations import hammarling, small_gramians, triangular
+from ssmreduce.equations import hammarling, small_gramians
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.small_gramians import block_factor
 from ssmreduce.equations.triangular import BLOCK, diagonal_blocks, solve_stein_column
 
 C = 20.0
 """c of the tolerances c (n + 10) eps, relative to the norms of what is compared."""
-
-
-@pytest.fixture(params=["compiled", "python"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "python":
-        monkeypatch.setattr(small_gramians, "eliminate", None)
-        monkeypatch.setattr(triangular, "stein", None)
-    elif small_gramians.eliminate is None:
-        pytest.skip("installed without a C compiler")
-    return str(request.param)
 
 
 @pytest.fixture(params=[False, True], ids=["continuous", "discrete"])
