@@ -69,11 +69,16 @@ def check_time(time: object, *, name: str = "time") -> TimeDomain:
     )
 
 
+def boundary_distance(poles: HostArray, time: TimeDomain) -> HostArray:
+    """How far each pole lies inside the stability boundary: 1 - |z|, or -Re s."""
+    if isinstance(time, Discrete):
+        return np.asarray(1.0 - np.abs(poles))
+    return np.asarray(-poles.real)
+
+
 def inside_boundary(poles: HostArray, time: TimeDomain, margin: float) -> HostArray:
     """Tell for each pole whether |z| < 1 - margin, or Re s < -margin."""
-    if isinstance(time, Discrete):
-        return np.asarray(np.abs(poles) < 1.0 - margin)
-    return np.asarray(poles.real < -margin)
+    return np.asarray(boundary_distance(poles, time) > margin)
 
 
 def steady_point(time: TimeDomain) -> float:

@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
 
 from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import SchurForm, balance_states
 from ssmreduce.equations.adi import (
     LowRankPlan,
     ShiftedSolves,
@@ -22,14 +22,11 @@ from ssmreduce.equations.adi import (
     plan_low_rank,
 )
 from ssmreduce.equations.hammarling import hammarling_factor
-from ssmreduce.equations.schur import SchurForm
+from ssmreduce.equations.stability import check_stable_form
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 _SMALLEST_FOR_LOW_RANK = 128
 """Below this order the Schur form takes less time than the calls of an iteration."""
-
-_WORTH_SCALING = 2.0**10
-"""Spread of the units of states below which the Schur form is as good without scaling."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +70,8 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
             second = low_rank_gramian(solves, C_adjoint, plan, mirrored=True)
             if second is not None:
                 return DenseFactors(units.reached(first.Z), units.observed(second.Z))
-    schur = SchurForm.of(A)
-    schur.check_stable(time)
+    schur = SchurForm.of_balanced(A, time=time)
+    check_stable_form(schur, time)
     basis = schur.basis
     Z = hammarling_factor(schur.triangle, product(basis, B, adjoint_left=True), time)
     # Aᴴ has the triangle Tᴴ with rows and columns in reverse order.
@@ -99,8 +96,8 @@ def dense_factor(A: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
         low_rank = low_rank_gramian(route[0], B, route[1], check_stability=True)
         if low_rank is not None:
             return units.reached(low_rank.Z)
-    schur = SchurForm.of(A)
-    schur.check_stable(time)
+    schur = SchurForm.of_balanced(A, time=time)
+    check_stable_form(schur, time)
     Z = hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
     return units.reached(product(schur.basis, Z))
 
@@ -123,18 +120,8 @@ class Units:
 
     @classmethod
     def of(cls, A: HostArray, time: TimeDomain) -> tuple[HostArray, Units]:
-        """A in units in which its rows, columns and rates are near 1, and these units.
-
-        The QR algorithm is backward stable relative to ‖A‖, which badly scaled states inflate; without
-        this their eigenvalues may come out with errors larger than themselves.
-        """
-        states = None
-        if A.shape[0] > 1:
-            gebal = lapack.zgebal if A.dtype.kind == "c" else lapack.dgebal
-            scaled, _, _, unit, _ = gebal(A, scale=1, permute=0)
-            sizes = unit.tolist()
-            if max(sizes) > _WORTH_SCALING * min(sizes):
-                A, states = np.asarray(scaled), np.asarray(unit)[:, None]
+        """A in units that balance its rows and columns, with rates near 1, and these units."""
+        A, states = balance_states(A)
         rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
         return (A if rate == 1.0 else A / rate), cls(states, math.sqrt(rate))
 

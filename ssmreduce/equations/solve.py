@@ -11,6 +11,7 @@ from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double, to_host
+from ssmreduce._schur import balance_states
 from ssmreduce.equations import native
 from ssmreduce.equations.residual import BACKWARD_STABLE, relative_residual
 from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver
@@ -245,7 +246,7 @@ def _solve(
 def _solve_one(
     A: HostArray, right: HostArray, name: str, time: TimeDomain, solver: LyapunovSolver
 ) -> LyapunovSolution:
-    """One equation, in units in which neither A nor the right-hand side over- or underflows."""
+    """One equation, in units of states, rates and sizes in which A is balanced and nothing overflows."""
     n = A.shape[0]
     if n == 0:
         nothing = np.zeros((0, 0), dtype=np.result_type(A, right))
@@ -253,6 +254,10 @@ def _solve_one(
     if right.shape[1] == 0:
         zero = _solve_one(A, np.zeros((n, 1), dtype=right.dtype), name, time, solver)
         return replace(zero, value=zero.value[:, :0])
+    A, units = balance_states(A)
+    right = right if units is None else right / units
+    if units is not None and name == "Q":
+        right = right / adjoint(units)
     fast = 1.0 if isinstance(time, Discrete) else safe_unit(A)
     size = safe_unit(right)
     solve = solver.solution if name == "Q" else solver.factor
@@ -277,6 +282,9 @@ def _solve_one(
     status = LyapunovStatus.SUCCESS if accurate else LyapunovStatus.INACCURATE
     with np.errstate(over="ignore", invalid="ignore"):
         value = value * size / (fast if name == "Q" else np.sqrt(fast))
+        value = value if units is None else value * units
+        if units is not None and name == "Q":
+            value = value * adjoint(units)
     if not np.all(np.isfinite(value)):
         raise NoConvergenceError(
             f"the solution by {chosen!r} overflows; expected `{name}` and 1/`A` within the range of double "

@@ -15,13 +15,13 @@ import numpy as np
 from ssmreduce._checks import require_backend
 from ssmreduce._lapack import product
 from ssmreduce._namespace import Array, HostArray, adjoint
+from ssmreduce._schur import SchurForm
 from ssmreduce.equations import diagonal, sign, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
 from ssmreduce.equations.bartels_stewart import solve_schur
 from ssmreduce.equations.dense import Units, choose_low_rank
 from ssmreduce.equations.hammarling import hammarling_factor
-from ssmreduce.equations.schur import SchurForm
-from ssmreduce.equations.stability import check_stable
+from ssmreduce.equations.stability import check_stable, check_stable_form
 from ssmreduce.errors import NoConvergenceError, UnstableSystemError, UnsupportedEquationError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -61,10 +61,9 @@ class BartelsStewart(LyapunovSolver):
         """Return X."""
         dtype = np.result_type(A, Q)
         schur = SchurForm.of(A.astype(dtype, copy=False))
-        W, T = schur.basis, schur.triangle
-        inner = product(product(W, Q.astype(dtype, copy=False), adjoint_left=True), W)
-        X = solve_schur(T, inner, time)
-        return Answer(product(product(W, X), adjoint(W)), self)
+        inner = adjoint(schur.inputs(adjoint(schur.inputs(Q.astype(dtype, copy=False)))))
+        X = solve_schur(schur.triangle, inner, time)
+        return Answer(adjoint(schur.reached(adjoint(schur.reached(X)))), self)
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ class Hammarling(LyapunovSolver):
         """Return Z of shape (n, n)."""
         dtype = np.result_type(A, B)
         A, units = Units.of(A.astype(dtype, copy=False), time)
-        schur = SchurForm.of(A)
-        schur.check_stable(time, name="`A`")
+        schur = SchurForm.of_balanced(A, time=time)
+        check_stable_form(schur, time, name="`A`")
         inner = product(schur.basis, units.inputs(B.astype(dtype, copy=False)), adjoint_left=True)
         Z = product(schur.basis, hammarling_factor(schur.triangle, inner, time))
         return Answer(units.reached(Z), self)
@@ -295,4 +294,4 @@ def _inverting(
 
 
 def _refuse_unstable(A: HostArray, time: TimeDomain) -> None:
-    check_stable(np.linalg.eigvals(A).astype(np.complex128), time, name="`A`")
+    check_stable_form(SchurForm.of(A, time=time), time, name="`A`")

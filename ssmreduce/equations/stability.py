@@ -1,13 +1,18 @@
-"""Where poles may lie: infinite-horizon Gramians and norms exist for stable systems only."""
+"""Where poles may lie: infinite-horizon Gramians and norms exist for stable systems only.
+
+A pole of a dense system that rounding cannot tell from the stability boundary counts as on it, see
+`ssmreduce._schur`; those of a diagonal system are numbers as given.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce._schur import SchurForm
 from ssmreduce.errors import UnstableSystemError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
 
 _NO_GRAMIAN = "No Gramian exists otherwise. "
 _IN_STEPS = (
@@ -48,18 +53,48 @@ def check_stable(
         worst, limit, kind = float(eigenvalues.real.max()), 0.0, "Re λ"
     if worst < limit:
         return
-    if advice is None:
-        remedy = _OF_MATRIX if name == "`A`" else _IN_STEPS if discrete else _IN_TIME
-        advice = _NO_GRAMIAN + remedy
-    raise UnstableSystemError(
-        f"{name} has a pole with {kind} = {worst:.17g}; expected {kind} < {limit:g}. {advice}"
+    raise _unstable(f"{kind} = {worst:.17g}; expected {kind} < {limit:g}", time, name, advice)
+
+
+def check_stable_form(
+    form: SchurForm, time: TimeDomain, *, name: str = "`system`", advice: str | None = None
+) -> None:
+    """Raise `UnstableSystemError` unless all poles of a dense system are stable, and not only by rounding."""
+    if form.all_stable(time):
+        return
+    poles = form.eigenvalues()[~form.stable(time)]
+    worst = poles[np.argmin(boundary_distance(poles, time))]
+    kind, found, limit = "Re λ", float(worst.real), 0.0
+    if isinstance(time, Discrete):
+        kind, found, limit = "|λ|", float(np.abs(worst)), 1.0
+    if found >= limit:
+        raise _unstable(f"{kind} = {found:.17g}; expected {kind} < {limit:g}", time, name, advice)
+    raise _unstable(
+        f"{kind} = {found:.17g}, which rounding of the state matrix cannot tell from {limit:g}; expected "
+        f"{kind} < {limit:g} by more than that",
+        time,
+        name,
+        advice,
     )
+
+
+def _unstable(found: str, time: TimeDomain, name: str, advice: str | None) -> UnstableSystemError:
+    if advice is None:
+        remedy = _IN_STEPS if isinstance(time, Discrete) else _IN_TIME
+        advice = _NO_GRAMIAN + (_OF_MATRIX if name == "`A`" else remedy)
+    return UnstableSystemError(f"{name} has a pole with {found}. {advice}")
 
 
 def check_stable_system(system: System, advice: str, *, name: str = "`system`") -> None:
     """Raise `UnstableSystemError` unless all poles of a single system are stable."""
     host = system.to_host()
-    logarithms = host.log_eigenvalues if isinstance(host, DiagonalStateSpace) else None
-    check_stable(
-        np.asarray(host.poles()), host.time, name=name, log_eigenvalues=logarithms, advice=advice
-    )
+    if isinstance(host, DiagonalStateSpace):
+        check_stable(
+            host.eigenvalues,
+            host.time,
+            name=name,
+            log_eigenvalues=host.log_eigenvalues,
+            advice=advice,
+        )
+    else:
+        check_stable_form(SchurForm.of(host.A, time=host.time), host.time, name=name, advice=advice)

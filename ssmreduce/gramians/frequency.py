@@ -23,8 +23,9 @@ from scipy import linalg
 
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import SchurForm
 from ssmreduce.equations.smith import compress_columns
-from ssmreduce.equations.stability import check_stable
+from ssmreduce.equations.stability import check_stable, check_stable_form
 from ssmreduce.errors import NonFiniteError, OrderError, ShapeError
 from ssmreduce.gramians.quadrature import Nodes, axis_nodes, circle_nodes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
@@ -36,6 +37,8 @@ _COLUMNS = 4
 
 _WORKING_ENTRIES = 2**21
 """Entries of the columns that are added at once if n is small: 32 MiB."""
+
+_ADVICE = "Split off the unstable part and reduce the rest."
 
 Band = tuple[float, float]
 Resolvent = Callable[[Nodes], tuple[HostArray, HostArray]]
@@ -109,12 +112,6 @@ def frequency_limited_factors(
         resolvent, poles, logarithms = _dense_resolvent(host)
     else:
         resolvent, poles, logarithms = _diagonal_resolvent(host)
-    check_stable(
-        poles,
-        host.time,
-        log_eigenvalues=host.log_eigenvalues if isinstance(host, DiagonalStateSpace) else None,
-        advice="Split off the unstable part and reduce the rest.",
-    )
     if isinstance(host.time, Discrete):
         nodes = circle_nodes(poles, logarithms, low, high)
     else:
@@ -169,6 +166,7 @@ def _appended(Z: HostArray, columns: HostArray, *, real: bool) -> HostArray:
 
 def _diagonal_resolvent(host: DiagonalStateSpace) -> tuple[Resolvent, HostArray, HostArray]:
     """Columns of the factors at given nodes; the poles; their logarithms."""
+    check_stable(host.eigenvalues, host.time, log_eigenvalues=host.log_eigenvalues, advice=_ADVICE)
     poles = host.eigenvalues.astype(np.complex128)
     logarithms = _logarithms(poles) if host.log_eigenvalues is None else host.log_eigenvalues
     B, C = host.B, adjoint(host.C)
@@ -195,10 +193,12 @@ def _diagonal_resolvent(host: DiagonalStateSpace) -> tuple[Resolvent, HostArray,
 
 
 def _dense_resolvent(host: StateSpace) -> tuple[Resolvent, HostArray, HostArray]:
-    """The same for a dense system, through its complex Schur form A = U T Uᴴ."""
-    T, U = linalg.schur(host.A, output="complex")
-    poles = T.diagonal().copy()
-    B, C = (adjoint(U) @ compress_columns(G) for G in (host.B, adjoint(host.C)))
+    """The same for a dense system, through its complex Schur form."""
+    schur = SchurForm.of(host.A.astype(np.complex128), time=host.time)
+    check_stable_form(schur, host.time, advice=_ADVICE)
+    T, poles = schur.triangle, schur.eigenvalues()
+    B = schur.inputs(compress_columns(host.B).astype(np.complex128))
+    C = schur.outputs(compress_columns(adjoint(host.C)).astype(np.complex128))
     shifted = np.asfortranarray(-T)
     diagonal = np.arange(len(T))
 
@@ -211,8 +211,8 @@ def _dense_resolvent(host: StateSpace) -> tuple[Resolvent, HostArray, HostArray]
             for factor, G, conjugated in zip(factors, (B, C), (0, 2), strict=True):
                 columns, _ = linalg.lapack.ztrtrs(shifted, G, trans=conjugated)
                 factor[:, k] = (root / scale) * columns
-        Z, Y = (U @ factor.reshape(len(T), -1) for factor in factors)
-        return Z, Y
+        Z, Y = (factor.reshape(len(T), -1) for factor in factors)
+        return schur.reached(Z), schur.observed(Y)
 
     return resolvent, poles, _logarithms(poles)
 

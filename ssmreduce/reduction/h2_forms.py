@@ -76,10 +76,7 @@ def written_like(reduced: StateSpace, system: System) -> System | None:
         written = _written_diagonal(reduced, host)
     if written is None:
         return None
-    poles = written.poles()
-    in_steps = isinstance(system.time, Discrete)
-    stable = np.all(np.abs(poles) < 1.0) if in_steps else np.all(poles.real < 0.0)
-    return written if stable else None
+    return written if np.all(written.is_stable()) else None
 
 
 def _written_dense(reduced: StateSpace, host: StateSpace) -> StateSpace:

@@ -42,7 +42,7 @@ from ssmreduce.reduction.h2_plant import (
     DensePlant,
     DiagonalPlant,
     Plant,
-    SchurForm,
+    TriangularSystem,
     plant_of,
 )
 from ssmreduce.reduction.order import OrderRule
@@ -201,20 +201,21 @@ class _Iterate:
         self.plant = plant
         self.reduced = reduced
         self.step = step
-        self._schur = SchurForm.of(reduced)
-        self._seen = plant.seen(self._schur.triangle, self._schur.C)
-        self.error = plant.distance(self._schur, self._seen)
+        self._triangular = TriangularSystem.of(reduced)
+        self._seen = plant.seen(self._triangular.triangle, self._triangular.C)
+        self.error = plant.distance(self._triangular, self._seen)
 
     def next(self, limit: int | None) -> _Iterate | None:
         """Project onto X and Y; None where that gives no stable system of this order that responds.
 
         The error is inf where the poles need more than `limit` stored states.
         """
-        plant, schur = self.plant, self._schur
-        X, Y = plant.driven(schur.triangle, schur.B), self._seen
+        plant, small = self.plant, self._triangular
+        X, Y = plant.driven(small.triangle, small.B), self._seen
         if plant.real:
             # In the real states of the reduced system the solutions are real.
-            X, Y = (X @ adjoint(schur.vectors)).real, (Y @ adjoint(schur.vectors)).real
+            X = adjoint(small.form.reached(adjoint(X))).real
+            Y = adjoint(small.form.observed(adjoint(Y))).real
         if not (np.all(np.isfinite(X)) and np.all(np.isfinite(Y))):
             return None
         V, W = np.linalg.qr(X)[0], np.linalg.qr(Y)[0]
@@ -232,7 +233,7 @@ class _Iterate:
             size = there.norm()
             if size == 0.0:
                 return None
-            step = there.distance(schur, there.seen(schur.triangle, schur.C)) / size
+            step = there.distance(small, there.seen(small.triangle, small.C)) / size
             iterate = _Iterate(plant, following, step)
         except (NoConvergenceError, UnstableSystemError):
             # A pole so near to the boundary that its Gramian cannot be computed.

@@ -17,35 +17,37 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
+from scipy.linalg import lapack
 
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import SchurForm
 from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.reduction.h2_forms import continuous
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
-from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.state_space import StateSpace, in_balanced_units
 from ssmreduce.time_domain import Continuous, Discrete
 
 
 @dataclass(frozen=True, eq=False)
-class SchurForm:
-    """A small continuous system in complex Schur coordinates: A = U T Uᴴ, and Uᴴ B, C U.
+class TriangularSystem:
+    """A continuous system in the coordinates of its complex Schur `form`, with inputs `B` and outputs `C`."""
 
-    `vectors` is U and `triangle` is T.
-    """
-
-    triangle: HostArray
-    vectors: HostArray
+    form: SchurForm
     B: HostArray
     C: HostArray
 
     @classmethod
-    def of(cls, reduced: StateSpace) -> SchurForm:
+    def of(cls, system: StateSpace) -> TriangularSystem:
         """Transform a system with host arrays."""
-        T, U = linalg.schur(reduced.A, output="complex")
-        return cls(T, U, adjoint(U) @ reduced.B, reduced.C @ U)
+        form = SchurForm.of(system.A.astype(np.complex128))
+        return cls(form, form.inputs(system.B), adjoint(form.outputs(adjoint(system.C))))
+
+    @property
+    def triangle(self) -> HostArray:
+        """The state matrix T."""
+        return self.form.triangle
 
 
 class Plant(ABC):
@@ -82,7 +84,7 @@ class Plant(ABC):
         """‖G‖_H2 = ‖C Z‖_F."""
         return frobenius_norm(self.C @ self.Z)
 
-    def distance(self, reduced: SchurForm, seen: HostArray) -> float:
+    def distance(self, reduced: TriangularSystem, seen: HostArray) -> float:
         """‖G - G_r‖_H2 where `seen` is ``self.seen(reduced.triangle, reduced.C)``.
 
         The square is the trace of [B; B_r]ᴴ [[Q, -Y], [-Yᴴ, Q_r]] [B; B_r]. With Q_r = L Lᴴ and M = Y L⁻ᴴ
@@ -102,15 +104,15 @@ class Plant(ABC):
 
 
 class DensePlant(Plant):
-    """A `StateSpace` with host arrays."""
+    """A `StateSpace` with host arrays, in units that balance its state matrix."""
 
     def __init__(self, system: StateSpace) -> None:
-        as_continuous = continuous(system)
+        balanced = in_balanced_units(system)
+        as_continuous = continuous(balanced)
         self.A, self.B, self.C = as_continuous.A, as_continuous.B, as_continuous.C
-        self.Z = gramian_factor(system, 0)
+        self.Z = gramian_factor(balanced, 0)
         self.real = not any(np.iscomplexobj(x) for x in (self.A, self.B, self.C))
-        self._T, self._U = linalg.schur(self.A, output="complex")
-        self._B, self._C = adjoint(self._U) @ self.B, self.C @ self._U
+        self._whole = TriangularSystem.of(as_continuous)
 
     def apply(self, V: HostArray) -> HostArray:
         """Return A V."""
@@ -118,13 +120,15 @@ class DensePlant(Plant):
 
     def driven(self, T: HostArray, E: HostArray) -> HostArray:
         """Return X with A X + X Tᴴ + B Eᴴ = 0."""
-        X, scale, _ = linalg.lapack.ztrsyl(self._T, T, -self._B @ adjoint(E), tranb="C")
-        return np.asarray(self._U @ (X / scale))
+        whole = self._whole
+        X, scale, _ = lapack.ztrsyl(whole.triangle, T, -whole.B @ adjoint(E), tranb="C")
+        return whole.form.reached(X / scale)
 
     def seen(self, T: HostArray, E: HostArray) -> HostArray:
         """Return Y with Aᴴ Y + Y T + Cᴴ E = 0."""
-        Y, scale, _ = linalg.lapack.ztrsyl(self._T, T, -adjoint(self._C) @ E, trana="C")
-        return np.asarray(self._U @ (Y / scale))
+        whole = self._whole
+        Y, scale, _ = lapack.ztrsyl(whole.triangle, T, -adjoint(whole.C) @ E, trana="C")
+        return whole.form.observed(Y / scale)
 
 
 class DiagonalPlant(Plant):

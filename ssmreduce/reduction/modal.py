@@ -23,14 +23,10 @@ import scipy.linalg
 from ssmreduce._boundary import any_library
 from ssmreduce._lapack import safe_unit
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import SchurForm
 from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.reduction.batch import assemble, single_systems
-from ssmreduce.reduction.decoupling import (
-    Decoupling,
-    SchurForm,
-    decouple,
-    schur_form,
-)
+from ssmreduce.reduction.decoupling import Decoupling, decouple
 from ssmreduce.reduction.order import (
     ErrorBound,
     FixedOrder,
@@ -42,7 +38,7 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import choose_modes, select_states
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
+from ssmreduce.time_domain import boundary_distance
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -112,13 +108,12 @@ class _Modes:
     def __init__(self, system: StateSpace) -> None:
         self._system = system
         self._host = system.to_host()
-        self._schur = schur_form(self._host.A)
+        self._schur = SchurForm.of(self._host.A, time=self._host.time)
         scores, stable = _dominance(self._host, self._schur)
-        if not np.iscomplexobj(self._schur.triangle):
-            # Both of a pair score the same up to rounding: exactly so that they stay together.
-            first = np.flatnonzero(self._schur.triangle.diagonal(-1))
-            scores[first] = scores[first + 1] = np.maximum(scores[first], scores[first + 1])
-            stable[first] = stable[first + 1] = stable[first] & stable[first + 1]
+        # Both of a pair score the same up to rounding: exactly so that they stay together.
+        first = self._schur.pairs()
+        scores[first] = scores[first + 1] = np.maximum(scores[first], scores[first + 1])
+        stable[first] = stable[first + 1] = stable[first] & stable[first + 1]
         self._ranking = np.lexsort((-scores, stable))
         self._scores = scores[self._ranking]
         self.unstable = int(np.count_nonzero(~stable))
@@ -197,19 +192,17 @@ class _Modes:
 
         How much of a multiple pole goes with which of its eigenvectors is open until the parts are separated.
         """
-        host, poles = self._host, SchurForm(groups.second, np.eye(len(groups.second)))
+        host = self._host
         B, C = adjoint(groups.left[1]) @ host.B, host.C @ groups.right[1]
-        scores, _ = _dominance(StateSpace(poles.triangle, B, C, time=host.time), poles)
+        rest = StateSpace(groups.second, B, C, time=host.time)
+        scores, _ = _dominance(rest, SchurForm.of(groups.second, time=host.time))
         found, ranked = float(scores.sum()), float(self._scores[order:].sum())
         return ranked if abs(found - ranked) <= np.sqrt(_EPS) * ranked < np.inf else found
 
     def _whole_pairs(self, wanted: int, *, exact: bool) -> int:
         """`wanted`, or one more where that keeps both poles of a pair."""
-        if wanted == len(self._ranking) or np.iscomplexobj(self._schur.triangle):
-            return wanted
-        first = np.flatnonzero(self._schur.triangle.diagonal(-1))
         kept = set(self._ranking[:wanted].tolist())
-        if not any((k in kept) != (k + 1 in kept) for k in first.tolist()):
+        if not any((k in kept) != (k + 1 in kept) for k in self._schur.pairs().tolist()):
             return wanted
         if exact:
             choices = f"{wanted - 1} or {wanted + 1}" if wanted > 1 else "2"
@@ -225,20 +218,20 @@ def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray
 
     It is infinite where a pole is not stable, or defective to working precision.
     """
-    T, Q = schur.triangle, schur.vectors
-    if not T.size:
+    if not schur.triangle.size:
         return np.zeros(0), np.zeros(0, dtype=bool)
+    stable = schur.stable(host.time)
+    inputs, outputs = safe_unit(host.B), safe_unit(host.C)
+    B, C = schur.inputs(host.B / inputs), adjoint(schur.outputs(adjoint(host.C / outputs)))
+    T, turn = schur.triangle, np.eye(len(schur.triangle))
     if not np.iscomplexobj(T):
-        T, Q = scipy.linalg.rsf2csf(T, Q)
-    poles = T.diagonal()
-    distance = 1.0 - np.abs(poles) if isinstance(host.time, Discrete) else -poles.real
-    stable = distance > schur.rounding
+        T, turn = scipy.linalg.rsf2csf(T, turn)
+    B, C = adjoint(turn) @ B, C @ turn
+    distance = boundary_distance(T.diagonal(), host.time)
     # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
     _, left, right = scipy.linalg.eig(T, left=True)
     overlap = np.abs(np.sum(left.conj() * right, axis=0))
     defective = overlap <= len(T) * _EPS
-    inputs, outputs = safe_unit(host.B), safe_unit(host.C)
-    B, C = adjoint(Q) @ (host.B / inputs), (host.C / outputs) @ Q
     if np.any(defective):
         # Right for simple poles; parts of multiple ones may be ranked otherwise than they should.
         overlap[defective] = 1.0

@@ -16,8 +16,9 @@ import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import SchurForm
 from ssmreduce.errors import OrderError, ShapeError
-from ssmreduce.reduction.decoupling import decouple, schur_form
+from ssmreduce.reduction.decoupling import decouple
 from ssmreduce.reduction.selection import embedding, stability_distance, subsystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
@@ -36,7 +37,8 @@ class UnstableSplit:
         Part with the other poles and no feedthrough (but D where there is no stable part); None if
         there are none.
     condition : float
-        Condition number of the change of states that separates the two; 1 for a diagonal system.
+        Condition number of the change of states that separates the two, in units that balance A; 1 for a
+        diagonal system.
     left, right : tuple of two (n, k) arrays
         W and T of the stable and of the unstable part, with Wᴴ T = I for each and 0 across; in real
         states where a diagonal system outputs a real part.
@@ -76,7 +78,7 @@ def split_unstable(system: System, margin: float = 0.0) -> UnstableSplit:
     margin : float
         Poles within this distance of the stability boundary count as unstable, and so does
         what lies on the line itself. Poles of a dense system are taken to lie on it if they do up to
-        rounding, 4 eps ‖A‖_F; multiple ones spread further and need a margin.
+        rounding (`StateSpace.is_stable`); multiple ones spread further and need a margin.
 
     Returns
     -------
@@ -131,10 +133,8 @@ def _split_diagonal(host: DiagonalStateSpace, margin: float) -> UnstableSplit:
 
 
 def _split_dense(host: StateSpace, margin: float) -> UnstableSplit:
-    schur = schur_form(host.A)
-    poles = schur.poles
-    distance = 1.0 - np.abs(poles) if isinstance(host.time, Discrete) else -poles.real
-    is_stable = distance > margin + schur.rounding
+    schur = SchurForm.of(host.A, time=host.time)
+    is_stable = schur.stable(host.time, margin)
     groups = decouple(schur, is_stable)
 
     def part(A: HostArray, W: HostArray, T: HostArray, *, keep_D: bool) -> StateSpace | None:

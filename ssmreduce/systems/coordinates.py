@@ -16,6 +16,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
+from ssmreduce._schur import balance_states
 from ssmreduce.errors import ShapeError, UnreachableToleranceError
 from ssmreduce.systems.diagonal import (
     DiagonalStateSpace,
@@ -257,7 +258,9 @@ def _phases(rows: HostArray) -> HostArray:
 
 
 def _eigenvectors(A: HostArray, *, real: bool) -> SlotMap:
-    slot_map = diagonalise(A, real=real)
+    """Of A in balanced units: mere units make no eigenvectors dependent."""
+    balanced, units = balance_states(A)
+    slot_map = diagonalise(balanced, real=real)
     limit = 1.0 / singularity(max(len(A), 1))
     condition = np.inf if slot_map is None else slot_map.condition
     if slot_map is None or condition > limit:
@@ -265,7 +268,7 @@ def _eigenvectors(A: HostArray, *, real: bool) -> SlotMap:
             f"`system` has eigenvectors of condition number {condition:.1e}; expected at most "
             f"1/(n·ε) = {limit:.1e}: its state matrix is defective or nearly so. Keep it dense."
         )
-    return slot_map
+    return slot_map if units is None else slot_map.in_units(units)
 
 
 def _dense_like(host: System, A: HostArray, B: HostArray, C: HostArray, D: HostArray) -> StateSpace:

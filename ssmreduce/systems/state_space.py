@@ -12,11 +12,13 @@ from ssmreduce._boundary import any_library
 from ssmreduce._namespace import (
     Array,
     HostArray,
+    adjoint,
     device_of,
     is_host_double,
     product_of,
     to_double,
 )
+from ssmreduce._schur import SchurForm, balance_states
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.pytree import register_pytree
@@ -24,7 +26,6 @@ from ssmreduce.time_domain import (
     Discrete,
     TimeDomain,
     check_time,
-    inside_boundary,
     steady_point,
 )
 
@@ -169,16 +170,22 @@ class StateSpace:
     @any_library()
     def poles(self) -> HostArray:
         """Eigenvalues of A, shape (..., n)."""
-        return np.linalg.eigvals(to_double(self.A))
+        return np.linalg.eigvals(to_double(self.A))  # balances its rows and columns
 
     @any_library()
     def is_stable(self, margin: float = 0.0) -> HostArray:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
-        A static gain is stable. A pole that rounding has carried over the boundary counts as found.
+        A static gain is stable. A pole that rounding cannot tell from the boundary is on it: one within
+        2 n eps ‖A‖_F of it, for A in balanced units, and for each part of A that does not act back on others.
         """
-        inside: HostArray = np.all(inside_boundary(self.poles(), self.time, margin), axis=-1)
-        return inside
+        A = to_double(self.A)
+        stable = [
+            SchurForm.of(A[at], time=self.time).stable(self.time, margin).all()
+            for at in np.ndindex(self.batch_shape)
+        ]
+        found: HostArray = np.reshape(stable, self.batch_shape)[()]
+        return found
 
     @any_library()
     def dc_gain(self) -> HostArray:
@@ -189,14 +196,14 @@ class StateSpace:
         UnstableSystemError
             If z I - A is singular to working precision: an integrator has no such gain.
         """
-        host, point = self.to_host(), steady_point(self.time)
-        shifted = point * np.eye(self.order) - host.A
+        host, shift = self.to_host(), steady_point(self.time) * np.eye(self.order)
         gain = np.zeros(host.D.shape, dtype=np.result_type(host.A, host.B, host.C, host.D))
         for at in np.ndindex(self.batch_shape):
-            states, conditioned = solve_conditioned(shifted[at], host.B[at])
+            single = in_balanced_units(host[at])
+            states, conditioned = solve_conditioned(shift - single.A, single.B)
             if conditioned < singularity(self.order):
                 raise no_steady_gain(self.time, f"reciprocal condition {conditioned:.1e}")
-            gain[at] = host.D[at] + host.C[at] @ states
+            gain[at] = single.D + single.C @ states
         return gain
 
     def to_host(self) -> StateSpace:
@@ -242,3 +249,21 @@ class StateSpace:
             time=self.time,
             read_after_update=self.read_after_update,
         )
+
+
+def in_balanced_units(system: StateSpace) -> StateSpace:
+    """A single system on the host in units of its states, powers of two, that balance A: nothing is rounded.
+
+    What is computed from it depends on the units of the system no more than by rounding.
+    """
+    A, units = balance_states(system.A)
+    if units is None:
+        return system
+    return StateSpace(
+        A,
+        system.B / units,
+        system.C * adjoint(units),
+        system.D,
+        time=system.time,
+        read_after_update=system.read_after_update,
+    )

@@ -17,12 +17,12 @@ Iterative refinement implies numerical stability for Gaussian elimination, Math.
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
 
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import SchurForm
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
 from ssmreduce.systems.linear_solve import solve_stacked
-from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.state_space import StateSpace, in_balanced_units
 from ssmreduce.time_domain import Discrete
 
 _WORKING_ENTRIES = 2**22
@@ -50,9 +50,10 @@ class StatePart:
 
     def __init__(self, system: System) -> None:
         check_single(system)
-        self.system = system.to_host()
+        host = system.to_host()
+        self.system = in_balanced_units(host) if isinstance(host, StateSpace) else host
         self.discrete = isinstance(system.time, Discrete)
-        self._schur: tuple[HostArray, HostArray] | None = None
+        self._schur: SchurForm | None = None
 
     def matrices(self, omega: HostArray) -> HostArray:
         """Return G(z_k), shape (K, p, m)."""
@@ -119,11 +120,10 @@ class StatePart:
     ) -> HostArray:
         """L (z_k - A)⁻¹ R_k, shape (K, q, w), for R of shape (n, K, w); A is the adjoint if `mirrored`."""
         if self._schur is None and z.size >= _SCHUR_POINTS and len(A) >= _SCHUR_ORDER:
-            triangle, vectors = scipy.linalg.schur(self.system.to_dense().A, output="complex")
-            self._schur = triangle, vectors
+            self._schur = SchurForm.of_balanced(self.system.to_dense().A.astype(np.complex128))
         if self._schur is None:
             return _by_elimination(z, A, right, left)
-        T, U = self._schur
+        T, U = self._schur.triangle, self._schur.basis
         if mirrored:  # Aᴴ = (U J) (J Tᴴ J) (U J)ᴴ with J the reversal: upper triangular again
             T, U = np.ascontiguousarray(adjoint(T)[::-1, ::-1]), U[:, ::-1]
         values = np.empty((z.size, len(left), right.shape[2]), dtype=np.complex128)

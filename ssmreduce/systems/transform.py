@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, namespace, product_of
+from ssmreduce._namespace import HostArray, adjoint, namespace, product_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,16 @@ class SlotMap:
             self.is_pair[..., None, :], 2.0 * product, product
         )
         return doubled
+
+    def in_units(self, units: HostArray) -> SlotMap:
+        """Return the map to states multiplied by `units`, shape (R, 1)."""
+        return SlotMap(
+            self.eigenvalues,
+            self.vectors * units,
+            self.inverse / adjoint(units),
+            self.is_pair,
+            self.condition,
+        )
 
     def rescaled(self, scale: HostArray) -> SlotMap:
         """Return the map with stored states multiplied by `scale`, shape (r,)."""

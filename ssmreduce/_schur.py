@@ -1,0 +1,297 @@
+"""The Schur form A = S W T Wᴴ S⁻¹, in units S of the states that balance A.
+
+The QR algorithm is backward stable relative to ‖A‖, which badly scaled states inflate: their eigenvalues
+may come out with errors larger than themselves. So rows and columns of A are brought to about equal
+size first, by powers of two, which round nothing. What follows from the form then depends on the units of
+the states no more than by rounding.
+
+Real matrices get the real form, whose T has 2 by 2 blocks for conjugate pairs. A matrix with
+structure (decoupled or cascaded parts, as flexible structures in modal form have) is permuted to
+block triangular form first, by the strongly connected components of its graph; then each part needs
+a small Schur form instead of the O(25 n³) of the whole.
+
+Poles on the stability boundary. Eigenvalues of a part of order n are those of a matrix within c n eps ‖A‖
+of it: one that lies no farther inside the boundary may lie on it, and counts as not stable. Of a slow pole
+beside fast ones the inverse knows more: λ = 1/μ with μ known to c n eps ‖A⁻¹‖, so λ to |λ|² times that.
+A part of order 1 is its own eigenvalue, without rounding.
+
+References: Golub and Van Loan, Matrix Computations, 4th ed., 2013, chapter 7; James, Langou and Lowery,
+On matrix balancing and eigenvector computation, arXiv 1401.5766 (2014).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import scipy.linalg
+from scipy.linalg import lapack
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from ssmreduce._lapack import frobenius_norm, product
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.errors import NoConvergenceError
+from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
+
+Edges = list[tuple[int, int]]
+"""First and last plus one row of each diagonal block."""
+
+_ROUNDINGS = 2.0
+"""c of c n eps ‖A‖_F, beyond the backward error of QR algorithms, which in practice is a few eps ‖A‖_F."""
+
+_EPS = float(np.finfo(np.float64).eps)
+
+_SMALLEST_FOR_PARTS = 100
+"""Below this order the search for parts takes longer than the Schur form."""
+
+_SMALL = 64
+"""Up to this order LAPACK takes little work space, and is called without the checks of its wrapper, which
+cost more than a pair."""
+
+_WORK_PER_STATE = 40
+"""Numbers of work space for each state, enough for blocks of 32 columns."""
+
+_SPARSE_SHARE = 0.2
+"""Above this share of nonzero entries a matrix is not searched for parts: it would rarely have any."""
+
+
+def balance_states(A: HostArray) -> tuple[HostArray, HostArray | None]:
+    """S⁻¹ A S with rows and columns of about equal size, and the powers of two in S as a column.
+
+    None stands for units that are all 1, where A itself is returned. Cost O(n²).
+    """
+    if A.shape[0] < 2:
+        return A, None
+    gebal = lapack.zgebal if A.dtype.kind == "c" else lapack.dgebal
+    balanced, _, _, units, _ = gebal(A, scale=1, permute=0)
+    sizes = units.tolist()
+    if max(sizes) == min(sizes):
+        return A, None
+    return np.asarray(balanced), np.asarray(units)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class SchurForm:
+    """Upper (quasi-)triangular T (`triangle`) and unitary W (`basis`) with A = S W T Wᴴ S⁻¹.
+
+    Attributes
+    ----------
+    triangle, basis : (n, n) array
+        T and W; real if A is.
+    units : (n, 1) array or None
+        The diagonal of S, powers of two; None where all are 1.
+    balanced : (n, n) array
+        S⁻¹ A S.
+    order : (n,) int array
+        An order of the states that makes it block triangular.
+    parts : list of pairs of int
+        First and last plus one row of its diagonal blocks, which were decomposed on their own.
+    """
+
+    triangle: HostArray
+    basis: HostArray
+    units: HostArray | None
+    balanced: HostArray
+    order: HostArray
+    parts: Edges
+
+    @classmethod
+    def of(cls, A: HostArray, *, time: TimeDomain | None = None) -> SchurForm:
+        """Balance and decompose A, O(25 n³) unless it has structure.
+
+        Where a `time` is given and rounding might decide whether a pole is stable, A is decomposed in as
+        many parts as it has.
+
+        Raises
+        ------
+        NoConvergenceError
+            If the QR algorithm fails.
+        """
+        balanced, units = balance_states(A)
+        return cls.of_balanced(balanced, units, time=time)
+
+    @classmethod
+    def of_balanced(
+        cls, balanced: HostArray, units: HostArray | None = None, *, time: TimeDomain | None = None
+    ) -> SchurForm:
+        """The same for S⁻¹ A S."""
+        try:
+            n = balanced.shape[0]
+            order, parts = _parts(balanced) if n >= _SMALLEST_FOR_PARTS else _whole(n)
+            form = cls._in_parts(balanced, order, parts, units)
+            if time is None or len(parts) > 1 or n < 2 or form._is_clear(time):
+                return form
+            order, parts = _parts(balanced)
+            return form if len(parts) == 1 else cls._in_parts(balanced, order, parts, units)
+        except np.linalg.LinAlgError as error:
+            raise NoConvergenceError(
+                f"the Schur form of `A` could not be computed ({error}); expected entries of moderate "
+                "range. Scale the states."
+            ) from error
+
+    @staticmethod
+    def is_cheap(A: HostArray) -> bool:
+        """Whether A falls apart into blocks of at most a quarter of its order."""
+        n = A.shape[0]
+        if n < _SMALLEST_FOR_PARTS or np.count_nonzero(A) > _SPARSE_SHARE * n * n:
+            return False
+        _, parts = _parts(A)
+        return bool(4 * max(last - first for first, last in parts) <= n)
+
+    @classmethod
+    def _in_parts(
+        cls, A: HostArray, order: HostArray, parts: Edges, units: HostArray | None
+    ) -> SchurForm:
+        if len(parts) == 1:
+            return cls(*_schur(A), units, A, order, parts)
+        T = np.asfortranarray(A[np.ix_(order, order)])
+        W = np.zeros_like(T)
+        for first, last in parts:
+            at = slice(first, last)
+            if last - first == 1:
+                W[order[first], first] = 1.0
+                continue
+            T[at, at], basis = _schur(T[at, at])
+            W[order[at], at] = basis
+            T[:first, at] = product(T[:first, at], basis)
+            T[at, last:] = product(basis, T[at, last:], adjoint_left=True)
+        return cls(T, W, units, A, order, parts)
+
+    # --- Coordinates
+
+    def inputs(self, B: HostArray) -> HostArray:
+        """Wᴴ S⁻¹ B: an input matrix in the coordinates of T."""
+        return product(self.basis, B if self.units is None else B / self.units, adjoint_left=True)
+
+    def outputs(self, C_adjoint: HostArray) -> HostArray:
+        """Wᴴ S Cᴴ: the adjoint of an output matrix, as Cᴴ, in the coordinates of T."""
+        scaled = C_adjoint if self.units is None else C_adjoint * self.units
+        return product(self.basis, scaled, adjoint_left=True)
+
+    def reached(self, states: HostArray) -> HostArray:
+        """S W X: states in the coordinates of T, in those of A."""
+        moved = product(self.basis, states)
+        return moved if self.units is None else moved * self.units
+
+    def observed(self, states: HostArray) -> HostArray:
+        """S⁻¹ W Y: dual states in the coordinates of T, in those of A."""
+        moved = product(self.basis, states)
+        return moved if self.units is None else moved / self.units
+
+    def reversed_adjoint(self) -> HostArray:
+        """Tᴴ with rows and columns in reverse order: the triangle of Aᴴ in the reversed basis."""
+        return np.asfortranarray(adjoint(self.triangle)[::-1, ::-1])
+
+    # --- Poles
+
+    def eigenvalues(self) -> HostArray:
+        """Eigenvalues of A in the order of the diagonal of T; of a pair the one above the real axis first."""
+        diagonal: HostArray = self.triangle.diagonal().astype(np.complex128)
+        first = self.pairs()
+        if first.size:
+            # LAPACK's blocks of pairs [a, b; c, a] have equal diagonal entries, and b c < 0.
+            beside, below = self.triangle.diagonal(1)[first], self.triangle.diagonal(-1)[first]
+            root = 1j * np.sqrt(np.abs(beside)) * np.sqrt(np.abs(below))
+            diagonal[first] += root
+            diagonal[first + 1] -= root
+        return diagonal
+
+    def pairs(self) -> HostArray:
+        """First rows of the 2 by 2 blocks of conjugate pairs."""
+        if self.triangle.dtype.kind == "c":
+            return np.zeros(0, dtype=np.intp)
+        return np.flatnonzero(self.triangle.diagonal(-1))
+
+    def all_stable(self, time: TimeDomain) -> bool:
+        """Whether every pole is `stable`."""
+        nearest = self._distance(time).min(initial=np.inf)
+        return bool(nearest > _rounding_of(self.triangle) or self.stable(time).all())
+
+    def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
+        """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
+        distance = boundary_distance(self.eigenvalues(), time)
+        if self._is_clear(time, margin):
+            return np.asarray(distance > margin)
+        return np.asarray(distance > margin + self._rounding(time))
+
+    def _distance(self, time: TimeDomain) -> HostArray:
+        """Of each pole from the boundary; blocks of pairs have equal diagonal entries."""
+        if isinstance(time, Discrete):
+            return boundary_distance(self.eigenvalues(), time)
+        return boundary_distance(self.triangle.diagonal(), time)
+
+    def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
+        """Whether no pole is so near to the boundary, or to the line at `margin`, that rounding decides."""
+        near = np.abs(self._distance(time) - margin) <= _rounding_of(self.triangle)
+        return not near.any()
+
+    def _rounding(self, time: TimeDomain) -> HostArray:
+        """How far inside the boundary each pole may lie and still be on it for all that rounding tells."""
+        rounding, poles = np.zeros(self.triangle.shape[0]), self.eigenvalues()
+        for first, last in self.parts:
+            at = slice(first, last)
+            if last - first > 1:
+                rounding[at] = _rounding_of(self.triangle[at, at])
+                if not isinstance(time, Discrete):
+                    rounding[at] = np.minimum(
+                        rounding[at], self._rounding_by_inverse(at, poles[at])
+                    )
+        return rounding
+
+    def _rounding_by_inverse(self, at: slice, poles: HostArray) -> HostArray:
+        """The same from 1/λ: c n eps |λ|² ‖A⁻¹‖, and what the two ways to a pole differ by."""
+        states = self.order[at]
+        try:
+            inverse = np.linalg.inv(self.balanced[np.ix_(states, states)])
+            found = np.linalg.eigvals(inverse)
+        except np.linalg.LinAlgError:
+            return np.full(poles.size, np.inf)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            slow = 1.0 / found
+            nearest = slow[np.abs(poles[:, None] - slow).argmin(axis=1)]
+            rounding = np.abs(poles - nearest) + np.abs(nearest) ** 2 * _rounding_of(inverse)
+        return np.asarray(np.where(np.isfinite(rounding), rounding, np.inf))
+
+
+def _rounding_of(block: HostArray) -> float:
+    rounding: float = _ROUNDINGS * block.shape[0] * _EPS * frobenius_norm(block)
+    return rounding
+
+
+def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
+    """Triangle and basis."""
+    n = A.shape[0]
+    if n == 0:
+        return A, A
+    if n > _SMALL:
+        return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
+    if A.dtype.kind == "c":
+        T, _, _, basis, _, failed = lapack.zgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)
+    else:
+        T, _, _, _, basis, _, failed = lapack.dgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)
+    if failed:
+        raise np.linalg.LinAlgError("the QR algorithm did not converge")
+    return T, basis
+
+
+def _whole(n: int) -> tuple[HostArray, Edges]:
+    return np.arange(n), [(0, n)]
+
+
+def _parts(A: HostArray) -> tuple[HostArray, Edges]:
+    """An order of the states that makes A block upper triangular, and its diagonal blocks."""
+    n = A.shape[0]
+    graph = csr_array(A != 0)
+    count, labels = connected_components(graph, directed=True, connection="strong")
+    if count == 1:
+        return _whole(n)
+    # Components come in topological order, in one direction or the other; the blocks are checked.
+    rows, columns = graph.nonzero()
+    for candidate in (labels, count - 1 - labels):
+        if np.all(candidate[rows] <= candidate[columns]):
+            order = np.argsort(candidate, kind="stable")
+            starts = np.concatenate([[0], np.cumsum(np.bincount(candidate))])
+            return order, list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
+    return _whole(n)
