@@ -43,6 +43,9 @@ _ROUNDINGS = 2.0
 
 _EPS = float(np.finfo(np.float64).eps)
 
+_ROUNDS = 10
+"""Times that ports are made smaller; each time goes a good part of the way, counted in digits."""
+
 _SMALLEST_FOR_PARTS = 100
 """Below this order the search for parts takes longer than the Schur form."""
 
@@ -57,19 +60,68 @@ _SPARSE_SHARE = 0.2
 """Above this share of nonzero entries a matrix is not searched for parts: it would rarely have any."""
 
 
-def balance_states(A: HostArray) -> tuple[HostArray, HostArray | None]:
+def balance_states(
+    A: HostArray, B: HostArray | None = None, C: HostArray | None = None
+) -> tuple[HostArray, HostArray | None]:
     """S⁻¹ A S with rows and columns of about equal size, and the powers of two in S as a column.
 
-    None stands for units that are all 1, where A itself is returned. Cost O(n²).
+    None stands for units that are all 1, where A itself is returned. Parts of A that act on others without
+    being acted on have units of their own, which A leaves open; with B and C, those of inputs and outputs
+    fix them. Cost O(n²).
     """
-    if A.shape[0] < 2:
+    n = A.shape[0]
+    if n < 2:
         return A, None
+    if B is None or C is None or np.count_nonzero(A) == A.size:
+        balanced, units = _balanced(A)
+    else:
+        units = _units_of_parts(A, B, C)
+        balanced = A * units / units[:, None]
+    if (units == units[0]).all():
+        return A, None
+    return balanced, units[:, None]
+
+
+def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
+    """Units that balance each part of A on its own, then the parts, with what leads from one to the next.
+
+    Ports are made so small that nothing between two parts is larger than what is inside of them.
+    """
+    order, parts = _parts(A)
+    part = np.zeros(A.shape[0], dtype=np.intp)
+    for k, (first, last) in enumerate(parts):
+        part[order[first:last]] = k
+    inside = part[:, None] == part
+    _, units = _balanced(np.where(inside, A, 0.0))
+    if len(parts) == 1:
+        return units
+    sizes = np.abs(A) * units / units[:, None]
+    size = float(sizes.max(initial=0.0, where=inside)) or float(sizes.max()) or 1.0
+    count = len(parts)
+    # One row and column for each part, and one for the ports.
+    whole = np.zeros((count + 1, count + 1))
+    np.maximum.at(whole, (part[:, None], part), sizes)
+    np.maximum.at(whole[:, count], part, np.abs(B).max(axis=1, initial=0.0) / units)
+    np.maximum.at(whole[count], part, np.abs(C).max(axis=0, initial=0.0) * units)
+    ports = whole[:count, count], whole[count, :count]
+    for port in ports:
+        port *= size / (port.max() or 1.0)
+    # A part without dynamics of its own, an integrator, counts as one as fast as the fastest.
+    np.fill_diagonal(whole[:count, :count], size)
+    change = np.ones(count + 1)
+    for _ in range(_ROUNDS):
+        balanced, change = _balanced(whole)
+        excess = float(balanced[:count, :count].max()) / size
+        if excess <= 1.0:
+            break
+        ports[0][:] /= excess**2
+    return units * (change[:count] / change[count])[part]
+
+
+def _balanced(A: HostArray) -> tuple[HostArray, HostArray]:
     gebal = lapack.zgebal if A.dtype.kind == "c" else lapack.dgebal
     balanced, _, _, units, _ = gebal(A, scale=1, permute=0)
-    sizes = units.tolist()
-    if max(sizes) == min(sizes):
-        return A, None
-    return np.asarray(balanced), np.asarray(units)[:, None]
+    return balanced, units
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +150,15 @@ class SchurForm:
     parts: Edges
 
     @classmethod
-    def of(cls, A: HostArray, *, time: TimeDomain | None = None) -> SchurForm:
-        """Balance and decompose A, O(25 n³) unless it has structure.
+    def of(
+        cls,
+        A: HostArray,
+        B: HostArray | None = None,
+        C: HostArray | None = None,
+        *,
+        time: TimeDomain | None = None,
+    ) -> SchurForm:
+        """Balance A, or a system (A, B, C), and decompose A, O(25 n³) unless it has structure.
 
         Where a `time` is given and rounding might decide whether a pole is stable, A is decomposed in as
         many parts as it has.
@@ -109,7 +168,7 @@ class SchurForm:
         NoConvergenceError
             If the QR algorithm fails.
         """
-        balanced, units = balance_states(A)
+        balanced, units = balance_states(A, B, C)
         return cls.of_balanced(balanced, units, time=time)
 
     @classmethod

@@ -155,16 +155,21 @@ class BalancedSystem(Reducible):
         """W and T of this order: the leading columns of those of the largest order so far.
 
         Balancing-free ones span the same spaces, T with orthonormal columns and W = X (Tᴴ X)⁻¹ with
-        those of X (Varga, CDC 1991).
+        those of X (Varga, CDC 1991), in units in which every state is as well reached as observed.
         """
         if order > self._widest[0].shape[1] and self.factors is not None:
             with threads_for(self.factors.hsv.size):
                 self._widest = self.factors.projections(order)
         W, T = self._widest[0][:, :order], self._widest[1][:, :order]
         if balancing_free:
-            T, _ = scipy.linalg.qr(T, mode="economic", check_finite=False)
-            X, _ = scipy.linalg.qr(W, mode="economic", check_finite=False)
+            reached, observed = (np.abs(basis).max(axis=1, initial=0.0) for basis in (T, W))
+            used = (reached > 0.0) & (observed > 0.0)
+            ratio = np.where(used, reached, 1.0) / np.where(used, observed, 1.0)
+            units = np.exp2(np.round(0.5 * np.log2(ratio)))[:, None]
+            T, _ = scipy.linalg.qr(T / units, mode="economic", check_finite=False)
+            X, _ = scipy.linalg.qr(W * units, mode="economic", check_finite=False)
             W = X @ scipy.linalg.inv(adjoint(T) @ X)
+            W, T = W / units, T * units
         return W, T
 
     def unchanged(self) -> Reduction:

@@ -252,11 +252,11 @@ class StateSpace:
 
 
 def in_balanced_units(system: StateSpace) -> StateSpace:
-    """A single system on the host in units of its states, powers of two, that balance A: nothing is rounded.
+    """A single system on the host in balanced units of its states, powers of two: nothing is rounded.
 
     What is computed from it depends on the units of the system no more than by rounding.
     """
-    A, units = balance_states(system.A)
+    A, units = balance_states(system.A, system.B, system.C)
     if units is None:
         return system
     return StateSpace(
