@@ -12,8 +12,9 @@ a small Schur form instead of the O(25 n³) of the whole.
 
 Poles on the stability boundary. Eigenvalues of a part of order n are those of a matrix within c n eps ‖A‖
 of it: one that lies no farther inside the boundary may lie on it, and counts as not stable. Of a slow pole
-beside fast ones the inverse knows more: λ = 1/μ with μ known to c n eps ‖A⁻¹‖, so λ to |λ|² times that.
-A part of order 1 is its own eigenvalue, without rounding.
+beside fast ones the inverse may know more: λ = 1/μ with μ known to c n eps κ ‖A⁻¹‖, so λ to |λ|² times that,
+where κ is the condition of A after scaling of its rows and columns: small for a graded A, whose small entries
+have digits of their own. A part of order 1 is its own eigenvalue, without rounding.
 
 References: Golub and Van Loan, Matrix Computations, 4th ed., 2013, chapter 7; James, Langou and Lowery,
 On matrix balancing and eigenvector computation, arXiv 1401.5766 (2014).
@@ -115,7 +116,8 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
         if excess <= 1.0:
             break
         ports[0][:] /= excess**2
-    return units * (change[:count] / change[count])[part]
+    found: HostArray = units * (change[:count] / change[count])[part]
+    return found
 
 
 def _balanced(A: HostArray) -> tuple[HostArray, HostArray]:
@@ -300,18 +302,36 @@ class SchurForm:
         return rounding
 
     def _rounding_by_inverse(self, at: slice, poles: HostArray) -> HostArray:
-        """The same from 1/λ: c n eps |λ|² ‖A⁻¹‖, and what the two ways to a pole differ by."""
+        """The same from 1/λ: c n eps κ |λ|² ‖A⁻¹‖, and what the two ways to a pole differ by."""
         states = self.order[at]
-        try:
-            inverse = np.linalg.inv(self.balanced[np.ix_(states, states)])
-            found = np.linalg.eigvals(inverse)
-        except np.linalg.LinAlgError:
+        block = self.balanced[np.ix_(states, states)]
+        gesvx = lapack.zgesvx if block.dtype.kind == "c" else lapack.dgesvx
+        *_, inverse, conditioned, _, _, singular = gesvx(block, np.eye(len(block)), fact="E")
+        if 0 < singular <= len(block) or not np.all(np.isfinite(inverse)):
             return np.full(poles.size, np.inf)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            slow = 1.0 / found
+            slow = 1.0 / np.linalg.eigvals(inverse)
             nearest = slow[np.abs(poles[:, None] - slow).argmin(axis=1)]
-            rounding = np.abs(poles - nearest) + np.abs(nearest) ** 2 * _rounding_of(inverse)
+            rounding = np.abs(nearest) ** 2 * (_rounding_of(inverse) / conditioned)
+            rounding += np.abs(poles - nearest)
         return np.asarray(np.where(np.isfinite(rounding), rounding, np.inf))
+
+
+def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray:
+    """Whether all poles of each matrix of a stack (..., n, n) are stable, shape (...).
+
+    A Schur form is taken where eigenvalues alone leave it to rounding.
+    """
+    if not A.shape[-1]:
+        return np.ones(A.shape[:-2], dtype=bool)
+    distance = boundary_distance(np.linalg.eigvals(A), time) - margin
+    stable = np.asarray((distance > 0.0).all(axis=-1))
+    with np.errstate(over="ignore"):
+        rounding = _ROUNDINGS * A.shape[-1] * _EPS * np.linalg.norm(A, axis=(-2, -1))
+    near = np.asarray((np.abs(distance) <= rounding[..., None]).any(axis=-1))
+    for at in map(tuple, np.argwhere(near)):
+        stable[at] = SchurForm.of(A[at], time=time).stable(time, margin).all()
+    return stable
 
 
 def _rounding_of(block: HostArray) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce._schur import SchurForm
+from ssmreduce._schur import SchurForm, are_stable
 from ssmreduce.errors import UnstableSystemError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
@@ -96,5 +96,6 @@ def check_stable_system(system: System, advice: str, *, name: str = "`system`") 
             log_eigenvalues=host.log_eigenvalues,
             advice=advice,
         )
-    else:
-        check_stable_form(SchurForm.of(host.A, time=host.time), host.time, name=name, advice=advice)
+    elif not are_stable(host.A, host.time):
+        form = SchurForm.of(host.A, time=host.time)
+        check_stable_form(form, host.time, name=name, advice=advice)

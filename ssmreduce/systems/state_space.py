@@ -18,7 +18,7 @@ from ssmreduce._namespace import (
     product_of,
     to_double,
 )
-from ssmreduce._schur import SchurForm, balance_states
+from ssmreduce._schur import are_stable, balance_states
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.pytree import register_pytree
@@ -179,13 +179,7 @@ class StateSpace:
         A static gain is stable. A pole that rounding cannot tell from the boundary is on it: one within
         2 n eps ‖A‖_F of it, for A in balanced units, and for each part of A that does not act back on others.
         """
-        A = to_double(self.A)
-        stable = [
-            SchurForm.of(A[at], time=self.time).stable(self.time, margin).all()
-            for at in np.ndindex(self.batch_shape)
-        ]
-        found: HostArray = np.reshape(stable, self.batch_shape)[()]
-        return found
+        return are_stable(to_double(self.A), self.time, margin)[()]
 
     @any_library()
     def dc_gain(self) -> HostArray:
