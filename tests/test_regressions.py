@@ -414,7 +414,7 @@ def test_pairs_at_the_circle_are_refused_or_finite() -> None:
     rng = np.random.default_rng(0)
     found = {"finite": 0, "refused": 0}
     for _ in range(500):
-        angle, radius = rng.uniform(0.0, np.pi), 1.0 - rng.uniform(0.0, 6e-16)
+        angle, radius = rng.uniform(0.0, np.pi), 1.0 - rng.uniform(0.0, 4e-15)
         scale = 2.0 ** rng.integers(0, 8)
         A = radius * np.array(
             [[np.cos(angle), -scale * np.sin(angle)], [np.sin(angle) / scale, np.cos(angle)]]
