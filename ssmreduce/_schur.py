@@ -77,7 +77,7 @@ def balance_states(
         balanced, units = _balanced(A)
     else:
         units = _units_of_parts(A, B, C)
-        balanced = A * units / units[:, None]
+        balanced = _in_units(A, units)
     if (units == units[0]).all():
         return A, None
     return balanced, units[:, None]
@@ -96,7 +96,7 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
     _, units = _balanced(np.where(inside, A, 0.0))
     if len(parts) == 1:
         return units
-    sizes = np.abs(A) * units / units[:, None]
+    sizes = _in_units(np.abs(A), units)
     size = float(sizes.max(initial=0.0, where=inside)) or float(sizes.max()) or 1.0
     count = len(parts)
     # One row and column for each part, and one for the ports.
@@ -118,6 +118,13 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
         ports[0][:] /= excess**2
     found: HostArray = units * (change[:count] / change[count])[part]
     return found
+
+
+def _in_units(A: HostArray, units: HostArray) -> HostArray:
+    """S⁻¹ A S for S = diag(units); ratios first, since products may underflow where these do not."""
+    with np.errstate(over="ignore"):
+        ratios = units / units[:, None]
+    return np.multiply(A, ratios, out=np.zeros_like(A), where=A != 0.0)
 
 
 def _balanced(A: HostArray) -> tuple[HostArray, HostArray]:

@@ -308,7 +308,9 @@ def test_poles_that_cannot_be_told_apart() -> None:
     twin = StateSpace(
         np.array([[0.0, 1.0], [0.0, -1e-300]]), np.ones((2, 1)), np.ones((1, 2)), time=Continuous()
     )
-    assert split_unstable(twin).unstable_count == 2
+    with pytest.raises(NoConvergenceError, match="`margin`"):
+        split_unstable(twin)
+    assert split_unstable(twin, margin=1e-299).unstable_count == 2
     diagonal = np.diag([1.0, 1.0])
     from ssmreduce._schur import SchurForm
     from ssmreduce.reduction.decoupling import decouple
