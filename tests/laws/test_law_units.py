@@ -422,45 +422,52 @@ def test_every_public_function_of_a_system_is_under_the_law() -> None:
 
 # --- Companion forms
 
+FILTERS = {
+    "low-pass of order 2": ("butter", (2,)),
+    "low-pass of order 3": ("butter", (3,)),
+    "low-pass of order 4": ("butter", (4,)),
+    "low-pass of order 6": ("butter", (6,)),
+    "with ripple": ("cheby1", (5, 1.0)),
+    "with zeros": ("ellip", (4, 1.0, 40.0)),
+}
 
-def butterworth(order: int, hertz: float) -> tuple[StateSpace, StateSpace]:
-    """A low-pass filter as a companion form, and in sections from its poles and zeros."""
-    corner = 2.0 * np.pi * hertz
-    companion = from_scipy(
-        scipy.signal.TransferFunction(*scipy.signal.butter(order, corner, analog=True))
+
+def designed(name: str, hertz: float) -> tuple[StateSpace, StateSpace]:
+    """A filter as a companion form, and in sections from its poles and zeros; digital where hertz is 0."""
+    kind, arguments = FILTERS[name]
+    analog = hertz > 0.0
+    corner = 2.0 * np.pi * hertz if analog else 0.3
+    design = getattr(scipy.signal, kind)
+    rate = {} if analog else {"dt": True}
+    tf = scipy.signal.TransferFunction(*design(*arguments, corner, analog=analog), **rate)
+    zpk = scipy.signal.ZerosPolesGain(
+        *design(*arguments, corner, analog=analog, output="zpk"), **rate
     )
-    zeros, poles, _ = scipy.signal.butter(order, corner, analog=True, output="zpk")
-    assert not len(zeros)
-    sections = None
-    for pole in poles[poles.imag >= 0.0]:
-        if pole.imag > 1e-9 * abs(pole):
-            A = np.array([[pole.real, pole.imag], [-pole.imag, pole.real]])
-            B, C = np.array([[0.0], [abs(pole)]]), np.array([[abs(pole) / pole.imag, 0.0]])
-        else:
-            A, B, C = np.array([[pole.real]]), np.array([[abs(pole)]]), np.ones((1, 1))
-        section = StateSpace(A, B, C, time=Continuous())
-        sections = section if sections is None else sr.series(sections, section)
-    assert sections is not None
-    return companion, sections
+    return from_scipy(tf), from_scipy(zpk)
 
 
-@pytest.mark.parametrize("hertz", [1e-3, 1.0, 1e3, 1e5, 1e7])
-@pytest.mark.parametrize("order", [2, 3, 4, 6])
-def test_companion_forms_give_what_sections_give(order: int, hertz: float) -> None:
-    companion, sections = butterworth(order, hertz)
-    rate = 2.0 * np.pi * hertz
-    omega = rate * np.geomspace(0.05, 20.0, 12)
+@pytest.mark.parametrize("hertz", [0.0, 1e-3, 1.0, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("name", FILTERS)
+def test_companion_forms_give_what_sections_give(name: str, hertz: float) -> None:
+    companion, sections = designed(name, hertz)
+    order, analog = sections.order, hertz > 0.0
+    assert companion.order == order
+    rate = 2.0 * np.pi * hertz if analog else 1.0
+    omega = rate * np.geomspace(0.05, 20.0 if analog else 3.0, 12)
     kept = order // 2 + order % 2 if order > 2 else 1
+    pole = [[0.0]] if analog else [[1.0]]
+    integrator = StateSpace(pole, [[rate]], [[1.0]], time=companion.time)
 
     def answers(system: StateSpace) -> list[Any]:
-        integrated = sr.series(system, StateSpace([[0.0]], [[rate]], [[1.0]], time=Continuous()))
+        integrated = sr.series(system, integrator)
         unstable = sr.balanced_truncation(integrated, order, keep_unstable=True)
         cuts = [
             sr.balanced_truncation(system, kept),
             sr.singular_perturbation(system, kept),
             sr.balance(system).truncate(kept, balancing_free=True),
         ]
-        return [
+        strictly_proper = StateSpace(system.A, system.B, system.C, time=system.time)
+        found = [
             sr.minimal_realisation(system).order,
             sr.split_unstable(system).unstable_count,
             sr.split_unstable(integrated).unstable_count,
@@ -469,11 +476,15 @@ def test_companion_forms_give_what_sections_give(order: int, hertz: float) -> No
             sr.frequency_response(sr.diagonalised(system), omega),
             sr.hankel_singular_values(system),
             sr.balance(system, band=(0.1 * rate, rate)).hsv,
-            sr.modal_truncation(system, 2 if order > 2 else order).error_bound,
-            [sr.h2_norm(system), float(sr.hinf_norm(system)), system.dc_gain()],
-            sr.step_response(system, times=np.linspace(0.0, 5.0 / rate, 6)),
-            sr.frequency_response(sr.to_discrete(system, 0.2 / rate), omega * 0.2 / rate),
+            sr.modal_truncation(system, sr.HankelMass(0.5)).error_bound,
+            [sr.h2_norm(strictly_proper), float(sr.hinf_norm(system)), system.dc_gain()],
         ]
+        if analog:
+            found += [
+                sr.step_response(system, times=np.linspace(0.0, 5.0 / rate, 6)),
+                sr.frequency_response(sr.to_discrete(system, 0.2 / rate), omega * 0.2 / rate),
+            ]
+        return found
 
     assert_same(answers(companion), answers(sections), 1e-9)
     expected = sr.h2_optimal(sections, kept).h2_error
