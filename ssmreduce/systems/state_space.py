@@ -18,7 +18,7 @@ from ssmreduce._namespace import (
     product_of,
     to_double,
 )
-from ssmreduce._schur import are_stable, balance_states
+from ssmreduce._schur import are_stable, balance_states, poles_of
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.pytree import register_pytree
@@ -170,7 +170,7 @@ class StateSpace:
     @any_library()
     def poles(self) -> HostArray:
         """Eigenvalues of A, shape (..., n)."""
-        return np.linalg.eigvals(to_double(self.A))  # balances its rows and columns
+        return poles_of(to_double(self.A))
 
     @any_library()
     def is_stable(self, margin: float = 0.0) -> HostArray:

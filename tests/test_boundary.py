@@ -1,0 +1,112 @@
+"""Poles on the stability boundary, to rounding: every function says the same of them, on every processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+import samples
+
+import ssmreduce as sr
+from ssmreduce import Continuous, Discrete, StateSpace, UnstableSystemError
+from ssmreduce._schur import SchurForm
+from ssmreduce.equations.solvers import Hammarling, SmithDoubling
+from ssmreduce.gramians.frequency import frequency_limited_factors
+
+REFUSALS: dict[str, Callable[[StateSpace], Any]] = {
+    "controllability_gramian": sr.controllability_gramian,
+    "observability_gramian": sr.observability_gramian,
+    "hankel_singular_values": sr.hankel_singular_values,
+    "balanced_truncation": lambda s: sr.balanced_truncation(s, 1),
+    "singular_perturbation": lambda s: sr.singular_perturbation(s, 1),
+    "h2_norm": sr.h2_norm,
+    "hankel_norm": sr.hankel_norm,
+    "hinf_norm": sr.hinf_norm,
+    "h2_optimal": lambda s: sr.h2_optimal(s, 1),
+    "frequency_limited_factors": lambda s: frequency_limited_factors(s, (0.1, 1.0)),
+    "hammarling": lambda s: sr.solve_lyapunov_factor(s.A, s.B, time=s.time, solver=Hammarling()),
+    "doubling": lambda s: sr.solve_lyapunov_factor(s.A, s.B, time=s.time, solver=SmithDoubling()),
+}
+
+
+def on_the_boundary(seed: int) -> StateSpace:
+    """Two to eight states in a rotated basis, one or a pair of them on the boundary, the others inside."""
+    rng = np.random.default_rng(seed)
+    n, discrete, is_complex = int(rng.integers(2, 9)), bool(rng.integers(2)), bool(rng.integers(2))
+    A = np.diag(rng.uniform(-0.6, 0.6, n) if discrete else -rng.uniform(0.1, 3.0, n))
+    angle = rng.uniform(0.1, 3.0)
+    if rng.integers(2):
+        A[0, 0] = 1.0 if discrete else 0.0
+    elif discrete:
+        A[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    else:
+        A[:2, :2] = [[0.0, -angle], [angle, 0.0]]
+    turn = np.linalg.qr(
+        samples.complex_normal(rng, n, n) if is_complex else rng.normal(size=(n, n))
+    )
+    A = turn[0] @ A @ turn[0].conj().T
+    time = Discrete() if discrete else Continuous()
+    return StateSpace(A, rng.normal(size=(n, 2)), rng.normal(size=(2, n)), time=time)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_pole_within_rounding_of_the_boundary_is_on_it(seed: int) -> None:
+    system = on_the_boundary(seed)
+    count = int(np.sum(np.abs(distances(system)) < 1e-12))
+    assert count in (1, 2)
+    assert not system.is_stable()
+    assert sr.split_unstable(system).unstable_count == count
+    assert sr.balance(system, keep_unstable=True).unstable == count
+    assert sr.modal_truncation(system, system.order).unstable == count
+    for refused in REFUSALS.values():
+        with pytest.raises(UnstableSystemError):
+            refused(system)
+
+
+def distances(system: StateSpace) -> Any:
+    poles = np.linalg.eigvals(system.A)
+    return 1.0 - np.abs(poles) if isinstance(system.time, Discrete) else -poles.real
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_slow_poles_of_graded_matrices_are_not_taken_to_the_boundary(seed: int) -> None:
+    """Small entries have digits of their own: time constants may be 1e15 apart."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 7))
+    rates = 10.0 ** np.sort(rng.uniform(0.0, 15.0, n))
+    coupling = 0.05 * rng.standard_normal((n, n)) * np.sqrt(np.outer(rates, rates))
+    system = StateSpace(
+        coupling - np.diag(rates), np.ones((n, 1)), np.ones((1, n)), time=Continuous()
+    )
+    assert system.is_stable()
+    assert sr.split_unstable(system).unstable_count == 0
+    with mpmath.workdps(60):
+        exact = [complex(pole) for pole in mpmath.eig(mpmath.matrix(system.A.tolist()))[0]]
+    for poles in (system.poles(), SchurForm.of(system.A).eigenvalues()):
+        for pole in exact:
+            assert np.min(np.abs(poles - pole)) <= 1e3 * samples.EPS * abs(pole)
+    gain = system.dc_gain()[0, 0]
+    hsv = sr.hankel_singular_values(system)
+    assert hsv[0] <= abs(gain) <= 2.0 * hsv.sum() * (1.0 + 1e-12)
+
+
+def test_parts_of_one_state_are_their_own_poles() -> None:
+    poles = np.array([-1e-20, -1.0, -3.0])
+    A = np.diag(poles)
+    A[0, 1] = A[1, 2] = 1e3
+    order = np.array([2, 0, 1])
+    system = StateSpace(
+        A[np.ix_(order, order)], np.ones((3, 1)), np.ones((1, 3)), time=Continuous()
+    )
+    assert system.is_stable()
+    assert sr.split_unstable(system).unstable_count == 0
+    form = SchurForm.of(system.A, time=system.time)
+    assert sorted(form.eigenvalues().real) == sorted(poles)
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    mixed = turn @ np.diag([-1e-17, -1.0, -3.0]) @ turn.T
+    other = StateSpace(mixed, np.ones((3, 1)), np.ones((1, 3)), time=Continuous())
+    with pytest.raises(UnstableSystemError, match="Re λ"):
+        sr.h2_norm(other)
