@@ -67,6 +67,15 @@ def test_the_gain_grows_with_the_horizon_up_to_the_norm(rng: np.random.Generator
     assert norm.lower * (1 - 1e-3) <= gains[-1] <= norm.upper * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_largest_of_several_peaks_is_found(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one = lru_system(rng, 12, 3)
+    reduced = balanced_truncation(one, 6).system
+    lower = certified_difference(one, reduced).lower
+    assert finite_horizon_difference(one, reduced, 10**6) >= lower * (1 - 2e-3)
+
+
 def test_reductions_for_long_horizons_take_no_longer(rng: np.random.Generator) -> None:
     """Two million steps one by one would take half a minute."""
     system = lru_system(rng, 8, 2)

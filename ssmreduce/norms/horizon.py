@@ -22,10 +22,11 @@ import numpy as np
 from numpy.linalg import eigvals
 
 from ssmreduce._boundary import any_library
-from ssmreduce._checks import positive_horizon
+from ssmreduce._checks import positive_count
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations import smith
+from ssmreduce.errors import NoConvergenceError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.interconnect import difference
 from ssmreduce.systems.response import StatePart
@@ -40,6 +41,9 @@ _SOLVED = 40_000
 
 _BLOCKS = 1024
 """Blocks of a longer horizon, about: what grows by e^350 in all, the most there is, grows by 0.4 in one."""
+
+_TRIES = 4
+"""Power iterations at each of them, from one vector."""
 
 _ENDLESS = 2**50
 """Steps after which a pole has decayed, or lies on the circle to rounding; the bound holds for more."""
@@ -74,6 +78,8 @@ def finite_horizon_difference(
 
     Raises
     ------
+    OrderError
+        If `horizon` is no positive int.
     NoConvergenceError
         If the outputs overflow within the horizon.
 
@@ -82,7 +88,7 @@ def finite_horizon_difference(
     O(L n (m + p)) for each iteration and diagonal systems, all inputs counting. Long horizons, from 4096
     steps and (n + m)³/40000, cost O((n + m)³ log L) and count inputs near one frequency.
     """
-    steps = min(positive_horizon(horizon) or 1, _ENDLESS)
+    steps = min(positive_count(horizon, "horizon", "a number of steps"), _ENDLESS)
     system = difference(first.to_host(), second.to_host())
     doubled = isinstance(system, DiagonalStateSpace) and system.real_output
     size = system.order * (2 if doubled else 1) + system.inputs
@@ -103,7 +109,7 @@ def _power_iteration(system: System, signal: HostArray, iterations: int) -> floa
             output = _sequence(system, signal) + _each_row(D, signal)
             reached = float(np.linalg.norm(output))
             if not np.isfinite(reached):
-                raise smith.overflow_within_horizon()
+                raise _overflow()
             gain = max(gain, reached)
             signal = _sequence_adjoint(system, output / max(reached, _TINY))
             signal = signal + _each_row(adjoint(D), output / max(reached, _TINY))
@@ -121,7 +127,7 @@ def _in_blocks(system: System, steps: int, iterations: int) -> float:
         power = np.linalg.matrix_power(step, size)
         F = adjoint(smith.finite_factor(smith.dense_powers(adjoint(step)), adjoint(outputs), size))
     if not np.all(np.isfinite(power)):
-        raise smith.overflow_within_horizon()
+        raise _overflow()
     # A block of inputs has √size times the norm of its first one.
     share = 1.0 / np.sqrt(size)
     blocks = StateSpace(
@@ -133,10 +139,10 @@ def _in_blocks(system: System, steps: int, iterations: int) -> float:
 
 
 def _carrier(system: System, steps: int) -> tuple[complex, HostArray]:
-    """Z with |z| = 1 where the gain is largest, as `steps` steps resolve it, and the input that has it.
+    """The carrier z where the gain is largest, as `steps` steps resolve it, and the input that has it.
 
     Looked for on a circle outside of all poles by 1/L: there a pole on the circle has the gain L, and one
-    that grows comes before all that do not. One vector of inputs, at random, stands for all of them.
+    that grows comes before all that do not. The gains come from a few power iterations each.
     """
     poles = system.eigenvalues if isinstance(system, DiagonalStateSpace) else eigvals(system.A)
     radius = max(1.0, float(np.max(np.abs(poles), initial=0.0))) * (1.0 + 1.0 / steps)
@@ -146,16 +152,26 @@ def _carrier(system: System, steps: int) -> tuple[complex, HostArray]:
     else:
         inner = replace(system, A=system.A / radius)
     part, D = StatePart(inner), np.asarray(system.D)
-    probe = np.random.default_rng(0).standard_normal((system.inputs, 1))
     angles = np.concatenate([np.angle(poles), np.linspace(-np.pi, np.pi, _GRID, endpoint=False)])
     width, at = 2.0 * np.pi / _GRID, 0.0
     for _ in range(4):
-        seen = part.products(angles, np.repeat(probe, angles.size, axis=1)) + D @ probe
+        vectors = np.random.default_rng(0).standard_normal((system.inputs, angles.size)) + 0j
+        for _ in range(_TRIES):
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=0), _TINY)
+            seen = part.products(angles, vectors) + D @ vectors
+            vectors = part.adjoint_products(angles, seen) + adjoint(D) @ seen
         at = float(angles[np.argmax(np.linalg.norm(seen, axis=0))])
         angles = at + width * np.linspace(-1.0, 1.0, _NEAR)
         width *= 4.0 / _NEAR
     gain = part.matrices(np.array([at]))[0] + D
     return complex(np.exp(1j * at)), np.linalg.svd(gain)[2][0].conj()
+
+
+def _overflow() -> NoConvergenceError:
+    return NoConvergenceError(
+        "the outputs overflow within `horizon`; expected |λ|^horizon to be finite. Use a shorter one, or "
+        "remove the fast unstable poles first."
+    )
 
 
 def _each_row(matrix: HostArray, rows: HostArray) -> HostArray:
