@@ -33,7 +33,7 @@ def nothing(system: System) -> StateSpace:
     return StateSpace(np.zeros((0, 0)), n, m, time=Discrete())
 
 
-@pytest.mark.parametrize("horizon", [4097, 10**5, 10**9, 2**50])
+@pytest.mark.parametrize("horizon", [4097, 10**5, 10**9, 2**40])
 def test_long_horizons_of_an_integrator_have_its_closed_form(horizon: int) -> None:
     """The singular values of the running sum over L steps are 1/(2 sin((2k + 1)π/(4L + 2)))."""
     system = StateSpace([[1.0]], [[1.0]], [[1.0]], time=Discrete(), read_after_update=True)
