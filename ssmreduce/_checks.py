@@ -145,6 +145,10 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+_LONGEST_HORIZON = 2**63 - 1
+"""Steps that a count of 64 bits holds."""
+
+
 def positive_horizon(horizon: object) -> int | None:
     """Return `horizon` as a positive int, or None for an infinite horizon."""
     if horizon is None:
@@ -153,6 +157,11 @@ def positive_horizon(horizon: object) -> int | None:
         raise OrderError(
             f"`horizon` is {horizon!r}; expected a positive number of steps, or None for an "
             "infinite horizon. Pass the length of the sequences that the layer sees."
+        )
+    if horizon > _LONGEST_HORIZON:
+        raise OrderError(
+            "`horizon` is more than 2**63 - 1; expected fewer steps, or None for an infinite horizon. "
+            "Leave it out: no sequence is as long."
         )
     return int(horizon)
 

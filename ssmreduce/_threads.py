@@ -2,24 +2,41 @@
 
 A small problem is over before the threads of a BLAS have woken up: with two of them a truncation of 120
 states takes up to half as long again as with one. A still smaller one never wakes them. Worker pools
-bring threads of their own, and want one each in the BLAS. The setting is that of the whole process. Who
-finds one thread already leaves it alone, so that bodies in several Python threads may overlap.
+bring threads of their own, and want one each in the BLAS.
+
+The setting is that of the whole process, and users limit it, too. So whoever lowers it gives back what
+was there, and whoever finds one thread already leaves it alone: calls in several Python threads may
+overlap. threadpoolctl lets one Python thread at a time control OpenBLAS, and ignores the others; control
+is given up as soon as the count is set, so that a limit which a user sets meanwhile holds, and outlives
+the call.
+
+An interrupt may come at any call, the one that gives the threads back included, and before the first
+line of a Python function. ``with`` does not repeat an ``__exit__`` that was interrupted there: hence
+functions that call a function, with a second attempt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import threading
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
+
+Result = TypeVar("Result")
 
 _GAINING = 150
 """Order from which a second thread makes dense routes faster, not slower."""
 
 _WAKING = 40
 """Size of matrices below which LAPACK and OpenBLAS keep to one thread anyway: to say so takes 25 µs."""
+
+_CONTROL = threading.RLock()
+"""Held while OpenBLAS is under our control, so that no call of ours ignores another."""
+
+_OWED: dict[Any, int] = {}
+"""Counts that could not be given back, since a limit was in force that another Python thread had set."""
 
 
 @cache
@@ -34,29 +51,60 @@ def blas_threads() -> int:
     return max((pool.get_num_threads() for pool in _pools()), default=1)
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Run the body with one thread in every BLAS of the process, and restore what was."""
-    limited: list[tuple[Any, int]] = []
+def on_one_blas_thread(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call `function` with one thread in every BLAS of the process, and give back what was there."""
+    if _OWED:
+        # threadpoolctl obeys a new Python thread if and only if no limit is in force.
+        helper = threading.Thread(target=_settle)
+        helper.start()
+        helper.join()
+    counts = [(pool, count) for pool in _pools() if (count := pool.get_num_threads()) > 1]
+    if not counts:
+        return function(*arguments)
     try:
-        for pool in _pools():
-            count = pool.get_num_threads()
-            if count > 1:
-                limited.append((pool, count))
-                pool.set_num_threads(1)
-        yield
+        _lower(counts)
+        result = function(*arguments)
     finally:
-        for pool, count in limited:
-            pool.set_num_threads(count)
-            # threadpoolctl >= 3.7 obeys one Python thread alone, until that gives up control.
-            if hasattr(pool, "clear_controlling_thread"):
-                pool.clear_controlling_thread()
+        try:
+            _give_back(counts)
+        except BaseException:
+            _give_back(counts)
+            raise
+    return result
 
 
-def threads_for(order: int, ports: int = 0) -> AbstractContextManager[None]:
-    """One BLAS thread where a second one would be woken in vain, else as many as there are.
+def on_gainful_threads(
+    order: int, ports: int, function: Callable[..., Result], *arguments: Any
+) -> Result:
+    """Call `function` with one BLAS thread where a second would be woken in vain, else with all there are.
 
     `ports` is the larger one of the numbers of inputs and outputs, where matrices have as many columns.
     """
     wakes = order < _GAINING and max(order, ports) >= _WAKING
-    return one_blas_thread() if wakes else nullcontext()
+    return on_one_blas_thread(function, *arguments) if wakes else function(*arguments)
+
+
+def _lower(counts: Sequence[tuple[Any, int]]) -> None:
+    with _CONTROL:
+        for pool, _ in counts:
+            pool.set_num_threads(1)
+        OpenBLASController.clear_controlling_thread()
+
+
+def _give_back(counts: Sequence[tuple[Any, int]]) -> None:
+    """Set every pool that has one thread to its count; another count is the user's, and newer."""
+    with _CONTROL:
+        for pool, count in counts:
+            if pool.get_num_threads() == 1:
+                pool.set_num_threads(count)
+                if pool.get_num_threads() == 1:
+                    _OWED[pool] = count
+        OpenBLASController.clear_controlling_thread()
+
+
+def _settle() -> None:
+    """Give back what is owed; a limit that was closed meanwhile has set the one thread that it found."""
+    _give_back(list(_OWED.items()))
+    for pool in list(_OWED):
+        if pool.get_num_threads() > 1:
+            _OWED.pop(pool, None)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TypeVar
 
-from ssmreduce._threads import blas_threads, one_blas_thread
+from ssmreduce._threads import blas_threads, on_one_blas_thread
 from ssmreduce.errors import SSMReduceError
 
 Item = TypeVar("Item")
@@ -24,16 +24,21 @@ Result = TypeVar("Result")
 def map_workers(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return ``[function(item) for item in items]``; of items that fail the first one raises."""
     workers = min(blas_threads(), len(items))
-    with one_blas_thread():
-        if workers < 2:
-            return [function(item) for item in items]
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(copy_context().run, function, item) for item in items]
-            try:
-                return [future.result() for future in futures]
-            finally:
-                for future in futures:
-                    future.cancel()  # After an error, or Ctrl-C, nothing more is started.
+    if workers < 2:
+        return [function(item) for item in items]
+    return on_one_blas_thread(_worked_off, workers, function, items)
+
+
+def _worked_off(
+    workers: int, function: Callable[[Item], Result], items: Sequence[Item]
+) -> list[Result]:
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(copy_context().run, function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()  # After an error, or Ctrl-C, nothing more is started.
 
 
 @contextmanager

@@ -10,7 +10,6 @@ Reference: Laub, Heath, Paige and Ward, IEEE Trans. Automatic Control 32 (1987).
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from ssmreduce._boundary import any_library
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
-from ssmreduce._threads import threads_for
+from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
 from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
 from ssmreduce.derivatives.rule import Gradients, Pullback
@@ -251,10 +250,10 @@ def balance_factors(
     system: System, horizon: int | None = None, emphasis: Emphasis | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    plain = emphasis is None  # weights bring states of their own
-    ports = max(system.inputs, system.outputs)
-    with threads_for(state_count(system), ports) if plain else nullcontext():
+    if emphasis is not None:  # weights bring states of their own
         return _balance_factors(system, horizon, emphasis)
+    n, ports = state_count(system), max(system.inputs, system.outputs)
+    return on_gainful_threads(n, ports, _balance_factors, system, horizon, None)
 
 
 def balance_every(

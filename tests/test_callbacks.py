@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch_samples import s5
 
 from ssmreduce import (
+    DataFileError,
     DistributedError,
     HankelTrace,
     InTrainingReducer,
@@ -345,6 +348,30 @@ def test_transformers_loads_the_best_model_of_another_size(tmp_path: Path) -> No
     ).train()
     assert [event.step for event in reducer.events] == [3]
     assert not is_cut(model)  # the best checkpoint was that of update 2
+
+
+def test_transformers_refuses_damaged_files(tmp_path: Path) -> None:
+    callback, file = TransformersCallback(make_reducer()), tmp_path / "ssmreduce.pt"
+    torch.save({"large": torch.zeros(10**5), "object": SimpleNamespace()}, file)
+    whole = file.read_bytes()
+    with pytest.raises(DataFileError, match=r"ssmreduce.pt: cannot be read .*expected the state"):
+        callback.load(tmp_path)
+    for content in (b"", b"no archive", whole[:-100]):
+        file.write_bytes(content)
+        with pytest.raises(DataFileError, match="cannot be read"):
+            callback.load(tmp_path)
+    with (
+        zipfile.ZipFile(io.BytesIO(whole)) as archive,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    with pytest.raises(DataFileError, match=r"unpacks to \d+ bytes but has \d+"):
+        callback.load(tmp_path)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(OrderError, match=r"there is no ssmreduce.pt"):
+        callback.load(tmp_path)
 
 
 def test_transformers_refuses_several_processes() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import lzma
+import os
+import stat
 import tokenize
 import zipfile
 import zlib
@@ -37,6 +39,12 @@ _UNREADABLE = (
     zlib.error,
     lzma.LZMAError,
 )
+_LARGEST = 2**29
+"""Bytes of an archive when unpacked: ten times those of MNIST."""
+
+_PACKED_BY_NUMPY = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+"""What numpy.savez writes: of these zipfile unpacks as much as it is asked for, of others whole blocks."""
+
 _LAYOUT = (
     "train_images (n, 28, 28) uint8, train_labels (n,), test_images (m, 28, 28) uint8, "
     "test_labels (m,)"
@@ -94,14 +102,23 @@ def load_smnist(path: Path) -> SequenceData:
     ----------
     path : Path
         ``.npz`` file with the arrays ``train_images (n, 28, 28) uint8``, ``train_labels (n,)``,
-        ``test_images`` and ``test_labels``. It is never unpickled.
+        ``test_images`` and ``test_labels``, of at most 512 MiB when unpacked. It is never unpickled.
 
     Raises
     ------
     DataFileError
-        If the file is missing, is not such an archive, or holds other arrays.
+        If the file is missing, is no regular file or not such an archive, unpacks to more than 512 MiB,
+        or holds other arrays.
     """
     try:
+        # Asked before it is opened: to open a pipe waits for somebody to write.
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise DataFileError(
+                f"{path}: cannot be opened (it is {kind}); expected a regular file, a NumPy .npz archive. "
+                "Check the path given to --data."
+            )
         # Opened here because NumPy leaves a file open that it opened and could not read.
         with open(path, "rb") as file:
             return _read_smnist(file, path)
@@ -130,9 +147,25 @@ def _read_smnist(file: BinaryIO, path: Path) -> SequenceData:
             "Write it with numpy.savez."
         )
     with archive:
+        _check_size(zipfile.ZipFile(file).infolist(), path)
         train = _images_and_labels(archive, path, "train")
         test = _images_and_labels(archive, path, "test")
     return SequenceData("sequential MNIST, 784 steps", *train, *test)
+
+
+def _check_size(members: list[zipfile.ZipInfo], path: Path) -> None:
+    """Refuse what unpacks to too much, by the sizes that the archive declares: zipfile stops at those."""
+    size = sum(member.file_size for member in members)
+    if size > _LARGEST:
+        raise DataFileError(
+            f"{path}: unpacks to {size} bytes; expected at most {_LARGEST}, ten times those of MNIST. "
+            "Look whether it is a damaged file or another set."
+        )
+    if any(member.compress_type not in _PACKED_BY_NUMPY for member in members):
+        raise DataFileError(
+            f"{path}: is packed in a way that NumPy does not write; expected stored or deflated arrays. "
+            "Write it with numpy.savez_compressed."
+        )
 
 
 def _images_and_labels(

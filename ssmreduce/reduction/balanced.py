@@ -18,7 +18,7 @@ from ssmreduce._boundary import (
     run_native,
 )
 from ssmreduce._namespace import Array, HostArray, is_host_double
-from ssmreduce._threads import threads_for
+from ssmreduce._threads import on_gainful_threads
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
@@ -183,11 +183,16 @@ def _is_single_dense(system: object) -> TypeGuard[StateSpace]:
 
 def _truncate_single(system: StateSpace, rule: OrderRule, horizon: int | None) -> Reduction:
     """Cut one dense system; what batches and devices need would be a seventh of the time at 20 states."""
-    with threads_for(system.order, max(system.inputs, system.outputs)):
-        balanced = BalancedDense(system, horizon)
-        if balanced.factors is not None:
-            warn_if_badly_scaled(system, balanced.factors)
-        return balanced.truncate(rule)
+    ports = max(system.inputs, system.outputs)
+    balanced = on_gainful_threads(system.order, ports, _balanced_single, system, horizon)
+    return balanced.truncate(rule)
+
+
+def _balanced_single(system: StateSpace, horizon: int | None) -> BalancedDense:
+    balanced = BalancedDense(system, horizon)
+    if balanced.factors is not None:
+        warn_if_badly_scaled(system, balanced.factors)
+    return balanced
 
 
 class Balancing:

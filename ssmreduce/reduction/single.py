@@ -16,7 +16,7 @@ import scipy.linalg
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._threads import threads_for
+from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.emphasis import Emphasis
@@ -158,8 +158,8 @@ class BalancedSystem(Reducible):
         those of X (Varga, CDC 1991), in units in which every state is as well reached as observed.
         """
         if order > self._widest[0].shape[1] and self.factors is not None:
-            with threads_for(self.factors.hsv.size):
-                self._widest = self.factors.projections(order)
+            n = self.factors.hsv.size
+            self._widest = on_gainful_threads(n, 0, self.factors.projections, order)
         W, T = self._widest[0][:, :order], self._widest[1][:, :order]
         if balancing_free:
             reached, observed = (np.abs(basis).max(axis=1, initial=0.0) for basis in (T, W))
@@ -246,9 +246,14 @@ class BalancedDense(BalancedSystem):
             If a band or two weights make it unstable, or a cut between values that are nearly equal, or
             near rounding.
         """
+        # The rule may be code of the user's, and finds the threads that the user has.
         order, wanted = self._order(rule)
         if order == self._host.order:
             return self.unchanged()
+        n, ports = self._host.order, max(self._host.inputs, self._host.outputs)
+        return on_gainful_threads(n, ports, self._cut, order, wanted, balancing_free)
+
+    def _cut(self, order: int, wanted: int, balancing_free: bool) -> Reduction:
         W, T = self.projections(order, balancing_free=balancing_free)
         reduced = _projected(self._host, W, T)
         if self._stability_in_doubt(order):

@@ -5,6 +5,8 @@ Importing this module imports transformers.
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ssmreduce.errors import DistributedError, OrderError
+from ssmreduce.errors import DataFileError, DistributedError, OrderError
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.reducer import InTrainingReducer
 
@@ -71,6 +73,9 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         ------
         OrderError
             If there is no state of a reducer in it, or that of another one.
+        DataFileError
+            If the file is damaged, holds other objects than tensors and numbers, or unpacks to more than it
+            is long.
         """
         file = Path(checkpoint) / _FILE
         if not file.is_file():
@@ -79,7 +84,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
                 "of a run with this callback. Call callback.load(folder) before trainer.train(...) if it "
                 "lies elsewhere."
             )
-        self.reducer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        self.reducer.load_state_dict(_read(file))
         self._loaded = True
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -114,6 +119,25 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         """Save the reducer beside the weights."""
         if state.is_world_process_zero:
             torch.save(self.reducer.state_dict(), _folder(args, state) / _FILE)
+
+
+def _read(file: Path) -> Any:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size, length = sum(part.file_size for part in archive.infolist()), file.stat().st_size
+        # torch.save packs nothing, and torch.load would unpack whatever it finds.
+        if size > length:
+            raise DataFileError(
+                f"{file}: unpacks to {size} bytes but has {length}; expected a file of torch.save, which "
+                "packs nothing. Resume from another checkpoint."
+            )
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataFileError(
+            f"{file}: cannot be read ({reason}); expected the state of a reducer, as this callback saves "
+            "it. Resume from another checkpoint."
+        ) from error
 
 
 def _folder(args: Any, state: Any) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import lzma
+import os
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -144,4 +146,61 @@ def test_damaged_members_are_refused(rng, tmp_path):
     content[200:400] = bytes(200)
     path.write_bytes(bytes(content))
     with pytest.raises(DataFileError, match="train_images"):
+        load_smnist(path)
+
+
+def test_what_unpacks_to_too_much_is_refused(rng, tmp_path, monkeypatch):
+    """A thousand times larger than it is on disk, before anything is unpacked."""
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, **arrays(rng), more=np.zeros(2**20, np.uint8))
+    monkeypatch.setattr("ssmreduce.demo.data._LARGEST", 2**19)
+    monkeypatch.setattr("numpy.lib.npyio.NpzFile.__getitem__", None)
+    with pytest.raises(
+        DataFileError, match=r"bomb.npz: unpacks to \d+ bytes; expected at most 524288"
+    ):
+        load_smnist(path)
+
+
+def test_an_archive_that_hides_its_size_is_refused(rng, tmp_path):
+    """Declared as 1 KiB of images, with a header of more: no more is unpacked than declared."""
+    path = tmp_path / "mnist.npz"
+    images = np.zeros((2**14, 28, 28), np.uint8)
+    np.savez_compressed(path, **arrays(rng, train_images=images))
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        true = archive.getinfo("train_images.npy").file_size
+    declared = struct.pack("<I", true)
+    assert declared in content
+    path.write_bytes(content.replace(declared, struct.pack("<I", 1024)))
+    with pytest.raises(DataFileError, match="train_images"):
+        load_smnist(path)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packing_that_numpy_does_not_write_is_refused(rng, tmp_path, packing):
+    """Four KiB of them can unpack to gigabytes at once."""
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **arrays(rng))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more.npy", bytes(100), packing)
+    with pytest.raises(DataFileError, match="packed in a way"):
+        load_smnist(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no named pipes in folders")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    path = tmp_path / "mnist.npz"
+    os.mkfifo(path)
+    with pytest.raises(DataFileError, match="it is a pipe or a device"):
+        load_smnist(path)
+    with pytest.raises(DataFileError, match="/dev/null: cannot be opened"):
+        load_smnist("/dev/null")
+
+
+@pytest.mark.parametrize("length", [10, 500, -30])
+def test_a_truncated_file_is_refused(rng, tmp_path, length):
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **arrays(rng))
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(DataFileError, match="cannot be read"):
         load_smnist(path)
