@@ -27,6 +27,9 @@ from ssmreduce.systems.time_step import checked_range, exponents, time_steps
 from ssmreduce.systems.transfer import StatePart as StatePart
 from ssmreduce.time_domain import Discrete
 
+_SMALLEST_UNIT = 2.0**-1000
+"""Numbers can be divided by it, complex ones too."""
+
 
 @any_library()
 def impulse_response(
@@ -176,7 +179,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
         )
     check_single(system)
     host = system.to_host()
-    inputs, outputs = safe_unit(host.B), safe_unit(host.C)
+    inputs, outputs = (max(safe_unit(x), _SMALLEST_UNIT) for x in (host.B, host.C))
     if inputs != 1.0 or outputs != 1.0:
         host = replace(host, B=host.B / inputs, C=host.C / outputs)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

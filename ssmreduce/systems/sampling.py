@@ -31,7 +31,7 @@ import scipy.linalg
 
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import ShapeError, TimeDomainError
+from ssmreduce.errors import NoConvergenceError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
@@ -252,7 +252,8 @@ def _unsample_dense(host: StateSpace, dt: float) -> StateSpace:
         even, units = balanced(host.A[at])
         logarithm = _principal_logarithm(even)
         step = dense_steps(logarithm[None], np.eye(n)[None], np.ones(1))
-        missed = np.abs(step.power[0] - even).max(initial=0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            missed = np.abs(step.power[0] - even).max(initial=0.0)
         if not missed <= _LOGARITHM * singularity(n) * np.abs(even).max(initial=0.0):
             raise TimeDomainError(
                 f"`system` has poles so close to zero or to the negative real axis that exp(log A) "
@@ -280,9 +281,15 @@ def _principal_logarithm(matrix: HostArray) -> HostArray:
     on_axis = (poles.real < 0.0) & (np.abs(poles.imag) <= width)
     if np.any(on_axis):
         raise _no_logarithm(f"z = {poles[on_axis][0].real:.6g}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # its residual is checked by the caller
-        logarithm = scipy.linalg.logm(matrix)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # its residual is checked by the caller
+        try:
+            logarithm = scipy.linalg.logm(matrix)
+        except Exception as error:  # SciPy raises this very class where a triangle overflows
+            raise NoConvergenceError(
+                f"the logarithm of `A` could not be computed ({error}); expected poles of moderate size. "
+                "Try method='bilinear'."
+            ) from error
     return np.asarray(logarithm if np.iscomplexobj(matrix) else logarithm.real)
 
 
@@ -309,7 +316,7 @@ def _map_dense(host: StateSpace, time: Discrete) -> StateSpace:
 def _unmap_dense(host: StateSpace, dt: float) -> StateSpace:
     eye = np.eye(host.order)
     A, B, C, D = _mapped(host, eye + host.A, host.A - eye, 2.0 / math.sqrt(dt), -1.0, "z = -1")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         A = 2.0 * A / dt
     _continuous_range(dt, A, B, C, D)
     return StateSpace(A, B, C, D, time=Continuous())
@@ -357,11 +364,11 @@ def _unmap_diagonal(host: DiagonalStateSpace, dt: float) -> DiagonalStateSpace:
     divisor = 1.0 + host.eigenvalues
     if np.any(np.abs(divisor) <= _ON_POINT * _EPS):
         raise _unmappable("z = -1", "bilinear", "Stay in discrete time.")
-    if host.log_eigenvalues is None:
-        ratio = (host.eigenvalues - 1.0) / divisor
-    else:
-        ratio = np.tanh(0.5 * host.log_eigenvalues)
     with np.errstate(over="ignore", invalid="ignore"):
+        if host.log_eigenvalues is None:
+            ratio = (host.eigenvalues - 1.0) / divisor
+        else:
+            ratio = np.tanh(0.5 * host.log_eigenvalues)
         poles = 2.0 * ratio / dt
     B, C, D = _weighed(host, 1.0 / divisor, 2.0 / math.sqrt(dt), -1.0)
     _continuous_range(dt, poles, B, C, D)
