@@ -144,7 +144,8 @@ def test_units_of_states_and_of_time_change_nothing(
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape) + (1j * rng.standard_normal(shape) if is_complex else 0.0)
 
-    A, B, C = normal(n, n) - 3.0 * np.eye(n), normal(n, 2), normal(2, n)
+    A, B, C = normal(n, n), normal(n, 2), normal(2, n)
+    A = A - (1.0 + np.linalg.norm(A, 2)) * np.eye(n)
     units, c = 2.0 ** rng.integers(-20, 21, n), 2.0**time_unit
     plain = StateSpace(A, B, C, time=Continuous())
     scaled = StateSpace(
@@ -162,15 +163,13 @@ def test_units_of_states_and_of_time_change_nothing(
             simulate(scaled, np.eye(3, 2), times=times / c, hold="linear"),
         ),
     ):
-        if np.abs(one).max() < 1e100:
-            assert np.abs(one - other).max() <= 1e3 * EPS * growth * max(np.abs(one).max(), 1e-100)
+        assert np.abs(one - other).max() <= 1e3 * EPS * growth * np.abs(one).max()
     for method in ("zoh", "bilinear"):
         one, other = to_discrete(plain, size, method), to_discrete(scaled, size / c, method)
         difference = other.A / units[:, None] * units - one.A
-        condition = 1.0
-        if method == "bilinear":
-            condition = np.linalg.cond(np.eye(n) - 0.5 * size * A)
-        assert np.abs(difference).max() <= 1e3 * EPS * growth * condition * np.abs(one.A).max()
+        scale = np.abs(one.A).max() if method == "zoh" else np.linalg.cond(A)
+        # Entries next to underflow have few digits.
+        assert np.abs(difference).max() <= 1e3 * EPS * growth * scale + 1e-290
 
 
 def test_companion_forms_are_sampled_like_their_cascades() -> None:
@@ -236,7 +235,7 @@ def test_overflow_is_said_to_be_overflow() -> None:
             with pytest.raises(NonFiniteError, match=r"`times` reaches 1e\+40, .* overflows"):
                 response(system, times=[0.0, 1.0, 1e40])
         for hold in ("constant", "linear"):
-            with pytest.raises(NonFiniteError, match="`times` reaches 400, .* overflows"):
+            with pytest.raises(NonFiniteError, match=r"`times` reaches 400, .* overflows"):
                 simulate(system, [[1.0]] * 2, times=[0.0, 400.0], hold=hold)
         with pytest.raises(NonFiniteError, match=r"`times` ends at 1e\+308, whose distance"):
             simulate(system, [[1.0]] * 2, times=[-1e308, 1e308])
@@ -244,7 +243,7 @@ def test_overflow_is_said_to_be_overflow() -> None:
         for response in (step_response, impulse_response):
             with pytest.raises(NonFiniteError, match=r"1000.* overflows"):
                 response(system, 1000)
-        with pytest.raises(NonFiniteError, match="`inputs` has 1000 rows, .* overflows"):
+        with pytest.raises(NonFiniteError, match=r"`inputs` has 1000 rows, .* overflows"):
             simulate(system, np.ones((1000, 1)))
 
 

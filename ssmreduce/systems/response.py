@@ -59,6 +59,8 @@ def impulse_response(
         If `length` is missing for a discrete system, or `times` for a continuous one.
     ShapeError
         If `times` does not increase or starts below 0, or the system has batch axes.
+    NonFiniteError
+        If the response overflows.
 
     Examples
     --------
@@ -110,6 +112,8 @@ def step_response(
     ------
     TimeDomainError
         If `length` is missing for a discrete system, or `times` for a continuous one.
+    NonFiniteError
+        If the response overflows.
 
     Examples
     --------
@@ -156,6 +160,8 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     ------
     UnstableSystemError
         If a pole lies at one of the points.
+    NonFiniteError
+        If a value overflows.
 
     Notes
     -----

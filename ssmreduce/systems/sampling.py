@@ -15,8 +15,9 @@ Going back takes the principal logarithm, the only one with all frequencies belo
 there is none (pole at 0 or on the negative real axis) the system is refused, as is a pole that the bilinear
 map sends to infinity. Digits are lost in the logarithm where a pole is close to 0 or to that axis.
 
-References: Van Loan, Computing integrals involving the matrix exponential, IEEE TAC 23 (1978);
-Al-Mohy and Higham, Improved inverse scaling and squaring algorithms for the matrix logarithm,
+The exponential and its integral are those of `ssmreduce.systems.time_step`.
+
+References: Al-Mohy and Higham, Improved inverse scaling and squaring algorithms for the matrix logarithm,
 SIAM J. Sci. Comput. 34 (2012); Glover, All optimal Hankel-norm approximations, Int. J. Control 39 (1984).
 """
 
@@ -81,6 +82,8 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
         If the system is discrete, `dt` is not a positive number, or a pole lies at 2/dt (bilinear).
     ShapeError
         If `method` is neither of the two.
+    NonFiniteError
+        If an entry of the result overflows.
 
     Notes
     -----
@@ -137,6 +140,8 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
         negative real axis (``"zoh"``), at -1 (``"bilinear"``).
     ShapeError
         If `method` is neither of the two.
+    NonFiniteError
+        If an entry of the result overflows.
 
     Notes
     -----
