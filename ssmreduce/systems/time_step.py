@@ -85,13 +85,16 @@ class TimeStep:
 
 def time_steps(host: System, sizes: HostArray) -> Iterator[TimeStep]:
     """Steps of a single system, of sizes h ≥ 0, shape (L,)."""
-    if isinstance(host, DiagonalStateSpace):
-        for size in sizes:
-            yield diagonal_step(host.eigenvalues, host.B, float(size))
-        return
-    length = max(1, _WORKING_ENTRIES // max(1, host.A.size))
+    diagonal = isinstance(host, DiagonalStateSpace)
+    length = max(
+        1, _WORKING_ENTRIES // max(1, host.order * (host.inputs if diagonal else host.order))
+    )
     for start in range(0, len(sizes), length):
-        stack = dense_steps(host.A[None], host.B[None], sizes[start : start + length])
+        part = sizes[start : start + length]
+        if isinstance(host, DiagonalStateSpace):
+            stack = diagonal_step(host.eigenvalues, host.B, part[:, None])
+        else:
+            stack = dense_steps(host.A[None], host.B[None], part)
         for power, constant, ramp in zip(stack.power, stack.constant, stack.ramp, strict=True):
             yield TimeStep(power, constant, ramp)
 
@@ -115,8 +118,8 @@ def exponents(eigenvalues: HostArray, size: HostArray | float) -> HostArray:
         return np.where(real < _VANISHED, _VANISHED, real + 1j * (eigenvalues.imag * size))
 
 
-def diagonal_step(eigenvalues: HostArray, B: HostArray, size: float) -> TimeStep:
-    """The step of x' = Λ x + B u, entries of shape (..., n) and (..., n, m)."""
+def diagonal_step(eigenvalues: HostArray, B: HostArray, size: HostArray | float) -> TimeStep:
+    """Steps of x' = Λ x + B u, entries of shape (..., n) and (..., n, m); sizes broadcast with Λ."""
     exponent = exponents(eigenvalues, size)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         near = np.abs(exponent) < 1.0
