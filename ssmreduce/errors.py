@@ -16,7 +16,7 @@ class ShapeError(SSMReduceError, ValueError):
 
 
 class NonFiniteError(SSMReduceError, ValueError):
-    """An input holds NaN or Inf."""
+    """An input holds NaN or Inf, or an answer would."""
 
 
 class TimeDomainError(SSMReduceError, TypeError):

@@ -10,19 +10,25 @@ dense system about k ε of the largest state. See `ssmreduce.systems.transfer` f
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-import scipy.linalg
 
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
+from ssmreduce._lapack import safe_unit
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems import native_transfer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
 from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.time_step import checked_range, exponents, time_steps
 from ssmreduce.systems.transfer import StatePart as StatePart
 from ssmreduce.time_domain import Discrete
+
+_SMALLEST_UNIT = 2.0**-1000
+"""Numbers can be divided by it, complex ones too."""
 
 
 @any_library()
@@ -53,6 +59,8 @@ def impulse_response(
         If `length` is missing for a discrete system, or `times` for a continuous one.
     ShapeError
         If `times` does not increase or starts below 0, or the system has batch axes.
+    NonFiniteError
+        If the response overflows.
 
     Examples
     --------
@@ -74,16 +82,10 @@ def impulse_response(
         raise ShapeError(
             f"`times` starts at {instants[0]:g}; expected times from 0 on, where the impulse is."
         )
-    if isinstance(host, DiagonalStateSpace):
-        grown = np.exp(instants[:, None] * host.eigenvalues)
-        response = (host.C * grown[:, None, :]) @ host.B
-        return np.asarray(response.real if host.real_output else response)
-    states = [_exponential(host.A, float(instants[0])) @ host.B]
-    for size, count in step_sizes(instants):
-        power = _exponential(host.A, size)
-        for _ in range(count):
-            states.append(power @ states[-1])
-    return np.asarray(host.C @ np.stack(states))
+    with np.errstate(over="ignore", invalid="ignore"):
+        response = _impulse_at(host, instants)
+    reached = f"`times` reaches {instants[-1]:g}, up to where the response"
+    return checked_range(response, reached, "Stop earlier, or look at system.poles().")
 
 
 @any_library()
@@ -110,6 +112,8 @@ def step_response(
     ------
     TimeDomainError
         If `length` is missing for a discrete system, or `times` for a continuous one.
+    NonFiniteError
+        If the response overflows.
 
     Examples
     --------
@@ -156,6 +160,8 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     ------
     UnstableSystemError
         If a pole lies at one of the points.
+    NonFiniteError
+        If a value overflows.
 
     Notes
     -----
@@ -177,14 +183,36 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
             f"`omega` is {omega!r:.100}; expected one axis of finite, real frequencies. "
             "Try numpy.linspace(0, numpy.pi, 200)."
         )
+    check_single(system)
+    host = system.to_host()
+    inputs, outputs = (max(safe_unit(x), _SMALLEST_UNIT) for x in (host.B, host.C))
+    if inputs != 1.0 or outputs != 1.0:
+        host = replace(host, B=host.B / inputs, C=host.C / outputs)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        response = StatePart(system).matrices(points)
-    if not np.all(np.isfinite(response)):
-        raise UnstableSystemError(
-            "`system` has a pole at one of the frequencies in `omega`; expected none on the boundary. "
-            "Leave that frequency out, or look at system.poles()."
-        )
-    return response + to_double(system.D)
+        response = StatePart(host).matrices(points)
+        if not np.all(np.isfinite(response)):
+            raise UnstableSystemError(
+                "`system` has a pole at one of the frequencies in `omega`; expected none on the boundary. "
+                "Leave that frequency out, or look at system.poles()."
+            )
+        response = response * inputs * outputs + to_double(system.D)
+    return checked_range(
+        response, "the transfer function of `system`", "Take other units of inputs and outputs."
+    )
+
+
+def _impulse_at(host: System, instants: HostArray) -> HostArray:
+    if isinstance(host, DiagonalStateSpace):
+        grown = np.exp(exponents(host.eigenvalues, instants[:, None]))
+        response = (host.C * grown[:, None, :]) @ host.B
+        return np.asarray(response.real if host.real_output else response)
+    sizes, repeats = step_sizes(instants)
+    steps = time_steps(host, np.concatenate([instants[:1], sizes]))
+    states = [next(steps).moved(host.B)]
+    for step in steps:
+        for _ in range(repeats):
+            states.append(step.moved(states[-1]))
+    return np.asarray(host.C @ np.stack(states))
 
 
 def _markov_parameters(host: System, length: int) -> HostArray:
@@ -192,17 +220,15 @@ def _markov_parameters(host: System, length: int) -> HostArray:
     dtype = np.complex128 if is_complex(host) else np.float64
     response = np.zeros((length, host.outputs, host.inputs), dtype=dtype)
     state = host.B
-    for k in range(0 if host.read_after_update else 1, length):
-        output = host.C @ state
-        real = isinstance(host, DiagonalStateSpace) and host.real_output
-        response[k] = output.real if real else output
-        state = advance @ state if isinstance(host, StateSpace) else advance * state
-    response[0] += host.D
-    return response
-
-
-def _exponential(A: HostArray, size: float) -> HostArray:
-    return np.asarray(scipy.linalg.expm(A * size)) if A.size else A
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k in range(0 if host.read_after_update else 1, length):
+            output = host.C @ state
+            real = isinstance(host, DiagonalStateSpace) and host.real_output
+            response[k] = output.real if real else output
+            state = advance @ state if isinstance(host, StateSpace) else advance * state
+        response[0] += host.D
+    reached = f"`length` is {length}, within which the response"
+    return checked_range(response, reached, "Take fewer samples, or look at system.poles().")
 
 
 def _sample_count(length: int | None, times: HostArray | None) -> int:

@@ -15,13 +15,15 @@ Going back takes the principal logarithm, the only one with all frequencies belo
 there is none (pole at 0 or on the negative real axis) the system is refused, as is a pole that the bilinear
 map sends to infinity. Digits are lost in the logarithm where a pole is close to 0 or to that axis.
 
-References: Van Loan, Computing integrals involving the matrix exponential, IEEE TAC 23 (1978);
-Al-Mohy and Higham, Improved inverse scaling and squaring algorithms for the matrix logarithm,
+The exponential and its integral are those of `ssmreduce.systems.time_step`.
+
+References: Al-Mohy and Higham, Improved inverse scaling and squaring algorithms for the matrix logarithm,
 SIAM J. Sci. Comput. 34 (2012); Glover, All optimal Hankel-norm approximations, Int. J. Control 39 (1984).
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Literal, TypeVar, cast
 
@@ -30,10 +32,17 @@ import scipy.linalg
 
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import ShapeError, TimeDomainError
+from ssmreduce.errors import NoConvergenceError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.time_step import (
+    balanced,
+    checked_range,
+    dense_steps,
+    diagonal_step,
+    exponential_integral,
+)
 from ssmreduce.time_domain import Continuous, Discrete
 
 Method = Literal["zoh", "bilinear"]
@@ -73,6 +82,8 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
         If the system is discrete, `dt` is not a positive number, or a pole lies at 2/dt (bilinear).
     ShapeError
         If `method` is neither of the two.
+    NonFiniteError
+        If an entry of the result overflows.
 
     Notes
     -----
@@ -101,12 +112,8 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
         sample = _sample_diagonal if method == "zoh" else _map_diagonal
         return cast(AnySystem, sample(system.to_host(), time))
     host = system.to_host()
-    if method == "zoh":
-        A, B = hold_integrals(host.A, host.B, time.dt)
-        return cast(AnySystem, StateSpace(A, B, host.C, host.D, time=time))
-    alpha, eye = 2.0 / time.dt, np.eye(host.order)
-    mapped = _map_dense(host, alpha * eye - host.A, alpha * eye + host.A, alpha, 1.0)
-    return cast(AnySystem, StateSpace(*mapped, time=time))
+    sample_dense = _sample_dense if method == "zoh" else _map_dense
+    return cast(AnySystem, sample_dense(host, time))
 
 
 @any_library()
@@ -133,6 +140,8 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
         negative real axis (``"zoh"``), at -1 (``"bilinear"``).
     ShapeError
         If `method` is neither of the two.
+    NonFiniteError
+        If an entry of the result overflows.
 
     Notes
     -----
@@ -156,36 +165,8 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
     if isinstance(standard, DiagonalStateSpace):
         back = _unsample_diagonal if method == "zoh" else _unmap_diagonal
         return cast(AnySystem, back(standard, dt))
-    if method == "zoh":
-        return cast(AnySystem, _unsample_dense(standard, dt))
-    alpha, eye = 2.0 / dt, np.eye(standard.order)
-    mapped = _map_dense(standard, eye + standard.A, alpha * (standard.A - eye), alpha, -1.0)
-    return cast(AnySystem, StateSpace(*mapped, time=Continuous()))
-
-
-def hold_integrals(A: HostArray, B: HostArray, step: float) -> tuple[HostArray, HostArray]:
-    """Return exp(A dt) and ∫₀^dt exp(A s) ds B, from the exponential of [[A, B], [0, 0]] dt."""
-    n, m = B.shape[-2:]
-    # The result is linear in B: scaled so that it does not stand out, it costs no extra squarings.
-    size = max(1.0, step * np.abs(A).sum(axis=-1).max(initial=0.0))
-    scale = power_of_two(step * np.abs(B).sum(axis=-1).max(initial=0.0) / size)
-    block = np.zeros((*B.shape[:-2], n + m, n + m), dtype=np.result_type(A, B))
-    block[..., :n, :n] = A * step
-    block[..., :n, n:] = B * (step / scale)
-    powers = scipy.linalg.expm(block) if block.size else block
-    return powers[..., :n, :n], powers[..., :n, n:] * scale
-
-
-def exponential_integral(x: HostArray) -> HostArray:
-    """φ₁(x) = (exp x - 1)/x, entry by entry, 1 at 0: the mean of exp over [0, x]."""
-    # Below ε it rounds to 1; complex division by the smallest numbers of all would overflow.
-    small = np.abs(x) < _EPS
-    return np.asarray(np.where(small, 1.0, np.expm1(x) / np.where(small, 1.0, x)))
-
-
-def power_of_two(size: float) -> float:
-    """Return the power of two nearest to `size`: scaling by it is exact. 1 for 0."""
-    return float(2.0 ** np.round(np.log2(size))) if size > 0.0 and np.isfinite(size) else 1.0
+    back_dense = _unsample_dense if method == "zoh" else _unmap_dense
+    return cast(AnySystem, back_dense(standard, dt))
 
 
 def _check_method(method: str) -> None:
@@ -203,19 +184,45 @@ def _unmappable(found: str, method: str, remedy: str) -> TimeDomainError:
     )
 
 
+def _sampled_range(dt: float, *arrays: HostArray) -> None:
+    """Raise `NonFiniteError` if an entry of the sampled system overflows."""
+    for array in arrays:
+        checked_range(
+            array,
+            f"`dt` is {dt:g}, with which the sampled system",
+            "Take a shorter step, or look at system.poles().",
+        )
+
+
+def _continuous_range(dt: float, *arrays: HostArray) -> None:
+    """Raise `NonFiniteError` if an entry of the continuous system overflows."""
+    for array in arrays:
+        checked_range(
+            array,
+            f"`system` has dt={dt:g}, with which its continuous system",
+            "Take another unit of time.",
+        )
+
+
 # --- Zero-order hold
 
 
+def _sample_dense(host: StateSpace, time: Discrete) -> StateSpace:
+    count = math.prod(host.batch_shape)
+    stacked = [x.reshape(count, *x.shape[-2:]) for x in (host.A, host.B)]
+    step = dense_steps(stacked[0], stacked[1], np.array([time.dt]))
+    _sampled_range(time.dt, step.power, step.constant)
+    A, B = step.power.reshape(host.A.shape), step.constant.reshape(host.B.shape)
+    return StateSpace(A, B, host.C, host.D, time=time)
+
+
 def _sample_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateSpace:
-    logarithms = host.eigenvalues * time.dt
-    held = exponential_integral(logarithms) * time.dt
+    with np.errstate(over="ignore", invalid="ignore"):
+        logarithms = host.eigenvalues * time.dt
+    step = diagonal_step(host.eigenvalues, host.B, time.dt)
+    _sampled_range(time.dt, logarithms, step.power, step.constant)
     return DiagonalStateSpace.from_log(
-        logarithms,
-        held[..., :, None] * host.B,
-        host.C,
-        host.D,
-        time=time,
-        real_output=host.real_output,
+        logarithms, step.constant, host.C, host.D, time=time, real_output=host.real_output
     )
 
 
@@ -233,32 +240,36 @@ def _unsample_diagonal(host: DiagonalStateSpace, dt: float) -> DiagonalStateSpac
         raise _no_logarithm(f"z = {host.eigenvalues[nyquist][0].real:.6g}")
     if not np.iscomplexobj(host.eigenvalues):
         logarithms = logarithms.real
-    held = exponential_integral(logarithms) * dt
+    with np.errstate(over="ignore", invalid="ignore"):
+        poles = logarithms / dt
+        B = host.B / exponential_integral(logarithms)[..., :, None] / dt
+    _continuous_range(dt, poles, B)
     return DiagonalStateSpace(
-        logarithms / dt,
-        host.B / held[..., :, None],
-        host.C,
-        host.D,
-        time=Continuous(),
-        real_output=host.real_output,
+        poles, B, host.C, host.D, time=Continuous(), real_output=host.real_output
     )
 
 
 def _unsample_dense(host: StateSpace, dt: float) -> StateSpace:
-    A, B = np.zeros(host.A.shape, host.A.dtype), np.zeros(host.B.shape, host.B.dtype)
-    if not np.iscomplexobj(host.B):
-        B = B.astype(host.A.dtype)
+    n = host.order
+    A = np.zeros(host.A.shape, host.A.dtype)
+    B = np.zeros(host.B.shape, np.result_type(host.A, host.B))
     for at in np.ndindex(host.batch_shape):
-        A[at] = _principal_logarithm(host.A[at]) / dt
-        sampled, held = hold_integrals(A[at], np.eye(host.order), dt)
-        missed = np.abs(sampled - host.A[at]).max(initial=0.0)
-        if missed > _LOGARITHM * singularity(host.order) * np.abs(host.A[at]).max(initial=0.0):
+        even, units = balanced(host.A[at])
+        logarithm = _principal_logarithm(even)
+        step = dense_steps(logarithm[None], np.eye(n)[None], np.ones(1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            missed = np.abs(step.power[0] - even).max(initial=0.0)
+        if not missed <= _LOGARITHM * singularity(n) * np.abs(even).max(initial=0.0):
             raise TimeDomainError(
                 f"`system` has poles so close to zero or to the negative real axis that exp(log A) "
                 f"misses A by {missed:.1e}; expected a system sampled faster. Try "
                 "method='bilinear'."
             )
-        B[at], _ = solve_conditioned(held, host.B[at])
+        driven, _ = solve_conditioned(step.constant[0], host.B[at] / units[:, None])
+        with np.errstate(over="ignore", invalid="ignore"):
+            A[at] = logarithm / dt * units[:, None] / units
+            B[at] = driven / dt * units[:, None]
+    _continuous_range(dt, A, B)
     return StateSpace(A, B, host.C, host.D, time=Continuous())
 
 
@@ -275,9 +286,15 @@ def _principal_logarithm(matrix: HostArray) -> HostArray:
     on_axis = (poles.real < 0.0) & (np.abs(poles.imag) <= width)
     if np.any(on_axis):
         raise _no_logarithm(f"z = {poles[on_axis][0].real:.6g}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # its residual is checked by the caller
-        logarithm = scipy.linalg.logm(matrix)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # its residual is checked by the caller
+        try:
+            logarithm = scipy.linalg.logm(matrix)
+        except Exception as error:  # SciPy raises this very class where a triangle overflows
+            raise NoConvergenceError(
+                f"the logarithm of `A` could not be computed ({error}); expected poles of moderate size. "
+                "Try method='bilinear'."
+            ) from error
     return np.asarray(logarithm if np.iscomplexobj(matrix) else logarithm.real)
 
 
@@ -285,33 +302,59 @@ def _no_logarithm(found: str) -> TimeDomainError:
     return _unmappable(found, "zoh", "Try method='bilinear', or stay in discrete time.")
 
 
-# --- Bilinear map
+# --- Bilinear map, in units of time in which X = A dt/2
 
 
-def _map_dense(
-    host: StateSpace, divisor: HostArray, dividend: HostArray, alpha: float, sign: float
+def _map_dense(host: StateSpace, time: Discrete) -> StateSpace:
+    half, size = 0.5 * time.dt, np.abs(host.A.real).max(initial=0.0)
+    size = max(size, np.abs(host.A.imag).max(initial=0.0))
+    # A power of two that takes 1 - X and 1 + X into the range where X alone would overflow.
+    shift = max(0, math.frexp(size)[1] + math.frexp(half)[1])
+    unit, half = math.ldexp(1.0, -shift), math.ldexp(half, -shift)
+    eye, X = unit * np.eye(host.order), half * host.A
+    point = f"s = 2/dt = {2.0 / time.dt:.6g}"
+    arrays = _mapped(host, eye - X, eye + X, math.sqrt(time.dt) * unit, half, point)
+    _sampled_range(time.dt, *arrays)
+    return StateSpace(*arrays, time=time)
+
+
+def _unmap_dense(host: StateSpace, dt: float) -> StateSpace:
+    eye = np.eye(host.order)
+    A, B, C, D = _mapped(host, eye + host.A, host.A - eye, 2.0 / math.sqrt(dt), -1.0, "z = -1")
+    with np.errstate(over="ignore", invalid="ignore"):
+        A = 2.0 * A / dt
+    _continuous_range(dt, A, B, C, D)
+    return StateSpace(A, B, C, D, time=Continuous())
+
+
+def _mapped(
+    host: StateSpace, M: HostArray, N: HostArray, gain: float, weight: float, point: str
 ) -> tuple[HostArray, HostArray, HostArray, HostArray]:
-    """(M⁻¹ N, √(2α) M⁻¹ B, √(2α) C M⁻¹, D ± C M⁻¹ B) with M the divisor and N the dividend."""
-    n, gain = host.order, np.sqrt(2.0 * alpha)
-    right = np.concatenate([dividend, host.B], axis=-1)
+    """(M⁻¹ N, g M⁻¹ B, g C M⁻¹, D + w C M⁻¹ B); `point` is the pole for which M is singular."""
+    n = host.order
+    right = np.concatenate([N, host.B], axis=-1)
     solved = np.zeros(right.shape, dtype=np.result_type(host.A, host.B))
     left = np.zeros(host.C.shape, dtype=np.result_type(host.A, host.C))
     for at in np.ndindex(host.batch_shape):
-        solved[at], conditioned = solve_conditioned(divisor[at], right[at])
+        solved[at], conditioned = solve_conditioned(M[at], right[at])
         if conditioned < singularity(n):
-            point = f"s = 2/dt = {alpha:.6g}" if sign > 0.0 else "z = -1"
             raise _unmappable(point, "bilinear", "Try method='zoh', or another sampling time.")
-        left[at] = adjoint(solve_conditioned(adjoint(divisor[at]), adjoint(host.C[at]))[0])
-    B = solved[..., n:]
-    return solved[..., :n], gain * B, gain * left, host.D + sign * (host.C @ B)
+        left[at] = adjoint(solve_conditioned(adjoint(M[at]), adjoint(host.C[at]))[0])
+    A, B = solved[..., :n], solved[..., n:]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return A, gain * B, gain * left, host.D + weight * (host.C @ B)
 
 
 def _map_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateSpace:
-    alpha = 2.0 / time.dt
-    ratio = host.eigenvalues / alpha
+    half = 0.5 * time.dt
+    with np.errstate(over="ignore", invalid="ignore"):
+        ratio = host.eigenvalues * half
+    _sampled_range(time.dt, ratio)
     if np.any(np.abs(1.0 - ratio) <= _ON_POINT * _EPS):
-        raise _unmappable(f"s = 2/dt = {alpha:.6g}", "bilinear", "Take another sampling time.")
-    B, C, D = _weighed(host, 1.0 / (alpha * (1.0 - ratio)), np.sqrt(2.0 * alpha), 1.0)
+        point = f"s = 2/dt = {2.0 / time.dt:.6g}"
+        raise _unmappable(point, "bilinear", "Take another sampling time.")
+    B, C, D = _weighed(host, 1.0 / (1.0 - ratio), math.sqrt(time.dt), half)
+    _sampled_range(time.dt, B, C, D)
     with_logarithm = np.iscomplexobj(ratio) or np.all(np.abs(ratio) < 1.0)
     if with_logarithm and not np.any(ratio == -1.0):
         return DiagonalStateSpace.from_log(
@@ -323,22 +366,26 @@ def _map_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateSpac
 
 
 def _unmap_diagonal(host: DiagonalStateSpace, dt: float) -> DiagonalStateSpace:
-    alpha, divisor = 2.0 / dt, 1.0 + host.eigenvalues
+    divisor = 1.0 + host.eigenvalues
     if np.any(np.abs(divisor) <= _ON_POINT * _EPS):
         raise _unmappable("z = -1", "bilinear", "Stay in discrete time.")
-    if host.log_eigenvalues is None:
-        poles = alpha * (host.eigenvalues - 1.0) / divisor
-    else:
-        poles = alpha * np.tanh(0.5 * host.log_eigenvalues)
-    B, C, D = _weighed(host, 1.0 / divisor, np.sqrt(2.0 * alpha), -1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if host.log_eigenvalues is None:
+            ratio = (host.eigenvalues - 1.0) / divisor
+        else:
+            ratio = np.tanh(0.5 * host.log_eigenvalues)
+        poles = 2.0 * ratio / dt
+    B, C, D = _weighed(host, 1.0 / divisor, 2.0 / math.sqrt(dt), -1.0)
+    _continuous_range(dt, poles, B, C, D)
     return DiagonalStateSpace(poles, B, C, D, time=Continuous(), real_output=host.real_output)
 
 
 def _weighed(
-    host: DiagonalStateSpace, weight: HostArray, gain: float, sign: float
+    host: DiagonalStateSpace, states: HostArray, gain: float, weight: float
 ) -> tuple[HostArray, HostArray, HostArray]:
-    """B and C with states weighed by √(2α) w, and D ± C diag(w) B."""
-    C = host.C * weight[..., None, :]
-    first = C @ host.B
-    D = host.D + sign * (first.real if host.real_output else first)
-    return gain * weight[..., :, None] * host.B, gain * C, D
+    """B and C with states multiplied by g q, and D + w C diag(q) B."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        C = host.C * states[..., None, :]
+        first = C @ host.B
+        D = host.D + weight * (first.real if host.real_output else first)
+        return gain * states[..., :, None] * host.B, gain * C, D

@@ -5,11 +5,9 @@ with Φ = exp(A h) and, for inputs that are constant or linear between samples,
 
     x(t + h) = Φ x(t) + h φ₁(A h) B u(t)  [+ h φ₂(A h) B (u(t + h) - u(t))],
 
-φ₁(x) = (exp x - 1)/x and φ₂(x) = (φ₁(x) - 1)/x. One exponential, O(n³), serves all steps of an evenly
-spaced grid; diagonal systems cost O(n) a step. Rounding errors add up as in any recursion: after k steps of a
-stable system about k ε of the largest state.
-
-Reference: Van Loan, Computing integrals involving the matrix exponential, IEEE TAC 23 (1978).
+φ₁(x) = (exp x - 1)/x and φ₂(x) = (φ₁(x) - 1)/x, from `ssmreduce.systems.time_step`. One exponential, O(n³),
+serves all steps of an evenly spaced grid; diagonal systems cost O(n) a step. Rounding errors add up as in any
+recursion: after k steps of a stable system about k ε of the largest state.
 """
 
 from __future__ import annotations
@@ -23,15 +21,15 @@ from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
-from ssmreduce.systems.sampling import exponential_integral, hold_integrals, power_of_two
 from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.time_step import checked_range, time_steps
 from ssmreduce.time_domain import Discrete
 
 _EVEN_GRID = 8.0
 """c in the tolerance c·ε·max|t| for equal steps: sample times are rounded, their differences too."""
 
-Step = tuple[HostArray, HostArray, HostArray]
-"""Φ (a matrix, or a vector where A is diagonal), h φ₁ B and h φ₂ B of one step."""
+_SAME_STEP = 2.0**-10
+"""Steps that differ by more than this part are taken as they are, however large the times."""
 
 
 @any_library()
@@ -70,6 +68,8 @@ def simulate(
         If `times` is missing for a continuous system or given for a discrete one, or `hold` with it.
     ShapeError
         If `inputs` is not (L, m), `times` does not increase, or the system has batch axes.
+    NonFiniteError
+        If the output overflows.
 
     Notes
     -----
@@ -104,24 +104,30 @@ def simulate(
                 f"`hold` is {hold!r} but `system` is discrete; expected no `hold`: there is no input between "
                 "samples. Leave it out."
             )
+        reached = f"`inputs` has {len(signal)} rows, within which the output"
         states = _discrete_states(host, signal)
     else:
-        states = _continuous_states(host, signal, sample_times(times, len(signal)), hold)
-    return _read(host, states) + _each_row(host.D, signal)
+        instants = sample_times(times, len(signal))
+        reached = f"`times` reaches {instants[-1]:g}, up to where the output"
+        states = _continuous_states(host, signal, instants, hold)
+    with np.errstate(over="ignore", invalid="ignore"):
+        output = _read(host, states) + _each_row(host.D, signal)
+    return checked_range(output, reached, "Stop earlier, or look at system.poles().")
 
 
 def _discrete_states(host: System, signal: HostArray) -> HostArray:
-    driven = _each_row(host.B, signal)
     advance = host.A if isinstance(host, StateSpace) else host.eigenvalues
-    states = np.empty(driven.shape, dtype=np.result_type(driven, advance))
-    x = np.zeros(host.order, dtype=states.dtype)
-    for k, drive in enumerate(driven):
-        if host.read_after_update:
-            x = _advanced(advance, x) + drive
-            states[k] = x
-        else:
-            states[k] = x
-            x = _advanced(advance, x) + drive
+    with np.errstate(over="ignore", invalid="ignore"):
+        driven = _each_row(host.B, signal)
+        states = np.empty(driven.shape, dtype=np.result_type(driven, advance))
+        x = np.zeros(host.order, dtype=states.dtype)
+        for k, drive in enumerate(driven):
+            if host.read_after_update:
+                x = _advanced(advance, x) + drive
+                states[k] = x
+            else:
+                states[k] = x
+                x = _advanced(advance, x) + drive
     return states
 
 
@@ -133,45 +139,16 @@ def _continuous_states(
     advance = host.A if isinstance(host, StateSpace) else host.eigenvalues
     dtype = np.result_type(host.B, signal, advance)
     states = np.zeros((len(signal), host.order), dtype=dtype)
+    sizes, repeats = step_sizes(instants)
     k = 0
-    for size, count in step_sizes(instants):
-        power, held, ramp = _step(host, size, linear=hold == "linear")
-        for _ in range(count):
-            states[k + 1] = _advanced(power, states[k]) + held @ signal[k]
-            states[k + 1] += ramp @ (signal[k + 1] - signal[k])
-            k += 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in time_steps(host, sizes):
+            for _ in range(repeats):
+                states[k + 1] = step.moved(states[k]) + step.constant @ signal[k]
+                if hold == "linear":
+                    states[k + 1] += step.ramp @ (signal[k + 1] - signal[k])
+                k += 1
     return states
-
-
-def _step(host: System, size: float, *, linear: bool) -> Step:
-    """Φ, h φ₁ B and h φ₂ B of one step; zeros for the last unless `linear`."""
-    none = np.zeros(host.B.shape)
-    if isinstance(host, DiagonalStateSpace):
-        exponent = host.eigenvalues * size
-        first = exponential_integral(exponent)
-        held = size * first[:, None] * host.B
-        second = size * _second_integral(exponent, first)[:, None] * host.B if linear else none
-        return np.exp(exponent), held, second
-    power, held = hold_integrals(host.A, host.B, size)
-    if not linear:
-        return power, held, none
-    # ∫₀^h exp(A s) (1 - s/h) B ds: one more integration, of the states that a constant input drives.
-    n, m = host.order, host.inputs
-    driven = np.zeros((n + m, n + m), dtype=np.result_type(host.A, host.B))
-    scale = power_of_two(np.abs(host.B).max(initial=0.0))
-    driven[:n, :n], driven[:n, n:] = host.A, host.B / scale
-    _, ramp = hold_integrals(driven, np.concatenate([np.zeros((n, m)), np.eye(m)]), size)
-    return power, held, ramp[:n] * (scale / size)
-
-
-def _second_integral(x: HostArray, first: HostArray) -> HostArray:
-    """φ₂(x) = (φ₁(x) - 1)/x; by its power series Σ xᵏ/(k+2)! where the difference would cancel."""
-    series = np.zeros_like(first)
-    near = np.abs(x) < 1.0
-    small = np.where(near, x, 0.0)
-    for k in range(20, 0, -1):  # 1/22! < ε
-        series = (1.0 + series) * small / (k + 2)
-    return np.where(near, 0.5 * (1.0 + series), (first - 1.0) / np.where(near, 1.0, x))
 
 
 def _read(host: System, states: HostArray) -> HostArray:
@@ -193,16 +170,17 @@ def _advanced(power: HostArray, x: HostArray) -> HostArray:
 # --- Sample times
 
 
-def step_sizes(instants: HostArray) -> list[tuple[float, int]]:
-    """Step sizes with how often each is repeated: one entry for an evenly spaced grid."""
+def step_sizes(instants: HostArray) -> tuple[HostArray, int]:
+    """Step sizes, and how often each is repeated: one size for an evenly spaced grid."""
     count = instants.size - 1
-    if count < 1:
-        return []
     sizes = np.diff(instants)
+    if count < 1:
+        return sizes, 1
     mean = float(instants[-1] - instants[0]) / count
-    if np.all(np.abs(sizes - mean) <= _EVEN_GRID * np.spacing(np.abs(instants).max())):
-        return [(mean, count)]
-    return [(float(size), 1) for size in sizes]
+    rounding = _EVEN_GRID * np.spacing(np.abs(instants).max())
+    if np.all(np.abs(sizes - mean) <= min(rounding, _SAME_STEP * mean)):
+        return np.array([mean]), count
+    return sizes, 1
 
 
 def refuse_times(times: HostArray | None) -> None:
@@ -222,6 +200,10 @@ def sample_times(times: HostArray | None, length: int | None) -> HostArray:
             "Try times=numpy.linspace(0, 10, 200), or discretise the system with to_discrete."
         )
     instants = to_double(_checks.floating_array(times, "times", 1))
+    if instants.size and instants.ndim == 1:
+        with np.errstate(over="ignore"):
+            span = instants[-1:] - instants[:1]
+        checked_range(span, f"`times` ends at {instants[-1]:g}, whose distance", "Start at 0.")
     if (
         instants.ndim != 1
         or instants.size == 0

@@ -1,0 +1,335 @@
+"""What a continuous system does over one step: exp(A h) and the integrals of a held input.
+
+From t to t + h, with an input that is constant or runs straight in between,
+
+    x(t + h) = Φ x(t) + h φ₁(X) B u(t) [+ h φ₂(X) B (u(t + h) - u(t))],   X = A h,  Φ = exp X = I + E,
+    φ₁(x) = (exp x - 1)/x,   φ₂(x) = (φ₁(x) - 1)/x.
+
+All three come from one Padé approximant of a step that is 2^s times shorter. Its numerator less its
+denominator is 2U, U = X W odd, so that with one LU factorisation, of V - U,
+
+    E = (V - U)⁻¹ 2 X W,   φ₁ = (V - U)⁻¹ 2 W,   φ₂ = (V - U)⁻¹ (W + X Z),   Z = (2W - V)/X².
+
+Then the step is doubled s times:
+
+    E(2X) = (I + E/2) 2E,   φ₁(2X) = (I + E/2) φ₁(X),   φ₂(2X) = (I + E/2) φ₂(X)/2 + φ₁(X)/4.
+
+Squaring Φ instead, as is usual, rounds slow states to ε while they still stand at 1 + λ h: of a time
+constant 10^12 times the shortest step twelve digits are gone. E keeps them, and once a state has decayed Φ
+keeps what is left of it. The two differ on the diagonal alone, whose entries are carried in the form that is
+small. So each entry is as right as the entries of A determine it. A h φ₁ B = E B, on which the DC gain rests,
+survives every doubling: both sides are multiplied by the same matrix. Where all states have decayed,
+h φ₁ B = E (A⁻¹ B) is well conditioned too, and the DC gain is that of A and B themselves.
+
+A is balanced and scaled by powers of two first, B by columns, so that units round nothing and nothing
+overflows but the answer. Where the states are a mixed basis for fast and slow ones, what remains is the
+condition of the exponential: a relative change of ε in A, that is ε ‖A‖ h in the exponent of a slow pole.
+
+Cost O(n³ (8 + s)) for dense systems, O(n) for diagonal ones, many steps at once.
+
+References: Higham, The scaling and squaring method for the matrix exponential revisited, SIAM J. Matrix Anal.
+Appl. 26 (2005); Al-Mohy and Higham, SIAM J. Matrix Anal. Appl. 31 (2009), for the norms of powers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import lapack
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import NonFiniteError
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.linear_solve import solve_stacked
+
+_EPS = float(np.finfo(np.float64).eps)
+
+_REACH = {
+    3: np.log2(1.49558521e-2),
+    5: np.log2(0.253939833),
+    7: np.log2(0.950417899),
+    13: np.log2(4.25),
+}
+"""log₂ ‖X‖ up to which the Padé approximant of that degree is exact for some X + ΔX, ‖ΔX‖ ≤ ε ‖X‖."""
+
+_NONNORMAL = 16.0
+"""At most so much larger than `_REACH` is ‖X‖ taken where its powers are small: sums of them then cancel."""
+
+_DECAYED = 0.5
+"""Below it Φ_ii is the smaller one beside E_ii = Φ_ii - 1; and ‖Φ‖ below it makes ‖E⁻¹‖ ≤ 2."""
+
+_VANISHED = -800.0
+"""Real part of an exponent from which on exp is 0 in double precision."""
+
+_WORKING_ENTRIES = 2**18
+"""Numbers in each of the matrices that are worked on at once: 2 MiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class TimeStep:
+    """Φ, or its diagonal where A is diagonal, h φ₁ B and h φ₂ B; entries that overflow are Inf or NaN."""
+
+    power: HostArray
+    constant: HostArray
+    ramp: HostArray
+
+    def moved(self, x: HostArray) -> HostArray:
+        """Φ x, for one state or one in each column."""
+        if self.power.ndim == 2:
+            return np.asarray(self.power @ x)
+        return np.asarray(self.power * x if x.ndim == 1 else self.power[:, None] * x)
+
+
+def time_steps(host: System, sizes: HostArray) -> Iterator[TimeStep]:
+    """Steps of a single system, of sizes h ≥ 0, shape (L,)."""
+    diagonal = isinstance(host, DiagonalStateSpace)
+    length = max(
+        1, _WORKING_ENTRIES // max(1, host.order * (host.inputs if diagonal else host.order))
+    )
+    for start in range(0, len(sizes), length):
+        part = sizes[start : start + length]
+        if isinstance(host, DiagonalStateSpace):
+            stack = diagonal_step(host.eigenvalues, host.B, part[:, None])
+        else:
+            stack = dense_steps(host.A[None], host.B[None], part)
+        for power, constant, ramp in zip(stack.power, stack.constant, stack.ramp, strict=True):
+            yield TimeStep(power, constant, ramp)
+
+
+# --- Diagonal
+
+
+def exponential_integral(x: HostArray) -> HostArray:
+    """φ₁(x) = (exp x - 1)/x, entry by entry, 1 at 0: the mean of exp over [0, x]."""
+    # Below ε it rounds to 1; complex division by the smallest numbers of all would overflow.
+    small = np.abs(x) < _EPS
+    return np.asarray(np.where(small, 1.0, np.expm1(x) / np.where(small, 1.0, x)))
+
+
+def exponents(eigenvalues: HostArray, size: HostArray | float) -> HostArray:
+    """λ h, cut off where exp(λ h) has vanished; Inf where λ h overflows all the same."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        real = np.asarray(eigenvalues.real * size)
+        if not np.iscomplexobj(eigenvalues):
+            return np.maximum(real, _VANISHED)
+        return np.where(real < _VANISHED, _VANISHED, real + 1j * (eigenvalues.imag * size))
+
+
+def diagonal_step(eigenvalues: HostArray, B: HostArray, size: HostArray | float) -> TimeStep:
+    """Steps of x' = Λ x + B u, entries of shape (..., n) and (..., n, m); sizes broadcast with Λ."""
+    exponent = exponents(eigenvalues, size)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        near = np.abs(exponent) < 1.0
+        small, pole = np.where(near, exponent, 0.0), np.where(near, 1.0, eigenvalues)
+        # φ₁ - 1 by its series Σ xᵏ/(k+1)! and φ₂ by Σ xᵏ/(k+2)! where the differences would cancel.
+        second = np.zeros_like(small)
+        for k in range(20, 0, -1):  # 1/22! < ε
+            second = (1.0 + second) * small / (k + 2)
+        constant = np.where(near, size * exponential_integral(small), np.expm1(exponent) / pole)
+        ramp = np.where(near, 0.5 * size * (1.0 + second), (constant / size - 1.0) / pole)
+        power = np.exp(exponent)
+        return TimeStep(power, constant[..., None] * B, ramp[..., None] * B)
+
+
+# --- Dense
+
+
+def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
+    """Steps of x' = A x + B u, stacked; for one system many sizes, for many systems one, or one each.
+
+    Parameters
+    ----------
+    A, B : (K, n, n) and (K, n, m) arrays
+        K is 1 or L.
+    sizes : (L,) array
+        Step sizes h ≥ 0, finite; or one where K > 1.
+
+    Returns
+    -------
+    TimeStep
+        Arrays of shape (L, n, n), (L, n, m) and (L, n, m), or K.
+    """
+    count, (n, m) = max(len(A), len(sizes)), B.shape[-2:]
+    dtype = np.result_type(A, B)
+    if n == 0:
+        empty = np.zeros((count, 0, m), dtype=dtype)
+        return TimeStep(np.zeros((count, 0, 0), dtype=A.dtype), empty, empty)
+    pairs = [balanced(matrix) for matrix in A]
+    A, states = np.stack([even for even, _ in pairs]), np.stack([units for _, units in pairs])
+    B = B / states[:, :, None]
+    a, b = _exponent(A, (1, 2)), _exponent(B, (1,))
+    A, B = A * _power(-a), B * _power(-b)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        base = _ShortSteps.of(A, B, a.ravel(), sizes)
+        E, power, first, second = _doubled(base)
+        constant = first * np.ldexp(sizes[:, None, None], b)
+        ramp = second * np.ldexp(sizes[:, None, None], b)
+        decayed = (base.doublings > 0) & (_norm(power) < _DECAYED)
+        if np.any(decayed):
+            rest = solve_stacked(A, B)  # B_d = E (A⁻¹ B)
+            held = (E @ rest) * np.ldexp(1.0, b - a)
+            exact = decayed[:, None, None] & np.isfinite(rest).all(axis=(1, 2), keepdims=True)
+            constant = np.where(exact, held, constant)
+        power = power * states[:, :, None] / states[:, None, :]
+        return TimeStep(power, constant * states[:, :, None], ramp * states[:, :, None])
+
+
+@dataclass(frozen=True, eq=False)
+class _ShortSteps:
+    """E and [φ₁ B, φ₂ B] of X/2^s, with s as `doublings`, shape (L,)."""
+
+    growth: HostArray
+    held: HostArray
+    doublings: HostArray
+
+    @classmethod
+    def of(cls, A: HostArray, B: HostArray, exponent: HostArray, sizes: HostArray) -> _ShortSteps:
+        """X = A h 2^exponent, with entries of A and B near 1."""
+        powers, degree, doublings = _chosen_degree(A, exponent + np.log2(sizes))
+        t = np.ldexp(sizes, exponent - doublings)[:, None, None]
+        even, odd = _coefficients(degree)
+        W, V = _even_polynomials((odd, even), powers, t * t)
+        driven = W @ B
+        rest = np.zeros_like(driven)  # Z B
+        for k in range(len(odd) - 1, 0, -1):
+            rest = (2.0 * odd[k] - even[k]) * B + (t * t) * (powers[1] @ rest)
+        U = A @ W
+        U *= t
+        right = [2.0 * U, 2.0 * driven, driven + t * (A @ rest)]
+        solved = np.linalg.solve(V - U, np.concatenate(right, axis=-1))
+        growth, held = np.split(solved, [len(A[0])], axis=-1)
+        growth = growth if np.iscomplexobj(A) else growth.real
+        return cls(growth.copy(), held.copy(), doublings)
+
+
+def _chosen_degree(A: HostArray, unit: HostArray) -> tuple[list[HostArray], int, HostArray]:
+    """Powers A^2k up to A⁶ at most, a degree for all steps X = 2^unit A, and how often each is halved.
+
+    Degrees 5 and above take max(‖X⁴‖^¼, ‖X⁶‖^⅙) in the place of ‖X‖.
+    """
+    powers = [np.eye(A.shape[-1]), A @ A]
+    none = np.zeros(unit.shape, dtype=int)
+    norm = _norm(A)
+    size = norm
+
+    def reach() -> float:
+        return float(np.max(unit + np.log2(size), initial=-np.inf))
+
+    if reach() <= _REACH[3]:
+        return powers, 3, none
+    powers.append(powers[1] @ powers[1])
+    fourth = _norm(powers[2])
+    least = np.maximum(fourth**0.25, norm / _NONNORMAL)
+    size = np.maximum(least, (fourth * _norm(powers[1])) ** (1 / 6))
+    if reach() <= _REACH[5]:
+        return powers, 5, none
+    powers.append(powers[1] @ powers[2])
+    size = np.maximum(least, _norm(powers[3]) ** (1 / 6))
+    if reach() <= _REACH[7]:
+        return powers, 7, none
+    halvings = np.ceil(unit + np.log2(size) - _REACH[13])
+    return powers, 13, np.maximum(halvings, 0.0).astype(int)
+
+
+def _doubled(base: _ShortSteps) -> tuple[HostArray, HostArray, HostArray, HostArray]:
+    """E, Φ, φ₁ B and φ₂ B of the whole steps."""
+    beside, held = base.growth, base.held
+    at, m = np.arange(beside.shape[-1]), held.shape[-1] // 2
+    gained = beside[:, at, at]  # the diagonals of E and of Φ, equal in all other entries
+    kept = 1.0 + gained
+    power = beside.copy()
+    power[:, at, at] = kept
+    beside[:, at, at] = 0.0
+    for level in range(int(np.max(base.doublings, initial=0))):
+        rest = base.doublings > level
+        on = slice(None) if rest.all() else np.flatnonzero(rest)
+        e, p, off, inputs = gained[on], kept[on], beside[on], held[on]
+        double = 0.5 * (inputs + power[on] @ inputs)
+        double[..., m:] = 0.5 * double[..., m:] + 0.25 * inputs[..., :m]
+        held[on] = double
+        grown = power[on] @ off
+        back = grown[:, at, at]
+        off *= p[:, None, :]
+        grown += off
+        slow = np.abs(p) >= _DECAYED
+        gained[on] = np.where(slow, e * (1.0 + p) + back, p * p + back - 1.0)
+        kept[on] = np.where(slow, 1.0 + gained[on], p * p + back)
+        grown[:, at, at] = kept[on]
+        power[on] = grown
+        grown[:, at, at] = 0.0
+        beside[on] = grown
+    beside[:, at, at] = gained
+    return beside, power, held[..., :m], held[..., m:]
+
+
+def _coefficients(degree: int) -> tuple[list[float], list[float]]:
+    """Coefficients of V, even, and of W, odd, of the Padé approximant of exp; that of I in V is 1."""
+    terms = [
+        math.comb(degree, k) * math.factorial(2 * degree - k) / math.factorial(2 * degree)
+        for k in range(degree + 1)
+    ]
+    return terms[::2], terms[1::2]
+
+
+def _even_polynomials(
+    terms: tuple[list[float], list[float]], powers: list[HostArray], square: HostArray
+) -> list[HostArray]:
+    """Σ c_k t^2k A^2k for rows of coefficients c, from the powers up to A⁶; `square` is t²."""
+    K, n = powers[1].shape[:2]
+    stacked = np.stack([np.broadcast_to(x, (K, n, n)) for x in powers], axis=1).reshape(
+        K, -1, n * n
+    )
+    table = np.zeros((2 * len(terms), len(powers)))
+    for i, row in enumerate(terms):
+        table[i, : len(row[:4])] = row[:4]
+        table[i + len(terms), 1 : 1 + len(row[4:])] = row[4:]
+    sums = (table * square ** np.arange(len(powers))) @ stacked
+    low, high = np.split(sums.reshape(-1, len(table), n, n), 2, axis=1)
+    if len(terms[0]) > 4:
+        low = low + square[:, None] ** 3 * (powers[3][:, None] @ high)
+    return [low[:, i] for i in range(len(terms))]
+
+
+def balanced(A: HostArray) -> tuple[HostArray, HostArray]:
+    """S⁻¹ A S with powers of two S that even out the norms of rows and columns, and S, shape (n,)."""
+    if A.size == 0:
+        return A, np.ones(len(A))
+    gebal = lapack.zgebal if np.iscomplexobj(A) else lapack.dgebal
+    even, _, _, states, _ = gebal(A, scale=1, permute=0)
+    return even, states
+
+
+def _norm(matrices: HostArray) -> HostArray:
+    """1-norms of a stack of matrices."""
+    return np.asarray(np.abs(matrices).sum(axis=-2).max(axis=-1))
+
+
+def _exponent(matrices: HostArray, axes: tuple[int, ...]) -> HostArray:
+    """Exponents e with largest entries in [2^(e-1), 2^e), kept as axes of length 1."""
+    parts = [matrices.real, matrices.imag] if np.iscomplexobj(matrices) else [matrices]
+    largest = [np.abs(part).max(axis=axes, keepdims=True, initial=0.0) for part in parts]
+    return np.asarray(np.frexp(np.max(largest, axis=0))[1])
+
+
+def _power(exponents: HostArray) -> HostArray:
+    """2^e, at most 2^1023."""
+    return np.ldexp(1.0, np.minimum(exponents, 1023))
+
+
+# --- Overflow
+
+
+def checked_range(values: HostArray, found: str, remedy: str) -> HostArray:
+    """Return `values` if all are finite; else say that they overflow, and what to do.
+
+    Raises
+    ------
+    NonFiniteError
+        If one is not: "`dt` is 3, over which exp(A dt) overflows; expected numbers below 1.8e308. ..."
+    """
+    if np.all(np.isfinite(values)):
+        return values
+    raise NonFiniteError(f"{found} overflows; expected numbers below 1.8e308. {remedy}")
