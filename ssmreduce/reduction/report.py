@@ -46,7 +46,7 @@ class Reduction:
         horizon).
     left, right : (n, real_order) array or None
         W and T with Wᴴ T = I, in the (real) states of the balanced system; for DC matching they
-        project the shifted inverse of A instead of A. None if nothing was cut or for a batch.
+        project the inverse of A - s instead of A. None if nothing was cut or for a batch.
     slot_map : SlotMap or None
         The rest of the way from truncated states to stored ones; None for a dense system.
     mask : (..., order) bool array or None

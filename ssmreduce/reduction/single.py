@@ -1,8 +1,7 @@
 """Cut one balanced system, and what all kinds of them share.
 
-A dense system is truncated to (Wᴴ A T, Wᴴ B, C T). DC matching does that to the reciprocal system (see
-`ssmreduce.reduction.reciprocal`) and takes the result back. For diagonal systems see
-`ssmreduce.reduction.diagonal`.
+A dense system is truncated to (Wᴴ A T, Wᴴ B, C T). For DC matching see `ssmreduce.reduction.dc_matching`, for
+diagonal systems `ssmreduce.reduction.diagonal`.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ from ssmreduce.hankel import (
     state_count,
     tail_bound,
 )
-from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
-from ssmreduce.reduction.reciprocal import (
+from ssmreduce.reduction.dc_matching import (
+    ShiftedSystem,
     dense_after_update,
-    dense_from_reciprocal,
-    dense_reciprocal,
     diagonal_after_update,
 )
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
@@ -263,7 +261,7 @@ class BalancedDense(BalancedSystem):
         if order == self._host.order:
             return self.unchanged()
         W, T = self.projections(order, balancing_free=balancing_free)
-        reduced = dense_from_reciprocal(_projected(self._reciprocal, W, T))
+        reduced = self._shifted.matched(W, T).system(self._host.time)
         if self._stability_in_doubt(order):
             self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T), method="DC matching")
@@ -292,8 +290,8 @@ class BalancedDense(BalancedSystem):
         check_stable_system(reduced, advice, name=name)
 
     @cached_property
-    def _reciprocal(self) -> StateSpace:
-        return dense_reciprocal(self._host)
+    def _shifted(self) -> ShiftedSystem:
+        return ShiftedSystem.of(self._host)
 
     def _order(self, rule: OrderRule) -> tuple[int, int]:
         """The order to cut to, and the one that was wanted before the rank made it lower."""
