@@ -25,7 +25,7 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
-from ssmreduce._lapack import product
+from ssmreduce._lapack import frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError
 from ssmreduce.systems.diagonal import DiagonalStateSpace
@@ -56,8 +56,8 @@ class ShiftedSystem:
     C: HostArray
     D: HostArray
     point: float
-    known_gain: tuple[HostArray, HostArray] | None = None
-    """The DC gain and its rounding, where poles give it to more digits than S does."""
+    inverse: HostArray | None = None
+    """S⁻¹ of a diagonal system, where every entry is right to eps."""
 
     @classmethod
     def of(cls, system: StateSpace | DiagonalStateSpace) -> ShiftedSystem:
@@ -70,14 +70,10 @@ class ShiftedSystem:
             distance = np.expm1(system.log_eigenvalues)
         else:
             distance = system.eigenvalues - point
-        driven = system.B / distance[:, None]
-        rounding = _GAIN_ROUNDING * system.order * _EPS * (np.abs(system.C) @ np.abs(driven))
-        if not system.real_output:
-            gain = system.D - system.C @ driven, rounding
-            return cls(np.diag(distance), system.B, system.C, system.D, point, gain)
-        gain = system.D - (system.C @ driven).real, rounding
-        B, C = real_input(system.B), real_output(system.C)
-        return cls(real_state(distance), B, C, system.D, point, gain)
+        B, C, as_matrix = system.B, system.C, np.diag
+        if system.real_output:
+            B, C, as_matrix = real_input(system.B), real_output(system.C), real_state
+        return cls(as_matrix(distance), B, C, system.D, point, as_matrix(1.0 / distance))
 
     def matched(self, W: HostArray, T: HostArray) -> ShiftedSystem:
         """The reduced system with the same DC gain, for projections W and T with Wᴴ T = I.
@@ -103,8 +99,30 @@ class ShiftedSystem:
             )
         seen = product(C, solved[:n])
         D, C = self.D - seen[:, :-r] / unit, seen[:, -r:]
-        reduced = ShiftedSystem(-unit * solved[n:, -r:], solved[n:, :-r], C, D, self.point)
+        N = self._slow_corrected(-unit * solved[n:, -r:], W, T)
+        reduced = ShiftedSystem(N, solved[n:, :-r], C, D, self.point)
         return reduced._with_gain_of(self)
+
+    def _slow_corrected(self, N: HostArray, W: HostArray, T: HostArray) -> HostArray:
+        """N = (Wᴴ S⁻¹ T)⁻¹ with its slow part taken from this definition, W and T in units of the states.
+
+        Rounding of S moves N by eps ‖S‖ ‖W‖ ‖T‖, however small its singular values σ are, and Wᴴ S⁻¹ T by
+        eps ‖S‖ ‖S⁻ᴴ W‖ ‖S⁻¹ T‖, which moves N by σ² times that in its directions: Newton's step for the
+        inverse is taken where that is less.
+        """
+        _, scale, _ = self._in_units
+        forward = self._solve(T * scale) / scale
+        backward = self._solve(W / scale, transposed=True) * scale
+        errors = [frobenius_norm(x) * frobenius_norm(y) for x, y in ((W, T), (backward, forward))]
+        if not 0.0 < errors[1] < np.inf:
+            return N
+        left, sizes, right = np.linalg.svd(N)
+        slow = sizes**2 * errors[1] < errors[0]
+        if not np.any(slow):
+            return N
+        U, V = left[:, slow], adjoint(right[slow])
+        step = adjoint(U) @ (N @ (V - product(W, product(forward, N @ V), adjoint_left=True)))
+        return N + U @ step @ adjoint(V)
 
     def system(self, time: TimeDomain) -> StateSpace:
         """The dense system."""
@@ -118,19 +136,31 @@ class ShiftedSystem:
     @cached_property
     def steady(self) -> tuple[HostArray, HostArray]:
         """The DC gain D - C S⁻¹ B, and what rounding may have changed of each entry; NaN if S is singular."""
-        if self.known_gain is not None:
-            return self.known_gain
+        driven = self._solve(self.B)
+        gain = self.D - product(self.C, driven)
+        if self.inverse is not None:
+            return gain, _GAIN_ROUNDING * len(self.S) * _EPS * (np.abs(self.C) @ np.abs(driven))
         S, scale, unit = self._in_units
-        B, C = self.B / scale, adjoint(scale) * self.C
-        solve = _Solver(S, B, C)
-        driven, seen = solve(B), solve(adjoint(C), transposed=True)
-        rounding = np.outer(np.linalg.norm(seen, axis=0), np.linalg.norm(driven, axis=0))
-        rounding *= _GAIN_ROUNDING * len(S) * _EPS * np.linalg.norm(S)
-        return self.D - product(C, driven) / unit, rounding / unit
+        seen = self._solve(adjoint(self.C), transposed=True) * scale
+        rounding = np.outer(np.linalg.norm(seen, axis=0), np.linalg.norm(driven / scale, axis=0))
+        return gain, _GAIN_ROUNDING * len(S) * _EPS * unit * np.linalg.norm(S) * rounding
 
     @cached_property
     def _in_units(self) -> tuple[HostArray, HostArray, float]:
         return _scaled(self.S)
+
+    @cached_property
+    def _solver(self) -> _Solver:
+        return _Solver(self._in_units[0], self.B, self.C)
+
+    def _solve(self, right: HostArray, *, transposed: bool = False) -> HostArray:
+        """S⁻¹ or S⁻ᴴ times a matrix; NaN if S is singular."""
+        if self.inverse is not None:
+            return product(self.inverse, right, adjoint_left=transposed)
+        _, scale, unit = self._in_units
+        if transposed:
+            return self._solver(right * scale, transposed=True) / scale / unit
+        return scale * self._solver(right / scale) / unit
 
     def _with_gain_of(self, original: ShiftedSystem) -> ShiftedSystem:
         """Add to D what the DC gain misses and rounding does not explain."""
