@@ -70,10 +70,12 @@ class ShiftedSystem:
             distance = np.expm1(system.log_eigenvalues)
         else:
             distance = system.eigenvalues - point
-        B, C, as_matrix = system.B, system.C, np.diag
+        S, inverse = np.diag(distance), np.diag(1.0 / distance)
+        B, C = system.B, system.C
         if system.real_output:
-            B, C, as_matrix = real_input(system.B), real_output(system.C), real_state
-        return cls(as_matrix(distance), B, C, system.D, point, as_matrix(1.0 / distance))
+            S, inverse = real_state(distance), real_state(1.0 / distance)
+            B, C = real_input(B), real_output(C)
+        return cls(S, B, C, system.D, point, inverse)
 
     def matched(self, W: HostArray, T: HostArray) -> ShiftedSystem:
         """The reduced system with the same DC gain, for projections W and T with Wᴴ T = I.
@@ -122,7 +124,7 @@ class ShiftedSystem:
             return N
         U, V = left[:, slow], adjoint(right[slow])
         step = adjoint(U) @ (N @ (V - product(W, product(forward, N @ V), adjoint_left=True)))
-        return N + U @ step @ adjoint(V)
+        return np.asarray(N + U @ step @ adjoint(V))
 
     def system(self, time: TimeDomain) -> StateSpace:
         """The dense system."""
@@ -185,7 +187,8 @@ def _scaled(matrix: HostArray) -> tuple[HostArray, HostArray, float]:
 
     All are powers of two, so that nothing is rounded.
     """
-    scaled, (scale, _) = scipy.linalg.matrix_balance(matrix, permute=False, separate=True)
+    gebal = lapack.zgebal if matrix.dtype.kind == "c" else lapack.dgebal
+    scaled, _, _, scale, _ = gebal(matrix, scale=1, permute=0)
     unit = float(2.0 ** np.frexp(np.abs(scaled).max())[1])
     return scaled / unit, scale[:, None], unit
 
