@@ -33,7 +33,8 @@ from ssmreduce.reduction.dc_matching import (
 )
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import System
+from ssmreduce.reduction.selection import stability_distance
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
@@ -82,7 +83,10 @@ def check_still_stable(reduced: System, advice: str, *, kept: int = 0) -> None:
     Theory may promise better, but rounding of A moves poles, and a user's `poles()` tells.
     """
     host = reduced.to_host()
-    stable = inside_boundary(np.asarray(host.poles()), host.time, 0.0)
+    if isinstance(host, DiagonalStateSpace):
+        stable = stability_distance(host) > 0.0
+    else:
+        stable = inside_boundary(np.asarray(host.poles()), host.time, 0.0)
     if np.count_nonzero(~stable) > kept:
         name = f"reduced to `order` {reduced.order} the system"
         if kept:
@@ -170,8 +174,8 @@ class BalancedSystem(Reducible):
             inverse, conditioned = solve_conditioned(adjoint(T) @ X, np.eye(order))
             if conditioned < singularity(order):
                 raise OrderError(
-                    f"`balancing_free` is True and `order` is {order}, where orthonormal W and T overlap with "
-                    f"reciprocal condition {conditioned:.1e}, so that no digit would be left; expected a "
+                    f"`balancing_free` is True and `order` is {order}, where orthonormal W and T overlap "
+                    f"with reciprocal condition {conditioned:.1e}, so that no digit would be left; expected a "
                     "lower order. Leave `balancing_free` out."
                 )
             W = X @ inverse
