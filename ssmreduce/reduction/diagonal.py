@@ -291,16 +291,23 @@ def size_of_states(original: DiagonalStateSpace, reduced: DiagonalStateSpace) ->
         for k in ((count - 1) // 2, count // 2)
     ]
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(0.5 * (middle[0] + middle[1]) / after)
+        scale = np.sqrt(0.5) * np.hypot(middle[0], middle[1]) / after
     return np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
 
 
 def _input_share(system: DiagonalStateSpace) -> HostArray:
+    """Root of ‖b‖/sqrt(1-|λ|²) over ‖c‖ for every stored state; of a root since the ratio may overflow."""
     if isinstance(system.time, Discrete):
         decay = np.abs(1.0 - np.abs(system.eigenvalues) ** 2)
     else:
         decay = np.abs(2.0 * system.eigenvalues.real)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.linalg.norm(system.B, axis=-1) / np.linalg.norm(system.C, axis=-2)
-        ratio = ratio / np.sqrt(decay)
-    return np.asarray(ratio)
+        root = np.sqrt(_norms(system.B, -1)) / np.sqrt(_norms(system.C, -2)) / decay**0.25
+    return np.asarray(root)
+
+
+def _norms(matrix: HostArray, axis: int) -> HostArray:
+    """Norms along an axis, without overflow or underflow of squares."""
+    largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
+    units = np.where(largest > 0.0, largest, 1.0)
+    return np.asarray(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))

@@ -175,7 +175,7 @@ class BalancedSystem(Reducible):
             if conditioned < singularity(order):
                 raise OrderError(
                     f"`balancing_free` is True and `order` is {order}, where orthonormal W and T overlap "
-                    f"with reciprocal condition {conditioned:.1e}, so that no digit would be left; expected a "
+                    f"with reciprocal condition {conditioned:.1e}, so that no digit is left; expected a "
                     "lower order. Leave `balancing_free` out."
                 )
             W = X @ inverse
