@@ -125,8 +125,12 @@ class Reduction:
 
     @any_library()
     def quick_error(self) -> float | HostArray:
-        """Measure like `verify`, on a coarse grid: what a cut during training records."""
-        return self._measure(grid=24, refinements=2, iterations=3)
+        """Measure like `verify`, on a coarse grid: what a cut during training records.
+
+        A lower bound: with up to 16 inputs or outputs within 1e-3 in all of 60 random cuts of layers, and
+        up to a tenth below the error where both sides are wider, since its power iteration is short.
+        """
+        return self._measure(grid=24, refinements=4, iterations=3)
 
     def _singles(self) -> tuple[Reduction, ...]:
         """The reductions of a batch: its parts, or where all were cut as one, pieces of it."""
