@@ -15,7 +15,7 @@ from samples import EPS
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, balance
 
 C_ROUNDING = 10.0
-"""c of c eps ‖A‖ ‖C R‖ ‖R B‖: truncation exceeds it by up to 3 in 400 draws like these, DC matching too; by
+"""c of c eps ‖A‖ ‖C R‖ ‖R B‖: truncation exceeds it by up to 3 in 380 draws like these, DC matching too; by
 the inverse of A it was up to 1e6."""
 
 

@@ -10,7 +10,7 @@ from ssmreduce import DiagonalStateSpace, Discrete, balance
 from ssmreduce.systems.response import frequency_response
 
 CLOSE = 1e-3
-"""What the documentation promises of up to 16 inputs or outputs."""
+"""What the documentation says of up to 16 inputs or outputs."""
 
 
 @pytest.mark.parametrize("kind", ["LRU", "S4D", "S5", "wide S5"])

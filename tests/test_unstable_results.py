@@ -29,7 +29,7 @@ CUTS: dict[str, Callable[..., Reduction]] = {
 
 @pytest.mark.parametrize("method", CUTS)
 def test_no_dense_cut_returns_an_unstable_system(method: str) -> None:
-    # Before every result was looked at, 68 of these 1,250 cuts were returned unstable.
+    # While poles were looked at in doubt only, 196 of 6,800 such cuts of 300 systems came back unstable.
     for seed in (*range(60), 221, 237):
         system = ill_conditioned(seed)
         try:
