@@ -40,6 +40,9 @@ _EPS = float(np.finfo(np.float64).eps)
 _RANK_CONSTANT = 4.0
 """Safety factor c of the rank tolerance c n eps σ₁: a few roundings per product of factors."""
 
+_SMALLEST = float(np.finfo(np.float64).tiny)
+"""The smallest number with all its digits."""
+
 _SQUARED_RANGE = 0.25
 """A singular value above σ₁/(0.25 n) is taken from Mᴴ M: squaring costs it 0.25 n eps σ₁."""
 
@@ -74,6 +77,8 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary and there is no horizon.
+    NoConvergenceError
+        If they leave the range of double precision.
 
     Notes
     -----
@@ -113,7 +118,9 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
 
     def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
-        return [_pad(values, state_count(batch)) for _, values, _ in decompose_channels(batch)]
+        every = np.stack([_pad(v, state_count(batch)) for _, v, _ in decompose_channels(batch)])
+        _check_channel_range(batch, every)
+        return list(every)
 
     every = map_systems(system, values, stacked if horizon is None else None)
     return np.asarray(in_batch_shape(every, system.batch_shape))
@@ -267,6 +274,7 @@ def balance_every(
             hsv, factors = _pad(values, n), DenseFactors(channel.Z, channel.Y)
             rank = int(np.sum(hsv > rank_tolerance(hsv)))
             every.append(BalancedFactors(hsv, rank, factors, channel.M, V, NUMPY))
+        _check_channel_range(batch, np.stack([balanced.hsv for balanced in every]))
         return every
 
     plain = horizon is None and emphasis is None
@@ -287,15 +295,20 @@ def _balance_factors(
         factors, M = DenseFactors(channel.Z, channel.Y), channel.M
     elif emphasis is None and isinstance(system, StateSpace):
         factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
-        M, pool = product(factors.Y, factors.Z, adjoint_left=True), SCIPY
+        pool = SCIPY
     else:
         Z, Y = gramian_factors(system, horizon) if emphasis is None else emphasis.factors(system)
-        factors, M = DenseFactors(Z, Y), adjoint(Y) @ Z
+        factors = DenseFactors(Z, Y)
+    if channel is None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            M = product(factors.Y, factors.Z, adjoint_left=True)
+        _check_range(M, factors)
     try:
         if channel is None:
             values, V = _right_singular(M, pool)
         else:
             values, V = right_singular(channel)
+            _check_channel_range(system, values)
     except np.linalg.LinAlgError as error:
         raise NoConvergenceError(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
@@ -308,6 +321,38 @@ def _balance_factors(
     if rank and hsv[0] <= floor:
         rank = 0
     return BalancedFactors(hsv, rank, factors, M, V, pool, floor)
+
+
+def _check_range(M: HostArray, factors: DenseFactors) -> None:
+    """Raise `NoConvergenceError` if M = Yᴴ Z leaves the range of double precision."""
+    largest = float(np.abs(M).max(initial=0.0))
+    if _SMALLEST <= largest < np.inf:
+        return
+    if largest < _SMALLEST:
+        Y, Z = (
+            X / max(float(np.abs(X).max(initial=0.0)), _SMALLEST) for X in (factors.Y, factors.Z)
+        )
+        if frobenius_norm(adjoint(Y) @ Z) <= _product_rounding(DenseFactors(Z, Y), 0.0):
+            return
+    raise _out_of_range(largest)
+
+
+def _out_of_range(largest: float) -> NoConvergenceError:
+    lost = largest < _SMALLEST
+    return NoConvergenceError(
+        f"the Hankel singular values {'underflow' if lost else 'overflow'}: the entries of `B` and `C` are "
+        f"too {'small' if lost else 'large'} together; expected a response within the range of double "
+        "precision. Scale `B` or `C`."
+    )
+
+
+def _check_channel_range(system: System, values: HostArray) -> None:
+    """The same for the values of a diagonal system with one input and one output, or of a batch of them."""
+    largest, host = values.max(axis=-1, initial=0.0), system.to_host()
+    responds = np.any((host.B[..., 0] != 0.0) & (host.C[..., 0, :] != 0.0), axis=-1)
+    wrong = ~np.isfinite(largest) | (responds & (largest < _SMALLEST))
+    if np.any(wrong):
+        raise _out_of_range(float(np.atleast_1d(largest)[np.atleast_1d(wrong)][0]))
 
 
 def _product_rounding(factors: DenseFactors, largest: float) -> float:

@@ -320,7 +320,7 @@ def test_a_singular_state_matrix_is_refused_read_after_the_update() -> None:
     system = StateSpace(
         A, rng.standard_normal((3, 1)), rng.standard_normal((1, 3)), time=Discrete()
     )
-    from ssmreduce.reduction.reciprocal import dense_after_update
+    from ssmreduce.reduction.dc_matching import dense_after_update
 
     with pytest.raises(OrderError, match="singular"):
         dense_after_update(system)
@@ -408,7 +408,7 @@ def test_balancing_free_projections_give_the_same_transfer_function(
     assert plain.real_order == free.real_order
     condition = condition_at_dc(balancing.system) if matched else 1.0
     if matched and discrete:
-        # A pole comes back from the reciprocal right to eps, which counts for more next to the circle.
+        # A pole is right to eps, which counts for more next to the circle.
         condition /= 1.0 - np.abs(plain.system.poles()).max()
     for reduction in (plain, free):
         condition *= 1.0 if reduction.slot_map is None else reduction.slot_map.condition

@@ -707,7 +707,7 @@ def test_orders_over_a_model_and_the_table() -> None:
     assert min(orders) >= 1
     lines = str(budget).splitlines()
     assert lines == str(budget.report).splitlines()
-    head = "layer states order error bound measured error parameters saved bytes saved"
+    head = "layer states order error bound error at least parameters saved bytes saved"
     assert " ".join(lines[0].split()) == head
     assert [line.split()[0] for line in lines[1:]] == ["0.seq", "1.kernel", "2", "total"]
     first = budget.report["0.seq"]

@@ -22,7 +22,7 @@ from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.dense import DenseFactors, dense_factor, dense_factors
 from ssmreduce.equations.stability import check_stable
-from ssmreduce.errors import TimeDomainError
+from ssmreduce.errors import NoConvergenceError, TimeDomainError
 from ssmreduce.gramians import native
 from ssmreduce.gramians.batch import map_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -87,6 +87,8 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary and there is no horizon.
+    NoConvergenceError
+        If it leaves the range of double precision: its entries are squares of those of B.
 
     Notes
     -----
@@ -132,9 +134,32 @@ def _batched(system: System, horizon: int | None, which: int) -> HostArray:
         if isinstance(single, DiagonalStateSpace):
             return _diagonal_gramian(single, horizon, which)
         factor = gramian_factor(single, which, horizon)
-        return factor @ adjoint(factor)
+        unit = _unit(factor)
+        return _in_range((factor / unit) @ adjoint(factor / unit), unit, which)
 
     return map_batch(system, gramian)
+
+
+def _unit(G: HostArray) -> float:
+    """A power of two near the largest entry: a product of entries over it neither over- nor underflows."""
+    largest = float(np.abs(G).max(initial=0.0))
+    return float(2.0 ** min(max(np.frexp(largest)[1], -1000), 1000)) if largest > 0.0 else 1.0
+
+
+def _in_range(scaled: HostArray, unit: float, which: int) -> HostArray:
+    """Multiply a Gramian by unit² again; raise `NoConvergenceError` if it leaves double precision."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        gramian = scaled * unit * unit
+    largest = float(np.abs(gramian).max(initial=0.0))
+    lost = largest < np.finfo(np.float64).tiny and np.any(scaled)
+    if lost or not np.all(np.isfinite(gramian)):
+        name, matrix = ("observability", "C") if which else ("controllability", "B")
+        raise NoConvergenceError(
+            f"the {name} Gramian {'underflows' if lost else 'overflows'}: its entries are squares of those "
+            f"of `{matrix}` (about {unit:.0e} here); expected them within the range of double precision. "
+            f"Scale `{matrix}`, or take hankel_singular_values, which need no Gramian."
+        )
+    return gramian
 
 
 def _with_derivative(system: System, which: int) -> Array:
@@ -174,7 +199,8 @@ def _diagonal_gramian(system: DiagonalStateSpace, horizon: int | None, which: in
     """The Gramian in closed form, (G Gᴴ) ∘ K."""
     steps = check_horizon(system, horizon)
     host = dual(system.to_host()) if which else system.to_host()
-    eigenvalues, G = host.eigenvalues, host.B
+    unit = _unit(host.B)
+    eigenvalues, G = host.eigenvalues, host.B / unit
     if steps is None:
         hermitian, symmetric = _stable_kernels(host)
     else:
@@ -187,14 +213,15 @@ def _diagonal_gramian(system: DiagonalStateSpace, horizon: int | None, which: in
     first = 0.5 * first + 0.5 * adjoint(first)
     if not system.real_output:
         real = np.isrealobj(eigenvalues) and np.isrealobj(G)
-        return np.asarray(first.real if real else first)
+        return _in_range(first.real if real else first, unit, which)
     second = 0.5 * second + 0.5 * adjoint(second.conj())
-    return 0.5 * np.block(
+    gramian = 0.5 * np.block(
         [
             [(first + second).real, (second - first).imag],
             [(first + second).imag, (first - second).real],
         ]
     )
+    return _in_range(gramian, unit, which)
 
 
 def check_horizon(system: System, horizon: int | None) -> int | None:

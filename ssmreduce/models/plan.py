@@ -10,6 +10,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.registry import supported
+from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.hankel import error_bounds
 from ssmreduce.models.diagonal_cut import balanced_layer
@@ -135,7 +136,14 @@ class _Plan:
         system = padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
         new = self._backend.rounded(self._layer, self._map.write(system, self._weights))
         weights = {**self._weights, **new}
-        written = as_written(reduction, self._map.read(weights))
+        read_back = self._map.read(weights).to_host()
+        if reduction.horizon is None:
+            check_stable_system(
+                read_back,
+                "A pole is nearer to the boundary than its weights can say: try a lower order.",
+                name="the layer as it would be written",
+            )
+        written = as_written(reduction, read_back)
         parts = written.parts or (written,)
         errors = [float(part.quick_error()) for part in parts]
         allowed = [_allowed_error(part, self._eps) for part in parts]

@@ -29,8 +29,8 @@ class LayerReduction:
         How it was reduced; ``reduction.system`` was read back from what was written. A batch where the
         layer runs its channels apart.
     measured_error : float
-        Error of the written layer, measured on a coarse grid (a lower bound, see
-        `Reduction.verify`); of the worst channel.
+        What the error of the written layer is at least, measured on a coarse grid (see
+        `Reduction.quick_error`; ``reduction.verify()`` takes longer); of the worst channel.
     weights, new_weights : dict of arrays
         Weights of the layer before and after, on the host.
     item_sizes : dict of str to int
@@ -156,7 +156,7 @@ class ModelReport(dict[str, LayerReduction]):
 
     def __str__(self) -> str:
         """The table, with a line of totals, in which weights that layers share count once."""
-        head = ("layer", "states", "order", "error bound", "measured error", "parameters saved")
+        head = ("layer", "states", "order", "error bound", "error at least", "parameters saved")
         rows = [(*head, "bytes saved")]
         for name, part in self.items():
             bound = "-" if part.error_bound is None else f"{part.error_bound:.3g}"

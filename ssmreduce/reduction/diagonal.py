@@ -2,13 +2,13 @@
 
 Where it outputs a real part, the real system of order 2n behind it is balanced, truncated and
 diagonalised; a conjugate pair or a real pole then takes one stored state, so that r stored states
-hold a real order between r and 2r: the largest is kept that fits. DC matching diagonalises the
-truncated reciprocal system, with poles μ, and takes it back to poles s + 1/μ.
+hold a real order between r and 2r: the largest is kept that fits. DC matching does the same with
+another dense system, see `ssmreduce.reduction.dc_matching`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,13 +19,8 @@ from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.hankel import balance_every, error_bounds
 from ssmreduce.reduction.batch import single_systems
+from ssmreduce.reduction.dc_matching import ShiftedSystem, are_invertible
 from ssmreduce.reduction.order import FixedOrder, OrderRule
-from ssmreduce.reduction.reciprocal import (
-    are_invertible,
-    diagonal_from_reciprocal,
-    diagonal_reciprocal,
-    reciprocal_poles,
-)
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.single import BalancedDense, BalancedSystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -95,7 +90,7 @@ class BalancedDiagonal(BalancedSystem):
         NoConvergenceError
             If no order nearby has a stable diagonal form.
         """
-        return _DiagonalCut(self, self._host, balancing_free=balancing_free).to(rule)
+        return _DiagonalCut(self, balancing_free=balancing_free).to(rule)
 
     def target(self, rule: OrderRule) -> Target | None:
         """What `rule` aims at; None if nothing is to be cut."""
@@ -119,31 +114,24 @@ class BalancedDiagonal(BalancedSystem):
         return self.hsv[::2] if self._host.real_output else self.hsv
 
     def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
-        cut = _DiagonalCut(
-            self, self._reciprocal, balancing_free=balancing_free, is_reciprocal=True
-        )
+        cut = _DCMatchingCut(self, balancing_free=balancing_free)
         return cut.to(rule, invertible=invertible)
 
     @cached_property
-    def _reciprocal(self) -> DiagonalStateSpace:
-        return diagonal_reciprocal(self._host)
+    def shifted(self) -> ShiftedSystem:
+        """A - s and what goes with it, for DC matching."""
+        return ShiftedSystem.of(self._host)
 
 
 class _DiagonalCut:
-    """Cuts a balanced diagonal system, or its reciprocal, and makes the result diagonal again."""
+    """Truncates a balanced diagonal system and makes the result diagonal again."""
 
-    def __init__(
-        self,
-        balanced: BalancedDiagonal,
-        host: DiagonalStateSpace,
-        *,
-        balancing_free: bool,
-        is_reciprocal: bool = False,
-    ) -> None:
+    method = "balanced truncation"
+
+    def __init__(self, balanced: BalancedDiagonal, *, balancing_free: bool) -> None:
         self._balanced = balanced
-        self._host = host
+        self._host = balanced.original.to_host()
         self._balancing_free = balancing_free
-        self._is_reciprocal = is_reciprocal
         self._state: HostArray = np.zeros((0, 0))
 
     def to(self, rule: OrderRule, *, invertible: bool = False) -> Reduction:
@@ -159,61 +147,31 @@ class _DiagonalCut:
         if slot_map.order >= host.order:
             return balanced.unchanged()
         balanced.check_bound(rule, real_order)
-        W, T = self._projections(real_order)
-        full_B, full_C = host.B, host.C
-        if host.real_output:
-            full_B, full_C = real_input(host.B), real_output(host.C)
-        B, C = adjoint(W) @ full_B, full_C @ T
-        reduced = self._diagonal(slot_map, B, C)
-        scale = size_of_states(balanced.original.to_host(), reduced)
-        slot_map, reduced = self._taken_back(slot_map).rescaled(scale), reduced.rescaled(scale)
-        method = "DC matching" if self._is_reciprocal else "balanced truncation"
-        return balanced.report(reduced, real_order, target.wanted, (W, T), slot_map, method)
-
-    def _projections(self, real_order: int) -> tuple[HostArray, HostArray]:
-        return self._balanced.projections(real_order, balancing_free=self._balancing_free)
-
-    def _diagonal(self, slot_map: SlotMap, B: HostArray, C: HostArray) -> DiagonalStateSpace:
-        """The cut system with diagonal state matrix, taken back if it is a reciprocal one."""
-        host = self._host
+        B, C, D = self._ports(real_order)
         reduced = DiagonalStateSpace(
             slot_map.eigenvalues,
             slot_map.input_matrix(B),
             slot_map.output_matrix(C),
-            host.D,
+            D,
             time=host.time,
             real_output=host.real_output,
             read_after_update=host.read_after_update,
         )
-        if not self._is_reciprocal:
-            return reduced
-        back = diagonal_from_reciprocal(reduced)
-        if not host.real_output:
-            return back
-        # 1/μ lies on the other side of the real axis; Re(C h) does not tell h from its conjugate.
-        return DiagonalStateSpace(
-            back.eigenvalues.conj(),
-            back.B.conj(),
-            back.C.conj(),
-            back.D,
-            time=host.time,
-            real_output=True,
-        )
-
-    def _taken_back(self, slot_map: SlotMap) -> SlotMap:
-        if not self._is_reciprocal:
-            return slot_map
-        poles = reciprocal_poles(slot_map.eigenvalues, self._host.time)
-        if not self._host.real_output:
-            return replace(slot_map, eigenvalues=poles)
-        return replace(
+        scale = size_of_states(balanced.original.to_host(), reduced)
+        slot_map, reduced = slot_map.rescaled(scale), reduced.rescaled(scale)
+        return balanced.report(
+            reduced,
+            real_order,
+            target.wanted,
+            self._projections(real_order),
             slot_map,
-            eigenvalues=poles.conj(),
-            vectors=slot_map.vectors.conj(),
-            inverse=slot_map.inverse.conj(),
+            self.method,
         )
 
-    def _truncated_state(self, real_order: int) -> HostArray:
+    def _projections(self, real_order: int) -> tuple[HostArray, HostArray]:
+        return self._balanced.projections(real_order, balancing_free=self._balancing_free)
+
+    def _dense_state(self, real_order: int) -> HostArray:
         """Wᴴ A T of this order: a leading block of that of any larger one, unless balancing-free."""
         if real_order > len(self._state) or self._balancing_free:
             W, T = self._projections(real_order)
@@ -225,6 +183,15 @@ class _DiagonalCut:
             self._state = adjoint(W) @ moved
         return self._state[:real_order, :real_order]
 
+    def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
+        """B, C and D of the dense system of this order."""
+        host = self._host
+        W, T = self._projections(real_order)
+        B, C = host.B, host.C
+        if host.real_output:
+            B, C = real_input(B), real_output(C)
+        return adjoint(W) @ B, C @ T, host.D
+
     def _largest_fit(self, real_order: int, limit: int) -> int:
         """Largest order, at most `real_order`, whose poles fit `limit` stored states.
 
@@ -232,7 +199,7 @@ class _DiagonalCut:
         eigenvalue problem per try: few, unless most poles are real.
         """
         while real_order > limit:
-            poles = np.linalg.eigvals(self._truncated_state(real_order))
+            poles = np.linalg.eigvals(self._dense_state(real_order))
             if slots_needed(poles, real=self._host.real_output) <= limit:
                 break
             real_order -= 1
@@ -247,7 +214,7 @@ class _DiagonalCut:
         bounds = error_bounds(self._balanced.hsv)
         best: tuple[float, int, SlotMap] | None = None
         for candidate in range(real_order, max(real_order - _NEARBY_ORDERS, 1) - 1, -1):
-            slot_map = diagonalise(self._truncated_state(candidate), real=self._host.real_output)
+            slot_map = diagonalise(self._dense_state(candidate), real=self._host.real_output)
             if (
                 slot_map is None
                 or slot_map.order > limit
@@ -271,12 +238,35 @@ class _DiagonalCut:
         """Whether the poles are stable; within a horizon they need not be."""
         if self._balanced.horizon is not None:
             return True
-        poles = self._taken_back(slot_map).eigenvalues
+        poles = slot_map.eigenvalues
         if not np.all(np.isfinite(poles)) or (invertible and not are_invertible(poles)):
             return False
         if isinstance(self._host.time, Discrete):
             return bool(np.all(np.abs(poles) < 1.0))
         return bool(np.all(poles.real < 0.0))
+
+
+class _DCMatchingCut(_DiagonalCut):
+    """The same with the dense system that keeps the DC gain; each order has one of its own."""
+
+    method = "DC matching"
+
+    def __init__(self, balanced: BalancedDiagonal, *, balancing_free: bool) -> None:
+        super().__init__(balanced, balancing_free=balancing_free)
+        self._latest: ShiftedSystem | None = None
+
+    def _matched(self, real_order: int) -> ShiftedSystem:
+        if self._latest is None or len(self._latest.S) != real_order:
+            W, T = self._projections(real_order)
+            self._latest = self._balanced.shifted.matched(W, T)
+        return self._latest
+
+    def _dense_state(self, real_order: int) -> HostArray:
+        return self._matched(real_order).A
+
+    def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
+        matched = self._matched(real_order)
+        return matched.B, matched.C, matched.D
 
 
 def eigenvectors_are_safe(slot_map: SlotMap, bounds: HostArray, order: int) -> HostArray:
@@ -301,16 +291,23 @@ def size_of_states(original: DiagonalStateSpace, reduced: DiagonalStateSpace) ->
         for k in ((count - 1) // 2, count // 2)
     ]
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(0.5 * (middle[0] + middle[1]) / after)
+        scale = np.sqrt(0.5) * np.hypot(middle[0], middle[1]) / after
     return np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
 
 
 def _input_share(system: DiagonalStateSpace) -> HostArray:
+    """Root of ‖b‖/sqrt(1-|λ|²) over ‖c‖ for every stored state; of a root since the ratio may overflow."""
     if isinstance(system.time, Discrete):
         decay = np.abs(1.0 - np.abs(system.eigenvalues) ** 2)
     else:
         decay = np.abs(2.0 * system.eigenvalues.real)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.linalg.norm(system.B, axis=-1) / np.linalg.norm(system.C, axis=-2)
-        ratio = ratio / np.sqrt(decay)
-    return np.asarray(ratio)
+        root = np.sqrt(_norms(system.B, -1)) / np.sqrt(_norms(system.C, -2)) / decay**0.25
+    return np.asarray(root)
+
+
+def _norms(matrix: HostArray, axis: int) -> HostArray:
+    """Norms along an axis, without overflow or underflow of squares."""
+    largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
+    units = np.where(largest > 0.0, largest, 1.0)
+    return np.asarray(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))

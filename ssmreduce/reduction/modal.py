@@ -36,6 +36,7 @@ from ssmreduce.reduction.order import (
 )
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import choose_modes, select_states
+from ssmreduce.reduction.single import check_still_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import boundary_distance
@@ -184,6 +185,12 @@ class _Modes:
             host.D,
             time=host.time,
             read_after_update=host.read_after_update,
+        )
+        check_still_stable(
+            reduced,
+            "Rounding of the size of `A` decides on which side of the boundary a pole lies: try other "
+            "units for the states.",
+            kept=self.unstable,
         )
         reduction = self._report(reduced, order, wanted, self._bound(groups, order))
         return replace(reduction, left=W, right=T)

@@ -52,8 +52,9 @@ def singular_perturbation(
 
     Notes
     -----
-    Computed as the truncation of the reciprocal system, so that neither (A₂₂ - s₀)⁻¹ nor states beyond the
-    numerical rank are needed. The DC gain agrees to eps times the condition number of A - s₀.
+    Computed by one bordered system of order n + r (2n + r for real output), in which states beyond the
+    numerical rank have no part. The DC gain agrees to eps times the condition number of A - s₀; the error may
+    exceed its bound by what rounding of A changes, as that of truncation.
 
     References
     ----------

@@ -22,6 +22,7 @@ from ssmreduce.hankel import rank_tolerance, state_count
 from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
+from ssmreduce.reduction.single import check_still_stable
 from ssmreduce.reduction.stable_part import BalancedUnstable, check_split
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
@@ -158,7 +159,7 @@ def _balanced_single(system: System) -> StateSpace:
             "Use minimal_realisation(system).system first."
         )
     W, T = balanced.projections(n)
-    return StateSpace(
+    realisation = StateSpace(
         adjoint(W) @ (dense.A @ T),
         adjoint(W) @ dense.B,
         dense.C @ T,
@@ -166,6 +167,11 @@ def _balanced_single(system: System) -> StateSpace:
         time=system.time,
         read_after_update=system.read_after_update,
     )
+    check_still_stable(
+        realisation,
+        "Rounding of the projections has moved a pole: leave out the weakest states first.",
+    )
+    return realisation
 
 
 def _minimal_unstable(system: System, rule: OrderRule) -> Reduction:

@@ -1,8 +1,7 @@
 """Cut one balanced system, and what all kinds of them share.
 
-A dense system is truncated to (Wᴴ A T, Wᴴ B, C T). DC matching does that to the reciprocal system (see
-`ssmreduce.reduction.reciprocal`) and takes the result back. For diagonal systems see
-`ssmreduce.reduction.diagonal`.
+A dense system is truncated to (Wᴴ A T, Wᴴ B, C T). For DC matching see `ssmreduce.reduction.dc_matching`, for
+diagonal systems `ssmreduce.reduction.diagonal`.
 """
 
 from __future__ import annotations
@@ -27,17 +26,19 @@ from ssmreduce.hankel import (
     state_count,
     tail_bound,
 )
-from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
-from ssmreduce.reduction.reciprocal import (
+from ssmreduce.reduction.dc_matching import (
+    ShiftedSystem,
     dense_after_update,
-    dense_from_reciprocal,
-    dense_reciprocal,
     diagonal_after_update,
 )
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import System
+from ssmreduce.reduction.selection import stability_distance
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
+from ssmreduce.time_domain import inside_boundary
 
 
 class Reducible(ABC):
@@ -72,19 +73,25 @@ class Reducible(ABC):
 
 
 _DOUBTFUL_GAP = 1e-6
-"""Relative gap of neighbouring Hankel singular values, and of the last one over rounding, below which a
-truncation may be unstable: rounding of the projections is eps over that gap times a condition."""
+"""Relative gap of neighbouring Hankel singular values, and of the last one over rounding, below which they
+are the likely reason for an unstable result: rounding of the projections is eps over that gap."""
 
 
-def stability_in_doubt(hsv: HostArray, order: int, floor: float = 0.0) -> bool:
-    """Whether a cut to `order` lies between values that are nearly equal, or near rounding.
+def check_still_stable(reduced: System, advice: str, *, kept: int = 0) -> None:
+    """Raise `UnstableSystemError` if more poles of a reduced system than the `kept` ones are unstable.
 
-    Rounding is the rank tolerance, or `floor` where that is larger.
+    Theory may promise better, but rounding of A moves poles, and a user's `poles()` tells.
     """
-    following = hsv[order] if order < hsv.size else 0.0
-    nearly_equal = hsv[order - 1] - following < _DOUBTFUL_GAP * hsv[order - 1]
-    rounding = max(rank_tolerance(hsv), floor)
-    return bool(nearly_equal or hsv[order - 1] < rounding / _DOUBTFUL_GAP)
+    host = reduced.to_host()
+    if isinstance(host, DiagonalStateSpace):
+        stable = stability_distance(host) > 0.0
+    else:
+        stable = inside_boundary(np.asarray(host.poles()), host.time, 0.0)
+    if np.count_nonzero(~stable) > kept:
+        name = f"reduced to `order` {reduced.order} the system"
+        if kept:
+            name += f", of which {kept} poles may be unstable,"
+        check_stable_system(reduced, advice, name=name)
 
 
 class BalancedSystem(Reducible):
@@ -168,8 +175,14 @@ class BalancedSystem(Reducible):
             units = np.exp2(np.round(0.5 * np.log2(ratio)))[:, None]
             T, _ = scipy.linalg.qr(T / units, mode="economic", check_finite=False)
             X, _ = scipy.linalg.qr(W * units, mode="economic", check_finite=False)
-            W = X @ scipy.linalg.inv(adjoint(T) @ X)
-            W, T = W / units, T * units
+            inverse, conditioned = solve_conditioned(adjoint(T) @ X, np.eye(order))
+            if conditioned < singularity(order):
+                raise OrderError(
+                    f"`balancing_free` is True and `order` is {order}, where orthonormal W and T overlap "
+                    f"with reciprocal condition {conditioned:.1e}, so that no digit is left; expected a "
+                    "lower order. Leave `balancing_free` out."
+                )
+            W, T = X @ inverse / units, T * units
         return W, T
 
     def unchanged(self) -> Reduction:
@@ -243,8 +256,8 @@ class BalancedDense(BalancedSystem):
         OrderError
             If a fixed order is above the numerical rank, or the rank is zero. Rules stop at the rank.
         UnstableSystemError
-            If a band or two weights make it unstable, or a cut between values that are nearly equal, or
-            near rounding.
+            If it came out unstable: by a band or two weights, or by rounding, most likely in a cut between
+            values that are nearly equal.
         """
         # The rule may be code of the user's, and finds the threads that the user has.
         order, wanted = self._order(rule)
@@ -256,8 +269,7 @@ class BalancedDense(BalancedSystem):
     def _cut(self, order: int, wanted: int, balancing_free: bool) -> Reduction:
         W, T = self.projections(order, balancing_free=balancing_free)
         reduced = _projected(self._host, W, T)
-        if self._stability_in_doubt(order):
-            self._check_still_stable(reduced)
+        self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T))
 
     def available(self, order: int) -> int:
@@ -273,37 +285,41 @@ class BalancedDense(BalancedSystem):
         if order == self._host.order:
             return self.unchanged()
         W, T = self.projections(order, balancing_free=balancing_free)
-        reduced = dense_from_reciprocal(_projected(self._reciprocal, W, T))
-        if self._stability_in_doubt(order):
-            self._check_still_stable(reduced)
+        reduced = self._shifted.matched(W, T).system(self._host.time)
+        self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T), method="DC matching")
 
-    def _stability_in_doubt(self, order: int) -> bool:
-        """Whether theory or rounding leaves stability open, so that poles have to be looked at."""
-        if self.horizon is not None:
-            return False
-        if self.emphasis is not None:
-            return not self.emphasis.keeps_stability
-        floor = 0.0 if self.factors is None else self.factors.floor
-        return stability_in_doubt(self.hsv, order, floor)
-
     def _check_still_stable(self, reduced: StateSpace) -> None:
-        if self.emphasis is not None:
+        """Refuse an unstable result, but within a horizon, where poles may lie anywhere."""
+        if self.horizon is not None:
+            return
+        if self.emphasis is not None and not self.emphasis.keeps_stability:
             advice = (
                 "Neither a band nor two weights guarantee that: try an order next to it, or one weight "
                 "only."
             )
-        else:
+        elif self._cuts_between_equals(reduced.order):
             advice = (
                 "The cut lies between Hankel singular values that are nearly equal, or near rounding: "
                 "try a lower order."
             )
-        name = f"truncated to `order` {reduced.order} the system"
-        check_stable_system(reduced, advice, name=name)
+        else:
+            advice = (
+                "Rounding has moved a pole over the boundary, which it lies near to for the size of `A`: "
+                "try a lower order, or other units for the states."
+            )
+        check_still_stable(reduced, advice)
+
+    def _cuts_between_equals(self, order: int) -> bool:
+        """Whether a cut to `order` lies between values that are nearly equal, or near rounding."""
+        last, following = self.hsv[order - 1], np.append(self.hsv, 0.0)[order]
+        floor = 0.0 if self.factors is None else self.factors.floor
+        rounding = max(rank_tolerance(self.hsv), floor)
+        return bool(last - following < _DOUBTFUL_GAP * last or last < rounding / _DOUBTFUL_GAP)
 
     @cached_property
-    def _reciprocal(self) -> StateSpace:
-        return dense_reciprocal(self._host)
+    def _shifted(self) -> ShiftedSystem:
+        return ShiftedSystem.of(self._host)
 
     def _order(self, rule: OrderRule) -> tuple[int, int]:
         """The order to cut to, and the one that was wanted before the rank made it lower."""

@@ -17,7 +17,7 @@ from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import embedding
-from ssmreduce.reduction.single import BalancedSystem, Reducible
+from ssmreduce.reduction.single import BalancedSystem, Reducible, check_still_stable
 from ssmreduce.reduction.unstable import UnstableSplit
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.interconnect import parallel
@@ -26,6 +26,11 @@ from ssmreduce.systems.transform import SlotMap
 
 _LARGEST_CONDITION = float(np.finfo(np.float64).eps) ** -0.5
 """Condition at which separating the two parts costs half of the digits."""
+
+_SPREAD = (
+    "Poles of the stable part lie on the boundary for the size of the others: try a lower order, or a "
+    "`margin` that counts them as unstable."
+)
 
 
 def check_split(split: UnstableSplit) -> None:
@@ -181,10 +186,12 @@ class BalancedUnstable(Reducible):
         both = None
         if map_kept is not None and slot_map is not None:
             both = _side_by_side(map_kept, slot_map)
+        system = parallel(kept, inner.system)
+        check_still_stable(system, _SPREAD, kept=self.unstable)
         return replace(
             inner,
             original=self.original,
-            system=parallel(kept, inner.system),
+            system=system,
             order=kept.order + int(inner.order),
             real_order=real_order + int(inner.real_order),
             wanted_order=real_order + int(inner.wanted_order),

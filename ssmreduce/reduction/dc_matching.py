@@ -1,0 +1,256 @@
+"""DC matching: what is cut follows at once, so that G_r(s) = G(s) at the point s of the DC gain.
+
+With S = A - s (s = 0 in continuous and s = 1 in discrete time) and balanced states, kept ones first, the
+reduced system is S₁₁ - S₁₂ S₂₂⁻¹ S₂₁ + s and so on. It is read off the inverse of the bordered matrix
+
+    [S  T]⁻¹   [T₂ S₂₂⁻¹ W₂ᴴ   T̃         ]
+    [Wᴴ 0]   = [W̃ᴴ            -(A_r - s)],   B_r = W̃ᴴ B,  C_r = C T̃,  D_r = D - C T₂ S₂₂⁻¹ W₂ᴴ B,
+
+in which W and T are the projections of truncation: neither S nor the states that are cut, T₂ and W₂,
+are inverted by themselves. A slow pole (S nearly singular) costs no digits of lightly damped ones, as
+the inverse of S does, and states beyond the numerical rank, which are rounding, are never touched.
+Where S₂₂ is nearly singular (an order that separates a lightly damped pair) digits of the DC gain are
+lost; D_r makes up for it. Cost O((n + r)³) for each order.
+
+References: Liu and Anderson, Int. J. Control 50 (1989); Govaerts, Numerical Methods for Bifurcations of
+Dynamical Equilibria, SIAM 2000, chapter 3, for bordered systems.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.linalg
+from scipy.linalg import lapack
+
+from ssmreduce._lapack import frobenius_norm, product
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.errors import OrderError
+from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.real_form import real_input, real_output, real_state
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Discrete, TimeDomain
+
+_EPS = float(np.finfo(np.float64).eps)
+
+_SINGULAR = 10.0
+"""Safety factor c of c r eps: a matrix of order r whose reciprocal condition number is below that may
+be singular for all that its digits tell."""
+
+_LARGEST_GROWTH = _EPS**-0.5
+"""Growth of rounding at which half of the digits are left."""
+
+_GAIN_ROUNDING = 4.0
+"""c in c n eps |C S⁻¹| |S| |S⁻¹ B|, by norms of rows and columns: what rounding of S, and of a solution with
+it, may change of a DC gain."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftedSystem:
+    """S = A - s, B, C and D on the host; real states where a diagonal system outputs a real part."""
+
+    S: HostArray
+    B: HostArray
+    C: HostArray
+    D: HostArray
+    point: float
+    inverse: HostArray | None = None
+    """S⁻¹ of a diagonal system, where every entry is right to eps."""
+
+    @classmethod
+    def of(cls, system: StateSpace | DiagonalStateSpace) -> ShiftedSystem:
+        """Shift a system on the host, in the standard form."""
+        point = dc_point(system.time)
+        if isinstance(system, StateSpace):
+            S = system.A - point * np.eye(system.order)
+            return cls(S, system.B, system.C, system.D, point)
+        if system.log_eigenvalues is not None and isinstance(system.time, Discrete):
+            distance = np.expm1(system.log_eigenvalues)
+        else:
+            distance = system.eigenvalues - point
+        S, inverse = np.diag(distance), np.diag(1.0 / distance)
+        B, C = system.B, system.C
+        if system.real_output:
+            S, inverse = real_state(distance), real_state(1.0 / distance)
+            B, C = real_input(B), real_output(C)
+        return cls(S, B, C, system.D, point, inverse)
+
+    def matched(self, W: HostArray, T: HostArray) -> ShiftedSystem:
+        """The reduced system with the same DC gain, for projections W and T with Wᴴ T = I.
+
+        Raises
+        ------
+        OrderError
+            If the states that are cut have a pole at s, for all that rounding tells.
+        """
+        n, r = T.shape
+        S, scale, unit = self._in_units
+        T, W, B, C = T / scale, W * scale, self.B / scale, adjoint(scale) * self.C
+        dtype = np.result_type(S, T, W, B, C)
+        bordered, right = np.zeros((n + r,) * 2, dtype), np.zeros((n + r, B.shape[1] + r), dtype)
+        bordered[:n, :n], bordered[:n, n:], bordered[n:, :n] = S, T, adjoint(W)
+        right[:n, :-r], right[n:, -r:] = B, np.eye(r)
+        bordered, scale, size = _scaled(bordered)
+        solved = scale * _Solver(bordered)(right / scale) / size
+        if not np.all(np.isfinite(solved)):
+            raise OrderError(
+                f"`order` is {r}, where the states that are cut have a pole at zero frequency to working "
+                "precision; expected states that can follow at once. Try an order next to it."
+            )
+        seen = product(C, solved[:n])
+        D, C = self.D - seen[:, :-r] / unit, seen[:, -r:]
+        N = self._slow_corrected(-unit * solved[n:, -r:], W, T)
+        reduced = ShiftedSystem(N, solved[n:, :-r], C, D, self.point)
+        return reduced._with_gain_of(self)
+
+    def _slow_corrected(self, N: HostArray, W: HostArray, T: HostArray) -> HostArray:
+        """N = (Wᴴ S⁻¹ T)⁻¹ with its slow part taken from this definition, W and T in units of the states.
+
+        Rounding of S moves N by eps ‖S‖ ‖W‖ ‖T‖, however small its singular values σ are, and Wᴴ S⁻¹ T by
+        eps ‖S‖ ‖S⁻ᴴ W‖ ‖S⁻¹ T‖, which moves N by σ² times that in its directions: Newton's step for the
+        inverse is taken where that is less.
+        """
+        _, scale, _ = self._in_units
+        forward = self._solve(T * scale) / scale
+        backward = self._solve(W / scale, transposed=True) * scale
+        errors = [frobenius_norm(x) * frobenius_norm(y) for x, y in ((W, T), (backward, forward))]
+        if not 0.0 < errors[1] < np.inf:
+            return N
+        left, sizes, right = np.linalg.svd(N)
+        slow = sizes**2 * errors[1] < errors[0]
+        if not np.any(slow):
+            return N
+        U, V = left[:, slow], adjoint(right[slow])
+        step = adjoint(U) @ (N @ (V - product(W, product(forward, N @ V), adjoint_left=True)))
+        return np.asarray(N + U @ step @ adjoint(V))
+
+    def system(self, time: TimeDomain) -> StateSpace:
+        """The dense system."""
+        return StateSpace(self.A, self.B, self.C, self.D, time=time)
+
+    @property
+    def A(self) -> HostArray:
+        """The state matrix."""
+        return self.S + self.point * np.eye(len(self.S))
+
+    @cached_property
+    def steady(self) -> tuple[HostArray, HostArray]:
+        """The DC gain D - C S⁻¹ B, and what rounding may have changed of each entry; NaN if S is singular."""
+        driven = self._solve(self.B)
+        gain = self.D - product(self.C, driven)
+        if self.inverse is not None:
+            return gain, _GAIN_ROUNDING * len(self.S) * _EPS * (np.abs(self.C) @ np.abs(driven))
+        S, scale, unit = self._in_units
+        seen = self._solve(adjoint(self.C), transposed=True) * scale
+        rounding = np.outer(np.linalg.norm(seen, axis=0), np.linalg.norm(driven / scale, axis=0))
+        return gain, _GAIN_ROUNDING * len(S) * _EPS * unit * np.linalg.norm(S) * rounding
+
+    @cached_property
+    def _in_units(self) -> tuple[HostArray, HostArray, float]:
+        return _scaled(self.S)
+
+    @cached_property
+    def _solver(self) -> _Solver:
+        return _Solver(self._in_units[0], self.B, self.C)
+
+    def _solve(self, right: HostArray, *, transposed: bool = False) -> HostArray:
+        """S⁻¹ or S⁻ᴴ times a matrix; NaN if S is singular."""
+        if self.inverse is not None:
+            return product(self.inverse, right, adjoint_left=transposed)
+        _, scale, unit = self._in_units
+        if transposed:
+            return self._solver(right * scale, transposed=True) / scale / unit
+        return scale * self._solver(right / scale) / unit
+
+    def _with_gain_of(self, original: ShiftedSystem) -> ShiftedSystem:
+        """Add to D what the DC gain misses and rounding does not explain."""
+        with np.errstate(all="ignore"):
+            wanted, uncertain = original.steady
+            found, rounding = self.steady
+            missing = wanted - found
+            meant = np.abs(missing) > uncertain + rounding
+        if not np.any(meant & np.isfinite(missing)):
+            return self
+        D = self.D + np.where(meant & np.isfinite(missing), missing, 0.0)
+        return ShiftedSystem(self.S, self.B, self.C, D, self.point)
+
+
+def dc_point(time: TimeDomain) -> float:
+    """Return s with G(s) the DC gain: 1 in discrete, 0 in continuous time."""
+    return 1.0 if isinstance(time, Discrete) else 0.0
+
+
+def _scaled(matrix: HostArray) -> tuple[HostArray, HostArray, float]:
+    """The matrix in units of the states, shape (n, 1), and of rates in which its rows and columns are near 1.
+
+    All are powers of two, so that nothing is rounded.
+    """
+    gebal = lapack.zgebal if matrix.dtype.kind == "c" else lapack.dgebal
+    scaled, _, _, scale, _ = gebal(matrix, scale=1, permute=0)
+    unit = float(2.0 ** np.frexp(np.abs(scaled).max())[1])
+    return scaled / unit, scale[:, None], unit
+
+
+class _Solver:
+    """One LU factorisation; solutions are NaN if the matrix is singular. `others` tell what is complex."""
+
+    def __init__(self, matrix: HostArray, *others: HostArray) -> None:
+        self._dtype = np.result_type(matrix, *others)
+        is_complex = self._dtype == np.complex128
+        getrf, self._getrs = (
+            (lapack.zgetrf, lapack.zgetrs) if is_complex else (lapack.dgetrf, lapack.dgetrs)
+        )
+        self._factors, self._pivots, self._singular = getrf(matrix.astype(self._dtype))
+
+    def __call__(self, right: HostArray, *, transposed: bool = False) -> HostArray:
+        right = right.astype(self._dtype)
+        if self._singular:
+            return np.full_like(right, np.nan)
+        solution, _ = self._getrs(self._factors, self._pivots, right, trans=2 * transposed)
+        return np.asarray(solution)
+
+
+def are_invertible(poles: HostArray) -> bool:
+    """Whether no pole of a diagonal system is zero up to rounding."""
+    sizes = np.abs(poles)
+    return bool(sizes.min() > _SINGULAR * sizes.size * _EPS * sizes.max())
+
+
+def dense_after_update(system: StateSpace) -> StateSpace:
+    """Return the same map read after the update: (A, B, C A⁻¹, D - C A⁻¹ B).
+
+    Raises
+    ------
+    OrderError
+        If A is singular in floating point, or so nearly that D - C A⁻¹ B costs half of the digits.
+    """
+    singular_values = np.linalg.svd(system.A, compute_uv=False)
+    limit = _SINGULAR * system.order * _EPS
+    if singular_values[-1] > limit * singular_values[0]:
+        C = adjoint(scipy.linalg.solve(adjoint(system.A), adjoint(system.C)))
+        response = np.linalg.norm(system.D) + np.linalg.norm(system.C) * np.linalg.norm(system.B)
+        if np.linalg.norm(C) * np.linalg.norm(system.B) <= _LARGEST_GROWTH * response:
+            D = system.D - C @ system.B
+            return StateSpace(system.A, system.B, C, D, time=system.time, read_after_update=True)
+    raise OrderError(
+        f"the reduced state matrix of order {system.order} is singular, or too nearly so, so that no system "
+        "that reads its state after the update has the reduced map; expected poles other than 0. "
+        "Try another order, or reduce system.to_standard()."
+    )
+
+
+def diagonal_after_update(system: DiagonalStateSpace) -> DiagonalStateSpace:
+    """Return the same map read after the update; the poles must be invertible."""
+    C = system.C / system.eigenvalues
+    first = C @ system.B
+    return DiagonalStateSpace(
+        system.eigenvalues,
+        system.B,
+        C,
+        system.D - (first.real if system.real_output else first),
+        time=system.time,
+        real_output=system.real_output,
+        read_after_update=True,
+    )
