@@ -30,6 +30,7 @@ CUTS: dict[str, Callable[..., Reduction]] = {
 @pytest.mark.parametrize("method", CUTS)
 def test_no_dense_cut_returns_an_unstable_system(method: str) -> None:
     # While poles were looked at in doubt only, 196 of 6,800 such cuts of 300 systems came back unstable.
+    cuts = 0
     for seed in (*range(60), 221, 237):
         system = ill_conditioned(seed)
         try:
@@ -38,17 +39,25 @@ def test_no_dense_cut_returns_an_unstable_system(method: str) -> None:
             continue
         for order in range(1, min(int(balancing.rank), system.order - 1) + 1):
             assert_stable_or_refused(lambda b=balancing, r=order: CUTS[method](b, r).system)
+            cuts += 1
+    assert cuts > 100
 
 
 def test_no_cut_with_one_weight_returns_an_unstable_system() -> None:
-    for seed in (25, 221, 237):
+    cuts = 0
+    for seed in (*range(60), 221, 237):
         system = ill_conditioned(seed)
         pole = 0.5 if isinstance(system.time, Discrete) else -1.0
         eye = np.eye(system.inputs)
         weight = StateSpace(pole * eye, eye, eye, 0.1 * eye, time=system.time)
-        balancing = balance(system, input_weight=weight)
+        try:
+            balancing = balance(system, input_weight=weight)
+        except UnstableSystemError:  # rounding decides about the system itself
+            continue
         for order in range(1, min(int(balancing.rank), system.order - 1) + 1):
             assert_stable_or_refused(lambda b=balancing, r=order: b.truncate(r).system)
+            cuts += 1
+    assert cuts > 100
 
 
 def test_no_balanced_realisation_is_unstable() -> None:

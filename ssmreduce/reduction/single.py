@@ -15,6 +15,7 @@ import scipy.linalg
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import SchurForm
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError
@@ -38,7 +39,6 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
-from ssmreduce.time_domain import inside_boundary
 
 
 class Reducible(ABC):
@@ -80,13 +80,15 @@ are the likely reason for an unstable result: rounding of the projections is eps
 def check_still_stable(reduced: System, advice: str, *, kept: int = 0) -> None:
     """Raise `UnstableSystemError` if more poles of a reduced system than the `kept` ones are unstable.
 
-    Theory may promise better, but rounding of A moves poles, and a user's `poles()` tells.
+    Theory may promise better, but rounding of A moves poles, and a user's `is_stable()` tells.
     """
     host = reduced.to_host()
+    if host.is_stable():
+        return
     if isinstance(host, DiagonalStateSpace):
         stable = stability_distance(host) > 0.0
     else:
-        stable = inside_boundary(np.asarray(host.poles()), host.time, 0.0)
+        stable = SchurForm.of(host.A, time=host.time).stable(host.time)
     if np.count_nonzero(~stable) > kept:
         name = f"reduced to `order` {reduced.order} the system"
         if kept:
