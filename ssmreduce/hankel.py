@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import numeric_array
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import threads_for
@@ -170,7 +171,7 @@ def error_bounds(hsv: HostArray) -> HostArray:
     >>> error_bounds([4.0, 2.0, 1.0]).tolist()
     [14.0, 6.0, 2.0, 0.0]
     """
-    values = to_double(hsv)
+    values = to_double(numeric_array(hsv, "hsv", 0))
     if values.ndim == 0 or np.iscomplexobj(values):
         raise ShapeError(
             f"`hsv` has shape {values.shape} and dtype {values.dtype}; expected real numbers in "

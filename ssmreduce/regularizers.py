@@ -12,12 +12,11 @@ Hankel singular value regularization for highly compressible state space models,
 
 from __future__ import annotations
 
-import operator
 
 import numpy as np
 
 from ssmreduce._boundary import announce_transfer, deciding_array
-from ssmreduce._checks import positive_count
+from ssmreduce._checks import check_instance, positive_count, whole_number
 from ssmreduce._namespace import (
     Array,
     HostArray,
@@ -219,12 +218,8 @@ class LazyHankelNuclearNorm:
         OrderError
             If `step` is not an int.
         """
-        try:
-            return operator.index(step) % self.every == 0
-        except TypeError:
-            raise OrderError(
-                f"`step` is {step!r}; expected an int. Count optimizer steps from 0."
-            ) from None
+        meaning = "the number of optimizer steps, counted from 0"
+        return whole_number(step, "step", meaning) % self.every == 0
 
     def refresh(self, system: System) -> FrozenAdjoint:
         """Return the state for `penalty`: arrays of the library, dtype and device of the system's.
@@ -288,6 +283,7 @@ class LazyHankelNuclearNorm:
             If the state belongs to another kind of system, one of another order say: refresh after a cut.
         """
         check_system(system)
+        check_instance(state, FrozenAdjoint, "state", "refresh(system)")
         found, made_for = kind_of(system), state.made_for
         axes, expected = system.batch_shape, tuple(state.offset.shape)
         if (found, axes) != (made_for, expected):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._checks import numeric_array
 from ssmreduce._lapack import product
-from ssmreduce._namespace import Array, HostArray, adjoint, namespace
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce._namespace import Array, HostArray, adjoint, namespace, to_double
+from ssmreduce.errors import ShapeError
+from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 
 BACKWARD_STABLE = 8.0
 """c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured it
@@ -40,6 +42,13 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
     >>> relative_residual(-np.eye(2), np.eye(2), 2 * np.eye(2), time=Continuous())
     0.0
     """
+    check_time(time)
+    A, X, Q = (to_double(numeric_array(x, name, 2)) for name, x in (("A", A), ("X", X), ("Q", Q)))
+    if not A.ndim == 2 or not A.shape == X.shape == Q.shape == A.shape[::-1]:
+        raise ShapeError(
+            f"`A`, `X` and `Q` have shapes {A.shape}, {X.shape} and {Q.shape}; expected square matrices of "
+            "one size. Index a batch first."
+        )
     if isinstance(time, Discrete):
         sizes = [_power_of_two(X), _power_of_two(Q)]
         common = max(sizes)

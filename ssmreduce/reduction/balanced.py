@@ -17,6 +17,7 @@ from ssmreduce._boundary import (
     needs_native,
     run_native,
 )
+from ssmreduce._checks import check_instance, flag, shown
 from ssmreduce._namespace import Array, HostArray, is_host_double
 from ssmreduce._threads import threads_for
 from ssmreduce.errors import OrderError
@@ -34,7 +35,7 @@ from ssmreduce.reduction.single import BalancedDense, Reducible
 from ssmreduce.reduction.stable_part import BalancedUnstable, check_split
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import System, check_system
-from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.state_space import StateSpace, checked_margin
 
 
 def balance(
@@ -166,6 +167,9 @@ def balanced_truncation(
     >>> reduction.order, reduction.verify() <= reduction.error_bound
     (1, True)
     """
+    common_order = flag(common_order, "common_order")
+    keep_unstable = flag(keep_unstable, "keep_unstable")
+    margin = checked_margin(margin)
     if not (common_order or keep_unstable or margin) and _is_single_dense(system):
         return _truncate_single(system, as_rule(order), horizon)
     balancing = balance(system, horizon=horizon, keep_unstable=keep_unstable, margin=margin)
@@ -220,6 +224,9 @@ class Balancing:
         margin: float = 0.0,
     ) -> None:
         check_system(system)
+        if emphasis is not None:
+            check_instance(emphasis, Emphasis, "emphasis", "Emphasis(band=(0.0, 1.0))")
+        keep_unstable, margin = flag(keep_unstable, "keep_unstable"), checked_margin(margin)
         _check_unstable_options(horizon, emphasis, keep_unstable, margin)
         self.system = system
         self.horizon = horizon
@@ -303,6 +310,7 @@ class Balancing:
         function, in states of the size of the original ones. Rounding is then amplified by the
         norm of W, so that it is seldom a remedy for a loss of digits.
         """
+        balancing_free = flag(balancing_free, "balancing_free")
         if self._native is not None:
             reason = "balancing-free projections are made on the host"
             if not balancing_free:
@@ -327,6 +335,7 @@ class Balancing:
         For a system that reads its state after the update the standard form is balanced on first
         use, a second factorisation: ``hsv``, ``rank`` and ``error_bound`` of the result are of that one.
         """
+        balancing_free = flag(balancing_free, "balancing_free")
         self._leave_device("match_dc", "it has no version for devices")
         return self._cut(
             order,
@@ -343,6 +352,7 @@ class Balancing:
         together: bool = False,
     ) -> Reduction:
         rule, batch = as_rule(order), self.system.batch_shape
+        common_order = flag(common_order, "common_order")
         if isinstance(rule, TotalBudget) and common_order:
             raise OrderError(
                 "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
@@ -395,7 +405,7 @@ def _check_unstable_options(
         )
     if keep_unstable and horizon is not None:
         raise OrderError(
-            f"`horizon` is {horizon} but `keep_unstable` is True; expected one of the two: within a "
+            f"`horizon` is {shown(horizon)} but `keep_unstable` is True; expected one of the two: within a "
             "horizon unstable states are balanced like any other. Leave `keep_unstable` out."
         )
     if not keep_unstable and margin != 0.0:

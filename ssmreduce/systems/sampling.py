@@ -29,6 +29,7 @@ import numpy as np
 import scipy.linalg
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
@@ -189,9 +190,9 @@ def power_of_two(size: float) -> float:
 
 
 def _check_method(method: str) -> None:
-    if method not in ("zoh", "bilinear"):
+    if not is_one_of(method, ("zoh", "bilinear")):
         raise ShapeError(
-            f"`method` is {method!r}; expected 'zoh' or 'bilinear'. Use 'zoh' for sampled inputs, "
+            f"`method` is {shown(method)}; expected 'zoh' or 'bilinear'. Use 'zoh' for sampled inputs, "
             "'bilinear' to carry a reduction from one time domain to the other."
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -13,6 +15,8 @@ from ssmreduce._namespace import (
     Array,
     HostArray,
     device_of,
+    is_array,
+    namespace,
     is_host_double,
     product_of,
     to_double,
@@ -61,13 +65,44 @@ def feedthrough(D: Array, B: Array, C: Array, *, real: bool) -> Array:
     return xp.zeros(shape, dtype=dtype, device=device_of(B))
 
 
-def check_readout(read_after_update: bool, time: TimeDomain) -> None:
-    """Refuse a readout after the update in continuous time, where there is no update."""
-    if read_after_update and not isinstance(time, Discrete):
+def checked_readout(read_after_update: bool, time: TimeDomain) -> bool:
+    """Return it as a bool; refuse a readout after the update in continuous time, where there is no update."""
+    after = _checks.flag(read_after_update, "read_after_update")
+    if after and not isinstance(time, Discrete):
         raise TimeDomainError(
             "`read_after_update` is True but `time` is continuous; expected a discrete system. "
             "Leave it False, or discretise first."
         )
+    return after
+
+
+def checked_margin(margin: float) -> float:
+    """Return the margin of a question about stability as a float; negative ones widen the region."""
+    return _checks.finite_number(margin, "margin", "0.0 or a distance from the stability boundary")
+
+
+def check_index(index: object, batch_shape: tuple[int, ...]) -> None:
+    """Raise `ShapeError` unless `index` takes systems out of a batch; beyond its ends is an IndexError."""
+    parts = index if isinstance(index, tuple) else (index,)
+    for part in parts:
+        if _checks.is_int(part):
+            known = abs(int(part)) <= sys.maxsize
+        else:
+            known = part is None or isinstance(part, slice) or _holds_indices(part)
+        if not known:
+            raise ShapeError(
+                f"`index` is {_checks.shown(index)}; expected ints, slices or arrays of ints, for the "
+                f"batch axes {batch_shape}. Try system[0]."
+            )
+
+
+def _holds_indices(values: Any) -> bool:
+    """Tell whether `values` is a list of ints or bools, or an array of them of any library."""
+    if isinstance(values, list):
+        return all(isinstance(value, bool) or _checks.is_int(value) for value in values)
+    if not is_array(values):
+        return False
+    return bool(namespace(values).isdtype(values.dtype, ("bool", "integral")))
 
 
 def no_steady_gain(time: TimeDomain, found: str) -> UnstableSystemError:
@@ -142,8 +177,8 @@ class StateSpace:
             _checks.matching_batches(
                 {name: tuple(x.shape[:-2]) for name, x in (("A", A), ("B", B), ("C", C), ("D", D))}
             )
-        check_readout(self.read_after_update, check_time(self.time))
-        vars(self).update(A=A, B=B, C=C, D=D)
+        after = checked_readout(self.read_after_update, check_time(self.time))
+        vars(self).update(A=A, B=B, C=C, D=D, read_after_update=after)
         register_pytree(type(self))
 
     @property
@@ -177,6 +212,7 @@ class StateSpace:
 
         A static gain is stable. A pole that rounding has carried over the boundary counts as found.
         """
+        margin = checked_margin(margin)
         inside: HostArray = np.all(inside_boundary(self.poles(), self.time, margin), axis=-1)
         return inside
 
@@ -228,6 +264,7 @@ class StateSpace:
 
     def __getitem__(self, index: int | tuple[int, ...]) -> StateSpace:
         """Return one system of a batch."""
+        check_index(index, self.batch_shape)
         if (len(index) if isinstance(index, tuple) else 1) > len(self.batch_shape):
             raise ShapeError(
                 f"`system` has batch axes {self.batch_shape} but is indexed by {index}; expected at most "

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ssmreduce._checks import check_instance, shown
 from ssmreduce.errors import DistributedError, OrderError
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.reducer import InTrainingReducer
@@ -59,6 +60,9 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, reducer: InTrainingReducer, *, metric: str | None = None) -> None:
+        check_instance(
+            reducer, InTrainingReducer, "reducer", "InTrainingReducer(ReductionSchedule(total_steps))"
+        )
         reducer.check_metric(metric)
         self.reducer = reducer
         self.metric = metric
@@ -72,6 +76,10 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         OrderError
             If there is no state of a reducer in it, or that of another one.
         """
+        if not isinstance(checkpoint, str | Path):
+            raise OrderError(
+                f"`checkpoint` is {shown(checkpoint)}; expected a str or a Path. Pass the folder."
+            )
         file = Path(checkpoint) / _FILE
         if not file.is_file():
             raise OrderError(
