@@ -19,9 +19,9 @@ from ssmreduce._namespace import (
     Array,
     HostArray,
     as_array,
-    is_array,
     has_doubles,
     in_host_memory,
+    is_array,
     is_traced,
     refuted,
     to_double,
@@ -159,7 +159,9 @@ def is_number(value: object) -> TypeGuard[float]:
     """Tell whether `value` is a finite real number, of Python or NumPy, that a float can hold."""
     if not isinstance(value, Real) or isinstance(value, bool | np.timedelta64):
         return False
-    if isinstance(value, Rational):  # ints of any size, which math.isfinite refuses with an OverflowError
+    if isinstance(
+        value, Rational
+    ):  # ints of any size, which math.isfinite refuses with an OverflowError
         return -_LARGEST <= value <= _LARGEST
     return math.isfinite(value)
 
@@ -241,16 +243,14 @@ def nonnegative_count(value: object, name: str, meaning: str) -> int:
     return int(value)
 
 
-def whole_number(value: object, name: str, meaning: str) -> int:
+def whole_number(value: Any, name: str, meaning: str) -> int:
     """Return `value`, an int or an array of one of any library, as an int."""
     try:
         if isinstance(value, bool | np.bool_ | np.timedelta64):
             raise TypeError
-        return operator.index(value)  # type: ignore[call-overload, no-any-return]
+        return operator.index(value)
     except TypeError:
-        raise OrderError(
-            f"`{name}` is {shown(value)}; expected an int. Pass {meaning}."
-        ) from None
+        raise OrderError(f"`{name}` is {shown(value)}; expected an int. Pass {meaning}.") from None
 
 
 def positive_horizon(horizon: object) -> int | None:

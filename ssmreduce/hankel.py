@@ -34,7 +34,7 @@ from ssmreduce.gramians.factors import (
     gramian_factors,
 )
 from ssmreduce.gramians.single_channel import decompose_channels, right_singular, single_channel
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -111,6 +111,9 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         )
         return found
 
+    check_system(system)
+    horizon = check_horizon(system, horizon)
+
     def values(single: System) -> HostArray:
         return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
 
@@ -177,7 +180,7 @@ def error_bounds(hsv: HostArray) -> HostArray:
             f"`hsv` has shape {values.shape} and dtype {values.dtype}; expected real numbers in "
             "descending order. Pass the result of hankel_singular_values."
         )
-    if not np.all(values >= 0) or np.any(np.diff(values, axis=-1) > 0):
+    if not np.all(values >= 0) or np.any(values[..., 1:] > values[..., :-1]):
         raise ShapeError(
             "`hsv` is not sorted, negative or NaN somewhere; expected nonnegative numbers in "
             "descending order. Pass the result of hankel_singular_values."

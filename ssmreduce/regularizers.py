@@ -12,7 +12,6 @@ Hankel singular value regularization for highly compressible state space models,
 
 from __future__ import annotations
 
-
 import numpy as np
 
 from ssmreduce._boundary import announce_transfer, deciding_array
@@ -32,7 +31,7 @@ from ssmreduce._namespace import (
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.frozen import FrozenAdjoint, freeze, frozen_value, kind_of
 from ssmreduce.derivatives.rule import Pullback
-from ssmreduce.errors import OrderError, ShapeError, UnsupportedEquationError
+from ssmreduce.errors import ShapeError, UnsupportedEquationError
 from ssmreduce.gramians.batch import in_batch_shape, map_indices
 from ssmreduce.hankel import balance_factors, hankel_singular_values, hsv_rule
 from ssmreduce.norms._common import check_stable

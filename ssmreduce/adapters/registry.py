@@ -8,6 +8,7 @@ arrays they hold, so that an LRU of any package (or of your own) is recognised w
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -117,7 +118,7 @@ def model_backend(model: object) -> ModuleType:
     backend = backend_of(model)
     if backend is not None:
         return backend
-    if "equinox" in sys.modules:
+    if "equinox" in sys.modules and not isinstance(model, Iterator):
         from ssmreduce.adapters import jax
 
         return jax

@@ -16,8 +16,8 @@ from ssmreduce._checks import require_backend
 from ssmreduce._lapack import product
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double
 from ssmreduce.equations import diagonal, sign, smith
-from ssmreduce.equations.arguments import single_equation, state_matrix
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
+from ssmreduce.equations.arguments import single_equation, state_matrix
 from ssmreduce.equations.bartels_stewart import solve_schur
 from ssmreduce.equations.dense import Units, choose_low_rank
 from ssmreduce.equations.hammarling import hammarling_factor

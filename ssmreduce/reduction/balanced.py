@@ -23,6 +23,7 @@ from ssmreduce._threads import threads_for
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
+from ssmreduce.gramians.factors import check_horizon
 from ssmreduce.gramians.single_channel import is_channel_batch
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.channels import truncate_channels
@@ -229,7 +230,7 @@ class Balancing:
         keep_unstable, margin = flag(keep_unstable, "keep_unstable"), checked_margin(margin)
         _check_unstable_options(horizon, emphasis, keep_unstable, margin)
         self.system = system
-        self.horizon = horizon
+        self.horizon = horizon = check_horizon(system, horizon)
         self.emphasis = emphasis
         self._options = keep_unstable, margin
         self._caller = Caller.of(system, emphasis)

@@ -130,7 +130,9 @@ class ErrorBound(OrderRule):
             )
         ((name, value),) = given.items()
         if not _checks.is_number(value) or value <= 0:
-            raise OrderError(f"`{name}` is {_checks.shown(value)}; expected a positive finite number. Try 1e-3.")
+            raise OrderError(
+                f"`{name}` is {_checks.shown(value)}; expected a positive finite number. Try 1e-3."
+            )
 
     def choose(self, hsv: HostArray) -> int:
         """Return the smallest order that meets the tolerance."""
@@ -232,7 +234,9 @@ class TotalBudget(OrderRule):
         OrderError
             If there are no systems, or the budget is too small for them.
         """
-        lists = [_descending(hsv) for hsv in _checks.items(hsvs, "hsvs", "one array for each system")]
+        lists = [
+            _descending(hsv) for hsv in _checks.items(hsvs, "hsvs", "one array for each system")
+        ]
         orders = [0] * len(lists)
         if kept is not None:
             meaning = "how many states each system keeps besides"

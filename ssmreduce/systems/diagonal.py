@@ -175,8 +175,10 @@ class DiagonalStateSpace:
             )
         logarithms = _checks.floating_array(log_eigenvalues, "log_eigenvalues", 1)
         xp = array_api_compat.array_namespace(logarithms)
+        with np.errstate(over="ignore"):  # the constructor refuses what is not finite
+            eigenvalues = xp.exp(logarithms)
         system = cls(
-            xp.exp(logarithms),
+            eigenvalues,
             B,
             C,
             D,

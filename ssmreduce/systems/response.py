@@ -170,11 +170,11 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     >>> bool(abs(frequency_response(system, [0.0])[0, 0, 0] - 2.0) < 1e-15)
     True
     """
-    points = np.asarray(omega)
-    points = points.astype(np.float64) if points.dtype.kind in "biuf" else np.full((), np.nan)
-    if points.ndim != 1 or not np.all(np.isfinite(points)):
+    check_single(system)
+    points = to_double(_checks.numeric_array(omega, "omega", 0))
+    if points.ndim != 1 or points.dtype.kind == "c" or not np.all(np.isfinite(points)):
         raise ShapeError(
-            f"`omega` is {omega!r:.100}; expected one axis of finite, real frequencies. "
+            f"`omega` is {_checks.shown(omega)}; expected one axis of finite, real frequencies. "
             "Try numpy.linspace(0, numpy.pi, 200)."
         )
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -16,8 +16,8 @@ from ssmreduce._namespace import (
     HostArray,
     device_of,
     is_array,
-    namespace,
     is_host_double,
+    namespace,
     product_of,
     to_double,
 )
@@ -85,24 +85,20 @@ def check_index(index: object, batch_shape: tuple[int, ...]) -> None:
     """Raise `ShapeError` unless `index` takes systems out of a batch; beyond its ends is an IndexError."""
     parts = index if isinstance(index, tuple) else (index,)
     for part in parts:
-        if _checks.is_int(part):
-            known = abs(int(part)) <= sys.maxsize
-        else:
-            known = part is None or isinstance(part, slice) or _holds_indices(part)
-        if not known:
+        if not (part is None or isinstance(part, slice) or _is_index(part)):
             raise ShapeError(
                 f"`index` is {_checks.shown(index)}; expected ints, slices or arrays of ints, for the "
                 f"batch axes {batch_shape}. Try system[0]."
             )
 
 
-def _holds_indices(values: Any) -> bool:
-    """Tell whether `values` is a list of ints or bools, or an array of them of any library."""
-    if isinstance(values, list):
-        return all(isinstance(value, bool) or _checks.is_int(value) for value in values)
-    if not is_array(values):
-        return False
-    return bool(namespace(values).isdtype(values.dtype, ("bool", "integral")))
+def _is_index(value: Any) -> bool:
+    """Tell whether `value` is an int, a list of ints or bools, or an array of them of any library."""
+    if isinstance(value, list):
+        return all(isinstance(part, bool) or _is_index(part) for part in value)
+    if is_array(value):
+        return bool(namespace(value).isdtype(value.dtype, ("bool", "integral")))
+    return _checks.is_int(value) and abs(int(value)) <= sys.maxsize
 
 
 def no_steady_gain(time: TimeDomain, found: str) -> UnstableSystemError:

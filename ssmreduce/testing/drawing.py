@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,9 @@ class Options:
             if value is not None or name == "feedthrough":
                 object.__setattr__(self, name, flag(value, name))
         if self.dtype is not None and not is_one_of(self.dtype, DTYPES):
-            raise ShapeError(f"`dtype` is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}.")
+            raise ShapeError(
+                f"`dtype` is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}."
+            )
         if self.minimal and self.real_output and np.dtype(self.dtype).kind != "c":
             raise ShapeError(
                 f"`dtype` is {self.dtype!r}; expected a complex dtype, since real states have no "
@@ -82,8 +85,8 @@ class Options:
         least = _ROUNDING * max(n, 1) * float(np.finfo(self.dtype or "float64").eps)
         if not is_number(self.margin) or not least <= self.margin < 1.0:
             raise OrderError(
-                f"`margin` is {shown(self.margin)}; expected a number from {least:.1e} (64 n eps) to below 1. "
-                "Nearer poles might be rounded over the boundary."
+                f"`margin` is {shown(self.margin)}; expected a number from {least:.1e} (64 n eps) to below "
+                "1. Nearer poles might be rounded over the boundary."
             )
         if not is_number(self.departure) or self.departure < 0.0:
             raise OrderError(
@@ -104,7 +107,7 @@ class Options:
 
 
 def _is_count(value: object) -> bool:
-    return is_int(value) and value >= 0
+    return is_int(value) and 0 <= value <= sys.maxsize
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,10 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         followers: Callable[[Any], Sequence[Any]] | None = None,
     ) -> None:
         check_instance(
-            reducer, InTrainingReducer, "reducer", "InTrainingReducer(ReductionSchedule(total_steps))"
+            reducer,
+            InTrainingReducer,
+            "reducer",
+            "InTrainingReducer(ReductionSchedule(total_steps))",
         )
         reducer.check_metric(metric)
         if followers is not None and not callable(followers):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from ssmreduce._checks import is_number, is_one_of, positive_count, shown
 from ssmreduce.adapters.snapshot import Snapshot
 from ssmreduce.errors import OrderError
@@ -101,9 +103,11 @@ def metric_value(metric: Any, name: str = "metric") -> float:
         If it is none.
     """
     try:
-        if isinstance(metric, str | bytes | bool):
+        value = getattr(metric, "detach", lambda: metric)()
+        numbers = value.dtype.kind in "iuf" if isinstance(value, np.ndarray | np.generic) else None
+        if numbers is False or isinstance(value, str | bytes | bytearray | bool):
             raise TypeError
-        return float(getattr(metric, "detach", lambda: metric)())
+        return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise OrderError(
             f"`{name}` is {shown(metric)}; expected a number, or an array of one entry. Report the value "

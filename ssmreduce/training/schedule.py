@@ -60,8 +60,8 @@ class ReductionSchedule:
         shares = is_number(self.start) and is_number(self.stop)
         if not shares or not 0.0 <= self.start < self.stop <= 1.0:
             raise OrderError(
-                f"`start` is {shown(self.start)} and `stop` is {shown(self.stop)}; expected shares of the run "
-                "with 0 <= start < stop <= 1."
+                f"`start` is {shown(self.start)} and `stop` is {shown(self.stop)}; expected shares of the "
+                "run with 0 <= start < stop <= 1."
             )
         vars(self).update(total_steps=total, attempts=attempts)
         vars(self).update(start=float(self.start), stop=float(self.stop))

@@ -75,8 +75,12 @@ class ReductionEvent:
         check_text(self.layer, "layer", "the name of the layer")
         for name in ("tau", "error_bound", "rolled_back", "measured_error", "seconds"):
             value = getattr(self, name)
-            if not is_extended(value) and (value is not None or name in ("measured_error", "seconds")):
-                raise OrderError(f"`{name}` is {shown(value)}; expected a number, as a cut reports it.")
+            if not is_extended(value) and (
+                value is not None or name in ("measured_error", "seconds")
+            ):
+                raise OrderError(
+                    f"`{name}` is {shown(value)}; expected a number, as a cut reports it."
+                )
         hsv = real_values(self.hsv, "hsv", "the result of hankel_singular_values")
         before, after = (
             floating_array(getattr(self, name), name, 1) for name in ("poles_before", "poles_after")

@@ -61,7 +61,10 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, reducer: InTrainingReducer, *, metric: str | None = None) -> None:
         check_instance(
-            reducer, InTrainingReducer, "reducer", "InTrainingReducer(ReductionSchedule(total_steps))"
+            reducer,
+            InTrainingReducer,
+            "reducer",
+            "InTrainingReducer(ReductionSchedule(total_steps))",
         )
         reducer.check_metric(metric)
         self.reducer = reducer
