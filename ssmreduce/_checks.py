@@ -7,7 +7,8 @@ import math
 import operator
 import sys
 from collections.abc import Mapping, Sequence
-from numbers import Rational, Real
+from fractions import Fraction
+from numbers import Real
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -155,14 +156,12 @@ def is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
-def is_number(value: object) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
     """Tell whether `value` is a finite real number, of Python or NumPy, that a float can hold."""
-    if not isinstance(value, Real) or isinstance(value, bool | np.timedelta64):
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, float | int | Real):
         return False
-    if isinstance(
-        value, Rational
-    ):  # ints of any size, which math.isfinite refuses with an OverflowError
-        return -_LARGEST <= value <= _LARGEST
+    if isinstance(value, int | Fraction):  # of any size, which math.isfinite cannot convert
+        return bool(abs(value) <= _LARGEST)
     return math.isfinite(value)
 
 
