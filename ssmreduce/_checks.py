@@ -83,6 +83,11 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
     if isinstance(array, np.ndarray):
         if array.dtype.kind in "biu":
             array = array.astype(np.float64)
+        elif array.dtype.char in "gG":  # long doubles; what a double cannot hold becomes Inf
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float64 if array.dtype.char == "g" else np.complex128)
+        elif not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         floating = array.dtype.kind in "fc"
     else:
         xp = array_api_compat.array_namespace(array)
@@ -152,8 +157,10 @@ def flag(value: object, name: str) -> bool:
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Tell whether `value` is an int, of Python or NumPy."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+    """Tell whether `value` is an int, of Python or NumPy, that NumPy can count with."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool | np.timedelta64):
+        return False
+    return bool(-sys.maxsize <= value <= sys.maxsize)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -161,7 +168,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     if isinstance(value, bool | np.timedelta64) or not isinstance(value, float | int | Real):
         return False
     if isinstance(value, int | Fraction):  # of any size, which math.isfinite cannot convert
-        return bool(abs(value) <= _LARGEST)
+        return bool(-_LARGEST <= value <= _LARGEST)
     return math.isfinite(value)
 
 
@@ -190,10 +197,12 @@ def check_instance(value: object, expected: type, name: str, example: str) -> No
         )
 
 
-def items(value: object, name: str, meaning: str) -> list[Any]:
+def items(value: Any, name: str, meaning: str) -> list[Any]:
     """Return the entries of a list, tuple or array."""
-    if isinstance(value, list | tuple) or (is_array(value) and value.ndim > 0):  # type: ignore[attr-defined]
-        return list(value)  # type: ignore[call-overload, no-any-return]
+    if isinstance(value, list | tuple):
+        return list(value)
+    if is_array(value) and value.ndim > 0:
+        return [value[k, ...] for k in range(value.shape[0])]
     raise ShapeError(f"`{name}` is {shown(value)}; expected a list. Pass {meaning}.")
 
 
@@ -222,22 +231,22 @@ def positive_order(order: object, *, name: str = "order") -> int:
         )
     if order < 1:
         raise OrderError(
-            f"`{name}` is {shown(int(order))}; expected at least 1 state. "
+            f"`{name}` is {int(order)}; expected at least 1 state. "
             "Look at hankel_singular_values(system) to choose one."
         )
     return int(order)
 
 
 def positive_count(value: object, name: str, meaning: str) -> int:
-    """Return `value` as a positive int, one that NumPy can hold."""
-    if not is_int(value) or not 1 <= value <= sys.maxsize:
+    """Return `value` as a positive int."""
+    if not is_int(value) or value < 1:
         raise OrderError(f"`{name}` is {shown(value)}; expected a positive int. Pass {meaning}.")
     return int(value)
 
 
 def nonnegative_count(value: object, name: str, meaning: str) -> int:
     """Return `value` as an int that is not negative."""
-    if not is_int(value) or not 0 <= value <= sys.maxsize:
+    if not is_int(value) or value < 0:
         raise OrderError(f"`{name}` is {shown(value)}; expected an int, 0 or more. Pass {meaning}.")
     return int(value)
 
@@ -247,7 +256,10 @@ def whole_number(value: Any, name: str, meaning: str) -> int:
     try:
         if isinstance(value, bool | np.bool_ | np.timedelta64):
             raise TypeError
-        return operator.index(value)
+        number: int = operator.index(value)
+        if not is_int(number):
+            raise TypeError
+        return number
     except TypeError:
         raise OrderError(f"`{name}` is {shown(value)}; expected an int. Pass {meaning}.") from None
 
@@ -256,7 +268,7 @@ def positive_horizon(horizon: object) -> int | None:
     """Return `horizon` as a positive int, or None for an infinite horizon."""
     if horizon is None:
         return None
-    if not is_int(horizon) or not 1 <= horizon <= sys.maxsize:
+    if not is_int(horizon) or horizon < 1:
         raise OrderError(
             f"`horizon` is {shown(horizon)}; expected a positive number of steps, or None for an "
             "infinite horizon. Pass the length of the sequences that the layer sees."

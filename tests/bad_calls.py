@@ -14,15 +14,20 @@ import signal
 import time as clock
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import array_api_compat
+import array_api_strict
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 import torch
-from good_calls import CALLS, batch, channels, continuous, dense, diagonal, unstable
+from good_calls import CALLS, batch, channels, continuous, dense, diagonal, event, unstable
 
 from ssmreduce import (
     Continuous,
@@ -133,7 +138,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "timedelta array": lambda: np.array([1, 2], dtype="timedelta64[s]"),
     "structured array": lambda: np.zeros(2, dtype=[("a", float), ("b", int)]),
     "masked array": lambda: np.ma.masked_array(_SQUARE, mask=[[0, 1], [0, 0]]),
-    "matrix": lambda: np.asmatrix(_SQUARE),
+    "matrix": lambda: _SQUARE.view(np.matrix),
     "sparse": lambda: scipy.sparse.eye(4, format="csr"),
     "sparse array": lambda: scipy.sparse.csr_array(np.eye(4)),
     "read-only": _read_only,
@@ -219,9 +224,40 @@ VALUES: dict[str, Callable[[], Any]] = {
     "system of tensors": lambda: StateSpace(
         0.5 * torch.eye(2), torch.ones(2, 2), torch.ones(2, 2), time=Discrete()
     ),
-    "huge system": lambda: StateSpace(
-        0.5 * np.eye(2), np.full((2, 2), 1e200), np.full((2, 2), 1e200), time=Discrete()
+    "system of JAX": lambda: StateSpace(
+        0.5 * jnp.eye(2), jnp.ones((2, 2)), jnp.ones((2, 2)), time=Discrete()
     ),
+    "recording system": lambda: StateSpace(
+        0.5 * torch.eye(2, dtype=torch.float64, requires_grad=True),
+        torch.ones(2, 2, dtype=torch.float64),
+        torch.ones(2, 2, dtype=torch.float64),
+        time=Discrete(),
+    ),
+    "recording diagonal": lambda: DiagonalStateSpace(
+        torch.tensor([0.5, 0.2], requires_grad=True),
+        torch.ones(2, 2),
+        torch.ones(2, 2),
+        time=Discrete(),
+        real_output=True,
+    ),
+    "array of JAX": lambda: jnp.ones((2, 2)),
+    "ints of JAX": lambda: jnp.arange(3),
+    "strict array": lambda: array_api_strict.ones((2, 2)),
+    "timedelta": lambda: np.timedelta64(2, "s"),
+    "too many digits": lambda: 10**5000,
+    "fraction": lambda: Fraction(1, 3),
+    "huge fraction": lambda: Fraction(10**400, 3),
+    "decimal": lambda: Decimal("0.5"),
+    "huge longdouble": lambda: np.longdouble("1e4000"),
+    "bytearray": lambda: bytearray(b"12"),
+    "memoryview": lambda: memoryview(b"12"),
+    "path": lambda: Path("nowhere"),
+    "record of a structure": lambda: np.zeros(1, dtype=[("a", float)])[0],
+    "array of systems": lambda: np.array([dense(), dense()], dtype=object),
+    "list of systems": lambda: [dense(), dense()],
+    "event": event,
+    "event of channels": lambda: dataclasses.replace(event(), hsv=np.ones((2, 12))),
+    "list of events": lambda: [event(), dataclasses.replace(event(), hsv=np.zeros(8))],
     "small model": lambda: torch.nn.Linear(2, 2),
     "list of models": lambda: [torch.nn.Linear(2, 2)],
 }
@@ -365,6 +401,7 @@ ANYTHING = {
     ("InTrainingReducer.log_to", "writer"),
     ("InTrainingReducer.step", "opt_state"),
     ("InTrainingReducer.step", "model"),
+    ("InTrainingReducer.step", "followers"),
     ("assert_same_library", "result"),
     ("assert_same_library", "like"),
     ("ReductionEvent", "tau"),
@@ -374,6 +411,11 @@ ANYTHING = {
     ("StateSpace[]", "index"),
     ("DiagonalStateSpace[]", "index"),
     ("reduce_model", "order"),
+    ("reduce_model", "followers"),
+    ("state_spaces", "dtype"),
+    ("state_spaces", "read_after_update"),
+    ("diagonal_state_spaces", "dtype"),
+    ("diagonal_state_spaces", "read_after_update"),
     ("RollbackPolicy.is_worse", "metric"),
     ("RollbackPolicy.is_worse", "than"),
     ("InTrainingReducer.report", "metric"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import control
@@ -96,6 +98,11 @@ def layer() -> Any:
     return LRU(2, 2, 6, rmin=0.5)
 
 
+def weights() -> dict[str, Any]:
+    held = {name: value.detach().numpy() for name, value in layer().named_parameters()}
+    return {name: np.array(value) for name, value in held.items()}
+
+
 def model() -> Any:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(2, 2), LRU(2, 2, 6, rmin=0.5))
@@ -140,6 +147,13 @@ def watched() -> sr.InTrainingReducer:
     return reducer(rollback=sr.RollbackPolicy(0.1))
 
 
+@cache
+def checkpoint() -> str:
+    folder = Path(tempfile.mkdtemp())
+    torch.save(reducer().state_dict(), folder / "ssmreduce.pt")
+    return str(folder)
+
+
 def record() -> HankelRecord:
     return HankelRecord(10, "layer", np.array([2.0, 1.0]), np.array([1.0, 2.0]))
 
@@ -157,8 +171,10 @@ def _arrays(system: StateSpace) -> dict[str, Any]:
 
 
 def _solver(solver: Any, verb: str) -> GoodCall:
-    right = {"Q": np.eye(2)} if verb == "solution" else {"B": np.ones((2, 1))}
-    return getattr(solver, verb), {"A": 0.5 * A, **right, "time": Continuous()}
+    # Poles in a narrow band, for LowRankADI to be of use.
+    matrix = -np.diag(np.linspace(1.0, 1.5, 30)) + np.diag(np.full(29, 0.1), 1)
+    right = {"Q": np.eye(30)} if verb == "solution" else {"B": np.ones((30, 1))}
+    return getattr(solver, verb), {"A": matrix, **right, "time": Continuous()}
 
 
 def _lyapunov() -> dict[str, Any]:
@@ -435,6 +451,11 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         layer_reduction().reduce_state,
         {"state": np.ones(6, dtype=np.complex64)},
     ),
+    "LayerMap.read": lambda: (layer_map_of(layer()).read, {"weights": weights()}),
+    "LayerMap.write": lambda: (
+        layer_map_of(layer()).write,
+        {"system": sr.read_system(layer()), "weights": weights()},
+    ),
     "register_layer": lambda: (
         sr.register_layer,
         {"layer_type": type("Own", (LRU,), {}), "layer_map": layer_map_of(layer())},
@@ -521,7 +542,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     ),
     "transformers.ReductionCallback.load": lambda: (
         transformers.ReductionCallback(reducer()).load,
-        {"checkpoint": "nowhere"},
+        {"checkpoint": checkpoint()},
     ),
     # testing
     "state_spaces": lambda: (

@@ -55,11 +55,11 @@ def register_layer(layer_type: type, layer_map: LayerMap) -> None:
     """
     if not isinstance(layer_type, type):
         raise UnsupportedLayerError(
-            f"`layer_type` is {layer_type!r}; expected a class. Pass type(layer)."
+            f"`layer_type` is {_checks.shown(layer_type)}; expected a class. Pass type(layer)."
         )
     if not isinstance(layer_map, LayerMap):
         raise UnsupportedLayerError(
-            f"`layer_map` is {layer_map!r}; expected an instance of a LayerMap. "
+            f"`layer_map` is {_checks.shown(layer_map)}; expected an instance of a LayerMap. "
             "Try ssmreduce.layers.lru.LRU()."
         )
     _REGISTERED[layer_type] = layer_map

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce._checks import numeric_array
-from ssmreduce._lapack import product
+from ssmreduce._lapack import frobenius_norm, product
 from ssmreduce._namespace import Array, HostArray, adjoint, namespace, to_double
 from ssmreduce.errors import ShapeError
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
@@ -54,7 +54,7 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
         common = max(sizes)
         X, Q = X / common, Q / common
         remainder = product(product(A, X), adjoint(A)) - X + Q
-        scale = (np.linalg.norm(A) ** 2 + 1.0) * np.linalg.norm(X) + np.linalg.norm(Q)
+        scale = (frobenius_norm(A) ** 2 + 1.0) * frobenius_norm(X) + frobenius_norm(Q)
     else:
         # In the units of each matrix, so that no product over- or underflows.
         a, x = _power_of_two(A), _power_of_two(X)
@@ -62,8 +62,8 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
         Q = Q / a / x
         half = product(A, X)
         remainder = half + product(X, adjoint(A)) + Q
-        scale = 2.0 * np.linalg.norm(A) * np.linalg.norm(X) + np.linalg.norm(Q)
-    return float(np.linalg.norm(remainder) / scale) if scale != 0.0 else 0.0
+        scale = 2.0 * frobenius_norm(A) * frobenius_norm(X) + frobenius_norm(Q)
+    return float(frobenius_norm(remainder) / scale) if scale != 0.0 else 0.0
 
 
 def factor_residual(A: Array, Z: Array, B: Array, *, time: TimeDomain) -> Array:

@@ -170,7 +170,7 @@ class DiagonalStateSpace:
         """
         if not isinstance(check_time(time), Discrete):
             raise TimeDomainError(
-                f"`time` is {time!r}; expected Discrete(): the logarithm of a pole belongs to "
+                f"`time` is {_checks.shown(time)}; expected Discrete(): the logarithm of a pole belongs to "
                 "discrete time. Use the constructor for continuous systems."
             )
         logarithms = _checks.floating_array(log_eigenvalues, "log_eigenvalues", 1)

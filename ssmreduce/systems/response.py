@@ -16,13 +16,16 @@ import scipy.linalg
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
-from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems import native_transfer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transfer import StatePart as StatePart
 from ssmreduce.time_domain import Discrete
+
+_MOST_SAMPLES = 2**31
+"""Samples of a response: those of one channel fill 16 GiB."""
 
 
 @any_library()
@@ -211,12 +214,18 @@ def _sample_count(length: int | None, times: HostArray | None) -> int:
         raise TimeDomainError(
             "`length` is missing; expected a number of samples for a discrete system. Try length=100."
         )
-    return _checks.positive_count(length, "length", "the number of samples")
+    samples = _checks.positive_count(length, "length", "the number of samples")
+    if samples > _MOST_SAMPLES:
+        raise OrderError(
+            f"`length` is {samples}; expected at most {_MOST_SAMPLES} samples, which all lie in memory. "
+            "Ask for what the response takes to decay, or for dc_gain()."
+        )
+    return samples
 
 
 def _refuse_length(length: int | None) -> None:
     if length is not None:
         raise TimeDomainError(
-            f"`length` is {length!r} but `system` is continuous; expected `times` instead. "
+            f"`length` is {_checks.shown(length)} but `system` is continuous; expected `times` instead. "
             "Try times=numpy.linspace(0, 10, 200)."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -95,10 +94,13 @@ def check_index(index: object, batch_shape: tuple[int, ...]) -> None:
 def _is_index(value: Any) -> bool:
     """Tell whether `value` is an int, a list of ints or bools, or an array of them of any library."""
     if isinstance(value, list):
-        return all(isinstance(part, bool) or _is_index(part) for part in value)
+        try:
+            value = np.asarray(value if value else [0])
+        except ValueError:  # rows of uneven lengths
+            return False
     if is_array(value):
         return bool(namespace(value).isdtype(value.dtype, ("bool", "integral")))
-    return _checks.is_int(value) and abs(int(value)) <= sys.maxsize
+    return _checks.is_int(value)
 
 
 def no_steady_gain(time: TimeDomain, found: str) -> UnstableSystemError:

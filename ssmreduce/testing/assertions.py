@@ -10,6 +10,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._checks import is_number, numeric_array, shown
+from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import Array, HostArray, array_eps, to_double, to_host
 from ssmreduce.equations.residual import relative_residual
 from ssmreduce.errors import OrderError, ShapeError
@@ -262,8 +263,8 @@ def assert_lyapunov(
             f"`X`{place_of(at)} does not solve its Lyapunov equation: relative residual",
             relative_residual(a, x, q, time=time),
             allowed,
-            f"‖A‖ = {np.linalg.norm(a):.6g}, ‖X‖ = {np.linalg.norm(x):.6g}",
-            f"‖Q‖ = {np.linalg.norm(q):.6g}, time = {time}",
+            f"‖A‖ = {frobenius_norm(a):.6g}, ‖X‖ = {frobenius_norm(x):.6g}",
+            f"‖Q‖ = {frobenius_norm(q):.6g}, time = {time}",
         )
 
 

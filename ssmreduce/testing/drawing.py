@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +106,7 @@ class Options:
 
 
 def _is_count(value: object) -> bool:
-    return is_int(value) and 0 <= value <= sys.maxsize
+    return is_int(value) and value >= 0
 
 
 @dataclass(frozen=True)

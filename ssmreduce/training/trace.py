@@ -176,6 +176,7 @@ class HankelTrace:
 
     def step(self, step: int, model: Any, *, skip_unsupported: bool = False) -> None:
         """Record every layer if `step`, the number of updates done, is a multiple of `every`."""
+        skip_unsupported = flag(skip_unsupported, "skip_unsupported")
         if whole_number(step, "step", "the number of updates done") % self.every == 0:
             self.record(step, model, skip_unsupported=skip_unsupported)
 

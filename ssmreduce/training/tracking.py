@@ -82,6 +82,8 @@ class ReductionEvent:
                     f"`{name}` is {shown(value)}; expected a number, as a cut reports it."
                 )
         hsv = real_values(self.hsv, "hsv", "the result of hankel_singular_values")
+        if hsv.size == 0:
+            raise ShapeError(f"`hsv` has shape {hsv.shape}; expected at least one value.")
         before, after = (
             floating_array(getattr(self, name), name, 1) for name in ("poles_before", "poles_after")
         )
