@@ -300,7 +300,10 @@ def bad_calls(count: int, seed: int) -> Iterator[BadCall]:
             continue
         size = min(len(own), 2 if kind > 0.85 else 1)
         which = rng.choice(len(own), size=size, replace=False)
-        yield BadCall(name, {own[k]: labels[rng.integers(len(labels))] for k in which})
+        spoilt = {own[k]: labels[rng.integers(len(labels))] for k in which}
+        if name.startswith("reduce_") and spoilt.get("horizon") == "10**12":
+            continue  # its cost is linear in the horizon
+        yield BadCall(name, spoilt)
 
 
 @cache

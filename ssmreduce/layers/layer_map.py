@@ -212,6 +212,7 @@ class LayerMap(ABC):
             raise UnsupportedLayerError(
                 f"`system` is a {type_name(system)}; expected a DiagonalStateSpace. Start from read(weights)."
             )
+        system = system.to_host()
         modulus = np.maximum(np.abs(system.eigenvalues), _SMALLEST_MODULUS)
         logarithms = np.log(modulus) + 1j * np.angle(system.eigenvalues)
         B, C = system.B.astype(np.complex128), system.C.astype(np.complex128)

@@ -45,6 +45,9 @@ _EPS = float(np.finfo(np.float64).eps)
 _LOGARITHM = 1e4
 """c in the tolerance c·n·ε for exp(log A) against A: four digits beyond what rounding alone takes."""
 
+_SHORTEST = 4.0 * float(np.finfo(np.float64).tiny)
+"""Below it 2/dt overflows."""
+
 _ON_POINT = 4.0
 """c in |z + 1| ≤ c·ε: exp(iπ) from rounded logarithms misses -1 by about one ε."""
 
@@ -105,7 +108,7 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
     if method == "zoh":
         A, B = hold_integrals(host.A, host.B, time.dt)
         return cast(AnySystem, StateSpace(A, B, host.C, host.D, time=time))
-    alpha, eye = 2.0 / time.dt, np.eye(host.order)
+    alpha, eye = _fold(time.dt), np.eye(host.order)
     mapped = _map_dense(host, alpha * eye - host.A, alpha * eye + host.A, alpha, 1.0)
     return cast(AnySystem, StateSpace(*mapped, time=time))
 
@@ -159,7 +162,7 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
         return cast(AnySystem, back(standard, dt))
     if method == "zoh":
         return cast(AnySystem, _unsample_dense(standard, dt))
-    alpha, eye = 2.0 / dt, np.eye(standard.order)
+    alpha, eye = _fold(dt), np.eye(standard.order)
     mapped = _map_dense(standard, eye + standard.A, alpha * (standard.A - eye), alpha, -1.0)
     return cast(AnySystem, StateSpace(*mapped, time=Continuous()))
 
@@ -187,6 +190,16 @@ def exponential_integral(x: HostArray) -> HostArray:
 def power_of_two(size: float) -> float:
     """Return the power of two nearest to `size`: scaling by it is exact. 1 for 0."""
     return float(2.0 ** np.round(np.log2(size))) if size > 0.0 and np.isfinite(size) else 1.0
+
+
+def _fold(dt: float) -> float:
+    """Return α = 2/dt, the point that the bilinear map sends to infinity."""
+    if dt < _SHORTEST:
+        raise TimeDomainError(
+            f"`dt` is {dt:.3g} seconds; expected at least {_SHORTEST:.3g} for the bilinear map, which takes "
+            "2/dt. Choose another unit of time."
+        )
+    return 2.0 / dt
 
 
 def _check_method(method: str) -> None:
@@ -308,7 +321,7 @@ def _map_dense(
 
 
 def _map_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateSpace:
-    alpha = 2.0 / time.dt
+    alpha = _fold(time.dt)
     ratio = host.eigenvalues / alpha
     if np.any(np.abs(1.0 - ratio) <= _ON_POINT * _EPS):
         raise _unmappable(f"s = 2/dt = {alpha:.6g}", "bilinear", "Take another sampling time.")
@@ -324,7 +337,7 @@ def _map_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateSpac
 
 
 def _unmap_diagonal(host: DiagonalStateSpace, dt: float) -> DiagonalStateSpace:
-    alpha, divisor = 2.0 / dt, 1.0 + host.eigenvalues
+    alpha, divisor = _fold(dt), 1.0 + host.eigenvalues
     if np.any(np.abs(divisor) <= _ON_POINT * _EPS):
         raise _unmappable("z = -1", "bilinear", "Stay in discrete time.")
     if host.log_eigenvalues is None:
