@@ -16,7 +16,7 @@ from LRU_pytorch import LRU
 from samples import dense_system, diagonal_system, lru_system
 
 import ssmreduce as sr
-from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, plotting, testing
+from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, norms, plotting, testing
 from ssmreduce.adapters import control as control_adapter
 from ssmreduce.adapters import pymor, scipy_signal
 from ssmreduce.adapters.registry import layer_map_of
@@ -328,6 +328,24 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "hinf_norm": lambda: (
         sr.hinf_norm,
         {"system": dense(), "certified": True, "tolerance": 1e-6},
+    ),
+    "hinf_difference": lambda: (
+        norms.hinf_difference,
+        {
+            "first": dense(),
+            "second": reduction().system,
+            "grid": 20,
+            "refinements": 2,
+            "iterations": 4,
+        },
+    ),
+    "certified_difference": lambda: (
+        norms.certified_difference,
+        {"first": dense(), "second": reduction().system, "tolerance": 1e-6},
+    ),
+    "finite_horizon_difference": lambda: (
+        norms.finite_horizon_difference,
+        {"first": dense(), "second": reduction().system, "horizon": 10, "iterations": 4},
     ),
     "hankel_norm": lambda: (sr.hankel_norm, {"system": layer_like()}),
     "frequency_limited_factors": lambda: (

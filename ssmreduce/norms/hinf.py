@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._boundary import any_library
-from ssmreduce._checks import flag, is_number, shown
+from ssmreduce._checks import flag, is_number, nonnegative_count, positive_count, shown
 from ssmreduce._namespace import HostArray
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Pullback
@@ -215,6 +215,9 @@ def hinf_difference(
     >>> round(hinf_difference(big, small), 6)
     1.0
     """
+    grid = positive_count(grid, "grid", "the number of frequencies")
+    refinements = nonnegative_count(refinements, "refinements", "how often to refine the grid")
+    iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
     gain = Gain((1.0, first), (-1.0, second))
     return lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
 
@@ -258,9 +261,9 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     True
     """
     tolerance = _checked_tolerance(tolerance)
+    gain = Gain((1.0, first), (-1.0, second))
     for system in (first, second):
         check_stable(system)
-    gain = Gain((1.0, first), (-1.0, second))
     return _certify(gain, _difference(first, second, gain.D), tolerance)
 
 

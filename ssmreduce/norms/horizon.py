@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import positive_count
 from ssmreduce._namespace import HostArray, adjoint, to_double
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
+from ssmreduce.norms.gain import check_alike
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.response import StatePart
 
 
@@ -37,6 +39,11 @@ def finite_horizon_difference(
     float
         Largest gain ‖y₁ - y₂‖₂ / ‖u‖₂ seen.
     """
+    for system in (first, second):
+        check_single(system)
+    check_alike(first, second)
+    horizon = positive_count(horizon, "horizon", "the length of the sequences")
+    iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
     systems = StatePart(first).system, StatePart(second).system
     D = to_double(first.D) - to_double(second.D)
     signal = np.random.default_rng(0).standard_normal((horizon, systems[0].inputs))

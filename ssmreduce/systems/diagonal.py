@@ -15,6 +15,7 @@ from ssmreduce._namespace import (
     HostArray,
     is_host_double,
     product_of,
+    refuted,
     to_double,
     to_host,
 )
@@ -299,7 +300,7 @@ class DiagonalStateSpace:
     def rescaled(self, scale: HostArray) -> DiagonalStateSpace:
         """Return the same map with stored states multiplied by `scale`, shape (..., n), nowhere zero."""
         scale = _checks.floating_array(scale, "scale", 1)
-        if scale.shape != self.eigenvalues.shape or not (scale != 0.0).all():
+        if scale.shape != self.eigenvalues.shape or refuted(scale != 0.0):
             raise ShapeError(
                 f"`scale` has shape {tuple(scale.shape)}; expected {tuple(self.eigenvalues.shape)}, one "
                 "number other than zero for each stored state."
