@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+import operator
+import sys
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from numbers import Real
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import array_api_compat
 import numpy as np
@@ -15,14 +18,22 @@ import numpy as np
 from ssmreduce._lapack import all_finite
 from ssmreduce._namespace import (
     Array,
+    HostArray,
     as_array,
     has_doubles,
     in_host_memory,
+    is_array,
     is_traced,
     refuted,
+    to_double,
     to_host,
 )
 from ssmreduce.errors import MissingBackendError, NonFiniteError, OrderError, ShapeError
+
+_LARGEST = sys.float_info.max
+
+_LONGEST = 200
+"""Characters of a value that a message shows."""
 
 
 def require_backend(module: str, *, extra: str) -> ModuleType:
@@ -72,6 +83,11 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
     if isinstance(array, np.ndarray):
         if array.dtype.kind in "biu":
             array = array.astype(np.float64)
+        elif array.dtype.char in "gG":  # long doubles; what a double cannot hold becomes Inf
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float64 if array.dtype.char == "g" else np.complex128)
+        elif not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         floating = array.dtype.kind in "fc"
     else:
         xp = array_api_compat.array_namespace(array)
@@ -118,11 +134,99 @@ def matching_batches(batches: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     return expected
 
 
+# --- Settings
+
+
+def shown(value: object) -> str:
+    """`value` as a message shows it: cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # ints of more digits than Python prints
+        return f"a {type_name(value)} of too many digits to print"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..., a {type_name(value)}"
+
+
+def flag(value: object, name: str) -> bool:
+    """Return `value` as a bool."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise OrderError(
+        f"`{name}` is {shown(value)}; expected a bool: anything else would count as True or False "
+        "unseen. Pass True or False."
+    )
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Tell whether `value` is an int, of Python or NumPy, that NumPy can count with."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool | np.timedelta64):
+        return False
+    return bool(-sys.maxsize <= value <= sys.maxsize)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Tell whether `value` is a finite real number, of Python or NumPy, that a float can hold."""
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, float | int | Real):
+        return False
+    if isinstance(value, int | Fraction):  # of any size, which math.isfinite cannot convert
+        return bool(-_LARGEST <= value <= _LARGEST)
+    return math.isfinite(value)
+
+
+def is_one_of(value: object, names: Sequence[str]) -> bool:
+    """Tell whether `value` is one of these strings; of an array ``in`` would ask for each entry."""
+    return isinstance(value, str) and value in names
+
+
+def is_extended(value: object) -> TypeGuard[float]:
+    """Tell whether `value` is a real number, or infinite."""
+    return is_number(value) or (isinstance(value, Real) and abs(value) == math.inf)
+
+
+def finite_number(value: object, name: str, meaning: str) -> float:
+    """Return `value` as a float."""
+    if not is_number(value):
+        raise OrderError(f"`{name}` is {shown(value)}; expected a finite number. Pass {meaning}.")
+    return float(value)
+
+
+def check_instance(value: object, expected: type, name: str, example: str) -> None:
+    """Raise `OrderError` unless `value` is an object of that class."""
+    if not isinstance(value, expected):
+        raise OrderError(
+            f"`{name}` is {shown(value)}; expected a {expected.__name__}. Try {example}."
+        )
+
+
+def items(value: Any, name: str, meaning: str) -> list[Any]:
+    """Return the entries of a list, tuple or array."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if is_array(value) and value.ndim > 0:
+        return [value[k, ...] for k in range(value.shape[0])]
+    raise ShapeError(f"`{name}` is {shown(value)}; expected a list. Pass {meaning}.")
+
+
+def fields_of(values: object, *names: str) -> dict[str, Any]:
+    """Return the entries of these names of what `to_dict` returned."""
+    if not isinstance(values, Mapping) or any(name not in values for name in names):
+        raise ShapeError(
+            f"`values` is {shown(values)}; expected a dict with {', '.join(names)}. Pass what to_dict() "
+            "returned."
+        )
+    return {name: values[name] for name in names}
+
+
+def check_text(value: object, name: str, meaning: str) -> None:
+    """Raise `OrderError` unless `value` is a string."""
+    if not isinstance(value, str):
+        raise OrderError(f"`{name}` is {shown(value)}; expected a str. Pass {meaning}.")
+
+
 def positive_order(order: object, *, name: str = "order") -> int:
     """Return `order` as a positive int."""
-    if isinstance(order, bool) or not isinstance(order, int | np.integer):
+    if not is_int(order):
         raise OrderError(
-            f"`{name}` is {order!r}; expected a positive int or an order rule. "
+            f"`{name}` is {shown(order)}; expected a positive int or an order rule. "
             "Try a rule such as HankelMass(0.99)."
         )
     if order < 1:
@@ -135,14 +239,29 @@ def positive_order(order: object, *, name: str = "order") -> int:
 
 def positive_count(value: object, name: str, meaning: str) -> int:
     """Return `value` as a positive int."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise OrderError(f"`{name}` is {value!r}; expected a positive int. Pass {meaning}.")
+    if not is_int(value) or value < 1:
+        raise OrderError(f"`{name}` is {shown(value)}; expected a positive int. Pass {meaning}.")
     return int(value)
 
 
-def is_number(value: object) -> bool:
-    """Tell whether `value` is a finite real number, of Python or NumPy."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def nonnegative_count(value: object, name: str, meaning: str) -> int:
+    """Return `value` as an int that is not negative."""
+    if not is_int(value) or value < 0:
+        raise OrderError(f"`{name}` is {shown(value)}; expected an int, 0 or more. Pass {meaning}.")
+    return int(value)
+
+
+def whole_number(value: Any, name: str, meaning: str) -> int:
+    """Return `value`, an int or an array of one of any library, as an int."""
+    try:
+        if isinstance(value, bool | np.bool_ | np.timedelta64):
+            raise TypeError
+        number: int = operator.index(value)
+        if not is_int(number):
+            raise TypeError
+        return number
+    except TypeError:
+        raise OrderError(f"`{name}` is {shown(value)}; expected an int. Pass {meaning}.") from None
 
 
 _LONGEST_HORIZON = 2**63 - 1
@@ -153,9 +272,9 @@ def positive_horizon(horizon: object) -> int | None:
     """Return `horizon` as a positive int, or None for an infinite horizon."""
     if horizon is None:
         return None
-    if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
+    if not is_int(horizon) or horizon < 1:
         raise OrderError(
-            f"`horizon` is {horizon!r}; expected a positive number of steps, or None for an "
+            f"`horizon` is {shown(horizon)}; expected a positive number of steps, or None for an "
             "infinite horizon. Pass the length of the sequences that the layer sees."
         )
     if horizon > _LONGEST_HORIZON:
@@ -166,10 +285,35 @@ def positive_horizon(horizon: object) -> int | None:
     return int(horizon)
 
 
-def fraction(value: Any, name: str) -> float:
+def fraction(value: object, name: str) -> float:
     """Return `value` as a float strictly between 0 and 1, or equal to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
-        raise OrderError(f"`{name}` is {value!r}; expected a number in (0, 1]. Try 0.95.")
-    if not 0.0 < float(value) <= 1.0:
-        raise OrderError(f"`{name}` is {float(value)}; expected a number in (0, 1]. Try 0.95.")
+    if not is_number(value) or not 0.0 < value <= 1.0:
+        raise OrderError(f"`{name}` is {shown(value)}; expected a number in (0, 1]. Try 0.95.")
     return float(value)
+
+
+def real_values(value: object, name: str, meaning: str) -> HostArray:
+    """Return `value` as real, finite numbers in double precision, along at least one axis."""
+    array = to_double(floating_array(value, name, 0))
+    if array.ndim == 0 or array.dtype.kind == "c":
+        raise ShapeError(
+            f"`{name}` has shape {array.shape} and dtype {array.dtype}; expected real numbers, in one "
+            f"axis at least. Pass {meaning}."
+        )
+    return array
+
+
+def singular_values(value: object, name: str = "hsv") -> HostArray:
+    """Return Hankel singular values as one axis of real numbers, not empty, descending."""
+    array = real_values(value, name, "the result of hankel_singular_values")
+    if array.ndim != 1 or array.size == 0:
+        raise ShapeError(
+            f"`{name}` has shape {array.shape}; expected one axis of at least one number. "
+            "Pass the result of hankel_singular_values of a system with states."
+        )
+    if array[-1] < 0.0 or (array[1:] > array[:-1]).any():
+        raise ShapeError(
+            f"`{name}` is not sorted, or negative somewhere; expected nonnegative numbers in "
+            "descending order. Pass the result of hankel_singular_values."
+        )
+    return array

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import numeric_array
 from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import on_gainful_threads
@@ -32,7 +33,7 @@ from ssmreduce.gramians.factors import (
     gramian_factors,
 )
 from ssmreduce.gramians.single_channel import decompose_channels, right_singular, single_channel
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -114,6 +115,9 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         )
         return found
 
+    check_system(system)
+    horizon = check_horizon(system, horizon)
+
     def values(single: System) -> HostArray:
         return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
 
@@ -176,13 +180,13 @@ def error_bounds(hsv: HostArray) -> HostArray:
     >>> error_bounds([4.0, 2.0, 1.0]).tolist()
     [14.0, 6.0, 2.0, 0.0]
     """
-    values = to_double(hsv)
+    values = to_double(numeric_array(hsv, "hsv", 0))
     if values.ndim == 0 or np.iscomplexobj(values):
         raise ShapeError(
             f"`hsv` has shape {values.shape} and dtype {values.dtype}; expected real numbers in "
             "descending order. Pass the result of hankel_singular_values."
         )
-    if not np.all(values >= 0) or np.any(np.diff(values, axis=-1) > 0):
+    if not np.all(values >= 0) or np.any(values[..., 1:] > values[..., :-1]):
         raise ShapeError(
             "`hsv` is not sorted, negative or NaN somewhere; expected nonnegative numbers in "
             "descending order. Pass the result of hankel_singular_values."

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssmreduce._checks import require_backend
+from ssmreduce._checks import (
+    check_instance,
+    check_text,
+    items,
+    real_values,
+    require_backend,
+    shown,
+)
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import ShapeError
 from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent
 
@@ -27,6 +36,9 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _HSV_FLOOR = 1e-12
 
 _COLUMNS = 4
+
+_FAR = 1e30
+"""Seconds and accuracies beyond it overflow in the margins that Matplotlib adds."""
 
 
 def plot_hsv_decay(events: Sequence[ReductionEvent]) -> Figure:
@@ -47,11 +59,12 @@ def plot_hsv_decay(events: Sequence[ReductionEvent]) -> Figure:
     MissingBackendError
         If Matplotlib is not installed.
     """
+    events = _checked_events(events)
     figure = _figure((7.0, 4.6))
     axes = figure.add_subplot()
     for index, event in enumerate(events):
         colour = _COLOURS[index % len(_COLOURS)]
-        hsv = np.asarray(event.hsv)
+        hsv = event.hsv.reshape(-1, event.hsv.shape[-1]).max(axis=0)
         shown = hsv > _HSV_FLOOR * hsv[0]
         position = np.arange(1, hsv.size + 1)
         label = f"{_cut_name(event, events)}: {event.old_order} → {event.new_order} states"
@@ -103,13 +116,18 @@ def plot_accuracy(
     MissingBackendError
         If Matplotlib is not installed.
     """
+    runs = {label: _checked_curve(label, curve) for label, curve in _entries(curves, "curves")}
+    cuts = {
+        label: _checked_axis(times, f"cut_times[{label!r}]")
+        for label, times in _entries({} if cut_times is None else cut_times, "cut_times")
+    }
     figure = _figure((7.0, 4.6))
     axes = figure.add_subplot()
     lowest = 100.0
     marked = False
-    for index, (label, (seconds, accuracy)) in enumerate(curves.items()):
+    for index, (label, (seconds, accuracy)) in enumerate(runs.items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        percent = 100.0 * np.asarray(accuracy, dtype=float)
+        percent = 100.0 * accuracy
         lowest = min(lowest, *percent) if percent.size else lowest
         axes.plot(
             seconds,
@@ -120,7 +138,7 @@ def plot_accuracy(
             linewidth=1.8,
             label=label,
         )
-        for time in (cut_times or {}).get(label, ()):
+        for time in cuts.get(label, ()):
             name = None if marked else "cut"
             axes.axvline(time, color=colour, linestyle=":", linewidth=1.4, label=name)
             marked = True
@@ -129,7 +147,7 @@ def plot_accuracy(
     axes.set_ylim(max(0.0, lowest - 2.0), 100.5)
     axes.set_xlabel("wall-clock time (s), compilation and cuts included")
     axes.set_ylabel("test accuracy (%)")
-    _finish(axes, "Accuracy against time, same number of steps", list(curves))
+    _finish(axes, "Accuracy against time, same number of steps", list(runs))
     return figure
 
 
@@ -154,6 +172,7 @@ def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
     MissingBackendError
         If Matplotlib is not installed.
     """
+    events = _checked_events(events)
     columns = min(max(len(events), 1), _COLUMNS)
     rows = max(1, -(-len(events) // columns))
     figure = _figure((max(3.6 * columns, 5.6), 2.7 * rows + 0.6))
@@ -220,6 +239,7 @@ def plot_trace(trace: HankelTrace) -> Figure:
     MissingBackendError
         If Matplotlib is not installed.
     """
+    check_instance(trace, HankelTrace, "trace", "HankelTrace(100)")
     layers = trace.layers
     figure = _figure((max(4.6 * len(layers), 6.0), 6.0))
     if not layers:
@@ -255,6 +275,45 @@ def plot_trace(trace: HankelTrace) -> Figure:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle("Hankel singular values over training", fontsize=11)
     return figure
+
+
+def _checked_events(events: object) -> list[ReductionEvent]:
+    found = items(events, "events", "reducer.events")
+    for event in found:
+        check_instance(event, ReductionEvent, "events", "reducer.events")
+    return found
+
+
+def _entries(mapping: object, name: str) -> list[tuple[str, Any]]:
+    """Labels and values of a dict."""
+    if not isinstance(mapping, Mapping):
+        raise ShapeError(f"`{name}` is {shown(mapping)}; expected a dict by the label of each run.")
+    for label in mapping:
+        check_text(label, name, "the label of each run as its keys")
+    return list(mapping.items())
+
+
+def _checked_curve(label: str, curve: object) -> tuple[HostArray, HostArray]:
+    name = f"curves[{label!r}]"
+    pair = items(curve, name, "the seconds and the accuracies of the run")
+    if len(pair) != 2:
+        raise ShapeError(f"`{name}` has {len(pair)} entries; expected seconds and accuracies.")
+    seconds, accuracy = (_checked_axis(values, name) for values in pair)
+    if seconds.size != accuracy.size:
+        raise ShapeError(
+            f"`{name}` has {seconds.size} seconds but {accuracy.size} accuracies; expected as many."
+        )
+    return seconds, accuracy
+
+
+def _checked_axis(values: object, name: str) -> HostArray:
+    array = real_values(values, name, "a list of numbers")
+    if array.ndim != 1 or np.abs(array).max(initial=0.0) > _FAR:
+        raise ShapeError(
+            f"`{name}` has shape {array.shape} and numbers up to {np.abs(array).max(initial=0.0):.3g}; "
+            f"expected one axis of numbers up to {_FAR:g}."
+        )
+    return array
 
 
 def _plot_values(axes: Axes, trace: HankelTrace, layer: str) -> None:

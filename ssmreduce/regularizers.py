@@ -12,12 +12,10 @@ Hankel singular value regularization for highly compressible state space models,
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
 from ssmreduce._boundary import announce_transfer, deciding_array
-from ssmreduce._checks import positive_count
+from ssmreduce._checks import check_instance, positive_count, whole_number
 from ssmreduce._namespace import (
     Array,
     HostArray,
@@ -33,7 +31,7 @@ from ssmreduce._namespace import (
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.frozen import FrozenAdjoint, freeze, frozen_value, kind_of
 from ssmreduce.derivatives.rule import Pullback
-from ssmreduce.errors import OrderError, ShapeError, UnsupportedEquationError
+from ssmreduce.errors import ShapeError, UnsupportedEquationError
 from ssmreduce.gramians.batch import in_batch_shape, map_indices
 from ssmreduce.hankel import balance_factors, hankel_singular_values, hsv_rule
 from ssmreduce.norms._common import check_stable
@@ -219,12 +217,8 @@ class LazyHankelNuclearNorm:
         OrderError
             If `step` is not an int.
         """
-        try:
-            return operator.index(step) % self.every == 0
-        except TypeError:
-            raise OrderError(
-                f"`step` is {step!r}; expected an int. Count optimizer steps from 0."
-            ) from None
+        meaning = "the number of optimizer steps, counted from 0"
+        return whole_number(step, "step", meaning) % self.every == 0
 
     def refresh(self, system: System) -> FrozenAdjoint:
         """Return the state for `penalty`: arrays of the library, dtype and device of the system's.
@@ -288,6 +282,7 @@ class LazyHankelNuclearNorm:
             If the state belongs to another kind of system, one of another order say: refresh after a cut.
         """
         check_system(system)
+        check_instance(state, FrozenAdjoint, "state", "refresh(system)")
         found, made_for = kind_of(system), state.made_for
         axes, expected = system.batch_shape, tuple(state.offset.shape)
         if (found, axes) != (made_for, expected):

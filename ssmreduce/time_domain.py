@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._checks import is_number, shown
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import TimeDomainError
 
@@ -47,11 +47,9 @@ class Discrete:
     dt: float = 1.0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.dt, int | float | np.integer | np.floating)
-        number = number and not isinstance(self.dt, bool)
-        if not number or not math.isfinite(self.dt) or self.dt <= 0:
+        if not is_number(self.dt) or self.dt <= 0:
             raise TimeDomainError(
-                f"`dt` is {self.dt!r}; expected a positive finite number of seconds. "
+                f"`dt` is {shown(self.dt)}; expected a positive finite number of seconds. "
                 "Use Discrete() to count steps."
             )
 
@@ -64,7 +62,7 @@ def check_time(time: object, *, name: str = "time") -> TimeDomain:
     if isinstance(time, Continuous | Discrete):
         return time
     raise TimeDomainError(
-        f"`{name}` is {time!r}; expected Continuous() or Discrete(dt=...). "
+        f"`{name}` is {shown(time)}; expected Continuous() or Discrete(dt=...). "
         "Pass an instance, for example time=Discrete()."
     )
 

@@ -102,6 +102,11 @@ def to_control(system: System) -> Any:
     """
     control = _checks.require_backend("control", extra="control")
     dense = exportable(system, "python-control")
+    if 0 in dense.D.shape:
+        raise ShapeError(
+            f"`system` has {dense.inputs} inputs and {dense.outputs} outputs; expected at least one of "
+            "each: python-control has no other systems."
+        )
     dt = dense.time.dt if isinstance(dense.time, Discrete) else 0
     return control.StateSpace(dense.A, dense.B, dense.C, dense.D, dt, remove_useless_states=False)
 

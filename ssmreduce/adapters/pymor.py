@@ -106,7 +106,9 @@ def to_pymor(system: System) -> Any:
     iosys = _checks.require_backend("pymor.models.iosys", extra="pymor")
     dense = exportable(system)
     dt = dense.time.dt if isinstance(dense.time, Discrete) else 0
-    return iosys.LTIModel.from_matrices(dense.A, dense.B, dense.C, dense.D, sampling_time=dt)
+    # pyMOR forbids writing to the arrays that it is given.
+    arrays = (np.array(x) for x in (dense.A, dense.B, dense.C, dense.D))
+    return iosys.LTIModel.from_matrices(*arrays, sampling_time=dt)
 
 
 def _numbers(matrix: HostArray) -> HostArray:

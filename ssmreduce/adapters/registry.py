@@ -8,6 +8,7 @@ arrays they hold, so that an LRU of any package (or of your own) is recognised w
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -54,11 +55,11 @@ def register_layer(layer_type: type, layer_map: LayerMap) -> None:
     """
     if not isinstance(layer_type, type):
         raise UnsupportedLayerError(
-            f"`layer_type` is {layer_type!r}; expected a class. Pass type(layer)."
+            f"`layer_type` is {_checks.shown(layer_type)}; expected a class. Pass type(layer)."
         )
     if not isinstance(layer_map, LayerMap):
         raise UnsupportedLayerError(
-            f"`layer_map` is {layer_map!r}; expected an instance of a LayerMap. "
+            f"`layer_map` is {_checks.shown(layer_map)}; expected an instance of a LayerMap. "
             "Try ssmreduce.layers.lru.LRU()."
         )
     _REGISTERED[layer_type] = layer_map
@@ -117,7 +118,7 @@ def model_backend(model: object) -> ModuleType:
     backend = backend_of(model)
     if backend is not None:
         return backend
-    if "equinox" in sys.modules:
+    if "equinox" in sys.modules and not isinstance(model, Iterator):
         from ssmreduce.adapters import jax
 
         return jax

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._lapack import product
-from ssmreduce._namespace import Array, HostArray, adjoint, namespace
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce._checks import numeric_array
+from ssmreduce._lapack import frobenius_norm, product
+from ssmreduce._namespace import Array, HostArray, adjoint, namespace, to_double
+from ssmreduce.errors import ShapeError
+from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 
 BACKWARD_STABLE = 8.0
 """c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured it
@@ -40,12 +42,19 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
     >>> relative_residual(-np.eye(2), np.eye(2), 2 * np.eye(2), time=Continuous())
     0.0
     """
+    check_time(time)
+    A, X, Q = (to_double(numeric_array(x, name, 2)) for name, x in (("A", A), ("X", X), ("Q", Q)))
+    if not A.ndim == 2 or not A.shape == X.shape == Q.shape == A.shape[::-1]:
+        raise ShapeError(
+            f"`A`, `X` and `Q` have shapes {A.shape}, {X.shape} and {Q.shape}; expected square matrices of "
+            "one size. Index a batch first."
+        )
     if isinstance(time, Discrete):
         sizes = [_power_of_two(X), _power_of_two(Q)]
         common = max(sizes)
         X, Q = X / common, Q / common
         remainder = product(product(A, X), adjoint(A)) - X + Q
-        scale = (np.linalg.norm(A) ** 2 + 1.0) * np.linalg.norm(X) + np.linalg.norm(Q)
+        scale = (frobenius_norm(A) ** 2 + 1.0) * frobenius_norm(X) + frobenius_norm(Q)
     else:
         # In the units of each matrix, so that no product over- or underflows.
         a, x = _power_of_two(A), _power_of_two(X)
@@ -53,8 +62,8 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
         Q = Q / a / x
         half = product(A, X)
         remainder = half + product(X, adjoint(A)) + Q
-        scale = 2.0 * np.linalg.norm(A) * np.linalg.norm(X) + np.linalg.norm(Q)
-    return float(np.linalg.norm(remainder) / scale) if scale != 0.0 else 0.0
+        scale = 2.0 * frobenius_norm(A) * frobenius_norm(X) + frobenius_norm(Q)
+    return float(frobenius_norm(remainder) / scale) if scale != 0.0 else 0.0
 
 
 def factor_residual(A: Array, Z: Array, B: Array, *, time: TimeDomain) -> Array:

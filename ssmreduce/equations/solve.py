@@ -7,15 +7,16 @@ from enum import StrEnum
 
 import numpy as np
 
-from ssmreduce import _checks
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import shown
 from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double, to_host
 from ssmreduce._schur import balance_states
 from ssmreduce.equations import native
+from ssmreduce.equations.arguments import equation
 from ssmreduce.equations.residual import BACKWARD_STABLE, relative_residual
 from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver
-from ssmreduce.errors import NoConvergenceError, ShapeError, UnsupportedEquationError
+from ssmreduce.errors import NoConvergenceError, UnsupportedEquationError
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 
 
@@ -62,27 +63,10 @@ def _checked(
     check_time(time)
     if not isinstance(solver, LyapunovSolver):
         raise UnsupportedEquationError(
-            f"`solver` is {solver!r}; expected an instance of a solver. Write BartelsStewart() or "
+            f"`solver` is {shown(solver)}; expected an instance of a solver. Write BartelsStewart() or "
             "AutoLyapunov(), or leave it out."
         )
-    A = _checks.floating_array(A, "A", 2)
-    right = _checks.floating_array(right, name, 2)
-    n = A.shape[-1]
-    if A.shape[-2] != n:
-        raise ShapeError(
-            f"`A` is {A.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
-        )
-    if right.shape[-2] != n or (name == "Q" and right.shape[-1] != n):
-        raise ShapeError(
-            f"`{name}` is {right.shape[-2]}x{right.shape[-1]} but `A` is {n}x{n}; expected `{name}` "
-            f"of shape (..., {n}, {n if name == 'Q' else 'm'})."
-        )
-    batch = _checks.matching_batches({"A": tuple(A.shape[:-2]), name: tuple(right.shape[:-2])})
-    if 0 in batch:
-        raise ShapeError(
-            f"`A` has batch axes {batch} and so no entries; expected at least one equation."
-        )
-    return A, right
+    return equation(A, right, name)
 
 
 def _solve_natively(

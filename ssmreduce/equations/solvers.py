@@ -14,10 +14,11 @@ import numpy as np
 
 from ssmreduce._checks import require_backend
 from ssmreduce._lapack import product
-from ssmreduce._namespace import Array, HostArray, adjoint
+from ssmreduce._namespace import Array, HostArray, adjoint, to_double
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations import diagonal, sign, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
+from ssmreduce.equations.arguments import single_equation, state_matrix
 from ssmreduce.equations.bartels_stewart import solve_schur
 from ssmreduce.equations.dense import Units, choose_low_rank
 from ssmreduce.equations.hammarling import hammarling_factor
@@ -59,6 +60,7 @@ class BartelsStewart(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
+        A, Q = single_equation(A, Q, "Q", time)
         dtype = np.result_type(A, Q)
         schur = SchurForm.of(A.astype(dtype, copy=False))
         inner = adjoint(schur.inputs(adjoint(schur.inputs(Q.astype(dtype, copy=False)))))
@@ -72,6 +74,7 @@ class Hammarling(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z of shape (n, n)."""
+        A, B = single_equation(A, B, "B", time)
         dtype = np.result_type(A, B)
         A, units = Units.of(A.astype(dtype, copy=False), time)
         schur = SchurForm.of_balanced(A, time=time)
@@ -87,12 +90,14 @@ class DiagonalLyapunov(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X = Q ∘ K."""
+        A, Q = single_equation(A, Q, "Q", time)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             kernel = diagonal.cauchy_kernels(_diagonal_of(A), None, time)[0]
             return Answer(Q * kernel, self)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z with as many columns as its numerical rank."""
+        A, B = single_equation(A, B, "B", time)
         eigenvalues = _diagonal_of(A)
         check_stable(eigenvalues.astype(np.complex128), time, name="`A`")
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -106,6 +111,7 @@ class SmithDoubling(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
+        A, Q = single_equation(A, Q, "Q", time)
         _refuse_unstable(A, time)
         if not isinstance(time, Discrete):
             A, middle = smith.cayley(A, np.eye(A.shape[0]))
@@ -115,6 +121,7 @@ class SmithDoubling(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
+        A, B = single_equation(A, B, "B", time)
         _refuse_unstable(A, time)
         if not isinstance(time, Discrete):
             A, B = smith.cayley(A, B)
@@ -128,12 +135,14 @@ class MatrixSign(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
+        A, Q = single_equation(A, Q, "Q", time)
         self._refuse_discrete(time)
         X, iterations = _inverting(sign.sign_solution, A, Q)
         return Answer(X, self, iterations)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
+        A, B = single_equation(A, B, "B", time)
         self._refuse_discrete(time)
         Z, iterations = _inverting(sign.sign_factor, A, B)
         return Answer(Z, self, iterations)
@@ -152,6 +161,7 @@ class LowRankADI(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z with as many columns as inputs times steps."""
+        A, B = single_equation(A, B, "B", time)
         solves = ShiftedSolves(A.astype(np.result_type(A, B), copy=False), time)
         plan = plan_low_rank(solves, B.shape[1])
         result = None
@@ -171,6 +181,7 @@ class SlycotLyapunov(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X; Q must be symmetric."""
+        A, Q = single_equation(A, Q, "Q", time)
         slycot = self._backend(A, Q)
         result = slycot.sb03md57(
             A.copy(order="F"), C=-Q.copy(order="F"), dico=_dico(time), trana="T"
@@ -180,6 +191,7 @@ class SlycotLyapunov(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
+        A, B = single_equation(A, B, "B", time)
         slycot = self._backend(A, B)
         _refuse_unstable(A, time)
         n, m = B.shape
@@ -226,6 +238,7 @@ class AutoLyapunov(LyapunovSolver):
 
     def select(self, A: HostArray) -> LyapunovChoice:
         """Say how X would be computed."""
+        A = to_double(state_matrix(A))
         if _is_diagonal(A):
             return LyapunovChoice(
                 DiagonalLyapunov(), "`A` is diagonal: the solution is known entrywise"
@@ -234,6 +247,7 @@ class AutoLyapunov(LyapunovSolver):
 
     def select_factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> LyapunovChoice:
         """Say how Z would be computed."""
+        A, B = single_equation(A, B, "B", time)
         if _is_diagonal(A):
             return LyapunovChoice(
                 DiagonalLyapunov(), "`A` is diagonal: the factor follows from (λ, B)"

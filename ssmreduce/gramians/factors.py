@@ -25,7 +25,7 @@ from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import NoConvergenceError, TimeDomainError
 from ssmreduce.gramians import native
 from ssmreduce.gramians.batch import map_batch
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
@@ -129,6 +129,9 @@ def _batched(system: System, horizon: int | None, which: int) -> HostArray:
         refuse_horizon(horizon)
         found: HostArray = _with_derivative(system, which)
         return found
+
+    check_system(system)
+    horizon = check_horizon(system, horizon)
 
     def gramian(single: System) -> HostArray:
         if isinstance(single, DiagonalStateSpace):

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import linalg
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations.smith import compress_columns
@@ -129,10 +130,10 @@ def frequency_limited_factors(
 def check_band(system: System, band: tuple[float, float]) -> Band:
     """Return `band` as two floats that are a band of `system`; see `frequency_limited_factors`."""
     try:
-        low, high = (float(edge) for edge in band)
+        low, high = (_frequency(edge) for edge in band)
     except (TypeError, ValueError):
         raise ShapeError(
-            f"`band` is {band!r}; expected two frequencies (low, high). Try band=(0.0, 1.0)."
+            f"`band` is {shown(band)}; expected two frequencies (low, high). Try band=(0.0, 1.0)."
         ) from None
     if np.isnan(low) or np.isnan(high):
         raise NonFiniteError(
@@ -155,6 +156,14 @@ def check_band(system: System, band: tuple[float, float]) -> Band:
             f"{' dt' if isinstance(system.time, Discrete) else ''}."
         )
     return low, high
+
+
+def _frequency(edge: object) -> float:
+    """A real number of Python or NumPy as a float, NaN and Inf too; TypeError for anything else."""
+    number = np.asarray(edge)
+    if number.dtype.kind not in "iuf":
+        raise TypeError
+    return float(number)
 
 
 def _appended(Z: HostArray, columns: HostArray, *, real: bool) -> HostArray:

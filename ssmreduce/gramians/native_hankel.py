@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from array_api_extra import pad
 
 from ssmreduce._boundary import NoNativeRoute
+from ssmreduce._checks import numeric_array
 from ssmreduce._namespace import Array, adjoint, namespace, refuted
 from ssmreduce.gramians.native import NativeSystem, native_system
 from ssmreduce.systems.diagonal import System
@@ -75,6 +76,7 @@ def _padded(values: Array, arrays: NativeSystem) -> Array:
 
 def tail_sums(hsv: Array) -> Array:
     """Native version of `error_bounds`."""
+    hsv = numeric_array(hsv, "hsv", 0)
     xp = namespace(hsv)
     if hsv.ndim == 0 or not xp.isdtype(hsv.dtype, "real floating"):
         raise NoNativeRoute("`hsv` is not a list of real numbers")

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._checks import floating_array
+from ssmreduce._checks import floating_array, type_name
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.errors import ShapeError, UnstableSystemError
+from ssmreduce.errors import ShapeError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete
 
@@ -142,8 +142,20 @@ class LayerMap(ABC):
         """Return the number of stored states, of each channel where they run apart."""
         return int(self.logarithms(weights).shape[-1])
 
+    def check_names(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless all weights are there."""
+        missing = self.names()
+        if isinstance(weights, Mapping):
+            missing = tuple(name for name in self.names() if name not in weights)
+        if missing:
+            raise ShapeError(
+                f"`weights` is a {type_name(weights)} without {', '.join(missing)}; expected a dict of the "
+                f"arrays of {type(self).__name__}. Look at names()."
+            )
+
     def check_finite(self, weights: Weights) -> None:
         """Raise `NonFiniteError` if a weight holds NaN or Inf."""
+        self.check_names(weights)
         for name, value in weights.items():
             floating_array(value, name, 0)
 
@@ -192,7 +204,15 @@ class LayerMap(ABC):
         ------
         UnstableSystemError
             If the layer cannot store a pole.
+        UnsupportedLayerError
+            If `system` is not diagonal.
         """
+        self.check_names(weights)
+        if not isinstance(system, DiagonalStateSpace):
+            raise UnsupportedLayerError(
+                f"`system` is a {type_name(system)}; expected a DiagonalStateSpace. Start from read(weights)."
+            )
+        system = system.to_host()
         modulus = np.maximum(np.abs(system.eigenvalues), _SMALLEST_MODULUS)
         logarithms = np.log(modulus) + 1j * np.angle(system.eigenvalues)
         B, C = system.B.astype(np.complex128), system.C.astype(np.complex128)

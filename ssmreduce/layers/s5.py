@@ -73,6 +73,7 @@ class S5(LayerMap):
 
     def read(self, weights: Weights) -> System:
         """Return the discrete system that the layer runs, which takes B in single precision."""
+        self.check_names(weights)
         return super().read({**weights, "B": _single(weights["B"])})
 
     def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:

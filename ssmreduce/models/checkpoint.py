@@ -51,7 +51,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     torch.Size([6])
     """
     backend = _check_backend(model)
-    if not isinstance(state_dict, Mapping):
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
         raise ShapeError(
             f"`state_dict` is a {_checks.type_name(state_dict)}; expected a dict of tensors by name. "
             "Read a file with torch.load(path) first."

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ssmreduce._checks import is_one_of, shown
 from ssmreduce.errors import OrderError
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.report import Reduction
@@ -29,9 +30,9 @@ ModeScaling = Literal["layer", "balanced"]
 
 def check_mode_scaling(mode_scaling: object) -> None:
     """Raise `OrderError` unless `mode_scaling` is one of the known scalings."""
-    if mode_scaling not in get_args(ModeScaling):
+    if not is_one_of(mode_scaling, get_args(ModeScaling)):
         raise OrderError(
-            f"`mode_scaling` is {mode_scaling!r}; expected one of "
+            f"`mode_scaling` is {shown(mode_scaling)}; expected one of "
             f"{', '.join(map(repr, get_args(ModeScaling)))}. Leave it out for the default."
         )
 

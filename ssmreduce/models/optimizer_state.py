@@ -31,6 +31,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.moments import Moments as LayerMoments
@@ -57,9 +58,9 @@ _SECOND = frozenset(
 
 def check_moments(moments: object) -> None:
     """Raise `OptimizerStateError` unless `moments` is one of the known treatments."""
-    if moments not in get_args(Moments):
+    if not is_one_of(moments, get_args(Moments)):
         raise OptimizerStateError(
-            f"`moments` is {moments!r}; expected one of {', '.join(map(repr, get_args(Moments)))}."
+            f"`moments` is {shown(moments)}; expected one of {', '.join(map(repr, get_args(Moments)))}."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from ssmreduce._checks import positive_count
+from ssmreduce._checks import flag, positive_count
 from ssmreduce.adapters.registry import (
     find_layers,
     model_backend,
@@ -173,6 +173,8 @@ def reduce_model(
     check_moments(moments)
     check_mode_scaling(mode_scaling)
     positive_count(multiple_of, "multiple_of", "1, or what kernels want")
+    uniform = flag(uniform, "uniform")
+    skip_unsupported = flag(skip_unsupported, "skip_unsupported")
     state = _optimizer_of(optimizer, opt_state)
     backend = model_backend(model)
 

@@ -8,6 +8,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from ssmreduce._checks import numeric_array
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.adapters.change import Change
 from ssmreduce.errors import ShapeError
@@ -123,6 +124,7 @@ class LayerReduction:
         (3, 6)
         """
         expected = (*self.reduction.original.batch_shape, self.old_order)
+        state = numeric_array(state, "state", 0)
         xp = array_api_compat.array_namespace(state)
         if tuple(state.shape[-len(expected) :]) != expected or not xp.isdtype(
             state.dtype, "complex floating"

@@ -113,7 +113,7 @@ class Gain:
         self.systems = [part.system for part in self.parts]
         first, *others = self.systems
         for other in others:
-            _check_alike(first, other)
+            check_alike(first, other)
         self.discrete = isinstance(first.time, Discrete)
         self.real = not any(map(is_complex, self.systems))
         self.inputs, self.outputs = first.inputs, first.outputs
@@ -244,7 +244,8 @@ def _power_iteration(
     return gains
 
 
-def _check_alike(first: System, other: System) -> None:
+def check_alike(first: System, other: System) -> None:
+    """Raise `TimeDomainError` or `ShapeError` unless two systems can be subtracted."""
     if first.time != other.time:
         raise TimeDomainError(
             f"`second` has time {other.time} but `first` has {first.time}; expected the same. "

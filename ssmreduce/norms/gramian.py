@@ -213,7 +213,7 @@ def _scaled(system: System) -> tuple[System, HostArray]:
 
     The Gramians hold their squares, which would overflow long before the norm does.
     """
-    largest = (np.abs(X).max(axis=(-2, -1)) for X in (system.B, system.C))
+    largest = (np.abs(X).max(axis=(-2, -1), initial=0.0) for X in (system.B, system.C))
     first, second = (np.clip(np.frexp(size)[1], -1000, 1000) for size in largest)
     B, C = system.B * _power(-first), system.C * _power(-second)
     exponents = np.asarray(first + second)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import flag, is_number, nonnegative_count, positive_count, shown
 from ssmreduce._namespace import HostArray
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Pullback
@@ -130,7 +131,8 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     >>> float(hinf_norm(system))
     2.0
     """
-    _check_tolerance(tolerance)
+    certified = flag(certified, "certified")
+    tolerance = _checked_tolerance(tolerance)
     if differentiable(system):
         return _with_derivative(system, certified)
     norms = map_systems(system, lambda single: _single(single, certified, tolerance))
@@ -213,6 +215,9 @@ def hinf_difference(
     >>> round(hinf_difference(big, small), 6)
     1.0
     """
+    grid = positive_count(grid, "grid", "the number of frequencies")
+    refinements = nonnegative_count(refinements, "refinements", "how often to refine the grid")
+    iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
     gain = Gain((1.0, first), (-1.0, second))
     return lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
 
@@ -255,10 +260,10 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     >>> 1.0 <= norm.upper <= 1.00001
     True
     """
-    _check_tolerance(tolerance)
+    tolerance = _checked_tolerance(tolerance)
+    gain = Gain((1.0, first), (-1.0, second))
     for system in (first, second):
         check_stable(system)
-    gain = Gain((1.0, first), (-1.0, second))
     return _certify(gain, _difference(first, second, gain.D), tolerance)
 
 
@@ -328,8 +333,9 @@ def _dense(system: System) -> StateSpace:
     return system.to_dense() if isinstance(system, DiagonalStateSpace) else system
 
 
-def _check_tolerance(tolerance: float) -> None:
-    if not 0.0 < tolerance < 1.0:
+def _checked_tolerance(tolerance: float) -> float:
+    if not is_number(tolerance) or not 0.0 < tolerance < 1.0:
         raise UnreachableToleranceError(
-            f"`tolerance` is {tolerance!r}; expected a number between 0 and 1. Try 1e-6."
+            f"`tolerance` is {shown(tolerance)}; expected a number between 0 and 1. Try 1e-6."
         )
+    return float(tolerance)

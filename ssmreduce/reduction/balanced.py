@@ -17,11 +17,13 @@ from ssmreduce._boundary import (
     needs_native,
     run_native,
 )
+from ssmreduce._checks import check_instance, flag, shown
 from ssmreduce._namespace import Array, HostArray, is_host_double
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
+from ssmreduce.gramians.factors import check_horizon
 from ssmreduce.gramians.single_channel import is_channel_batch
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.channels import truncate_channels
@@ -34,7 +36,7 @@ from ssmreduce.reduction.single import BalancedDense, Reducible
 from ssmreduce.reduction.stable_part import BalancedUnstable, check_split
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import System, check_system
-from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.state_space import StateSpace, checked_margin
 
 
 def balance(
@@ -166,6 +168,9 @@ def balanced_truncation(
     >>> reduction.order, reduction.verify() <= reduction.error_bound
     (1, True)
     """
+    common_order = flag(common_order, "common_order")
+    keep_unstable = flag(keep_unstable, "keep_unstable")
+    margin = checked_margin(margin)
     if not (common_order or keep_unstable or margin) and _is_single_dense(system):
         return _truncate_single(system, as_rule(order), horizon)
     balancing = balance(system, horizon=horizon, keep_unstable=keep_unstable, margin=margin)
@@ -225,9 +230,12 @@ class Balancing:
         margin: float = 0.0,
     ) -> None:
         check_system(system)
+        if emphasis is not None:
+            check_instance(emphasis, Emphasis, "emphasis", "Emphasis(band=(0.0, 1.0))")
+        keep_unstable, margin = flag(keep_unstable, "keep_unstable"), checked_margin(margin)
         _check_unstable_options(horizon, emphasis, keep_unstable, margin)
         self.system = system
-        self.horizon = horizon
+        self.horizon = horizon = check_horizon(system, horizon)
         self.emphasis = emphasis
         self._options = keep_unstable, margin
         self._caller = Caller.of(system, emphasis)
@@ -308,6 +316,7 @@ class Balancing:
         function, in states of the size of the original ones. Rounding is then amplified by the
         norm of W, so that it is seldom a remedy for a loss of digits.
         """
+        balancing_free = flag(balancing_free, "balancing_free")
         if self._native is not None:
             reason = "balancing-free projections are made on the host"
             if not balancing_free:
@@ -332,6 +341,7 @@ class Balancing:
         For a system that reads its state after the update the standard form is balanced on first
         use, a second factorisation: ``hsv``, ``rank`` and ``error_bound`` of the result are of that one.
         """
+        balancing_free = flag(balancing_free, "balancing_free")
         self._leave_device("match_dc", "it has no version for devices")
         return self._cut(
             order,
@@ -348,6 +358,7 @@ class Balancing:
         together: bool = False,
     ) -> Reduction:
         rule, batch = as_rule(order), self.system.batch_shape
+        common_order = flag(common_order, "common_order")
         if isinstance(rule, TotalBudget) and common_order:
             raise OrderError(
                 "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
@@ -400,7 +411,7 @@ def _check_unstable_options(
         )
     if keep_unstable and horizon is not None:
         raise OrderError(
-            f"`horizon` is {horizon} but `keep_unstable` is True; expected one of the two: within a "
+            f"`horizon` is {shown(horizon)} but `keep_unstable` is True; expected one of the two: within a "
             "horizon unstable states are balanced like any other. Leave `keep_unstable` out."
         )
     if not keep_unstable and margin != 0.0:

@@ -171,7 +171,7 @@ def h2_optimal(
         start = truncation.system
     else:
         _check_start(start, system, order if isinstance(order, int) else int(truncation.order))
-    if start is system:
+    if start is system or system.order == 0:
         return _result(truncation, system, 0.0, [], state_count(system))
     plant = plant_of(system.to_host())
     limit = start.order if isinstance(system, DiagonalStateSpace) else None

@@ -64,7 +64,7 @@ class HankelMass(OrderRule):
 
     def choose(self, hsv: HostArray) -> int:
         """Return the smallest order that keeps the share of the sum."""
-        return _smallest_share(np.asarray(hsv, dtype=np.float64), self.share)
+        return _smallest_share(_checks.singular_values(hsv), self.share)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class HankelEnergy(OrderRule):
 
     def choose(self, hsv: HostArray) -> int:
         """Return the smallest order that keeps the share of the sum of squares."""
-        return _smallest_share(np.asarray(hsv, dtype=np.float64) ** 2, self.share)
+        return _smallest_share(_checks.singular_values(hsv) ** 2, self.share)
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,14 @@ class ErrorBound(OrderRule):
                 "`absolute` and `relative`. Try ErrorBound(relative=1e-3)."
             )
         ((name, value),) = given.items()
-        valid = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-        if not valid or not np.isfinite(value) or value <= 0:
-            raise OrderError(f"`{name}` is {value!r}; expected a positive finite number. Try 1e-3.")
+        if not _checks.is_number(value) or value <= 0:
+            raise OrderError(
+                f"`{name}` is {_checks.shown(value)}; expected a positive finite number. Try 1e-3."
+            )
 
     def choose(self, hsv: HostArray) -> int:
         """Return the smallest order that meets the tolerance."""
-        values = np.asarray(hsv, dtype=np.float64)
+        values = _checks.singular_values(hsv)
         tolerance, floor = self._tolerance(values), rank_tolerance(values)
         if tolerance < floor:
             self._refuse(tolerance, floor)
@@ -143,18 +144,22 @@ class ErrorBound(OrderRule):
 
     def is_met(self, hsv: HostArray, error: float) -> bool:
         """Whether `error`, bound or measured, is within the tolerance."""
-        return error <= self._tolerance(np.asarray(hsv, dtype=np.float64))
+        if not _checks.is_extended(error):
+            raise OrderError(
+                f"`error` is {_checks.shown(error)}; expected a number. Pass a bound, or what was measured."
+            )
+        return error <= self._tolerance(hsv)
 
     def check(self, hsv: HostArray, error: float) -> None:
         """Raise `UnreachableToleranceError` if `error`, bound or measured, misses the tolerance."""
         if not self.is_met(hsv, error):
-            self._refuse(self._tolerance(np.asarray(hsv, dtype=np.float64)), error)
+            self._refuse(self._tolerance(hsv), error)
 
     def _tolerance(self, hsv: HostArray) -> float:
         if self.absolute is not None:
             return float(self.absolute)
         assert self.relative is not None
-        return float(self.relative * hsv[0])
+        return float(self.relative * _checks.singular_values(hsv)[0])
 
     def _refuse(self, tolerance: float, reachable: float) -> None:
         raise UnreachableToleranceError(
@@ -200,10 +205,11 @@ class TotalBudget(OrderRule):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "states", _checks.positive_order(self.states, name="states"))
+        object.__setattr__(self, "relative", _checks.flag(self.relative, "relative"))
 
     def choose(self, hsv: HostArray) -> int:
         """Return the order of a system that has the budget to itself."""
-        return self.allocate([hsv])[0]
+        return self.allocate([_checks.singular_values(hsv)])[0]
 
     def allocate(
         self, hsvs: Sequence[HostArray], *, kept: Sequence[int] | None = None
@@ -228,8 +234,21 @@ class TotalBudget(OrderRule):
         OrderError
             If there are no systems, or the budget is too small for them.
         """
-        lists = [np.asarray(hsv, dtype=np.float64) for hsv in hsvs]
-        orders = list(kept) if kept is not None else [0] * len(lists)
+        lists = [
+            _descending(hsv) for hsv in _checks.items(hsvs, "hsvs", "one array for each system")
+        ]
+        orders = [0] * len(lists)
+        if kept is not None:
+            meaning = "how many states each system keeps besides"
+            orders = [
+                _checks.nonnegative_count(own, "kept", meaning)
+                for own in _checks.items(kept, "kept", "one int for each system")
+            ]
+        if len(orders) != len(lists):
+            raise OrderError(
+                f"`kept` has {len(orders)} entries but `hsvs` has {len(lists)}; expected one for each "
+                "system. Leave it out where nothing else is kept."
+            )
         for k, hsv in enumerate(lists):
             orders[k] += min(1, hsv.size)
         left = self.states - sum(orders)
@@ -266,6 +285,12 @@ def divided(rule: OrderRule, values: Sequence[HostArray], kept: Sequence[int]) -
         return [rule] * len(values)
     # Nothing can be left of a system without states, whatever the rule.
     return [FixedOrder(order) if order else rule for order in rule.allocate(values, kept=kept)]
+
+
+def _descending(hsv: HostArray) -> HostArray:
+    """Hankel singular values of one of several systems, which may have no states."""
+    values = _checks.real_values(hsv, "hsvs", "one array for each system")
+    return _checks.singular_values(values, "hsvs") if values.size else np.zeros(0)
 
 
 def _smallest_share(values: HostArray, share: float) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import is_number, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
@@ -215,10 +216,9 @@ def _moved(system: System, factor: float, offset: float) -> System:
 def _checked_tolerance(tolerance: float | None) -> float | None:
     if tolerance is None:
         return None
-    valid = isinstance(tolerance, int | float | np.floating) and not isinstance(tolerance, bool)
-    if not valid or not 0.0 < tolerance < 1.0:
+    if not is_number(tolerance) or not 0.0 < tolerance < 1.0:
         raise OrderError(
-            f"`tolerance` is {tolerance!r}; expected a number between 0 and 1, relative to the largest "
+            f"`tolerance` is {shown(tolerance)}; expected a number between 0 and 1, relative to the largest "
             "Hankel singular value. Try 1e-12, or leave it out."
         )
     return float(tolerance)

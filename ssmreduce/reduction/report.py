@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import flag
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference, hinf_difference
@@ -119,7 +120,7 @@ class Reduction:
         UnstableSystemError
             If `certified` and one of the systems is not stable.
         """
-        if certified:
+        if flag(certified, "certified"):
             return self._certified()
         return self._measure(grid=256, refinements=12, iterations=32)
 

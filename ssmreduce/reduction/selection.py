@@ -20,6 +20,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
@@ -275,6 +276,6 @@ def _check_diagonal(system: object, score: str) -> None:
             "`system` is a StateSpace; expected a DiagonalStateSpace, whose states are modes. "
             "Use modal_truncation, or diagonalise the system first."
         )
-    if score not in get_args(Score):
+    if not is_one_of(score, get_args(Score)):
         names = ", ".join(f'"{name}"' for name in get_args(Score))
-        raise OrderError(f"`score` is {score!r}; expected one of {names}.")
+        raise OrderError(f"`score` is {shown(score)}; expected one of {names}.")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import is_number, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.errors import OrderError, ShapeError
@@ -160,11 +161,10 @@ def _split_dense(host: StateSpace, margin: float) -> UnstableSplit:
 
 def _checked_margin(margin: float, system: System) -> float:
     limit = 1.0 if isinstance(system.time, Discrete) else np.inf
-    valid = isinstance(margin, int | float | np.floating) and not isinstance(margin, bool)
-    if not valid or not 0.0 <= margin < limit:
+    if not is_number(margin) or not 0.0 <= margin < limit:
         below = " below 1" if limit == 1.0 else ""
         raise OrderError(
-            f"`margin` is {margin!r}; expected a nonnegative number{below}: how far inside the "
+            f"`margin` is {shown(margin)}; expected a nonnegative number{below}: how far inside the "
             "stability boundary poles still count as unstable. Try 1e-6."
         )
     return float(margin)

@@ -15,6 +15,7 @@ from ssmreduce._namespace import (
     HostArray,
     is_host_double,
     product_of,
+    refuted,
     to_double,
     to_host,
 )
@@ -23,8 +24,10 @@ from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
     StateSpace,
+    check_index,
     check_input_output,
-    check_readout,
+    checked_margin,
+    checked_readout,
     feedthrough,
     no_steady_gain,
 )
@@ -101,10 +104,11 @@ class DiagonalStateSpace:
     log_eigenvalues: Array = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
+        real = _checks.flag(self.real_output, "real_output")
         eigenvalues = _checks.floating_array(self.eigenvalues, "eigenvalues", 1)
         B = _checks.floating_array(self.B, "B", 2)
         C = _checks.floating_array(self.C, "C", 2)
-        D = feedthrough(self.D, B, C, real=self.real_output)
+        D = feedthrough(self.D, B, C, real=real)
         n = eigenvalues.shape[-1]
         check_input_output(B, C, D, n, f"`eigenvalues` has {n} entries")
         _checks.matching_batches(
@@ -113,15 +117,15 @@ class DiagonalStateSpace:
                 **{name: tuple(x.shape[:-2]) for name, x in (("B", B), ("C", C), ("D", D))},
             }
         )
-        check_readout(self.read_after_update, check_time(self.time))
+        after = checked_readout(self.read_after_update, check_time(self.time))
         xp = array_api_compat.array_namespace(D)
-        if self.real_output and xp.isdtype(D.dtype, "complex floating"):
+        if real and xp.isdtype(D.dtype, "complex floating"):
             raise ShapeError(
                 f"`D` has dtype {D.dtype} but `real_output` is True; expected a real dtype. "
                 "Pass D.real."
             )
-        for name, value in (("eigenvalues", eigenvalues), ("B", B), ("C", C), ("D", D)):
-            object.__setattr__(self, name, value)
+        vars(self).update(eigenvalues=eigenvalues, B=B, C=C, D=D)
+        vars(self).update(real_output=real, read_after_update=after)
         register_pytree(type(self))
 
     @classmethod
@@ -167,13 +171,15 @@ class DiagonalStateSpace:
         """
         if not isinstance(check_time(time), Discrete):
             raise TimeDomainError(
-                f"`time` is {time!r}; expected Discrete(): the logarithm of a pole belongs to "
+                f"`time` is {_checks.shown(time)}; expected Discrete(): the logarithm of a pole belongs to "
                 "discrete time. Use the constructor for continuous systems."
             )
         logarithms = _checks.floating_array(log_eigenvalues, "log_eigenvalues", 1)
         xp = array_api_compat.array_namespace(logarithms)
+        with np.errstate(over="ignore"):  # the constructor refuses what is not finite
+            eigenvalues = xp.exp(logarithms)
         system = cls(
-            xp.exp(logarithms),
+            eigenvalues,
             B,
             C,
             D,
@@ -215,6 +221,7 @@ class DiagonalStateSpace:
 
         Where logarithms are kept they decide, so that |z| = 1 - 1e-20 is stable.
         """
+        margin = checked_margin(margin)
         if self.log_eigenvalues is None:
             inside = inside_boundary(self.poles(), self.time, margin)
         elif margin < 1.0:
@@ -291,12 +298,19 @@ class DiagonalStateSpace:
         return standard
 
     def rescaled(self, scale: HostArray) -> DiagonalStateSpace:
-        """Return the same map with stored states multiplied by `scale`, shape (..., n)."""
+        """Return the same map with stored states multiplied by `scale`, shape (..., n), nowhere zero."""
+        scale = _checks.floating_array(scale, "scale", 1)
+        if scale.shape != self.eigenvalues.shape or refuted(scale != 0.0):
+            raise ShapeError(
+                f"`scale` has shape {tuple(scale.shape)}; expected {tuple(self.eigenvalues.shape)}, one "
+                "number other than zero for each stored state."
+            )
         B, C = self.B * scale[..., :, None], self.C / scale[..., None, :]
         return self._with(self.eigenvalues, B, C, self.D, self.log_eigenvalues)
 
     def __getitem__(self, index: Any) -> DiagonalStateSpace:
         """Return one system of a batch, or what a slice or an index array selects."""
+        check_index(index, self.batch_shape)
         at = index if isinstance(index, tuple) else (index,)
         if len(at) > len(self.batch_shape):
             raise ShapeError(

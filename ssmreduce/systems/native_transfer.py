@@ -12,9 +12,9 @@ from typing import Any
 import array_api_compat
 
 from ssmreduce._boundary import NoNativeRoute, deciding_array
+from ssmreduce._checks import numeric_array
 from ssmreduce._namespace import (
     Array,
-    as_array,
     common_precision,
     conjugate,
     device_of,
@@ -35,7 +35,7 @@ def frequency_response(system: System, omega: Any) -> Array:
     """Native version of `frequency_response`, in the precision of the system's arrays."""
     check_single(system)
     like = deciding_array(system, omega)
-    (points,) = common_precision(in_library_of(as_array(omega), like))
+    (points,) = common_precision(in_library_of(numeric_array(omega, "omega", 0), like))
     if not is_traced(points) and not is_traced(like):
         points = array_api_compat.to_device(points, device_of(like))
     xp = namespace(points)

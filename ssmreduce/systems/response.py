@@ -18,7 +18,7 @@ from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._lapack import safe_unit
 from ssmreduce._namespace import HostArray, to_double
-from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems import native_transfer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
@@ -29,6 +29,9 @@ from ssmreduce.time_domain import Discrete
 
 _SMALLEST_UNIT = 2.0**-1000
 """Numbers can be divided by it, complex ones too."""
+
+_MOST_SAMPLES = 2**31
+"""Samples of a response: those of one channel fill 16 GiB."""
 
 
 @any_library()
@@ -176,11 +179,11 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     >>> bool(abs(frequency_response(system, [0.0])[0, 0, 0] - 2.0) < 1e-15)
     True
     """
-    points = np.asarray(omega)
-    points = points.astype(np.float64) if points.dtype.kind in "biuf" else np.full((), np.nan)
-    if points.ndim != 1 or not np.all(np.isfinite(points)):
+    check_single(system)
+    points = to_double(_checks.numeric_array(omega, "omega", 0))
+    if points.ndim != 1 or points.dtype.kind == "c" or not np.all(np.isfinite(points)):
         raise ShapeError(
-            f"`omega` is {omega!r:.100}; expected one axis of finite, real frequencies. "
+            f"`omega` is {_checks.shown(omega)}; expected one axis of finite, real frequencies. "
             "Try numpy.linspace(0, numpy.pi, 200)."
         )
     check_single(system)
@@ -237,12 +240,18 @@ def _sample_count(length: int | None, times: HostArray | None) -> int:
         raise TimeDomainError(
             "`length` is missing; expected a number of samples for a discrete system. Try length=100."
         )
-    return _checks.positive_count(length, "length", "the number of samples")
+    samples = _checks.positive_count(length, "length", "the number of samples")
+    if samples > _MOST_SAMPLES:
+        raise OrderError(
+            f"`length` is {samples}; expected at most {_MOST_SAMPLES} samples, which all lie in memory. "
+            "Ask for what the response takes to decay, or for dc_gain()."
+        )
+    return samples
 
 
 def _refuse_length(length: int | None) -> None:
     if length is not None:
         raise TimeDomainError(
-            f"`length` is {length!r} but `system` is continuous; expected `times` instead. "
+            f"`length` is {_checks.shown(length)} but `system` is continuous; expected `times` instead. "
             "Try times=numpy.linspace(0, 10, 200)."
         )

@@ -31,6 +31,7 @@ import numpy as np
 import scipy.linalg
 
 from ssmreduce._boundary import any_library
+from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
@@ -170,9 +171,9 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
 
 
 def _check_method(method: str) -> None:
-    if method not in ("zoh", "bilinear"):
+    if not is_one_of(method, ("zoh", "bilinear")):
         raise ShapeError(
-            f"`method` is {method!r}; expected 'zoh' or 'bilinear'. Use 'zoh' for sampled inputs, "
+            f"`method` is {shown(method)}; expected 'zoh' or 'bilinear'. Use 'zoh' for sampled inputs, "
             "'bilinear' to carry a reduction from one time domain to the other."
         )
 

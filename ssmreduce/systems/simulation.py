@@ -97,6 +97,8 @@ def simulate(
             f"`inputs` has dtype {signal.dtype} but `system` has real output, the real part of C h; "
             "expected real inputs. Simulate real and imaginary part one after the other."
         )
+    if not _checks.is_one_of(hold, ("constant", "linear")):
+        raise ShapeError(f"`hold` is {_checks.shown(hold)}; expected 'constant' or 'linear'.")
     if isinstance(host.time, Discrete):
         refuse_times(times)
         if hold != "constant":
@@ -134,8 +136,6 @@ def _discrete_states(host: System, signal: HostArray) -> HostArray:
 def _continuous_states(
     host: System, signal: HostArray, instants: HostArray, hold: str
 ) -> HostArray:
-    if hold not in ("constant", "linear"):
-        raise ShapeError(f"`hold` is {hold!r}; expected 'constant' or 'linear'.")
     advance = host.A if isinstance(host, StateSpace) else host.eigenvalues
     dtype = np.result_type(host.B, signal, advance)
     states = np.zeros((len(signal), host.order), dtype=dtype)

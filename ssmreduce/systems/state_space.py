@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -14,7 +15,9 @@ from ssmreduce._namespace import (
     HostArray,
     adjoint,
     device_of,
+    is_array,
     is_host_double,
+    namespace,
     product_of,
     to_double,
 )
@@ -62,13 +65,43 @@ def feedthrough(D: Array, B: Array, C: Array, *, real: bool) -> Array:
     return xp.zeros(shape, dtype=dtype, device=device_of(B))
 
 
-def check_readout(read_after_update: bool, time: TimeDomain) -> None:
-    """Refuse a readout after the update in continuous time, where there is no update."""
-    if read_after_update and not isinstance(time, Discrete):
+def checked_readout(read_after_update: bool, time: TimeDomain) -> bool:
+    """Return it as a bool; refuse a readout after the update in continuous time, where there is no update."""
+    after = _checks.flag(read_after_update, "read_after_update")
+    if after and not isinstance(time, Discrete):
         raise TimeDomainError(
             "`read_after_update` is True but `time` is continuous; expected a discrete system. "
             "Leave it False, or discretise first."
         )
+    return after
+
+
+def checked_margin(margin: float) -> float:
+    """Return the margin of a question about stability as a float; negative ones widen the region."""
+    return _checks.finite_number(margin, "margin", "0.0 or a distance from the stability boundary")
+
+
+def check_index(index: object, batch_shape: tuple[int, ...]) -> None:
+    """Raise `ShapeError` unless `index` takes systems out of a batch; beyond its ends is an IndexError."""
+    parts = index if isinstance(index, tuple) else (index,)
+    for part in parts:
+        if not (part is None or isinstance(part, slice) or _is_index(part)):
+            raise ShapeError(
+                f"`index` is {_checks.shown(index)}; expected ints, slices or arrays of ints, for the "
+                f"batch axes {batch_shape}. Try system[0]."
+            )
+
+
+def _is_index(value: Any) -> bool:
+    """Tell whether `value` is an int, a list of ints or bools, or an array of them of any library."""
+    if isinstance(value, list):
+        try:
+            value = np.asarray(value if value else [0])
+        except ValueError:  # rows of uneven lengths
+            return False
+    if is_array(value):
+        return bool(namespace(value).isdtype(value.dtype, ("bool", "integral")))
+    return _checks.is_int(value)
 
 
 def no_steady_gain(time: TimeDomain, found: str) -> UnstableSystemError:
@@ -143,8 +176,8 @@ class StateSpace:
             _checks.matching_batches(
                 {name: tuple(x.shape[:-2]) for name, x in (("A", A), ("B", B), ("C", C), ("D", D))}
             )
-        check_readout(self.read_after_update, check_time(self.time))
-        vars(self).update(A=A, B=B, C=C, D=D)
+        after = checked_readout(self.read_after_update, check_time(self.time))
+        vars(self).update(A=A, B=B, C=C, D=D, read_after_update=after)
         register_pytree(type(self))
 
     @property
@@ -179,7 +212,7 @@ class StateSpace:
         A static gain is stable. A pole that rounding cannot tell from the boundary is on it: one within
         2 n eps ‖A‖_F of it, for A in balanced units, and for each part of A that does not act back on others.
         """
-        return are_stable(to_double(self.A), self.time, margin)[()]
+        return are_stable(to_double(self.A), self.time, checked_margin(margin))[()]
 
     @any_library()
     def dc_gain(self) -> HostArray:
@@ -229,6 +262,7 @@ class StateSpace:
 
     def __getitem__(self, index: int | tuple[int, ...]) -> StateSpace:
         """Return one system of a batch."""
+        check_index(index, self.batch_shape)
         if (len(index) if isinstance(index, tuple) else 1) > len(self.batch_shape):
             raise ShapeError(
                 f"`system` has batch axes {self.batch_shape} but is indexed by {index}; expected at most "

@@ -9,17 +9,19 @@ from __future__ import annotations
 import array_api_compat
 import numpy as np
 
-from ssmreduce._checks import is_number, numeric_array
-from ssmreduce._namespace import Array, HostArray, array_eps, as_array, to_double, to_host
+from ssmreduce._checks import is_number, numeric_array, shown
+from ssmreduce._lapack import frobenius_norm
+from ssmreduce._namespace import Array, HostArray, array_eps, to_double, to_host
 from ssmreduce.equations.residual import relative_residual
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
-from ssmreduce.systems.diagonal import System
+from ssmreduce.systems.diagonal import System, check_single
 from ssmreduce.systems.simulation import simulate
 from ssmreduce.testing.tolerances import (
     ROUNDING,
     arrays_in,
     at_most,
+    checked_tolerance,
     described,
     largest_error,
     largest_gain,
@@ -63,7 +65,7 @@ def assert_stable(system: System, *, margin: float = 0.0) -> None:
     AssertionError: `system` has a pole with |λ| = 0.9; allowed: |λ| < 0.8.
     """
     if not is_number(margin):
-        raise OrderError(f"`margin` is {margin!r}; expected a finite number. Try 0.0.")
+        raise OrderError(f"`margin` is {shown(margin)}; expected a finite number. Try 0.0.")
     for place, single in singles(system):
         if single.is_stable(margin):
             continue
@@ -105,6 +107,7 @@ def assert_systems_close(actual: System, desired: System, *, rtol: float | None 
     >>> system = StateSpace([[0.9, 0.3], [0.0, 0.1]], [[1.0], [1.0]], [[1.0, 0.5]], time=Discrete())
     >>> assert_systems_close(balanced_realisation(system), system)
     """
+    rtol = checked_tolerance(rtol)
     for place, one, two in paired(actual, desired, "actual", "desired"):
         gains = largest_gain(one), largest_gain(two)
         allowed = rounding(one, two) if rtol is None else rtol * max(gains)
@@ -245,6 +248,7 @@ def assert_lyapunov(
     >>> assert_lyapunov(-np.eye(2), np.eye(2), 2 * np.eye(2), time=Continuous())
     """
     check_time(time)
+    rtol = checked_tolerance(rtol)
     given = [numeric_array(x, name, 2) for name, x in (("A", A), ("X", X), ("Q", Q))]
     shapes = [tuple(x.shape) for x in given]
     if shapes[0][-2] != shapes[0][-1]:
@@ -259,8 +263,8 @@ def assert_lyapunov(
             f"`X`{place_of(at)} does not solve its Lyapunov equation: relative residual",
             relative_residual(a, x, q, time=time),
             allowed,
-            f"‖A‖ = {np.linalg.norm(a):.6g}, ‖X‖ = {np.linalg.norm(x):.6g}",
-            f"‖Q‖ = {np.linalg.norm(q):.6g}, time = {time}",
+            f"‖A‖ = {frobenius_norm(a):.6g}, ‖X‖ = {frobenius_norm(x):.6g}",
+            f"‖Q‖ = {frobenius_norm(q):.6g}, time = {time}",
         )
 
 
@@ -302,8 +306,11 @@ def assert_outputs_close(
     ... )
     >>> assert_outputs_close(system, [[1.0], [0.0]], [[1.0], [0.5]])
     """
-    given, host, signal = as_array(outputs), system.to_host(), to_double(as_array(inputs))
-    samples = None if times is None else to_double(as_array(times))
+    check_single(system)
+    rtol = checked_tolerance(rtol)
+    given, host = numeric_array(outputs, "outputs", 1), system.to_host()
+    signal = to_double(numeric_array(inputs, "inputs", 1))
+    samples = None if times is None else to_double(numeric_array(times, "times", 1))
     expected, found = simulate(host, signal, times=samples), to_double(given)
     if found.shape != expected.shape:
         raise AssertionError(
@@ -366,7 +373,7 @@ def _homes(thing: Array | System, name: str) -> set[tuple[str, str]]:
     homes = set()
     for x in arrays_in(thing):
         if not array_api_compat.is_array_api_obj(x):
-            raise AssertionError(f"`{name}` is {x!r}; allowed: an array or a system.")
+            raise AssertionError(f"`{name}` is {shown(x)}; allowed: an array or a system.")
         library = array_api_compat.array_namespace(x).__name__.removeprefix("array_api_compat.")
         homes.add((library, str(array_api_compat.device(x))))
     return homes

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat
 import numpy as np
 
-from ssmreduce._checks import is_number, require_backend
+from ssmreduce._checks import flag, is_int, is_number, is_one_of, require_backend, shown
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -60,8 +59,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.time is not None:
             check_time(self.time)
-        if self.dtype not in (None, *DTYPES):
-            raise ShapeError(f"`dtype` is {self.dtype!r}; expected one of {', '.join(DTYPES)}.")
+        for name in ("feedthrough", "minimal", "read_after_update", "real_output"):
+            value = getattr(self, name)
+            if value is not None or name == "feedthrough":
+                object.__setattr__(self, name, flag(value, name))
+        if self.dtype is not None and not is_one_of(self.dtype, DTYPES):
+            raise ShapeError(
+                f"`dtype` is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}."
+            )
         if self.minimal and self.real_output and np.dtype(self.dtype).kind != "c":
             raise ShapeError(
                 f"`dtype` is {self.dtype!r}; expected a complex dtype, since real states have no "
@@ -70,21 +75,21 @@ class Options:
         shape = self.batch_shape
         if not isinstance(shape, tuple) or not all(map(_is_count, shape)) or 0 in shape:
             raise ShapeError(
-                f"`batch_shape` is {shape!r}; expected a tuple of positive ints. Try (2, 3), or ()."
+                f"`batch_shape` is {shown(shape)}; expected a tuple of positive ints. Try (2, 3), or ()."
             )
         n = self.range("order")[1]
         for name in ("inputs", "outputs"):
             if self.range(name)[0] < 1:
-                raise OrderError(f"`{name}` is {getattr(self, name)!r}; expected at least 1.")
+                raise OrderError(f"`{name}` is {shown(getattr(self, name))}; expected at least 1.")
         least = _ROUNDING * max(n, 1) * float(np.finfo(self.dtype or "float64").eps)
         if not is_number(self.margin) or not least <= self.margin < 1.0:
             raise OrderError(
-                f"`margin` is {self.margin!r}; expected a number from {least:.1e} (64 n eps) to below 1. "
-                "Nearer poles might be rounded over the boundary."
+                f"`margin` is {shown(self.margin)}; expected a number from {least:.1e} (64 n eps) to below "
+                "1. Nearer poles might be rounded over the boundary."
             )
         if not is_number(self.departure) or self.departure < 0.0:
             raise OrderError(
-                f"`departure` is {self.departure!r}; expected a nonnegative finite number. Pass 0 for "
+                f"`departure` is {shown(self.departure)}; expected a nonnegative finite number. Pass 0 for "
                 "normal `A`."
             )
 
@@ -94,14 +99,14 @@ class Options:
         ends = value if isinstance(value, tuple) else (value, value)
         if len(ends) != 2 or not all(map(_is_count, ends)) or ends[0] > ends[1]:
             raise OrderError(
-                f"`{name}` is {value!r}; expected an int or (least, most) with 0 <= least <= most. "
+                f"`{name}` is {shown(value)}; expected an int or (least, most) with 0 <= least <= most. "
                 "Try (1, 5)."
             )
         return ends
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+    return is_int(value) and value >= 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ssmreduce._checks import is_number, shown
 from ssmreduce._namespace import Array, HostArray, array_eps
+from ssmreduce.errors import OrderError
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
 from ssmreduce.norms import hinf_difference
 from ssmreduce.norms.gain import Gain
@@ -36,6 +38,17 @@ def at_most(what: str, measured: float, allowed: float, *sides: str) -> None:
         raise AssertionError(
             "\n  ".join([f"{what} {measured:.3e}, allowed {allowed:.3e}.", *sides])
         )
+
+
+def checked_tolerance(rtol: float | None) -> float | None:
+    """Return `rtol` as a nonnegative float, or None where it is left out."""
+    if rtol is None:
+        return None
+    if not is_number(rtol) or rtol < 0.0:
+        raise OrderError(
+            f"`rtol` is {shown(rtol)}; expected a number, 0 or more. Try 1e-6, or leave it out."
+        )
+    return float(rtol)
 
 
 def arrays_in(thing: Array | System) -> list[Array]:
@@ -105,8 +118,8 @@ def paired(
     first: System, second: System, name: str, other: str
 ) -> Iterator[tuple[str, System, System]]:
     """Both systems of every index, or AssertionError where they cannot be compared."""
-    check_system(first)
-    check_system(second)
+    check_system(first, name)
+    check_system(second, other)
     for what in ("time", "inputs", "outputs", "batch_shape"):
         found, expected = getattr(first, what), getattr(second, what)
         if found != expected:

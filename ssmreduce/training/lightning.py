@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
+from ssmreduce._checks import check_instance, shown
 from ssmreduce.errors import OptimizerStateError, OrderError
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.reducer import InTrainingReducer
@@ -58,7 +59,18 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         metric: str | None = None,
         followers: Callable[[Any], Sequence[Any]] | None = None,
     ) -> None:
+        check_instance(
+            reducer,
+            InTrainingReducer,
+            "reducer",
+            "InTrainingReducer(ReductionSchedule(total_steps))",
+        )
         reducer.check_metric(metric)
+        if followers is not None and not callable(followers):
+            raise OrderError(
+                f"`followers` is {shown(followers)}; expected a function of the trainer. "
+                "Try lambda trainer: [copy]."
+            )
         self.followers = followers
         self.reducer = reducer
         self.metric = metric

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from ssmreduce._checks import positive_count
+from ssmreduce._checks import is_number, is_one_of, positive_count, shown
 from ssmreduce.adapters.snapshot import Snapshot
 from ssmreduce.errors import OrderError
 
@@ -49,22 +48,23 @@ class RollbackPolicy:
     patience: int = 1
 
     def __post_init__(self) -> None:
-        number = isinstance(self.tolerance, int | float | np.floating) and not isinstance(
-            self.tolerance, bool
-        )
-        if not number or not math.isfinite(self.tolerance) or self.tolerance < 0:
+        if not is_number(self.tolerance) or self.tolerance < 0:
             raise OrderError(
-                f"`tolerance` is {self.tolerance!r}; expected a finite number, 0 or more, in the units "
+                f"`tolerance` is {shown(self.tolerance)}; expected a finite number, 0 or more, in the units "
                 "of the metric. Try the spread of the metric between two reports."
             )
-        if self.mode not in ("min", "max"):
+        if not is_one_of(self.mode, ("min", "max")):
             raise OrderError(
-                f'`mode` is {self.mode!r}; expected "min" for a loss or "max" for an accuracy.'
+                f'`mode` is {shown(self.mode)}; expected "min" for a loss or "max" for an accuracy.'
             )
-        positive_count(self.patience, "patience", "how many reports must be worse, 1 by default")
+        patience = positive_count(
+            self.patience, "patience", "how many reports must be worse, 1 by default"
+        )
+        vars(self).update(tolerance=float(self.tolerance), patience=patience)
 
     def is_worse(self, metric: float, *, than: float) -> bool:
         """Tell whether `metric` is worse than `than` by more than the tolerance; NaN is."""
+        metric, than = metric_value(metric), metric_value(than, "than")
         change = metric - than if self.mode == "min" else than - metric
         return not change <= self.tolerance
 
@@ -94,8 +94,8 @@ class Trial:
     stands: bool = False
 
 
-def metric_value(metric: Any) -> float:
-    """Return a reported metric, a number or an array of one entry, as a float.
+def metric_value(metric: Any, name: str = "metric") -> float:
+    """Return a reported metric, a number or an array of one entry, as a float; NaN and Inf are values.
 
     Raises
     ------
@@ -103,9 +103,13 @@ def metric_value(metric: Any) -> float:
         If it is none.
     """
     try:
-        return float(getattr(metric, "detach", lambda: metric)())
-    except (TypeError, ValueError, RuntimeError):
+        value = getattr(metric, "detach", lambda: metric)()
+        numbers = value.dtype.kind in "iuf" if isinstance(value, np.ndarray | np.generic) else None
+        if numbers is False or isinstance(value, str | bytes | bytearray | bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise OrderError(
-            f"`metric` is {metric!r}; expected a number, or an array of one entry. Report the value "
+            f"`{name}` is {shown(metric)}; expected a number, or an array of one entry. Report the value "
             "itself, for example metrics['val_loss']."
         ) from None

@@ -8,7 +8,16 @@ from dataclasses import replace
 from typing import Any, overload
 
 from ssmreduce._boundary import warn_caller
-from ssmreduce._checks import fraction, positive_count, positive_horizon
+from ssmreduce._checks import (
+    check_instance,
+    check_text,
+    flag,
+    fraction,
+    positive_count,
+    positive_horizon,
+    type_name,
+    whole_number,
+)
 from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.adapters.snapshot import prepared_back, take_all
 from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
@@ -122,20 +131,20 @@ class InTrainingReducer:
     ) -> None:
         check_moments(moments)
         check_mode_scaling(mode_scaling)
-        _check_type(schedule, ReductionSchedule, "schedule", "ReductionSchedule(total_steps)")
+        check_instance(schedule, ReductionSchedule, "schedule", "ReductionSchedule(total_steps)")
         if rollback is not None:
-            _check_type(rollback, RollbackPolicy, "rollback", "RollbackPolicy(tolerance)")
+            check_instance(rollback, RollbackPolicy, "rollback", "RollbackPolicy(tolerance)")
         if trace is not None:
-            _check_type(trace, HankelTrace, "trace", "HankelTrace(100)")
+            check_instance(trace, HankelTrace, "trace", "HankelTrace(100)")
         self.schedule = schedule
         self.order = HankelMass(0.96) if order is None else as_rule(order)
         self.gate = fraction(gate, "gate")
         self.moments: Moments = moments
         self.mode_scaling: ModeScaling = mode_scaling
         self.horizon = positive_horizon(horizon)
-        self.uniform = uniform
+        self.uniform = flag(uniform, "uniform")
         self.multiple_of = positive_count(multiple_of, "multiple_of", "1, or what kernels want")
-        self.skip_unsupported = skip_unsupported
+        self.skip_unsupported = flag(skip_unsupported, "skip_unsupported")
         self.rollback = rollback
         self.trace = trace
         self.events: list[ReductionEvent] = []
@@ -183,6 +192,7 @@ class InTrainingReducer:
 
     def due(self, step: int) -> bool:
         """Tell whether `step` would cut layers, or undo a cut, after this update."""
+        step = whole_number(step, "step", "the number of updates done")
         if self._trial is not None and not self._trial.stands:
             return self._has_failed(self._trial)
         return self._may_cut() and (self._waiting or self._comes_due(step))
@@ -296,6 +306,8 @@ class InTrainingReducer:
 
     def check_metric(self, name: str | None) -> None:
         """Raise `OrderError` unless a metric is named exactly where a rollback policy watches one."""
+        if name is not None:
+            check_text(name, "metric", "the name under which the metric is logged")
         if (name is None) != (self.rollback is None):
             raise OrderError(
                 f"`metric` is {name!r} and the reducer's rollback policy is {self.rollback!r}; expected "
@@ -334,6 +346,11 @@ class InTrainingReducer:
         OrderError
             If it is of a reducer with other settings, or no such state; nothing was changed then.
         """
+        if not isinstance(state, Mapping):
+            raise OrderError(
+                f"`state` is a {type_name(state)}; expected what state_dict() of a reducer returned. "
+                "Read a file with torch.load(path) first."
+            )
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
             raise OrderError(
@@ -499,11 +516,6 @@ class InTrainingReducer:
         if self._writer is not None:
             for event in events:
                 write_event(self._writer, event)
-
-
-def _check_type(value: object, expected: type, name: str, example: str) -> None:
-    if not isinstance(value, expected):
-        raise OrderError(f"`{name}` is {value!r}; expected a {expected.__name__}. Try {example}.")
 
 
 def _warn(message: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
-from ssmreduce._checks import positive_count
+from ssmreduce._checks import is_number, positive_count, shown, whole_number
 from ssmreduce.errors import OrderError
+
+_MOST_ATTEMPTS = 10_000
+"""All of them are looked through at every step."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,21 @@ class ReductionSchedule:
     attempts: int = 4
 
     def __post_init__(self) -> None:
-        positive_count(self.total_steps, "total_steps", "the optimizer steps of the run")
-        positive_count(self.attempts, "attempts", "how often to try, 4 by default")
-        if not 0.0 <= self.start < self.stop <= 1.0:
+        total = positive_count(self.total_steps, "total_steps", "the optimizer steps of the run")
+        attempts = positive_count(self.attempts, "attempts", "how often to try, 4 by default")
+        if self.attempts > _MOST_ATTEMPTS:
             raise OrderError(
-                f"`start` is {self.start!r} and `stop` is {self.stop!r}; expected shares of the run "
-                "with 0 <= start < stop <= 1."
+                f"`attempts` is {self.attempts}; expected at most {_MOST_ATTEMPTS}. Try 4: each new shape "
+                "costs a compilation."
             )
+        shares = is_number(self.start) and is_number(self.stop)
+        if not shares or not 0.0 <= self.start < self.stop <= 1.0:
+            raise OrderError(
+                f"`start` is {shown(self.start)} and `stop` is {shown(self.stop)}; expected shares of the "
+                "run with 0 <= start < stop <= 1."
+            )
+        vars(self).update(total_steps=total, attempts=attempts)
+        vars(self).update(start=float(self.start), stop=float(self.stop))
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -64,4 +75,4 @@ class ReductionSchedule:
 
     def due(self, step: int) -> bool:
         """Tell whether an attempt is due after update number `step` (the first is 1)."""
-        return step in self.steps
+        return whole_number(step, "step", "the number of updates done") in self.steps

@@ -18,10 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.stats
 
-from ssmreduce._checks import fraction, positive_count, positive_horizon
+from ssmreduce._checks import (
+    check_text,
+    fields_of,
+    flag,
+    fraction,
+    items,
+    positive_count,
+    positive_horizon,
+    real_values,
+    whole_number,
+)
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.registry import find_layers, model_backend, read_system
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.models.cut import with_full_layers
 from ssmreduce.reduction.diagonal import balanced_systems
 from ssmreduce.reduction.single import BalancedSystem
@@ -52,6 +62,18 @@ class HankelRecord:
     hsv: HostArray = field(repr=False)
     shares: HostArray = field(repr=False)
 
+    def __post_init__(self) -> None:
+        step = whole_number(self.step, "step", "the number of updates done")
+        check_text(self.layer, "layer", "the name of the layer")
+        hsv = real_values(self.hsv, "hsv", "the result of hankel_singular_values")
+        shares = real_values(self.shares, "shares", "one number for each state")
+        if 0 in hsv.shape or 0 in shares.shape:
+            raise ShapeError(
+                f"`hsv` has shape {hsv.shape} and `shares` {shares.shape}; expected a number for each of "
+                "at least one state."
+            )
+        vars(self).update(step=step, hsv=hsv, shares=shares)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON."""
         arrays = {"hsv": self.hsv.tolist(), "shares": self.shares.tolist()}
@@ -60,11 +82,11 @@ class HankelRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HankelRecord:
         """Return the record that `to_dict` made `values` of."""
-        arrays = {name: np.asarray(values[name], np.float64) for name in ("hsv", "shares")}
-        return cls(values["step"], values["layer"], **arrays)
+        return cls(**fields_of(values, "step", "layer", "hsv", "shares"))
 
     def kept(self, share: float) -> HostArray:
         """Return the fewest states that make up `share` of the sum, largest first (flat indices)."""
+        share = fraction(share, "share")
         order = np.argsort(-self.shares, axis=None, kind="stable")
         total = np.cumsum(self.shares.ravel()[order])
         return order[: np.searchsorted(total, share * total[-1]) + 1]
@@ -154,7 +176,8 @@ class HankelTrace:
 
     def step(self, step: int, model: Any, *, skip_unsupported: bool = False) -> None:
         """Record every layer if `step`, the number of updates done, is a multiple of `every`."""
-        if step % self.every == 0:
+        skip_unsupported = flag(skip_unsupported, "skip_unsupported")
+        if whole_number(step, "step", "the number of updates done") % self.every == 0:
             self.record(step, model, skip_unsupported=skip_unsupported)
 
     def record(self, step: int, model: Any, *, skip_unsupported: bool = False) -> None:
@@ -167,9 +190,11 @@ class HankelTrace:
         SSMReduceError
             If a layer holds NaN, or is not stable and there is no horizon; or if there is no layer.
         """
+        step = whole_number(step, "step", "the number of updates done")
+        skip_unsupported = flag(skip_unsupported, "skip_unsupported")
         name_of = model_backend(model).path_name
         self.records += [
-            _recorded(int(step), name_of(path), read_system(layer), self.horizon)
+            _recorded(step, name_of(path), read_system(layer), self.horizon)
             for path, layer in find_layers(
                 with_full_layers(model), skip_unsupported=skip_unsupported
             )
@@ -183,6 +208,7 @@ class HankelTrace:
         OrderError
             If there is none.
         """
+        check_text(layer, "layer", "the name of a layer")
         records = [record for record in self.records if record.layer == layer]
         if not records:
             raise OrderError(
@@ -244,8 +270,10 @@ class HankelTrace:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HankelTrace:
         """Return the trace that `to_dict` made `values` of."""
-        trace = cls(values["every"], share=values["share"], horizon=values["horizon"])
-        trace.records = [HankelRecord.from_dict(record) for record in values["records"]]
+        settings = fields_of(values, "every", "share", "horizon", "records")
+        records = items(settings.pop("records"), "records", "what to_dict returned")
+        trace = cls(**settings)
+        trace.records = [HankelRecord.from_dict(record) for record in records]
         return trace
 
 

@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from ssmreduce._checks import (
+    check_instance,
+    check_text,
+    fields_of,
+    floating_array,
+    is_extended,
+    real_values,
+    shown,
+    whole_number,
+)
 from ssmreduce._namespace import HostArray
+from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule
 
@@ -57,12 +68,35 @@ class ReductionEvent:
     poles_after: HostArray = field(repr=False)
     rolled_back: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("step", "old_order", "new_order", "real_order"):
+            value = whole_number(getattr(self, name), name, "a number of updates, or of states")
+            object.__setattr__(self, name, value)
+        check_text(self.layer, "layer", "the name of the layer")
+        for name in ("tau", "error_bound", "rolled_back", "measured_error", "seconds"):
+            value = getattr(self, name)
+            if not is_extended(value) and (
+                value is not None or name in ("measured_error", "seconds")
+            ):
+                raise OrderError(
+                    f"`{name}` is {shown(value)}; expected a number, as a cut reports it."
+                )
+        hsv = real_values(self.hsv, "hsv", "the result of hankel_singular_values")
+        if hsv.size == 0:
+            raise ShapeError(f"`hsv` has shape {hsv.shape}; expected at least one value.")
+        before, after = (
+            floating_array(getattr(self, name), name, 1) for name in ("poles_before", "poles_after")
+        )
+        vars(self).update(hsv=hsv, poles_before=before, poles_after=after)
+
     @classmethod
     def of(cls, step: int, layer: str, result: LayerReduction, order: OrderRule) -> ReductionEvent:
         """Return the event of the cut `result` by the rule `order`, `step` updates into training."""
+        check_instance(result, LayerReduction, "result", "reduce_layer(layer, order)")
+        check_instance(order, OrderRule, "order", "FixedOrder(8)")
         reduction = result.reduction
         return cls(
-            step=int(step),
+            step=step,
             layer=layer,
             old_order=result.old_order,
             new_order=result.new_order,
@@ -83,12 +117,10 @@ class ReductionEvent:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ReductionEvent:
         """Return the event that `to_dict` made `values` of."""
-        arrays = {
-            "hsv": np.asarray(values["hsv"], dtype=np.float64),
-            "poles_before": _complex(values["poles_before"]),
-            "poles_after": _complex(values["poles_after"]),
-        }
-        return cls(**{**values, **arrays})
+        own = fields_of(values, *(item.name for item in fields(cls) if item.name != "rolled_back"))
+        own["rolled_back"] = values.get("rolled_back")
+        poles = {name: _complex(own[name], name) for name in ("poles_before", "poles_after")}
+        return cls(**{**own, **poles})
 
 
 def _plain(value: Any) -> Any:
@@ -99,5 +131,8 @@ def _plain(value: Any) -> Any:
     return value.tolist()
 
 
-def _complex(pairs: Any) -> HostArray:
-    return np.asarray(pairs, dtype=np.float64).view(np.complex128)[..., 0]
+def _complex(pairs: Any, name: str) -> HostArray:
+    parts = real_values(pairs, name, "[re, im] of each pole")
+    if parts.shape[-1] != 2:
+        raise ShapeError(f"`{name}` has shape {parts.shape}; expected [re, im] of each pole.")
+    return np.ascontiguousarray(parts).view(np.complex128)[..., 0]

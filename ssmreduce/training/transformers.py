@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ssmreduce._checks import check_instance, shown
 from ssmreduce.errors import DataFileError, DistributedError, OrderError
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.reducer import InTrainingReducer
@@ -61,6 +62,12 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, reducer: InTrainingReducer, *, metric: str | None = None) -> None:
+        check_instance(
+            reducer,
+            InTrainingReducer,
+            "reducer",
+            "InTrainingReducer(ReductionSchedule(total_steps))",
+        )
         reducer.check_metric(metric)
         self.reducer = reducer
         self.metric = metric
@@ -77,6 +84,10 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
             If the file is damaged, holds other objects than tensors and numbers, or unpacks to more than it
             is long.
         """
+        if not isinstance(checkpoint, str | Path):
+            raise OrderError(
+                f"`checkpoint` is {shown(checkpoint)}; expected a str or a Path. Pass the folder."
+            )
         file = Path(checkpoint) / _FILE
         if not file.is_file():
             raise OrderError(
