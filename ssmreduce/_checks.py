@@ -264,10 +264,6 @@ def whole_number(value: Any, name: str, meaning: str) -> int:
         raise OrderError(f"`{name}` is {shown(value)}; expected an int. Pass {meaning}.") from None
 
 
-_LONGEST_HORIZON = 2**63 - 1
-"""Steps that a count of 64 bits holds."""
-
-
 def positive_horizon(horizon: object) -> int | None:
     """Return `horizon` as a positive int, or None for an infinite horizon."""
     if horizon is None:
@@ -276,11 +272,6 @@ def positive_horizon(horizon: object) -> int | None:
         raise OrderError(
             f"`horizon` is {shown(horizon)}; expected a positive number of steps, or None for an "
             "infinite horizon. Pass the length of the sequences that the layer sees."
-        )
-    if horizon > _LONGEST_HORIZON:
-        raise OrderError(
-            "`horizon` is more than 2**63 - 1; expected fewer steps, or None for an infinite horizon. "
-            "Leave it out: no sequence is as long."
         )
     return int(horizon)
 
