@@ -25,15 +25,32 @@ from ssmreduce.time_domain import Discrete
 _PEAKS = 4
 """Local maxima that are refined side by side."""
 
+_AGREEMENT = 1e-6
+"""Relative difference from the gain by modes up to which a search among those is trusted."""
+
+_STILL = 1e-12
+"""Relative rise of a local maximum that counts as none."""
+
+_IDLE_ROUNDS = 2
+"""Rounds without a rise after which none is expected: the parabolas converge faster than linearly."""
+
 _STEEPEST = 1e30
 """Cap on (peak/neighbour)², so that a neighbour where the gain vanishes stays a finite number."""
 
 
 def peak(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[float, float]:
     """Return the largest gain seen and its frequency (∞ where the feedthrough is largest)."""
+    cheap = gain.searchable
     value, frequency = refine(
-        lambda omega: gain.estimate(omega, iterations), frequencies(gain, grid), refinements
+        lambda omega: cheap.estimate(omega, iterations), frequencies(cheap, grid), refinements
     )
+    if cheap is not gain and value > 0.0:
+        seen = float(gain.estimate(np.array([frequency]), iterations)[0])
+        if abs(seen - value) > _AGREEMENT * value:
+            return refine(
+                lambda omega: gain.estimate(omega, iterations), frequencies(cheap, grid), refinements
+            )
+        value = seen
     if not gain.discrete and np.any(gain.D):
         at_infinity = float(gain.exact(np.array([math.inf]))[0])
         if at_infinity > value:
@@ -46,9 +63,13 @@ def refine(
 ) -> tuple[float, float]:
     """Refine a sorted grid around its largest local maxima; return the maximum and its place."""
     values = evaluate(omega)
+    before, idle = np.empty(0), 0
     for _ in range(refinements):
-        fresh = np.setdiff1d(_proposals(omega, values), omega)
-        if not fresh.size:
+        proposed, heights = _proposals(omega, values)
+        fresh = np.setdiff1d(proposed, omega)
+        risen = heights.size != before.size or np.any(heights > before * (1.0 + _STILL))
+        before, idle = heights, 0 if risen else idle + 1
+        if not fresh.size or idle == _IDLE_ROUNDS:
             break
         omega = np.concatenate([omega, fresh])
         values = np.concatenate([values, evaluate(fresh)])
@@ -63,7 +84,7 @@ def frequencies(gain: Gain, count: int) -> HostArray:
     poles = np.concatenate(
         [
             _sharpest(system, poles, count)
-            for system, poles in zip(gain.systems, gain.poles(), strict=True)
+            for system, poles in zip(gain.systems, gain.poles, strict=True)
         ]
     )
     if gain.discrete:
@@ -88,16 +109,18 @@ def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
         distance = np.abs(poles.real)
     weight = np.ones(poles.size)
     if isinstance(system, DiagonalStateSpace):
+        # Of the system itself or of its modes.
         weight = np.linalg.norm(system.B, axis=1) * np.linalg.norm(system.C, axis=0)
     sharpness = weight / np.maximum(distance, np.finfo(np.float64).tiny)
     return poles[np.argsort(sharpness)[-count:]]
 
 
-def _proposals(omega: HostArray, values: HostArray) -> HostArray:
-    """Two new frequencies for each of the largest local maxima."""
+def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, HostArray]:
+    """Two new frequencies for each of the largest local maxima, and the heights of those."""
     padded = np.concatenate([[-1.0], values, [-1.0]])
     maxima = np.flatnonzero((values >= padded[:-2]) & (values >= padded[2:]) & (values > 0))
     best = maxima[np.argsort(values[maxima])[-_PEAKS:]]
+    heights = values[best]
     left = omega[np.maximum(best - 1, 0)] - omega[best]
     right = omega[np.minimum(best + 1, omega.size - 1)] - omega[best]
     middle = omega[best] + np.where(right > -left, right, left) / 2
@@ -109,4 +132,4 @@ def _proposals(omega: HostArray, values: HostArray) -> HostArray:
     bend = slope_right - slope_left
     curved = bend > 0
     lowest = 0.5 * (left - slope_left * (right - left) / np.where(curved, bend, 1.0))
-    return np.concatenate([middle, (omega[best] + lowest)[curved]])
+    return np.concatenate([middle, (omega[best] + lowest)[curved]]), heights

@@ -19,20 +19,17 @@ from ssmreduce.errors import UnreachableToleranceError, UnsupportedEquationError
 from ssmreduce.gramians.batch import map_systems
 from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
-from ssmreduce.norms.gain import Gain
+from ssmreduce.norms.gain import Gain, check_alike
 from ssmreduce.norms.gain_gradient import gain_gradient
 from ssmreduce.norms.grid import peak
-from ssmreduce.norms.level_set import upper_bound
-from ssmreduce.norms.solved_gain import lower_bound
+from ssmreduce.norms.level_set import rounding_of_test, upper_bound
+from ssmreduce.norms.refined import RefinedGain, lower_bound
+from ssmreduce.norms.units import Units, in_units
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.response import frequency_response
 from ssmreduce.systems.state_space import StateSpace
 
 _GRID, _REFINEMENTS, _ITERATIONS = 256, 12, 32
 """What `Reduction.verify` uses too."""
-
-_AGREEMENT = 1e-10
-"""Relative difference of two ways to the same gain that is not worth a correction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,8 +210,9 @@ def hinf_difference(
     >>> round(hinf_difference(big, small), 6)
     1.0
     """
-    gain = Gain((1.0, first), (-1.0, second))
-    return lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
+    gain, units = _difference(first, second)
+    found = lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
+    return units.gain_outside(found[0])
 
 
 @any_library()
@@ -256,66 +254,62 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     True
     """
     _check_tolerance(tolerance)
+    gain, units = _difference(first, second)
     for system in (first, second):
         check_stable(system)
-    gain = Gain((1.0, first), (-1.0, second))
-    return _certify(gain, _difference(first, second, gain.D), tolerance)
+    joined = _joined(gain)
+    lower, frequency = lower_bound(gain, **_search(joined.order))
+    bounds = upper_bound(
+        *(gain, joined, lower, frequency, tolerance),
+        evaluate=RefinedGain(gain).lower,
+        noise=rounding_of_test(gain),
+    )
+    return _outside(HinfNorm(*bounds), units)
 
 
 def _single(system: System, certified: bool, tolerance: float) -> HinfNorm:
     check_stable(system)
-    gain = Gain((1.0, system))
-    if certified:
-        norm = _certify(gain, _dense(system.to_host().to_standard()), tolerance)
-        lower, seen = float(norm.lower), _seen_again(system, norm)
-        if abs(seen - lower) > tolerance * lower:
-            raise UnreachableToleranceError(
-                f"the Schur form of `A` gives a gain of {lower:.6g} where the response is "
-                f"{seen:.6g}: rounding of size eps ‖A‖ moves the norm by more than `tolerance`; expected "
-                "a system in better coordinates. Scale the states, or take hinf_norm without a "
-                "certificate."
-            )
-        return norm
-    lower, frequency = peak(gain, grid=_GRID, refinements=_REFINEMENTS, iterations=_ITERATIONS)
-    if lower > 0.0 and math.isfinite(frequency):
-        lower = max(lower, float(gain.exact(np.array([frequency]))[0]))
-    norm = HinfNorm(lower, math.inf, frequency)
-    return HinfNorm(_seen_again(system, norm), math.inf, frequency)
+    (scaled,), units = in_units([system])
+    gain = Gain((1.0, scaled))
+    if not certified:
+        lower, frequency = peak(gain, **_search())
+        return _outside(HinfNorm(lower, math.inf, frequency), units)
+    dense = _dense(scaled.to_standard())
+    lower, frequency = peak(gain, **_search(dense.order))
+    bounds = upper_bound(gain, dense, lower, frequency, tolerance, evaluate=gain.exact)
+    return _outside(HinfNorm(*bounds), units)
 
 
-def _seen_again(system: System, norm: HinfNorm) -> float:
-    """The gain where it was largest, by solving with A instead of its Schur form.
-
-    Both are right to n eps ‖A‖ over the distance of the poles; only where A is graded, as chains of
-    sections with large gains are, is the solution with A itself much better.
-    """
-    lower, frequency = float(norm.lower), float(norm.frequency)
-    if isinstance(system, DiagonalStateSpace) or lower == 0.0 or not math.isfinite(frequency):
-        return lower
-    response = frequency_response(system, np.array([frequency]))[0]
-    seen = float(np.linalg.norm(response, ord=2))
-    agree = abs(seen - lower) <= _AGREEMENT * lower
-    return lower if agree else seen
+def _search(order: int = 0) -> dict[str, int]:
+    """What `Reduction.verify` uses too; more than n points of a grid, so that 0 at all of them is 0."""
+    return {
+        "grid": max(_GRID, order + 1),
+        "refinements": _REFINEMENTS,
+        "iterations": _ITERATIONS,
+    }
 
 
-def _certify(gain: Gain, system: StateSpace, tolerance: float) -> HinfNorm:
-    grid = max(_GRID, system.order + 1)
-    lower, frequency = peak(gain, grid=grid, refinements=_REFINEMENTS, iterations=_ITERATIONS)
-    if math.isfinite(frequency):
-        lower = max(lower, float(gain.exact(np.array([frequency]))[0]))
-    if system.order == 0:
-        return HinfNorm(lower, lower, frequency)
-    return HinfNorm(*upper_bound(gain, system, lower, frequency, tolerance))
+def _outside(norm: HinfNorm, units: Units) -> HinfNorm:
+    """The same norm in the units of the given systems."""
+    lower, upper = (units.gain_outside(float(x)) for x in (norm.lower, norm.upper))
+    return HinfNorm(lower, upper, units.frequency_outside(float(norm.frequency)))
 
 
-def _difference(first: System, second: System, D: HostArray) -> StateSpace:
+def _difference(first: System, second: System) -> tuple[Gain, Units]:
+    check_alike(first, second)
+    (one, two), units = in_units([first, second])
+    return Gain((1.0, one), (-1.0, two)), units
+
+
+def _joined(gain: Gain) -> StateSpace:
     """Dense system in standard form with the gain of G₁ - G₂."""
+    first, second = gain.systems
     both_after = first.read_after_update and second.read_after_update
-    if both_after and not np.any(D):
+    if both_after and not np.any(gain.D):
         # z (G₁ - G₂) has the gain of G₁ - G₂, without the rounding of D + C B.
-        one, two = _dense(first.to_host()), _dense(second.to_host())
+        one, two, D = _dense(first), _dense(second), gain.D
     else:
-        one, two = (_dense(system.to_host().to_standard()) for system in (first, second))
+        one, two = _dense(first.to_standard()), _dense(second.to_standard())
         D = one.D - two.D
     A = np.zeros((one.order + two.order,) * 2, dtype=np.result_type(one.A, two.A))
     A[: one.order, : one.order] = one.A
