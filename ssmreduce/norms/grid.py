@@ -32,7 +32,7 @@ _STILL = 1e-12
 """Relative rise of a local maximum that counts as none."""
 
 _IDLE_ROUNDS = 2
-"""Rounds without a rise after which none is expected: the parabolas converge faster than linearly."""
+"""Rounds that promise no rise after which none is expected: the parabolas converge faster than linearly."""
 
 _STEEPEST = 1e30
 """Cap on (peak/neighbour)², so that a neighbour where the gain vanishes stays a finite number."""
@@ -63,12 +63,11 @@ def refine(
 ) -> tuple[float, float]:
     """Refine a sorted grid around its largest local maxima; return the maximum and its place."""
     values = evaluate(omega)
-    before, idle = np.empty(0), 0
+    idle = 0
     for _ in range(refinements):
-        proposed, heights = _proposals(omega, values)
+        proposed, rise = _proposals(omega, values)
         fresh = np.setdiff1d(proposed, omega)
-        risen = heights.size != before.size or np.any(heights > before * (1.0 + _STILL))
-        before, idle = heights, 0 if risen else idle + 1
+        idle = idle + 1 if rise <= _STILL else 0
         if not fresh.size or idle == _IDLE_ROUNDS:
             break
         omega = np.concatenate([omega, fresh])
@@ -115,12 +114,11 @@ def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
     return poles[np.argsort(sharpness)[-count:]]
 
 
-def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, HostArray]:
-    """Two new frequencies for each of the largest local maxima, and the heights of those."""
+def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, float]:
+    """Two new frequencies for each of the largest local maxima, and the largest relative rise they promise."""
     padded = np.concatenate([[-1.0], values, [-1.0]])
     maxima = np.flatnonzero((values >= padded[:-2]) & (values >= padded[2:]) & (values > 0))
     best = maxima[np.argsort(values[maxima])[-_PEAKS:]]
-    heights = values[best]
     left = omega[np.maximum(best - 1, 0)] - omega[best]
     right = omega[np.minimum(best + 1, omega.size - 1)] - omega[best]
     middle = omega[best] + np.where(right > -left, right, left) / 2
@@ -132,4 +130,6 @@ def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, HostArra
     bend = slope_right - slope_left
     curved = bend > 0
     lowest = 0.5 * (left - slope_left * (right - left) / np.where(curved, bend, 1.0))
-    return np.concatenate([middle, (omega[best] + lowest)[curved]]), heights
+    drop = -lowest * (slope_left + bend * (lowest - left) / (right - left))
+    rise = float(np.where(curved, 0.5 * drop, np.inf).max(initial=0.0))
+    return np.concatenate([middle, (omega[best] + lowest)[curved]]), rise

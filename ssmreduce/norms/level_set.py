@@ -45,7 +45,7 @@ _NEAR_AXIS = 4.0
 Larger costs evaluations, never correctness."""
 
 _NOISE = 1.0
-"""c of c eps ‖A‖ ‖C R‖ ‖R B‖: eigenvalues are those of a matrix that near to H, in a few roundings."""
+"""c of c eps ‖ |C R| |A| |R B| ‖: eigenvalues of a balanced H are those of a matrix that near to it."""
 
 _NOISE_POINTS = 16
 """Points of a grid, and sharpest resonances, among which that is largest."""
@@ -110,7 +110,7 @@ def upper_bound(
     if gains.max() > lower:
         lower, frequency = float(gains.max()), float(anchors[np.argmax(gains)])
         frequency = abs(frequency) if gain.real else frequency
-    w = _rotation(gain, anchors, gains / lower) if gain.discrete else None
+    w = _rotation(gain, anchors, gains / (lower + noise)) if gain.discrete else None
     test = _AxisTest(system, w, real=gain.real)
     for _ in range(_LEVELS):
         level = (1.0 + tolerance) * lower + noise
@@ -131,18 +131,11 @@ def upper_bound(
 
 
 def rounding_of_test(gain: Gain) -> float:
-    """What eps ‖A‖ moves of a difference: the largest Σ ‖C_i R_i‖ ‖R_i B_i‖ of its systems, R = (z - A)⁻¹.
-
-    Rounding mixes the states of the two; the units between them that make this smallest are those of a
-    balanced H.
-    """
+    """What rounding of A may move of a difference: the largest eps ‖ |C R| |A| |R B| ‖, R = (z - A)⁻¹."""
     omega = frequencies(gain.searchable, _NOISE_POINTS)
     z = np.exp(1j * omega) if gain.discrete else 1j * omega
-    moved, size = np.zeros(z.size), 0.0
-    for modes in gain.modes:
-        norm, part = modes.sensitivity(z)
-        size, moved = max(size, norm), moved + part
-    return _NOISE * float(np.finfo(np.float64).eps) * size * float(moved.max())
+    moved = sum((modes.sensitivity(z) for modes in gain.modes), start=np.zeros(z.size))
+    return _NOISE * float(np.finfo(np.float64).eps) * float(moved.max())
 
 
 def _check_resolved(gain: Gain) -> None:

@@ -49,7 +49,7 @@ class Modes:
             eigenvalues, V, inverse = eigenvalues.conj(), adjoint(inverse), adjoint(V)
         n, count, width = right.shape
         inner = (inverse @ right.reshape(n, -1)).reshape(n, count, width)
-        inner /= (z - eigenvalues[:, None])[..., None]
+        inner = inner / (z - eigenvalues[:, None])[..., None]
         return np.asarray(V @ inner.reshape(n, -1)).reshape(n, count, width)
 
     def _eliminated(self, z: HostArray, right: HostArray, *, dual: bool) -> HostArray:
@@ -83,26 +83,28 @@ class Modes:
             read_after_update=system.read_after_update,
         )
 
-    def sensitivity(self, z: HostArray) -> tuple[float, HostArray]:
-        """‖A‖ and ‖C R(z_k)‖ ‖R(z_k) B‖ for R(z) = (z - A)⁻¹, in Frobenius norms; R in its modes where known."""
+    def sensitivity(self, z: HostArray) -> HostArray:
+        """‖ |C R(z_k)| |A| |R(z_k) B| ‖ for R(z) = (z - A)⁻¹: what a relative change of every a_ij may move.
+
+        The units of states do not matter to it.
+        """
         system = self.system
         if system.order == 0:
-            return 0.0, np.zeros(z.size)
+            return np.zeros(z.size)
         if isinstance(system, DiagonalStateSpace):
-            B, C = (np.linalg.norm(x, axis=i) for x, i in ((system.B, 1), (system.C, 0)))
             distance = np.abs(z[:, None] - system.eigenvalues)
             if system.real_output:
                 other = np.abs(z[:, None] - system.eigenvalues.conj())
                 distance = np.minimum(distance, other)
-            sizes = [np.linalg.norm(x / distance, axis=1) for x in (B, C)]
-            return float(np.abs(system.eigenvalues).max()), sizes[0] * sizes[1]
-        sizes = []
+            B, C = np.linalg.norm(system.B, axis=1), np.linalg.norm(system.C, axis=0)
+            return np.asarray(np.sum(C * np.abs(system.eigenvalues) * B / distance**2, axis=1))
+        seen = []
         for dual, right in ((False, system.B), (True, adjoint(system.C))):
             points = z.conj() if dual else z
             every = np.broadcast_to(right[:, None, :], (len(right), z.size, right.shape[1]))
             states = self.solve(points, every, dual=dual)
-            sizes.append(np.linalg.norm(states, axis=(0, 2)))
-        return frobenius_norm(system.A), sizes[0] * sizes[1]
+            seen.append(np.linalg.norm(states, axis=2))
+        return np.sum(seen[1] * (np.abs(system.A) @ seen[0]), axis=0)
 
     @cached_property
     def _eigen(self) -> tuple[HostArray, HostArray]:

@@ -165,7 +165,7 @@ class _RefinedPart:
     def _refined(self, z: HostArray, solve: _Solve) -> tuple[Sum, HostArray]:
         n, width = self.B.shape
         right = np.broadcast_to(self.B[:, None, :], (n, z.size, width))
-        states = Sum(np.ascontiguousarray(solve(z, right)))
+        states = Sum(solve(z, right).astype(np.complex128))
         z_pieces = pieces(z, np.zeros_like(z), None, self.bits)
         first = last = rounding = np.full(z.size, np.inf)
         enough = _NEGLIGIBLE * _size(self.C, states.hi)
