@@ -59,20 +59,29 @@ def peak(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[f
 
 
 def refine(
-    evaluate: Callable[[HostArray], HostArray], omega: HostArray, refinements: int
+    evaluate: Callable[[HostArray], HostArray],
+    omega: HostArray,
+    refinements: int,
+    still: float = _STILL,
 ) -> tuple[float, float]:
-    """Refine a sorted grid around its largest local maxima; return the maximum and its place."""
+    """Refine a sorted grid around its largest local maxima; return the maximum and its place.
+
+    Once two rounds promise to raise no maximum by more than a relative `still`, it ends.
+    """
     values = evaluate(omega)
     idle = 0
     for _ in range(refinements):
         proposed, rise = _proposals(omega, values)
-        fresh = np.setdiff1d(proposed, omega)
-        idle = idle + 1 if rise <= _STILL else 0
-        if not fresh.size or idle == _IDLE_ROUNDS:
+        idle = idle + 1 if rise <= still else 0
+        if idle == _IDLE_ROUNDS:
+            break
+        at = np.searchsorted(omega, proposed)
+        fresh = np.unique(proposed[omega[np.minimum(at, omega.size - 1)] != proposed])
+        if not fresh.size:
             break
         omega = np.concatenate([omega, fresh])
         values = np.concatenate([values, evaluate(fresh)])
-        order = np.argsort(omega)
+        order = np.argsort(omega, kind="stable")
         omega, values = omega[order], values[order]
     best = int(np.argmax(values))
     return float(values[best]), float(omega[best])

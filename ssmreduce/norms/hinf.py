@@ -31,6 +31,9 @@ from ssmreduce.systems.state_space import StateSpace
 _GRID, _REFINEMENTS, _ITERATIONS = 256, 12, 32
 """What `Reduction.verify` uses too."""
 
+_COARSE_GRID = 64
+"""Where a test follows. With more than n points, 0 at all of them is 0."""
+
 
 @dataclass(frozen=True, eq=False)
 class HinfNorm:
@@ -258,7 +261,7 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     for system in (first, second):
         check_stable(system)
     joined = _joined(gain)
-    lower, frequency = lower_bound(gain, **_search(joined.order))
+    lower, frequency = lower_bound(gain, **_search(max(_GRID, joined.order + 1)))
     bounds = upper_bound(
         *(gain, joined, lower, frequency, tolerance),
         evaluate=RefinedGain(gain).lower,
@@ -272,21 +275,17 @@ def _single(system: System, certified: bool, tolerance: float) -> HinfNorm:
     (scaled,), units = in_units([system])
     gain = Gain((1.0, scaled))
     if not certified:
-        lower, frequency = peak(gain, **_search())
+        lower, frequency = peak(gain, **_search(_GRID))
         return _outside(HinfNorm(lower, math.inf, frequency), units)
     dense = _dense(scaled.to_standard())
-    lower, frequency = peak(gain, **_search(dense.order))
+    # The test finds what a coarse grid has missed.
+    lower, frequency = peak(gain, **_search(max(_COARSE_GRID, dense.order + 1)))
     bounds = upper_bound(gain, dense, lower, frequency, tolerance, evaluate=gain.exact)
     return _outside(HinfNorm(*bounds), units)
 
 
-def _search(order: int = 0) -> dict[str, int]:
-    """What `Reduction.verify` uses too; more than n points of a grid, so that 0 at all of them is 0."""
-    return {
-        "grid": max(_GRID, order + 1),
-        "refinements": _REFINEMENTS,
-        "iterations": _ITERATIONS,
-    }
+def _search(grid: int) -> dict[str, int]:
+    return {"grid": grid, "refinements": _REFINEMENTS, "iterations": _ITERATIONS}
 
 
 def _outside(norm: HinfNorm, units: Units) -> HinfNorm:

@@ -59,6 +59,9 @@ _LEVELS = 30
 _REFINEMENTS = 4
 """Rounds of refinement around the largest gains at candidates and midpoints."""
 
+_STILL = 0.01
+"""Share of the tolerance by which the gain must promise to rise for another round."""
+
 _ROTATIONS = 32
 """Points of the unit circle that are tried for -w."""
 
@@ -118,7 +121,7 @@ def upper_bound(
         if not crossings.size:
             return lower, level, frequency
         omega = _with_middles(crossings, frequency)
-        seen, place = refine(evaluate, omega, _REFINEMENTS)
+        seen, place = refine(evaluate, omega, _REFINEMENTS, _STILL * tolerance)
         if seen > lower:
             lower, frequency = seen, place
         if seen < level:

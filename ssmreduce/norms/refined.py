@@ -21,7 +21,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.norms.doubled import Sum, add_products, bits, pieces
-from ssmreduce.norms.gain import Gain
+from ssmreduce.norms.gain import Gain, largest_singular_values
 from ssmreduce.norms.grid import frequencies, peak, refine
 from ssmreduce.norms.modes import Modes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -79,7 +79,7 @@ class RefinedGain:
         usable = np.all(np.isfinite(values), axis=(-2, -1)) & np.isfinite(rounding)
         gains = np.zeros(omega.size)
         if np.any(usable) and values[0].size:
-            gains[usable] = np.linalg.norm(values[usable], ord=2, axis=(-2, -1)) - rounding[usable]
+            gains[usable] = largest_singular_values(values[usable]) - rounding[usable]
         return np.maximum(gains, 0.0)
 
     def matrices(self, omega: HostArray) -> tuple[HostArray, HostArray]:
