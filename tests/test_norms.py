@@ -299,8 +299,8 @@ def test_hinf_of_one_resonance_is_known(distance: float) -> None:
     rounding = 4 * EPS / distance
     assert norm.lower == pytest.approx(expected, rel=4 * EPS + rounding)
     assert expected * (1 - rounding) <= norm.upper <= expected * (1 + TOLERANCE + 2 * rounding)
-    # The gain is flat to a rounding within sqrt(eps) of the distance.
-    assert norm.frequency == pytest.approx(1.3, abs=5e3 * EPS + 1e-6 * distance)
+    # The gain is flat to that rounding within its root of the distance.
+    assert norm.frequency == pytest.approx(1.3, abs=5e3 * EPS + math.sqrt(rounding) * distance)
 
 
 @pytest.mark.parametrize("real_output", [False, True])

@@ -28,8 +28,8 @@ _PEAKS = 4
 _AGREEMENT = 1e-6
 """Relative difference from the gain by modes up to which a search among those is trusted."""
 
-_STILL = 1e-12
-"""Relative rise of a local maximum that counts as none."""
+_STILL = 1e-15
+"""Relative rise of a local maximum that counts as none: it moves the place by 3e-8 of the peak's width."""
 
 _IDLE_ROUNDS = 2
 """Rounds that promise no rise after which none is expected: the parabolas converge faster than linearly."""

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
+from scipy.linalg import get_lapack_funcs
+from scipy.sparse.csgraph import connected_components
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
@@ -26,6 +27,12 @@ from ssmreduce.time_domain import Discrete
 
 _ZERO = -(2**16)
 """Exponent of the size of a zero array: smaller than any other."""
+
+_SMALLEST = -1100
+"""Exponent below which there are no doubles: zero in units is zero."""
+
+_SPREAD = 300
+"""Spread of the exponents of inputs or outputs from which products may underflow."""
 
 
 @dataclass(frozen=True)
@@ -61,34 +68,35 @@ class Units:
 
 def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
     """Return systems on the host in units common to all of them, and those."""
-    hosts = [_balanced(system.to_host()) for system in systems]
-    discrete = isinstance(hosts[0].time, Discrete)
-    time = 0 if discrete else max(_exponent(_state(system)) for system in hosts)
-    time = max(time, -1000)
-    sizes = [(_exponent(x.B), _exponent(x.C)) for x in hosts]
-    gain = max(
-        max(b + c - time for b, c in sizes),
-        max(_exponent(np.asarray(system.D)) for system in hosts),
-    )
-    if gain < _ZERO // 2:
-        gain = 0
-    scaled = []
-    for host, (b, c) in zip(hosts, sizes, strict=True):
-        if b < _ZERO // 2 or c < _ZERO // 2:
-            b = c = 0
+    hosts, known = [], []
+    for system in systems:
+        host = system.to_host()
+        b, c = (max(_exponent(x), _SMALLEST) for x in (host.B, host.C))
+        scaled = _replaced(host, _state(host), B=_shifted(host.B, -b), C=_shifted(host.C, -c))
+        hosts.append(_evened(_balanced(scaled)))
+        known.append(b + c)
+    time = 0
+    if not isinstance(hosts[0].time, Discrete):
+        time = max(_SMALLEST, *(_exponent(_state(system)) for system in hosts))
+    sizes = [(max(_exponent(x.B), _SMALLEST), max(_exponent(x.C), _SMALLEST)) for x in hosts]
+    gains = [b + c + more - time for (b, c), more in zip(sizes, known, strict=True)]
+    gain = max(*gains, *(max(_exponent(np.asarray(x.D)), _SMALLEST) for x in hosts))
+    result = []
+    for host, (b, c), own in zip(hosts, sizes, gains, strict=True):
         # What the gain of this system lacks to 1 is shared between its inputs and outputs.
-        lacking = b + c - time - gain
+        lacking = own - gain
         arrays = {
             "B": _shifted(host.B, lacking // 2 - b),
             "C": _shifted(host.C, lacking - lacking // 2 - c),
             "D": _shifted(np.asarray(host.D), -gain),
         }
-        scaled.append(_replaced(host, _shifted(_state(host), -time), **arrays))
-    return scaled, Units(gain, time)
+        result.append(_replaced(host, _shifted(_state(host), -time), **arrays))
+    return result, Units(gain, time)
 
 
 def _state(system: System) -> HostArray:
-    return system.eigenvalues if isinstance(system, DiagonalStateSpace) else system.A
+    state = system.eigenvalues if isinstance(system, DiagonalStateSpace) else system.A
+    return np.asarray(state)
 
 
 def _replaced(system: System, state: HostArray, **arrays: HostArray) -> System:
@@ -102,8 +110,41 @@ def _replaced(system: System, state: HostArray, **arrays: HostArray) -> System:
 def _balanced(system: System) -> System:
     if not isinstance(system, StateSpace) or system.order == 0:
         return system
-    A, (scale, _) = scipy.linalg.matrix_balance(system.A, permute=False, separate=True)
+    (gebal,) = get_lapack_funcs(("gebal",), (system.A,))
+    A, _, _, scale, _ = gebal(system.A, scale=1, permute=0)
     return _replaced(system, A, B=system.B / scale[:, None], C=system.C * scale)
+
+
+def _evened(system: System) -> System:
+    """Inputs and outputs of states about equally large, where their products would underflow.
+
+    A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A couples
+    keep their units to each other.
+    """
+    B = np.array([_exponent(row) for row in system.B])
+    C = np.array([_exponent(column) for column in np.moveaxis(system.C, 0, 1)])
+    if max(_spread(B), _spread(C)) < _SPREAD:
+        return system
+    state = _state(system)
+    _, group = connected_components(np.diag(state) if state.ndim == 1 else state)
+    shift = np.zeros(len(B), dtype=int)
+    for k in range(group.max() + 1):
+        inputs, outputs = B[group == k].max(), C[group == k].max()
+        if min(inputs, outputs) > _ZERO:
+            shift[group == k] = (outputs - inputs) // 2
+    return _replaced(
+        system, state, B=_by_states(system.B, shift[:, None]), C=_by_states(system.C, -shift)
+    )
+
+
+def _spread(exponents: HostArray) -> int:
+    known = exponents[exponents > _ZERO]
+    return int(np.ptp(known)) if known.size else 0
+
+
+def _by_states(array: HostArray, exponents: HostArray) -> HostArray:
+    half = exponents // 2
+    return np.asarray(array * np.ldexp(1.0, half) * np.ldexp(1.0, exponents - half))
 
 
 def _exponent(array: HostArray) -> int:
