@@ -19,7 +19,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.norms.modes import Modes
+from ssmreduce.norms.modes import modes_of
 from ssmreduce.systems.diagonal import System, check_single, is_complex
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transfer import StatePart
@@ -56,7 +56,7 @@ class Gain:
         self.inputs, self.outputs = first.inputs, first.outputs
         D = [s * to_double(x.D) for s, x in zip(self.signs, self.systems, strict=True)]
         self.D: HostArray = np.sum(D, axis=0)
-        self.modes = [Modes(system) for system in self.systems]
+        self.modes = [modes_of(system) for system in self.systems]
 
     @property
     def is_dense(self) -> bool:
@@ -156,12 +156,12 @@ def largest_singular_values(matrices: HostArray) -> HostArray:
         return np.asarray(np.linalg.svd(matrices, compute_uv=False)[:, 0])
     squares = np.square(matrices.real) + np.square(matrices.imag)
     if narrow == 1:
-        return np.sqrt(np.sum(squares, axis=(1, 2)))
+        return np.asarray(np.sqrt(np.sum(squares, axis=(1, 2))))
     axis = 1 if matrices.shape[1] == 2 else 2
     a, d = np.moveaxis(np.sum(squares, axis=3 - axis), 1, 0)
     one, two = np.moveaxis(matrices, axis, 0)
     b = np.abs(np.sum(one * two.conj(), axis=1))
-    return np.sqrt(0.5 * (a + d) + np.hypot(0.5 * (a - d), b))
+    return np.asarray(np.sqrt(0.5 * (a + d) + np.hypot(0.5 * (a - d), b)))
 
 
 def _power_iteration(

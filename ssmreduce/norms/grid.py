@@ -48,7 +48,9 @@ def peak(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[f
         seen = float(gain.estimate(np.array([frequency]), iterations)[0])
         if abs(seen - value) > _AGREEMENT * value:
             return refine(
-                lambda omega: gain.estimate(omega, iterations), frequencies(cheap, grid), refinements
+                lambda omega: gain.estimate(omega, iterations),
+                frequencies(cheap, grid),
+                refinements,
             )
         value = seen
     if not gain.discrete and np.any(gain.D):
@@ -124,7 +126,7 @@ def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
 
 
 def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, float]:
-    """Two new frequencies for each of the largest local maxima, and the largest relative rise they promise."""
+    """Two new frequencies for each of the largest local maxima, and the largest rise they promise."""
     padded = np.concatenate([[-1.0], values, [-1.0]])
     maxima = np.flatnonzero((values >= padded[:-2]) & (values >= padded[2:]) & (values > 0))
     best = maxima[np.argsort(values[maxima])[-_PEAKS:]]

@@ -7,12 +7,17 @@ iteration only ever underestimates: the result is a lower bound.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ssmreduce._boundary import any_library
+from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint, to_double
+from ssmreduce.errors import UnreachableToleranceError
+from ssmreduce.norms.gain import check_alike
+from ssmreduce.norms.units import in_units
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
-from ssmreduce.systems.response import StatePart
 
 
 @any_library()
@@ -36,19 +41,42 @@ def finite_horizon_difference(
     -------
     float
         Largest gain ‖y₁ - y₂‖₂ / ‖u‖₂ seen.
+
+    Raises
+    ------
+    UnreachableToleranceError
+        If an output grows out of the range of doubles within the horizon.
     """
-    systems = StatePart(first).system, StatePart(second).system
-    D = to_double(first.D) - to_double(second.D)
-    signal = np.random.default_rng(0).standard_normal((horizon, systems[0].inputs))
+    check_alike(first, second)
+    systems, units = in_units([first, second])
+    D = to_double(systems[0].D) - to_double(systems[1].D)
+    signal = np.random.default_rng(0).standard_normal((horizon, first.inputs))
+    with np.errstate(over="ignore", invalid="ignore"):
+        gain = _largest_gain(systems, D, signal, iterations)
+    if not math.isfinite(gain):
+        raise UnreachableToleranceError(
+            f"outputs grow out of the range of doubles within horizon={horizon}; expected a system that "
+            "does not. Take a shorter horizon, or split off what is unstable."
+        )
+    return units.gain_outside(gain)
+
+
+def _largest_gain(systems: list[System], D: HostArray, signal: HostArray, iterations: int) -> float:
+    """Largest gain of all iterations; not finite where something overflows."""
     gain = 0.0
     for _ in range(iterations):
-        norm = np.linalg.norm(signal)
+        norm = frobenius_norm(signal)
         if norm == 0.0:
             break
+        if not math.isfinite(norm):
+            return norm
         signal = signal / norm
         output = _sequence(systems[0], signal) - _sequence(systems[1], signal)
         output = output + _each_row(D, signal)
-        gain = max(gain, float(np.linalg.norm(output)))
+        size = frobenius_norm(output)
+        if not math.isfinite(size):
+            return size
+        gain = max(gain, size)
         signal = _sequence_adjoint(systems[0], output) - _sequence_adjoint(systems[1], output)
         signal = signal + _each_row(adjoint(D), output)
     return gain

@@ -118,8 +118,8 @@ def _balanced(system: System) -> System:
 def _evened(system: System) -> System:
     """Inputs and outputs of states about equally large, where their products would underflow.
 
-    A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A couples
-    keep their units to each other.
+    A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
+    couples keep their units to each other.
     """
     B = np.array([_exponent(row) for row in system.B])
     C = np.array([_exponent(column) for column in np.moveaxis(system.C, 0, 1)])
