@@ -21,15 +21,21 @@ from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain, check_alike
 from ssmreduce.norms.gain_gradient import gain_gradient
-from ssmreduce.norms.grid import peak
+from ssmreduce.norms.grid import frequencies, peak
 from ssmreduce.norms.level_set import rounding_of_test, upper_bound
-from ssmreduce.norms.refined import RefinedGain, lower_bound
+from ssmreduce.norms.refined import RefinedGain, lower_bound, plain_rounding
 from ssmreduce.norms.units import Units, in_units
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 
 _GRID, _REFINEMENTS, _ITERATIONS = 256, 12, 32
 """What `Reduction.verify` uses too."""
+
+_NOISE_POINTS = 16
+"""Points of a grid, and sharpest resonances, among which rounding is largest."""
+
+_PLAIN = 0.01
+"""Share of the tolerance up to which that is of no account."""
 
 _COARSE_GRID = 64
 """Where a test follows. With more than n points, 0 at all of them is 0."""
@@ -262,10 +268,12 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
         check_stable(system)
     joined = _joined(gain)
     lower, frequency = lower_bound(gain, **_search(max(_GRID, joined.order + 1)))
+    omega = frequencies(gain.searchable, _NOISE_POINTS)
+    plain = plain_rounding(gain, omega).max(initial=0.0) <= _PLAIN * tolerance * lower
     bounds = upper_bound(
         *(gain, joined, lower, frequency, tolerance),
-        evaluate=RefinedGain(gain).lower,
-        noise=rounding_of_test(gain),
+        evaluate=gain.exact if plain else RefinedGain(gain).lower,
+        noise=rounding_of_test(gain, omega),
     )
     return _outside(HinfNorm(*bounds), units)
 

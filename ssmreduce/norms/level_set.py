@@ -37,7 +37,7 @@ from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
 from ssmreduce.norms.gain import Gain
-from ssmreduce.norms.grid import frequencies, refine
+from ssmreduce.norms.grid import refine
 from ssmreduce.systems.state_space import StateSpace
 
 _NEAR_AXIS = 4.0
@@ -46,9 +46,6 @@ Larger costs evaluations, never correctness."""
 
 _NOISE = 1.0
 """c of c eps ‖ |C R| |A| |R B| ‖: eigenvalues of a balanced H are those of a matrix that near to it."""
-
-_NOISE_POINTS = 16
-"""Points of a grid, and sharpest resonances, among which that is largest."""
 
 _SMALLEST_TOLERANCE = 100.0
 """c of c n eps, the tightest relative tolerance: R is ill-conditioned by 1/tolerance at worst."""
@@ -133,12 +130,11 @@ def upper_bound(
     )
 
 
-def rounding_of_test(gain: Gain) -> float:
+def rounding_of_test(gain: Gain, omega: HostArray) -> float:
     """What rounding of A may move of a difference: the largest eps ‖ |C R| |A| |R B| ‖, R = (z - A)⁻¹."""
-    omega = frequencies(gain.searchable, _NOISE_POINTS)
     z = np.exp(1j * omega) if gain.discrete else 1j * omega
     moved = sum((modes.sensitivity(z) for modes in gain.modes), start=np.zeros(z.size))
-    return _NOISE * float(np.finfo(np.float64).eps) * float(moved.max())
+    return _NOISE * float(np.finfo(np.float64).eps) * float(moved.max(initial=0.0))
 
 
 def _check_resolved(gain: Gain) -> None:

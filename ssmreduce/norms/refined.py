@@ -15,6 +15,7 @@ ACM TOMS 32 (2006).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +29,9 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _CORRECTIONS = 6
 """Corrections at most. Each multiplies the error by eps ‖A‖ ‖(z - A)⁻¹‖: more means no convergence."""
+
+_PLAIN = 1e-6
+"""Rounding relative to the gain of a difference up to which no solution needs to be refined."""
 
 _AGREEMENT = 0.01
 """Relative difference from the gain by plain solutions up to which their peak is trusted."""
@@ -116,15 +120,26 @@ class RefinedGain:
 def lower_bound(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[float, float]:
     """Largest gain that stands out of rounding, at least 0, and its frequency."""
     value, frequency = peak(gain, grid=grid, refinements=refinements, iterations=iterations)
-    if value == 0.0:
+    if value == 0.0 or not math.isfinite(frequency):
         return value, frequency
+    at = np.array([frequency])
+    rounding = float(plain_rounding(gain, at)[0])
+    if rounding <= _PLAIN * value:
+        return value - rounding, frequency
     refined = RefinedGain(gain)
-    lower = float(refined.lower(np.array([frequency]))[0])
-    if abs(lower - value) <= _AGREEMENT * value:
+    lower, plain = float(refined.lower(at)[0]), float(gain.exact(at)[0])
+    if abs(lower - plain) <= _AGREEMENT * plain:
         return lower, frequency
     # The search saw rounding: another one without.
     omega = frequencies(gain.searchable, min(grid, _GRID))
     return refine(refined.lower, omega, refinements)
+
+
+def plain_rounding(gain: Gain, omega: HostArray) -> HostArray:
+    """What rounding may make of `gain.exact` at frequencies, shape (K,)."""
+    z = np.exp(1j * omega) if gain.discrete else 1j * omega
+    total = sum((modes.rounding(z) for modes in gain.modes), start=np.zeros(z.size))
+    return np.where(np.isfinite(total), total, np.inf)
 
 
 class _RefinedPart:
