@@ -34,7 +34,7 @@ _GRID, _REFINEMENTS, _ITERATIONS = 256, 12, 32
 _NOISE_POINTS = 16
 """Points of a grid, and sharpest resonances, among which rounding is largest."""
 
-_PLAIN = 0.01
+_PLAIN = 0.1
 """Share of the tolerance up to which that is of no account."""
 
 _COARSE_GRID = 64

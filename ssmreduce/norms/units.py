@@ -121,8 +121,7 @@ def _evened(system: System) -> System:
     A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
     couples keep their units to each other.
     """
-    B = np.array([_exponent(row) for row in system.B])
-    C = np.array([_exponent(column) for column in np.moveaxis(system.C, 0, 1)])
+    B, C = _exponents(system.B, 1), _exponents(system.C, 0)
     if max(_spread(B), _spread(C)) < _SPREAD:
         return system
     state = _state(system)
@@ -145,6 +144,11 @@ def _spread(exponents: HostArray) -> int:
 def _by_states(array: HostArray, exponents: HostArray) -> HostArray:
     half = exponents // 2
     return np.asarray(array * np.ldexp(1.0, half) * np.ldexp(1.0, exponents - half))
+
+
+def _exponents(array: HostArray, axis: int) -> HostArray:
+    largest = np.abs(array).max(axis=axis, initial=0.0)
+    return np.where(largest > 0.0, np.frexp(largest)[1], _ZERO)
 
 
 def _exponent(array: HostArray) -> int:
