@@ -19,7 +19,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.norms.modes import modes_of
+from ssmreduce.norms.modes import DiagonalModes, modes_of
 from ssmreduce.systems.diagonal import System, check_single, is_complex
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transfer import StatePart
@@ -27,6 +27,9 @@ from ssmreduce.time_domain import Discrete
 
 _EXACT_WIDTH = 16
 """Up to this many inputs or outputs G(z) is decomposed; above, power iteration is cheaper."""
+
+_FEW_POINTS = 64
+"""Up to this many points a dense system is evaluated by its modes, and not by a Schur form of its own."""
 
 _WORKING_ENTRIES = 2**22
 """Complex numbers held at once while a transfer function is evaluated: 64 MiB."""
@@ -123,7 +126,12 @@ class Gain:
         """One system without its feedthrough."""
         if self.systems[i].order == 0:
             return np.zeros((omega.size, self.outputs, self.inputs))
-        return self.parts[i].matrices(omega)
+        modes = self.modes[i]
+        if isinstance(modes, DiagonalModes) or not modes.known or omega.size > _FEW_POINTS:
+            return self.parts[i].matrices(omega)
+        z = np.exp(1j * omega) if self.discrete else 1j * omega
+        values = modes.values(z)
+        return z[:, None, None] * values if self.systems[i].read_after_update else values
 
     def _products(self, omega: HostArray) -> tuple[_Columns, _Columns]:
         """G(z_k) v_k and G(z_k)ᴴ v_k for diagonal systems, without forming any G."""

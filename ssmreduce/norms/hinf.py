@@ -117,9 +117,10 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
 
     Notes
     -----
-    Lower bound: O(K n p m) for K ≈ 300 … 500 frequencies, after an eigendecomposition of a dense A;
-    where its eigenvectors are ill-conditioned a Schur form and O(K n² min(m, p)). Upper bound: eigenvalues of a matrix of order 2n (4n for a
-    diagonal system with real output), once or twice. At a distance d between poles and boundary
+    Lower bound: O(K n p m) for K ≈ 300 … 500 frequencies of a diagonal system, and of a dense one after an
+    eigendecomposition; where its eigenvectors are ill-conditioned a Schur form and O(K n² min(m, p)). Upper
+    bound: eigenvalues of a matrix of order 2n (4n for a diagonal system with real output), once or twice,
+    beginning with fewer frequencies. At a distance d between poles and boundary
     both know the norm to a relative n eps ‖A‖/d. `lower` is differentiable under torch autograd and JAX, with
     the frequency of the peak held fixed: at a peak that changes nothing, and of two equal peaks
     one is taken.

@@ -109,6 +109,16 @@ class DenseModes:
         inner = inner / (z - eigenvalues[:, None])[..., None]
         return np.asarray(V @ inner.reshape(n, -1)).reshape(n, count, width)
 
+    def values(self, z: HostArray) -> HostArray:
+        """C (z_k - A)⁻¹ B, shape (K, p, m), from solutions that are corrected once with A itself."""
+        system = self.system
+        every = np.broadcast_to(system.B[:, None, :], (system.order, z.size, system.inputs))
+        states = self.solve(z, every, dual=False)
+        image = (system.A @ states.reshape(system.order, -1)).reshape(states.shape)
+        states = states + self.solve(z, every - (z[:, None] * states - image), dual=False)
+        outputs = (system.C @ states.reshape(system.order, -1)).reshape(-1, z.size, system.inputs)
+        return np.moveaxis(outputs, 1, 0)
+
     def rounding(self, z: HostArray) -> HostArray:
         """Of G(z_k) from solutions with z_k - A: c n eps ‖ |C R(z_k)| (|A| + |z_k|) |R(z_k) B| ‖."""
         return _rounding(self.system) * self._moved(z, np.abs(z))
