@@ -4,7 +4,8 @@
 
 Same arrays, same run, calls interleaved; the smallest processor time of each is printed, in
 milliseconds, with the ratio to Slycot's. Both routes of ours find the same peak; the certificate is
-asked for to a relative 1e-6, which is also what `ab13dd` is told. The last column is the largest relative distance between the norms.
+asked for to a relative 1e-6, which is also what `ab13dd` is told. The last column is
+the largest relative distance between the norms.
 
 Systems, order n, as many inputs as outputs (1, 2 or 5):
 random     a Gaussian matrix / sqrt(n), shifted to spectral abscissa -0.1
