@@ -80,13 +80,13 @@ def balance_states(
     if n < 2:
         return A, None
     if B is None or C is None or np.count_nonzero(A) == A.size:
-        balanced, units = _balanced(A)
+        even, units = balanced(A)
     else:
         units = _units_of_parts(A, B, C)
-        balanced = _in_units(A, units)
+        even = _in_units(A, units)
     if (units == units[0]).all():
         return A, None
-    return balanced, units[:, None]
+    return even, units[:, None]
 
 
 def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
@@ -99,7 +99,7 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
     for k, (first, last) in enumerate(parts):
         part[order[first:last]] = k
     inside = part[:, None] == part
-    _, units = _balanced(np.where(inside, A, 0.0))
+    _, units = balanced(np.where(inside, A, 0.0))
     if len(parts) == 1:
         return units
     sizes = _in_units(np.abs(A), units)
@@ -117,8 +117,8 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
     np.fill_diagonal(whole[:count, :count], size)
     change = np.ones(count + 1)
     for _ in range(_ROUNDS):
-        balanced, change = _balanced(whole)
-        excess = float(balanced[:count, :count].max()) / size
+        even, change = balanced(whole)
+        excess = float(even[:count, :count].max()) / size
         if excess <= 1.0:
             break
         ports[0][:] /= excess**2
@@ -133,10 +133,13 @@ def _in_units(A: HostArray, units: HostArray) -> HostArray:
     return np.multiply(A, ratios, out=np.zeros_like(A), where=A != 0.0)
 
 
-def _balanced(A: HostArray) -> tuple[HostArray, HostArray]:
+def balanced(A: HostArray) -> tuple[HostArray, HostArray]:
+    """S⁻¹ A S with rows and columns of about equal size, and the powers of two in S, shape (n,)."""
+    if not A.size:
+        return A, np.ones(len(A))
     gebal = lapack.zgebal if A.dtype.kind == "c" else lapack.dgebal
-    balanced, _, _, units, _ = gebal(A, scale=1, permute=0)
-    return balanced, units
+    even, _, _, units, _ = gebal(A, scale=1, permute=0)
+    return even, units
 
 
 @dataclass(frozen=True, eq=False)

@@ -299,8 +299,8 @@ def test_hinf_of_one_resonance_is_known(distance: float) -> None:
     rounding = 4 * EPS / distance
     assert norm.lower == pytest.approx(expected, rel=4 * EPS + rounding)
     assert expected * (1 - rounding) <= norm.upper <= expected * (1 + TOLERANCE + 2 * rounding)
-    # The gain is flat to a rounding within sqrt(eps) of the distance.
-    assert norm.frequency == pytest.approx(1.3, abs=5e3 * EPS + 1e-6 * distance)
+    # The gain is flat to that rounding within its root of the distance.
+    assert norm.frequency == pytest.approx(1.3, abs=5e3 * EPS + math.sqrt(rounding) * distance)
 
 
 @pytest.mark.parametrize("real_output", [False, True])
@@ -346,7 +346,9 @@ def test_level_set_finds_the_norm_from_any_start(
     first = float(gain.exact(np.array([omega]))[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(level_set, "_REFINEMENTS", refinements)
-        lower, upper, frequency = level_set.upper_bound(gain, system, first, omega, TOLERANCE)
+        lower, upper, frequency = level_set.upper_bound(
+            gain, system, first, omega, TOLERANCE, evaluate=gain.exact
+        )
     expected = hinf_norm(system).lower
     rounding = C_ROUNDING * n * EPS / damping
     assert lower == pytest.approx(expected, rel=TOLERANCE + rounding)
@@ -765,9 +767,8 @@ def test_differences_of_unlike_systems_are_refused(rng: np.random.Generator) -> 
         certified_difference(one, dense_system(rng, 3, 2, 2, discrete=False))
 
 
-def test_a_certificate_that_rounding_has_spoilt_is_refused() -> None:
-    # A chain of sections of large gain: the Schur form of A has lost what its entries say exactly. The
-    # filter's largest gain is 1.
+def test_a_chain_of_sections_of_large_gain_is_right() -> None:
+    # A Schur form of A loses what its entries say exactly. The filter's largest gain is 1.
     zeros, poles, gain = scipy.signal.butter(30, 0.3, output="zpk")
     system = StateSpace(
         np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((1, 0)), [[gain]], time=Discrete()
@@ -776,6 +777,8 @@ def test_a_certificate_that_rounding_has_spoilt_is_refused() -> None:
         section = scipy.signal.ZerosPolesGain([-1.0, -1.0], [pole, pole.conj()], 1.0, dt=True)
         system = series(system, from_scipy(section))
     assert len(zeros) == system.order
-    assert hinf_norm(system).lower <= 1.0 + 1e-9
-    with pytest.raises(UnreachableToleranceError, match="Schur form"):
-        hinf_norm(system, certified=True)
+    for certified in (False, True):
+        norm = hinf_norm(system, certified=certified)
+        assert 1.0 - 1e-9 <= norm.lower <= 1.0 + 1e-9
+        assert norm.upper >= 1.0
+    assert norm.upper <= 1.0 + 3 * TOLERANCE

@@ -25,15 +25,34 @@ from ssmreduce.time_domain import Discrete
 _PEAKS = 4
 """Local maxima that are refined side by side."""
 
+_AGREEMENT = 1e-6
+"""Relative difference from the gain by modes up to which a search among those is trusted."""
+
+_STILL = 1e-15
+"""Relative rise of a local maximum that counts as none: it moves the place by 3e-8 of the peak's width."""
+
+_IDLE_ROUNDS = 2
+"""Rounds that promise no rise after which none is expected: the parabolas converge faster than linearly."""
+
 _STEEPEST = 1e30
 """Cap on (peak/neighbour)², so that a neighbour where the gain vanishes stays a finite number."""
 
 
 def peak(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[float, float]:
     """Return the largest gain seen and its frequency (∞ where the feedthrough is largest)."""
+    cheap = gain.searchable
     value, frequency = refine(
-        lambda omega: gain.estimate(omega, iterations), frequencies(gain, grid), refinements
+        lambda omega: cheap.estimate(omega, iterations), frequencies(cheap, grid), refinements
     )
+    if cheap is not gain and value > 0.0:
+        seen = float(gain.estimate(np.array([frequency]), iterations)[0])
+        if abs(seen - value) > _AGREEMENT * value:
+            return refine(
+                lambda omega: gain.estimate(omega, iterations),
+                frequencies(cheap, grid),
+                refinements,
+            )
+        value = seen
     if not gain.discrete and np.any(gain.D):
         at_infinity = float(gain.exact(np.array([math.inf]))[0])
         if at_infinity > value:
@@ -42,17 +61,29 @@ def peak(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[f
 
 
 def refine(
-    evaluate: Callable[[HostArray], HostArray], omega: HostArray, refinements: int
+    evaluate: Callable[[HostArray], HostArray],
+    omega: HostArray,
+    refinements: int,
+    still: float = _STILL,
 ) -> tuple[float, float]:
-    """Refine a sorted grid around its largest local maxima; return the maximum and its place."""
+    """Refine a sorted grid around its largest local maxima; return the maximum and its place.
+
+    Once two rounds promise to raise no maximum by more than a relative `still`, it ends.
+    """
     values = evaluate(omega)
+    idle = 0
     for _ in range(refinements):
-        fresh = np.setdiff1d(_proposals(omega, values), omega)
+        proposed, rise = _proposals(omega, values)
+        idle = idle + 1 if rise <= still else 0
+        if idle == _IDLE_ROUNDS:
+            break
+        at = np.searchsorted(omega, proposed)
+        fresh = np.unique(proposed[omega[np.minimum(at, omega.size - 1)] != proposed])
         if not fresh.size:
             break
         omega = np.concatenate([omega, fresh])
         values = np.concatenate([values, evaluate(fresh)])
-        order = np.argsort(omega)
+        order = np.argsort(omega, kind="stable")
         omega, values = omega[order], values[order]
     best = int(np.argmax(values))
     return float(values[best]), float(omega[best])
@@ -63,7 +94,7 @@ def frequencies(gain: Gain, count: int) -> HostArray:
     poles = np.concatenate(
         [
             _sharpest(system, poles, count)
-            for system, poles in zip(gain.systems, gain.poles(), strict=True)
+            for system, poles in zip(gain.systems, gain.poles, strict=True)
         ]
     )
     if gain.discrete:
@@ -88,13 +119,14 @@ def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
         distance = np.abs(poles.real)
     weight = np.ones(poles.size)
     if isinstance(system, DiagonalStateSpace):
+        # Of the system itself or of its modes.
         weight = np.linalg.norm(system.B, axis=1) * np.linalg.norm(system.C, axis=0)
     sharpness = weight / np.maximum(distance, np.finfo(np.float64).tiny)
     return poles[np.argsort(sharpness)[-count:]]
 
 
-def _proposals(omega: HostArray, values: HostArray) -> HostArray:
-    """Two new frequencies for each of the largest local maxima."""
+def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, float]:
+    """Two new frequencies for each of the largest local maxima, and the largest rise they promise."""
     padded = np.concatenate([[-1.0], values, [-1.0]])
     maxima = np.flatnonzero((values >= padded[:-2]) & (values >= padded[2:]) & (values > 0))
     best = maxima[np.argsort(values[maxima])[-_PEAKS:]]
@@ -109,4 +141,6 @@ def _proposals(omega: HostArray, values: HostArray) -> HostArray:
     bend = slope_right - slope_left
     curved = bend > 0
     lowest = 0.5 * (left - slope_left * (right - left) / np.where(curved, bend, 1.0))
-    return np.concatenate([middle, (omega[best] + lowest)[curved]])
+    drop = -lowest * (slope_left + bend * (lowest - left) / (right - left))
+    rise = float(np.where(curved, 0.5 * drop, np.inf).max(initial=0.0))
+    return np.concatenate([middle, (omega[best] + lowest)[curved]]), rise

@@ -20,20 +20,26 @@ from ssmreduce.errors import UnreachableToleranceError, UnsupportedEquationError
 from ssmreduce.gramians.batch import map_systems
 from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
-from ssmreduce.norms.gain import Gain
+from ssmreduce.norms.gain import Gain, check_alike
 from ssmreduce.norms.gain_gradient import gain_gradient
-from ssmreduce.norms.grid import peak
-from ssmreduce.norms.level_set import upper_bound
-from ssmreduce.norms.solved_gain import lower_bound
+from ssmreduce.norms.grid import frequencies, peak
+from ssmreduce.norms.level_set import rounding_of_test, upper_bound
+from ssmreduce.norms.refined import RefinedGain, lower_bound, plain_rounding
+from ssmreduce.norms.units import Units, in_units
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.response import frequency_response
 from ssmreduce.systems.state_space import StateSpace
 
 _GRID, _REFINEMENTS, _ITERATIONS = 256, 12, 32
 """What `Reduction.verify` uses too."""
 
-_AGREEMENT = 1e-10
-"""Relative difference of two ways to the same gain that is not worth a correction."""
+_NOISE_POINTS = 16
+"""Points of a grid, and sharpest resonances, among which rounding is largest."""
+
+_PLAIN = 0.1
+"""Share of the tolerance up to which that is of no account."""
+
+_COARSE_GRID = 64
+"""Where a test follows. With more than n points, 0 at all of them is 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +109,8 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
     UnreachableToleranceError
-        If `tolerance` is below 100 n eps, or rounding of the Schur form moves the norm by more.
+        If `tolerance` is below 100 n eps, if a pole rounds onto the boundary and a certificate is asked for,
+        or if no double holds the norm.
     NoConvergenceError
         If levels keep rising: the gain itself is rounding.
     UnsupportedEquationError
@@ -111,9 +118,10 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
 
     Notes
     -----
-    Lower bound: O(K n p m) for K ≈ 300 … 500 frequencies of a diagonal system; one Schur form and
-    O(K n² min(m, p)) for a dense one. Upper bound: eigenvalues of a matrix of order 2n (4n for a
-    diagonal system with real output), once or twice. At a distance d between poles and boundary
+    Lower bound: O(K n p m) for K ≈ 300 … 500 frequencies of a diagonal system, and of a dense one after an
+    eigendecomposition; where its eigenvectors are ill-conditioned a Schur form and O(K n² min(m, p)). Upper
+    bound: eigenvalues of a matrix of order 2n (4n for a diagonal system with real output), once or twice,
+    beginning with fewer frequencies. At a distance d between poles and boundary
     both know the norm to a relative n eps ‖A‖/d. `lower` is differentiable under torch autograd and JAX, with
     the frequency of the peak held fixed: at a peak that changes nothing, and of two equal peaks
     one is taken.
@@ -190,8 +198,7 @@ def hinf_difference(
     Returns
     -------
     float
-        Largest singular value seen. Of dense systems less what rounding may have added to it, 0 where the
-        difference does not stand out of rounding.
+        Largest singular value seen, less what rounding may have added to it at that frequency.
 
     Raises
     ------
@@ -202,9 +209,9 @@ def hinf_difference(
 
     Notes
     -----
-    Cost O(grid · iterations · n (m + p)) for diagonal systems, O(grid · n² min(m, p)) after a Schur
-    form for dense ones; O(n³) for each of some 80 frequencies where rounding of the Schur form hides
-    the difference.
+    Cost O(grid · iterations · n (m + p)), after an eigendecomposition of dense ones. Where rounding shows,
+    solutions are refined in twice the precision: 100 n² min(m, p) for each of some 100 frequencies, or
+    O(n³) where the eigenvectors are ill-conditioned.
 
     Examples
     --------
@@ -218,8 +225,9 @@ def hinf_difference(
     grid = positive_count(grid, "grid", "the number of frequencies")
     refinements = nonnegative_count(refinements, "refinements", "how often to refine the grid")
     iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
-    gain = Gain((1.0, first), (-1.0, second))
-    return lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
+    gain, units = _difference(first, second)
+    found = lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
+    return units.gain_outside(found[0])
 
 
 @any_library()
@@ -236,8 +244,8 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     Returns
     -------
     HinfNorm
-        Where the difference drowns in rounding, `upper` exceeds `lower` by that rounding,
-        4 n eps times the gains that are subtracted.
+        Where the difference drowns in rounding of the test, `upper` exceeds `lower` by that: the largest
+        eps ‖ |C R| |A| |R B| ‖ of both systems, R = (z - A)⁻¹.
 
     Raises
     ------
@@ -261,66 +269,60 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     True
     """
     tolerance = _checked_tolerance(tolerance)
-    gain = Gain((1.0, first), (-1.0, second))
+    gain, units = _difference(first, second)
     for system in (first, second):
         check_stable(system)
-    return _certify(gain, _difference(first, second, gain.D), tolerance)
+    joined = _joined(gain)
+    lower, frequency = lower_bound(gain, **_search(max(_GRID, joined.order + 1)))
+    omega = frequencies(gain.searchable, _NOISE_POINTS)
+    plain = plain_rounding(gain, omega).max(initial=0.0) <= _PLAIN * tolerance * lower
+    bounds = upper_bound(
+        *(gain, joined, lower, frequency, tolerance),
+        evaluate=gain.exact if plain else RefinedGain(gain).lower,
+        noise=rounding_of_test(gain, omega),
+    )
+    return _outside(HinfNorm(*bounds), units)
 
 
 def _single(system: System, certified: bool, tolerance: float) -> HinfNorm:
     check_stable(system)
-    gain = Gain((1.0, system))
-    if certified:
-        norm = _certify(gain, _dense(system.to_host().to_standard()), tolerance)
-        lower, seen = float(norm.lower), _seen_again(system, norm)
-        if abs(seen - lower) > tolerance * lower:
-            raise UnreachableToleranceError(
-                f"the Schur form of `A` gives a gain of {lower:.6g} where the response is "
-                f"{seen:.6g}: rounding of size eps ‖A‖ moves the norm by more than `tolerance`; expected "
-                "a system in better coordinates. Scale the states, or take hinf_norm without a "
-                "certificate."
-            )
-        return norm
-    lower, frequency = peak(gain, grid=_GRID, refinements=_REFINEMENTS, iterations=_ITERATIONS)
-    if lower > 0.0 and math.isfinite(frequency):
-        lower = max(lower, float(gain.exact(np.array([frequency]))[0]))
-    norm = HinfNorm(lower, math.inf, frequency)
-    return HinfNorm(_seen_again(system, norm), math.inf, frequency)
+    (scaled,), units = in_units([system])
+    gain = Gain((1.0, scaled))
+    if not certified:
+        lower, frequency = peak(gain, **_search(_GRID))
+        return _outside(HinfNorm(lower, math.inf, frequency), units)
+    dense = _dense(scaled.to_standard())
+    # The test finds what a coarse grid has missed.
+    lower, frequency = peak(gain, **_search(max(_COARSE_GRID, dense.order + 1)))
+    bounds = upper_bound(gain, dense, lower, frequency, tolerance, evaluate=gain.exact)
+    return _outside(HinfNorm(*bounds), units)
 
 
-def _seen_again(system: System, norm: HinfNorm) -> float:
-    """The gain where it was largest, by solving with A instead of its Schur form.
-
-    Both are right to n eps ‖A‖ over the distance of the poles; only where A is graded, as chains of
-    sections with large gains are, is the solution with A itself much better.
-    """
-    lower, frequency = float(norm.lower), float(norm.frequency)
-    if isinstance(system, DiagonalStateSpace) or lower == 0.0 or not math.isfinite(frequency):
-        return lower
-    response = frequency_response(system, np.array([frequency]))[0]
-    seen = float(np.linalg.norm(response, ord=2))
-    agree = abs(seen - lower) <= _AGREEMENT * lower
-    return lower if agree else seen
+def _search(grid: int) -> dict[str, int]:
+    return {"grid": grid, "refinements": _REFINEMENTS, "iterations": _ITERATIONS}
 
 
-def _certify(gain: Gain, system: StateSpace, tolerance: float) -> HinfNorm:
-    grid = max(_GRID, system.order + 1)
-    lower, frequency = peak(gain, grid=grid, refinements=_REFINEMENTS, iterations=_ITERATIONS)
-    if math.isfinite(frequency):
-        lower = max(lower, float(gain.exact(np.array([frequency]))[0]))
-    if system.order == 0:
-        return HinfNorm(lower, lower, frequency)
-    return HinfNorm(*upper_bound(gain, system, lower, frequency, tolerance))
+def _outside(norm: HinfNorm, units: Units) -> HinfNorm:
+    """The same norm in the units of the given systems."""
+    lower, upper = (units.gain_outside(float(x)) for x in (norm.lower, norm.upper))
+    return HinfNorm(lower, upper, units.frequency_outside(float(norm.frequency)))
 
 
-def _difference(first: System, second: System, D: HostArray) -> StateSpace:
+def _difference(first: System, second: System) -> tuple[Gain, Units]:
+    check_alike(first, second)
+    (one, two), units = in_units([first, second])
+    return Gain((1.0, one), (-1.0, two)), units
+
+
+def _joined(gain: Gain) -> StateSpace:
     """Dense system in standard form with the gain of G₁ - G₂."""
+    first, second = gain.systems
     both_after = first.read_after_update and second.read_after_update
-    if both_after and not np.any(D):
+    if both_after and not np.any(gain.D):
         # z (G₁ - G₂) has the gain of G₁ - G₂, without the rounding of D + C B.
-        one, two = _dense(first.to_host()), _dense(second.to_host())
+        one, two, D = _dense(first), _dense(second), gain.D
     else:
-        one, two = (_dense(system.to_host().to_standard()) for system in (first, second))
+        one, two = _dense(first.to_standard()), _dense(second.to_standard())
         D = one.D - two.D
     A = np.zeros((one.order + two.order,) * 2, dtype=np.result_type(one.A, two.A))
     A[: one.order, : one.order] = one.A

@@ -28,7 +28,8 @@ from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations import smith
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.norms.gain import check_alike
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
+from ssmreduce.norms.units import in_units
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.interconnect import difference
 from ssmreduce.systems.response import StatePart
 from ssmreduce.systems.state_space import StateSpace
@@ -89,18 +90,18 @@ def finite_horizon_difference(
     O(L n (m + p)) for each iteration and diagonal systems, all inputs counting. Long horizons, from 4096
     steps and (n + m)³/40000, cost O((n + m)³ log L) and count inputs near one frequency.
     """
-    for system in (first, second):
-        check_single(system)
     check_alike(first, second)
     iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
     steps = min(positive_count(horizon, "horizon", "a number of steps"), _ENDLESS)
-    both = difference(first.to_host(), second.to_host())
+    systems, units = in_units([first, second])
+    both = difference(systems[0], systems[1])
     doubled = isinstance(both, DiagonalStateSpace) and both.real_output
     size = both.order * (2 if doubled else 1) + both.inputs
     if steps > max(_WHOLE, size**3 // _SOLVED):
-        return on_gainful_threads(size, _BLOCKS, _in_blocks, both, steps, iterations)
+        gain = on_gainful_threads(size, _BLOCKS, _in_blocks, both, steps, iterations)
+        return units.gain_outside(gain)
     start = np.random.default_rng(0).standard_normal((steps, both.inputs))
-    return _power_iteration(both, start, iterations)
+    return units.gain_outside(_power_iteration(both, start, iterations))
 
 
 def _power_iteration(system: System, signal: HostArray, iterations: int) -> float:

@@ -28,14 +28,16 @@ Steinbuch, Systems & Control Letters 14 (1990).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
 
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import balanced
 from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
-from ssmreduce.norms.gain import Gain, balanced
+from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.grid import refine
 from ssmreduce.systems.state_space import StateSpace
 
@@ -43,8 +45,8 @@ _NEAR_AXIS = 4.0
 """c of c sqrt(n eps) ‖H‖, the distance from the axis within which an eigenvalue is a candidate.
 Larger costs evaluations, never correctness."""
 
-_NOISE = 4.0
-"""c of c n eps scale: a difference of gains is known to a few roundings of what it cancels from."""
+_NOISE = 1.0
+"""c of c eps ‖ |C R| |A| |R B| ‖: eigenvalues of a balanced H are those of a matrix that near to it."""
 
 _SMALLEST_TOLERANCE = 100.0
 """c of c n eps, the tightest relative tolerance: R is ill-conditioned by 1/tolerance at worst."""
@@ -55,6 +57,9 @@ _LEVELS = 30
 _REFINEMENTS = 4
 """Rounds of refinement around the largest gains at candidates and midpoints."""
 
+_STILL = 0.01
+"""Share of the tolerance by which the gain must promise to rise for another round."""
+
 _ROTATIONS = 32
 """Points of the unit circle that are tried for -w."""
 
@@ -63,7 +68,14 @@ _REAL_IS_WORTH = 0.01
 
 
 def upper_bound(
-    gain: Gain, system: StateSpace, lower: float, frequency: float, tolerance: float
+    gain: Gain,
+    system: StateSpace,
+    lower: float,
+    frequency: float,
+    tolerance: float,
+    *,
+    evaluate: Callable[[HostArray], HostArray],
+    noise: float = 0.0,
 ) -> tuple[float, float, float]:
     """Return (lower, upper, frequency), from a first lower bound and its frequency.
 
@@ -76,8 +88,11 @@ def upper_bound(
     lower, frequency : float
         A gain that was seen, and where. At more than n frequencies where `lower` is 0.
     tolerance : float
-        Upper and lower bound differ by at most this relative to the lower one, or by the rounding of
-        a difference where that is more.
+        Upper and lower bound differ by at most this relative to the lower one, and by `noise`.
+    evaluate : callable
+        The gain at frequencies, or a lower bound of it.
+    noise : float
+        What rounding of the test may hide of a difference.
     """
     n = system.order
     eps = float(np.finfo(np.float64).eps)
@@ -86,26 +101,25 @@ def upper_bound(
             f"`tolerance` is {tolerance:.3g}; expected at least {_SMALLEST_TOLERANCE * n * eps:.3g} "
             f"for a system of {n} states in double precision. Try 1e-6."
         )
-    if lower == 0.0 or not (np.any(system.B) and np.any(system.C)):
+    if lower + noise == 0.0 or n == 0 or not (np.any(system.B) and np.any(system.C)):
         # A rational function of degree n that vanishes at more than n points is zero; without inputs
         # or outputs of the state only D is left.
         return lower, lower, frequency
     _check_resolved(gain)
     anchors = _anchors(gain)
-    gains = gain.exact(anchors)
+    gains = evaluate(anchors)
     if gains.max() > lower:
         lower, frequency = float(gains.max()), float(anchors[np.argmax(gains)])
         frequency = abs(frequency) if gain.real else frequency
-    w = _rotation(gain, anchors, gains / lower) if gain.discrete else None
+    w = _rotation(gain, anchors, gains / (lower + noise)) if gain.discrete else None
     test = _AxisTest(system, w, real=gain.real)
     for _ in range(_LEVELS):
-        noise = _NOISE * n * eps * gain.scale(frequency) if len(gain.systems) > 1 else 0.0
         level = (1.0 + tolerance) * lower + noise
         crossings = test.crossings(level)
         if not crossings.size:
             return lower, level, frequency
         omega = _with_middles(crossings, frequency)
-        seen, place = refine(gain.exact, omega, _REFINEMENTS)
+        seen, place = refine(evaluate, omega, _REFINEMENTS, _STILL * tolerance)
         if seen > lower:
             lower, frequency = seen, place
         if seen < level:
@@ -117,8 +131,15 @@ def upper_bound(
     )
 
 
+def rounding_of_test(gain: Gain, omega: HostArray) -> float:
+    """What rounding of A may move of a difference: the largest eps ‖ |C R| |A| |R B| ‖, R = (z - A)⁻¹."""
+    z = np.exp(1j * omega) if gain.discrete else 1j * omega
+    moved = sum((modes.sensitivity(z) for modes in gain.modes), start=np.zeros(z.size))
+    return _NOISE * float(np.finfo(np.float64).eps) * float(moved.max(initial=0.0))
+
+
 def _check_resolved(gain: Gain) -> None:
-    poles = np.concatenate(gain.poles())
+    poles = np.concatenate(gain.poles)
     if np.any(np.abs(poles) >= 1.0 if gain.discrete else poles.real >= 0.0):
         raise UnreachableToleranceError(
             "`system` has a pole so close to the stability boundary that it rounds onto it; expected "
@@ -137,7 +158,7 @@ def _anchors(gain: Gain) -> HostArray:
 def _rotation(gain: Gain, anchors: HostArray, gains: HostArray) -> complex:
     """Return w such that -w is far from the poles and the gain there is low; ±1 if possible."""
     points = np.exp(1j * anchors)
-    distance = np.abs(points[:, None] - np.concatenate(gain.poles())).min(axis=1)
+    distance = np.abs(points[:, None] - np.concatenate(gain.poles)).min(axis=1)
     score = distance * np.maximum(1.0 - gains**2, np.finfo(np.float64).eps)
     best = int(np.argmax(score))
     if gain.real:
@@ -163,8 +184,7 @@ class _AxisTest:
 
     def __init__(self, system: StateSpace, w: complex | None, *, real: bool) -> None:
         self.w, self.real = w, real
-        A, B, C = balanced(system)
-        D = system.D
+        A, B, C, D = system.A, system.B, system.C, system.D
         if w is not None:
             # s = (z - w)/(z + w) and E = (wI + A)⁻¹ give A' = E (A - wI), B' = √2 E B, C' = √2 w C E.
             eye = np.eye(system.order)
@@ -192,7 +212,7 @@ class _AxisTest:
         BV[:, :k] /= np.sqrt(gap)
         UC[:k] /= np.sqrt(gap)[:, None]
         H = np.block([[corner, BV @ adjoint(BV)], [-adjoint(UC) @ UC, -adjoint(corner)]])
-        H, _ = scipy.linalg.matrix_balance(H, permute=False)
+        H, _ = balanced(H)
         near = _NEAR_AXIS * math.sqrt(n * np.finfo(np.float64).eps) * np.linalg.norm(H)
         values = scipy.linalg.eigvals(H, overwrite_a=True, check_finite=False)
         return self._frequencies(values[np.abs(values.real) <= near].imag)

@@ -18,6 +18,7 @@ from ssmreduce._namespace import (
     as_number,
     device_of,
     namespace,
+    refuted,
     repeat_until,
 )
 from ssmreduce.gramians.native import NativeSystem, native_system
@@ -65,7 +66,8 @@ def hinf_lower_bound(system: System, certified: bool) -> tuple[Any, Any]:
     Raises
     ------
     NoNativeRoute
-        If an upper bound is asked for, for a batch, and if the system is not stable.
+        If an upper bound is asked for, for a batch, if the system is not stable, and if its gain is 0 or out
+        of range on the whole grid.
     """
     if certified:
         raise NoNativeRoute("the level-set test needs eigenvalues of a nonsymmetric matrix")
@@ -87,6 +89,8 @@ def hinf_lower_bound(system: System, certified: bool) -> tuple[Any, Any]:
 
     omega = _grid(arrays)
     gain, at = _peak(system, omega)
+    if refuted(gain > 0.0):
+        raise NoNativeRoute("its gain is 0 or out of range at all frequencies of the grid")
     start = (gain, _entry(omega, at), omega, at)
     (gain, frequency, *_), _ = repeat_until(finer, start, _ROUNDS)
     through = xp.linalg.matrix_norm(arrays.D, ord=2)

@@ -27,6 +27,7 @@ from scipy.linalg import lapack
 
 from ssmreduce._lapack import frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import balanced
 from ssmreduce.errors import OrderError
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.real_form import real_input, real_output, real_state
@@ -187,8 +188,7 @@ def _scaled(matrix: HostArray) -> tuple[HostArray, HostArray, float]:
 
     All are powers of two, so that nothing is rounded.
     """
-    gebal = lapack.zgebal if matrix.dtype.kind == "c" else lapack.dgebal
-    scaled, _, _, scale, _ = gebal(matrix, scale=1, permute=0)
+    scaled, scale = balanced(matrix)
     unit = float(2.0 ** np.frexp(np.abs(scaled).max())[1])
     return scaled / unit, scale[:, None], unit
 

@@ -108,10 +108,9 @@ class Reduction:
         -------
         float or array
             A lower bound on the H-infinity norm of the difference (adaptive grid and power
-            iteration), for dense systems less what rounding may have added: 0.0 where the error does not
-            stand out of it. With a horizon, on the induced ℓ² norm over that many steps. With
-            `certified` an upper bound instead, a relative 1e-6 (or the rounding of the two gains)
-            above a gain that was seen.
+            iteration), less what rounding may have added at that frequency. With a horizon, on the
+            induced ℓ² norm over that many steps. With `certified` an upper bound instead, a relative
+            1e-6, and what rounding of the test may hide, above a gain that was seen.
 
         Raises
         ------

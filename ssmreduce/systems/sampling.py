@@ -33,12 +33,12 @@ import scipy.linalg
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import balanced
 from ssmreduce.errors import NoConvergenceError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import (
-    balanced,
     checked_range,
     dense_steps,
     diagonal_step,

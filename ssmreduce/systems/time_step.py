@@ -38,9 +38,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
 
 from ssmreduce._namespace import HostArray
+from ssmreduce._schur import balanced
 from ssmreduce.errors import NonFiniteError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.linear_solve import solve_stacked
@@ -291,15 +291,6 @@ def _even_polynomials(
     if len(terms[0]) > 4:
         low = low + square[:, None] ** 3 * (powers[3][:, None] @ high)
     return [low[:, i] for i in range(len(terms))]
-
-
-def balanced(A: HostArray) -> tuple[HostArray, HostArray]:
-    """S⁻¹ A S with powers of two S that even out the norms of rows and columns, and S, shape (n,)."""
-    if A.size == 0:
-        return A, np.ones(len(A))
-    gebal = lapack.zgebal if np.iscomplexobj(A) else lapack.dgebal
-    even, _, _, states, _ = gebal(A, scale=1, permute=0)
-    return even, states
 
 
 def _norm(matrices: HostArray) -> HostArray:

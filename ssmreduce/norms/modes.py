@@ -1,0 +1,167 @@
+"""Dense systems by their eigenvectors: the gain at hundreds of frequencies for O(n p m) each.
+
+A = V Λ V⁻¹ gives C (z - A)⁻¹ B = (C V) (z - Λ)⁻¹ (V⁻¹ B), right to about eps cond(V) ‖A‖ ‖(z - A)⁻¹‖. That is
+good enough to *search* for a peak, whose height is then evaluated with A itself, and to begin a solution
+that is refined. Where cond(V) is too large, near a defective A, there are no such modes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from ssmreduce._lapack import frobenius_norm
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
+from ssmreduce.systems.linear_solve import solve_stacked
+from ssmreduce.systems.state_space import StateSpace
+
+_CONDITION = 2.0**20
+"""Largest cond(V) in the Frobenius norm: a search then knows gains to 1e-9 of what they add up from."""
+
+_ROUNDING = 4.0
+"""c of c n eps: every term is rounded a few times and added n times."""
+
+
+class DiagonalModes:
+    """Those of a diagonal system on the host: its own."""
+
+    def __init__(self, system: DiagonalStateSpace) -> None:
+        self.system = system
+        self.poles = np.asarray(system.poles())
+
+    def diagonalised(self) -> System:
+        """The system itself."""
+        return self.system
+
+    def rounding(self, z: HostArray) -> HostArray:
+        """Of G(z_k) summed up from its terms, none of which cancels: c n eps Σ ‖c_i‖ ‖b_i‖ / |z_k - λ_i|."""
+        return _rounding(self.system) * self._sum(z, 1, np.ones(self.poles.size))
+
+    def sensitivity(self, z: HostArray) -> HostArray:
+        """What a relative change of every λ_i may move, Σ ‖c_i‖ |λ_i| ‖b_i‖ / |z_k - λ_i|²."""
+        return self._sum(z, 2, np.abs(self.poles))
+
+    def _sum(self, z: HostArray, power: int, weight: HostArray) -> HostArray:
+        distance = np.abs(z[:, None] - self.poles)
+        if self.system.real_output:
+            distance = np.minimum(distance, np.abs(z[:, None] - self.poles.conj()))
+        B, C = np.linalg.norm(self.system.B, axis=1), np.linalg.norm(self.system.C, axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.sum(C * weight * B / distance**power, axis=1))
+
+
+class DenseModes:
+    """Poles of a dense system on the host, and its modes where their vectors are well-conditioned."""
+
+    def __init__(self, system: StateSpace) -> None:
+        self.system = system
+
+    @property
+    def poles(self) -> HostArray:
+        """Eigenvalues of A."""
+        return self._eigen[0]
+
+    @property
+    def known(self) -> bool:
+        """Whether the eigenvectors serve."""
+        return self._inverse is not None
+
+    def diagonalised(self) -> System:
+        """The same map by its modes; the system itself where they do not serve."""
+        system, inverse = self.system, self._inverse
+        if inverse is None or system.order == 0:
+            return system
+        eigenvalues, V = self._eigen
+        B, C = inverse @ system.B, system.C @ V
+        real = not is_complex(system)
+        if real:
+            # One of each pair: y = Re(C x).
+            kept = eigenvalues.imag >= 0.0
+            share = np.where(eigenvalues[kept].imag > 0.0, 2.0, 1.0)
+            eigenvalues, B, C = eigenvalues[kept], B[kept], share * C[:, kept]
+        return DiagonalStateSpace(
+            eigenvalues,
+            B.astype(np.complex128),
+            C.astype(np.complex128),
+            system.D,
+            time=system.time,
+            real_output=real,
+            read_after_update=system.read_after_update,
+        )
+
+    def solve(self, z: HostArray, right: HostArray, *, dual: bool) -> HostArray:
+        """Solutions X_k of (z_k - A) X_k = R_k, or with Aᴴ if `dual`, for R of shape (n, K, w)."""
+        inverse = self._inverse
+        if inverse is None:
+            A = adjoint(self.system.A) if dual else self.system.A
+            columns = enumerate(z)
+            solved = [
+                solve_stacked((x * np.eye(len(A)) - A)[None], right[None, :, k]) for k, x in columns
+            ]
+            return np.moveaxis(np.concatenate(solved), 0, 1)
+        eigenvalues, V = self._eigen
+        if dual:
+            eigenvalues, V, inverse = eigenvalues.conj(), adjoint(inverse), adjoint(V)
+        n, count, width = right.shape
+        inner = (inverse @ right.reshape(n, -1)).reshape(n, count, width)
+        inner = inner / (z - eigenvalues[:, None])[..., None]
+        return np.asarray(V @ inner.reshape(n, -1)).reshape(n, count, width)
+
+    def values(self, z: HostArray) -> HostArray:
+        """C (z_k - A)⁻¹ B, shape (K, p, m), from solutions that are corrected once with A itself."""
+        system = self.system
+        every = np.broadcast_to(system.B[:, None, :], (system.order, z.size, system.inputs))
+        states = self.solve(z, every, dual=False)
+        image = (system.A @ states.reshape(system.order, -1)).reshape(states.shape)
+        states = states + self.solve(z, every - (z[:, None] * states - image), dual=False)
+        outputs = (system.C @ states.reshape(system.order, -1)).reshape(-1, z.size, system.inputs)
+        return np.moveaxis(outputs, 1, 0)
+
+    def rounding(self, z: HostArray) -> HostArray:
+        """Of G(z_k) from solutions with z_k - A: c n eps ‖ |C R(z_k)| (|A| + |z_k|) |R(z_k) B| ‖."""
+        return _rounding(self.system) * self._moved(z, np.abs(z))
+
+    def sensitivity(self, z: HostArray) -> HostArray:
+        """What a relative change of every a_ij may move, ‖ |C R(z_k)| |A| |R(z_k) B| ‖ with R(z) = (z - A)⁻¹.
+
+        The units of states do not matter to it.
+        """
+        return self._moved(z, np.zeros(z.size))
+
+    def _moved(self, z: HostArray, diagonal: HostArray) -> HostArray:
+        system, seen = self.system, []
+        if system.order == 0:
+            return np.zeros(z.size)
+        for dual, right in ((False, system.B), (True, adjoint(system.C))):
+            points = z.conj() if dual else z
+            every = np.broadcast_to(right[:, None, :], (len(right), z.size, right.shape[1]))
+            seen.append(np.linalg.norm(self.solve(points, every, dual=dual), axis=2))
+        moved = np.abs(system.A) @ seen[0] + diagonal * seen[0]
+        return np.asarray(np.sum(seen[1] * moved, axis=0))
+
+    @cached_property
+    def _eigen(self) -> tuple[HostArray, HostArray]:
+        eigenvalues, vectors = np.linalg.eig(self.system.A)
+        return eigenvalues.astype(np.complex128), vectors
+
+    @cached_property
+    def _inverse(self) -> HostArray | None:
+        """V⁻¹, or None where V is nearly singular."""
+        _, vectors = self._eigen
+        try:
+            inverse = np.linalg.inv(vectors)
+        except np.linalg.LinAlgError:
+            return None
+        condition = frobenius_norm(inverse) * frobenius_norm(vectors)
+        return inverse if condition <= _CONDITION else None
+
+
+def _rounding(system: System) -> float:
+    return _ROUNDING * (system.order + 1) * float(np.finfo(np.float64).eps)
+
+
+def modes_of(system: System) -> DiagonalModes | DenseModes:
+    """The modes of a system on the host."""
+    return DiagonalModes(system) if isinstance(system, DiagonalStateSpace) else DenseModes(system)
