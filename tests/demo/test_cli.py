@@ -239,6 +239,7 @@ def test_numbers_that_json_does_not_have_are_null(train, tmp_path, monkeypatch):
     assert point["accuracy"] is None
 
 
+@pytest.mark.slow  # a process of its own, which trains
 def test_a_real_interrupt_ends_the_demo_cleanly(tmp_path):
     # Python's own handler, also where this test runs in the background with SIGINT ignored.
     program = (
