@@ -125,6 +125,7 @@ def test_unknown_options_are_usage_errors():
     assert main(["demo", "--speed", "11"]) == 2
 
 
+@pytest.mark.slow  # trains; .ci/run runs the demo itself too
 def test_demo_writes_numbers_and_pictures(tmp_path, capsys):
     arguments = ["demo", "--quick", "--steps", "20", "--states", "32", "--tau", "0.3"]
     assert main([*arguments, "--output", str(tmp_path)]) == 0
