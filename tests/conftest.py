@@ -1,4 +1,4 @@
-"""Settings and fixtures shared by all tests, and a count of the examples that property tests ran.
+"""Settings and fixtures shared by all tests; counts of property examples and of what was skipped.
 
 Profiles: `dev` (the default: few examples), `ci` (the default where CI is set) and `long`
 (``pytest tests/laws --hypothesis-profile=long``, more than 100,000 examples in all). `dev` and `ci`
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 
 # Before NumPy is loaded: workers of pytest-xdist share the cores, one BLAS thread for each.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -114,7 +115,11 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print how many examples were run in all."""
+    """Print how many tests were skipped for each reason, and how many examples were run in all."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"SKIPPED [{count}] {reason}")
     if _COUNT.examples:
         profile = settings.get_current_profile_name()
         laws = f"{_COUNT.laws} property tests, " if _COUNT.laws else ""

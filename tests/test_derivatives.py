@@ -107,7 +107,11 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 
 
 AGREEMENT = dict.fromkeys(FUNCTIONS, 1e-11) | {"hinf": 1e-6}
-"""Relative difference of one gradient found in two ways; a peak is found to sqrt(eps) in frequency."""
+"""Relative difference of one gradient found in two ways.
+
+A gain within eps of its peak lies within sqrt(eps) of the frequency of the peak, times the width of the
+resonance. Rounding chooses one of these frequencies, and the gradient, unlike the gain, is not flat there.
+"""
 
 
 def applies(function: str, system: Any) -> bool:
@@ -184,7 +188,10 @@ def test_gradients_match_finite_differences(name: str, function: str) -> None:
     direction = random_direction(system, seeded(function))
     expected, error = central(evaluate, system, direction)
     assert error <= 1e-3 * abs(expected)
-    assert abs(slope(gradients, direction) - expected) <= error
+    scale = sum(
+        np.linalg.norm(g) * np.linalg.norm(d) for g, d in zip(gradients, direction, strict=True)
+    )
+    assert abs(slope(gradients, direction) - expected) <= error + AGREEMENT[function] * scale
 
 
 @pytest.mark.parametrize(("name", "function"), CASES)

@@ -646,12 +646,12 @@ def test_a_difference_in_rounding_is_bounded_by_rounding(seed: int) -> None:
 
 
 def fading_modes() -> StateSpace:
-    """Six modes of damping 1e-4 whose parts of the response fall by two decades each."""
+    """Six modes of damping 1e-4 over four decades of frequency, each 16 times weaker than the one before."""
     damping, A, B, C = 1e-4, np.zeros((12, 12)), np.zeros((12, 1)), np.zeros((1, 12))
-    for i, omega in enumerate(np.geomspace(1.0, 100.0, 6)):
+    for i, omega in enumerate(np.geomspace(1.0, 1e4, 6)):
         at = slice(2 * i, 2 * i + 2)
         A[at, at] = omega * np.array([[-damping, 1.0], [-1.0, -damping]])
-        B[2 * i + 1], C[0, 2 * i] = 10.0 ** (-2 * i), 1.0
+        B[2 * i + 1], C[0, 2 * i] = 10.0 ** (-1.2 * i), 1.0
     return StateSpace(A, B, C, time=Continuous())
 
 
@@ -663,13 +663,27 @@ def exact_gain(system: StateSpace, omega: float) -> Any:
         return (mp.matrix(system.C.tolist()) * states)[0]
 
 
+def solved_rounding(system: StateSpace, omega: float) -> float:
+    """Rounding of C M⁻¹ B by a solution with M = iω - A: eps |C M⁻¹| |M| |M⁻¹ B|, entry by entry."""
+    shifted = 1j * omega * np.eye(system.order) - system.A
+    inverse = np.linalg.inv(shifted)
+    sizes = np.abs(system.C @ inverse) @ np.abs(shifted) @ np.abs(inverse @ system.B)
+    return float(np.finfo(float).eps * sizes.sum())
+
+
 def test_rounding_of_a_schur_form_is_no_error_of_a_reduction() -> None:
-    """The Schur form moves the gain by ten times the error of the cut, and nothing says so."""
+    """The Schur form moves the gain by 2 to 7 times the error of the cut, and nothing says so.
+
+    Solutions with A itself are right to a tenth of that error at the lowest resonance, and to all digits
+    at the highest, where the error of the cut is.
+    """
     system = fading_modes()
     reduction = balanced_truncation(system, 10)
-    omega = np.unique([w * (1 + 1e-4 * t) for w in np.geomspace(1, 100, 6) for t in range(-3, 4)])
-    errors = [abs(exact_gain(system, w) - exact_gain(reduction.system, w)) for w in omega.tolist()]
-    assert 0.3 * max(errors) <= reduction.verify() <= 1.01 * max(errors)
+    omega = [w * (1 + 1e-4 * t) for w in (1.0, 1e4) for t in (-1, 0, 1)]
+    errors = [abs(exact_gain(system, w) - exact_gain(reduction.system, w)) for w in omega]
+    rounding = max(solved_rounding(x, 1.0) for x in (system, reduction.system))
+    assert rounding <= 0.1 * max(errors)
+    assert abs(reduction.verify() - max(errors)) <= 2 * rounding
 
 
 def test_wide_differences_of_layers_hold_their_feedthrough(rng: np.random.Generator) -> None:

@@ -320,7 +320,9 @@ def penalties(system: Any) -> list[Callable[[Any], Any]]:
     return [f for name, f in PENALTIES.items() if not (dense and name == "modal l1")]
 
 
-@pytest.mark.parametrize("module", ["torch", "jax", "array_api_strict"])
+@pytest.mark.parametrize(
+    "module", ["torch", pytest.param("jax", marks=pytest.mark.slow), "array_api_strict"]
+)
 def test_arrays_of_numpy_beside_those_of_a_library(system: Any, module: str) -> None:
     """Only B, or all arrays but B, belong to the library; answers do too, or are floats."""
     xp = pytest.importorskip("jax.numpy" if module == "jax" else module)

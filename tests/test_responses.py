@@ -67,13 +67,15 @@ def test_to_dense_of_a_dense_system_is_itself(rng: np.random.Generator) -> None:
     assert system.to_dense() is system
 
 
-def test_integrators_have_no_dc_gain() -> None:
-    turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))
+def test_integrators_have_no_dc_gain(rng: np.random.Generator) -> None:
+    """Also where a turn of the states moves the pole by rounding, to one side or the other."""
+    turns = [np.linalg.qr(rng.standard_normal((3, 3)))[0] for _ in range(10)]
     for time, pole in ((Continuous(), 0.0), (Discrete(), 1.0)):
         point = "s = 0" if pole == 0.0 else "z = 1"
         poles = np.array([pole, pole - 0.5, pole - 0.3])
         diagonal = DiagonalStateSpace(poles, np.ones((3, 1)), np.ones((1, 3)), time=time)
-        for system in (diagonal, diagonal.to_dense(), transformed(diagonal, turn)):
+        turned = [transformed(diagonal, turn) for turn in turns]
+        for system in (diagonal, diagonal.to_dense(), *turned):
             with pytest.raises(UnstableSystemError, match=f"`system` has a pole at {point}"):
                 system.dc_gain()
             assert not system.is_stable()

@@ -16,10 +16,13 @@ from torch import distributed
 
 import ssmreduce
 
-pytestmark = pytest.mark.skipif(
-    not distributed.is_available() or not distributed.is_gloo_available(),
-    reason="torch was built without gloo",
-)
+pytestmark = [
+    pytest.mark.slow,  # each worker of pytest-xdist trains all scenarios of the fixture `ranks`
+    pytest.mark.skipif(
+        not distributed.is_available() or not distributed.is_gloo_available(),
+        reason="torch was built without gloo",
+    ),
+]
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {

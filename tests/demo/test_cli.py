@@ -125,6 +125,7 @@ def test_unknown_options_are_usage_errors():
     assert main(["demo", "--speed", "11"]) == 2
 
 
+@pytest.mark.slow  # trains; .ci/run runs the demo itself too
 def test_demo_writes_numbers_and_pictures(tmp_path, capsys):
     arguments = ["demo", "--quick", "--steps", "20", "--states", "32", "--tau", "0.3"]
     assert main([*arguments, "--output", str(tmp_path)]) == 0
@@ -239,6 +240,7 @@ def test_numbers_that_json_does_not_have_are_null(train, tmp_path, monkeypatch):
     assert point["accuracy"] is None
 
 
+@pytest.mark.slow  # a process of its own, which trains
 def test_a_real_interrupt_ends_the_demo_cleanly(tmp_path):
     # Python's own handler, also where this test runs in the background with SIGINT ignored.
     program = (

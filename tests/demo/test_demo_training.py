@@ -95,6 +95,7 @@ def test_a_run_records_states_and_cuts(data, settings):
     assert run.seconds >= run.curve[-1].seconds
 
 
+@pytest.mark.slow  # three sizes of a model are compiled, with their evaluation
 def test_full_and_reduced_are_one_run_until_the_first_cut(data, settings):
     problem = Problem(data, settings)
     reducer = InTrainingReducer(

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssmreduce.demo.recurrence import diagonal_recurrence
+from ssmreduce.demo import recurrence
+
+diagonal_recurrence = jax.jit(recurrence.diagonal_recurrence, static_argnames="chunk")
 
 
+@jax.jit
 def scanned(eigenvalues, B, C, D, inputs):
     """The same layer by an associative scan over single steps."""
 
