@@ -12,11 +12,12 @@ from ssmreduce._checks import (
     check_instance,
     check_text,
     items,
+    numeric_array,
     real_values,
     require_backend,
     shown,
 )
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError
 from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent
@@ -298,7 +299,11 @@ def _checked_curve(label: str, curve: object) -> tuple[HostArray, HostArray]:
     pair = items(curve, name, "the seconds and the accuracies of the run")
     if len(pair) != 2:
         raise ShapeError(f"`{name}` has {len(pair)} entries; expected seconds and accuracies.")
-    seconds, accuracy = (_checked_axis(values, name) for values in pair)
+    seconds = _checked_axis(pair[0], name)
+    # A run that has diverged leaves a gap.
+    found = to_double(numeric_array(pair[1], name, 0))
+    accuracy = np.where(np.isfinite(found), found, np.nan)
+    _checked_axis(np.nan_to_num(accuracy), name)
     if seconds.size != accuracy.size:
         raise ShapeError(
             f"`{name}` has {seconds.size} seconds but {accuracy.size} accuracies; expected as many."

@@ -34,6 +34,11 @@ _STILL = 1e-15
 _IDLE_ROUNDS = 2
 """Rounds that promise no rise after which none is expected: the parabolas converge faster than linearly."""
 
+_CLOSEST = 8.0
+"""c of c eps: how far rounding may move an angle, or a frequency relative to itself, and some room."""
+
+_EPS = float(np.finfo(np.float64).eps)
+
 _STEEPEST = 1e30
 """Cap on (peak/neighbour)², so that a neighbour where the gain vanishes stays a finite number."""
 
@@ -100,15 +105,24 @@ def frequencies(gain: Gain, count: int) -> HostArray:
     if gain.discrete:
         angles = np.angle(poles)
         uniform = np.linspace(0.0 if gain.real else -np.pi, np.pi, count + 1)
-        return np.unique(np.concatenate([uniform, np.abs(angles) if gain.real else angles]))
+        return _apart(np.concatenate([uniform, np.abs(angles) if gain.real else angles]), 1.0)
     sizes = np.abs(poles)
     sizes = sizes[sizes > 0]
     decades = np.empty(0)
     if sizes.size:
         decades = np.geomspace(sizes.min() / 100, sizes.max() * 100, count)
     sides = [decades] if gain.real else [decades, -decades]
-    imaginary = np.abs(poles.imag) if gain.real else poles.imag
-    return np.unique(np.concatenate([[0.0], *sides, imaginary]))
+    # What rounding leaves of the imaginary part of a real pole is no frequency of its own.
+    imaginary = np.where(np.abs(poles.imag) > _CLOSEST * _EPS * np.abs(poles), poles.imag, 0.0)
+    imaginary = np.abs(imaginary) if gain.real else imaginary
+    return _apart(np.concatenate([[0.0], *sides, imaginary]), 0.0)
+
+
+def _apart(omega: HostArray, size: float) -> HostArray:
+    """Sorted frequencies that rounding tells apart, for their own size or `size`: others give no slope."""
+    omega = np.unique(omega)
+    near = np.diff(omega) <= _CLOSEST * _EPS * np.maximum(np.abs(omega[1:]), size)
+    return omega[np.concatenate([[True], ~near])]
 
 
 def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:

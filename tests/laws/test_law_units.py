@@ -34,8 +34,8 @@ LARGEST = 20
 """Largest exponent of two."""
 
 TOLERANCE = 1e-8
-"""Relative to the largest number in an answer, or the largest gain. Poles lie 0.1 or more from the boundary, cuts
-have gaps of 1e-2, eigenvectors a condition of 1e4 at most: that leaves four digits of margin."""
+"""Relative to the largest number in an answer, or the largest gain. Poles lie 0.1 or more from the boundary,
+cuts have gaps of 1e-2, eigenvectors a condition of 1e4 at most: that leaves four digits of margin."""
 
 LOCAL_OPTIMUM = 1e-2
 """The same for an iteration that stops near to a local optimum."""
