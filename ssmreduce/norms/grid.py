@@ -122,7 +122,7 @@ def _apart(omega: HostArray, size: float) -> HostArray:
     """Sorted frequencies that rounding tells apart, for their own size or `size`: others give no slope."""
     omega = np.unique(omega)
     near = np.diff(omega) <= _CLOSEST * _EPS * np.maximum(np.abs(omega[1:]), size)
-    return omega[np.concatenate([[True], ~near])]
+    return np.asarray(omega[np.concatenate([[True], ~near])])
 
 
 def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
