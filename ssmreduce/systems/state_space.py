@@ -32,6 +32,9 @@ from ssmreduce.time_domain import (
     steady_point,
 )
 
+_SUSPICIOUS = float(np.finfo(np.float64).eps) ** 0.5
+"""Reciprocal condition of z I - A from which there may be a pole at z for all that rounding of A tells."""
+
 _NUMBERS = (int, float, complex, np.number)
 
 
@@ -229,9 +232,9 @@ class StateSpace:
             single = in_balanced_units(host[at])
             shifted = shift - single.A
             states, conditioned = solve_conditioned(shifted, single.B)
-            # Rounding of A is relative to A, and may have hidden a pole there.
-            sizes = [np.abs(matrix).max(initial=0.0) for matrix in (shifted, single.A)]
-            if conditioned * sizes[0] < 2.0 * singularity(self.order) * max(sizes):
+            if conditioned < _SUSPICIOUS and _hides_a_pole(shifted, single.A):
+                conditioned = 0.0
+            if conditioned < singularity(self.order):
                 raise no_steady_gain(self.time, f"reciprocal condition {conditioned:.1e}")
             gain[at] = single.D + single.C @ states
         return gain
@@ -280,6 +283,13 @@ class StateSpace:
             time=self.time,
             read_after_update=self.read_after_update,
         )
+
+
+def _hides_a_pole(shifted: HostArray, A: HostArray) -> bool:
+    """Whether rounding of A by 2 n eps may make z I - A singular, by ‖ |(z I - A)⁻¹| |A| ‖."""
+    inverse, _ = solve_conditioned(shifted, np.eye(len(A)))
+    growth = (np.abs(inverse) @ np.abs(A)).sum(axis=1).max(initial=0.0)
+    return bool(2.0 * singularity(len(A)) * growth >= 1.0)
 
 
 def in_balanced_units(system: StateSpace) -> StateSpace:
