@@ -13,10 +13,15 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     NoConvergenceError,
+    NonFiniteError,
     StateSpace,
+    UnreachableToleranceError,
     balance,
     controllability_gramian,
+    h2_norm,
+    hankel_norm,
     hankel_singular_values,
+    hinf_norm,
     observability_gramian,
 )
 
@@ -121,3 +126,19 @@ def test_a_system_that_does_not_respond_has_values_of_zero() -> None:
     assert not np.any(
         controllability_gramian(StateSpace([[0.5]], [[0.0]], [[1.0]], time=Discrete()))
     )
+
+
+@pytest.mark.parametrize("size", [1e155, 1e200, 1e-200])
+@pytest.mark.parametrize("norm", [h2_norm, hankel_norm, hinf_norm])
+def test_norms_beyond_the_range_are_refused(norm: Any, size: float) -> None:
+    """They came out as Inf with a warning, or as 0."""
+    B, C = size * np.ones((2, 1)), size * np.ones((1, 2))
+    for system in (
+        StateSpace([[-1.0, 0.5], [0.0, -2.0]], B, C, time=Continuous()),
+        DiagonalStateSpace([0.5 + 0.1j, 0.2], B, C, time=Discrete(), real_output=True),
+    ):
+        with pytest.raises(UnreachableToleranceError, match="doubles|double precision"):
+            norm(system)
+        if size > 1.0:
+            with pytest.raises(NonFiniteError, match="DC gain"):
+                system.dc_gain()

@@ -22,6 +22,7 @@ from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.derivatives.adjoint import controllability_gradient
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Gradients, Pullback
+from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.gramians.single_channel import channel_gains
@@ -166,7 +167,7 @@ def _hankel(system: System) -> float:
     if system.order == 0:
         return 0.0
     scaled, exponent = _scaled(system.to_host().to_standard())
-    return float(np.ldexp(hankel_singular_values(scaled)[0], exponent))
+    return float(_restored(hankel_singular_values(scaled)[0], exponent, "Hankel"))
 
 
 def _h2(system: System) -> float:
@@ -176,7 +177,7 @@ def _h2(system: System) -> float:
     state = 0.0
     if host.order > 0 and np.any(host.B) and np.any(host.C):
         scaled, exponent = _scaled(host)
-        state = float(np.ldexp(_state_norm(scaled), exponent))
+        state = float(_restored(_state_norm(scaled), exponent, "H2"))
     return _with_feedthrough(state, D, host.time)
 
 
@@ -185,7 +186,7 @@ def _h2_of_channels(batch: DiagonalStateSpace) -> list[float]:
     standard = batch.to_host().to_standard()
     scaled, exponents = _scaled(standard)
     assert isinstance(scaled, DiagonalStateSpace)
-    states = np.ldexp(channel_gains(scaled), exponents)
+    states = _restored(channel_gains(scaled), exponents, "H2")
     return [
         _with_feedthrough(float(state), D, batch.time)
         for state, D in zip(states, standard.D, strict=True)
@@ -227,6 +228,19 @@ def _scaled(system: System) -> tuple[System, HostArray]:
     else:
         scaled = DiagonalStateSpace(system.eigenvalues, B, C, time=system.time, real_output=real)
     return scaled, exponents
+
+
+def _restored(norms: HostArray | float, exponents: HostArray, name: str) -> HostArray:
+    """Norms with the exponents of two that were taken out; refused where doubles cannot hold one."""
+    with np.errstate(over="ignore", under="ignore"):
+        restored = np.ldexp(norms, exponents)
+    lost = np.isinf(restored) | ((restored == 0.0) & (np.asarray(norms) > 0.0))
+    if np.any(lost):
+        raise UnreachableToleranceError(
+            f"the {name} norm of `system` is beyond the range of double precision; expected one between "
+            "1e-307 and 1e308. Scale `B` or `C`, or choose other units of inputs and outputs."
+        )
+    return np.asarray(restored)
 
 
 def _power(exponent: HostArray) -> HostArray:

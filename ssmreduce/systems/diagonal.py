@@ -29,6 +29,7 @@ from ssmreduce.systems.state_space import (
     checked_margin,
     checked_readout,
     feedthrough,
+    finite_gain,
     no_steady_gain,
 )
 from ssmreduce.time_domain import (
@@ -252,8 +253,9 @@ class DiagonalStateSpace:
         used = np.any(host.B != 0.0, axis=-1) & np.any(host.C != 0.0, axis=-2)
         if np.any(at_point & used):
             raise no_steady_gain(self.time, f"{np.sum(at_point & used)} states")
-        gain = (host.C / np.where(at_point, 1.0, distance)[..., None, :]) @ host.B
-        return np.asarray(host.D + (gain.real if self.real_output else gain))
+        with np.errstate(over="ignore", invalid="ignore"):
+            gain = (host.C / np.where(at_point, 1.0, distance)[..., None, :]) @ host.B
+            return finite_gain(np.asarray(host.D + (gain.real if self.real_output else gain)))
 
     def to_host(self) -> DiagonalStateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""

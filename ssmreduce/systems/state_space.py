@@ -22,7 +22,7 @@ from ssmreduce._namespace import (
     to_double,
 )
 from ssmreduce._schur import are_stable, balance_states, poles_of
-from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.errors import NonFiniteError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.time_domain import (
@@ -225,6 +225,8 @@ class StateSpace:
         ------
         UnstableSystemError
             If z I - A is singular to working precision: an integrator has no such gain.
+        NonFiniteError
+            If the gain overflows.
         """
         host, shift = self.to_host(), steady_point(self.time) * np.eye(self.order)
         gain = np.zeros(host.D.shape, dtype=np.result_type(host.A, host.B, host.C, host.D))
@@ -236,8 +238,9 @@ class StateSpace:
                 conditioned = 0.0
             if conditioned < singularity(self.order):
                 raise no_steady_gain(self.time, f"reciprocal condition {conditioned:.1e}")
-            gain[at] = single.D + single.C @ states
-        return gain
+            with np.errstate(over="ignore", invalid="ignore"):
+                gain[at] = single.D + single.C @ states
+        return finite_gain(gain)
 
     def to_host(self) -> StateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
@@ -283,6 +286,16 @@ class StateSpace:
             time=self.time,
             read_after_update=self.read_after_update,
         )
+
+
+def finite_gain(gain: HostArray) -> HostArray:
+    """Return a DC gain, or raise `NonFiniteError` where it overflows."""
+    if not np.all(np.isfinite(gain)):
+        raise NonFiniteError(
+            "the DC gain of `system` overflows; expected one within the range of double precision. Scale "
+            "`B` or `C`."
+        )
+    return gain
 
 
 def _hides_a_pole(shifted: HostArray, A: HostArray) -> bool:
