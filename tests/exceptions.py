@@ -104,7 +104,9 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
             test_layers_of_256_states
             test_wide_differences_of_layers_hold_their_feedthrough
             test_wide_systems""",
+        "test_perturbation": "test_benchmarks",
         "test_real_output_gain": "test_gain",
+        "test_regressions": "test_memory_of_a_cut",
         "test_responses": "test_many_frequencies_of_a_dense_system",
     },
 }

@@ -137,7 +137,7 @@ def test_norms_beyond_the_range_are_refused(norm: Any, size: float) -> None:
         StateSpace([[-1.0, 0.5], [0.0, -2.0]], B, C, time=Continuous()),
         DiagonalStateSpace([0.5 + 0.1j, 0.2], B, C, time=Discrete(), real_output=True),
     ):
-        with pytest.raises(UnreachableToleranceError, match="doubles|double precision"):
+        with pytest.raises(UnreachableToleranceError, match="double"):
             norm(system)
         if size > 1.0:
             with pytest.raises(NonFiniteError, match="DC gain"):

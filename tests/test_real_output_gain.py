@@ -20,8 +20,8 @@ TABLE = [
     (64, 1, 16, 9.1),
     (64, 4, 16, 1.9),
     (64, 8, 32, 2.8),
-    (256, 8, 64, 2.8),
-    (256, 8, 128, 41.0),
+    pytest.param(256, 8, 64, 2.8, marks=pytest.mark.slow),
+    pytest.param(256, 8, 128, 41.0, marks=pytest.mark.slow),
 ]
 DRAWS = 20
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_modal_truncation(form: str, discrete: bool) -> None:
     A = scipy.linalg.block_diag(block, block, 0.5 if discrete else -0.5)
     n, cuts = len(A), 0
     for turn in bases(n):
-        for given in inputs(n):
+        for given in islice(inputs(n), 0, None, 2):
             system = StateSpace(
                 turn @ A @ turn.T,
                 turn @ given,
