@@ -167,7 +167,7 @@ def test_modal_truncation(form: str, discrete: bool) -> None:
             for share in (0.5, 0.9):
                 ruled = modal_truncation(system, HankelMass(share))  # never refused
                 assert ruled.verify() <= float(np.asarray(ruled.error_bound)) + np.sqrt(EPS) * size
-    assert cuts >= 12
+    assert cuts >= 6
 
 
 @pytest.mark.parametrize(
