@@ -52,6 +52,7 @@ class Discrete:
                 f"`dt` is {shown(self.dt)}; expected a positive finite number of seconds. "
                 "Use Discrete() to count steps."
             )
+        vars(self).update(dt=float(self.dt))
 
 
 TimeDomain = Continuous | Discrete

@@ -153,7 +153,7 @@ class ErrorBound(OrderRule):
     def check(self, hsv: HostArray, error: float) -> None:
         """Raise `UnreachableToleranceError` if `error`, bound or measured, misses the tolerance."""
         if not self.is_met(hsv, error):
-            self._refuse(self._tolerance(hsv), error)
+            self._refuse(self._tolerance(hsv), float(error))
 
     def _tolerance(self, hsv: HostArray) -> float:
         if self.absolute is not None:

@@ -150,6 +150,8 @@ def assert_error_within_bound(
     """
     if bound is None:
         raise AssertionError("`bound` is None; allowed: a number. No theorem gave one.")
+    if isinstance(bound, bool | np.bool_):
+        raise ShapeError(f"`bound` is {bound}; expected a real number. Pass reduction.error_bound.")
     pairs = list(paired(original, reduced, "original", "reduced"))
     given, batch = to_host(numeric_array(bound, "bound", 0)), original.batch_shape
     if given.shape not in ((), batch) or np.iscomplexobj(given):

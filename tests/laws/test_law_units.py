@@ -372,6 +372,9 @@ def systems_and_units(draw: st.DrawFn) -> tuple[StateSpace, Array]:
 
 def check_law(name: str, system: StateSpace, units: Array) -> None:
     assume(sr.hankel_singular_values(system)[0] > 1e-3)
+    # States that rounding alone couples have no units that A could tell.
+    sizes = np.abs(system.A[system.A != 0.0])
+    assume(sizes.min() > 1e-12 * sizes.max())
     expected = outcome(ANSWERS[name], system, np.ones_like(units))
     found = outcome(ANSWERS[name], scaled(system, units), units)
     assert_same(found, expected, TOLERANCE, float(np.abs(response(system)).max()))
