@@ -50,6 +50,9 @@ _EPS = float(np.finfo(np.float64).eps)
 _ROUNDS = 10
 """Times that ports are made smaller; each time goes a good part of the way, counted in digits."""
 
+_FAR = 1e300
+"""Size from which ports count as equally large."""
+
 _GRADED = 64.0
 """Ratio of the sizes of rows above which their order matters to more than two digits."""
 
@@ -83,7 +86,7 @@ def balance_states(
         even, units = balanced(A)
     else:
         units = _units_of_parts(A, B, C)
-        even = _in_units(A, units)
+        even = in_units(A, units)
     if (units == units[0]).all():
         return A, None
     return even, units[:, None]
@@ -102,14 +105,17 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
     _, units = balanced(np.where(inside, A, 0.0))
     if len(parts) == 1:
         return units
-    sizes = _in_units(np.abs(A), units)
+    sizes = in_units(np.abs(A), units)
     size = float(sizes.max(initial=0.0, where=inside)) or float(sizes.max()) or 1.0
     count = len(parts)
     # One row and column for each part, and one for the ports.
     whole = np.zeros((count + 1, count + 1))
     np.maximum.at(whole, (part[:, None], part), sizes)
-    np.maximum.at(whole[:, count], part, np.abs(B).max(axis=1, initial=0.0) / units)
-    np.maximum.at(whole[count], part, np.abs(C).max(axis=0, initial=0.0) * units)
+    with np.errstate(over="ignore"):
+        into = np.minimum(np.abs(B).max(axis=1, initial=0.0) / units, _FAR)
+        out = np.minimum(np.abs(C).max(axis=0, initial=0.0) * units, _FAR)
+    np.maximum.at(whole[:, count], part, into)
+    np.maximum.at(whole[count], part, out)
     ports = whole[:count, count], whole[count, :count]
     for port in ports:
         port *= size / (port.max() or 1.0)
@@ -126,7 +132,7 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
     return found
 
 
-def _in_units(A: HostArray, units: HostArray) -> HostArray:
+def in_units(A: HostArray, units: HostArray) -> HostArray:
     """S⁻¹ A S for S = diag(units); ratios first, since products may underflow where these do not."""
     with np.errstate(over="ignore"):
         ratios = units / units[:, None]
@@ -331,6 +337,18 @@ class SchurForm:
             rounding = np.abs(nearest) ** 2 * (_rounding_of(inverse) / conditioned)
             rounding += np.abs(poles - nearest)
         return np.asarray(np.where(np.isfinite(rounding), rounding, np.inf))
+
+
+def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
+    """Eigenvalues and eigenvectors of one balanced matrix, in the order of its states from fast to slow."""
+    order = _fast_to_slow(A)
+    if order is None:
+        poles, vectors = np.linalg.eig(A)
+        return poles, vectors
+    poles, ordered = np.linalg.eig(A[np.ix_(order, order)])
+    vectors = np.empty_like(ordered)
+    vectors[order] = ordered
+    return poles, vectors
 
 
 def poles_of(A: HostArray) -> HostArray:

@@ -67,7 +67,10 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
         U = np.zeros((n, n), dtype=T.dtype, order="F")
         eliminate = _eliminate_discrete if discrete else _eliminate_continuous
         eliminate(T, B, U, diagonal_blocks(T))
-    return U if scale == 1.0 else U * scale
+    if scale == 1.0:
+        return U
+    with np.errstate(over="ignore"):  # refused by those who know what overflows
+        return U * scale
 
 
 def _compressed(B: HostArray) -> HostArray:

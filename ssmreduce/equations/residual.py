@@ -50,11 +50,11 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
             "one size. Index a batch first."
         )
     if isinstance(time, Discrete):
-        sizes = [_power_of_two(X), _power_of_two(Q)]
-        common = max(sizes)
-        X, Q = X / common, Q / common
-        remainder = product(product(A, X), adjoint(A)) - X + Q
-        scale = (frobenius_norm(A) ** 2 + 1.0) * frobenius_norm(X) + frobenius_norm(Q)
+        # All terms over the square of the size of A, where that is above 1: no product overflows.
+        common, a = max(_power_of_two(X), _power_of_two(Q)), max(_power_of_two(A), 1.0)
+        A, X, Q = A / a, X / common, Q / common / a / a
+        remainder = product(product(A, X), adjoint(A)) - X / a / a + Q
+        scale = (frobenius_norm(A) ** 2 + 1.0 / a / a) * frobenius_norm(X) + frobenius_norm(Q)
     else:
         # In the units of each matrix, so that no product over- or underflows.
         a, x = _power_of_two(A), _power_of_two(X)

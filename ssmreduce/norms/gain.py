@@ -12,6 +12,7 @@ underestimates. Points where a pole has rounded onto the boundary have no value 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -27,6 +28,9 @@ from ssmreduce.time_domain import Discrete
 
 _EXACT_WIDTH = 16
 """Up to this many inputs or outputs G(z) is decomposed; above, power iteration is cheaper."""
+
+_SQUARED = 2.0**-500
+"""Numbers between this and its inverse can be squared."""
 
 _FEW_POINTS = 64
 """Up to this many points a dense system is evaluated by its modes, and not by a Schur form of its own."""
@@ -159,6 +163,9 @@ def largest_singular_values(matrices: HostArray) -> HostArray:
 
     σ² is the larger eigenvalue of a Gram matrix [[a, b], [conj b, d]]: sums of nonnegative numbers.
     """
+    size = float(np.abs(matrices).max(initial=0.0))
+    if size > 0.0 and not _SQUARED < size < 1.0 / _SQUARED and math.isfinite(size):
+        return size * largest_singular_values(matrices / size)
     narrow = min(matrices.shape[1:])
     if narrow > 2:
         return np.asarray(np.linalg.svd(matrices, compute_uv=False)[:, 0])

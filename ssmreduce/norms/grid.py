@@ -110,7 +110,8 @@ def frequencies(gain: Gain, count: int) -> HostArray:
     sizes = sizes[sizes > 0]
     decades = np.empty(0)
     if sizes.size:
-        decades = np.geomspace(sizes.min() / 100, sizes.max() * 100, count)
+        slowest = max(sizes.min() / 100, np.finfo(np.float64).tiny)
+        decades = np.geomspace(slowest, sizes.max() * 100, count)
     sides = [decades] if gain.real else [decades, -decades]
     # What rounding leaves of the imaginary part of a real pole is no frequency of its own.
     imaginary = np.where(np.abs(poles.imag) > _CLOSEST * _EPS * np.abs(poles), poles.imag, 0.0)

@@ -13,12 +13,18 @@ import numpy as np
 
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import eigenvectors_of
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.linear_solve import solve_stacked
 from ssmreduce.systems.state_space import StateSpace
 
 _CONDITION = 2.0**20
 """Largest cond(V) in the Frobenius norm: a search then knows gains to 1e-9 of what they add up from."""
+
+_EPS = float(np.finfo(np.float64).eps)
+
+_CORRECTED = _EPS**0.5
+"""Relative error of a solution that one correction, which squares it, makes negligible."""
 
 _ROUNDING = 4.0
 """c of c n eps: every term is rounded a few times and added n times."""
@@ -92,22 +98,28 @@ class DenseModes:
         )
 
     def solve(self, z: HostArray, right: HostArray, *, dual: bool) -> HostArray:
-        """Solutions X_k of (z_k - A) X_k = R_k, or with Aᴴ if `dual`, for R of shape (n, K, w)."""
-        inverse = self._inverse
-        if inverse is None:
-            A = adjoint(self.system.A) if dual else self.system.A
-            columns = enumerate(z)
-            solved = [
-                solve_stacked((x * np.eye(len(A)) - A)[None], right[None, :, k]) for k, x in columns
-            ]
-            return np.moveaxis(np.concatenate(solved), 0, 1)
-        eigenvalues, V = self._eigen
-        if dual:
-            eigenvalues, V, inverse = eigenvalues.conj(), adjoint(inverse), adjoint(V)
+        """Solutions X_k of (z_k - A) X_k = R_k, or with Aᴴ if `dual`, for R of shape (n, K, w).
+
+        By modes where one correction makes them right, else by elimination.
+        """
+        (eigenvalues, V), inverse = self._eigen, self._inverse
         n, count, width = right.shape
-        inner = (inverse @ right.reshape(n, -1)).reshape(n, count, width)
-        inner = inner / (z - eigenvalues[:, None])[..., None]
-        return np.asarray(V @ inner.reshape(n, -1)).reshape(n, count, width)
+        solved: HostArray = np.empty(right.shape, dtype=np.complex128)
+        left_over = np.ones(count, dtype=bool)
+        if inverse is not None:
+            if dual:
+                eigenvalues, V, inverse = eigenvalues.conj(), adjoint(inverse), adjoint(V)
+            distance = np.abs(z - eigenvalues[:, None]).min(axis=0, initial=np.inf)
+            left_over = self._lost > _CORRECTED * distance
+            inner = (inverse @ right.reshape(n, -1)).reshape(n, count, width)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                inner = inner / (z - eigenvalues[:, None])[..., None]
+                solved = np.asarray(V @ inner.reshape(n, -1)).reshape(n, count, width)
+        A = adjoint(self.system.A) if dual else self.system.A
+        for k in np.flatnonzero(left_over):
+            shifted = (z[k] * np.eye(n) - A)[None]
+            solved[:, k] = solve_stacked(shifted, right[None, :, k])[0]
+        return solved
 
     def values(self, z: HostArray) -> HostArray:
         """C (z_k - A)⁻¹ B, shape (K, p, m), from solutions that are corrected once with A itself."""
@@ -143,8 +155,15 @@ class DenseModes:
 
     @cached_property
     def _eigen(self) -> tuple[HostArray, HostArray]:
-        eigenvalues, vectors = np.linalg.eig(self.system.A)
+        eigenvalues, vectors = eigenvectors_of(self.system.A)
         return eigenvalues.astype(np.complex128), vectors
+
+    @cached_property
+    def _lost(self) -> float:
+        """What modes lose of a solution, times the distance of z from the poles: eps cond(V) ‖A‖."""
+        _, vectors = self._eigen
+        condition = 1.0 if self._inverse is None else frobenius_norm(self._inverse)
+        return _EPS * condition * frobenius_norm(vectors) * frobenius_norm(self.system.A)
 
     @cached_property
     def _inverse(self) -> HostArray | None:

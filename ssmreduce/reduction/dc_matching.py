@@ -120,7 +120,7 @@ class ShiftedSystem:
         if not 0.0 < errors[1] < np.inf:
             return N
         left, sizes, right = np.linalg.svd(N)
-        slow = sizes**2 * errors[1] < errors[0]
+        slow = sizes * np.sqrt(errors[1]) < np.sqrt(errors[0])
         if not np.any(slow):
             return N
         U, V = left[:, slow], adjoint(right[slow])

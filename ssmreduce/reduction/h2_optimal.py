@@ -33,6 +33,7 @@ from ssmreduce.errors import (
     OrderError,
     ShapeError,
     TimeDomainError,
+    UnreachableToleranceError,
     UnstableSystemError,
 )
 from ssmreduce.hankel import state_count
@@ -183,6 +184,11 @@ def h2_optimal(
         iterates.append(following)
     # Errors are flat at their minimum: of those that rounding cannot tell apart the last is nearest.
     errors = np.array([iterate.error for iterate in iterates])
+    if not np.isfinite(errors[0]):
+        raise UnreachableToleranceError(
+            "the H2 error of `system` is beyond the range of double precision; expected one below 1e308. "
+            "Scale `B` or `C`."
+        )
     rounding = _ROUNDING * system.order * np.finfo(np.float64).eps * plant.norm()
     best = iterates[int(np.flatnonzero(errors <= errors.min() + rounding)[-1])]
     written, error = start, iterates[0].error

@@ -33,7 +33,7 @@ import scipy.linalg
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import balanced
+from ssmreduce._schur import balanced, in_units
 from ssmreduce.errors import NoConvergenceError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
@@ -333,14 +333,20 @@ def _mapped(
 ) -> tuple[HostArray, HostArray, HostArray, HostArray]:
     """(M⁻¹ N, g M⁻¹ B, g C M⁻¹, D + w C M⁻¹ B); `point` is the pole for which M is singular."""
     n = host.order
-    right = np.concatenate([N, host.B], axis=-1)
-    solved = np.zeros(right.shape, dtype=np.result_type(host.A, host.B))
+    size = (*host.batch_shape, n, n + host.inputs)
+    solved = np.zeros(size, dtype=np.result_type(host.A, host.B))
     left = np.zeros(host.C.shape, dtype=np.result_type(host.A, host.C))
     for at in np.ndindex(host.batch_shape):
-        solved[at], conditioned = solve_conditioned(M[at], right[at])
+        # In units that balance M and N alike: they are those of A.
+        units = balanced(host.A[at])[1][:, None]
+        even = in_units(M[at], units[:, 0])
+        moved = np.concatenate([N[at] * adjoint(units), host.B[at]], axis=-1) / units
+        found, conditioned = solve_conditioned(even, moved)
         if conditioned < singularity(n):
             raise _unmappable(point, "bilinear", "Try method='zoh', or another sampling time.")
-        left[at] = adjoint(solve_conditioned(adjoint(M[at]), adjoint(host.C[at]))[0])
+        solved[at] = np.concatenate([found[:, :n] / adjoint(units), found[:, n:]], axis=-1) * units
+        rows = solve_conditioned(adjoint(even), adjoint(host.C[at]) * units)[0]
+        left[at] = adjoint(rows / units)
     A, B = solved[..., :n], solved[..., n:]
     with np.errstate(over="ignore", invalid="ignore"):
         return A, gain * B, gain * left, host.D + weight * (host.C @ B)
