@@ -442,27 +442,30 @@ def test_every_public_function_of_a_system_is_under_the_law() -> None:
 # --- Companion forms
 
 FILTERS = {
-    "low-pass of order 2": ("butter", (2,)),
-    "low-pass of order 3": ("butter", (3,)),
-    "low-pass of order 4": ("butter", (4,)),
-    "low-pass of order 6": ("butter", (6,)),
-    "with ripple": ("cheby1", (5, 1.0)),
-    "with zeros": ("ellip", (4, 1.0, 40.0)),
+    "low-pass of order 2": ("butter", (2,), "lowpass"),
+    "low-pass of order 3": ("butter", (3,), "lowpass"),
+    "low-pass of order 6": ("butter", (6,), "lowpass"),
+    "high-pass": ("butter", (4,), "highpass"),
+    "band-pass": ("butter", (2,), "bandpass"),
+    "with ripple": ("cheby1", (5, 1.0), "lowpass"),
+    "with zeros": ("ellip", (4, 1.0, 40.0), "lowpass"),
 }
 
 
 def designed(name: str, hertz: float) -> tuple[StateSpace, StateSpace]:
     """A filter as a companion form, and in sections from its poles and zeros; digital where hertz is 0."""
-    kind, arguments = FILTERS[name]
+    kind, arguments, band = FILTERS[name]
     analog = hertz > 0.0
     corner = 2.0 * np.pi * hertz if analog else 0.3
+    edges = [0.5 * corner, 1.5 * corner] if band == "bandpass" else corner
     design = getattr(scipy.signal, kind)
     rate = {} if analog else {"dt": True}
-    tf = scipy.signal.TransferFunction(*design(*arguments, corner, analog=analog), **rate)
-    zpk = scipy.signal.ZerosPolesGain(
-        *design(*arguments, corner, analog=analog, output="zpk"), **rate
+    tf = design(*arguments, edges, band, analog=analog)
+    zpk = design(*arguments, edges, band, analog=analog, output="zpk")
+    return (
+        from_scipy(scipy.signal.TransferFunction(*tf, **rate)),
+        from_scipy(scipy.signal.ZerosPolesGain(*zpk, **rate)),
     )
-    return from_scipy(tf), from_scipy(zpk)
 
 
 @pytest.mark.parametrize("hertz", [0.0, 1e-3, 1.0, 1e3, 1e5, 1e7])
@@ -491,6 +494,7 @@ def test_companion_forms_give_what_sections_give(name: str, hertz: float) -> Non
             sr.split_unstable(system).unstable_count,
             sr.split_unstable(integrated).unstable_count,
             [sr.frequency_response(cut.system, omega) for cut in cuts],
+            [cut.verify() for cut in cuts],
             sr.frequency_response(unstable.system, omega),
             sr.frequency_response(sr.diagonalised(system), omega),
             sr.hankel_singular_values(system),
@@ -499,13 +503,18 @@ def test_companion_forms_give_what_sections_give(name: str, hertz: float) -> Non
             [sr.h2_norm(strictly_proper), float(sr.hinf_norm(system)), system.dc_gain()],
         ]
         if analog:
+            step, times = 0.2 / rate, np.linspace(0.0, 5.0 / rate, 6)
+            sampled = [sr.to_discrete(system, step, method) for method in ("zoh", "bilinear")]
             found += [
-                sr.step_response(system, times=np.linspace(0.0, 5.0 / rate, 6)),
-                sr.frequency_response(sr.to_discrete(system, 0.2 / rate), omega * 0.2 / rate),
+                sr.step_response(system, times=times),
+                sr.impulse_response(system, times=times) / rate,
+                sr.simulate(system, np.sin(np.arange(6.0))[:, None], times=times, hold="linear"),
+                [sr.frequency_response(each, omega * step) for each in sampled],
+                sr.frequency_response(sr.to_continuous(sampled[1], "bilinear"), omega),
             ]
         return found
 
-    assert_same(answers(companion), answers(sections), 1e-9)
+    assert_same(answers(companion), answers(sections), 1e-9, gain=1.0)
     expected = sr.h2_optimal(sections, kept).h2_error
     assert abs(sr.h2_optimal(companion, kept).h2_error - expected) <= LOCAL_OPTIMUM * expected
 
