@@ -280,3 +280,15 @@ def test_batches_and_uneven_grids_are_stepped_like_single_ones(rng: np.random.Ge
     times = np.array([0.0, 1.0, 3.0])
     near, far = step_response(batch[1], times=times), step_response(batch[1], times=1e15 + times)
     np.testing.assert_allclose(far, near, rtol=0, atol=100 * EPS * np.abs(near).max())
+
+
+@pytest.mark.parametrize("rates", [[1.0, 1e4, 1e8, 1e12], [1.0, 1e5, 1e10, 1e14]])
+def test_companion_forms_with_inputs_everywhere_keep_their_dc_gain(rates: list[float]) -> None:
+    """The solution with A was right in its large entries alone: the gain was off by up to a third."""
+    A = np.diag(np.ones(3), -1)
+    A[0] = -np.poly(-np.array(rates))[1:]
+    B, C = np.array([[0.7], [-1.0], [2.0], [1.5]]), np.array([[1.0, 2.0, -1.0, 0.5]])
+    system = StateSpace(A, B, C, time=Continuous())
+    gain = system.dc_gain()[0, 0]
+    assert abs(to_discrete(system, 1.0).dc_gain()[0, 0] - gain) <= 1e-12 * abs(gain)
+    assert abs(step_response(system, times=[0.0, 50.0])[-1, 0, 0] - gain) <= 1e-12 * abs(gain)

@@ -43,7 +43,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce._schur import balanced
 from ssmreduce.errors import NonFiniteError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.linear_solve import solve_stacked
+from ssmreduce.systems.linear_solve import solve_conditioned
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -169,7 +169,7 @@ def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
         ramp = second * np.ldexp(sizes[:, None, None], b)
         decayed = (base.doublings > 0) & (_norm(power) < _DECAYED)
         if np.any(decayed):
-            rest = solve_stacked(A, B)  # B_d = E (A⁻¹ B)
+            rest = np.stack([_steady(*pair) for pair in zip(A, B, strict=True)])  # B_d = E (A⁻¹ B)
             held = (E @ rest) * np.ldexp(1.0, b - a)
             exact = decayed[:, None, None] & np.isfinite(rest).all(axis=(1, 2), keepdims=True)
             constant = np.where(exact, held, constant)
@@ -291,6 +291,12 @@ def _even_polynomials(
     if len(terms[0]) > 4:
         low = low + square[:, None] ** 3 * (powers[3][:, None] @ high)
     return [low[:, i] for i in range(len(terms))]
+
+
+def _steady(A: HostArray, B: HostArray) -> HostArray:
+    """A⁻¹ B, refined, so that its small entries are right too; NaN where A is singular."""
+    solved, conditioned = solve_conditioned(A, B)
+    return solved if conditioned > 0.0 else np.full_like(solved, np.nan)
 
 
 def _norm(matrices: HostArray) -> HostArray:
