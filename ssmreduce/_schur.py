@@ -373,6 +373,9 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
     """
     if not A.shape[-1]:
         return np.ones(A.shape[:-2], dtype=bool)
+    if A.ndim == 2 and len(A) <= _SMALL:  # a Schur form takes less than the checks of NumPy
+        form = SchurForm.of(A, time=time)
+        return np.asarray(form.stable(time, margin).all() if margin else form.all_stable(time))
     distance = boundary_distance(poles_of(A), time) - margin
     stable = np.asarray((distance > 0.0).all(axis=-1))
     with np.errstate(over="ignore"):

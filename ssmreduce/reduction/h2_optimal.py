@@ -139,6 +139,7 @@ def h2_optimal(
 
     Notes
     -----
+    Where the iteration does not converge, `converged` is False and rounding decides which iterate is best.
     The H2 norm is the root mean square of the output for white noise at the input. Errors are
     measured without subtracting squares (see `Plant.distance`), to about eps ‖G‖_H2 times the
     square root of σ₁/σ_r of the reduced system. Where the output is read after the update, G - G_r is
