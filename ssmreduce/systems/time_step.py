@@ -17,9 +17,9 @@ Then the step is doubled s times:
 Squaring Φ instead, as is usual, rounds slow states to ε while they still stand at 1 + λ h: of a time
 constant 10^12 times the shortest step twelve digits are gone. E keeps them, and once a state has decayed Φ
 keeps what is left of it. The two differ on the diagonal alone, whose entries are carried in the form that is
-small. So entries of graded and triangular A are as right as those of A determine them; rows of the fast states
-of a companion form are not. A h φ₁ B = E B, on which the DC gain rests, survives every doubling: both sides are
-multiplied by the same matrix. Where all states have decayed,
+small. So entries of graded and triangular A are as right as those of A determine them; rows of the fast
+states of a companion form are not. A h φ₁ B = E B, on which the DC gain rests, survives every doubling: both
+sides are multiplied by the same matrix. Where all states have decayed,
 h φ₁ B = E (A⁻¹ B) is well conditioned too, and the DC gain is that of A and B themselves.
 
 A is balanced and scaled by powers of two first, B by columns, so that units round nothing and nothing
