@@ -26,6 +26,7 @@ On matrix balancing and eigenvector computation, arXiv 1401.5766 (2014).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -271,6 +272,10 @@ class SchurForm:
 
     def eigenvalues(self) -> HostArray:
         """Eigenvalues of A in the order of the diagonal of T; of a pair the one above the real axis first."""
+        return self._eigenvalues.copy()
+
+    @cached_property
+    def _eigenvalues(self) -> HostArray:
         diagonal: HostArray = self.triangle.diagonal().astype(np.complex128)
         first = self.pairs()
         if first.size:
@@ -290,7 +295,7 @@ class SchurForm:
     def all_stable(self, time: TimeDomain) -> bool:
         """Whether every pole is `stable`."""
         nearest = self._distance(time).min(initial=np.inf)
-        return bool(nearest > _rounding_of(self.triangle) or self.stable(time).all())
+        return bool(nearest > self._largest_rounding or self.stable(time).all())
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
@@ -302,12 +307,16 @@ class SchurForm:
     def _distance(self, time: TimeDomain) -> HostArray:
         """Of each pole from the boundary; blocks of pairs have equal diagonal entries."""
         if isinstance(time, Discrete):
-            return boundary_distance(self.eigenvalues(), time)
+            return boundary_distance(self._eigenvalues, time)
         return boundary_distance(self.triangle.diagonal(), time)
+
+    @cached_property
+    def _largest_rounding(self) -> float:
+        return _rounding_of(self.triangle)
 
     def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
         """Whether no pole is so near to the boundary, or to the line at `margin`, that rounding decides."""
-        near = np.abs(self._distance(time) - margin) <= _rounding_of(self.triangle)
+        near = np.abs(self._distance(time) - margin) <= self._largest_rounding
         return not near.any()
 
     def _rounding(self, time: TimeDomain) -> HostArray:
