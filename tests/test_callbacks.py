@@ -305,8 +305,8 @@ def test_transformers_cuts_at_updates(tmp_path: Path) -> None:
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-@pytest.mark.parametrize("stop_at", [4, 10])
+@pytest.mark.parametrize("elsewhere", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stop_at", [pytest.param(4, marks=pytest.mark.slow), 10])
 def test_transformers_resumes_bit_for_bit(stop_at: int, elsewhere: bool, tmp_path: Path) -> None:
     def options() -> InTrainingReducer:
         return make_reducer(rollback=RollbackPolicy(0.5, patience=3), trace=HankelTrace(2))

@@ -346,6 +346,7 @@ def test_a_static_gain(time: Any) -> None:
     assert abs(np.abs(gradients[3]).sum() - 1.0) <= 10 * EPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("name", ["lru", "dense-continuous-complex", "real-poles"])
 def test_batches_and_vmap_are_single_systems_stacked(name: str, function: str) -> None:

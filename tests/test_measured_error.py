@@ -14,7 +14,9 @@ CLOSE = 1e-3
 
 
 @pytest.mark.parametrize("kind", ["LRU", "S4D", "S5", "wide S5"])
-@pytest.mark.parametrize("seed", range(100, 105))
+@pytest.mark.parametrize(
+    "seed", [100, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(101, 105))]
+)
 def test_the_measured_error_is_close_to_what_a_dense_grid_shows(kind: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     system = layer(kind, rng)

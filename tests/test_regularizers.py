@@ -98,6 +98,7 @@ def test_the_nuclear_norm_is_the_sum(system: Any) -> None:
     assert abs(jax.jit(hankel_nuclear_norm)(as_jax(system)) - expected) <= 4 * EPS * expected
 
 
+@pytest.mark.slow
 def test_value_and_gradient_of_the_lazy_form_at_a_refresh(system: Any) -> None:
     lazy = LazyHankelNuclearNorm()
     exact = jax.value_and_grad(hankel_nuclear_norm)

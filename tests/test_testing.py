@@ -350,6 +350,7 @@ def test_devices_and_all_arrays_of_a_system_count() -> None:
 # Strategies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STRATEGIES)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -229,6 +229,8 @@ def test_an_interrupt_anywhere_in_a_truncation_gives_the_threads_back(two: list[
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no interval timers")
+# An interrupt that comes in a callback of the garbage collector ends there, with a warning of Python's.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("work", ["truncation", "workers"])
 def test_ctrl_c_gives_the_threads_back(work: str, two: list[int]) -> None:
     system = system_of(60)

@@ -279,7 +279,11 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "enabled"),
-    [("dense, continuous", True), ("layer", True), ("dense, complex", False)],
+    [
+        ("dense, continuous", True),
+        pytest.param("layer", True, marks=pytest.mark.slow),
+        pytest.param("dense, complex", False, marks=pytest.mark.slow),
+    ],
 )
 def test_jit(rng: np.random.Generator, on_device: None, kind: str, enabled: bool) -> None:
     plain = SYSTEMS[kind](rng)

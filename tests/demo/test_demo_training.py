@@ -81,6 +81,7 @@ def test_small_data_sets_make_smaller_batches(data, settings):
     assert problem.batches.shape == (20, 60)
 
 
+@pytest.mark.slow
 def test_a_run_records_states_and_cuts(data, settings):
     run, readings = Run("reduced"), []
     reducer = InTrainingReducer(ReductionSchedule(20, attempts=1), order=FixedOrder(2))

@@ -38,6 +38,7 @@ def layer(rng, n, h, *, modulus, dtype):
     return eigenvalues, gain * normal(n, h), normal(h, n) / n, normal(h).real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 7, 64, 100])
 @pytest.mark.parametrize("chunk", [None, 1, 8, 200])
 def test_outputs_are_those_of_the_associative_scan(rng, length, chunk):
@@ -63,6 +64,7 @@ def test_moduli_near_zero_and_one(rng, modulus):
     np.testing.assert_allclose(found, expected, atol=784 * np.finfo(np.float32).eps * scale)
 
 
+@pytest.mark.slow
 def test_gradients_in_double_precision(rng, x64):
     weights = layer(rng, 10, 3, modulus=0.97, dtype=jnp.complex128)
     inputs = jnp.asarray(rng.standard_normal((2, 50, 3)))
