@@ -193,3 +193,23 @@ def test_an_output_that_overflows_within_the_horizon_is_refused() -> None:
     one, two = (StateSpace([[x]], [[1.0]], [[1.0]], time=Discrete()) for x in (3.0, 2.0))
     with pytest.raises(NoConvergenceError, match="`horizon`"):
         finite_horizon_difference(one, two, 2000)
+
+
+def test_errors_of_graded_systems_are_theirs() -> None:
+    """Rates 1e13 apart: eigenvectors knew the slow pole to eps ‖A‖, and the error was off by nine orders."""
+    A = [[-1.0, -0.45624884378821484], [0.28499659257574395, -10158801471821.78]]
+    B, C = [[1.3160900159473519], [-0.14657058160021563]], [[1.693590072689526, 1.2241993137726308]]
+    reduction = balanced_truncation(StateSpace(A, B, C, time=Continuous()), 1)
+    measured = reduction.verify()
+    # 1.8e-14 by mpmath, 60 digits; rounding of the cut is a few percent of that.
+    assert 0.5 * reduction.error_bound <= measured <= 2.0 * reduction.error_bound
+    assert measured <= reduction.verify(certified=True) <= 2.0 * measured
+
+
+@pytest.mark.parametrize("slow", [1e-15, 5e-17, 1e-18])
+def test_the_norm_of_a_slow_system_is_its_dc_gain(slow: float) -> None:
+    A = [[-slow, 1e-3 * slow], [1e-3, -1.0]]
+    system = StateSpace(A, np.ones((2, 1)), np.ones((1, 2)), time=Continuous())
+    norm, gain = hinf_norm(system, certified=True), system.dc_gain()[0, 0]
+    assert norm.lower == pytest.approx(gain, rel=1e-9)
+    assert gain <= norm.upper <= 1.00001 * gain
