@@ -24,6 +24,7 @@ from scipy.linalg import lapack
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._schur import Edges as Edges
 from ssmreduce.errors import NoConvergenceError
 
 stein: Callable[[HostArray, HostArray, HostArray, HostArray], bool] | None
@@ -35,9 +36,6 @@ except ImportError:  # installed without a C compiler
 
 BLOCK = 32
 """Order of the diagonal blocks: small enough for unblocked solves, large enough for products."""
-
-Edges = list[tuple[int, int]]
-"""First and last plus one row of each diagonal block."""
 
 
 def diagonal_blocks(T: HostArray, size: int = BLOCK) -> Edges:

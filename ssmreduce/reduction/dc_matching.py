@@ -32,7 +32,7 @@ from ssmreduce.errors import OrderError
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce.time_domain import Discrete, TimeDomain, steady_point
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -63,7 +63,7 @@ class ShiftedSystem:
     @classmethod
     def of(cls, system: StateSpace | DiagonalStateSpace) -> ShiftedSystem:
         """Shift a system on the host, in the standard form."""
-        point = dc_point(system.time)
+        point = steady_point(system.time)
         if isinstance(system, StateSpace):
             S = system.A - point * np.eye(system.order)
             return cls(S, system.B, system.C, system.D, point)
@@ -176,11 +176,6 @@ class ShiftedSystem:
             return self
         D = self.D + np.where(meant & np.isfinite(missing), missing, 0.0)
         return ShiftedSystem(self.S, self.B, self.C, D, self.point)
-
-
-def dc_point(time: TimeDomain) -> float:
-    """Return s with G(s) the DC gain: 1 in discrete, 0 in continuous time."""
-    return 1.0 if isinstance(time, Discrete) else 0.0
 
 
 def _scaled(matrix: HostArray) -> tuple[HostArray, HostArray, float]:
