@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Generic, TypeVar
 
 from ssmreduce._threads import blas_threads, on_one_blas_thread
 from ssmreduce.errors import SSMReduceError
@@ -22,23 +24,66 @@ Result = TypeVar("Result")
 
 
 def map_workers(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Return ``[function(item) for item in items]``; of items that fail the first one raises."""
+    """Return ``[function(item) for item in items]``; of items that fail the first one raises.
+
+    After an error, or Ctrl-C, nothing more is started.
+    """
     workers = min(blas_threads(), len(items))
     if workers < 2:
         return [function(item) for item in items]
-    return on_one_blas_thread(_worked_off, workers, function, items)
+    return on_one_blas_thread(_in_workers, workers, function, items)
 
 
-def _worked_off(
+def _in_workers(
     workers: int, function: Callable[[Item], Result], items: Sequence[Item]
 ) -> list[Result]:
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(copy_context().run, function, item) for item in items]
+    foreman = _Foreman(workers, function, items)
+    try:
+        foreman.start()
+        outcome = foreman.outcome.get()
+    finally:
+        foreman.called_off = True
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+class _Foreman(Thread, Generic[Item, Result]):
+    """The thread that a pool of workers belongs to.
+
+    An interrupt comes in the main thread, and may leave a lock of a pool held for good, so that whoever
+    closes the pool waits for ever. Hence the main thread waits for a queue, which has no such lock, and
+    the pool is another thread's.
+    """
+
+    def __init__(
+        self, workers: int, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> None:
+        super().__init__(daemon=True)
+        self._workers = workers
+        self._function = function
+        self._tasks = [(copy_context(), item) for item in items]
+        self.called_off = False
+        self.outcome: SimpleQueue[list[Result] | BaseException] = SimpleQueue()
+
+    def run(self) -> None:
         try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()  # After an error, or Ctrl-C, nothing more is started.
+            with ThreadPoolExecutor(self._workers) as pool:
+                futures = [pool.submit(context.run, self._work, item) for context, item in self._tasks]
+                try:
+                    results = [future.result() for future in futures]
+                finally:
+                    for future in futures:
+                        future.cancel()
+        except BaseException as error:
+            self.outcome.put(error)
+        else:
+            self.outcome.put(results)
+
+    def _work(self, item: Item) -> Result:
+        if self.called_off:
+            raise InterruptedError("the caller waits no longer")
+        return self._function(item)
 
 
 @contextmanager
