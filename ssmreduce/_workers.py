@@ -41,6 +41,11 @@ def _in_workers(
     try:
         foreman.start()
         outcome = foreman.outcome.get()
+    except RuntimeError as error:
+        # An interrupt while a thread starts may end in "release unlocked lock".
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
     finally:
         foreman.called_off = True
     if isinstance(outcome, BaseException):
@@ -69,7 +74,9 @@ class _Foreman(Thread, Generic[Item, Result]):
     def run(self) -> None:
         try:
             with ThreadPoolExecutor(self._workers) as pool:
-                futures = [pool.submit(context.run, self._work, item) for context, item in self._tasks]
+                futures = [
+                    pool.submit(context.run, self._work, item) for context, item in self._tasks
+                ]
                 try:
                     results = [future.result() for future in futures]
                 finally:
