@@ -78,7 +78,7 @@ def all_finite(array: HostArray) -> bool:
 def safe_unit(matrix: HostArray) -> float:
     """An even power of two near the largest entry; 1.0 where squares are in no danger anyway.
 
-    Dividing by it, or by its root, is exact.
+    Dividing by it, or by its root, is exact. Its inverse is finite, for complex divisions.
     """
     if matrix.size <= _SMALL_VECTOR_PRODUCT and _PLAIN < sum_of_squares(matrix) < 1.0 / _PLAIN:
         return 1.0
@@ -86,7 +86,9 @@ def safe_unit(matrix: HostArray) -> float:
     if np.iscomplexobj(matrix):
         largest = max(largest, float(np.abs(matrix.imag).max(initial=0.0)))
     exponent = math.frexp(largest)[1]
-    return 4.0 ** ((exponent - 1) // 2) if abs(exponent) > _SAFE_EXPONENT else 1.0
+    if abs(exponent) <= _SAFE_EXPONENT:
+        return 1.0
+    return 4.0 ** (max(exponent - 1, -_LARGEST_EXPONENT) // 2)
 
 
 def frobenius_norm(matrix: Array) -> float:

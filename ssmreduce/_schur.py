@@ -119,7 +119,8 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
     np.maximum.at(whole[count], part, out)
     ports = whole[:count, count], whole[count, :count]
     for port in ports:
-        port *= size / (port.max() or 1.0)
+        port /= port.max() or 1.0
+        port *= size
     # A part without dynamics of its own, an integrator, counts as one as fast as the fastest.
     np.fill_diagonal(whole[:count, :count], size)
     change = np.ones(count + 1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import numeric_array
-from ssmreduce._lapack import NUMPY, SCIPY, Pool, frobenius_norm, product
+from ssmreduce._lapack import NUMPY, SCIPY, Pool, all_finite, frobenius_norm, product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
@@ -43,6 +43,9 @@ _RANK_CONSTANT = 4.0
 
 _SMALLEST = float(np.finfo(np.float64).tiny)
 """The smallest number with all its digits."""
+
+_LARGEST = 2.0**1000
+"""Sums and products with a few numbers near 1 stay in range."""
 
 _SQUARED_RANGE = 0.25
 """A singular value above σ₁/(0.25 n) is taken from Mᴴ M: squaring costs it 0.25 n eps σ₁."""
@@ -238,9 +241,12 @@ class BalancedFactors:
         """
         V, root = self.V[..., :order], np.sqrt(self.hsv[..., None, :order])
         multiply = self.pool.multiply
-        Q, R = self.pool.qr(multiply(self.M, V))
-        W = multiply(self.factors.Y, Q) / root
-        T = multiply(self.factors.Z, self.pool.over_upper(V, R) * root)
+        with np.errstate(over="ignore", invalid="ignore"):
+            Q, R = self.pool.qr(multiply(self.M, V))
+            W = multiply(self.factors.Y, Q) / root
+            T = multiply(self.factors.Z, self.pool.over_upper(V, R) * root)
+        if not (all_finite(W) and all_finite(T)):
+            raise _out_of_range(np.inf)
         return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
 
     def gramian_derivatives(self, weights: HostArray) -> tuple[HostArray, HostArray]:
@@ -330,7 +336,7 @@ def _balance_factors(
 def _check_range(M: HostArray, factors: DenseFactors) -> None:
     """Raise `NoConvergenceError` if M = Yᴴ Z leaves the range of double precision."""
     largest = float(np.abs(M).max(initial=0.0))
-    if _SMALLEST <= largest < np.inf:
+    if _SMALLEST <= largest < _LARGEST:
         return
     if largest < _SMALLEST:
         Y, Z = (
@@ -354,7 +360,7 @@ def _check_channel_range(system: System, values: HostArray) -> None:
     """The same for the values of a diagonal system with one input and one output, or of a batch of them."""
     largest, host = values.max(axis=-1, initial=0.0), system.to_host()
     responds = np.any((host.B[..., 0] != 0.0) & (host.C[..., 0, :] != 0.0), axis=-1)
-    wrong = ~np.isfinite(largest) | (responds & (largest < _SMALLEST))
+    wrong = ~(largest < _LARGEST) | (responds & (largest < _SMALLEST))
     if np.any(wrong):
         raise _out_of_range(float(np.atleast_1d(largest)[np.atleast_1d(wrong)][0]))
 
@@ -366,21 +372,21 @@ def _product_rounding(factors: DenseFactors, largest: float) -> float:
     where `largest`, the first singular value, lies below a bound of it by norms.
     """
     n = factors.Z.shape[0]
-    norms: float = frobenius_norm(factors.Y) * frobenius_norm(factors.Z)
-    floor: float = _RANK_CONSTANT * n * _EPS * norms
+    floor = frobenius_norm(factors.Y) * (_RANK_CONSTANT * n * _EPS) * frobenius_norm(factors.Z)
     if largest > floor:
         return floor
     reached = _of_mixed_states(factors.right_basis, factors.Z)
     observed = _of_mixed_states(factors.left_basis, factors.Y)
-    return _RANK_CONSTANT * _EPS * float(reached @ observed)
+    return float(reached @ (_RANK_CONSTANT * _EPS * observed))
 
 
 def _of_mixed_states(basis: HostArray | None, factor: HostArray) -> HostArray:
     """For each state the norm of the rows of a factor that the basis mixes into it."""
-    rows: HostArray = np.linalg.norm(factor, axis=1)
-    if basis is None:
-        return rows
-    return np.asarray(np.linalg.norm(basis, axis=1) * np.sqrt((basis != 0.0) @ rows**2))
+    unit = safe_unit(factor)
+    rows: HostArray = np.linalg.norm(factor / unit, axis=1)
+    if basis is not None:
+        rows = np.linalg.norm(basis, axis=1) * np.sqrt((basis != 0.0) @ rows**2)
+    return rows * unit
 
 
 def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:

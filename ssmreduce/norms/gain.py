@@ -12,12 +12,12 @@ underestimates. Points where a pole has rounded onto the boundary have no value 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
 
+from ssmreduce._lapack import safe_unit
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.norms.modes import DiagonalModes, modes_of
@@ -28,9 +28,6 @@ from ssmreduce.time_domain import Discrete
 
 _EXACT_WIDTH = 16
 """Up to this many inputs or outputs G(z) is decomposed; above, power iteration is cheaper."""
-
-_SQUARED = 2.0**-500
-"""Numbers between this and its inverse can be squared."""
 
 _FEW_POINTS = 64
 """Up to this many points a dense system is evaluated by its modes, and not by a Schur form of its own."""
@@ -163,9 +160,9 @@ def largest_singular_values(matrices: HostArray) -> HostArray:
 
     σ² is the larger eigenvalue of a Gram matrix [[a, b], [conj b, d]]: sums of nonnegative numbers.
     """
-    size = float(np.abs(matrices).max(initial=0.0))
-    if size > 0.0 and not _SQUARED < size < 1.0 / _SQUARED and math.isfinite(size):
-        return size * largest_singular_values(matrices / size)
+    unit = safe_unit(matrices)
+    if unit != 1.0:
+        return unit * largest_singular_values(matrices / unit)
     narrow = min(matrices.shape[1:])
     if narrow > 2:
         return np.asarray(np.linalg.svd(matrices, compute_uv=False)[:, 0])

@@ -33,7 +33,7 @@ import scipy.linalg
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import balanced, in_units
+from ssmreduce._schur import balanced, in_units, poles_of
 from ssmreduce.errors import NoConvergenceError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
@@ -281,7 +281,7 @@ def _principal_logarithm(matrix: HostArray) -> HostArray:
     _, conditioned = solve_conditioned(matrix, np.zeros((n, 0)))
     if conditioned < singularity(n):
         raise _no_logarithm(f"z = 0 (reciprocal condition {conditioned:.1e})")
-    poles = np.linalg.eigvals(matrix)
+    poles = poles_of(matrix)
     # Real arithmetic finds real poles exactly real; complex arithmetic misses the axis by rounding.
     width = singularity(n) * np.abs(poles).max() if np.iscomplexobj(matrix) else 0.0
     on_axis = (poles.real < 0.0) & (np.abs(poles.imag) <= width)
