@@ -304,7 +304,8 @@ def _balance_factors(
     if channel is not None:
         factors, M = DenseFactors(channel.Z, channel.Y), channel.M
     elif emphasis is None and isinstance(system, StateSpace):
-        factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
+        with np.errstate(over="ignore", invalid="ignore"):
+            factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
         pool = SCIPY
     else:
         Z, Y = gramian_factors(system, horizon) if emphasis is None else emphasis.factors(system)
@@ -372,7 +373,9 @@ def _product_rounding(factors: DenseFactors, largest: float) -> float:
     where `largest`, the first singular value, lies below a bound of it by norms.
     """
     n = factors.Z.shape[0]
-    floor = frobenius_norm(factors.Y) * (_RANK_CONSTANT * n * _EPS) * frobenius_norm(factors.Z)
+    floor: float = (
+        frobenius_norm(factors.Y) * (_RANK_CONSTANT * n * _EPS) * frobenius_norm(factors.Z)
+    )
     if largest > floor:
         return floor
     reached = _of_mixed_states(factors.right_basis, factors.Z)

@@ -23,6 +23,8 @@ from ssmreduce import (
     hankel_singular_values,
     hinf_norm,
     observability_gramian,
+    parallel,
+    series,
 )
 
 KINDS = ["dense", "continuous", "complex", "real output", "channel", "channels", "batch"]
@@ -142,3 +144,13 @@ def test_norms_beyond_the_range_are_refused(norm: Any, size: float) -> None:
         if size > 1.0:
             with pytest.raises(NonFiniteError, match="DC gain"):
                 system.dc_gain()
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize(("connect", "gain"), [(series, 1e200), (parallel, 1.5e308)])
+def test_overflow_is_said_to_be_overflow(connect: Any, gain: float, diagonal: bool) -> None:
+    system: Any = StateSpace([[0.5]], [[1.0]], [[1.0]], [[gain]], time=Discrete())
+    if diagonal:
+        system = DiagonalStateSpace([0.5], [[1.0]], [[1.0]], [[gain]], time=Discrete())
+    with pytest.raises(NonFiniteError, match="the connection of `first` and `second` overflows"):
+        connect(system, system)

@@ -61,8 +61,7 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     """
     A, B, C = _alike(A, B, C)
     A, units = Units.of(A, time)
-    with np.errstate(over="ignore"):  # whoever multiplies the factors looks at their range
-        B, C_adjoint = units.inputs(B), units.outputs(adjoint(C))
+    B, C_adjoint = units.inputs(B), units.outputs(adjoint(C))
     route = choose_low_rank(A, max(B.shape[1], C.shape[0]), time)
     if route is not None:
         solves, plan = route

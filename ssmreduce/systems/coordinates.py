@@ -28,6 +28,7 @@ from ssmreduce.systems.diagonal import (
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.time_step import checked_range
 from ssmreduce.systems.transform import SlotMap, diagonalise
 
 _PAIRING = 100.0
@@ -57,6 +58,8 @@ def transformed(system: System, T: HostArray) -> StateSpace:
         If T does not fit the system.
     UnreachableToleranceError
         If T is singular to working precision.
+    NonFiniteError
+        If an entry overflows.
 
     Notes
     -----
@@ -81,7 +84,9 @@ def transformed(system: System, T: HostArray) -> StateSpace:
             f"expected {(n, n)}. A real system behind stored states has order 2n."
         )
     matrix = np.broadcast_to(matrix, (*batch, n, n))
-    right = np.concatenate([dense.A @ matrix, dense.B], axis=-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        right = np.concatenate([_in_range(dense.A @ matrix), dense.B], axis=-1)
+        C = _in_range(dense.C @ matrix)
     moved = np.empty(right.shape, dtype=np.result_type(right, matrix))
     for at in np.ndindex(batch):
         moved[at], conditioned = solve_conditioned(matrix[at], right[at])
@@ -90,7 +95,8 @@ def transformed(system: System, T: HostArray) -> StateSpace:
                 f"`T` has reciprocal condition {conditioned:.1e}; expected an invertible matrix, "
                 f"above n·ε = {singularity(n):.1e}. Take coordinates that are not nearly dependent."
             )
-    return _dense_like(dense, moved[..., :n], moved[..., n:], dense.C @ matrix, dense.D)
+    _in_range(moved)
+    return _dense_like(dense, moved[..., :n], moved[..., n:], C, dense.D)
 
 
 @any_library()
@@ -116,6 +122,8 @@ def diagonalised(system: System) -> DiagonalStateSpace:
         If the system has batch axes.
     UnreachableToleranceError
         If the eigenvectors are dependent to working precision: A is (nearly) defective.
+    NonFiniteError
+        If an entry overflows.
 
     Notes
     -----
@@ -136,10 +144,12 @@ def diagonalised(system: System) -> DiagonalStateSpace:
     host = system.to_host()
     real = not is_complex(host)
     slot_map = _eigenvectors(host.A, real=real)
+    with np.errstate(over="ignore", invalid="ignore"):
+        B, C = slot_map.input_matrix(host.B), slot_map.output_matrix(host.C)
     return DiagonalStateSpace(
         slot_map.eigenvalues,
-        slot_map.input_matrix(host.B),
-        slot_map.output_matrix(host.C),
+        _in_range(B),
+        _in_range(C),
         host.D,
         time=host.time,
         real_output=real,
@@ -171,6 +181,8 @@ def real_form(system: System) -> StateSpace:
         If a pole has no conjugate partner, or D is not real: the system is not a real one.
     UnreachableToleranceError
         If a dense complex system has a defective state matrix.
+    NonFiniteError
+        If an entry overflows.
 
     Notes
     -----
@@ -200,7 +212,9 @@ def real_form(system: System) -> StateSpace:
     else:
         slot_map = _eigenvectors(host.A, real=False)
         poles, condition = slot_map.eigenvalues, float(slot_map.condition)
-        B, C = slot_map.input_matrix(host.B), slot_map.output_matrix(host.C)
+        with np.errstate(over="ignore", invalid="ignore"):
+            B, C = slot_map.input_matrix(host.B), slot_map.output_matrix(host.C)
+        B, C = _in_range(B), _in_range(C)
     tolerance = _PAIRING * singularity(host.order) * condition
     if np.abs(host.D.imag).max(initial=0.0) > tolerance * np.abs(host.D).max(initial=0.0):
         raise ShapeError(
@@ -247,6 +261,12 @@ def _conjugate_partners(
         free[[i, j]] = False
         (alone if i == j else paired).append(int(i))
     return paired, alone
+
+
+def _in_range(values: HostArray) -> HostArray:
+    return checked_range(
+        values, "`system` in the new coordinates", "Take other units of inputs, outputs or states."
+    )
 
 
 def _phases(rows: HostArray) -> HostArray:

@@ -20,6 +20,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.time_step import checked_range
 from ssmreduce.time_domain import Discrete
 
 
@@ -43,6 +44,8 @@ def series(first: System, second: System) -> StateSpace:
         If time domains or sampling times differ.
     ShapeError
         If sizes do not fit together.
+    NonFiniteError
+        If an entry overflows.
 
     Examples
     --------
@@ -60,13 +63,15 @@ def series(first: System, second: System) -> StateSpace:
             "same number. The output of `first` is the input of `second`."
         )
     G1, G2 = one.to_dense(), two.to_dense()
-    C1, D1 = (G1.C @ G1.A, G1.D + G1.C @ G1.B) if G1.read_after_update else (G1.C, G1.D)
+    with np.errstate(over="ignore", invalid="ignore"):
+        C1, D1 = (G1.C @ G1.A, G1.D + G1.C @ G1.B) if G1.read_after_update else (G1.C, G1.D)
+        A21, B2, C, D = map(_in_range, (G2.B @ C1, G2.B @ D1, G2.D @ G1.C, G2.D @ G1.D))
     corner = np.zeros((*G1.batch_shape, G1.order, G2.order))
     return StateSpace(
-        _rows(_columns(G1.A, corner), _columns(G2.B @ C1, G2.A)),
-        _rows(G1.B, G2.B @ D1),
-        _columns(G2.D @ G1.C, G2.C),
-        G2.D @ G1.D,
+        _rows(_columns(G1.A, corner), _columns(A21, G2.A)),
+        _rows(G1.B, B2),
+        _columns(C, G2.C),
+        D,
         time=G1.time,
         read_after_update=G1.read_after_update,
     )
@@ -92,6 +97,8 @@ def parallel(first: System, second: System) -> System:
         If time domains or sampling times differ.
     ShapeError
         If sizes do not fit together.
+    NonFiniteError
+        If an entry overflows.
 
     Examples
     --------
@@ -125,6 +132,8 @@ def difference(first: System, second: System) -> System:
         If time domains or sampling times differ.
     ShapeError
         If sizes do not fit together.
+    NonFiniteError
+        If an entry overflows.
 
     Examples
     --------
@@ -157,7 +166,7 @@ def _sum(first: System, second: System, sign: float) -> System:
         _rows(_columns(G1.A, corner), _columns(other, G2.A)),
         _rows(G1.B, G2.B),
         _columns(G1.C, sign * G2.C),
-        G1.D + sign * G2.D,
+        _sum_of_feedthroughs(G1, G2, sign),
         time=G1.time,
         read_after_update=G1.read_after_update,
     )
@@ -169,7 +178,7 @@ def _diagonal_sum(
     arrays = (
         _rows(one.B, two.B),
         _columns(one.C, sign * two.C),
-        one.D + sign * two.D,
+        _sum_of_feedthroughs(one, two, sign),
     )
     kept = one.log_eigenvalues is not None or two.log_eigenvalues is not None
     logs, other_logs = _logarithms(one), _logarithms(two)
@@ -187,6 +196,17 @@ def _diagonal_sum(
         time=one.time,
         real_output=one.real_output,
         read_after_update=one.read_after_update,
+    )
+
+
+def _sum_of_feedthroughs(one: System, two: System, sign: float) -> HostArray:
+    with np.errstate(over="ignore"):
+        return _in_range(one.D + sign * two.D)
+
+
+def _in_range(values: HostArray) -> HostArray:
+    return checked_range(
+        values, "the connection of `first` and `second`", "Take other units of inputs and outputs."
     )
 
 

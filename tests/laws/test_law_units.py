@@ -10,6 +10,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 import scipy.signal
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 from samples import Array, adjoint
 
 import ssmreduce as sr
@@ -419,6 +422,45 @@ def test_assertions_do_not_depend_on_the_units_of_the_states(
     other = scaled(system, units)
     assert_stable(other)
     assert_systems_close(other, system)
+
+
+EXTREMES = [1e-323, 1e-300, 1e-200, 1e-155, 1e155, 1e200, 1e300, 1e307]
+
+
+def extreme(size: float, where: str, seed: int) -> StateSpace:
+    """A stable system of three states, with extreme numbers in some of its entries."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((3, 3))
+    A *= 0.9 / np.abs(np.linalg.eigvals(A)).max()
+    A -= np.eye(3) * (seed % 2)
+    B, C, D = rng.standard_normal((3, 2)), rng.standard_normal((2, 3)), rng.standard_normal((2, 2))
+    parts = {
+        "B": B,
+        "D": D,
+        "a row of B": B[0],
+        "a column of C": C[:, 1],
+        "an input": B[:, 0],
+        "a coupling": A[0, 1:2],
+    }
+    parts[where] *= size if where != "a coupling" else min(size, 1.0 / size)
+    return StateSpace(A, B, C, D, time=sr.Continuous() if seed % 2 else sr.Discrete())
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_extreme_numbers_end_in_finite_ones_or_in_a_word(name: str) -> None:
+    """Gramians that the test itself makes of factors may overflow."""
+    places = ["B", "D", "a row of B", "a column of C", "an input", "a coupling"]
+    found: Any = None
+    for seed, (size, where) in enumerate(product(EXTREMES, places)):
+        system = extreme(size, where, seed)
+        with warnings.catch_warnings(record=True) as caught, suppress(UnsatisfiedAssumption):
+            warnings.simplefilter("always")
+            found = outcome(ANSWERS[name], system, np.ones((3, 1)))
+        inside = [str(w) for w in caught if "ssmreduce/" in w.filename.replace("\\", "/")]
+        assert not [w for w in inside if "RuntimeWarning" in w], (size, where)
+        if found is not None and "factor" not in name and not isinstance(found, type):
+            for part in found if isinstance(found, list) else [found]:
+                assert np.all(np.isfinite(np.asarray(part))), (size, where, found)
 
 
 def test_every_public_function_of_a_system_is_under_the_law() -> None:
