@@ -75,6 +75,15 @@ def all_finite(array: HostArray) -> bool:
     return bool(np.isfinite(array).all())
 
 
+def power_of_two(matrix: HostArray) -> float:
+    """The one near the largest entry; 1.0 of zeros. Dividing by it is exact, and its inverse is finite."""
+    largest = float(np.abs(matrix).max(initial=0.0))
+    if not 0.0 < largest < math.inf:
+        return 1.0
+    exponent = math.frexp(largest)[1]
+    return math.ldexp(1.0, min(max(exponent, -_LARGEST_EXPONENT), _LARGEST_EXPONENT))
+
+
 def safe_unit(matrix: HostArray) -> float:
     """An even power of two near the largest entry; 1.0 where squares are in no danger anyway.
 

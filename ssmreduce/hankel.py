@@ -16,7 +16,16 @@ import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import numeric_array
-from ssmreduce._lapack import NUMPY, SCIPY, Pool, all_finite, frobenius_norm, product, safe_unit
+from ssmreduce._lapack import (
+    NUMPY,
+    SCIPY,
+    Pool,
+    all_finite,
+    frobenius_norm,
+    power_of_two,
+    product,
+    safe_unit,
+)
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
@@ -405,9 +414,7 @@ def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
         _, values, Vh = pool.svd(M)
         return values, adjoint(Vh)
     reach = _SQUARED_RANGE * M.shape[1]
-    largest = float(np.abs(M).max(initial=0.0))
-    # A power of two: squares neither over- nor underflow, and nothing is rounded.
-    unit = float(2.0 ** np.frexp(largest)[1]) if 0.0 < largest < np.inf else 1.0
+    unit = power_of_two(M)  # squares neither over- nor underflow, and nothing is rounded
     M = M / unit
     norms = np.linalg.norm(M, axis=0)
     if norms.min() < norms.max() / reach**2:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ssmreduce._checks import numeric_array
-from ssmreduce._lapack import frobenius_norm, product
+from ssmreduce._lapack import frobenius_norm, power_of_two, product
 from ssmreduce._namespace import Array, HostArray, adjoint, namespace, to_double
 from ssmreduce.errors import ShapeError
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
@@ -51,13 +49,13 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
         )
     if isinstance(time, Discrete):
         # All terms over the square of the size of A, where that is above 1: no product overflows.
-        common, a = max(_power_of_two(X), _power_of_two(Q)), max(_power_of_two(A), 1.0)
+        common, a = max(power_of_two(X), power_of_two(Q)), max(power_of_two(A), 1.0)
         A, X, Q = A / a, X / common, Q / common / a / a
         remainder = product(product(A, X), adjoint(A)) - X / a / a + Q
         scale = (frobenius_norm(A) ** 2 + 1.0 / a / a) * frobenius_norm(X) + frobenius_norm(Q)
     else:
         # In the units of each matrix, so that no product over- or underflows.
-        a, x = _power_of_two(A), _power_of_two(X)
+        a, x = power_of_two(A), power_of_two(X)
         A, X = A / a, X / x
         Q = Q / a / x
         half = product(A, X)
@@ -86,9 +84,3 @@ def stacked_residual(A: Array, X: Array, Q: Array, *, time: TimeDomain) -> Array
         scale = 2.0 * size(A) * size(X) + size(Q)
     xp = namespace(A)
     return size(remainder) / xp.where(scale > 0.0, scale, 1.0)
-
-
-def _power_of_two(matrix: HostArray) -> float:
-    """The power of two just above the largest entry, or 1.0: dividing by it is exact."""
-    largest = float(np.abs(matrix).max(initial=0.0))
-    return float(2.0 ** np.frexp(largest)[1]) if largest > 0.0 else 1.0

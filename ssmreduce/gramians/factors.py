@@ -11,6 +11,7 @@ import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import positive_horizon
+from ssmreduce._lapack import power_of_two
 from ssmreduce._namespace import Array, HostArray, adjoint
 from ssmreduce.derivatives.adjoint import (
     controllability_gradient,
@@ -137,16 +138,10 @@ def _batched(system: System, horizon: int | None, which: int) -> HostArray:
         if isinstance(single, DiagonalStateSpace):
             return _diagonal_gramian(single, horizon, which)
         factor = gramian_factor(single, which, horizon)
-        unit = _unit(factor)
+        unit = power_of_two(factor)
         return _in_range((factor / unit) @ adjoint(factor / unit), unit, which)
 
     return map_batch(system, gramian)
-
-
-def _unit(G: HostArray) -> float:
-    """A power of two near the largest entry: a product of entries over it neither over- nor underflows."""
-    largest = float(np.abs(G).max(initial=0.0))
-    return float(2.0 ** min(max(np.frexp(largest)[1], -1000), 1000)) if largest > 0.0 else 1.0
 
 
 def _in_range(scaled: HostArray, unit: float, which: int) -> HostArray:
@@ -202,7 +197,7 @@ def _diagonal_gramian(system: DiagonalStateSpace, horizon: int | None, which: in
     """The Gramian in closed form, (G Gᴴ) ∘ K."""
     steps = check_horizon(system, horizon)
     host = dual(system.to_host()) if which else system.to_host()
-    unit = _unit(host.B)
+    unit = power_of_two(host.B)
     eigenvalues, G = host.eigenvalues, host.B / unit
     if steps is None:
         hermitian, symmetric = _stable_kernels(host)

@@ -214,6 +214,7 @@ class StateSpace:
 
         A static gain is stable. A pole that rounding cannot tell from the boundary is on it: one within
         2 n eps ‖A‖_F of it, for A in balanced units, and for each part of A that does not act back on others.
+        The slowest poles of a stiff part count by the rounding of its inverse where that is less.
         """
         return are_stable(to_double(self.A), self.time, checked_margin(margin))[()]
 
