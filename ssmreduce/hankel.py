@@ -53,7 +53,7 @@ _RANK_CONSTANT = 4.0
 _SMALLEST = float(np.finfo(np.float64).tiny)
 """The smallest number with all its digits."""
 
-_LARGEST = 2.0**1000
+_LARGEST = 2.0**1010
 """Sums and products with a few numbers near 1 stay in range."""
 
 _SQUARED_RANGE = 0.25

@@ -275,7 +275,8 @@ def test_poles_next_to_the_boundary_inside_the_band(distance: float, discrete: b
         P = rounded(exact(poles, B, *band, discrete=discrete, logarithms=discrete))
     scale = np.sqrt(np.outer(P.diagonal().real, P.diagonal().real))
     found = gramian(frequency_limited_factors(system, band)[0])
-    assert np.abs((found - P) / scale).max() <= 100 * EPS
+    # Up to 63,744 columns are compressed; old kernels add their squares one by one, at random √N eps.
+    assert np.abs((found - P) / scale).max() <= 4 * np.sqrt(63_744) * EPS
 
 
 @pytest.mark.parametrize("pole", [-1.0 + 1e-9, 0.0, 1.0 - 1e-9])
