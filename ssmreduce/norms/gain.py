@@ -33,7 +33,7 @@ _SQUARED = 2.0**-500
 """Numbers between this and its inverse can be squared."""
 
 _FEW_POINTS = 64
-"""Up to this many points a dense system is evaluated by its modes, and not by a Schur form of its own."""
+"""Points at once by modes. With more that modes do not serve, a Schur form is cheaper."""
 
 _WORKING_ENTRIES = 2**22
 """Complex numbers held at once while a transfer function is evaluated: 64 MiB."""
@@ -131,10 +131,13 @@ class Gain:
         if self.systems[i].order == 0:
             return np.zeros((omega.size, self.outputs, self.inputs))
         modes = self.modes[i]
-        if isinstance(modes, DiagonalModes) or not modes.known or omega.size > _FEW_POINTS:
+        if isinstance(modes, DiagonalModes) or not modes.known:
             return self.parts[i].matrices(omega)
         z = np.exp(1j * omega) if self.discrete else 1j * omega
-        values = modes.values(z)
+        if np.sum(~modes.serve(z)) > _FEW_POINTS:
+            return self.parts[i].matrices(omega)
+        pieces = [modes.values(z[k : k + _FEW_POINTS]) for k in range(0, z.size, _FEW_POINTS)]
+        values = np.concatenate(pieces)
         return z[:, None, None] * values if self.systems[i].read_after_update else values
 
     def _products(self, omega: HostArray) -> tuple[_Columns, _Columns]:
