@@ -164,20 +164,21 @@ class Gain:
 def largest_singular_values(matrices: HostArray) -> HostArray:
     """σ_max of every matrix of a stack, shape (K, p, m); in closed form where a side is 1 or 2.
 
-    σ² is the larger eigenvalue of a Gram matrix [[a, b], [conj b, d]]: sums of nonnegative numbers.
+    σ² is the largest eigenvalue of a Gram matrix, of two rows [[a, b], [conj b, d]]: sums of nonnegative
+    numbers, right to their last digits.
     """
     size = float(np.abs(matrices).max(initial=0.0))
     if size > 0.0 and not _SQUARED < size < 1.0 / _SQUARED and math.isfinite(size):
         return size * largest_singular_values(matrices / size)
-    narrow = min(matrices.shape[1:])
-    if narrow > 2:
-        return np.asarray(np.linalg.svd(matrices, compute_uv=False)[:, 0])
+    if matrices.shape[1] > matrices.shape[2]:
+        matrices = adjoint(matrices)
+    if matrices.shape[1] > 2:
+        return np.asarray(np.sqrt(np.linalg.eigvalsh(matrices @ adjoint(matrices))[:, -1]))
     squares = np.square(matrices.real) + np.square(matrices.imag)
-    if narrow == 1:
+    if matrices.shape[1] == 1:
         return np.asarray(np.sqrt(np.sum(squares, axis=(1, 2))))
-    axis = 1 if matrices.shape[1] == 2 else 2
-    a, d = np.moveaxis(np.sum(squares, axis=3 - axis), 1, 0)
-    one, two = np.moveaxis(matrices, axis, 0)
+    a, d = np.moveaxis(np.sum(squares, axis=2), 1, 0)
+    one, two = np.moveaxis(matrices, 1, 0)
     b = np.abs(np.sum(one * two.conj(), axis=1))
     return np.asarray(np.sqrt(0.5 * (a + d) + np.hypot(0.5 * (a - d), b)))
 
