@@ -32,8 +32,8 @@ _EXACT_WIDTH = 16
 _SQUARED = 2.0**-500
 """Numbers between this and its inverse can be squared."""
 
-_FEW_POINTS = 64
-"""Points at once by modes. With more that modes do not serve, a Schur form is cheaper."""
+_POINTS = 64
+"""Points at once by the modes of a dense system."""
 
 _WORKING_ENTRIES = 2**22
 """Complex numbers held at once while a transfer function is evaluated: 64 MiB."""
@@ -130,15 +130,20 @@ class Gain:
         """One system without its feedthrough."""
         if self.systems[i].order == 0:
             return np.zeros((omega.size, self.outputs, self.inputs))
-        modes = self.modes[i]
+        modes, part = self.modes[i], self.parts[i]
         if isinstance(modes, DiagonalModes) or not modes.known:
-            return self.parts[i].matrices(omega)
+            return part.matrices(omega)
         z = np.exp(1j * omega) if self.discrete else 1j * omega
-        if np.sum(~modes.serve(z)) > _FEW_POINTS:
-            return self.parts[i].matrices(omega)
-        pieces = [modes.values(z[k : k + _FEW_POINTS]) for k in range(0, z.size, _FEW_POINTS)]
-        values = np.concatenate(pieces)
-        return z[:, None, None] * values if self.systems[i].read_after_update else values
+        values = np.empty((omega.size, self.outputs, self.inputs), dtype=np.complex128)
+        served = modes.serve(z)
+        at = np.flatnonzero(served)
+        for some in (at[k : k + _POINTS] for k in range(0, at.size, _POINTS)):
+            values[some] = modes.values(z[some])
+        if self.systems[i].read_after_update:
+            values *= z[:, None, None]
+        if at.size < z.size:
+            values[~served] = part.matrices(omega[~served])
+        return values
 
     def _products(self, omega: HostArray) -> tuple[_Columns, _Columns]:
         """G(z_k) v_k and G(z_k)ᴴ v_k for diagonal systems, without forming any G."""

@@ -109,39 +109,36 @@ class DenseModes:
 
         By modes where a few corrections make them right, else by elimination.
         """
-        (eigenvalues, V), inverse = self._eigen, self._inverse
-        n, count, width = right.shape
-        solved: HostArray = np.empty(right.shape, dtype=np.complex128)
         by_modes = self.serve(z.conj() if dual else z)
-        if np.any(by_modes) and inverse is not None:
-            if dual:
-                eigenvalues, V, inverse = eigenvalues.conj(), adjoint(inverse), adjoint(V)
-            inner = (inverse @ right.reshape(n, -1)).reshape(n, count, width)
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                inner = inner / (z - eigenvalues[:, None])[..., None]
-                solved = np.asarray(V @ inner.reshape(n, -1)).reshape(n, count, width)
+        solved = np.empty(right.shape, dtype=np.complex128)
+        solved[:, by_modes] = self._by_modes(z[by_modes], right[:, by_modes], dual=dual)
         A = adjoint(self.system.A) if dual else self.system.A
         for k in np.flatnonzero(~by_modes):
-            shifted = (z[k] * np.eye(n) - A)[None]
+            shifted = (z[k] * np.eye(len(A)) - A)[None]
             solved[:, k] = solve_stacked(shifted, right[None, :, k])[0]
         return solved
 
+    def _by_modes(self, z: HostArray, right: HostArray, *, dual: bool) -> HostArray:
+        (eigenvalues, V), inverse = self._eigen, self._inverse
+        if inverse is None:
+            return np.full(right.shape, np.nan, dtype=np.complex128)
+        if dual:
+            eigenvalues, V, inverse = eigenvalues.conj(), adjoint(inverse), adjoint(V)
+        inner = (inverse @ right.reshape(len(V), -1)).reshape(right.shape)
+        inner = inner / (z - eigenvalues[:, None])[..., None]
+        return np.asarray(V @ inner.reshape(len(V), -1)).reshape(right.shape)
+
     def values(self, z: HostArray) -> HostArray:
-        """C (z_k - A)⁻¹ B, shape (K, p, m), from solutions that are corrected at least once with A itself."""
+        """C (z_k - A)⁻¹ B, shape (K, p, m), where modes serve; solutions are corrected with A itself."""
         system = self.system
         n, width = system.B.shape
-        states = np.empty((n, z.size, width), dtype=np.complex128)
-        every = np.broadcast_to(system.B[:, None, :], states.shape)
-        states[:] = self.solve(z, every, dual=False)
-        error = self._error(z)
-        error = np.maximum(np.where(error <= _CORRECTED, error, 0.0), _EPS**0.5)
-        left = error
-        while (at := np.flatnonzero(left > _EPS)).size:
-            some = states[:, at]
-            image = (system.A @ some.reshape(n, -1)).reshape(some.shape)
-            residual = every[:, at] - (z[at, None] * some - image)
-            states[:, at] += self.solve(z[at], residual, dual=False)
-            left = left * error
+        every = np.broadcast_to(system.B[:, None, :], (n, z.size, width))
+        error = left = max(float(self._error(z).max(initial=0.0)), _EPS**0.5)
+        states = self._by_modes(z, every, dual=False)
+        while left > _EPS:
+            image = (system.A @ states.reshape(n, -1)).reshape(states.shape)
+            states += self._by_modes(z, every - (z[:, None] * states - image), dual=False)
+            left *= error
         outputs = (system.C @ states.reshape(n, -1)).reshape(-1, z.size, width)
         return np.moveaxis(outputs, 1, 0)
 
@@ -174,13 +171,17 @@ class DenseModes:
 
     def _error(self, z: HostArray) -> HostArray:
         """What modes lose of a solution: c eps cond(V) ‖A‖ over the distance of z from the poles."""
-        (eigenvalues, vectors), inverse = self._eigen, self._inverse
-        if inverse is None or not z.size:
-            return np.full(z.size, np.inf)
-        lost = _LOST * _EPS * frobenius_norm(inverse) * frobenius_norm(vectors)
-        distance = np.abs(z - eigenvalues[:, None]).min(axis=0, initial=np.inf)
+        distance = np.abs(z - self.poles[:, None]).min(axis=0, initial=np.inf)
         with np.errstate(divide="ignore"):
-            return np.asarray(lost * frobenius_norm(self.system.A) / distance)
+            return np.asarray(self._lost / distance)
+
+    @cached_property
+    def _lost(self) -> float:
+        inverse = self._inverse
+        if inverse is None:
+            return np.inf
+        condition = frobenius_norm(inverse) * frobenius_norm(self._eigen[1])
+        return _LOST * _EPS * condition * frobenius_norm(self.system.A)
 
     @cached_property
     def _inverse(self) -> HostArray | None:
