@@ -491,6 +491,16 @@ def test_peaks_at_the_ends_of_the_boundary(
         assert norm.upper == (pytest.approx(expected, rel=2e-6) if certified else math.inf)
 
 
+@pytest.mark.parametrize("D", [0.3 + 0.3j, 0.3 - 0.3j])
+def test_complex_peaks_beside_the_end_of_the_circle(D: complex) -> None:
+    # 1 / (z + 0.9) takes |z| = 1 to the circle through -10 and 1/1.9; the largest value lies beside z = -1.
+    system = StateSpace([[-0.9 + 0j]], [[1.0]], [[1.0]], [[D]], time=Discrete())
+    expected = abs((1 / 1.9 - 10.0) / 2 + D) + (1 / 1.9 + 10.0) / 2
+    norm = hinf_norm(system)
+    assert norm.lower == pytest.approx(expected, rel=50 * EPS)
+    assert math.copysign(1.0, D.imag) * norm.frequency == pytest.approx(-3.1380380, abs=1e-4)
+
+
 def test_all_pass_systems_have_gain_one_everywhere(rng: np.random.Generator) -> None:
     # In coordinates with P = I the rows of [A B] are orthonormal; C and D complete them.
     draft = dense_system(rng, 3, 1, 1)

@@ -29,8 +29,8 @@ from ssmreduce.time_domain import Discrete
 _EXACT_WIDTH = 16
 """Up to this many inputs or outputs G(z) is decomposed; above, power iteration is cheaper."""
 
-_FEW_POINTS = 64
-"""Up to this many points a dense system is evaluated by its modes, and not by a Schur form of its own."""
+_POINTS = 64
+"""Points at once by the modes of a dense system."""
 
 _WORKING_ENTRIES = 2**22
 """Complex numbers held at once while a transfer function is evaluated: 64 MiB."""
@@ -127,12 +127,20 @@ class Gain:
         """One system without its feedthrough."""
         if self.systems[i].order == 0:
             return np.zeros((omega.size, self.outputs, self.inputs))
-        modes = self.modes[i]
-        if isinstance(modes, DiagonalModes) or not modes.known or omega.size > _FEW_POINTS:
-            return self.parts[i].matrices(omega)
+        modes, part = self.modes[i], self.parts[i]
+        if isinstance(modes, DiagonalModes) or not modes.known:
+            return part.matrices(omega)
         z = np.exp(1j * omega) if self.discrete else 1j * omega
-        values = modes.values(z)
-        return z[:, None, None] * values if self.systems[i].read_after_update else values
+        values = np.empty((omega.size, self.outputs, self.inputs), dtype=np.complex128)
+        served = modes.serve(z)
+        at = np.flatnonzero(served)
+        for some in (at[k : k + _POINTS] for k in range(0, at.size, _POINTS)):
+            values[some] = modes.values(z[some])
+        if self.systems[i].read_after_update:
+            values *= z[:, None, None]
+        if at.size < z.size:
+            values[~served] = part.matrices(omega[~served])
+        return values
 
     def _products(self, omega: HostArray) -> tuple[_Columns, _Columns]:
         """G(z_k) v_k and G(z_k)ᴴ v_k for diagonal systems, without forming any G."""
@@ -158,20 +166,21 @@ class Gain:
 def largest_singular_values(matrices: HostArray) -> HostArray:
     """σ_max of every matrix of a stack, shape (K, p, m); in closed form where a side is 1 or 2.
 
-    σ² is the larger eigenvalue of a Gram matrix [[a, b], [conj b, d]]: sums of nonnegative numbers.
+    σ² is the largest eigenvalue of a Gram matrix, of two rows [[a, b], [conj b, d]]: sums of nonnegative
+    numbers, right to their last digits.
     """
     unit = safe_unit(matrices)
     if unit != 1.0:
         return unit * largest_singular_values(matrices / unit)
-    narrow = min(matrices.shape[1:])
-    if narrow > 2:
-        return np.asarray(np.linalg.svd(matrices, compute_uv=False)[:, 0])
+    if matrices.shape[1] > matrices.shape[2]:
+        matrices = adjoint(matrices)
+    if matrices.shape[1] > 2:
+        return np.asarray(np.sqrt(np.linalg.eigvalsh(matrices @ adjoint(matrices))[:, -1]))
     squares = np.square(matrices.real) + np.square(matrices.imag)
-    if narrow == 1:
+    if matrices.shape[1] == 1:
         return np.asarray(np.sqrt(np.sum(squares, axis=(1, 2))))
-    axis = 1 if matrices.shape[1] == 2 else 2
-    a, d = np.moveaxis(np.sum(squares, axis=3 - axis), 1, 0)
-    one, two = np.moveaxis(matrices, axis, 0)
+    a, d = np.moveaxis(np.sum(squares, axis=2), 1, 0)
+    one, two = np.moveaxis(matrices, 1, 0)
     b = np.abs(np.sum(one * two.conj(), axis=1))
     return np.asarray(np.sqrt(0.5 * (a + d) + np.hypot(0.5 * (a - d), b)))
 

@@ -28,8 +28,8 @@ _PEAKS = 4
 _AGREEMENT = 1e-6
 """Relative difference from the gain by modes up to which a search among those is trusted."""
 
-_STILL = 1e-15
-"""Relative rise of a local maximum that counts as none: it moves the place by 3e-8 of the peak's width."""
+_STILL = 1e-13
+"""Relative rise that counts as none: it moves the place by 3e-7 of the peak's width."""
 
 _IDLE_ROUNDS = 2
 """Rounds that promise no rise after which none is expected: the parabolas converge faster than linearly."""
@@ -38,6 +38,9 @@ _CLOSEST = 8.0
 """c of c eps: how far rounding may move an angle, or a frequency relative to itself, and some room."""
 
 _EPS = float(np.finfo(np.float64).eps)
+
+_LEVEL = 8.0 * _EPS
+"""Relative difference that is rounding: a point that near to a peak would give it no slope."""
 
 _STEEPEST = 1e30
 """Cap on (peak/neighbour)², so that a neighbour where the gain vanishes stays a finite number."""
@@ -52,7 +55,7 @@ def peak(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[f
     if cheap is not gain and value > 0.0:
         seen = float(gain.estimate(np.array([frequency]), iterations)[0])
         if abs(seen - value) > _AGREEMENT * value:
-            return refine(
+            seen, frequency = refine(
                 lambda omega: gain.estimate(omega, iterations),
                 frequencies(cheap, grid),
                 refinements,
@@ -62,7 +65,12 @@ def peak(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[f
         at_infinity = float(gain.exact(np.array([math.inf]))[0])
         if at_infinity > value:
             return at_infinity, math.inf
-    return value, frequency
+    return value, once_around(gain, frequency)
+
+
+def once_around(gain: Gain, frequency: float) -> float:
+    """The same frequency in [-π, π] in discrete time."""
+    return math.remainder(frequency, math.tau) if gain.discrete else frequency
 
 
 def refine(
@@ -73,13 +81,13 @@ def refine(
 ) -> tuple[float, float]:
     """Refine a sorted grid around its largest local maxima; return the maximum and its place.
 
-    Once two rounds promise to raise no maximum by more than a relative `still`, it ends.
+    Once two rounds promise nothing above the largest value by more than a relative `still`, it ends.
     """
     values = evaluate(omega)
     idle = 0
     for _ in range(refinements):
-        proposed, rise = _proposals(omega, values)
-        idle = idle + 1 if rise <= still else 0
+        proposed, promised = _proposals(omega, values)
+        idle = idle + 1 if promised <= (1.0 + still) * values.max() else 0
         if idle == _IDLE_ROUNDS:
             break
         at = np.searchsorted(omega, proposed)
@@ -105,6 +113,9 @@ def frequencies(gain: Gain, count: int) -> HostArray:
     if gain.discrete:
         angles = np.angle(poles)
         uniform = np.linspace(0.0 if gain.real else -np.pi, np.pi, count + 1)
+        if not gain.real:
+            # A peak at an end would have neighbours on one side alone.
+            uniform = np.append(uniform, np.pi + 2.0 * np.pi / count)
         return _apart(np.concatenate([uniform, np.abs(angles) if gain.real else angles]), 1.0)
     sizes = np.abs(poles)
     sizes = sizes[sizes > 0]
@@ -141,7 +152,7 @@ def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
 
 
 def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, float]:
-    """Two new frequencies for each of the largest local maxima, and the largest rise they promise."""
+    """Two new frequencies for each of the largest local maxima, and the largest value they promise."""
     padded = np.concatenate([[-1.0], values, [-1.0]])
     maxima = np.flatnonzero((values >= padded[:-2]) & (values >= padded[2:]) & (values > 0))
     best = maxima[np.argsort(values[maxima])[-_PEAKS:]]
@@ -154,8 +165,10 @@ def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, float]:
         slope_left = (np.minimum((values[best] / values[best - 1]) ** 2, _STEEPEST) - 1.0) / left
         slope_right = (np.minimum((values[best] / values[best + 1]) ** 2, _STEEPEST) - 1.0) / right
     bend = slope_right - slope_left
-    curved = bend > 0
-    lowest = 0.5 * (left - slope_left * (right - left) / np.where(curved, bend, 1.0))
+    # Of three equal values the one in the middle, which promises nothing.
+    lowest = 0.5 * (left - slope_left * (right - left) / np.where(bend > 0, bend, np.inf))
     drop = -lowest * (slope_left + bend * (lowest - left) / (right - left))
-    rise = float(np.where(curved, 0.5 * drop, np.inf).max(initial=0.0))
-    return np.concatenate([middle, (omega[best] + lowest)[curved]]), rise
+    with np.errstate(divide="ignore"):
+        promised = values[best] / np.sqrt(np.maximum(1.0 - drop, 0.0))
+    higher = drop > _LEVEL
+    return np.concatenate([middle, (omega[best] + lowest)[higher]]), promised.max(initial=0.0)

@@ -23,8 +23,11 @@ _CONDITION = 2.0**20
 
 _EPS = float(np.finfo(np.float64).eps)
 
-_CORRECTED = _EPS**0.5
-"""Relative error of a solution that one correction, which squares it, makes negligible."""
+_CORRECTED = _EPS**0.25
+"""Relative error of a solution that three corrections make negligible: each multiplies it once more."""
+
+_LOST = 8.0
+"""c of c eps cond(V) ‖A‖, which modes are off by."""
 
 _ROUNDING = 4.0
 """c of c n eps: every term is rounded a few times and added n times."""
@@ -97,38 +100,46 @@ class DenseModes:
             read_after_update=system.read_after_update,
         )
 
+    def serve(self, z: HostArray) -> HostArray:
+        """Whether few corrections make solutions by modes right, for every point."""
+        return np.asarray(self._error(z) <= _CORRECTED)
+
     def solve(self, z: HostArray, right: HostArray, *, dual: bool) -> HostArray:
         """Solutions X_k of (z_k - A) X_k = R_k, or with Aᴴ if `dual`, for R of shape (n, K, w).
 
-        By modes where one correction makes them right, else by elimination.
+        By modes where a few corrections make them right, else by elimination.
         """
-        (eigenvalues, V), inverse = self._eigen, self._inverse
-        n, count, width = right.shape
-        solved: HostArray = np.empty(right.shape, dtype=np.complex128)
-        left_over = np.ones(count, dtype=bool)
-        if inverse is not None:
-            if dual:
-                eigenvalues, V, inverse = eigenvalues.conj(), adjoint(inverse), adjoint(V)
-            distance = np.abs(z - eigenvalues[:, None]).min(axis=0, initial=np.inf)
-            left_over = self._lost > _CORRECTED * distance
-            inner = (inverse @ right.reshape(n, -1)).reshape(n, count, width)
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                inner = inner / (z - eigenvalues[:, None])[..., None]
-                solved = np.asarray(V @ inner.reshape(n, -1)).reshape(n, count, width)
+        by_modes = self.serve(z.conj() if dual else z)
+        solved = np.empty(right.shape, dtype=np.complex128)
+        solved[:, by_modes] = self._by_modes(z[by_modes], right[:, by_modes], dual=dual)
         A = adjoint(self.system.A) if dual else self.system.A
-        for k in np.flatnonzero(left_over):
-            shifted = (z[k] * np.eye(n) - A)[None]
+        for k in np.flatnonzero(~by_modes):
+            shifted = (z[k] * np.eye(len(A)) - A)[None]
             solved[:, k] = solve_stacked(shifted, right[None, :, k])[0]
         return solved
 
+    def _by_modes(self, z: HostArray, right: HostArray, *, dual: bool) -> HostArray:
+        (eigenvalues, V), inverse = self._eigen, self._inverse
+        if inverse is None:
+            return np.full(right.shape, np.nan, dtype=np.complex128)
+        if dual:
+            eigenvalues, V, inverse = eigenvalues.conj(), adjoint(inverse), adjoint(V)
+        inner = (inverse @ right.reshape(len(V), -1)).reshape(right.shape)
+        inner = inner / (z - eigenvalues[:, None])[..., None]
+        return np.asarray(V @ inner.reshape(len(V), -1)).reshape(right.shape)
+
     def values(self, z: HostArray) -> HostArray:
-        """C (z_k - A)⁻¹ B, shape (K, p, m), from solutions that are corrected once with A itself."""
+        """C (z_k - A)⁻¹ B, shape (K, p, m), where modes serve; solutions are corrected with A itself."""
         system = self.system
-        every = np.broadcast_to(system.B[:, None, :], (system.order, z.size, system.inputs))
-        states = self.solve(z, every, dual=False)
-        image = (system.A @ states.reshape(system.order, -1)).reshape(states.shape)
-        states = states + self.solve(z, every - (z[:, None] * states - image), dual=False)
-        outputs = (system.C @ states.reshape(system.order, -1)).reshape(-1, z.size, system.inputs)
+        n, width = system.B.shape
+        every = np.broadcast_to(system.B[:, None, :], (n, z.size, width))
+        error = left = max(float(self._error(z).max(initial=0.0)), _EPS**0.5)
+        states = self._by_modes(z, every, dual=False)
+        while left > _EPS:
+            image = (system.A @ states.reshape(n, -1)).reshape(states.shape)
+            states += self._by_modes(z, every - (z[:, None] * states - image), dual=False)
+            left *= error
+        outputs = (system.C @ states.reshape(n, -1)).reshape(-1, z.size, width)
         return np.moveaxis(outputs, 1, 0)
 
     def rounding(self, z: HostArray) -> HostArray:
@@ -158,12 +169,19 @@ class DenseModes:
         eigenvalues, vectors = eigenvectors_of(self.system.A)
         return eigenvalues.astype(np.complex128), vectors
 
+    def _error(self, z: HostArray) -> HostArray:
+        """What modes lose of a solution: c eps cond(V) ‖A‖ over the distance of z from the poles."""
+        distance = np.abs(z - self.poles[:, None]).min(axis=0, initial=np.inf)
+        with np.errstate(divide="ignore"):
+            return np.asarray(self._lost / distance)
+
     @cached_property
     def _lost(self) -> float:
-        """What modes lose of a solution, times the distance of z from the poles: eps cond(V) ‖A‖."""
-        _, vectors = self._eigen
-        condition = 1.0 if self._inverse is None else frobenius_norm(self._inverse)
-        return _EPS * condition * frobenius_norm(vectors) * frobenius_norm(self.system.A)
+        inverse = self._inverse
+        if inverse is None:
+            return np.inf
+        condition = frobenius_norm(inverse) * frobenius_norm(self._eigen[1])
+        return _LOST * _EPS * condition * frobenius_norm(self.system.A)
 
     @cached_property
     def _inverse(self) -> HostArray | None:

@@ -23,7 +23,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.norms.doubled import Sum, add_products, bits, pieces
 from ssmreduce.norms.gain import Gain, largest_singular_values
-from ssmreduce.norms.grid import frequencies, peak, refine
+from ssmreduce.norms.grid import frequencies, once_around, peak, refine
 from ssmreduce.norms.modes import DenseModes, DiagonalModes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -132,7 +132,8 @@ def lower_bound(gain: Gain, *, grid: int, refinements: int, iterations: int) -> 
         return lower, frequency
     # The search saw rounding: another one without.
     omega = frequencies(gain.searchable, min(grid, _GRID))
-    return refine(refined.lower, omega, refinements)
+    lower, frequency = refine(refined.lower, omega, refinements)
+    return lower, once_around(gain, frequency)
 
 
 def plain_rounding(gain: Gain, omega: HostArray) -> HostArray:
