@@ -19,9 +19,10 @@ from ssmreduce import (
     balanced_truncation,
 )
 from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.reduction.h2_descent import stable as mirrored
 from ssmreduce.reduction.h2_forms import continuous, discrete
-from ssmreduce.reduction.h2_optimal import H2Reduction, _stable, h2_optimal
-from ssmreduce.reduction.h2_plant import TriangularSystem, plant_of
+from ssmreduce.reduction.h2_optimal import H2Reduction, h2_optimal
+from ssmreduce.reduction.h2_plant import TriangularSystem, distance, plant_of
 from tests import samples
 from tests.oracles import kronecker
 
@@ -134,7 +135,7 @@ def test_small_errors_are_not_differences_of_squares(rng: Any, discrete: bool, s
     )
     plant = plant_of(system)
     reduced = TriangularSystem.of(continuous(small))
-    found = plant.distance(reduced, plant.seen(reduced.triangle, reduced.C))
+    found = distance(plant, reduced, plant.seen(reduced.triangle, reduced.C))
     expected = size / np.sqrt(1 - pole**2 if discrete else -2 * pole)
     assert abs(found - expected) <= 100 * EPS * plant.norm()
 
@@ -311,6 +312,20 @@ def test_start_with_repeated_and_real_poles(rng: Any) -> None:
     assert optimality(layer, result.system) <= 1e-8
 
 
+@pytest.mark.parametrize("seed", [57, 159, 239])
+def test_cycles_of_the_fixed_point_iteration_end_in_one_minimum(seed: int) -> None:
+    """Where only steps of full length are taken, rounding chooses among the iterates of a cycle."""
+    system = samples.dense_system(np.random.default_rng(seed), 14, 1, 1, discrete=True)
+    plain = h2_optimal(system, 5)
+    assert plain.converged
+    for k in (1, 2):
+        units = np.ldexp(1.0, np.random.default_rng(k).integers(-20, 21, (14, 1)))
+        scaled = StateSpace(
+            system.A * units.T / units, system.B / units, system.C * units.T, time=Discrete()
+        )
+        assert abs(h2_optimal(scaled, 5).h2_error - plain.h2_error) <= 1e-6 * plain.h2_error
+
+
 def test_uncontrollable_states_do_not_matter(rng: Any) -> None:
     system = samples.dense_system(rng, 5, 1, 1, discrete=True)
     idle = StateSpace(
@@ -354,13 +369,13 @@ def test_scales_of_input_and_output_scale_the_error(rng: Any) -> None:
 def test_unstable_iterates_are_mirrored(rng: Any, is_complex: bool) -> None:
     T = samples.well_conditioned(rng, 4, is_complex=is_complex)
     blocks = np.array([[0.5, 2.0, 0, 0], [-2.0, 0.5, 0, 0], [0, 0, -1.0, 0], [0, 0, 0, 3.0]])
-    found = _stable(T @ blocks @ np.linalg.inv(T))
+    found = mirrored(T @ blocks @ np.linalg.inv(T))
     assert np.iscomplexobj(found) == is_complex
     poles = np.linalg.eigvals(found)
     expected = np.array([-0.5 - 2j, -0.5 + 2j, -1.0, -3.0])
     order = np.argsort(np.round(poles.imag, 6) - 1e-3 * poles.real)
     assert np.allclose(poles[order], expected[[0, 2, 3, 1]], atol=1e4 * EPS)
-    assert np.array_equal(_stable(-np.eye(2)), -np.eye(2))
+    assert np.array_equal(mirrored(-np.eye(2)), -np.eye(2))
 
 
 def layer(poles: Any, size: int = 1, **options: Any) -> DiagonalStateSpace:

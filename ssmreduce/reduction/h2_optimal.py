@@ -12,7 +12,8 @@ columns (-λ̄_i - A)⁻¹ B b_i in other words, found as r shifted solves. Disc
 -λ̄_i, and runs on a continuous system with the same norms (`h2_forms`). Cost per iteration: O(n² r) dense,
 O(n r (m + p + r)) diagonal, after one Schur form of A.
 
-The iteration need not converge, nor descend. Its errors are measured and the best system is kept.
+That iteration need not converge, nor descend: after a few steps their lengths are chosen (`h2_descent`). All
+errors are measured and the best system is kept.
 
 References: Gugercin, Antoulas and Beattie, SIAM J. Matrix Anal. Appl. 30 (2008); Xu and Zeng,
 IEEE Trans. Automatic Control 56 (2011); Bunse-Gerstner et al., J. Comput. Appl. Math. 233 (2010).
@@ -26,32 +27,26 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._namespace import HostArray
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import (
-    NoConvergenceError,
     OrderError,
     ShapeError,
     TimeDomainError,
     UnreachableToleranceError,
-    UnstableSystemError,
 )
 from ssmreduce.hankel import state_count
 from ssmreduce.reduction.balanced import balance
+from ssmreduce.reduction.h2_descent import Iterate, descend
 from ssmreduce.reduction.h2_forms import minimal, written_like
 from ssmreduce.reduction.h2_plant import (
-    DensePlant,
     DiagonalPlant,
-    Plant,
-    TriangularSystem,
     plant_of,
 )
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
-from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import slots_needed
-from ssmreduce.time_domain import Continuous
 
 _ROUNDING = 4.0
 """Errors within 4 n eps ‖G‖_H2 of each other are taken as equal: a few roundings per entry of Ĉ Z."""
@@ -74,8 +69,8 @@ class H2Reduction(Reduction):
     iterations : int
         Iterations that were done.
     converged : bool
-        Whether the last step was below the tolerance. If not, `system` is still the best that was
-        seen, and never worse than the start.
+        Whether the last step, over its length if that is below 1, was below the tolerance. If not,
+        `system` is still the best that was seen, and never worse than the start.
 
     Examples
     --------
@@ -139,7 +134,8 @@ def h2_optimal(
 
     Notes
     -----
-    Where the iteration does not converge, `converged` is False and rounding decides which iterate is best.
+    Where the fixed-point iteration has not converged after ten steps, a descent with a line search goes on
+    from the best of them: to the same local minimum in any units of the states, but for rounding.
     The H2 norm is the root mean square of the output for white noise at the input. Errors are
     measured without subtracting squares (see `Plant.distance`), to about eps ‖G‖_H2 times the
     square root of σ₁/σ_r of the reduced system. Where the output is read after the update, G - G_r is
@@ -174,100 +170,45 @@ def h2_optimal(
     else:
         _check_start(start, system, order if isinstance(order, int) else int(truncation.order))
     if start is system or system.order == 0:
-        return _result(truncation, system, 0.0, [], state_count(system))
+        return _result(truncation, system, 0.0, np.zeros(1), state_count(system))
     plant = plant_of(system.to_host())
     limit = start.order if isinstance(system, DiagonalStateSpace) else None
-    iterates = [_Iterate(plant, minimal(start))]
-    while len(iterates) <= iterations and iterates[-1].step > tolerance:
-        following = iterates[-1].next(limit)
-        if following is None:
-            break
-        iterates.append(following)
-    # Errors are flat at their minimum: of those that rounding cannot tell apart the last is nearest.
-    errors = np.array([iterate.error for iterate in iterates])
-    if not np.isfinite(errors[0]):
+    first = Iterate(plant, minimal(start))
+    if not np.isfinite(first.error):
         raise UnreachableToleranceError(
             "the H2 error of `system` is beyond the range of double precision; expected one below 1e308. "
             "Scale `B` or `C`."
         )
     rounding = _ROUNDING * system.order * np.finfo(np.float64).eps * plant.norm()
+    iterates, converged = descend(first, iterations, tolerance, rounding)
+    errors = np.array([_usable_error(iterate, limit) for iterate in iterates])
     best = iterates[int(np.flatnonzero(errors <= errors.min() + rounding)[-1])]
-    written, error = start, iterates[0].error
-    if best is not iterates[0]:
+    written, error = start, first.error
+    if best is not first:
         candidate = written_like(best.reduced, system)
-        measured = np.inf if candidate is None else _Iterate(plant, minimal(candidate)).error
+        measured = np.inf if candidate is None else Iterate(plant, minimal(candidate)).error
         if candidate is not None and measured <= error:
             written, error = candidate, measured
-    return _result(truncation, written, error, iterates, iterates[0].reduced.order, tolerance)
+    return _result(truncation, written, error, errors, first.reduced.order, converged)
 
 
-class _Iterate:
-    """A reduced system in continuous form, its error, and how far the last step went."""
-
-    def __init__(self, plant: Plant, reduced: StateSpace, step: float = np.inf) -> None:
-        self.plant = plant
-        self.reduced = reduced
-        self.step = step
-        self._triangular = TriangularSystem.of(reduced)
-        self._seen = plant.seen(self._triangular.triangle, self._triangular.C)
-        self.error = plant.distance(self._triangular, self._seen)
-
-    def next(self, limit: int | None) -> _Iterate | None:
-        """Project onto X and Y; None where that gives no stable system of this order that responds.
-
-        The error is inf where the poles need more than `limit` stored states.
-        """
-        plant, small = self.plant, self._triangular
-        X, Y = plant.driven(small.triangle, small.B), self._seen
-        if plant.real:
-            # In the real states of the reduced system the solutions are real.
-            X = adjoint(small.form.reached(adjoint(X))).real
-            Y = adjoint(small.form.observed(adjoint(Y))).real
-        if not (np.all(np.isfinite(X)) and np.all(np.isfinite(Y))):
-            return None
-        V, W = np.linalg.qr(X)[0], np.linalg.qr(Y)[0]
-        projected = adjoint(W) @ np.concatenate([plant.apply(V), plant.B], axis=1)
-        try:
-            projected = np.linalg.solve(adjoint(W) @ V, projected)
-            A = _stable(projected[:, : V.shape[1]])
-        except np.linalg.LinAlgError:
-            return None
-        if not np.all(np.isfinite(A)):
-            return None
-        following = StateSpace(A, projected[:, V.shape[1] :], plant.C @ V, time=Continuous())
-        try:
-            there = DensePlant(following)
-            size = there.norm()
-            if size == 0.0:
-                return None
-            step = there.distance(small, there.seen(small.triangle, small.C)) / size
-            iterate = _Iterate(plant, following, step)
-        except (NoConvergenceError, UnstableSystemError):
-            # A pole so near to the boundary that its Gramian cannot be computed.
-            return None
-        real_output = isinstance(plant, DiagonalPlant) and plant.real_output
-        if limit is not None and slots_needed(following.poles(), real=real_output) > limit:
-            iterate.error = np.inf
-        return iterate
-
-
-def _stable(A: HostArray) -> HostArray:
-    """Mirror the unstable eigenvalues of A at the imaginary axis."""
-    poles, vectors = np.linalg.eig(A)
-    if np.all(poles.real < 0):
-        return A
-    decay = np.maximum(np.abs(poles.real), np.finfo(np.float64).eps * np.abs(poles))
-    mirrored = np.linalg.solve(adjoint(vectors), adjoint(vectors * (1j * poles.imag - decay)))
-    return adjoint(mirrored) if np.iscomplexobj(A) else adjoint(mirrored).real
+def _usable_error(iterate: Iterate, limit: int | None) -> float:
+    """The error; inf where a diagonal system has more poles than `limit` stored states hold."""
+    plant = iterate.plant
+    real = isinstance(plant, DiagonalPlant) and plant.real_output
+    if limit is None or iterate.previous is None:
+        return iterate.error
+    fits = slots_needed(iterate.reduced.poles(), real=real) <= limit
+    return iterate.error if fits else np.inf
 
 
 def _result(
     truncation: Reduction,
     reduced: System,
     error: float,
-    iterates: list[_Iterate],
+    errors: HostArray,
     real_order: int,
-    tolerance: float = 0.0,
+    converged: bool = True,
 ) -> H2Reduction:
     return H2Reduction(
         original=truncation.original,
@@ -280,9 +221,9 @@ def _result(
         error_bound=None,
         method="H2-optimal refinement",
         h2_error=error,
-        h2_errors=np.array([iterate.error for iterate in iterates] or [0.0]),
-        iterations=max(len(iterates) - 1, 0),
-        converged=not iterates or iterates[-1].step <= tolerance,
+        h2_errors=errors,
+        iterations=len(errors) - 1,
+        converged=converged,
     )
 
 

@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import lapack
 
-from ssmreduce._lapack import frobenius_norm
+from ssmreduce._lapack import frobenius_norm, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
+from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.reduction.h2_forms import continuous
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -48,6 +50,62 @@ class TriangularSystem:
     def triangle(self) -> HostArray:
         """The state matrix T."""
         return self.form.triangle
+
+    @cached_property
+    def Z(self) -> HostArray:
+        """Factor of the controllability Gramian."""
+        return _factor(self.triangle, self.B)
+
+    @cached_property
+    def Y(self) -> HostArray:
+        """Factor of the observability Gramian."""
+        return _factor(self.form.reversed_adjoint(), adjoint(self.C)[::-1])[::-1]
+
+    @cached_property
+    def seen_states(self) -> tuple[HostArray, HostArray]:
+        """L and L⁻ᴴ on the states that are seen, where L Lᴴ is the observability Gramian."""
+        left, values, _ = np.linalg.svd(self.Y, full_matrices=False)
+        # What is not seen has no part in the output.
+        kept = values > len(left) * np.finfo(np.float64).eps * values[:1]
+        return left[:, kept] * values[kept], left[:, kept] / values[kept]
+
+    def norm(self) -> float:
+        """‖G‖_H2."""
+        return frobenius_norm(self.C @ self.Z)
+
+    def driven(self, T: HostArray, E: HostArray) -> HostArray:
+        """Return X with A X + X Tᴴ + B Eᴴ = 0, in the coordinates of the form."""
+        X, scale, _ = lapack.ztrsyl(self.triangle, T, -self.B @ adjoint(E), tranb="C")
+        return np.asarray(X / scale)
+
+    def seen(self, T: HostArray, E: HostArray) -> HostArray:
+        """Return Y with Aᴴ Y + Y T + Cᴴ E = 0, in the coordinates of the form."""
+        Y, scale, _ = lapack.ztrsyl(self.triangle, T, -adjoint(self.C) @ E, trana="C")
+        return np.asarray(Y / scale)
+
+    def distance(self, reduced: TriangularSystem) -> float:
+        """‖G - G_r‖_H2."""
+        return distance(self, reduced, self.seen(reduced.triangle, reduced.C))
+
+
+def _factor(T: HostArray, B: HostArray) -> HostArray:
+    rate = safe_unit(T)
+    return hammarling_factor(T / rate, B / math.sqrt(rate), Continuous())
+
+
+def distance(system: Plant | TriangularSystem, reduced: TriangularSystem, seen: HostArray) -> float:
+    """‖G - G_r‖_H2 where `seen` is ``system.seen(reduced.triangle, reduced.C)``.
+
+    The square is the trace of [B; B_r]ᴴ [[Q, -Y], [-Yᴴ, Q_r]] [B; B_r]. With Q_r = L Lᴴ and M = Y L⁻ᴴ
+    it is tr Bᴴ (Q - M Mᴴ) B + ‖Lᴴ B_r - Mᴴ B‖². The Schur complement Q - M Mᴴ is itself the
+    observability Gramian of Ĉ = C - C_r L⁻ᴴ Mᴴ, so that the first term is ‖Ĉ Z‖² with the
+    controllability factor Z of G: two sums of squares, O(n k p) once Z is known.
+    """
+    L, dual = reduced.seen_states
+    M = seen @ dual
+    output = system.C - (reduced.C @ dual) @ adjoint(M)
+    outside = adjoint(L) @ reduced.B - adjoint(M) @ system.B
+    return math.hypot(frobenius_norm(output @ system.Z), frobenius_norm(outside))
 
 
 class Plant(ABC):
@@ -84,24 +142,6 @@ class Plant(ABC):
         """‖G‖_H2 = ‖C Z‖_F."""
         return frobenius_norm(self.C @ self.Z)
 
-    def distance(self, reduced: TriangularSystem, seen: HostArray) -> float:
-        """‖G - G_r‖_H2 where `seen` is ``self.seen(reduced.triangle, reduced.C)``.
-
-        The square is the trace of [B; B_r]ᴴ [[Q, -Y], [-Yᴴ, Q_r]] [B; B_r]. With Q_r = L Lᴴ and M = Y L⁻ᴴ
-        it is tr Bᴴ (Q - M Mᴴ) B + ‖Lᴴ B_r - Mᴴ B‖². The Schur complement Q - M Mᴴ is itself the
-        observability Gramian of Ĉ = C - C_r L⁻ᴴ Mᴴ, so that the first term is ‖Ĉ Z‖² with the
-        controllability factor Z of G: two sums of squares, O(n k p) once Z is known.
-        """
-        small = StateSpace(reduced.triangle, reduced.B, reduced.C, time=Continuous())
-        left, values, _ = np.linalg.svd(gramian_factor(small, 1), full_matrices=False)
-        # What is not seen of the reduced system has no part in its output.
-        kept = values > len(left) * np.finfo(np.float64).eps * values[:1]
-        L, dual = left[:, kept] * values[kept], left[:, kept] / values[kept]
-        M = seen @ dual
-        output = self.C - (reduced.C @ dual) @ adjoint(M)
-        outside = adjoint(L) @ reduced.B - adjoint(M) @ self.B
-        return math.hypot(frobenius_norm(output @ self.Z), frobenius_norm(outside))
-
 
 class DensePlant(Plant):
     """A `StateSpace` with host arrays, in units that balance its state matrix."""
@@ -120,15 +160,11 @@ class DensePlant(Plant):
 
     def driven(self, T: HostArray, E: HostArray) -> HostArray:
         """Return X with A X + X Tᴴ + B Eᴴ = 0."""
-        whole = self._whole
-        X, scale, _ = lapack.ztrsyl(whole.triangle, T, -whole.B @ adjoint(E), tranb="C")
-        return whole.form.reached(X / scale)
+        return self._whole.form.reached(self._whole.driven(T, E))
 
     def seen(self, T: HostArray, E: HostArray) -> HostArray:
         """Return Y with Aᴴ Y + Y T + Cᴴ E = 0."""
-        whole = self._whole
-        Y, scale, _ = lapack.ztrsyl(whole.triangle, T, -adjoint(whole.C) @ E, trana="C")
-        return whole.form.observed(Y / scale)
+        return self._whole.form.observed(self._whole.seen(T, E))
 
 
 class DiagonalPlant(Plant):
