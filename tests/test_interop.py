@@ -21,6 +21,7 @@ from ssmreduce import (
     StateSpace,
     TimeDomainError,
     UnsupportedLayerError,
+    hinf_norm,
 )
 from ssmreduce.adapters.control import from_control, to_control
 from ssmreduce.adapters.pymor import from_pymor, to_pymor
@@ -212,6 +213,31 @@ def test_sections_keep_the_response_of_a_long_filter(order: int) -> None:
     lost = frequency_response(from_scipy(canonical), omega)[:, 0, 0]
     if order == 20:  # why we do not go that way
         assert np.abs(lost - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("band", ["bandpass", "bandstop"])
+@pytest.mark.parametrize(
+    ("design", "arguments"),
+    [("ellip", (6, 0.1, 60)), ("cheby2", (6, 60)), ("cheby1", (5, 0.1)), ("butter", (6,))],
+)
+@pytest.mark.parametrize("edges", [(1e3, 1e5), (1.0, 1e6), (20.0, 20e3)])
+def test_sections_of_a_wide_band_have_no_large_gains(
+    design: str, arguments: tuple[float, ...], band: str, edges: tuple[float, float]
+) -> None:
+    """Zeros belong beside poles of their size, and slow sections between fast ones."""
+    filters = getattr(scipy.signal, design)
+    zpk = filters(*arguments, edges, band, analog=True, output="zpk")
+    system = from_scipy(scipy.signal.ZerosPolesGain(*zpk))
+    omega = np.geomspace(0.01 * edges[0], 100.0 * edges[1], 400)
+    _, expected = scipy.signal.freqs_zpk(*zpk, worN=omega)
+    np.testing.assert_allclose(frequency_response(system, omega)[:, 0, 0], expected, atol=1e-8)
+    assert hinf_norm(system).lower == pytest.approx(1.0, abs=1e-7)
+    if edges == (20.0, 20e3):
+        zpk = filters(*arguments, edges, band, fs=96e3, output="zpk")
+        system = from_scipy(scipy.signal.ZerosPolesGain(*zpk, dt=True))
+        _, expected = scipy.signal.freqz_zpk(*zpk, worN=omega[omega < np.pi])
+        found = frequency_response(system, omega[omega < np.pi])[:, 0, 0]
+        np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
 def test_improper_and_wide_zeros() -> None:

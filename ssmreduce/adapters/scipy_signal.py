@@ -10,11 +10,11 @@ not exported: SciPy's `freqresp` and `dlsim` drop imaginary parts.
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from scipy import signal
+from scipy.optimize import linear_sum_assignment
 
 from ssmreduce import _checks
 from ssmreduce._namespace import HostArray, to_double
@@ -55,6 +55,7 @@ def from_scipy(sys: Any) -> StateSpace:
     Examples
     --------
     >>> from scipy import signal
+    from scipy.optimize import linear_sum_assignment
     >>> from ssmreduce.adapters.scipy_signal import from_scipy
     >>> system = from_scipy(signal.TransferFunction([1.0], [1.0, 0.5], dt=0.1))
     >>> system.A.tolist(), system.time
@@ -138,53 +139,89 @@ def _sections(zeros: HostArray, poles: HostArray, gain: complex, time: TimeDomai
         raise _improper(zeros.size, poles.size)
     numerators, denominators = _real_factors(zeros), _real_factors(poles)
     if numerators is None or denominators is None:
-        numerators = [np.array([1.0, -root]) for root in zeros]
-        denominators = [np.array([1.0, -root]) for root in poles]
-    pairs = list(zip_longest(numerators, denominators, fillvalue=np.ones(1)))
-    sizes = [_size(numerator, denominator, time) for numerator, denominator in pairs]
+        numerators, denominators = list(zeros[:, None]), list(poles[:, None])
+    numerators += [np.zeros(0)] * (len(denominators) - len(numerators))
+    sections, peaks = _paired(numerators, denominators, _points(zeros, poles, time))
+    sizes = 2.0 ** np.round(peaks / np.log(2.0))
     factor = to_double(np.asarray(gain)) * np.prod(sizes)
     system = StateSpace(
         np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((1, 0)), factor.reshape(1, 1), time=time
     )
-    for (numerator, denominator), size in zip(pairs, sizes, strict=True):
-        system = series(system, _canonical(numerator[None] / size, denominator, time))
+    for (numerator, denominator), size in zip(sections, sizes, strict=True):
+        coefficients = np.atleast_2d(np.poly(numerator)) / size
+        system = series(system, _canonical(coefficients, np.poly(denominator), time))
     return system
 
 
-def _size(numerator: HostArray, denominator: HostArray, time: TimeDomain) -> float:
-    """Power of two near the largest gain of a section where its poles and zeros make it large.
+def _points(zeros: HostArray, poles: HostArray, time: TimeDomain) -> HostArray:
+    """Points of the stability boundary at the corner frequencies of all zeros and poles, and at its ends."""
+    roots = np.concatenate([zeros, poles]).astype(np.complex128)
+    discrete = isinstance(time, Discrete)
+    if discrete:
+        roots = np.log(np.where(roots == 0.0, np.exp(-np.pi), roots))
+    sizes = np.abs(roots)
+    end = np.pi if discrete else 1e3 * sizes.max(initial=1e-3)
+    omega = np.concatenate([np.abs(roots.imag), np.minimum(sizes, end), [0.0, end]])
+    omega = np.unique(np.concatenate([omega, -omega]))
+    points = np.exp(1j * omega) if discrete else 1j * omega
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nearest = np.abs(points[:, None] - poles).min(axis=1, initial=np.inf)
+    kept = points[nearest > _EPS * np.abs(points)]
+    return kept if kept.size else points[-1:] * 2.0
 
-    Sections of gain 1 keep the coupling of their states, and with it ‖A‖, near the size of the poles: of
-    a Butterworth filter of order 20 the poles are then right to eps, against two digits without.
+
+def _paired(
+    numerators: list[HostArray], denominators: list[HostArray], points: HostArray
+) -> tuple[list[tuple[HostArray, HostArray]], HostArray]:
+    """Sections of low peak gain, in an order that keeps the gains before and after each of them low.
+
+    Also the logarithm of the peak gain of each. Pairs are those whose peak gains have the smallest product.
+    Of sections of gain 1 the coupling of the states, and with it ‖A‖, stays near the size of the poles: of a
+    Butterworth filter of order 20 the poles are then right to eps, against two digits without. Zeros beside
+    poles that lie decades away would make gains that only the other sections take back.
     """
-    roots = np.concatenate([np.roots(numerator), np.roots(denominator)])
-    if isinstance(time, Discrete):
-        points = np.exp(1j * np.concatenate([np.angle(roots), [0.0, np.pi]]))
-    else:
-        points = 1j * np.concatenate([roots.imag, np.abs(roots), [0.0]])
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        gains = np.abs(np.polyval(numerator, points) / np.polyval(denominator, points))
-    gains = gains[np.isfinite(gains) & (gains > 0.0)]
-    return float(2.0 ** np.round(np.log2(gains.max()))) if gains.size else 1.0
+    count = len(denominators)
+    above, below = (_logarithms(factors, points) for factors in (numerators, denominators))
+    peaks = (above[:, None] - below).max(axis=2, initial=-np.inf)
+    sizes = [np.array([factor.size for factor in each]) for each in (numerators, denominators)]
+    rows, columns = linear_sum_assignment(np.where(sizes[0][:, None] > sizes[1], np.inf, peaks))
+    gains = above[rows] - below[columns]
+    seen, rest = np.zeros(points.size), gains.sum(axis=0)
+    remaining, order = list(range(count)), []
+    while remaining:
+        then = seen + gains[remaining]
+        worst = then.max(axis=1) + (rest - gains[remaining]).max(axis=1)
+        best = remaining.pop(int(np.argmin(worst)))
+        order.append(best)
+        seen, rest = seen + gains[best], rest - gains[best]
+    sections = [(numerators[rows[k]], denominators[columns[k]]) for k in order]
+    return sections, gains[order].max(axis=1)
+
+
+def _logarithms(factors: list[HostArray], points: HostArray) -> HostArray:
+    """Log |Π (x - root)| of each factor, at each point."""
+    sizes = [np.abs(points[:, None] - roots) for roots in factors]
+    tiny = np.finfo(np.float64).tiny
+    logarithms = [np.log(np.maximum(size, tiny)).sum(axis=1) for size in sizes]
+    return np.reshape(logarithms, (len(factors), points.size))
 
 
 def _real_factors(roots: HostArray) -> list[HostArray] | None:
-    """Quadratics with these roots and at most one linear factor, the last; None if not real."""
+    """Roots in conjugate and real pairs, with at most one left over, the last; None if not real."""
     roots = np.asarray(roots, dtype=np.complex128)
     above = roots[roots.imag > 0.0]
     below = list(roots[roots.imag < 0.0].conj())
-    quadratics = []
+    pairs = []
     for root in above:
         partner = int(np.argmin(np.abs(np.array(below) - root))) if below else None
         if partner is None or abs(below[partner] - root) > _CONJUGATE * _EPS * abs(root):
             return None
         below.pop(partner)
-        quadratics.append(np.array([1.0, -2.0 * root.real, abs(root) ** 2]))
+        pairs.append(np.array([root, root.conj()]))
     if below:
         return None
     real = np.sort(roots[roots.imag == 0.0].real)
-    pairs = [np.poly(real[i : i + 2]) for i in range(0, real.size, 2)]
-    return quadratics + pairs
+    return pairs + [real[i : i + 2] for i in range(0, real.size, 2)]
 
 
 def _improper(numerator: int, denominator: int) -> ShapeError:
