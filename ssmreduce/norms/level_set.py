@@ -101,6 +101,11 @@ def upper_bound(
             f"`tolerance` is {tolerance:.3g}; expected at least {_SMALLEST_TOLERANCE * n * eps:.3g} "
             f"for a system of {n} states in double precision. Try 1e-6."
         )
+    if not math.isfinite(lower + noise):
+        raise UnreachableToleranceError(
+            "`system` has gains that rounding of `A` changes without limit; expected eigenvectors that are "
+            "independent in double precision. Ask for the lower bound alone with certified=False."
+        )
     if lower + noise == 0.0 or n == 0 or not (np.any(system.B) and np.any(system.C)):
         # A rational function of degree n that vanishes at more than n points is zero; without inputs
         # or outputs of the state only D is left.
