@@ -55,7 +55,6 @@ def from_scipy(sys: Any) -> StateSpace:
     Examples
     --------
     >>> from scipy import signal
-    from scipy.optimize import linear_sum_assignment
     >>> from ssmreduce.adapters.scipy_signal import from_scipy
     >>> system = from_scipy(signal.TransferFunction([1.0], [1.0, 0.5], dt=0.1))
     >>> system.A.tolist(), system.time
