@@ -450,8 +450,8 @@ def extreme(size: float, where: str, seed: int) -> StateSpace:
 def test_extreme_numbers_end_in_finite_ones_or_in_a_word(name: str) -> None:
     """Gramians that the test itself makes of factors may overflow."""
     places = ["B", "D", "a row of B", "a column of C", "an input", "a coupling"]
-    found: Any = None
     for seed, (size, where) in enumerate(product(EXTREMES, places)):
+        found: Any = None
         system = extreme(size, where, seed)
         with warnings.catch_warnings(record=True) as caught, suppress(UnsatisfiedAssumption):
             warnings.simplefilter("always")
