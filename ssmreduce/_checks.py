@@ -105,10 +105,15 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
             f"Convert it, for example {name}.astype('float64')."
         )
     if array.ndim < ndim_min:
-        raise ShapeError(
-            f"`{name}` has shape {tuple(array.shape)}; expected at least {ndim_min} axes. "
-            "Write one input as a column and one output as a row."
+        expected, hint = (
+            ("one axis at least", f"Pass {name}=[{shown(value)}] if one number was meant.")
+            if ndim_min == 1
+            else (
+                f"at least {ndim_min} axes",
+                "Write one input as a column and one output as a row.",
+            )
         )
+        raise ShapeError(f"`{name}` has shape {tuple(array.shape)}; expected {expected}. {hint}")
     return array
 
 
@@ -222,16 +227,16 @@ def check_text(value: object, name: str, meaning: str) -> None:
         raise OrderError(f"`{name}` is {shown(value)}; expected a str. Pass {meaning}.")
 
 
-def positive_order(order: object, *, name: str = "order") -> int:
+def positive_order(order: object) -> int:
     """Return `order` as a positive int."""
     if not is_int(order):
         raise OrderError(
-            f"`{name}` is {shown(order)}; expected a positive int or an order rule. "
+            f"`order` is {shown(order)}; expected a positive int or an order rule. "
             "Try a rule such as HankelMass(0.99)."
         )
     if order < 1:
         raise OrderError(
-            f"`{name}` is {int(order)}; expected at least 1 state. "
+            f"`order` is {int(order)}; expected at least 1 state. "
             "Look at hankel_singular_values(system) to choose one."
         )
     return int(order)

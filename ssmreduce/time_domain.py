@@ -50,7 +50,7 @@ class Discrete:
         if not is_number(self.dt) or self.dt <= 0:
             raise TimeDomainError(
                 f"`dt` is {shown(self.dt)}; expected a positive finite number of seconds. "
-                "Use Discrete() to count steps."
+                "Pass a number, such as 0.1; Discrete() alone counts steps."
             )
         vars(self).update(dt=float(self.dt))
 

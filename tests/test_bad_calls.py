@@ -131,6 +131,20 @@ def test_shares_of_a_schedule_are_numbers() -> None:
         ReductionSchedule(10**12, attempts=10**12)
 
 
+def test_hints_fit_what_was_passed() -> None:
+    system = StateSpace([[-0.5]], [[1.0]], [[1.0]], time=ssmreduce.Continuous())
+    with pytest.raises(ShapeError, match=r"`times` has shape \(\) .* Try numpy\.linspace"):
+        ssmreduce.step_response(system, times=10)
+    with pytest.raises(ShapeError, match=r"`omega` is 1.0.* single one into a list"):
+        ssmreduce.frequency_response(system, 1.0)
+    with pytest.raises(TimeDomainError, match=r"`dt` is Discrete.* Pass a number"):
+        ssmreduce.to_discrete(system, Discrete(0.1))
+    with pytest.raises(
+        OrderError, match=r"`states` is 2.5; expected a positive int\. Pass how many"
+    ):
+        ssmreduce.TotalBudget(2.5)
+
+
 def test_a_system_without_inputs_has_the_hankel_norm_zero() -> None:
     assert hankel_norm(StateSpace([[0.5]], np.zeros((1, 0)), [[1.0]], time=Discrete())) == 0.0
 

@@ -201,3 +201,20 @@ def test_batches_and_budgets() -> None:
     budget = modal_truncation(batch, TotalBudget(7))
     assert budget.order.sum() == 7
     assert budget.system.order == budget.order.max()
+
+
+def test_a_refusal_names_the_system_of_the_batch() -> None:
+    systems = [
+        StateSpace(np.diag([-1.0, last]), np.ones((2, 1)), np.ones((1, 2)), time=Continuous())
+        for last in (-2.0, 2.0)
+    ]
+    batch = StateSpace(
+        *(np.stack([getattr(s, name) for s in systems]) for name in "ABCD"), time=Continuous()
+    )
+    with pytest.raises(OrderError, match=r"in system\[0\] of the batch `order` is 3"):
+        modal_truncation(batch, 3)
+    unstable = DiagonalStateSpace(
+        [[-1.0, -2.0], [1.0, 2.0]], np.ones((2, 2, 1)), np.ones((2, 1, 2)), time=Continuous()
+    )
+    with pytest.raises(OrderError, match=r"in system\[1\] of the batch .* 2 states that are not"):
+        modal_truncation(unstable, 1)

@@ -113,7 +113,7 @@ def model_backend(model: object) -> ModuleType:
     Raises
     ------
     UnsupportedLayerError
-        If no supported framework has been imported.
+        If `model` belongs to neither, or its framework has not been imported.
     """
     backend = backend_of(model)
     if backend is not None:
@@ -122,14 +122,15 @@ def model_backend(model: object) -> ModuleType:
         from ssmreduce.adapters import jax
 
         return jax
-    hint = (
+    advice = (
         "Pass the module itself, not its class, state dict, parameters or optimizer."
-        if "torch" in sys.modules
-        else "Install what is missing with: pip install 'ssmreduce[torch]' or 'ssmreduce[jax]'"
+        if {"torch", "equinox"} & sys.modules.keys()
+        else "Neither framework is imported; one that is missing comes with: pip install "
+        "'ssmreduce[torch]' or 'ssmreduce[jax]'"
     )
     raise UnsupportedLayerError(
         f"`model` is a {_checks.type_name(model)}; expected a PyTorch module or a pytree of Equinox "
-        f"modules. {hint}"
+        f"modules. {advice}"
     )
 
 

@@ -9,7 +9,7 @@ decompositions of dense ones hold Python's lock, so they stay in the thread of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -79,6 +79,18 @@ def map_indices(system: System, function: Callable[[tuple[int, ...]], Result]) -
     if len(indices) == 1 or isinstance(system, StateSpace) or system.order < _SMALL:
         return [_named(function, index) for index in indices]
     return map_workers(lambda index: _named(function, index), indices)
+
+
+def map_parts(
+    system: System, function: Callable[..., Result], *arguments: Sequence[Any]
+) -> list[Result]:
+    """Return ``function(*own)`` of what belongs to every system, in C order; errors name the index."""
+    every = zip(batch_indices(system), zip(*arguments, strict=True), strict=True)
+    results = []
+    for index, own in every:
+        with naming_system(index):
+            results.append(function(*own))
+    return results
 
 
 def _named(function: Callable[[tuple[int, ...]], Result], index: tuple[int, ...]) -> Result:

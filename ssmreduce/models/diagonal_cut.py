@@ -15,9 +15,10 @@ import numpy as np
 from ssmreduce._namespace import HostArray
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import NoConvergenceError, SSMReduceError
+from ssmreduce.gramians.batch import map_parts, map_systems
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced import balance
-from ssmreduce.reduction.batch import assemble, single_systems
+from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
@@ -62,18 +63,21 @@ class _DenseLayer:
 
     def __init__(self, system: StateSpace, horizon: int | None) -> None:
         self._system = system
-        self._parts = [balanced_system(single, horizon) for single in single_systems(system)]
+        self._parts = map_systems(system, lambda single: balanced_system(single, horizon))
 
     def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
         """Cut each system; with `common_order` to the largest order that one of them takes."""
         rule = as_rule(order)
         if isinstance(rule, FixedOrder) and 2 * rule.order >= self._system.order:
             return assemble(self._system, [part.unchanged() for part in self._parts])
-        cuts = [_diagonal_cut(part, rule) for part in self._parts]
+        cuts = self._cut_each(rule)
         if common_order:
             largest = FixedOrder(max(int(cut.order) for cut in cuts))
-            cuts = [_diagonal_cut(part, largest) for part in self._parts]
+            cuts = self._cut_each(largest)
         return assemble(self._system, cuts)
+
+    def _cut_each(self, rule: OrderRule) -> list[Reduction]:
+        return map_parts(self._system, _diagonal_cut, self._parts, [rule] * len(self._parts))
 
     def budget_values(self) -> list[HostArray]:
         """Every other Hankel singular value: a stored state stands for two real ones."""

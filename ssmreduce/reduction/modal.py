@@ -25,7 +25,8 @@ from ssmreduce._lapack import safe_unit
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.errors import NoConvergenceError, OrderError
-from ssmreduce.reduction.batch import assemble, single_systems
+from ssmreduce.gramians.batch import map_parts, map_systems
+from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.decoupling import Decoupling, decouple
 from ssmreduce.reduction.order import (
     ErrorBound,
@@ -90,9 +91,9 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
     rule = as_rule(order)
     if isinstance(system, DiagonalStateSpace):
         return _renamed(select_states(system, rule, "hinf"))
-    modes = [_Modes(single) for single in single_systems(system)]
+    modes = map_systems(system, _Modes)
     rules = divided(rule, [m.finite_scores() for m in modes], [m.leading for m in modes])
-    return assemble(system, [m.cut(own) for m, own in zip(modes, rules, strict=True)])
+    return assemble(system, map_parts(system, _Modes.cut, modes, rules))
 
 
 class _Modes:

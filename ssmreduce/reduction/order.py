@@ -204,7 +204,11 @@ class TotalBudget(OrderRule):
     relative: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "states", _checks.positive_order(self.states, name="states"))
+        object.__setattr__(
+            self,
+            "states",
+            _checks.positive_count(self.states, "states", "how many to keep"),
+        )
         object.__setattr__(self, "relative", _checks.flag(self.relative, "relative"))
 
     def choose(self, hsv: HostArray) -> int:

@@ -23,7 +23,7 @@ from ssmreduce._boundary import any_library
 from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, UnsupportedLayerError
-from ssmreduce.gramians.batch import in_batch_shape, map_systems
+from ssmreduce.gramians.batch import in_batch_shape, map_parts, map_systems
 from ssmreduce.reduction.batch import assemble, single_systems
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule, divided
 from ssmreduce.reduction.report import Reduction
@@ -117,14 +117,11 @@ def select_states(
             'that bounds it. Try score="hinf".'
         )
     singles = single_systems(system)
-    ranked = [np.sort(_scores(single, score))[::-1] for single in singles]
+    ranked = map_systems(system, lambda single: np.sort(_scores(single, score))[::-1])
     unstable = [int(np.sum(np.isinf(values))) for values in ranked]
     stable = [values[count:] for values, count in zip(ranked, unstable, strict=True)]
     rules = divided(rule, stable, unstable)
-    return assemble(
-        system,
-        [_select(single, own, score) for single, own in zip(singles, rules, strict=True)],
-    )
+    return assemble(system, map_parts(system, _select, singles, rules, [score] * len(singles)))
 
 
 def subsystem(system: DiagonalStateSpace, kept: HostArray, *, keep_D: bool) -> DiagonalStateSpace:

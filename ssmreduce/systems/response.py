@@ -184,7 +184,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     if points.ndim != 1 or points.dtype.kind == "c" or not np.all(np.isfinite(points)):
         raise ShapeError(
             f"`omega` is {_checks.shown(omega)}; expected one axis of finite, real frequencies. "
-            "Try numpy.linspace(0, numpy.pi, 200)."
+            "Put a single one into a list, or try numpy.linspace(0, numpy.pi, 200)."
         )
     check_single(system)
     host = system.to_host()

@@ -199,7 +199,7 @@ def sample_times(times: HostArray | None, length: int | None) -> HostArray:
             "`system` is continuous and `times` is missing; expected the time of each sample. "
             "Try times=numpy.linspace(0, 10, 200), or discretise the system with to_discrete."
         )
-    instants = to_double(_checks.floating_array(times, "times", 1))
+    instants = to_double(_checks.floating_array(times, "times", 0))
     if instants.size and instants.ndim == 1:
         with np.errstate(over="ignore"):
             span = instants[-1:] - instants[:1]
