@@ -1,11 +1,12 @@
 """Command line: ``python -m ssmreduce`` and the console script ``ssmreduce``.
 
-No optional package is imported before a command runs, so that a missing one ends in one line that
-names the pip command.
+Help and version need the core alone. What a command needs is looked for before it runs, so that a missing
+package ends in one line that names the pip command.
 """
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssmreduce import __version__
 from ssmreduce._checks import require_backend
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ssmreduce.demo.settings import Settings
 
 _FAILED = 1
+_MISUSED = 2
 _INTERRUPTED = 130
 
 # What the demo imports, checked before it starts so that nothing is missing at its end.
@@ -47,75 +49,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         # A console without "→" or "…" shows a question mark instead.
         sys.stdout.reconfigure(errors="replace")
+    parser = _parser()
     try:
-        _application()(args=None if arguments is None else list(arguments), prog_name="ssmreduce")
+        chosen = parser.parse_args(arguments)
+        if chosen.command is None:
+            parser.print_help()
+            return _MISUSED
+        return _demo(chosen)
     except SSMReduceError as error:
         print(f"ssmreduce: {error}", file=sys.stderr)
         return _FAILED
-    except SystemExit as leaving:
+    except SystemExit as leaving:  # after --help, --version or a wrong option
         return leaving.code if isinstance(leaving.code, int) else _FAILED
-    return 0
 
 
-def _application() -> Any:
-    require_backend("typer", extra="demo")
-    import typer
-
-    application = typer.Typer(
-        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ssmreduce",
+        description="Shrink state-space layers by balanced truncation, also while they train.",
+        allow_abbrev=False,
     )
+    parser.add_argument(
+        "--version", action="version", version=f"ssmreduce {__version__}", help="Show the version."
+    )
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    about = "Train a classifier at full size, reduced in training, and small from scratch."
+    demo = commands.add_parser("demo", help=about, description=about, allow_abbrev=False)
+    option = demo.add_argument
+    option("--dataset", default="digits", help="digits (built in) or smnist (needs --data).")
+    option(
+        "--data",
+        type=Path,
+        help="NumPy archive with the sMNIST images: train_images, train_labels, ...",
+    )
+    option("--states", type=int, help="States per layer of the full model.")
+    option(
+        "--tau",
+        type=float,
+        help="Share of the sum of the Hankel singular values that each cut may drop.",
+    )
+    option("--steps", type=int, help="Optimizer steps of each run.")
+    option("--seed", type=int, default=0, help="Seed of the weights and of the batches.")
+    option("--quick", action="store_true", help="A short run, to see that it works.")
+    option(
+        "--output",
+        type=Path,
+        default=Path("ssmreduce-demo"),
+        help="Folder for pictures and results.",
+    )
+    return parser
 
-    def show_version(wanted: bool) -> None:
-        if wanted:
-            print(f"ssmreduce {__version__}")
-            raise typer.Exit
 
-    @application.callback()
-    def ssmreduce(
-        version: bool = typer.Option(
-            False, "--version", callback=show_version, is_eager=True, help="Show the version."
-        ),
-    ) -> None:
-        """Shrink state-space layers by balanced truncation, also while they train."""
+def _demo(chosen: argparse.Namespace) -> int:
+    for module in _DEMO_MODULES:
+        require_backend(module, extra="demo")
+    from ssmreduce.demo.settings import make_settings
 
-    @application.command()
-    def demo(
-        dataset: str = typer.Option("digits", help="digits (built in) or smnist (needs --data)."),
-        data: Path = typer.Option(
-            None, help="NumPy archive with the sMNIST images: train_images, train_labels, …"
-        ),
-        states: int = typer.Option(None, help="States per layer of the full model."),
-        tau: float = typer.Option(
-            None, help="Share of the Hankel singular values' sum that each cut may drop."
-        ),
-        steps: int = typer.Option(None, help="Optimizer steps of each run."),
-        seed: int = typer.Option(0, help="Seed of the weights and of the batches."),
-        quick: bool = typer.Option(False, "--quick", help="A short run, to see that it works."),
-        output: Path = typer.Option("ssmreduce-demo", help="Folder for pictures and results."),
-    ) -> None:
-        """Train a classifier at full size, reduced in training, and small from scratch."""
-        for module in _DEMO_MODULES:
-            require_backend(module, extra="demo")
-        from ssmreduce.demo.settings import make_settings
-
-        settings = make_settings(
-            dataset=dataset,
-            data=data,
-            states=states,
-            tau=tau,
-            steps=steps,
-            seed=seed,
-            quick=quick,
-            output=output,
-        )
-        try:
-            code = _run_demo(settings)
-        except KeyboardInterrupt:
-            print("ssmreduce: interrupted", file=sys.stderr)
-            code = _INTERRUPTED
-        raise typer.Exit(code)
-
-    return application
+    settings = make_settings(
+        dataset=chosen.dataset,
+        data=chosen.data,
+        states=chosen.states,
+        tau=chosen.tau,
+        steps=chosen.steps,
+        seed=chosen.seed,
+        quick=chosen.quick,
+        output=chosen.output,
+    )
+    try:
+        return _run_demo(settings)
+    except KeyboardInterrupt:
+        print("ssmreduce: interrupted", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def _run_demo(settings: Settings) -> int:

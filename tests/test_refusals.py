@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from ssmreduce import (
     register_layer,
 )
 from ssmreduce.adapters.registry import layer_map_of
+from ssmreduce.adapters.torch_fsdp import ShardedParameter
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.models.orders import layer_orders
 
@@ -392,3 +394,8 @@ def test_what_was_passed_over_in_a_cut_is_in_loading_too() -> None:
     accept_reduced(accepting)
     accepting.load_state_dict(saved)
     assert accepting[0].nu_log.shape == (6,)
+
+
+def test_a_torch_with_another_fsdp2_is_refused() -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"`unsharded_accumulated_grad` is missing"):
+        ShardedParameter(SimpleNamespace(sharded_param=None))

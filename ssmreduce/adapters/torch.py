@@ -24,7 +24,6 @@ from ssmreduce.adapters.torch_distributed import (
     is_sharded,
     managed,
     renew_buckets,
-    replace_sharded,
     sharded_like,
 )
 from ssmreduce.adapters.torch_distributed import team_of as team_of
@@ -312,7 +311,7 @@ def load_state(
 def resized(model: Any, tensor: Any, full: Any) -> Callable[[], None]:
     """What gives a parameter or buffer of `model`, in shards or not, another full tensor of any shape."""
     if is_sharded(tensor):
-        return partial(replace_sharded, managed(model, tensor), full)
+        return partial(managed(model, tensor).replace, full)
     return partial(_replace_data, tensor, full)
 
 

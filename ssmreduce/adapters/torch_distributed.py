@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from ssmreduce.adapters.torch_fsdp import ShardedParameter, sharded_modules, sharded_parameters
 from ssmreduce.errors import DistributedError, SSMReduceError, UnsupportedLayerError
 
 T = TypeVar("T")
@@ -161,9 +162,8 @@ def renew_buckets(model: Any) -> None:
 
 def _reshard(model: Any) -> None:
     """Give FSDP2 modules their shards back: a forward pass alone may leave full parameters in them."""
-    for module in model.modules():
-        if hasattr(module, "_get_fsdp_state"):
-            module.reshard()
+    for module in sharded_modules(model):
+        module.reshard()
 
 
 def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, Any]:
@@ -180,9 +180,9 @@ def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, An
     }
     if not full:
         return model, optimizer
-    for part in _parts_of(model):
-        if id(part.sharded_param) in full and _holds_gradient(part):
-            new = full[id(part.sharded_param)][1]
+    for parameter in sharded_parameters(model):
+        if id(parameter.tensor) in full and _holds_gradient(parameter):
+            new = full[id(parameter.tensor)][1]
             new.grad = torch.ones_like(new)
     view = _viewed(model, {key: new for key, (_, new) in full.items()}, {})
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -201,18 +201,10 @@ def _full_parameter(tensor: Any) -> Any:
     return torch.nn.Parameter(tensor.detach().full_tensor(), requires_grad=tensor.requires_grad)
 
 
-def _holds_gradient(part: Any) -> bool:
-    """Whether there is a gradient, reduced over the processes or (accumulated without sync) not yet."""
-    unsharded = getattr(part, "_unsharded_param", None)
-    gradients = (
-        part.sharded_param.grad,
-        part.unsharded_accumulated_grad,
-        None if unsharded is None else unsharded.grad,
-    )
+def _holds_gradient(parameter: ShardedParameter) -> bool:
     return any(
         bool(torch.any((each.to_local() if is_sharded(each) else each) != 0))
-        for each in gradients
-        if each is not None
+        for each in parameter.gradients()
     )
 
 
@@ -248,7 +240,7 @@ def sharded_like(tensor: Any, full: Any) -> Any:
     return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
-def managed(model: Any, tensor: Any) -> Any:
+def managed(model: Any, tensor: Any) -> ShardedParameter:
     """Return FSDP2's record of a sharded parameter.
 
     Raises
@@ -256,41 +248,10 @@ def managed(model: Any, tensor: Any) -> Any:
     UnsupportedLayerError
         If there is none.
     """
-    part = next((part for part in _parts_of(model) if part.sharded_param is tensor), None)
-    if part is None:
+    found = next((each for each in sharded_parameters(model) if each.tensor is tensor), None)
+    if found is None:
         raise UnsupportedLayerError(
             "`model` holds a DTensor that FSDP2 does not manage; expected parameters sharded by "
             "fully_shard. Reduce the model before it is distributed."
         )
-    return part
-
-
-def replace_sharded(part: Any, full: Any) -> None:
-    """Give the FSDP2 parameter of a record another full tensor, of any shape.
-
-    The parameter stays the same object. torch 2.13 has no public way to do so: what `fully_shard` does
-    with a parameter is done again.
-    """
-    tensor = part.sharded_param
-    attributes, placement = dict(vars(tensor)), part.fsdp_placement
-    parameter = torch.nn.Parameter(full, requires_grad=tensor.requires_grad)
-    part._init_sharded_param(parameter, part.device, lambda _: placement, part.mesh_info)
-    if part.post_forward_mesh_info is not None:
-        part._init_sharded_post_forward_param_metadata(parameter)
-    part.all_gather_outputs = []
-    part.unsharded_accumulated_grad = None
-    if hasattr(part, "_unsharded_param"):
-        del part._unsharded_param
-    new, tensor.grad = part.sharded_param, None
-    torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
-    vars(tensor).update(attributes)
-    part.sharded_param = tensor
-    part._setattr_on_modules(tensor)
-
-
-def _parts_of(model: Any) -> Iterable[Any]:
-    for module in model.modules():
-        state = getattr(module, "_get_fsdp_state", None)
-        if state is not None:
-            for group in state()._fsdp_param_groups:
-                yield from group.fsdp_params
+    return found

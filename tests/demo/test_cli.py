@@ -64,7 +64,16 @@ def test_help_names_every_option(capsys, monkeypatch):
     assert "--output" in out
 
 
-@pytest.mark.parametrize("module", ["typer", "jax", "sklearn", "rich"])
+def test_help_needs_the_core_alone(capsys, monkeypatch):
+    for module in ("jax", "equinox", "optax", "sklearn", "matplotlib", "rich"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert main(["--help"]) == 0
+    assert "demo" in capsys.readouterr().out
+    assert main([]) == 2
+    assert "usage: ssmreduce" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["jax", "sklearn", "rich"])
 def test_a_missing_package_is_one_line_with_the_pip_command(module, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
     assert main(["demo"]) == 1

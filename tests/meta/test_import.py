@@ -10,7 +10,7 @@ import sys
 import ssmreduce
 import ssmreduce.systems.response, ssmreduce.norms
 frameworks = {"jax", "jaxlib", "equinox", "optax", "torch", "cupy", "matplotlib", "control",
-              "lightning", "transformers", "tensorboard", "slycot", "sklearn", "rich", "typer",
+              "lightning", "transformers", "tensorboard", "slycot", "sklearn", "rich",
               "hypothesis", "mpmath", "ssmreduce.testing"}
 print(sorted(frameworks & set(sys.modules)))
 """

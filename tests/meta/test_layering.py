@@ -76,6 +76,7 @@ FRAMEWORK_HOMES = {
     "adapters/jax_snapshot.py",
     "adapters/torch.py",
     "adapters/torch_distributed.py",
+    "adapters/torch_fsdp.py",
     "adapters/torch_snapshot.py",
     "adapters/control.py",
     "adapters/scipy_signal.py",

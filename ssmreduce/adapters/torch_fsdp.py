@@ -1,0 +1,114 @@
+"""FSDP2's records of sharded parameters: the one place that uses its private names."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ssmreduce.errors import UnsupportedLayerError
+
+_TRIED = "2.13.0"
+"""The version of torch that the tests run with."""
+
+_NAMES = (
+    "sharded_param",
+    "unsharded_accumulated_grad",
+    "all_gather_outputs",
+    "fsdp_placement",
+    "post_forward_mesh_info",
+    "mesh_info",
+    "device",
+    "_init_sharded_param",
+    "_init_sharded_post_forward_param_metadata",
+    "_setattr_on_modules",
+)
+"""Attributes of a record that are needed here."""
+
+_UNSHARDED = "_unsharded_param"
+"""Attribute that is there after the first forward pass."""
+
+_ARGUMENTS = 4
+"""Number of arguments of ``_init_sharded_param``."""
+
+
+class ShardedParameter:
+    """FSDP2's record of one parameter.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If this version of torch keeps other records.
+    """
+
+    def __init__(self, record: Any) -> None:
+        missing = [name for name in _NAMES if not hasattr(record, name)]
+        if missing or len(inspect.signature(record._init_sharded_param).parameters) != _ARGUMENTS:
+            raise _other_version(missing[0] if missing else "_init_sharded_param")
+        self._record = record
+
+    @property
+    def tensor(self) -> Any:
+        """The parameter, a DTensor."""
+        return self._record.sharded_param
+
+    def gradients(self) -> list[Any]:
+        """Its gradients: reduced over the processes, or (accumulated without sync) not yet."""
+        unsharded = getattr(self._record, _UNSHARDED, None)
+        found = (
+            self.tensor.grad,
+            self._record.unsharded_accumulated_grad,
+            None if unsharded is None else unsharded.grad,
+        )
+        return [gradient for gradient in found if gradient is not None]
+
+    def replace(self, full: Any) -> None:
+        """Give the parameter another full tensor, of any shape; it stays the same object.
+
+        torch has no public way to do so: what ``fully_shard`` does with a parameter is done again.
+        """
+        record, tensor = self._record, self.tensor
+        attributes, placement = dict(vars(tensor)), record.fsdp_placement
+        parameter = torch.nn.Parameter(full, requires_grad=tensor.requires_grad)
+        record._init_sharded_param(parameter, record.device, lambda _: placement, record.mesh_info)
+        if record.post_forward_mesh_info is not None:
+            record._init_sharded_post_forward_param_metadata(parameter)
+        record.all_gather_outputs = []
+        record.unsharded_accumulated_grad = None
+        if hasattr(record, _UNSHARDED):
+            delattr(record, _UNSHARDED)
+        new, tensor.grad = record.sharded_param, None
+        torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
+        vars(tensor).update(attributes)
+        record.sharded_param = tensor
+        record._setattr_on_modules(tensor)
+
+
+def sharded_modules(model: torch.nn.Module) -> list[Any]:
+    """Return the modules in `model` that ``fully_shard`` was called with."""
+    fsdp = sys.modules.get(
+        "torch.distributed.fsdp"
+    )  # takes a second to import; who shards has done so
+    return [] if fsdp is None else [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
+
+
+def sharded_parameters(model: torch.nn.Module) -> Iterator[ShardedParameter]:
+    """Yield the record of every parameter that FSDP2 manages in `model`."""
+    for module in sharded_modules(model):
+        try:
+            groups = module._get_fsdp_state()._fsdp_param_groups
+            records = [record for group in groups for record in group.fsdp_params]
+        except AttributeError as error:
+            raise _other_version(error.name) from None
+        yield from map(ShardedParameter, records)
+
+
+def _other_version(name: str | None) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"`model` is sharded by FSDP2 of torch {torch.__version__}, which keeps its parameters in another "
+        f"way (`{name}` is missing or differs); expected that of torch {_TRIED}. Install it, or reduce the "
+        "model before fully_shard."
+    )
