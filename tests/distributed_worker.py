@@ -174,11 +174,6 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     if fault == "shard" and rank == 1:
         with torch.no_grad():
             model[1].lru.C_re.to_local()[0, 0] = float("nan")
-    if fault == "accumulating":
-        model.set_requires_gradient_sync(False)
-        loss_of(model, rows).backward()
-    if fault == "reduced":
-        loss_of(model, rows).backward()
     if fault == "mesh":
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))
         model = fully_shard(model_of(), mesh=mesh)
@@ -189,13 +184,8 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     if fault == "other" and rank == 1:
         with torch.no_grad():
             model.module[1].lru.B_re[0, 0] += 1e-3
-    if fault == "gradient" and rank == 1:
-        model.module[1].lru.C_re.grad = torch.ones(3, 9)
     if fault == "state" and rank == 1:
         model.module[1].lru.state = torch.zeros(5)  # kept between calls, of another layout
-    average = model_of()
-    if fault == "follower" and rank == 1:
-        average[1].lru.C_re.grad = torch.ones(3, 9)
     if fault == "pickle":
         layer = model.module[1].lru
         own_map = copy.copy(layer_map_of(layer))
@@ -227,7 +217,7 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=order)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            reducer.step(1, model, optimizer, [average] if fault == "follower" else [])
+            reducer.step(1, model, optimizer)
         return {
             "error": str(caught[-1].message),
             "kind": caught[-1].category.__name__,
@@ -340,6 +330,30 @@ def on_trial(kind: str, rank: int, rows: slice, *, resume: bool = False) -> dict
     }
 
 
+def carrying(kind: str, rows: slice) -> dict[str, Any]:
+    """A cut between two batches of one update: before it gradients are summed over processes, or not yet."""
+    wrapper, _, way = kind.partition(" ")
+    model = model_of() if wrapper == "alone" else wrapped(wrapper, model_of())
+    optimizer = torch.optim.SGD(model.parameters(), 1e-1, momentum=0.9)
+    step(model, optimizer, rows)
+    if way == "unsummed" and wrapper == "ddp":
+        with model.no_sync():
+            loss_of(model, rows).backward()
+    elif way == "unsummed":
+        model.set_requires_gradient_sync(False)
+        loss_of(model, rows).backward()
+        model.set_requires_gradient_sync(True)
+    else:
+        loss_of(model, rows).backward()
+    reduce_model(model, 4, optimizer=optimizer)
+    loss_of(model, rows).backward()
+    optimizer.step()
+    return {
+        "prints": [fingerprint(model, optimizer)],
+        "weights": [whole(p.detach()).flatten().tolist() for p in model.parameters()],
+    }
+
+
 def accumulating(rows: slice) -> dict[str, Any]:
     """Layers that are not trained are cut while other weights hold gradients, which have to stay."""
     model = wrapped("ddp frozen views", model_of())
@@ -397,6 +411,8 @@ def main() -> None:
             seen[scenario] = on_trial(scenario.removeprefix("on trial "), rank, rows)
         elif scenario == "followers":
             seen[scenario] = followers(rows)
+        elif scenario.startswith("carrying "):
+            seen[scenario] = carrying(scenario.removeprefix("carrying "), rows)
         elif scenario == "accumulating":
             seen[scenario] = accumulating(rows)
         elif scenario == "in training":

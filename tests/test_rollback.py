@@ -370,40 +370,24 @@ def test_reports_that_make_no_sense() -> None:
         assert reducer.state_dict()["metric"] == 1.0
 
 
-def test_gradients_put_a_rollback_off() -> None:
+def test_gradients_follow_a_cut_and_end_at_a_rollback() -> None:
     run, reducer = TorchRun(), reducer_of()
+    for step in range(1, 7):
+        reducer.report(1.0)
+        torch.mean(run.model(torch.randn(1, 4, 2))).backward()
+        run.reduce(reducer, step)  # warnings are errors here
+        assert all(p.grad.shape == p.shape for p in run.model.parameters() if p.grad is not None)
+    assert run.orders() != (12, 10)
+    reducer = reducer_of()
+    run = TorchRun()
     go(run, reducer, range(1, 7), {1: 1.0})
     reducer.report(9.0)
     assert reducer.due(7)
     torch.mean(run.model(torch.randn(1, 4, 2))).backward()
-    before = fingerprint(run.model, run.state, standing(reducer))
-    with pytest.warns(UserWarning, match=r"no rollback after step 7 yet.*zero_grad"):
-        run.reduce(reducer, 7)
-    assert fingerprint(run.model, run.state, standing(reducer)) == before
-    run.state.zero_grad()
-    run.reduce(reducer, 8)
+    run.reduce(reducer, 7)
     assert run.orders() == (12, 10)
-    assert reducer.events[0].rolled_back == 8
-
-
-def test_gradients_put_a_cut_off() -> None:
-    run = TorchRun()
-    reducer = InTrainingReducer(ReductionSchedule(20, stop=1.0, attempts=2), 4)
-    torch.mean(run.model(torch.randn(1, 4, 2))).backward()
-    before = fingerprint(run.model, run.state)
-    with pytest.warns(UserWarning, match=r"no cut after step 10 yet.*again.*zero_grad"):
-        run.reduce(reducer, 10)
-    assert reducer.due(11)
-    run.reduce(reducer, 11)  # warnings are errors here: once for each attempt
-    assert fingerprint(run.model, run.state) == before
-    run.state.zero_grad()
-    saved = copy.deepcopy(reducer.state_dict())
-    again = InTrainingReducer(ReductionSchedule(20, stop=1.0, attempts=2), 4)
-    again.load_state_dict(saved)
-    run.reduce(again, 12)
-    assert max(run.orders()) <= 4
-    assert {event.step for event in again.events} == {12}
-    assert not again.due(13)
+    assert reducer.events[0].rolled_back == 7
+    assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
 def test_layers_that_cannot_be_reduced_are_passed_over_on_trial() -> None:
@@ -607,7 +591,7 @@ def test_buffers_that_are_views_come_back() -> None:
     assert torch.equal(model[1].scales, torch.ones(5))
 
 
-def test_gradients_of_an_average_put_a_rollback_off() -> None:
+def test_gradients_of_an_average_end_at_a_rollback() -> None:
     model = nn.Sequential(PackageLRU(3, 3, 10, rmin=0.5))
     average = copy.deepcopy(model)
     reducer = reducer_of(attempts=1)
@@ -615,13 +599,9 @@ def test_gradients_of_an_average_put_a_rollback_off() -> None:
     reducer.step(5, model, None, [average])
     reducer.report(2.0)
     average(torch.randn(4, 3)).sum().backward()
-    before = fingerprint(model, average)
-    with pytest.warns(UserWarning, match=r"no rollback after step 6 yet.*zero_grad"):
-        reducer.step(6, model, None, [average])
-    assert fingerprint(model, average) == before
-    average.zero_grad()
-    reducer.step(7, model, None, [average])
+    reducer.step(6, model, None, [average])
     assert model[0].nu_log.shape == average[0].nu_log.shape == (10,)
+    assert all(parameter.grad is None for parameter in average.parameters())
 
 
 def test_keys_of_random_numbers_come_back() -> None:

@@ -50,6 +50,11 @@ def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None
     """Nothing is in the way: arrays are never changed in place."""
 
 
+def gradients_of(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> list[Moments]:
+    """Return none: a pytree holds no gradients."""
+    return []
+
+
 def read_arrays(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Return the named arrays at double precision on the host; tracers as they are."""
     arrays = {name: getattr(module, name) for name in names}
@@ -108,8 +113,12 @@ def prepared(
     changes: Mapping[Path, Change],
     opt_state: Any,
     moments: Mapping[Path, HostArray],
+    gradients: Mapping[Path, HostArray],
 ) -> Callable[[], tuple[Any, Any]]:
-    """Make copies of model and optimizer state with new layers and moments; a call returns them."""
+    """Make copies of model and optimizer state with new layers and moments; a call returns them.
+
+    There are no `gradients`: those of a pytree are another pytree.
+    """
     layers = {
         path: write_layer(change.layer, change.layer_map, change.values, change.ratio)
         for path, change in changes.items()

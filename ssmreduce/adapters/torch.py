@@ -8,6 +8,7 @@ elsewhere all stay valid. Imported only once the user's own object proves that t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from ssmreduce.adapters.torch_distributed import (
     managed,
     renew_buckets,
     sharded_like,
+    whole,
 )
 from ssmreduce.adapters.torch_distributed import team_of as team_of
 from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
@@ -80,10 +82,8 @@ def path_name(path: Path) -> str:
     return ".".join(filter(None, path)) or "model"
 
 
-def check_ready(
-    model: Any, layers: Mapping[Path, tuple[Any, LayerMap]], *, loading: bool = False
-) -> None:
-    """Raise unless the arrays of the layers may be replaced now; by others where they are loaded.
+def check_ready(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> None:
+    """Raise unless the arrays of the layers may be replaced now.
 
     Raises
     ------
@@ -91,8 +91,7 @@ def check_ready(
         If one is computed by a parametrization, or shared with something of another shape, or if the
         initial state of a layer is learnt.
     OptimizerStateError
-        If one holds a gradient: an accumulation that has not been stepped; or under
-        `torch.inference_mode`, whose tensors can never be trained.
+        Under `torch.inference_mode`, whose tensors can never be trained.
     """
     if torch.is_inference_mode_enabled():
         raise OptimizerStateError(
@@ -105,13 +104,6 @@ def check_ready(
                 raise UnsupportedLayerError(
                     f"`{name}` of layer `{path_name(path)}` is computed by a parametrization; expected "
                     "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
-                )
-            gradient = None if loading else getattr(layer, name).grad
-            if gradient is not None and bool(torch.any(gradient != 0)):
-                raise OptimizerStateError(
-                    f"`{name}` of layer `{path_name(path)}` holds a gradient, which belongs to the old "
-                    "states; expected none. Reduce between two steps, after "
-                    "optimizer.step() and optimizer.zero_grad()."
                 )
         for name in layer_map.states:
             if layer._parameters.get(name) is not None:
@@ -231,7 +223,7 @@ def write_layer(
     module: Any, layer_map: LayerMap, values: Mapping[str, HostArray], ratio: float
 ) -> Any:
     """Give the arrays of `module` new values and shapes, in place, and return it."""
-    prepared(module, is_module, {(): Change(module, layer_map, values, ratio)}, None, {})()
+    prepared(module, is_module, {(): Change(module, layer_map, values, ratio)}, None, {}, {})()
     return module
 
 
@@ -241,8 +233,12 @@ def prepared(
     changes: Mapping[Path, Change],
     optimizer: Any,
     moments: Mapping[MomentKey, HostArray],
+    gradients: Mapping[MomentKey, HostArray],
 ) -> Callable[[], tuple[Any, Any]]:
-    """Compute a change of layers and optimizer state; what is returned makes it, in place."""
+    """Compute a change of layers and optimizer state; what is returned makes it, in place.
+
+    Arrays whose gradients are not among `gradients` lose them.
+    """
     resizes = [
         resized(model, getattr(change.layer, name), _like(getattr(change.layer, name), value))
         for change in changes.values()
@@ -253,6 +249,10 @@ def prepared(
         state = optimizer.state[getattr(changes[path].layer, name)]
         new = sharded_like(state[field], _like(state[field], value))
         states.append((state, field, new))
+    new_gradients = [
+        _held_gradients(model, getattr(changes[path].layer, name))[field].renewed(value)
+        for (path, name, field), value in gradients.items()
+    ]
     attributes = [
         entry
         for layer, layer_map, _, ratio, reduce_state in changes.values()
@@ -262,6 +262,8 @@ def prepared(
     def make() -> tuple[Any, Any]:
         for resize in resizes:
             resize()
+        for renew in new_gradients:
+            renew()
         renew_buckets(model)
         for state, field, new in states:
             state[field] = new
@@ -376,6 +378,43 @@ def holders(model: Any, layer: Any, layer_map: LayerMap) -> Iterator[Any]:
 def shares_weights(first: Any, second: Any, names: tuple[str, ...]) -> bool:
     """Tell whether two layers hold the same parameters, so that a change of one is one of both."""
     return all(getattr(first, name) is getattr(second, name, None) for name in names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gradient:
+    """A gradient that a parameter holds, or that FSDP2 keeps for it until it is summed over processes."""
+
+    owner: Any
+    field: str
+    value: Any
+
+    def renewed(self, value: HostArray) -> Callable[[], None]:
+        """What puts another one of any shape in its place."""
+        new = sharded_like(self.value, _like(self.value, value))
+        return partial(setattr, self.owner, self.field, new)
+
+
+def _held_gradients(model: Any, tensor: Any) -> dict[str, _Gradient]:
+    owners = [(tensor, "grad")]
+    if is_sharded(tensor):
+        owners.append((managed(model, tensor), "accumulated_gradient"))
+    held = [_Gradient(owner, field, getattr(owner, field)) for owner, field in owners]
+    return {gradient.field: gradient for gradient in held if gradient.value is not None}
+
+
+def gradients_of(model: Any, layers: Mapping[Path, tuple[Any, LayerMap]]) -> list[Moments]:
+    """Return the gradients of the layers; where they are sharded, every rank has to call this."""
+    fields: dict[tuple[Path, str], dict[str, tuple[Any, HostArray]]] = {}
+    for path, (layer, layer_map) in layers.items():
+        for name in layer_map.names():
+            for field, gradient in _held_gradients(model, getattr(layer, name)).items():
+                key = path, name, field
+                arrays = fields.setdefault((path, field), {})
+                arrays[name] = key, host_array(whole(gradient.value))
+    return [
+        Moments(field, f"layer {path_name(path)}", path, arrays)
+        for (path, field), arrays in fields.items()
+    ]
 
 
 def check_optimizer(model: Any, optimizer: Any, followers: Sequence[Any]) -> None:

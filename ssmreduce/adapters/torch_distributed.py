@@ -167,10 +167,7 @@ def _reshard(model: Any) -> None:
 
 
 def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, Any]:
-    """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this.
-
-    A gradient appears as ones: it only says that there is one.
-    """
+    """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this."""
     _reshard(model)
     full = {
         id(tensor): (tensor, _full_parameter(tensor))
@@ -180,10 +177,6 @@ def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, An
     }
     if not full:
         return model, optimizer
-    for parameter in sharded_parameters(model):
-        if id(parameter.tensor) in full and _holds_gradient(parameter):
-            new = full[id(parameter.tensor)][1]
-            new.grad = torch.ones_like(new)
     view = _viewed(model, {key: new for key, (_, new) in full.items()}, {})
     if not isinstance(optimizer, torch.optim.Optimizer):
         return view, optimizer
@@ -201,13 +194,6 @@ def _full_parameter(tensor: Any) -> Any:
     return torch.nn.Parameter(tensor.detach().full_tensor(), requires_grad=tensor.requires_grad)
 
 
-def _holds_gradient(parameter: ShardedParameter) -> bool:
-    return any(
-        bool(torch.any((each.to_local() if is_sharded(each) else each) != 0))
-        for each in parameter.gradients()
-    )
-
-
 def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
     """A copy of a tree of modules with other parameters; FSDP2 modules refuse to be copied as usual."""
     if id(module) not in seen:
@@ -221,6 +207,14 @@ def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
             for name, part in module._modules.items()
         }
     return seen[id(module)]
+
+
+def clear_gradients(model: Any) -> None:
+    """Drop all gradients, those too that FSDP2 has accumulated without sync."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    for record in sharded_parameters(model):
+        record.accumulated_gradient = None
 
 
 def whole(tensor: Any) -> Any:

@@ -55,15 +55,26 @@ class ShardedParameter:
         """The parameter, a DTensor."""
         return self._record.sharded_param
 
-    def gradients(self) -> list[Any]:
-        """Its gradients: reduced over the processes, or (accumulated without sync) not yet."""
+    @property
+    def accumulated_gradient(self) -> Any:
+        """What this process has accumulated without sync, a full tensor, not yet summed over processes."""
         unsharded = getattr(self._record, _UNSHARDED, None)
-        found = (
-            self.tensor.grad,
-            self._record.unsharded_accumulated_grad,
-            None if unsharded is None else unsharded.grad,
-        )
-        return [gradient for gradient in found if gradient is not None]
+        found = [
+            gradient
+            for gradient in (
+                self._record.unsharded_accumulated_grad,
+                None if unsharded is None else unsharded.grad,
+            )
+            if gradient is not None
+        ]
+        return sum(found[1:], found[0]) if found else None
+
+    @accumulated_gradient.setter
+    def accumulated_gradient(self, gradient: Any) -> None:
+        self._record.unsharded_accumulated_grad = gradient
+        unsharded = getattr(self._record, _UNSHARDED, None)
+        if unsharded is not None:
+            unsharded.grad = None
 
     def replace(self, full: Any) -> None:
         """Give the parameter another full tensor, of any shape; it stays the same object.

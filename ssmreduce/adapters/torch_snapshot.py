@@ -17,6 +17,7 @@ import torch
 from ssmreduce.adapters.registry import is_reducible, layer_map_of
 from ssmreduce.adapters.torch import _attributes, find_layers, holders, resized
 from ssmreduce.adapters.torch_distributed import (
+    clear_gradients,
     renew_buckets,
     sharded_like,
     team_of,
@@ -85,6 +86,7 @@ def prepared_back(
     }
 
     def make() -> tuple[Any, Any]:
+        clear_gradients(model)
         with torch.no_grad():
             for name, tensor in here.items():
                 if name in resizes:

@@ -61,7 +61,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
         layer_map = layer_map_of(layer)
         assert layer_map is not None
         layers[path] = layer, layer_map
-    backend.check_ready(model, layers, loading=True)
+    backend.check_ready(model, layers)
     own = model.state_dict(keep_vars=True)
     state_dict = _with_ties(own, state_dict)
     _check_names(own, state_dict)

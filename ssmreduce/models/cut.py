@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.change import Path
+from ssmreduce.adapters.moments import Moments as LayerMoments
 from ssmreduce.adapters.registry import find_layers, is_reducible, layer_map_of, model_backend
 from ssmreduce.errors import ShapeError, SSMReduceError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.followers import check_followers, followed
-from ssmreduce.models.optimizer_state import Moments, reduced_moments
+from ssmreduce.models.optimizer_state import Moments, reduced_gradients, reduced_moments
 from ssmreduce.models.orders import first_of_same
 from ssmreduce.models.report import LayerReduction
 
@@ -169,23 +170,43 @@ def make_cut(model: Any, opt_state: Any, plan: CutPlan, followers: Sequence[Any]
     All is prepared, for the followers too and on all processes, before anything is changed.
     """
     backend = model_backend(model)
-    planned = (
-        (model, opt_state, plan.results, plan.moments),
-        *((copy, None, done, {}) for copy, done in zip(followers, plan.followers, strict=True)),
-    )
+    planned = [
+        (each, state, results, moments, _gradients(backend, each, results))
+        for each, state, results, moments in (
+            (model, opt_state, plan.results, plan.moments),
+            *((copy, None, done, {}) for copy, done in zip(followers, plan.followers, strict=True)),
+        )
+    ]
     ready = together(model, lambda: [_prepared(backend, *each) for each in planned])
     (model, opt_state, results), *rest = [make() for make in ready]
     return Cut(model, opt_state, results, tuple((copy, done) for copy, _, done in rest))
 
 
+def _gradients(backend: ModuleType, model: Any, results: Results) -> list[LayerMoments]:
+    cut = _really_cut(_with_layers(backend, model, results))
+    return cast(
+        "list[LayerMoments]",
+        backend.gradients_of(
+            model, {path: (result.layer, result.layer_map) for path, result in cut.items()}
+        ),
+    )
+
+
 def _prepared(
-    backend: ModuleType, model: Any, opt_state: Any, results: Results, moments: dict[Any, HostArray]
+    backend: ModuleType,
+    model: Any,
+    opt_state: Any,
+    results: Results,
+    moments: dict[Any, HostArray],
+    gradients: list[LayerMoments],
 ) -> Callable[[], tuple[Any, Any, Results]]:
     """Prepare what was planned; what is returned makes it, and its results hold the new layers."""
     results = _with_layers(backend, model, results)
-    changes = {path: result.change() for path, result in _really_cut(results).items()}
+    cut = _really_cut(results)
+    changes = {path: result.change() for path, result in cut.items()}
+    new_gradients = reduced_gradients(gradients, cut)
     ready = (
-        backend.prepared(model, is_reducible, changes, opt_state, moments)
+        backend.prepared(model, is_reducible, changes, opt_state, moments, new_gradients)
         if changes
         else lambda: (model, opt_state)
     )

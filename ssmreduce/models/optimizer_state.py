@@ -26,6 +26,7 @@ CompreSSM does. Both exist for comparison.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -116,10 +117,33 @@ def reduced_moments(
             }
         else:
             carried = {name: np.zeros_like(result.new_weights[name]) for name in old}
-        unchanged = {name for name in old if name not in result.changed}
-        carried |= {name: old[name] for name in unchanged}
-        values |= {group.arrays[name][0]: array for name, array in carried.items()}
+        values |= _by_key(group, old, carried, result)
     return values
+
+
+def reduced_gradients(
+    groups: Sequence[LayerMoments], reductions: dict[Path, LayerReduction]
+) -> dict[Any, HostArray]:
+    """Return the gradients of the reduced layers, carried as first moments; NaN and Inf remain."""
+    values: dict[Any, HostArray] = {}
+    for group in groups:
+        result = reductions[group.layer_path]
+        old = {name: array for name, (_, array) in group.arrays.items()}
+        with np.errstate(invalid="ignore", over="ignore"):
+            carried = _carry(old, result, squared=False)
+        values |= _by_key(group, old, carried, result)
+    return values
+
+
+def _by_key(
+    group: LayerMoments,
+    old: dict[str, HostArray],
+    carried: dict[str, HostArray],
+    result: LayerReduction,
+) -> dict[Any, HostArray]:
+    """Carried moments by the keys of the adapter, and those of weights that stay as they are."""
+    carried = carried | {name: old[name] for name in old if name not in result.changed}
+    return {group.arrays[name][0]: array for name, array in carried.items()}
 
 
 def _check_field(group: LayerMoments, old: dict[str, HostArray], result: LayerReduction) -> None:

@@ -18,7 +18,7 @@ from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.cut import Results, first_decides, make_cut, plan_cut
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
-from ssmreduce.models.optimizer_state import Moments, check_moments
+from ssmreduce.models.optimizer_state import Moments, check_moments, reduced_gradients
 from ssmreduce.models.orders import Order, check_layer_names, first_of_same, layer_orders
 from ssmreduce.models.plan import planned
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
@@ -63,8 +63,6 @@ def reduce_layer(
     ------
     UnsupportedLayerError
         If the layer is not known.
-    OptimizerStateError
-        If a weight of a PyTorch layer holds a gradient.
     SSMReduceError
         As `balanced_truncation`; the message names the layer and its order.
 
@@ -84,7 +82,11 @@ def reduce_layer(
     result = planned(inner, order, horizon, multiple_of, mode_scaling)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
-    make = backend.prepared(inner, lambda part: part is inner, {(): result.change()}, None, {})
+    held = backend.gradients_of(inner, {(): (inner, layer_map)})
+    gradients = reduced_gradients(held, {(): result})
+    make = backend.prepared(
+        inner, lambda part: part is inner, {(): result.change()}, None, {}, gradients
+    )
     model, _ = make()
     return replace(result, layer=layer if model is inner else model)
 
@@ -147,7 +149,7 @@ def reduce_model(
     UnsupportedLayerError
         If the model holds no supported layer, or a variant of one that cannot be reduced.
     OptimizerStateError
-        If the optimizer holds something that cannot be carried, or a weight a gradient.
+        If the optimizer holds something that cannot be carried.
     ShapeError
         If a follower is no copy of the model.
     DistributedError

@@ -19,8 +19,7 @@ from ssmreduce.training.reducer import InTrainingReducer
 class ReductionCallback(Callback):  # type: ignore[misc]
     """Runs a reducer after every update, tells it the watched metric, and saves it in checkpoints.
 
-    A step is an update: with gradient accumulation, batches in between do not count. Where a cut or a
-    rollback is due, the gradients of the update that was just done are cleared first.
+    A step is an update: with gradient accumulation, batches in between do not count.
     ``trainer.fit(model, ckpt_path=...)`` resumes in the middle of the schedule, with a model that was
     built at full size.
 
@@ -101,9 +100,6 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             return
         self._last_step = step
         (optimizer,) = trainer.optimizers
-        if self.reducer.due(step):
-            # Lightning would do so itself, but only within the next batch.
-            optimizer.zero_grad()
         # Not pl_module, which under DDP is inside of the wrapper that has to follow the cut.
         followers = [] if self.followers is None else self.followers(trainer)
         self.reducer.step(step, trainer.model, optimizer, followers)

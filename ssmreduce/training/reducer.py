@@ -20,7 +20,7 @@ from ssmreduce._checks import (
 )
 from ssmreduce.adapters.registry import find_layers, model_backend
 from ssmreduce.adapters.snapshot import prepared_back, take_all
-from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
+from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
@@ -86,8 +86,9 @@ class InTrainingReducer:
     changed in place, after everything that can fail. A cut that fails leaves both as they were and
     warns. A compiled step function compiles once for the new shapes.
 
-    An attempt whose step was passed over is made in the next call, and one that finds gradients after the
-    next update; several of them are made up for by one. An attempt that fails otherwise is spent.
+    An attempt whose step was passed over is made in the next call; several of them are made up for by one. An
+    attempt that fails is spent. Gradients that PyTorch parameters hold at a cut follow it, so that an
+    accumulation goes on; a rollback clears them.
 
     With a rollback policy one cut at a time is on trial, and a copy of model and optimizer state from
     before it is kept in host memory. Attempts that come due meanwhile, or before a finite metric was
@@ -151,7 +152,6 @@ class InTrainingReducer:
         self.last_cut: dict[str, LayerReduction] = {}
         self._last_step = 0
         self._waiting = False
-        self._is_put_off = False
         self._metric: float | None = None
         self._stopped: set[str] = set()
         self._trial: Trial | None = None
@@ -243,8 +243,7 @@ class InTrainingReducer:
         -----
         UserWarning
             If a cut failed; model and optimizer state are returned as they were. If the trace could not
-            record, if an attempt waits for the first metric, or if gradients are in the way of a cut
-            (said once) or a rollback, which is then tried again after the next update.
+            record, or if an attempt waits for the first metric.
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
         copies = checked_followers(followers)
@@ -257,7 +256,7 @@ class InTrainingReducer:
         comes_due = self._comes_due(step)
         self._last_step = max(step, self._last_step)
         if comes_due:
-            self._waiting, self._is_put_off = True, False
+            self._waiting = True
             if self._trial is None and not self._may_cut():
                 _warn(
                     f"the attempt due after step {step} waits: no finite metric was reported. Call "
@@ -369,7 +368,7 @@ class InTrainingReducer:
         if self.trace is not None and trace is not None:
             self.trace.records[:] = trace.records
         self.events[:], self._trial = events, trial
-        self._was_told = self._is_put_off = False
+        self._was_told = False
         self._last_step, self.last_cut = state["step"], {}
         self._waiting, self._metric = state["waiting"], state["metric"]
         self._stopped = set(state["stopped"])
@@ -410,9 +409,6 @@ class InTrainingReducer:
         # None is an error of the user, not of this attempt.
         find_layers(model, skip_unsupported=self.skip_unsupported)
         try:
-            if not self._is_ready(step, models):
-                self._waiting = True
-                return models, opt_state
             plan = plan_cut(
                 model,
                 opt_state,
@@ -468,17 +464,6 @@ class InTrainingReducer:
             return worth_it
         return {path: each for path, each in results.items() if each.new_order < each.old_order}
 
-    def _is_ready(self, step: int, models: Sequence[Any]) -> bool:
-        """Whether no gradient is in the way; says so once for each attempt."""
-        try:
-            check_every_rank(models, skip_unsupported=self.skip_unsupported)
-        except OptimizerStateError as error:
-            if not self._is_put_off:
-                _warn(f"no cut after step {step} yet, it is tried again after each update: {error}")
-            self._is_put_off = True
-            return False
-        return True
-
     def _agree(self, model: Any) -> None:
         """Let the first process decide what the reports since the last step mean."""
         self._was_told = False
@@ -495,11 +480,7 @@ class InTrainingReducer:
         self, step: int, models: Sequence[Any], opt_state: Any, trial: Trial
     ) -> tuple[Sequence[Any], Any]:
         ready = together(models[0], lambda: prepared_back(models, opt_state, trial.snapshots))
-        try:
-            check_every_rank(models, skip_unsupported=self.skip_unsupported)
-        except OptimizerStateError as error:
-            _warn(f"no rollback after step {step} yet: {error}")
-            return models, opt_state
+        check_every_rank(models, skip_unsupported=self.skip_unsupported)
         models, opt_state = ready()
         undone = {
             index: replace(event, rolled_back=int(step))
