@@ -117,11 +117,6 @@ class BalancedDiagonal(BalancedSystem):
         cut = _DCMatchingCut(self, balancing_free=balancing_free)
         return cut.to(rule, invertible=invertible)
 
-    @cached_property
-    def shifted(self) -> ShiftedSystem:
-        """A - s and what goes with it, for DC matching."""
-        return ShiftedSystem.of(self._host)
-
 
 class _DiagonalCut:
     """Truncates a balanced diagonal system and makes the result diagonal again."""
@@ -257,8 +252,8 @@ class _DCMatchingCut(_DiagonalCut):
 
     def _matched(self, real_order: int) -> ShiftedSystem:
         if self._latest is None or len(self._latest.S) != real_order:
-            W, T = self._projections(real_order)
-            self._latest = self._balanced.shifted.matched(W, T)
+            free = self._balancing_free
+            self._latest = self._balanced.matched(real_order, balancing_free=free)
         return self._latest
 
     def _dense_state(self, real_order: int) -> HostArray:

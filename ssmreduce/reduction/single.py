@@ -28,6 +28,7 @@ from ssmreduce.hankel import (
     tail_bound,
 )
 from ssmreduce.reduction.dc_matching import (
+    Followers,
     ShiftedSystem,
     dense_after_update,
     diagonal_after_update,
@@ -116,6 +117,7 @@ class BalancedSystem(Reducible):
         self.hsv: HostArray = np.zeros(0) if self.factors is None else self.factors.hsv
         self.rank = 0 if self.factors is None else self.factors.rank
         self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
+        self._followers: Followers | None = None
 
     @property
     def balanced_part(self) -> BalancedSystem:
@@ -157,6 +159,19 @@ class BalancedSystem(Reducible):
     @abstractmethod
     def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
         """Match the DC gain in the standard form; where needed with poles other than 0."""
+
+    @cached_property
+    def _shifted(self) -> ShiftedSystem:
+        return ShiftedSystem.of(self.original.to_host())
+
+    def matched(self, order: int, *, balancing_free: bool = False) -> ShiftedSystem:
+        """The dense system of this order with the same DC gain; see `ShiftedSystem.matched`."""
+        W, T = self.projections(order, balancing_free=balancing_free)
+        if balancing_free:
+            return self._shifted.matched(self._shifted.follow(W, T))
+        if self._followers is None or self._followers.T.shape[1] < order:
+            self._followers = self._shifted.follow(*self._widest)
+        return self._shifted.matched(self._followers.leading(order))
 
     def projections(
         self, order: int, *, balancing_free: bool = False
@@ -287,7 +302,8 @@ class BalancedDense(BalancedSystem):
         if order == self._host.order:
             return self.unchanged()
         W, T = self.projections(order, balancing_free=balancing_free)
-        reduced = self._shifted.matched(W, T).system(self._host.time)
+        matched = self.matched(order, balancing_free=balancing_free)
+        reduced = matched.system(self._host.time)
         self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T), method="DC matching")
 
@@ -318,10 +334,6 @@ class BalancedDense(BalancedSystem):
         floor = 0.0 if self.factors is None else self.factors.floor
         rounding = max(rank_tolerance(self.hsv), floor)
         return bool(last - following < _DOUBTFUL_GAP * last or last < rounding / _DOUBTFUL_GAP)
-
-    @cached_property
-    def _shifted(self) -> ShiftedSystem:
-        return ShiftedSystem.of(self._host)
 
     def _order(self, rule: OrderRule) -> tuple[int, int]:
         """The order to cut to, and the one that was wanted before the rank made it lower."""
