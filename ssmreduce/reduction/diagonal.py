@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.emphasis import Emphasis
@@ -178,6 +179,10 @@ class _DiagonalCut:
             self._state = adjoint(W) @ moved
         return self._state[:real_order, :real_order]
 
+    def _pattern(self, real_order: int) -> HostArray:
+        """A matrix with as many real poles as the dense system of this order."""
+        return self._dense_state(real_order)
+
     def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
         """B, C and D of the dense system of this order."""
         host = self._host
@@ -194,7 +199,7 @@ class _DiagonalCut:
         eigenvalue problem per try: few, unless most poles are real.
         """
         while real_order > limit:
-            poles = np.linalg.eigvals(self._dense_state(real_order))
+            poles = np.linalg.eigvals(self._pattern(real_order))
             if slots_needed(poles, real=self._host.real_output) <= limit:
                 break
             real_order -= 1
@@ -258,6 +263,13 @@ class _DCMatchingCut(_DiagonalCut):
 
     def _dense_state(self, real_order: int) -> HostArray:
         return self._matched(real_order).A
+
+    def _pattern(self, real_order: int) -> HostArray:
+        """(A - s)⁻¹ by the inverse of S: a leading block of that of any larger order."""
+        if real_order > len(self._state):
+            followers = self._balanced.followers(real_order)
+            self._state = product(followers.W, followers.forward, adjoint_left=True)
+        return self._state[:real_order, :real_order]
 
     def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
         matched = self._matched(real_order)

@@ -166,12 +166,17 @@ class BalancedSystem(Reducible):
 
     def matched(self, order: int, *, balancing_free: bool = False) -> ShiftedSystem:
         """The dense system of this order with the same DC gain; see `ShiftedSystem.matched`."""
-        W, T = self.projections(order, balancing_free=balancing_free)
         if balancing_free:
+            W, T = self.projections(order, balancing_free=True)
             return self._shifted.matched(self._shifted.follow(W, T))
+        return self._shifted.matched(self.followers(order))
+
+    def followers(self, order: int) -> Followers:
+        """The projections of this order, ready for DC matching: leading columns, like them."""
+        W, T = self.projections(order)
         if self._followers is None or self._followers.T.shape[1] < order:
-            self._followers = self._shifted.follow(*self._widest)
-        return self._shifted.matched(self._followers.leading(order))
+            self._followers = self._shifted.follow(W, T)
+        return self._followers.leading(order)
 
     def projections(
         self, order: int, *, balancing_free: bool = False
