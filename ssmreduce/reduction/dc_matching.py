@@ -164,8 +164,9 @@ class ShiftedSystem:
         return solved[:n], solved[n:]
 
     def system(self, time: TimeDomain) -> StateSpace:
-        """The dense system."""
-        return StateSpace(self.A, self.B, self.C, self.D, time=time)
+        """The dense system, in arrays of its own."""
+        B, C, D = (x.copy() for x in (self.B, self.C, self.D))
+        return StateSpace(self.A, B, C, D, time=time)
 
     @property
     def A(self) -> HostArray:
@@ -192,12 +193,7 @@ class ShiftedSystem:
 
     @cached_property
     def _in_units(self) -> tuple[HostArray, HostArray, float]:
-        return _scaled(self.S)
-
-    @cached_property
-    def _inverse_in_units(self) -> HostArray | None:
-        _, scale, unit = self._in_units
-        return None if self.inverse is None else unit * (self.inverse / scale * scale[:, 0])
+        return _scaled(self.S, even=self.inverse is not None)
 
     @cached_property
     def _solver(self) -> _Solver:
@@ -205,8 +201,8 @@ class ShiftedSystem:
 
     def _solve(self, right: HostArray, *, transposed: bool = False) -> HostArray:
         """S⁻¹ or S⁻ᴴ times a matrix, in units of the states and of rates; NaN if S is singular."""
-        if self._inverse_in_units is not None:
-            return product(self._inverse_in_units, right, adjoint_left=transposed)
+        if self.inverse is not None:
+            return self._in_units[2] * product(self.inverse, right, adjoint_left=transposed)
         return self._solver(right, transposed=transposed)
 
     def _with_gain_of(self, original: ShiftedSystem) -> ShiftedSystem:
@@ -247,12 +243,12 @@ def _columns(matrix: HostArray) -> HostArray:
     return np.asarray(np.linalg.norm(matrix, axis=0))
 
 
-def _scaled(matrix: HostArray) -> tuple[HostArray, HostArray, float]:
+def _scaled(matrix: HostArray, *, even: bool = False) -> tuple[HostArray, HostArray, float]:
     """The matrix in units of the states, shape (n, 1), and of rates in which its rows and columns are near 1.
 
-    All are powers of two, so that nothing is rounded.
+    All are powers of two, so that nothing is rounded. The states of an `even` one have good units.
     """
-    scaled, scale = balanced(matrix)
+    scaled, scale = (matrix, np.ones(len(matrix))) if even else balanced(matrix)
     unit = float(2.0 ** np.frexp(np.abs(scaled).max())[1])
     return scaled / unit, scale[:, None], unit
 

@@ -251,15 +251,8 @@ class _DCMatchingCut(_DiagonalCut):
 
     method = "DC matching"
 
-    def __init__(self, balanced: BalancedDiagonal, *, balancing_free: bool) -> None:
-        super().__init__(balanced, balancing_free=balancing_free)
-        self._latest: ShiftedSystem | None = None
-
     def _matched(self, real_order: int) -> ShiftedSystem:
-        if self._latest is None or len(self._latest.S) != real_order:
-            free = self._balancing_free
-            self._latest = self._balanced.matched(real_order, balancing_free=free)
-        return self._latest
+        return self._balanced.matched(real_order, balancing_free=self._balancing_free)
 
     def _dense_state(self, real_order: int) -> HostArray:
         return self._matched(real_order).A

@@ -118,6 +118,7 @@ class BalancedSystem(Reducible):
         self.rank = 0 if self.factors is None else self.factors.rank
         self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
         self._followers: Followers | None = None
+        self._latest: tuple[tuple[int, bool], ShiftedSystem] | None = None
 
     @property
     def balanced_part(self) -> BalancedSystem:
@@ -165,11 +166,15 @@ class BalancedSystem(Reducible):
         return ShiftedSystem.of(self.original.to_host())
 
     def matched(self, order: int, *, balancing_free: bool = False) -> ShiftedSystem:
-        """The dense system of this order with the same DC gain; see `ShiftedSystem.matched`."""
-        if balancing_free:
-            W, T = self.projections(order, balancing_free=True)
-            return self._shifted.matched(self._shifted.follow(W, T))
-        return self._shifted.matched(self.followers(order))
+        """The dense system of this order with the same DC gain, kept until another is asked for."""
+        asked = order, balancing_free
+        if self._latest is None or self._latest[0] != asked:
+            if balancing_free:
+                followers = self._shifted.follow(*self.projections(order, balancing_free=True))
+            else:
+                followers = self.followers(order)
+            self._latest = asked, self._shifted.matched(followers)
+        return self._latest[1]
 
     def followers(self, order: int) -> Followers:
         """The projections of this order, ready for DC matching: leading columns, like them."""
