@@ -54,17 +54,20 @@ _SMALL_STEP = _EPS**0.5
 
 @dataclass(frozen=True, eq=False)
 class Followers:
-    """Projections W and T in units of the states, with S⁻ᴴ W and S⁻¹ T."""
+    """Projections W and T in units of the states, with S⁻ᴴ W, S⁻¹ T and M = Wᴴ S⁻¹ T."""
 
     W: HostArray
     T: HostArray
     backward: HostArray
     forward: HostArray
+    M: HostArray
 
     def leading(self, order: int) -> Followers:
         """Those of a lower order."""
-        both = (self.W, self.T, self.backward, self.forward)
-        return Followers(*(columns[:, :order] for columns in both))
+        W, T, backward, forward = (
+            x[:, :order] for x in (self.W, self.T, self.backward, self.forward)
+        )
+        return Followers(W, T, backward, forward, self.M[:order, :order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +104,8 @@ class ShiftedSystem:
         """What DC matching needs of projections W and T with Wᴴ T = I, and of any leading columns of them."""
         _, scale, _ = self._in_units
         W, T = np.asfortranarray(W * scale), np.asfortranarray(T / scale)
-        return Followers(W, T, self._solve(W, transposed=True), self._solve(T))
+        backward, forward = self._solve(W, transposed=True), self._solve(T)
+        return Followers(W, T, backward, forward, product(W, forward, adjoint_left=True))
 
     def matched(self, basis: Followers) -> ShiftedSystem:
         """The reduced system with the same DC gain.
@@ -135,16 +139,16 @@ class ShiftedSystem:
         (S, scale, _), (W, T), driven = self._in_units, (basis.W, basis.T), self._driven
         r, inputs = T.shape[1], driven.shape[1]
         unit = np.eye(r)
-        inner = _Solver(product(W, basis.forward, adjoint_left=True), T, driven)
+        inner = _Solver(basis.M, driven)
         z = inner(np.hstack([product(W, driven, adjoint_left=True), -unit]))
         x = -product(basis.forward, z)
         x[:, :inputs] += driven
-        first = -product(S, x) - product(T, z)
+        first = -(product(S, x) + product(T, z))
         first[:, :inputs] += self.B / scale
-        second = -product(W, x, adjoint_left=True)
-        second[:, inputs:] += unit
         moved = self._solve(first)
-        dz = inner(product(W, moved, adjoint_left=True) - second)
+        second = product(W, moved + x, adjoint_left=True)
+        second[:, inputs:] -= unit
+        dz = inner(second)
         dx = moved - product(basis.forward, dz)
         for step, solved in ((dx, x), (dz, z)):
             if not np.all(_columns(step) <= _SMALL_STEP * _columns(solved)):
@@ -229,14 +233,28 @@ def _slow_corrected(N: HostArray, basis: Followers) -> HostArray:
     errors = [frobenius_norm(x) * frobenius_norm(y) for x, y in pairs]
     if not 0.0 < errors[1] < np.inf:
         return N
-    left, sizes, right = np.linalg.svd(N)
-    slow = sizes * np.sqrt(errors[1]) < np.sqrt(errors[0])
-    if not np.any(slow):
-        return N
-    U, V = left[:, slow], adjoint(right[slow])
+    U, V = _slow_directions(N, basis, errors[0] / errors[1])
     again = product(basis.W, product(basis.forward, N @ V), adjoint_left=True)
     step = adjoint(U) @ (N @ (V - again))
     return np.asarray(N + U @ step @ adjoint(V))
+
+
+def _slow_directions(N: HostArray, basis: Followers, largest: float) -> tuple[HostArray, HostArray]:
+    """Left and right singular vectors of N whose values have squares below `largest`.
+
+    They span what is large in its inverse M. Eigenvectors of M Mᴴ take half of the time, where its rounding,
+    eps of the largest eigenvalue, is below all that count.
+    """
+    M = basis.M
+    squares = product(M, adjoint(M))
+    if _SINGULAR * len(N) * _EPS * frobenius_norm(squares) * largest < 1.0:
+        _, V = scipy.linalg.eigh(
+            squares, check_finite=False, subset_by_value=(1.0 / largest, np.inf)
+        )
+        return np.linalg.qr(product(M, V, adjoint_left=True))[0], V
+    left, sizes, right = np.linalg.svd(N)
+    slow = sizes**2 < largest
+    return left[:, slow], adjoint(right[slow])
 
 
 def _columns(matrix: HostArray) -> HostArray:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.emphasis import Emphasis
@@ -258,11 +257,8 @@ class _DCMatchingCut(_DiagonalCut):
         return self._matched(real_order).A
 
     def _pattern(self, real_order: int) -> HostArray:
-        """(A - s)⁻¹ by the inverse of S: a leading block of that of any larger order."""
-        if real_order > len(self._state):
-            followers = self._balanced.followers(real_order)
-            self._state = product(followers.W, followers.forward, adjoint_left=True)
-        return self._state[:real_order, :real_order]
+        """(A - s)⁻¹ by the inverse of S."""
+        return self._balanced.followers(real_order).M
 
     def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
         matched = self._matched(real_order)
