@@ -257,8 +257,9 @@ class _DCMatchingCut(_DiagonalCut):
         return self._matched(real_order).A
 
     def _pattern(self, real_order: int) -> HostArray:
-        """(A - s)⁻¹ by the inverse of S."""
-        return self._balanced.followers(real_order).M
+        """(A - s)⁻¹ by the inverse of S, unless it overflows."""
+        M = self._balanced.followers(real_order).M
+        return M if np.all(np.isfinite(M)) else self._dense_state(real_order)
 
     def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
         matched = self._matched(real_order)
