@@ -56,20 +56,20 @@ lost a digit in 2 of 126 systems with slow and lightly damped poles, at eps^(2/3
 
 @dataclass(frozen=True, eq=False)
 class Followers:
-    """Projections W and T in units of the states, with S⁻ᴴ W, S⁻¹ T and M = Wᴴ S⁻¹ T."""
+    """Projections W and T in units of the states, with S⁻ᴴ W, S⁻¹ T and Wᴴ S⁻¹ T."""
 
-    W: HostArray
-    T: HostArray
+    left: HostArray
+    right: HostArray
     backward: HostArray
     forward: HostArray
-    M: HostArray
+    inverse: HostArray
 
     def leading(self, order: int) -> Followers:
         """Those of a lower order."""
-        W, T, backward, forward = (
-            x[:, :order] for x in (self.W, self.T, self.backward, self.forward)
+        left, right, backward, forward = (
+            x[:, :order] for x in (self.left, self.right, self.backward, self.forward)
         )
-        return Followers(W, T, backward, forward, self.M[:order, :order])
+        return Followers(left, right, backward, forward, self.inverse[:order, :order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +138,10 @@ class ShiftedSystem:
         What the inverse of S costs in digits is in the residual, which is that of the bordered matrix.
         None if that is more than a third of the digits.
         """
-        (S, scale, _), (W, T), driven = self._in_units, (basis.W, basis.T), self._driven
+        (S, scale, _), (W, T), driven = self._in_units, (basis.left, basis.right), self._driven
         r, inputs = T.shape[1], driven.shape[1]
         unit = np.eye(r)
-        inner = _Solver(basis.M, driven)
+        inner = _Solver(basis.inverse, driven)
         z = inner(np.hstack([product(W, driven, adjoint_left=True), -unit]))
         x = -product(basis.forward, z)
         x[:, :inputs] += driven
@@ -159,7 +159,7 @@ class ShiftedSystem:
 
     def _bordered(self, basis: Followers) -> tuple[HostArray, HostArray]:
         """The same by a factorisation of the bordered matrix."""
-        (S, scale, _), (W, T), B = self._in_units, (basis.W, basis.T), self.B
+        (S, scale, _), (W, T), B = self._in_units, (basis.left, basis.right), self.B
         n, r = T.shape
         dtype = np.result_type(S, T, W, B)
         bordered, right = np.zeros((n + r,) * 2, dtype), np.zeros((n + r, B.shape[1] + r), dtype)
@@ -230,12 +230,12 @@ def _slow_corrected(N: HostArray, basis: Followers) -> HostArray:
     eps ‖S‖ ‖S⁻ᴴ W‖ ‖S⁻¹ T‖, which moves N by σ² times that in its directions: Newton's step for the
     inverse is taken where that is less.
     """
-    pairs = (basis.W, basis.T), (basis.backward, basis.forward)
+    pairs = (basis.left, basis.right), (basis.backward, basis.forward)
     errors = [frobenius_norm(x) * frobenius_norm(y) for x, y in pairs]
     if not 0.0 < errors[1] < np.inf:
         return N
     U, V = _slow_directions(N, basis, errors[0] / errors[1])
-    again = product(basis.W, product(basis.forward, N @ V), adjoint_left=True)
+    again = product(basis.left, product(basis.forward, N @ V), adjoint_left=True)
     step = adjoint(U) @ (N @ (V - again))
     return np.asarray(N + U @ step @ adjoint(V))
 
@@ -246,7 +246,7 @@ def _slow_directions(N: HostArray, basis: Followers, largest: float) -> tuple[Ho
     They span what is large in its inverse M. Eigenvectors of M Mᴴ take half of the time, where its rounding,
     eps of the largest eigenvalue, is below all that count.
     """
-    M = basis.M
+    M = basis.inverse
     squares = product(M, adjoint(M))
     if _SINGULAR * len(N) * _EPS * frobenius_norm(squares) * largest < 1.0:
         _, V = scipy.linalg.eigh(

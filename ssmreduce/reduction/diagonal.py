@@ -258,12 +258,12 @@ class _DCMatchingCut(_DiagonalCut):
 
     def _pattern(self, real_order: int) -> HostArray:
         """(A - s)⁻¹ by the inverse of S, unless it overflows."""
-        M = self._balanced.followers(real_order).M
+        M = self._balanced.followers(real_order).inverse
         return M if np.all(np.isfinite(M)) else self._dense_state(real_order)
 
     def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
         matched = self._matched(real_order)
-        return matched.B, matched.C, matched.D
+        return matched.B, matched.C, matched.D.copy()
 
 
 def eigenvectors_are_safe(slot_map: SlotMap, bounds: HostArray, order: int) -> HostArray:

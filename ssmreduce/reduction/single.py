@@ -179,7 +179,7 @@ class BalancedSystem(Reducible):
     def followers(self, order: int) -> Followers:
         """The projections of this order, ready for DC matching: leading columns, like them."""
         W, T = self.projections(order)
-        if self._followers is None or self._followers.T.shape[1] < order:
+        if self._followers is None or self._followers.right.shape[1] < order:
             self._followers = self._shifted.follow(W, T)
         return self._followers.leading(order)
 
