@@ -442,3 +442,15 @@ def test_balancing_free_where_values_fall_fast(seed: int) -> None:
         assert free.left is not None
         allowed = free.error_bound + rounding * np.linalg.norm(free.left, 2)
         assert error(system, free.system) <= allowed
+
+
+@given(SEEDS, KINDS, st.booleans())
+def test_orders_in_turn_are_as_from_a_fresh_balancing(seed: int, kind: str, free: bool) -> None:
+    system = draw(kind, seed, 6, discrete=bool(seed % 2))
+    balancing = balance(system)
+    for order in (2, 4, 3, 3):
+        found = balancing.match_dc(order, balancing_free=free).system
+        fresh = balance(system).match_dc(order, balancing_free=free).system
+        limit = C_ROUNDING * 6 * EPS * condition_at_dc(system) * float(balancing.hsv[0])
+        assert error(found, fresh) <= limit
+        found.D[...] = np.nan

@@ -117,11 +117,6 @@ class BalancedDiagonal(BalancedSystem):
         cut = _DCMatchingCut(self, balancing_free=balancing_free)
         return cut.to(rule, invertible=invertible)
 
-    @cached_property
-    def shifted(self) -> ShiftedSystem:
-        """A - s and what goes with it, for DC matching."""
-        return ShiftedSystem.of(self._host)
-
 
 class _DiagonalCut:
     """Truncates a balanced diagonal system and makes the result diagonal again."""
@@ -183,6 +178,10 @@ class _DiagonalCut:
             self._state = adjoint(W) @ moved
         return self._state[:real_order, :real_order]
 
+    def _pattern(self, real_order: int) -> HostArray:
+        """A matrix with as many real poles as the dense system of this order."""
+        return self._dense_state(real_order)
+
     def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
         """B, C and D of the dense system of this order."""
         host = self._host
@@ -199,7 +198,7 @@ class _DiagonalCut:
         eigenvalue problem per try: few, unless most poles are real.
         """
         while real_order > limit:
-            poles = np.linalg.eigvals(self._dense_state(real_order))
+            poles = np.linalg.eigvals(self._pattern(real_order))
             if slots_needed(poles, real=self._host.real_output) <= limit:
                 break
             real_order -= 1
@@ -251,22 +250,20 @@ class _DCMatchingCut(_DiagonalCut):
 
     method = "DC matching"
 
-    def __init__(self, balanced: BalancedDiagonal, *, balancing_free: bool) -> None:
-        super().__init__(balanced, balancing_free=balancing_free)
-        self._latest: ShiftedSystem | None = None
-
     def _matched(self, real_order: int) -> ShiftedSystem:
-        if self._latest is None or len(self._latest.S) != real_order:
-            W, T = self._projections(real_order)
-            self._latest = self._balanced.shifted.matched(W, T)
-        return self._latest
+        return self._balanced.matched(real_order, balancing_free=self._balancing_free)
 
     def _dense_state(self, real_order: int) -> HostArray:
         return self._matched(real_order).A
 
+    def _pattern(self, real_order: int) -> HostArray:
+        """(A - s)⁻¹ by the inverse of S, unless it overflows."""
+        M = self._balanced.followers(real_order).inverse
+        return M if np.all(np.isfinite(M)) else self._dense_state(real_order)
+
     def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
         matched = self._matched(real_order)
-        return matched.B, matched.C, matched.D
+        return matched.B, matched.C, matched.D.copy()
 
 
 def eigenvectors_are_safe(slot_map: SlotMap, bounds: HostArray, order: int) -> HostArray:

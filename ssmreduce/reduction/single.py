@@ -28,6 +28,7 @@ from ssmreduce.hankel import (
     tail_bound,
 )
 from ssmreduce.reduction.dc_matching import (
+    Followers,
     ShiftedSystem,
     dense_after_update,
     diagonal_after_update,
@@ -116,6 +117,8 @@ class BalancedSystem(Reducible):
         self.hsv: HostArray = np.zeros(0) if self.factors is None else self.factors.hsv
         self.rank = 0 if self.factors is None else self.factors.rank
         self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
+        self._followers: Followers | None = None
+        self._latest: tuple[tuple[int, bool], ShiftedSystem] | None = None
 
     @property
     def balanced_part(self) -> BalancedSystem:
@@ -157,6 +160,28 @@ class BalancedSystem(Reducible):
     @abstractmethod
     def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
         """Match the DC gain in the standard form; where needed with poles other than 0."""
+
+    @cached_property
+    def _shifted(self) -> ShiftedSystem:
+        return ShiftedSystem.of(self.original.to_host())
+
+    def matched(self, order: int, *, balancing_free: bool = False) -> ShiftedSystem:
+        """The dense system of this order with the same DC gain, kept until another is asked for."""
+        asked = order, balancing_free
+        if self._latest is None or self._latest[0] != asked:
+            if balancing_free:
+                followers = self._shifted.follow(*self.projections(order, balancing_free=True))
+            else:
+                followers = self.followers(order)
+            self._latest = asked, self._shifted.matched(followers)
+        return self._latest[1]
+
+    def followers(self, order: int) -> Followers:
+        """The projections of this order, ready for DC matching: leading columns, like them."""
+        W, T = self.projections(order)
+        if self._followers is None or self._followers.right.shape[1] < order:
+            self._followers = self._shifted.follow(W, T)
+        return self._followers.leading(order)
 
     def projections(
         self, order: int, *, balancing_free: bool = False
@@ -287,7 +312,8 @@ class BalancedDense(BalancedSystem):
         if order == self._host.order:
             return self.unchanged()
         W, T = self.projections(order, balancing_free=balancing_free)
-        reduced = self._shifted.matched(W, T).system(self._host.time)
+        matched = self.matched(order, balancing_free=balancing_free)
+        reduced = matched.system(self._host.time)
         self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T), method="DC matching")
 
@@ -318,10 +344,6 @@ class BalancedDense(BalancedSystem):
         floor = 0.0 if self.factors is None else self.factors.floor
         rounding = max(rank_tolerance(self.hsv), floor)
         return bool(last - following < _DOUBTFUL_GAP * last or last < rounding / _DOUBTFUL_GAP)
-
-    @cached_property
-    def _shifted(self) -> ShiftedSystem:
-        return ShiftedSystem.of(self._host)
 
     def _order(self, rule: OrderRule) -> tuple[int, int]:
         """The order to cut to, and the one that was wanted before the rank made it lower."""
