@@ -209,7 +209,9 @@ class SchurForm:
             n = balanced.shape[0]
             order, parts = _parts(balanced) if n >= _SMALLEST_FOR_PARTS else _whole(n)
             form = cls._in_parts(balanced, order, parts, units)
-            if time is None or len(parts) > 1 or n < 2 or form._is_clear(time):
+            if time is None or len(parts) > 1 or n < 2:
+                return form
+            if form._nearest(time) > form._largest_rounding or form._is_clear(time):
                 return form
             order, parts = _parts(balanced)
             return form if len(parts) == 1 else cls._in_parts(balanced, order, parts, units)
@@ -298,8 +300,7 @@ class SchurForm:
 
     def all_stable(self, time: TimeDomain) -> bool:
         """Whether every pole is `stable`."""
-        nearest = self._distance(time).min(initial=np.inf)
-        return bool(nearest > self._largest_rounding or self.stable(time).all())
+        return bool(self._nearest(time) > self._largest_rounding or self.stable(time).all())
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
@@ -313,6 +314,9 @@ class SchurForm:
         if isinstance(time, Discrete):
             return boundary_distance(self._eigenvalues, time)
         return boundary_distance(self.triangle.diagonal(), time)
+
+    def _nearest(self, time: TimeDomain) -> float:
+        return float(self._distance(time).min(initial=np.inf))
 
     @cached_property
     def _largest_rounding(self) -> float:
