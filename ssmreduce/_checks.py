@@ -23,6 +23,7 @@ from ssmreduce._namespace import (
     has_doubles,
     in_host_memory,
     is_array,
+    is_host_double,
     is_traced,
     refuted,
     to_double,
@@ -69,6 +70,21 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
 
 def numeric_array(value: object, name: str, ndim_min: int) -> Array:
     """Return `value` as a real or complex floating array with at least `ndim_min` axes, finite or not."""
+    array: Array = value if is_host_double(value) else _as_numeric(value, name)
+    if array.ndim < ndim_min:
+        expected, hint = (
+            ("one axis at least", f"Pass {name}=[{shown(value)}] if one number was meant.")
+            if ndim_min == 1
+            else (
+                f"at least {ndim_min} axes",
+                "Write one input as a column and one output as a row.",
+            )
+        )
+        raise ShapeError(f"`{name}` has shape {tuple(array.shape)}; expected {expected}. {hint}")
+    return array
+
+
+def _as_numeric(value: object, name: str) -> Array:
     try:
         array = as_array(value)
     except ValueError as error:
@@ -104,16 +120,6 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
             f"`{name}` has dtype {array.dtype}; expected a real or complex floating dtype. "
             f"Convert it, for example {name}.astype('float64')."
         )
-    if array.ndim < ndim_min:
-        expected, hint = (
-            ("one axis at least", f"Pass {name}=[{shown(value)}] if one number was meant.")
-            if ndim_min == 1
-            else (
-                f"at least {ndim_min} axes",
-                "Write one input as a column and one output as a row.",
-            )
-        )
-        raise ShapeError(f"`{name}` has shape {tuple(array.shape)}; expected {expected}. {hint}")
     return array
 
 

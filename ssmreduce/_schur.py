@@ -48,6 +48,9 @@ _ROUNDINGS = 2.0
 
 _EPS = float(np.finfo(np.float64).eps)
 
+_CLEARLY = _EPS**0.5
+"""Distance from the boundary relative to ‖A‖_F beyond which no way to find poles leaves a doubt."""
+
 _ROUNDS = 10
 """Times that ports are made smaller; each time goes a good part of the way, counted in digits."""
 
@@ -206,7 +209,9 @@ class SchurForm:
             n = balanced.shape[0]
             order, parts = _parts(balanced) if n >= _SMALLEST_FOR_PARTS else _whole(n)
             form = cls._in_parts(balanced, order, parts, units)
-            if time is None or len(parts) > 1 or n < 2 or form._is_clear(time):
+            if time is None or len(parts) > 1 or n < 2:
+                return form
+            if form._nearest(time) > form._largest_rounding or form._is_clear(time):
                 return form
             order, parts = _parts(balanced)
             return form if len(parts) == 1 else cls._in_parts(balanced, order, parts, units)
@@ -295,8 +300,7 @@ class SchurForm:
 
     def all_stable(self, time: TimeDomain) -> bool:
         """Whether every pole is `stable`."""
-        nearest = self._distance(time).min(initial=np.inf)
-        return bool(nearest > self._largest_rounding or self.stable(time).all())
+        return bool(self._nearest(time) > self._largest_rounding or self.stable(time).all())
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
@@ -310,6 +314,9 @@ class SchurForm:
         if isinstance(time, Discrete):
             return boundary_distance(self._eigenvalues, time)
         return boundary_distance(self.triangle.diagonal(), time)
+
+    def _nearest(self, time: TimeDomain) -> float:
+        return float(self._distance(time).min(initial=np.inf))
 
     @cached_property
     def _largest_rounding(self) -> float:
@@ -364,10 +371,12 @@ def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
 def poles_of(A: HostArray) -> HostArray:
     """Eigenvalues of each matrix of a stack (..., n, n), those of graded ones to their own digits."""
     poles = np.linalg.eigvals(A)  # balances, but does not order
-    if not _is_graded(A):
+    sizes = np.abs(A).max(axis=-1, initial=0.0)
+    graded = sizes.max(axis=-1, initial=0.0) / _GRADED > sizes.min(axis=-1, initial=np.inf)
+    if not graded.any():
         return poles
     poles = poles.astype(np.complex128)
-    for at in np.ndindex(A.shape[:-2]):
+    for at in map(tuple, np.argwhere(graded)):
         balanced, _ = balance_states(A[at])
         order = _fast_to_slow(balanced)
         if order is not None:
@@ -383,7 +392,9 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
     """
     if not A.shape[-1]:
         return np.ones(A.shape[:-2], dtype=bool)
-    if A.ndim == 2 and len(A) <= _SMALL:  # a Schur form takes less than the checks of NumPy
+    if A.ndim == 2 and len(A) <= _SMALL:  # LAPACK takes less than the checks of NumPy
+        if _plainly_stable(A, time, margin):
+            return np.asarray(True)
         form = SchurForm.of(A, time=time)
         return np.asarray(form.stable(time, margin).all() if margin else form.all_stable(time))
     distance = boundary_distance(poles_of(A), time) - margin
@@ -394,6 +405,17 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
     for at in map(tuple, np.argwhere(near)):
         stable[at] = SchurForm.of(A[at], time=time).stable(time, margin).all()
     return stable
+
+
+def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
+    """Whether eigenvalues alone show that all poles of a small matrix lie well inside the boundary."""
+    if A.dtype.kind == "c":
+        poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)
+    else:
+        real, imaginary, _, _, failed = lapack.dgeev(A, compute_vl=0, compute_vr=0)
+        poles = real + 1j * imaginary
+    nearest = float(boundary_distance(poles, time).min())
+    return not failed and nearest > margin + _CLEARLY * frobenius_norm(A)
 
 
 def _rounding_of(block: HostArray) -> float:
@@ -430,15 +452,10 @@ def _ordered_schur(A: HostArray) -> tuple[HostArray, HostArray]:
 
 def _fast_to_slow(A: HostArray) -> HostArray | None:
     """States by falling size of their rows; None where these are much alike."""
-    return np.argsort(-np.abs(A).max(axis=-1), kind="stable") if _is_graded(A) else None
-
-
-def _is_graded(A: HostArray) -> bool:
-    """Whether rows of a matrix, or of one in a stack, differ much in size."""
-    if A.shape[-1] < 2 or not A.size:
-        return False
-    sizes = np.abs(A).max(axis=-1)
-    return bool((sizes.max(axis=-1) > _GRADED * sizes.min(axis=-1)).any())
+    sizes = np.abs(A).max(axis=1, initial=0.0)
+    rows = sizes.tolist()
+    graded = len(rows) > 1 and max(rows) > _GRADED * min(rows)
+    return np.argsort(-sizes, kind="stable") if graded else None
 
 
 def _whole(n: int) -> tuple[HostArray, Edges]:

@@ -15,7 +15,7 @@ import scipy.linalg
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import SchurForm
+from ssmreduce._schur import SchurForm, are_stable
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError
@@ -319,7 +319,7 @@ class BalancedDense(BalancedSystem):
 
     def _check_still_stable(self, reduced: StateSpace) -> None:
         """Refuse an unstable result, but within a horizon, where poles may lie anywhere."""
-        if self.horizon is not None:
+        if self.horizon is not None or are_stable(reduced.A, reduced.time):
             return
         if self.emphasis is not None and not self.emphasis.keeps_stability:
             advice = (

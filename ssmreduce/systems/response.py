@@ -210,8 +210,10 @@ def _impulse_at(host: System, instants: HostArray) -> HostArray:
         response = (host.C * grown[:, None, :]) @ host.B
         return np.asarray(response.real if host.real_output else response)
     sizes, repeats = step_sizes(instants)
-    steps = time_steps(host, np.concatenate([instants[:1], sizes]))
-    states = [next(steps).moved(host.B)]
+    start = instants[:1][instants[:1] > 0.0]
+    steps = time_steps(host, np.concatenate([start, sizes]))
+    at_zero = host.B.astype(np.result_type(host.A, host.B))
+    states = [next(steps).moved(at_zero) if start.size else at_zero]
     for step in steps:
         for _ in range(repeats):
             states.append(step.moved(states[-1]))

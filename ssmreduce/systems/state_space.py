@@ -97,6 +97,8 @@ def check_index(index: object, batch_shape: tuple[int, ...]) -> None:
 
 def _is_index(value: Any) -> bool:
     """Tell whether `value` is an int, a list of ints or bools, or an array of them of any library."""
+    if _checks.is_int(value):
+        return True
     if isinstance(value, list):
         try:
             value = np.asarray(value if value else [0])
@@ -104,7 +106,7 @@ def _is_index(value: Any) -> bool:
             return False
     if is_array(value):
         return bool(namespace(value).isdtype(value.dtype, ("bool", "integral")))
-    return _checks.is_int(value)
+    return False
 
 
 def no_steady_gain(time: TimeDomain, found: str) -> UnstableSystemError:
@@ -279,14 +281,10 @@ class StateSpace:
                 f"{len(self.batch_shape)} indices. For one channel take columns of B and D, rows of C and D."
             )
         at = (*index, ...) if isinstance(index, tuple) else (index, ...)
-        return StateSpace(
-            self.A[at],
-            self.B[at],
-            self.C[at],
-            self.D[at],
-            time=self.time,
-            read_after_update=self.read_after_update,
-        )
+        # The constructor would check again what was checked before.
+        system = object.__new__(StateSpace)
+        vars(system).update(vars(self), A=self.A[at], B=self.B[at], C=self.C[at], D=self.D[at])
+        return system
 
 
 def finite_gain(gain: HostArray) -> HostArray:
