@@ -35,8 +35,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from alternatives import cut_with
 
-from ssmreduce import reduce_model
 from ssmreduce.demo.data import load_smnist
 from ssmreduce.demo.model import Block, Linear
 from ssmreduce.demo.settings import make_settings
@@ -211,7 +211,7 @@ class Seed:
         self, states: int, moments: Any, scaling: Any, rewarm: bool, turn: int | None = None
     ) -> dict[str, Any]:
         model, state = self.full()
-        cut = reduce_model(model, states, opt_state=state, moments=moments, mode_scaling=scaling)
+        cut = cut_with(model, states, state, moments, scaling)
         (part,) = cut.report.values()
         small = cut.model if turn is None else turned(cut.model, turn)
         after = self.accuracy(small)

@@ -19,8 +19,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from alternatives import cut_with
 
-from ssmreduce import HankelMass, reduce_model
+from ssmreduce import HankelMass
 from ssmreduce.demo.data import CLASSES
 from ssmreduce.demo.experiment import load
 from ssmreduce.demo.model import SequenceClassifier
@@ -49,7 +50,7 @@ def losses_after_cut(settings, problem, cut_step, share):
         if treatment == "none":
             now, now_state = model, state
         else:
-            result = reduce_model(model, HankelMass(share), opt_state=state, moments=treatment)
+            result = cut_with(model, HankelMass(share), state, treatment)
             now, now_state = result.model, result.optimizer_state
         trace = []
         for step in range(cut_step, cut_step + WINDOWS[-1][1]):

@@ -30,6 +30,7 @@ from ssmreduce.gramians.factors import observability_gramian as observability_gr
 from ssmreduce.hankel import error_bounds as error_bounds
 from ssmreduce.hankel import hankel_singular_values as hankel_singular_values
 from ssmreduce.models.checkpoint import load_reduced as load_reduced
+from ssmreduce.models.options import CutOptions as CutOptions
 from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model
 from ssmreduce.models.report import LayerReduction as LayerReduction
@@ -82,6 +83,7 @@ from ssmreduce.training.tracking import ReductionEvent as ReductionEvent
 __all__ = [
     "Balancing",
     "Continuous",
+    "CutOptions",
     "DataFileError",
     "DiagonalStateSpace",
     "Discrete",

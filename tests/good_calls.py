@@ -194,14 +194,15 @@ def _event_fields() -> dict[str, Any]:
 
 BALANCE = {"horizon": None, "keep_unstable": False, "margin": 0.0}
 CUT = {"common_order": False, "balancing_free": False}
-MODEL = {
-    "moments": "carry",
+OPTIONS = {
     "horizon": None,
-    "uniform": False,
     "multiple_of": 1,
-    "mode_scaling": "layer",
+    "uniform": False,
+    "moments": "carry",
     "skip_unsupported": False,
+    "exclude": ("layer",),
 }
+MODEL = {"options": sr.CutOptions()}
 DRAWN = {"order": (1, 3), "inputs": 1, "outputs": 2, "time": Discrete(), "batch_shape": (2,)}
 
 CALLS: dict[str, Callable[[], GoodCall]] = {
@@ -445,14 +446,14 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         {
             "layer": layer(),
             "order": 3,
-            "horizon": None,
-            "multiple_of": 1,
-            "mode_scaling": "layer",
+            "options": sr.CutOptions(multiple_of=2),
         },
     ),
+    "CutOptions": lambda: (sr.CutOptions, dict(OPTIONS)),
+    "CutOptions.excludes": lambda: (sr.CutOptions(exclude=("a",)).excludes, {"name": "a"}),
     "reduce_layer equinox": lambda: (
         sr.reduce_layer,
-        {"layer": equinox_layer(), "order": 3, "horizon": 20},
+        {"layer": equinox_layer(), "order": 3, "options": sr.CutOptions(horizon=20)},
     ),
     "reduce_model": lambda: (
         sr.reduce_model,
@@ -500,11 +501,11 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "HankelTrace": lambda: (sr.HankelTrace, {"every": 10, "share": 0.9, "horizon": None}),
     "HankelTrace.step": lambda: (
         trace().step,
-        {"step": 30, "model": equinox_layer(), "skip_unsupported": False},
+        {"step": 30, "model": equinox_layer(), "options": sr.CutOptions()},
     ),
     "HankelTrace.record": lambda: (
         trace().record,
-        {"step": 30, "model": equinox_layer(), "skip_unsupported": False},
+        {"step": 30, "model": equinox_layer(), "options": sr.CutOptions()},
     ),
     "HankelTrace.of_layer": lambda: (trace().of_layer, {"layer": "model"}),
     "HankelTrace.agreement": lambda: (trace().agreement, {"layer": "model"}),

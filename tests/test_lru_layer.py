@@ -15,6 +15,7 @@ from modules import WEIGHTS, ForeignLRU, KernelLRU, SubclassedLRU, make_lru, num
 from samples import EPS, complex_normal, impulse_response, lru_weights
 
 from ssmreduce import (
+    CutOptions,
     DiagonalStateSpace,
     Discrete,
     ErrorBound,
@@ -275,7 +276,7 @@ def test_rules_on_layers(rule: Any, precision: str) -> None:
 def test_reduction_within_a_horizon(precision: str) -> None:
     w = lru_weights(np.random.default_rng(8), 16, 2, r_min=0.9, r_max=0.99999)
     layer = make_lru(w, precision)
-    result = reduce_layer(layer, 8, horizon=50)
+    result = reduce_layer(layer, 8, options=CutOptions(horizon=50))
     assert result.reduction.error_bound is None
     assert result.reduction.horizon == 50
     assert np.all(np.abs(result.reduction.system.eigenvalues) < 1)
@@ -494,7 +495,7 @@ def test_a_marginal_layer_names_the_horizon() -> None:
         layer = make_lru(w, "float64")
         with pytest.raises(UnstableSystemError, match="horizon"):
             reduce_layer(layer, 2)
-        result = reduce_layer(layer, 2, horizon=20)
+        result = reduce_layer(layer, 2, options=CutOptions(horizon=20))
     assert result.new_order == 2
 
 

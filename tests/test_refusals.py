@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from ssmreduce import (
+    CutOptions,
     HankelMass,
     NonFiniteError,
     OptimizerStateError,
@@ -99,7 +100,7 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [{"uniform": True}, {"multiple_of": 4}])
 def test_a_budget_holds_whatever_orders_must_be(options: Any) -> None:
-    report = reduce_model(model(3), TotalBudget(22), **options).report
+    report = reduce_model(model(3), TotalBudget(22), options=CutOptions(**options)).report
     orders = [part.new_order for part in report.values()]
     assert sum(orders) <= 22
     assert len(set(orders)) == 1 or all(order % 4 == 0 for order in orders)
@@ -107,13 +108,15 @@ def test_a_budget_holds_whatever_orders_must_be(options: Any) -> None:
 
 def test_a_budget_too_small_for_a_multiple_is_refused() -> None:
     with pytest.raises(OrderError, match="`multiple_of` is 8"):
-        reduce_model(model(3), TotalBudget(22), uniform=True, multiple_of=8)
+        reduce_model(model(3), TotalBudget(22), options=CutOptions(uniform=True, multiple_of=8))
 
 
 def test_a_layer_with_fewer_states_than_a_multiple_stays_as_it_is() -> None:
     def orders(states: int, **options: Any) -> list[int]:
         net = nn.Sequential(LRU(3, 3, 4, rmin=0.5), *(LRU(3, 3, 40, rmin=0.5) for _ in range(2)))
-        report = reduce_model(net, TotalBudget(states), multiple_of=8, **options).report
+        report = reduce_model(
+            net, TotalBudget(states), options=CutOptions(multiple_of=8, **options)
+        ).report
         assert sum(part.new_order for part in report.values()) <= states
         return [part.new_order for part in report.values()]
 
@@ -129,7 +132,7 @@ def test_a_layer_with_fewer_states_than_a_multiple_stays_as_it_is() -> None:
 def test_a_budget_of_multiples_is_used_up() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*(LRU(3, 3, 40, rmin=0.5) for _ in range(4)))
-    report = reduce_model(net, TotalBudget(70), multiple_of=4).report
+    report = reduce_model(net, TotalBudget(70), options=CutOptions(multiple_of=4)).report
     assert sum(part.new_order for part in report.values()) == 68
 
 
@@ -137,7 +140,7 @@ def test_a_budget_of_multiples_is_used_up() -> None:
 def test_the_last_multiple_of_a_layer_may_be_incomplete(states: int, used: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*(LRU(3, 3, size, rmin=0.5) for size in (9, 9, 40)))
-    report = reduce_model(net, TotalBudget(states), multiple_of=8).report
+    report = reduce_model(net, TotalBudget(states), options=CutOptions(multiple_of=8)).report
     kept = [part.new_order for part in report.values()]
     assert sum(kept) == used
     assert {*kept[:2]} <= {8, 9}
@@ -149,26 +152,28 @@ def test_multiples_of_rounding_are_not_kept() -> None:
     with torch.no_grad():
         layers["0"].B[8:] *= 3e-13  # between the tolerances of eight values and of 64
         layers["1"].B[8:] *= 1e-4
-    options: dict[str, Any] = {"horizon": None, "uniform": False, "multiple_of": 8}
-    shares = layer_orders(layers, TotalBudget(48), {"0": "0", "1": "1"}, **options)
+    options = CutOptions(multiple_of=8)
+    shares = layer_orders(layers, TotalBudget(48), {"0": "0", "1": "1"}, options)
     assert shares == {"0": 8, "1": 32}
 
 
 def test_a_budget_for_all_states_cuts_nothing() -> None:
     net = nn.Sequential(LRU(3, 3, 15, rmin=0.5), LRU(3, 3, 40, rmin=0.5))
-    report = reduce_model(net, TotalBudget(55), multiple_of=8).report
+    report = reduce_model(net, TotalBudget(55), options=CutOptions(multiple_of=8)).report
     assert [part.new_order for part in report.values()] == [15, 40]
 
 
 def test_a_uniform_budget_is_used_up() -> None:
     net = nn.Sequential(LRU(3, 3, 4, rmin=0.5), *(LRU(3, 3, 40, rmin=0.5) for _ in range(2)))
-    report = reduce_model(net, TotalBudget(26), uniform=True).report
+    report = reduce_model(net, TotalBudget(26), options=CutOptions(uniform=True)).report
     assert [part.new_order for part in report.values()] == [4, 11, 11]
 
 
 def test_uniform_orders_are_multiples_where_a_small_layer_stays() -> None:
     net = nn.Sequential(LRU(3, 3, 15, rmin=0.5), LRU(3, 3, 17, rmin=0.5))
-    report = reduce_model(net, {"0": 15, "1": 12}, uniform=True, multiple_of=4).report
+    report = reduce_model(
+        net, {"0": 15, "1": 12}, options=CutOptions(uniform=True, multiple_of=4)
+    ).report
     assert [part.new_order for part in report.values()] == [15, 16]
 
 
@@ -200,7 +205,7 @@ def test_what_is_inside_a_layer_of_ones_own_is_not_looked_at() -> None:
 
     register_layer(Wrapped, layer_map_of(LRU(3, 3, 16)))
     net = nn.Sequential(Wrapped())
-    result = reduce_model(net, 6, skip_unsupported=True)
+    result = reduce_model(net, 6, options=CutOptions(skip_unsupported=True))
     assert [*result.report] == ["0"]
     assert not result.skipped
     assert reduce_model(net, 4).report["0"].new_order == 4
@@ -217,7 +222,7 @@ def test_moments_that_are_not_finite_are_refused() -> None:
     with pytest.raises(NonFiniteError, match=r"`exp_avg` of `B` at layer 1 holds NaN or Inf"):
         reduce_model(net, 6, optimizer=optimizer)
     assert fingerprint(net, optimizer) == before
-    reduce_model(net, 6, optimizer=optimizer, moments="reset")
+    reduce_model(net, 6, optimizer=optimizer, options=CutOptions(moments="reset"))
     assert all(
         torch.isfinite(value).all()
         for state in optimizer.state.values()
@@ -385,7 +390,7 @@ def test_what_was_passed_over_in_a_cut_is_in_loading_too() -> None:
     def net() -> nn.Sequential:
         return nn.Sequential(LRU(3, 3, 16, rmin=0.5), S5(3, 8, liquid=True))
 
-    saved = reduce_model(net(), 6, skip_unsupported=True).model.state_dict()
+    saved = reduce_model(net(), 6, options=CutOptions(skip_unsupported=True)).model.state_dict()
     full = load_reduced(net(), saved).state_dict()
     assert all(torch.equal(full[name], saved[name]) for name in saved)
     accepting = net()

@@ -25,6 +25,7 @@ from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
 from torch_samples import s5
 
 from ssmreduce import (
+    CutOptions,
     ErrorBound,
     FixedOrder,
     HankelMass,
@@ -394,7 +395,10 @@ def test_layers_that_cannot_be_reduced_are_passed_over_on_trial() -> None:
     model = nn.Sequential(s5(False, False, 12), S5(3, 8, liquid=True))
     before = fingerprint(model)
     reducer = InTrainingReducer(
-        ReductionSchedule(10), 4, skip_unsupported=True, rollback=RollbackPolicy(0.1)
+        ReductionSchedule(10),
+        4,
+        options=CutOptions(skip_unsupported=True),
+        rollback=RollbackPolicy(0.1),
     )
     reducer.report(1.0)
     reducer.step(1, model, None)
@@ -409,7 +413,7 @@ def test_layers_that_cannot_be_reduced_are_passed_over() -> None:
     with pytest.raises(UnsupportedLayerError, match="liquid"):
         InTrainingReducer(ReductionSchedule(10), 4).step(1, model, None)
     reducer = InTrainingReducer(
-        ReductionSchedule(10), 4, skip_unsupported=True, trace=HankelTrace(1)
+        ReductionSchedule(10), 4, options=CutOptions(skip_unsupported=True), trace=HankelTrace(1)
     )
     reducer.step(1, model, None)
     assert [event.layer for event in reducer.events] == ["0.seq"]

@@ -28,7 +28,7 @@ from torch._dynamo.testing import CompileCounter
 from torch_modules import LrnnxLRU
 from torch_samples import s5
 
-from ssmreduce import UnsupportedLayerError, load_reduced, reduce_model
+from ssmreduce import CutOptions, UnsupportedLayerError, load_reduced, reduce_model
 
 
 @pytest.fixture(autouse=True)
@@ -287,7 +287,7 @@ def test_variants_may_be_skipped_by_name() -> None:
     before = fingerprint(model[1], model[4])
     with pytest.raises(UnsupportedLayerError, match=r"bandlimit.*skip_unsupported"):
         reduce_model(model, 4, optimizer=optimizer)
-    result = reduce_model(model, 4, optimizer=optimizer, skip_unsupported=True)
+    result = reduce_model(model, 4, optimizer=optimizer, options=CutOptions(skip_unsupported=True))
     assert list(result.report) == ["0", "2.seq", "3.block.kernel"]
     assert list(result.skipped) == ["1.kernel", "4.kernel"]
     assert "`bandlimit`" in result.skipped["1.kernel"]
@@ -296,16 +296,18 @@ def test_variants_may_be_skipped_by_name() -> None:
     last = str(result).splitlines()[-2:]
     assert last[0].startswith("not reduced: 1.kernel: ")
     assert last[1].startswith("not reduced: 4.kernel: ")
-    assert not reduce_model(model_of("s5"), 4, skip_unsupported=True).skipped
+    assert not reduce_model(model_of("s5"), 4, options=CutOptions(skip_unsupported=True)).skipped
 
 
 def test_nothing_but_variants_is_an_error() -> None:
     with pytest.raises(UnsupportedLayerError, match=r"Passed over: `0\.kernel`.*bandlimit"):
-        reduce_model(nn.Sequential(Kernel(bandlimit=0.5)), 4, skip_unsupported=True)
+        reduce_model(
+            nn.Sequential(Kernel(bandlimit=0.5)), 4, options=CutOptions(skip_unsupported=True)
+        )
 
 
 def test_copies_skip_what_the_model_skips() -> None:
     model = mixed()
     twin = copy.deepcopy(model)
-    result = reduce_model(model, 4, skip_unsupported=True, followers=[twin])
+    result = reduce_model(model, 4, options=CutOptions(skip_unsupported=True), followers=[twin])
     assert list(result.followers[0].report) == list(result.report)

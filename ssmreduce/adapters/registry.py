@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 from ssmreduce import _checks
-from ssmreduce.adapters.change import Path
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import HasArrays, LayerMap
 from ssmreduce.layers.lru import LRU
@@ -142,54 +141,8 @@ def is_reducible(layer: object) -> bool:
         return False
 
 
-def refused_layers(model: Any) -> dict[str, str]:
-    """Return the variants of known layers that cannot be reduced: name in the model and reason.
-
-    What is inside of a supported layer is its own business.
-    """
-    reasons: dict[int, str] = {}
-
-    def is_known(candidate: object) -> bool:
-        try:
-            return is_supported(candidate)
-        except UnsupportedLayerError as error:
-            reasons[id(candidate)] = str(error)
-            return True
-
-    backend = model_backend(model)
-    known = list(backend.find_layers(model, is_known))
-    return {
-        backend.path_name(path): reasons[id(layer)] for path, layer in known if id(layer) in reasons
-    }
-
-
-def find_layers(model: Any, *, skip_unsupported: bool = False) -> list[tuple[Path, Any]]:
-    """Return key path and object of every supported layer of a model.
-
-    Raises
-    ------
-    UnsupportedLayerError
-        If there is none, or, unless they are skipped, a variant of a known layer that cannot be reduced.
-    """
-    refused = refused_layers(model)
-    if refused and not skip_unsupported:
-        name, why = next(iter(refused.items()))
-        raise UnsupportedLayerError(f"while looking at layer `{name}`: {why}")
-    found: list[tuple[Path, Any]] = list(model_backend(model).find_layers(model, is_reducible))
-    if not found and refused:
-        reasons = "; ".join(f"`{name}`: {why}" for name, why in refused.items())
-        raise UnsupportedLayerError(
-            f"`model` has no layer that can be reduced; expected at least one. Passed over: {reasons}"
-        )
-    if not found:
-        raise UnsupportedLayerError(
-            f"`model` is a {_checks.type_name(model)} without a supported layer; expected modules with the "
-            f"arrays of one of: {_known_names()}. Bind your layer's class with register_layer(...)."
-        )
-    return found
-
-
-def _known_names() -> str:
+def known_names() -> str:
+    """Return the known layers with the arrays by which they are known, as a message says it."""
     return "; ".join(f"{known.__name__} ({', '.join(known().names())})" for known in _KNOWN)
 
 
@@ -208,7 +161,7 @@ def supported(layer: object) -> tuple[ModuleType, Any, LayerMap]:
     if backend is None or layer_map is None:
         raise UnsupportedLayerError(
             f"`layer` is a {_checks.type_name(layer)}; expected a module with the arrays of one of: "
-            f"{_known_names()}. Bind your class with register_layer(...), or pass the layer itself "
+            f"{known_names()}. Bind your class with register_layer(...), or pass the layer itself "
             "rather than the model around it."
         )
     missing = [name for name in layer_map.names() if name not in backend.array_axes(layer)]

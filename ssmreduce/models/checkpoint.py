@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce.adapters.registry import find_layers, layer_map_of, model_backend
+from ssmreduce.adapters.registry import layer_map_of, model_backend
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.models.options import CutOptions
+from ssmreduce.models.search import find_layers
 
 
 def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
@@ -57,7 +59,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
             "Read a file with torch.load(path) first."
         )
     layers: dict[tuple[Any, ...], tuple[Any, LayerMap]] = {}
-    for path, layer in find_layers(model, skip_unsupported=True):
+    for path, layer in find_layers(model, CutOptions(skip_unsupported=True)):
         layer_map = layer_map_of(layer)
         assert layer_map is not None
         layers[path] = layer, layer_map

@@ -13,13 +13,15 @@ import numpy as np
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.moments import Moments as LayerMoments
-from ssmreduce.adapters.registry import find_layers, is_reducible, layer_map_of, model_backend
+from ssmreduce.adapters.registry import is_reducible, layer_map_of, model_backend
 from ssmreduce.errors import ShapeError, SSMReduceError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.followers import check_followers, followed
-from ssmreduce.models.optimizer_state import Moments, reduced_gradients, reduced_moments
+from ssmreduce.models.optimizer_state import reduced_gradients, reduced_moments
+from ssmreduce.models.options import CutOptions
 from ssmreduce.models.orders import first_of_same
 from ssmreduce.models.report import LayerReduction
+from ssmreduce.models.search import find_layers
 
 T = TypeVar("T")
 
@@ -58,10 +60,9 @@ def plan_cut(
     model: Any,
     opt_state: Any,
     decide: Callable[[Any], Results],
-    moments: Moments,
+    options: CutOptions,
     followers: Sequence[Any] = (),
     *,
-    skip_unsupported: bool = False,
     only: Collection[str] | None = None,
 ) -> CutPlan:
     """Prepare a cut as `decide` says: all that can fail, and nothing is changed.
@@ -73,12 +74,10 @@ def plan_cut(
     decide : callable
         Takes the model, or one with the same layers in full where they are sharded, to what is planned
         for the layers. Where several processes train the model, the first alone is asked.
-    moments : {"carry", "reset", "slice"}
-        What becomes of moments.
+    options : CutOptions
+        Which layers there are, and what becomes of moments.
     followers : sequence of models
         Copies that get the same projection.
-    skip_unsupported : bool
-        Whether to pass over variants of layers that cannot be reduced.
     only : collection of str, optional
         Names of all layers that `decide` may cut; the others need not be ready for it.
     """
@@ -86,15 +85,13 @@ def plan_cut(
     team = backend.team_of(model)
     together(model, lambda: backend.check_optimizer(model, opt_state, followers))
     if team is None:
-        return _planned(model, opt_state, decide, moments, followers, skip_unsupported, only)
+        return _planned(model, opt_state, decide, options, followers, only)
     team.check_same(lambda: _shapes(backend, model, opt_state))
     view, state = _gathered(backend, model, opt_state)
     copies = [_gathered(backend, follower, None)[0] for follower in followers]
-    team.check_same(lambda: _held(backend, [view, *copies], skip_unsupported, only))
+    team.check_same(lambda: _held(backend, [view, *copies], options, only))
     plan: CutPlan = team.decide(
-        lambda: _planned(
-            view, state, decide, moments, copies, skip_unsupported, only
-        ).without_layers()
+        lambda: _planned(view, state, decide, options, copies, only).without_layers()
     )
     return plan
 
@@ -103,15 +100,12 @@ def _planned(
     model: Any,
     opt_state: Any,
     decide: Callable[[Any], Results],
-    moments: Moments,
+    options: CutOptions,
     followers: Sequence[Any],
-    skip_unsupported: bool,
     only: Collection[str] | None,
 ) -> CutPlan:
     backend = model_backend(model)
-    layers, *copies = (
-        find_layers(each, skip_unsupported=skip_unsupported) for each in (model, *followers)
-    )
+    layers, *copies = (find_layers(each, options) for each in (model, *followers))
     for follower, own in zip(followers, copies, strict=True):
         check_followers(model, layers, follower, own)
     for each, own in zip(
@@ -120,7 +114,7 @@ def _planned(
         check_ready(each, own)
     results = decide(model)
     cut = _really_cut(results)
-    new_moments = reduced_moments(backend, model, opt_state, cut, moments) if cut else {}
+    new_moments = reduced_moments(backend, model, opt_state, cut, options.moments) if cut else {}
     planned = [cut.get(at) for at, _ in layers]
     plans = tuple(_followed_layers(backend, planned, own) for own in copies)
     return CutPlan(results, new_moments, plans)
@@ -262,7 +256,7 @@ def check_ready(model: Any, layers: Sequence[tuple[Path, Any]]) -> None:
     model_backend(model).check_ready(model, maps)
 
 
-def check_every_rank(models: Sequence[Any], *, skip_unsupported: bool = False) -> None:
+def check_every_rank(models: Sequence[Any], options: CutOptions) -> None:
     """Raise unless weights of a model and its followers may be replaced now.
 
     The same is raised on all processes that train the model, for a copy that one of them keeps too. What
@@ -275,7 +269,7 @@ def check_every_rank(models: Sequence[Any], *, skip_unsupported: bool = False) -
 
     def check() -> None:
         for view in views:
-            check_ready(view, find_layers(view, skip_unsupported=skip_unsupported))
+            check_ready(view, find_layers(view, options))
 
     together(models[0], check)
 
@@ -300,7 +294,7 @@ def _gathered(backend: ModuleType, model: Any, opt_state: Any) -> tuple[Any, Any
 def _shapes(backend: ModuleType, model: Any, opt_state: Any) -> dict[str, str]:
     """What has to be the same before arrays can be gathered."""
     shapes = {"the type of its optimizer": type(opt_state).__qualname__}
-    for path, layer in find_layers(model, skip_unsupported=True):
+    for path, layer in find_layers(model, CutOptions(skip_unsupported=True)):
         layer_map = layer_map_of(layer)
         assert layer_map is not None
         name = backend.path_name(path)
@@ -315,12 +309,12 @@ def _shapes(backend: ModuleType, model: Any, opt_state: Any) -> dict[str, str]:
 def _held(
     backend: ModuleType,
     models: Sequence[Any],
-    skip_unsupported: bool,
+    options: CutOptions,
     only: Collection[str] | None,
 ) -> dict[str, str]:
     """Hashes of the layers of a model and of its followers, which this rank could cut."""
     held: dict[str, str] = {}
-    found = [find_layers(model, skip_unsupported=skip_unsupported) for model in models]
+    found = [find_layers(model, options) for model in models]
     for number, layers in enumerate(_chosen(found, backend, only)):
         model = models[number]
         held |= _hashes(backend, model, layers, f" of follower {number}" if number else "")

@@ -20,30 +20,27 @@ others for the same reason.
 What a field holds is told by its name: Adamax, which keeps a maximum under Adam's name ``nu`` in optax,
 cannot be told apart and is carried as if it were Adam.
 
-``"reset"`` zeroes all moments of a cut layer; ``"slice"`` keeps the first entries, in the wrong basis, as
-CompreSSM does. Both exist for comparison.
+``"reset"`` zeroes all moments of a cut layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.adapters.change import Path
 from ssmreduce.adapters.moments import Moments as LayerMoments
 from ssmreduce.errors import NonFiniteError, OptimizerStateError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.models.options import Moments
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.stored_states import stored_basis
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.real_form import real_input
-
-Moments = Literal["carry", "reset", "slice"]
 
 _FIRST = frozenset(
     {"mu", "trace", "ema", "acc_grads", "exp_avg", "momentum_buffer", "grad_avg"},
@@ -55,14 +52,6 @@ _SECOND = frozenset(
     | {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum"},
 )
 """Fields of optax and torch states that average squares of gradients or updates."""
-
-
-def check_moments(moments: object) -> None:
-    """Raise `OptimizerStateError` unless `moments` is one of the known treatments."""
-    if not is_one_of(moments, get_args(Moments)):
-        raise OptimizerStateError(
-            f"`moments` is {shown(moments)}; expected one of {', '.join(map(repr, get_args(Moments)))}."
-        )
 
 
 def reduced_moments(
@@ -84,7 +73,7 @@ def reduced_moments(
         optax state, initialised from the model's arrays (nested as you like), or torch optimizer.
     reductions : dict
         By key path in the model, the layers that were cut.
-    moments : {"carry", "reset", "slice"}
+    moments : {"carry", "reset"}
         Treatment.
 
     Returns
@@ -110,11 +99,6 @@ def reduced_moments(
             mean = next((each for each in groups if _is_mean(each, group)), None)
             if mean is not None:
                 carried |= _carry_about(mean, old, result)
-        elif moments == "slice":
-            carried = {
-                name: array[tuple(slice(length) for length in result.new_weights[name].shape)]
-                for name, array in old.items()
-            }
         else:
             carried = {name: np.zeros_like(result.new_weights[name]) for name in old}
         values |= _by_key(group, old, carried, result)

@@ -14,6 +14,7 @@ from ssmreduce.adapters.registry import layer_map_of, model_backend, read_system
 from ssmreduce.errors import OrderError
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.models.diagonal_cut import balanced_layer
+from ssmreduce.models.options import CutOptions
 from ssmreduce.reduction.order import OrderRule, TotalBudget, as_rule
 
 Order = int | OrderRule | Mapping[str, int | OrderRule]
@@ -42,10 +43,7 @@ def layer_orders(
     layers: Mapping[str, Any],
     order: Order,
     firsts: Mapping[str, str],
-    *,
-    horizon: int | None,
-    uniform: bool,
-    multiple_of: int,
+    options: CutOptions,
 ) -> dict[str, int | OrderRule]:
     """One order per layer by name: `order` itself, its own one, or its share in a total budget.
 
@@ -55,7 +53,7 @@ def layer_orders(
     if isinstance(order, Mapping):
         return _named_orders(order, firsts)
     if isinstance(order, TotalBudget):
-        return {**_shares(own, order, horizon, uniform, multiple_of)}
+        return {**_shares(own, order, options)}
     return dict.fromkeys(own, order)
 
 
@@ -87,15 +85,14 @@ def check_layer_names(order: Mapping[str, Any], layers: Iterable[str]) -> None:
 def _shares(
     layers: Mapping[str, Any],
     budget: TotalBudget,
-    horizon: int | None,
-    uniform: bool,
-    multiple_of: int,
+    options: CutOptions,
 ) -> dict[str, int]:
     """Shares, multiples if asked, whose sum with what stays as it is does not exceed the budget.
 
     A layer with fewer states than a multiple stays as it is. Where a layer runs its channels apart, one
     more state means one more for all of them, and the largest value that is left out decides.
     """
+    multiple_of = options.multiple_of
     sizes = {name: _stored_states(layer) for name, layer in layers.items()}
     if budget.states >= sum(sizes.values()):
         return sizes
@@ -107,11 +104,11 @@ def _shares(
             f"`order` is {budget} for {len(layers)} layers, and `multiple_of` is {multiple_of}; expected "
             f"at least {least} states: {multiple_of} for each, or as many as a layer has. Raise the budget."
         )
-    if uniform:
+    if options.uniform:
         return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, multiple_of)
     if not free:
         return fixed
-    values = {name: _values_by_multiple(layers[name], horizon, multiple_of) for name in free}
+    values = {name: _values_by_multiple(layers[name], options) for name in free}
     shares = dict(fixed)
     while len(shares) < len(layers):
         names = [name for name in free if name not in shares]
@@ -124,11 +121,11 @@ def _shares(
     return shares
 
 
-def _values_by_multiple(layer: Any, horizon: int | None, multiple_of: int) -> HostArray:
+def _values_by_multiple(layer: Any, options: CutOptions) -> HostArray:
     """Entry k: the first Hankel singular value left out where k multiples are kept; 0 for rounding."""
-    systems = balanced_layer(read_system(layer), horizon).budget_values()
+    systems = balanced_layer(read_system(layer), options.horizon).budget_values()
     values: HostArray = np.max(systems, axis=0)
-    return np.where(values > rank_tolerance(values), values, 0.0)[::multiple_of]
+    return np.where(values > rank_tolerance(values), values, 0.0)[:: options.multiple_of]
 
 
 def _equal_shares(

@@ -14,7 +14,7 @@ from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.hankel import error_bounds
 from ssmreduce.models.diagonal_cut import balanced_layer
-from ssmreduce.models.mode_scaling import ModeScaling, scaled_modes
+from ssmreduce.models.options import CutOptions
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
@@ -42,13 +42,11 @@ _NEARBY_ORDERS = 4
 def planned(
     layer: Any,
     order: int | OrderRule,
-    horizon: int | None,
-    multiple_of: int = 1,
-    mode_scaling: ModeScaling = "layer",
+    options: CutOptions,
 ) -> LayerReduction:
     """Everything about the reduction of one layer but the change itself."""
     started = time.perf_counter()
-    result = _Plan(layer, order, horizon, multiple_of, mode_scaling).result()
+    result = _Plan(layer, order, options).result()
     return replace(result, seconds=time.perf_counter() - started)
 
 
@@ -59,19 +57,16 @@ class _Plan:
         self,
         layer: Any,
         order: int | OrderRule,
-        horizon: int | None,
-        multiple_of: int,
-        mode_scaling: ModeScaling,
+        options: CutOptions,
     ) -> None:
         self._backend, self._layer, self._map = supported(layer)
         names = self._map.names()
-        self._order, self._multiple_of = order, multiple_of
-        self._mode_scaling = mode_scaling
+        self._order, self._multiple_of = order, options.multiple_of
         self._weights = self._backend.read_arrays(layer, names)
         self._item_sizes = self._backend.item_sizes(layer, names)
         self._eps = self._backend.precision(layer, names)
         system = self._map.read(self._weights)
-        self._balancing = balanced_layer(system, horizon)
+        self._balancing = balanced_layer(system, options.horizon)
         self._check_inverse(system)
 
     def result(self) -> LayerReduction:
@@ -130,7 +125,6 @@ class _Plan:
 
     def _written(self, reduction: Reduction) -> tuple[LayerReduction, bool]:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
-        reduction = scaled_modes(reduction, self._mode_scaling)
         assert isinstance(reduction.system, DiagonalStateSpace)
         stored = self._map.storable(reduction.system)
         system = padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)

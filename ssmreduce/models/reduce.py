@@ -7,21 +7,17 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from ssmreduce._checks import flag, positive_count
-from ssmreduce.adapters.registry import (
-    find_layers,
-    model_backend,
-    refused_layers,
-    supported,
-)
+from ssmreduce._checks import check_instance
+from ssmreduce.adapters.registry import model_backend, supported
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.cut import Results, first_decides, make_cut, plan_cut
 from ssmreduce.models.followers import checked_followers
-from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
-from ssmreduce.models.optimizer_state import Moments, check_moments, reduced_gradients
+from ssmreduce.models.optimizer_state import reduced_gradients
+from ssmreduce.models.options import CutOptions
 from ssmreduce.models.orders import Order, check_layer_names, first_of_same, layer_orders
 from ssmreduce.models.plan import planned
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
+from ssmreduce.models.search import check_excluded, find_layers, refused_layers
 from ssmreduce.reduction.order import OrderRule
 
 
@@ -29,9 +25,7 @@ def reduce_layer(
     layer: Any,
     order: int | OrderRule,
     *,
-    horizon: int | None = None,
-    multiple_of: int = 1,
-    mode_scaling: ModeScaling = "layer",
+    options: CutOptions = CutOptions(),
 ) -> LayerReduction:
     """Reduce the states of one layer by balanced truncation, and measure what was written.
 
@@ -43,14 +37,8 @@ def reduce_layer(
     order : int or OrderRule
         Upper limit on stored states, or a rule; see `balanced_truncation`. Where the layer runs its
         channels apart, all of them get the largest order that one needs.
-    horizon : int, optional
-        Sequence length to balance for; see `balance`.
-    multiple_of : int
-        Round the order up to a multiple, for kernels that want one; states that are not needed
-        are stored with output weights zero.
-    mode_scaling : {"layer", "balanced"}
-        Size of each new state: with the layer's earlier proportion of input to output weights, or as
-        balancing leaves it; see `ssmreduce.models.mode_scaling`. The map is the same.
+    options : CutOptions
+        Horizon and multiple; what is about several layers does not matter here.
 
     Returns
     -------
@@ -75,11 +63,10 @@ def reduce_layer(
     >>> result.new_order, result.measured_error <= result.reduction.error_bound
     (6, True)
     """
-    positive_count(multiple_of, "multiple_of", "1, or what kernels want")
-    check_mode_scaling(mode_scaling)
+    check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     backend, inner, layer_map = supported(layer)
     backend.check_ready(inner, {(): (inner, layer_map)})
-    result = planned(inner, order, horizon, multiple_of, mode_scaling)
+    result = planned(inner, order, options)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
     held = backend.gradients_of(inner, {(): (inner, layer_map)})
@@ -97,13 +84,8 @@ def reduce_model(
     *,
     optimizer: Any = None,
     opt_state: Any = None,
-    moments: Moments = "carry",
-    horizon: int | None = None,
-    uniform: bool = False,
-    multiple_of: int = 1,
-    mode_scaling: ModeScaling = "layer",
     followers: Sequence[Any] = (),
-    skip_unsupported: bool = False,
+    options: CutOptions = CutOptions(),
 ) -> ModelReduction:
     """Reduce every supported layer of a model, and its optimizer state with it.
 
@@ -119,24 +101,14 @@ def reduce_model(
         The optimizer of a PyTorch model, changed in place.
     opt_state : pytree, optional
         optax state, initialised from the model's arrays.
-    moments : {"carry", "reset", "slice"}
-        What becomes of first and second moments; see `ssmreduce.models.optimizer_state`.
-    horizon : int, optional
-        Sequence length to balance for.
-    uniform : bool
-        Give all layers the largest of their orders, for libraries that need one.
-    multiple_of : int
-        Round orders up to a multiple; see `reduce_layer`.
-    mode_scaling : {"layer", "balanced"}
-        Size of each new state; see `reduce_layer`. Moments are carried with it.
     followers : sequence of models, optional
         Copies of the model with weights of their own, such as a
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
         same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
         returned in the result.
-    skip_unsupported : bool
-        Pass over variants of known layers that cannot be reduced, and name them in the result, instead
-        of refusing the model.
+    options : CutOptions
+        Which layers to leave alone, horizon, multiple, a common order, moments. What is skipped is named
+        in the result.
 
     Returns
     -------
@@ -172,35 +144,22 @@ def reduce_model(
     {"['first']": 6}
     """
     followers = checked_followers(followers)
-    check_moments(moments)
-    check_mode_scaling(mode_scaling)
-    positive_count(multiple_of, "multiple_of", "1, or what kernels want")
-    uniform = flag(uniform, "uniform")
-    skip_unsupported = flag(skip_unsupported, "skip_unsupported")
+    check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     state = _optimizer_of(optimizer, opt_state)
     backend = model_backend(model)
 
     def decide(model: Any) -> Results:
-        return decide_cut(
-            model,
-            order,
-            horizon=horizon,
-            uniform=uniform,
-            multiple_of=multiple_of,
-            mode_scaling=mode_scaling,
-            skip_unsupported=skip_unsupported,
-        )
+        return decide_cut(model, order, options)
 
-    only = first_decides(model, lambda: _named_layers(model, order, skip_unsupported))
-    plan = plan_cut(
-        model, state, decide, moments, followers, skip_unsupported=skip_unsupported, only=only
-    )
+    check_excluded(model, options)
+    only = first_decides(model, lambda: _named_layers(model, order, options))
+    plan = plan_cut(model, state, decide, options, followers, only=only)
     cut = make_cut(model, state, plan, followers)
     return ModelReduction(
         cut.model,
         cut.optimizer_state,
         _report(backend, cut.results),
-        skipped=refused_layers(model) if skip_unsupported else {},
+        skipped=refused_layers(model, options) if options.skip_unsupported else {},
         followers=tuple(
             ModelReduction(follower, None, _report(backend, results))
             for follower, results in cut.followers
@@ -211,34 +170,28 @@ def reduce_model(
 def decide_cut(
     model: Any,
     order: Order,
-    *,
-    horizon: int | None,
-    uniform: bool,
-    multiple_of: int,
-    mode_scaling: ModeScaling,
-    skip_unsupported: bool,
+    options: CutOptions,
     leave_out: Callable[[str], bool] = lambda name: False,
 ) -> Results:
     """Plan all layers of a model; those left out by name count in a total budget alone."""
     backend = model_backend(model)
-    found = find_layers(model, skip_unsupported=skip_unsupported)
+    found = find_layers(model, options)
     layers = {backend.path_name(path): layer for path, layer in found}
     firsts = first_of_same(backend, layers)
-    orders = layer_orders(
-        layers, order, firsts, horizon=horizon, uniform=uniform, multiple_of=multiple_of
-    )
+    orders = layer_orders(layers, order, firsts, options)
     results = {
-        name: reduce_named_layer(name, layers[name], own, horizon, multiple_of, mode_scaling)
+        name: reduce_named_layer(name, layers[name], own, options)
         for name, own in orders.items()
         if not leave_out(name)
     }
-    if uniform and results:
+    if options.uniform and results:
         largest = max(result.new_order for result in results.values())
-        common = -(-largest // multiple_of) * multiple_of
+        common = -(-largest // options.multiple_of) * options.multiple_of
+        exactly = replace(options, multiple_of=common)
         results = {
             name: result
             if result.new_order == min(common, result.old_order)
-            else reduce_named_layer(name, result.layer, common, horizon, common, mode_scaling)
+            else reduce_named_layer(name, result.layer, common, exactly)
             for name, result in results.items()
         }
     return {
@@ -248,12 +201,12 @@ def decide_cut(
     }
 
 
-def _named_layers(model: Any, order: Order, skip_unsupported: bool) -> set[str] | None:
+def _named_layers(model: Any, order: Order, options: CutOptions) -> set[str] | None:
     """Names of the layers that `order` names, and of those with the same weights; None for all."""
     if not isinstance(order, Mapping):
         return None
     backend = model_backend(model)
-    found = find_layers(model, skip_unsupported=skip_unsupported)
+    found = find_layers(model, options)
     firsts = first_of_same(backend, {backend.path_name(path): layer for path, layer in found})
     check_layer_names(order, firsts)
     named = {firsts[name] for name in order}
@@ -277,12 +230,10 @@ def reduce_named_layer(
     name: str,
     layer: Any,
     order: int | OrderRule,
-    horizon: int | None,
-    multiple_of: int = 1,
-    mode_scaling: ModeScaling = "layer",
+    options: CutOptions,
 ) -> LayerReduction:
     """Plan the reduction of one layer of a model; errors name it."""
     try:
-        return planned(layer, order, horizon, multiple_of, mode_scaling)
+        return planned(layer, order, options)
     except SSMReduceError as error:
         raise type(error)(f"while reducing layer `{name}`: {error}") from error

@@ -11,22 +11,20 @@ from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import (
     check_instance,
     check_text,
-    flag,
     fraction,
     positive_count,
-    positive_horizon,
     type_name,
     whole_number,
 )
-from ssmreduce.adapters.registry import find_layers, model_backend
+from ssmreduce.adapters.registry import model_backend
 from ssmreduce.adapters.snapshot import prepared_back, take_all
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.followers import checked_followers
-from ssmreduce.models.mode_scaling import ModeScaling, check_mode_scaling
-from ssmreduce.models.optimizer_state import Moments, check_moments
+from ssmreduce.models.options import CutOptions, plain_name
 from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.report import LayerReduction
+from ssmreduce.models.search import check_excluded, find_layers
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.policy import RollbackPolicy, Trial, metric_value
@@ -47,19 +45,9 @@ class InTrainingReducer:
     gate : float
         A layer is cut only if its new order is below this share of the old one: every new shape
         costs a compilation.
-    moments : {"carry", "reset", "slice"}
-        What becomes of the optimizer's moments; see `ssmreduce.models.optimizer_state`.
-    horizon : int, optional
-        Sequence length to balance for; see `balance`.
-    mode_scaling : {"layer", "balanced"}
-        Size of each new state; see `ssmreduce.models.mode_scaling`.
-    uniform : bool
-        Give all layers the largest of their orders. The gate then lets pass all of them if one is worth
-        it, and after a rollback there are no more cuts.
-    multiple_of : int
-        Round orders up to a multiple; see `reduce_layer`.
-    skip_unsupported : bool
-        Pass over variants of known layers that cannot be reduced, instead of refusing the model.
+    options : CutOptions
+        As `reduce_model` takes them. With ``uniform`` the gate lets pass all layers if one is worth it, and
+        after a rollback there are no more cuts.
     rollback : RollbackPolicy, optional
         When to undo a cut by the metric that `report` is told; without it cuts are final.
     trace : HankelTrace, optional
@@ -121,17 +109,11 @@ class InTrainingReducer:
         order: int | OrderRule | None = None,
         *,
         gate: float = 0.95,
-        moments: Moments = "carry",
-        horizon: int | None = None,
-        mode_scaling: ModeScaling = "layer",
-        uniform: bool = False,
-        multiple_of: int = 1,
-        skip_unsupported: bool = False,
+        options: CutOptions = CutOptions(),
         rollback: RollbackPolicy | None = None,
         trace: HankelTrace | None = None,
     ) -> None:
-        check_moments(moments)
-        check_mode_scaling(mode_scaling)
+        check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
         check_instance(schedule, ReductionSchedule, "schedule", "ReductionSchedule(total_steps)")
         if rollback is not None:
             check_instance(rollback, RollbackPolicy, "rollback", "RollbackPolicy(tolerance)")
@@ -140,12 +122,7 @@ class InTrainingReducer:
         self.schedule = schedule
         self.order = HankelMass(0.96) if order is None else as_rule(order)
         self.gate = fraction(gate, "gate")
-        self.moments: Moments = moments
-        self.mode_scaling: ModeScaling = mode_scaling
-        self.horizon = positive_horizon(horizon)
-        self.uniform = flag(uniform, "uniform")
-        self.multiple_of = positive_count(multiple_of, "multiple_of", "1, or what kernels want")
-        self.skip_unsupported = flag(skip_unsupported, "skip_unsupported")
+        self.options = options
         self.rollback = rollback
         self.trace = trace
         self.events: list[ReductionEvent] = []
@@ -165,19 +142,7 @@ class InTrainingReducer:
 
     def _settings(self) -> dict[str, str]:
         """All that decides what is cut and when, for a checkpoint and for people."""
-        names = (
-            "schedule",
-            "order",
-            "gate",
-            "moments",
-            "horizon",
-            "mode_scaling",
-            "uniform",
-            "multiple_of",
-            "skip_unsupported",
-            "rollback",
-            "trace",
-        )
+        names = ("schedule", "order", "gate", "options", "rollback", "trace")
         return {name: repr(getattr(self, name)) for name in names}
 
     def log_to(self, writer: Any) -> None:
@@ -393,7 +358,7 @@ class InTrainingReducer:
     def _record(self, step: int, model: Any, trace: HankelTrace) -> None:
         recorded = len(trace.records)
         try:
-            trace.step(step, model, skip_unsupported=self.skip_unsupported)
+            trace.step(step, model, self.options)
             self._is_recording = True
         except SSMReduceError as error:
             if self._is_recording:
@@ -407,16 +372,10 @@ class InTrainingReducer:
     ) -> tuple[Sequence[Any], Any]:
         model, *followers = models
         # None is an error of the user, not of this attempt.
-        find_layers(model, skip_unsupported=self.skip_unsupported)
+        check_excluded(model, self.options)
+        find_layers(model, self.options)
         try:
-            plan = plan_cut(
-                model,
-                opt_state,
-                self._accepted,
-                self.moments,
-                followers,
-                skip_unsupported=self.skip_unsupported,
-            )
+            plan = plan_cut(model, opt_state, self._accepted, self.options, followers)
             is_on_trial = bool(plan.results) and self.rollback is not None
             snapshots = take_all(models, opt_state) if is_on_trial else None
             cut = make_cut(model, opt_state, plan, followers)
@@ -443,24 +402,20 @@ class InTrainingReducer:
 
     def _accepted(self, model: Any) -> Results:
         """The cuts that are worth it; where several processes train, the first alone is asked."""
-        if self.uniform and self._stopped:
+        if self.options.uniform and self._stopped:
             return {}
         results = decide_cut(
             model,
             self.order,
-            horizon=self.horizon,
-            uniform=self.uniform,
-            multiple_of=self.multiple_of,
-            mode_scaling=self.mode_scaling,
-            skip_unsupported=self.skip_unsupported,
-            leave_out=lambda name: _plain(name) in self._stopped,
+            self.options,
+            leave_out=lambda name: plain_name(name) in self._stopped,
         )
         worth_it = {
             path: result
             for path, result in results.items()
             if result.new_order < self.gate * result.old_order
         }
-        if not self.uniform or not worth_it:
+        if not self.options.uniform or not worth_it:
             return worth_it
         return {path: each for path, each in results.items() if each.new_order < each.old_order}
 
@@ -480,7 +435,7 @@ class InTrainingReducer:
         self, step: int, models: Sequence[Any], opt_state: Any, trial: Trial
     ) -> tuple[Sequence[Any], Any]:
         ready = together(models[0], lambda: prepared_back(models, opt_state, trial.snapshots))
-        check_every_rank(models, skip_unsupported=self.skip_unsupported)
+        check_every_rank(models, self.options)
         models, opt_state = ready()
         undone = {
             index: replace(event, rolled_back=int(step))
@@ -488,7 +443,7 @@ class InTrainingReducer:
             if event.step == trial.step and event.layer in trial.layers
         }
         self.events[:] = [undone.get(index, event) for index, event in enumerate(self.events)]
-        self._stopped |= {_plain(name) for name in trial.layers}
+        self._stopped |= {plain_name(name) for name in trial.layers}
         self._trial, self.last_cut = None, {}
         self._write(undone.values())
         return models, opt_state
@@ -502,8 +457,3 @@ class InTrainingReducer:
 def _warn(message: str) -> None:
     """Warn at the line that called the reducer."""
     warn_caller(message, UserWarning)
-
-
-def _plain(name: str) -> str:
-    """Name of a layer, the same whether the model is compiled or in DDP or not."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod").removeprefix("module.")

@@ -19,9 +19,9 @@ import numpy as np
 import scipy.stats
 
 from ssmreduce._checks import (
+    check_instance,
     check_text,
     fields_of,
-    flag,
     fraction,
     items,
     positive_count,
@@ -30,9 +30,11 @@ from ssmreduce._checks import (
     whole_number,
 )
 from ssmreduce._namespace import HostArray
-from ssmreduce.adapters.registry import find_layers, model_backend, read_system
+from ssmreduce.adapters.registry import model_backend, read_system
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.models.cut import with_full_layers
+from ssmreduce.models.options import CutOptions
+from ssmreduce.models.search import find_layers
 from ssmreduce.reduction.diagonal import balanced_systems
 from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import System
@@ -174,16 +176,15 @@ class HankelTrace:
         """Names of the recorded layers."""
         return tuple(dict.fromkeys(record.layer for record in self.records))
 
-    def step(self, step: int, model: Any, *, skip_unsupported: bool = False) -> None:
+    def step(self, step: int, model: Any, options: CutOptions = CutOptions()) -> None:
         """Record every layer if `step`, the number of updates done, is a multiple of `every`."""
-        skip_unsupported = flag(skip_unsupported, "skip_unsupported")
         if whole_number(step, "step", "the number of updates done") % self.every == 0:
-            self.record(step, model, skip_unsupported=skip_unsupported)
+            self.record(step, model, options)
 
-    def record(self, step: int, model: Any, *, skip_unsupported: bool = False) -> None:
+    def record(self, step: int, model: Any, options: CutOptions = CutOptions()) -> None:
         """Record every layer of `model` now; either all of them or, if one cannot be balanced, none.
 
-        Variants of layers that cannot be reduced are refused, or passed over if `skip_unsupported`.
+        Of `options` counts what they say about layers to exclude or to pass over.
 
         Raises
         ------
@@ -191,13 +192,11 @@ class HankelTrace:
             If a layer holds NaN, or is not stable and there is no horizon; or if there is no layer.
         """
         step = whole_number(step, "step", "the number of updates done")
-        skip_unsupported = flag(skip_unsupported, "skip_unsupported")
+        check_instance(options, CutOptions, "options", 'CutOptions(exclude=("name",))')
         name_of = model_backend(model).path_name
         self.records += [
             _recorded(step, name_of(path), read_system(layer), self.horizon)
-            for path, layer in find_layers(
-                with_full_layers(model), skip_unsupported=skip_unsupported
-            )
+            for path, layer in find_layers(with_full_layers(model), options)
         ]
 
     def of_layer(self, layer: str) -> list[HankelRecord]:

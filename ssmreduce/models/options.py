@@ -1,0 +1,103 @@
+"""`CutOptions`: what a cut of layers may be told, the same for one layer, a model and a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from ssmreduce._checks import check_text, flag, is_one_of, positive_count, positive_horizon, shown
+from ssmreduce.errors import OptimizerStateError, OrderError
+
+Moments = Literal["carry", "reset"]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CutOptions:
+    """How layers are cut, beside their order.
+
+    Parameters
+    ----------
+    horizon : int, optional
+        Sequence length to balance for; see `balance`.
+    multiple_of : int
+        Round orders up to a multiple, for kernels that want one; states that are not needed are stored
+        with output weights zero. A layer with fewer states stays as it is.
+    uniform : bool
+        Give all layers the largest of their orders, for libraries that need one.
+    moments : {"carry", "reset"}
+        Whether first and second moments of the optimizer follow the states of a cut layer or become zero.
+    skip_unsupported : bool
+        Pass over variants of known layers that cannot be reduced, instead of refusing the model.
+    exclude : tuple of str, or callable
+        Layers to leave as they are: their names as a report has them, or a function that takes a name
+        and tells whether to. Names with and without the wrappers of DDP and ``torch.compile`` are the same.
+
+    Raises
+    ------
+    OrderError, OptimizerStateError
+        If a value is none of these.
+
+    Examples
+    --------
+    >>> from ssmreduce import CutOptions
+    >>> CutOptions(multiple_of=8, exclude=("encoder.0",))
+    CutOptions(multiple_of=8, exclude=('encoder.0',))
+    """
+
+    horizon: int | None = None
+    multiple_of: int = 1
+    uniform: bool = False
+    moments: Moments = "carry"
+    skip_unsupported: bool = False
+    exclude: tuple[str, ...] | Callable[[str], bool] = ()
+
+    def __post_init__(self) -> None:
+        if not is_one_of(self.moments, get_args(Moments)):
+            raise OptimizerStateError(
+                f"`moments` is {shown(self.moments)}; expected one of "
+                f"{', '.join(map(repr, get_args(Moments)))}. Leave it out for the first."
+            )
+        values = {
+            "horizon": positive_horizon(self.horizon),
+            "multiple_of": positive_count(
+                self.multiple_of, "multiple_of", "1, or what kernels want"
+            ),
+            "uniform": flag(self.uniform, "uniform"),
+            "skip_unsupported": flag(self.skip_unsupported, "skip_unsupported"),
+            "exclude": self.exclude if callable(self.exclude) else _names(self.exclude),
+        }
+        vars(self).update(values)
+
+    def __repr__(self) -> str:
+        given = {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
+        if callable(self.exclude):  # by name: the settings of a run are compared with a later one's
+            given["exclude"] = getattr(self.exclude, "__qualname__", type(self.exclude).__name__)
+        return f"CutOptions({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+    def excludes(self, name: str) -> bool:
+        """Tell whether the layer of this name stays as it is."""
+        check_text(name, "name", "the name of a layer")
+        if callable(self.exclude):
+            return flag(self.exclude(name), f"exclude({name!r})")
+        return plain_name(name) in map(plain_name, self.exclude)
+
+
+def plain_name(name: str) -> str:
+    """Name of a layer, the same whether the model is compiled or in DDP or not."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod").removeprefix("module.")
+
+
+def _names(exclude: object) -> tuple[str, ...]:
+    if not isinstance(exclude, list | tuple | set | frozenset) or not all(
+        isinstance(name, str) for name in exclude
+    ):
+        raise OrderError(
+            f"`exclude` is {shown(exclude)}; expected names of layers, or a function of a name. Write "
+            "(name,) for one."
+        )
+    return tuple(sorted(exclude)) if isinstance(exclude, set | frozenset) else tuple(exclude)
