@@ -364,7 +364,7 @@ def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
 def poles_of(A: HostArray) -> HostArray:
     """Eigenvalues of each matrix of a stack (..., n, n), those of graded ones to their own digits."""
     poles = np.linalg.eigvals(A)  # balances, but does not order
-    if not _is_graded(A):
+    if not is_graded(A):
         return poles
     poles = poles.astype(np.complex128)
     for at in np.ndindex(A.shape[:-2]):
@@ -430,10 +430,10 @@ def _ordered_schur(A: HostArray) -> tuple[HostArray, HostArray]:
 
 def _fast_to_slow(A: HostArray) -> HostArray | None:
     """States by falling size of their rows; None where these are much alike."""
-    return np.argsort(-np.abs(A).max(axis=-1), kind="stable") if _is_graded(A) else None
+    return np.argsort(-np.abs(A).max(axis=-1), kind="stable") if is_graded(A) else None
 
 
-def _is_graded(A: HostArray) -> bool:
+def is_graded(A: HostArray) -> bool:
     """Whether rows of a matrix, or of one in a stack, differ much in size."""
     if A.shape[-1] < 2 or not A.size:
         return False
