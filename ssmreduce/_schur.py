@@ -98,7 +98,7 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
 
     Ports are made so small that nothing between two parts is larger than what is inside of them.
     """
-    order, parts = _parts(A)
+    order, parts = parts_of(A)
     part = np.zeros(A.shape[0], dtype=np.intp)
     for k, (first, last) in enumerate(parts):
         part[order[first:last]] = k
@@ -204,11 +204,11 @@ class SchurForm:
         """The same for S⁻¹ A S."""
         try:
             n = balanced.shape[0]
-            order, parts = _parts(balanced) if n >= _SMALLEST_FOR_PARTS else _whole(n)
+            order, parts = parts_of(balanced) if n >= _SMALLEST_FOR_PARTS else _whole(n)
             form = cls._in_parts(balanced, order, parts, units)
             if time is None or len(parts) > 1 or n < 2 or form._is_clear(time):
                 return form
-            order, parts = _parts(balanced)
+            order, parts = parts_of(balanced)
             return form if len(parts) == 1 else cls._in_parts(balanced, order, parts, units)
         except np.linalg.LinAlgError as error:
             raise NoConvergenceError(
@@ -222,7 +222,7 @@ class SchurForm:
         n = A.shape[0]
         if n < _SMALLEST_FOR_PARTS or np.count_nonzero(A) > _SPARSE_SHARE * n * n:
             return False
-        _, parts = _parts(A)
+        _, parts = parts_of(A)
         return bool(4 * max(last - first for first, last in parts) <= n)
 
     @classmethod
@@ -445,7 +445,7 @@ def _whole(n: int) -> tuple[HostArray, Edges]:
     return np.arange(n), [(0, n)]
 
 
-def _parts(A: HostArray) -> tuple[HostArray, Edges]:
+def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     """An order of the states that makes A block upper triangular, and its diagonal blocks."""
     n = A.shape[0]
     graph = csr_array(A != 0)
