@@ -101,7 +101,7 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
 
     Ports are made so small that nothing between two parts is larger than what is inside of them.
     """
-    order, parts = _parts(A)
+    order, parts = parts_of(A)
     part = np.zeros(A.shape[0], dtype=np.intp)
     for k, (first, last) in enumerate(parts):
         part[order[first:last]] = k
@@ -207,13 +207,13 @@ class SchurForm:
         """The same for S⁻¹ A S."""
         try:
             n = balanced.shape[0]
-            order, parts = _parts(balanced) if n >= _SMALLEST_FOR_PARTS else _whole(n)
+            order, parts = parts_of(balanced) if n >= _SMALLEST_FOR_PARTS else _whole(n)
             form = cls._in_parts(balanced, order, parts, units)
             if time is None or len(parts) > 1 or n < 2:
                 return form
             if form._nearest(time) > form._largest_rounding or form._is_clear(time):
                 return form
-            order, parts = _parts(balanced)
+            order, parts = parts_of(balanced)
             return form if len(parts) == 1 else cls._in_parts(balanced, order, parts, units)
         except np.linalg.LinAlgError as error:
             raise NoConvergenceError(
@@ -227,7 +227,7 @@ class SchurForm:
         n = A.shape[0]
         if n < _SMALLEST_FOR_PARTS or np.count_nonzero(A) > _SPARSE_SHARE * n * n:
             return False
-        _, parts = _parts(A)
+        _, parts = parts_of(A)
         return bool(4 * max(last - first for first, last in parts) <= n)
 
     @classmethod
@@ -371,8 +371,7 @@ def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
 def poles_of(A: HostArray) -> HostArray:
     """Eigenvalues of each matrix of a stack (..., n, n), those of graded ones to their own digits."""
     poles = np.linalg.eigvals(A)  # balances, but does not order
-    sizes = np.abs(A).max(axis=-1, initial=0.0)
-    graded = sizes.max(axis=-1, initial=0.0) / _GRADED > sizes.min(axis=-1, initial=np.inf)
+    graded = is_graded(A)
     if not graded.any():
         return poles
     poles = poles.astype(np.complex128)
@@ -452,17 +451,21 @@ def _ordered_schur(A: HostArray) -> tuple[HostArray, HostArray]:
 
 def _fast_to_slow(A: HostArray) -> HostArray | None:
     """States by falling size of their rows; None where these are much alike."""
-    sizes = np.abs(A).max(axis=1, initial=0.0)
-    rows = sizes.tolist()
-    graded = len(rows) > 1 and max(rows) > _GRADED * min(rows)
-    return np.argsort(-sizes, kind="stable") if graded else None
+    return np.argsort(-np.abs(A).max(axis=-1), kind="stable") if is_graded(A) else None
+
+
+def is_graded(A: HostArray) -> HostArray:
+    """Whether rows differ much in size, of each matrix of a stack (..., n, n)."""
+    sizes = np.abs(A).max(axis=-1, initial=0.0)
+    smallest = sizes.min(axis=-1, initial=np.inf)
+    return np.asarray(sizes.max(axis=-1, initial=0.0) / _GRADED > smallest)
 
 
 def _whole(n: int) -> tuple[HostArray, Edges]:
     return np.arange(n), [(0, n)]
 
 
-def _parts(A: HostArray) -> tuple[HostArray, Edges]:
+def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     """An order of the states that makes A block upper triangular, and its diagonal blocks."""
     n = A.shape[0]
     graph = csr_array(A != 0)

@@ -23,6 +23,7 @@ from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.refined import RefinedGain
 from ssmreduce.norms.units import in_units
 from ssmreduce.systems.diagonal import System
+from ssmreduce.systems.response import frequency_response
 
 
 def exact_gain(system: System, omega: float) -> mp.mpc:
@@ -213,3 +214,25 @@ def test_the_norm_of_a_slow_system_is_its_dc_gain(slow: float) -> None:
     norm, gain = hinf_norm(system, certified=True), system.dc_gain()[0, 0]
     assert norm.lower == pytest.approx(gain, rel=1e-9)
     assert gain <= norm.upper <= 1.00001 * gain
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("seed", [26, 32])
+def test_lower_triangular_chains_of_many_rates_keep_their_digits(seed: int, permuted: bool) -> None:
+    rng = np.random.default_rng(seed)
+    n = 12
+    A = np.tril(rng.standard_normal((n, n)), -1) - np.diag(10.0 ** rng.uniform(-6.0, 6.0, n))
+    if permuted:
+        order = rng.permutation(n)
+        A = A[np.ix_(order, order)]
+    system = StateSpace(
+        A, rng.standard_normal((n, 1)), rng.standard_normal((1, n)), time=Continuous()
+    )
+    omega = np.concatenate([[1e-9], np.geomspace(1e-8, 1e7, 31)])
+    exact = np.array([complex(exact_gain(system, w)) for w in omega])
+    np.testing.assert_allclose(frequency_response(system, omega)[:, 0, 0], exact, rtol=1e-9)
+    for certified in (False, True):
+        norm = hinf_norm(system, certified=certified)
+        at = float(abs(exact_gain(system, float(norm.frequency))))
+        assert norm.lower == pytest.approx(at, rel=1e-9)
+        assert norm.upper >= np.abs(exact).max()

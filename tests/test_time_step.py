@@ -18,6 +18,7 @@ from ssmreduce import (
     NonFiniteError,
     StateSpace,
 )
+from ssmreduce.systems.exact_step import exact_step
 from ssmreduce.systems.response import frequency_response, impulse_response, step_response
 from ssmreduce.systems.sampling import to_continuous, to_discrete
 from ssmreduce.systems.simulation import simulate
@@ -27,7 +28,7 @@ DIGITS = 60
 """Enough for squarings of a block whose norm is 10^17 and whose slow entries are near 1."""
 
 
-def exact_step(A: Any, B: Any, size: float) -> list[Any]:
+def expected_step(A: Any, B: Any, size: float) -> list[Any]:
     """exp(A h), h φ₁ B and h φ₂ B: blocks of the exponential of [[A, B, 0], [0, 0, 1/h], [0, 0, 0]] h."""
     n, m = B.shape
     with mp.workdps(DIGITS):
@@ -86,7 +87,7 @@ def test_every_state_of_a_stiff_system_has_its_digits(
     for size in (0.2, 3.0):
         system = stiff(rng, kind, ratio)
         found = dense_steps(system.A[None], system.B[None], np.array([size]))
-        expected = exact_step(system.A, system.B, size)
+        expected = expected_step(system.A, system.B, size)
         # About 50 doublings, each with n rounded terms; some cancel in "rows".
         for value, exact in zip((found.power, found.constant, found.ramp), expected, strict=True):
             limit = 2e3 * EPS * np.abs(exact).max(axis=0)
@@ -105,7 +106,7 @@ def test_mixed_states_lose_what_rounding_of_the_matrix_loses(
 ) -> None:
     for ratio in (1e6, 1e12):
         system, size = stiff(rng, kind, ratio), 2.0
-        expected = exact_step(system.A, system.B, size)
+        expected = expected_step(system.A, system.B, size)
         found = dense_steps(system.A[None], system.B[None], np.array([size]))
         # ε ‖A‖ in A is ε ‖A‖ h in the exponent of the slow pole; the basis has a condition below 10.
         loss = 100.0 * EPS * (1.0 + size * np.linalg.norm(system.A))
@@ -116,6 +117,40 @@ def test_mixed_states_lose_what_rounding_of_the_matrix_loses(
         loss = 100.0 * EPS * np.linalg.cond(system.A)
         exact_value = exact_gain(system)
         np.testing.assert_allclose(gain, exact_value, atol=loss * np.abs(exact_value).max())
+
+
+def companion(poles: Any, form: str) -> StateSpace:
+    """(1 + s/10)^(n-1)/Π (1 - s/p_i) in controller or observer form."""
+    last, zeros = np.poly(poles), np.poly(np.full(len(poles) - 1, -10.0))
+    n = len(poles)
+    A, B, C = np.eye(n, k=-1), np.zeros((n, 1)), np.zeros((1, n))
+    A[0], B[0], C[0] = -last[1:], 1.0, zeros * (last[-1] / zeros[-1])
+    if form.startswith("observer"):
+        A, B, C = np.swapaxes(A, 0, 1), np.swapaxes(C, 0, 1), np.swapaxes(B, 0, 1)
+    if form.endswith("reversed"):
+        A, B, C = A[::-1, ::-1], B[::-1], C[:, ::-1]
+    return StateSpace(A, B, C, time=Continuous())
+
+
+@pytest.mark.parametrize("form", ["controller", "observer", "observer reversed"])
+@pytest.mark.parametrize("rates", [[5e13, 3e13, 2e13, 1e12, 1.0], [6e13, 2e12, 2e11, 1e11, 1e8, 1]])
+def test_companion_forms_of_stiff_systems_keep_the_dc_gain(rates: list[float], form: str) -> None:
+    system, size = companion(-np.array(rates), form), 1.0 / 256.0
+    sampled = to_discrete(system, size)
+    np.testing.assert_allclose(sampled.dc_gain(), 1.0, rtol=1e-11)
+
+
+def test_whole_numbers_are_right_for_complex_and_unstable_systems(rng: np.random.Generator) -> None:
+    A = rng.standard_normal((3, 3)) + 1j * rng.standard_normal((3, 3))
+    B = rng.standard_normal((3, 2)) + 1j * rng.standard_normal((3, 2))
+    for state, held in ((A, B), (A.real, B)):
+        found = exact_step(state, held, 2.0)
+        expected = expected_step(state, held, 2.0)
+        assert found is not None
+        for value, exact, unit in zip(found, expected, (1.0, 2.0, 2.0), strict=True):
+            np.testing.assert_allclose(unit * value, exact, rtol=2 * EPS)
+    assert exact_step(np.eye(2), np.eye(2), 1e3) is None
+    assert exact_step(np.eye(2), np.eye(2), 1e100) is None
 
 
 @pytest.mark.parametrize("method", ["zoh", "bilinear"])

@@ -22,7 +22,23 @@ def singularity(size: int) -> float:
 
 
 def solve_stacked(matrices: HostArray, right: HostArray) -> HostArray:
-    """Return M_k⁻¹ N_k for stacks (K, n, n) and (K, n, m); NaN for every M_k with a zero pivot."""
+    """Return M_k⁻¹ N_k for stacks (K, n, n) and (K, n, m); NaN for every M_k with a zero pivot.
+
+    Lower triangular ones are reversed: pivots of their columns would mix rows that substitution keeps apart.
+    """
+    if _is_lower(matrices):
+        return _eliminated(matrices[:, ::-1, ::-1], right[:, ::-1])[:, ::-1]
+    return _eliminated(matrices, right)
+
+
+def _is_lower(matrices: HostArray) -> bool:
+    n = matrices.shape[-1]
+    if n < 2 or not len(matrices) or np.any(matrices[0, 0, 1:]):
+        return False
+    return not np.any(matrices[:, *np.triu_indices(n, 1)])
+
+
+def _eliminated(matrices: HostArray, right: HostArray) -> HostArray:
     try:
         return np.linalg.solve(matrices, right)
     except np.linalg.LinAlgError:

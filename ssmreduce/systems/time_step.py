@@ -18,7 +18,9 @@ Squaring Φ instead, as is usual, rounds slow states to ε while they still stan
 constant 10^12 times the shortest step twelve digits are gone. E keeps them, and once a state has decayed Φ
 keeps what is left of it. The two differ on the diagonal alone, whose entries are carried in the form that is
 small. So entries of graded and triangular A are as right as those of A determine them; rows of the fast
-states of a companion form are not. A h φ₁ B = E B, on which the DC gain rests, survives every doubling: both
+states of a companion form are not. Where a graded A takes many doublings they are done again from a step
+half as long, and where an entry differs, in whole numbers of 1100 bits (`exact_step`), up to 24 states.
+A h φ₁ B = E B, on which the DC gain rests, survives every doubling: both
 sides are multiplied by the same matrix. Where all states have decayed,
 h φ₁ B = E (A⁻¹ B) is well conditioned too, and the DC gain is that of A and B themselves.
 
@@ -41,9 +43,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce._schur import balanced
+from ssmreduce._schur import balanced, is_graded
 from ssmreduce.errors import NonFiniteError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.exact_step import exact_step
 from ssmreduce.systems.linear_solve import solve_conditioned
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -61,6 +64,15 @@ _NONNORMAL = 16.0
 
 _DECAYED = 0.5
 """Below it Φ_ii is the smaller one beside E_ii = Φ_ii - 1; and ‖Φ‖ below it makes ‖E⁻¹‖ ≤ 2."""
+
+_STIFF = 8
+"""Doublings from which on small entries of a graded A may be lost in those of others."""
+
+_AGREEMENT = 1e-9
+"""Relative difference of an entry, from one doubling more, that is rounding which does no harm."""
+
+_MOST_STATES = 24
+"""Up to this order steps in whole numbers end within seconds."""
 
 _VANISHED = -800.0
 """Real part of an exponent from which on exp is 0 in double precision."""
@@ -165,7 +177,11 @@ def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
     A, B = A * _power(-a), B * _power(-b)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         base = _ShortSteps.of(A, B, a.ravel(), sizes)
+        graded = (base.doublings >= _STIFF) & is_graded(A) & (n <= _MOST_STATES)
         E, power, first, second = _doubled(base)
+        if graded.any():
+            again = _doubled(_ShortSteps.of(A, B, a.ravel(), sizes, halvings=1))[1:]
+            graded &= _differ((power, first, second), again)
         constant = first * np.ldexp(sizes[:, None, None], b)
         ramp = second * np.ldexp(sizes[:, None, None], b)
         decayed = (base.doublings > 0) & (_norm(power) < _DECAYED)
@@ -174,8 +190,38 @@ def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
             held = (E @ rest) * np.ldexp(1.0, b - a)
             exact = decayed[:, None, None] & np.isfinite(rest).all(axis=(1, 2), keepdims=True)
             constant = np.where(exact, held, constant)
-        power = power * states[:, :, None] / states[:, None, :]
-        return TimeStep(power, constant * states[:, :, None], ramp * states[:, :, None])
+        step = TimeStep(power, constant, ramp)
+        if graded.any():
+            _replace(step, np.flatnonzero(graded), (A, B), (a, b), sizes)
+        power = step.power * states[:, :, None] / states[:, None, :]
+        return TimeStep(power, step.constant * states[:, :, None], step.ramp * states[:, :, None])
+
+
+def _differ(one: tuple[HostArray, ...], other: tuple[HostArray, ...]) -> HostArray:
+    """Whether two roundings of the same finite arrays differ, for each of a stack."""
+    tiny = float(np.finfo(np.float64).tiny)
+    differ = [
+        np.abs(x - y) > _AGREEMENT * np.abs(x) + tiny for x, y in zip(one, other, strict=True)
+    ]
+    return np.asarray(np.any([x.any(axis=(1, 2)) for x in differ], axis=0))
+
+
+def _replace(
+    step: TimeStep,
+    which: HostArray,
+    arrays: tuple[HostArray, HostArray],
+    exponents: tuple[HostArray, HostArray],
+    sizes: HostArray,
+) -> None:
+    """Put steps in whole numbers in the place of those that rounding spoils, where doubles hold them."""
+    many = [*arrays, *exponents, sizes]
+    for k in which:
+        A, B, a, b, size = (x[k if len(x) > 1 else 0] for x in many)
+        found = exact_step(A, B, float(np.ldexp(size, a.item())))
+        if found is not None:
+            power, first, second = found
+            step.power[k] = power if np.iscomplexobj(step.power) else power.real
+            step.constant[k], step.ramp[k] = first * np.ldexp(size, b), second * np.ldexp(size, b)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +233,12 @@ class _ShortSteps:
     doublings: HostArray
 
     @classmethod
-    def of(cls, A: HostArray, B: HostArray, exponent: HostArray, sizes: HostArray) -> _ShortSteps:
-        """X = A h 2^exponent, with entries of A and B near 1."""
+    def of(
+        cls, A: HostArray, B: HostArray, exponent: HostArray, sizes: HostArray, halvings: int = 0
+    ) -> _ShortSteps:
+        """X = A h 2^exponent, with entries of A and B near 1, and halved so many times more than needed."""
         powers, degree, doublings = _chosen_degree(A, exponent + np.log2(sizes))
+        doublings = doublings + halvings
         t = np.ldexp(sizes, exponent - doublings)[:, None, None]
         even, odd = _coefficients(degree)
         W, V = _even_polynomials((odd, even), powers, t * t)
