@@ -49,6 +49,7 @@ from ssmreduce.reduction.order import ErrorBound as ErrorBound
 from ssmreduce.reduction.order import FixedOrder as FixedOrder
 from ssmreduce.reduction.order import HankelEnergy as HankelEnergy
 from ssmreduce.reduction.order import HankelMass as HankelMass
+from ssmreduce.reduction.order import MeasuredError as MeasuredError
 from ssmreduce.reduction.order import OrderRule as OrderRule
 from ssmreduce.reduction.order import TotalBudget as TotalBudget
 from ssmreduce.reduction.perturbation import singular_perturbation as singular_perturbation
@@ -99,6 +100,7 @@ __all__ = [
     "InTrainingReducer",
     "LayerReduction",
     "LyapunovSolution",
+    "MeasuredError",
     "MissingBackendError",
     "ModelReduction",
     "NoConvergenceError",

@@ -424,6 +424,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "FixedOrder.choose": lambda: (sr.FixedOrder(2).choose, {"hsv": HSV}),
     "HankelMass.choose": lambda: (sr.HankelMass(0.9).choose, {"hsv": HSV}),
     "HankelEnergy.choose": lambda: (sr.HankelEnergy(0.9).choose, {"hsv": HSV}),
+    "MeasuredError": lambda: (sr.MeasuredError, {"relative": 0.1}),
     "ErrorBound.choose": lambda: (sr.ErrorBound(relative=0.1).choose, {"hsv": HSV}),
     "ErrorBound.is_met": lambda: (
         sr.ErrorBound(relative=0.1).is_met,

@@ -75,6 +75,18 @@ def test_schedules(arguments: dict[str, Any], steps: tuple[int, ...]) -> None:
     assert ReductionSchedule(100, **arguments).steps == steps
 
 
+def test_a_schedule_takes_the_steps_themselves() -> None:
+    schedule = ReductionSchedule.at(400, 100, 400)
+    assert schedule.steps == (100, 400)
+    assert schedule == ReductionSchedule.at(100, 400)
+    assert repr(schedule) == "ReductionSchedule.at(100, 400)"
+    assert ReductionSchedule(1000) == ReductionSchedule.at(25, 50, 75, 100)
+    wrong: Any
+    for wrong in ((), (0,), (1.5,), ("1",), (10, -1), ([100, 400],)):
+        with pytest.raises(OrderError, match="`steps`"):
+            ReductionSchedule.at(*wrong)
+
+
 def test_short_runs_have_at_least_one_attempt_after_the_first_step() -> None:
     for total in (1, 2, 5, 17):
         steps = ReductionSchedule(total).steps
@@ -271,8 +283,10 @@ def test_attempts_passed_over_are_made_up_for_by_one() -> None:
     assert not reducer.due(70)
     saved = reducer.state_dict()
     again = InTrainingReducer(ReductionSchedule(1000), FixedOrder(4))
-    with pytest.raises(OrderError, match="schedule"):
-        InTrainingReducer(ReductionSchedule(10), FixedOrder(4)).load_state_dict(saved)
+    longer = InTrainingReducer(ReductionSchedule.at(25, 50, 300), FixedOrder(4))
+    longer.load_state_dict(saved)
+    assert not longer.due(299)
+    assert longer.due(300)
     again.load_state_dict(saved)
     assert not again.due(70)
     assert again.due(90)
@@ -334,7 +348,7 @@ def test_the_last_cut_carries_streams() -> None:
 
 def test_repr_tells_settings_and_cuts() -> None:
     text = repr(InTrainingReducer(ReductionSchedule(10), 4))
-    assert "total_steps=10" in text
+    assert "schedule=ReductionSchedule.at(1)" in text
     assert "gate=0.95" in text
     assert "0 events" in text
 

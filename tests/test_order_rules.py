@@ -15,11 +15,14 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     HankelMass,
+    MeasuredError,
     OrderError,
     StateSpace,
     balance,
     balanced_truncation,
     error_bounds,
+    hinf_norm,
+    singular_perturbation,
 )
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
@@ -193,3 +196,44 @@ def test_systems_without_states(kind: str) -> None:
         assert reduction.error_bound == 0.0
     assert balanced_realisation(empty).order == 0
     assert minimal_realisation(empty).system is empty
+
+
+@pytest.mark.parametrize("kind", ["dense", "diagonal", "batch"])
+@pytest.mark.parametrize("tolerance", [1e-3, 0.05])
+def test_a_measured_error_is_kept_by_the_smallest_order(kind: str, tolerance: float) -> None:
+    rng = np.random.default_rng(11)
+    if kind == "dense":
+        system: Any = dense_system(rng, 12, 2, 2)
+    else:
+        system = lru_system(rng, 12, 2)
+    if kind == "batch":
+        system = DiagonalStateSpace(
+            *(np.stack([getattr(system, name)] * 2) for name in ("eigenvalues", "B", "C", "D")),
+            time=Discrete(),
+            real_output=True,
+            read_after_update=system.read_after_update,
+        )
+    balancing = balance(system)
+    result = balancing.truncate(MeasuredError(tolerance))
+    part, single = (result.parts[1], system[1]) if kind == "batch" else (result, system)
+    gain = hinf_norm(single).lower
+    assert part.verify() <= 1.001 * tolerance * gain
+    order = int(part.order)
+    assert order < 12
+    lower = balance(single).truncate(order - 1)
+    assert lower.verify() > 0.999 * tolerance * gain
+
+
+def test_a_measured_error_serves_other_cuts_and_horizons() -> None:
+    rng = np.random.default_rng(12)
+    system = lru_system(rng, 12, 2)
+    rule = MeasuredError(0.02)
+    matched = singular_perturbation(system, rule)
+    assert matched.verify() <= 0.021 * hinf_norm(system).lower
+    within = balance(system, horizon=20).truncate(rule)
+    assert 0 < within.order <= 12
+    with pytest.raises(OrderError, match="reduced systems are measured"):
+        modal_truncation(system, rule)
+    for wrong in (0.0, 2.0, "1", None):
+        with pytest.raises(OrderError, match="`relative` is"):
+            MeasuredError(wrong)

@@ -792,7 +792,6 @@ def torch_like(state: Any) -> Any:
 def test_states_of_other_reducers_are_refused() -> None:
     state = reducer_of().state_dict()
     others = {
-        "schedule": reducer_of(attempts=2),
         "rollback": reducer_of(tolerance=0.2),
         "trace": InTrainingReducer(
             reducer_of().schedule, 4, rollback=reducer_of().rollback, trace=HankelTrace(5)

@@ -22,6 +22,7 @@ from torch_samples import CASES, double, s5
 from ssmreduce import (
     CutOptions,
     InTrainingReducer,
+    MeasuredError,
     NonFiniteError,
     OptimizerStateError,
     OrderError,
@@ -32,6 +33,8 @@ from ssmreduce import (
     TotalBudget,
     UnstableSystemError,
     UnsupportedLayerError,
+    difference,
+    hinf_norm,
     load_reduced,
     read_system,
     reduce_layer,
@@ -787,3 +790,15 @@ def test_variances_of_centred_rmsprop_stay_positive() -> None:
     for _ in range(3):
         step()
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["s5", "lru", "s4d", "s4 diagonal"])
+def test_the_measured_error_of_a_layer_is_that_of_its_weights(name: str) -> None:
+    _, layer, _ = redundant(name)
+    before = read_system(layer)
+    gain = float(np.max(hinf_norm(before).lower))
+    result = reduce_layer(layer, MeasuredError(0.3))
+    assert result.new_order < result.old_order
+    assert result.measured_error <= 0.3 * result.layer_map.error_factor * gain
+    errors = np.max(hinf_norm(difference(before, read_system(layer))).lower)
+    assert errors <= 1.2 * result.measured_error

@@ -16,7 +16,8 @@ from ssmreduce.hankel import error_bounds
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.options import CutOptions
 from ssmreduce.models.report import LayerReduction
-from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
+from ssmreduce.reduction.measured import measured_gain
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -71,6 +72,8 @@ class _Plan:
 
     def result(self) -> LayerReduction:
         """The reduction whose written layer keeps its bound, or the best of those nearby."""
+        if isinstance(self._order, MeasuredError):
+            return self._smallest(self._order)
         reduction = self._cut(self._order)
         old_order = self._map.order(self._weights)
         first = -(-self._stored_order(reduction) // self._multiple_of) * self._multiple_of
@@ -102,6 +105,31 @@ class _Plan:
             hsv = best.reduction.hsv.reshape(-1, best.reduction.hsv.shape[-1])[worst]
             self._order.check(hsv, best.measured_error)
         return best
+
+    def _smallest(self, rule: MeasuredError) -> LayerReduction:
+        """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
+        old_order = self._map.order(self._weights)
+        whole = self._cut(old_order)
+        best = self._outcome(whole, self._weights, 0.0)
+        parts = whole.parts or (whole,)
+        gain = self._map.error_factor * max(map(measured_gain, parts))
+        too_small, multiples = 0, -(-old_order // self._multiple_of)
+        while multiples - too_small > 1:
+            middle = (too_small + multiples) // 2
+            outcome = self._at(middle * self._multiple_of)
+            if outcome is not None and outcome.measured_error <= rule.relative * gain:
+                multiples, best = middle, outcome
+            else:
+                too_small = middle
+        return best
+
+    def _at(self, limit: int) -> LayerReduction | None:
+        """The layer as it is written at most so large; None if that is unstable or one state too few."""
+        try:
+            outcome, _ = self._written(self._cut(limit))
+        except (OrderError, UnstableSystemError):
+            return None
+        return outcome
 
     def _cut(self, order: int | OrderRule) -> Reduction:
         """Cut to what a rule chooses, or to at most so many states as the layer stores them."""

@@ -28,8 +28,16 @@ from ssmreduce.gramians.single_channel import is_channel_batch
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.channels import truncate_channels
 from ssmreduce.reduction.diagonal import BalancedDiagonal, balanced_system, balanced_systems
+from ssmreduce.reduction.measured import smallest_cut
 from ssmreduce.reduction.native import NativeBalancing
-from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule, divided
+from ssmreduce.reduction.order import (
+    FixedOrder,
+    MeasuredError,
+    OrderRule,
+    TotalBudget,
+    as_rule,
+    divided,
+)
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled
 from ssmreduce.reduction.single import BalancedDense, Reducible
@@ -171,7 +179,8 @@ def balanced_truncation(
     common_order = flag(common_order, "common_order")
     keep_unstable = flag(keep_unstable, "keep_unstable")
     margin = checked_margin(margin)
-    if not (common_order or keep_unstable or margin) and _is_single_dense(system):
+    plain = not (common_order or keep_unstable or margin or isinstance(order, MeasuredError))
+    if plain and _is_single_dense(system):
         return _truncate_single(system, as_rule(order), horizon)
     balancing = balance(system, horizon=horizon, keep_unstable=keep_unstable, margin=margin)
     return balancing.truncate(order, common_order=common_order)
@@ -319,7 +328,9 @@ class Balancing:
         balancing_free = flag(balancing_free, "balancing_free")
         if self._native is not None:
             reason = "balancing-free projections are made on the host"
-            if not balancing_free:
+            if isinstance(order, MeasuredError):
+                reason = "reduced systems are measured on the host"
+            elif not balancing_free:
                 try:
                     cut: Reduction = run_native(self._native.truncate, as_rule(order))
                     return cut
@@ -382,7 +393,9 @@ class Balancing:
         """Cut every system by its own rule; `together` those that can be truncated in stacked arrays."""
         done: list[Reduction | None] = [None] * len(rules)
         balanced = [part for part in self._parts if isinstance(part, BalancedDiagonal)]
-        if together and is_channel_batch(self._host) and len(balanced) == len(rules):
+        measured = any(isinstance(rule, MeasuredError) for rule in rules)
+        together = together and not measured and is_channel_batch(self._host)
+        if together and len(balanced) == len(rules):
             done = truncate_channels(balanced, rules)
         tasks = dict(
             zip(batch_indices(self._host), zip(self._parts, rules, done, strict=True), strict=True)
@@ -390,6 +403,8 @@ class Balancing:
 
         def one(index: tuple[int, ...]) -> Reduction:
             part, rule, ready = tasks[index]
+            if isinstance(rule, MeasuredError):
+                return smallest_cut(part, rule, cut)
             return ready or cut(part, rule)
 
         return map_indices(self._host, one)

@@ -308,7 +308,8 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If it is of a reducer with other settings, or no such state; nothing was changed then.
+            If it is of a reducer with other settings, or no such state; nothing was changed then. The
+            schedule may be another one, of a longer run say: its attempts after the saved step are made.
         """
         if not isinstance(state, Mapping):
             raise OrderError(
@@ -323,7 +324,7 @@ class InTrainingReducer:
         trace = None if state["trace"] is None else HankelTrace.from_dict(state["trace"])
         for name, here in self._settings().items():
             before = state["settings"].get(name)
-            if before != here:
+            if name != "schedule" and before != here:
                 raise OrderError(
                     f"`state` was saved with {name} {before} but the reducer has {here}; expected "
                     "the same. Build the reducer as it was."

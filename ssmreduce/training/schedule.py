@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ssmreduce._checks import is_number, positive_count, shown, whole_number
 from ssmreduce.errors import OrderError
@@ -11,12 +12,12 @@ _MOST_ATTEMPTS = 10_000
 """All of them are looked through at every step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ReductionSchedule:
     """A few attempts, evenly spaced, early in the run: four in the first tenth by default.
 
     Attempt i = 1 ... k is due after step start + i (stop - start)/k, both as shares of the run. Few
-    attempts mean few distinct shapes; every new shape costs a compilation.
+    attempts mean few distinct shapes; every new shape costs a compilation. `at` takes the steps themselves.
 
     Parameters
     ----------
@@ -26,6 +27,11 @@ class ReductionSchedule:
         Where in the run attempts lie, as shares with 0 ≤ start < stop ≤ 1.
     attempts : int
         How many.
+
+    Attributes
+    ----------
+    steps : tuple of int
+        Steps after which an attempt is due, ascending, without repeats.
 
     Raises
     ------
@@ -43,35 +49,58 @@ class ReductionSchedule:
     (50, 100, 150, 200)
     """
 
-    total_steps: int
-    _: KW_ONLY
-    start: float = 0.0
-    stop: float = 0.1
-    attempts: int = 4
+    steps: tuple[int, ...]
 
-    def __post_init__(self) -> None:
-        total = positive_count(self.total_steps, "total_steps", "the optimizer steps of the run")
-        attempts = positive_count(self.attempts, "attempts", "how often to try, 4 by default")
-        if self.attempts > _MOST_ATTEMPTS:
+    def __init__(
+        self, total_steps: int, *, start: float = 0.0, stop: float = 0.1, attempts: int = 4
+    ) -> None:
+        total = positive_count(total_steps, "total_steps", "the optimizer steps of the run")
+        count = positive_count(attempts, "attempts", "how often to try, 4 by default")
+        if count > _MOST_ATTEMPTS:
             raise OrderError(
-                f"`attempts` is {self.attempts}; expected at most {_MOST_ATTEMPTS}. Try 4: each new shape "
+                f"`attempts` is {attempts}; expected at most {_MOST_ATTEMPTS}. Try 4: each new shape "
                 "costs a compilation."
             )
-        shares = is_number(self.start) and is_number(self.stop)
-        if not shares or not 0.0 <= self.start < self.stop <= 1.0:
+        if not (is_number(start) and is_number(stop)) or not 0.0 <= start < stop <= 1.0:
             raise OrderError(
-                f"`start` is {shown(self.start)} and `stop` is {shown(self.stop)}; expected shares of the "
+                f"`start` is {shown(start)} and `stop` is {shown(stop)}; expected shares of the "
                 "run with 0 <= start < stop <= 1."
             )
-        vars(self).update(total_steps=total, attempts=attempts)
-        vars(self).update(start=float(self.start), stop=float(self.stop))
+        width = (float(stop) - float(start)) / count
+        shares = [float(start) + (i + 1) * width for i in range(count)]
+        self._set(max(1, round(share * total)) for share in shares)
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Steps after which an attempt is due, ascending, without repeats."""
-        width = (self.stop - self.start) / self.attempts
-        shares = [self.start + (i + 1) * width for i in range(self.attempts)]
-        return tuple(sorted({max(1, round(share * self.total_steps)) for share in shares}))
+    @classmethod
+    def at(cls, *steps: int) -> ReductionSchedule:
+        """Return the schedule with an attempt after each of these steps.
+
+        Raises
+        ------
+        OrderError
+            If there is none, or one is no positive int.
+
+        Examples
+        --------
+        >>> from ssmreduce import ReductionSchedule
+        >>> ReductionSchedule.at(100, 400)
+        ReductionSchedule.at(100, 400)
+        """
+        if not 0 < len(steps) <= _MOST_ATTEMPTS:
+            raise OrderError(
+                f"`steps` are {len(steps)} numbers; expected 1 to {_MOST_ATTEMPTS}. Write "
+                "ReductionSchedule.at(100, 400)."
+            )
+        schedule = object.__new__(cls)
+        schedule._set(
+            positive_count(step, "steps", "the numbers of updates done") for step in steps
+        )
+        return schedule
+
+    def _set(self, steps: Iterable[int]) -> None:
+        vars(self).update(steps=tuple(sorted(set(steps))))
+
+    def __repr__(self) -> str:
+        return f"ReductionSchedule.at({', '.join(map(str, self.steps))})"
 
     def due(self, step: int) -> bool:
         """Tell whether an attempt is due after update number `step` (the first is 1)."""
