@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ssmreduce._lapack import mixed_product
 from ssmreduce._namespace import HostArray
 
 _PIECES = 5
@@ -76,15 +77,8 @@ def add_products(
     for level in range(_PIECES):
         which = range(max(0, level - len(right) + 1), min(level + 1, len(left)))
         terms = [
-            _times(left[i], right[level - i]) if matrix else left[i] * right[level - i]
+            mixed_product(left[i], right[level - i]) if matrix else left[i] * right[level - i]
             for i in which
         ]
         if terms:
             total.add(np.asarray(sum(terms[1:], start=terms[0])))
-
-
-def _times(matrix: HostArray, X: HostArray) -> HostArray:
-    """Matrix product with complex X; half the work where `matrix` is real."""
-    if np.iscomplexobj(matrix):
-        return matrix @ X
-    return np.asarray((matrix @ np.ascontiguousarray(X).view(np.float64)).view(np.complex128))

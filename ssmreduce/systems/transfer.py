@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ssmreduce._lapack import mixed_product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
@@ -210,22 +211,14 @@ def _diagonal_products(
         return np.concatenate([s * real + t * imaginary, t * real - s * imaginary])
 
     def forward(vectors: HostArray) -> HostArray:
-        return _times(C, solved(_times(B, vectors)))
+        return mixed_product(C, solved(mixed_product(B, vectors)))
 
     def backward(vectors: HostArray) -> HostArray:
         # Conjugate of the transposed product; what is in the middle is symmetric.
-        states = solved(_times(np.swapaxes(C, 0, 1), vectors.conj()))
-        return np.asarray(np.conj(_times(np.swapaxes(B, 0, 1), states)))
+        states = solved(mixed_product(np.swapaxes(C, 0, 1), vectors.conj()))
+        return np.asarray(np.conj(mixed_product(np.swapaxes(B, 0, 1), states)))
 
     return forward, backward
-
-
-def _times(matrix: HostArray, columns: HostArray) -> HostArray:
-    """Matrix product with complex columns; half the work where the matrix is real."""
-    if np.iscomplexobj(matrix):
-        return np.asarray(matrix @ columns)
-    columns = np.ascontiguousarray(columns, dtype=np.complex128)
-    return np.asarray((matrix @ columns.view(np.float64)).view(np.complex128))
 
 
 def _resolvent(host: DiagonalStateSpace, z: HostArray) -> HostArray:
