@@ -281,11 +281,12 @@ def test_many_frequencies_of_a_dense_system(
             right = rng.standard_normal((m, 41)) + 1j * rng.standard_normal((m, 41))
             left = rng.standard_normal((p, 41)) + 1j * rng.standard_normal((p, 41))
             state = expected - system.D
-            found = part.products(omega, right)
+            forward, backward = part.products(omega)
+            found = forward(right)
             np.testing.assert_allclose(
                 found, np.einsum("kpm,mk->pk", state, right), rtol=0, atol=10 * limit
             )
-            found = part.adjoint_products(omega, left)
+            found = backward(left)
             np.testing.assert_allclose(
                 found, np.einsum("kpm,pk->mk", state.conj(), left), rtol=0, atol=10 * limit
             )

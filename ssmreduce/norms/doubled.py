@@ -2,8 +2,8 @@
 
 A number is a pair hi + lo. A matrix is cut into pieces of so few bits that the entries of a product of two
 pieces are integers below 2^53 in a common unit: a BLAS computes them without any rounding, whatever the
-processor. Their sum is compensated. What is left out is below 2^-100 of the largest entries of a row of the
-left and a column of the right factor.
+processor. Products of the same unit are added up exactly, and the sums of all units with compensation. What
+is left out is below 2^-85 of the largest entries of a row of the left and a column of the right factor.
 
 Reference: Ozaki, Ogita, Oishi and Rump, Error-free transformations of matrix multiplication by using fast
 routines, Numerical Algorithms 59 (2012); Knuth, The Art of Computer Programming 2, section 4.2.2 (two_sum).
@@ -15,10 +15,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ssmreduce._lapack import mixed_product
 from ssmreduce._namespace import HostArray
 
 _PIECES = 5
-"""Pieces of a pair: five times 20 bits and more."""
+"""Pieces of a pair: five times 20 bits, or 19 and 18 where sums have more than 400 and 1600 terms."""
+
+_LARGEST = 850
+"""Exponent of the largest and smallest entries that are cut: units of the last piece are doubles."""
 
 
 def two_sum(one: HostArray, other: HostArray) -> tuple[HostArray, HostArray]:
@@ -45,8 +49,8 @@ class Sum:
 
 
 def bits(length: int) -> int:
-    """Bits of a piece whose products are exact in complex sums of `length` terms."""
-    return (52 - int(2 * length).bit_length()) // 2
+    """Bits of a piece: all products of one level, complex sums of `length` terms, add up exactly."""
+    return (52 - int(2 * _PIECES * length).bit_length()) // 2
 
 
 def pieces(hi: HostArray, lo: HostArray, axis: int | None, bits: int) -> list[HostArray]:
@@ -54,12 +58,11 @@ def pieces(hi: HostArray, lo: HostArray, axis: int | None, bits: int) -> list[Ho
     size = np.maximum(np.abs(hi.real), np.abs(hi.imag))
     if axis is not None:
         size = size.max(axis=axis, keepdims=True, initial=0.0)
-    exponent = np.frexp(size)[1]
+    unit = np.ldexp(1.0, np.clip(np.frexp(size)[1], -_LARGEST, _LARGEST))
     cut = []
-    for i in range(1, _PIECES + 1):
-        shift = np.clip(bits * i - exponent, -1000, 1000)
-        up, down = np.ldexp(1.0, shift), np.ldexp(1.0, -shift)
-        piece = np.rint(hi * up) * down
+    for _ in range(_PIECES):
+        unit = unit * 0.5**bits
+        piece = np.rint(hi / unit) * unit
         cut.append(piece)
         hi, lo = two_sum(hi - piece, lo)
         if not (np.any(hi) or np.any(lo)):
@@ -72,13 +75,10 @@ def add_products(
 ) -> None:
     """Add the product of two numbers in pieces, of matrices or entry by entry."""
     for level in range(_PIECES):
-        for i in range(max(0, level - len(right) + 1), min(level + 1, len(left))):
-            one, other = left[i], right[level - i]
-            total.add(_times(one, other) if matrix else one * other)
-
-
-def _times(matrix: HostArray, X: HostArray) -> HostArray:
-    """Matrix product with complex X; half the work where `matrix` is real."""
-    if np.iscomplexobj(matrix):
-        return matrix @ X
-    return np.asarray((matrix @ np.ascontiguousarray(X).view(np.float64)).view(np.complex128))
+        which = range(max(0, level - len(right) + 1), min(level + 1, len(left)))
+        terms = [
+            mixed_product(left[i], right[level - i]) if matrix else left[i] * right[level - i]
+            for i in which
+        ]
+        if terms:
+            total.add(np.asarray(sum(terms[1:], start=terms[0])))

@@ -12,7 +12,7 @@ underestimates. Points where a pole has rounded onto the boundary have no value 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +23,7 @@ from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.norms.modes import DiagonalModes, modes_of
 from ssmreduce.systems.diagonal import System, check_single, is_complex
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.systems.transfer import StatePart
+from ssmreduce.systems.transfer import Product, StatePart
 from ssmreduce.time_domain import Discrete
 
 _EXACT_WIDTH = 16
@@ -34,9 +34,6 @@ _POINTS = 64
 
 _WORKING_ENTRIES = 2**22
 """Complex numbers held at once while a transfer function is evaluated: 64 MiB."""
-
-_Columns = Callable[[HostArray], HostArray]
-_Products = Callable[[HostArray, HostArray], HostArray]
 
 
 class Gain:
@@ -142,25 +139,22 @@ class Gain:
             values[~served] = part.matrices(omega[~served])
         return values
 
-    def _products(self, omega: HostArray) -> tuple[_Columns, _Columns]:
+    def _products(self, omega: HostArray) -> tuple[Product, Product]:
         """G(z_k) v_k and G(z_k)ᴴ v_k for diagonal systems, without forming any G."""
-        finite = np.isfinite(omega)
 
-        def summed(D: HostArray, methods: list[_Products]) -> _Columns:
+        def summed(D: HostArray, products: Sequence[Product]) -> Product:
             def apply(vectors: HostArray) -> HostArray:
-                image = D @ vectors if np.any(D) else np.zeros((len(D), finite.size), complex)
-                with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                    for sign, method in zip(self.signs, methods, strict=True):
-                        image[:, finite] += sign * method(omega[finite], vectors[:, finite])
+                image = D @ vectors if np.any(D) else np.zeros((len(D), omega.size), complex)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    for sign, product in zip(self.signs, products, strict=True):
+                        image += sign * product(vectors)
                 image[:, ~np.all(np.isfinite(image), axis=0)] = 0.0
                 return image
 
             return apply
 
-        return (
-            summed(self.D, [part.products for part in self.parts]),
-            summed(adjoint(self.D), [part.adjoint_products for part in self.parts]),
-        )
+        forward, backward = zip(*(part.products(omega) for part in self.parts), strict=True)
+        return summed(self.D, forward), summed(adjoint(self.D), backward)
 
 
 def largest_singular_values(matrices: HostArray) -> HostArray:
@@ -186,16 +180,17 @@ def largest_singular_values(matrices: HostArray) -> HostArray:
 
 
 def _power_iteration(
-    forward: _Columns, backward: _Columns, inputs: int, count: int, iterations: int
+    forward: Product, backward: Product, inputs: int, count: int, iterations: int
 ) -> HostArray:
     """Lower bounds of `count` largest singular values, from products with columns."""
     vectors = np.random.default_rng(0).standard_normal((inputs, count)).astype(np.complex128)
     gains = np.zeros(count)
-    for _ in range(iterations):
+    for left in reversed(range(iterations)):
         norm = np.linalg.norm(vectors, axis=0)
         image = forward(vectors / np.where(norm > 0, norm, 1.0))
         gains = np.maximum(gains, np.linalg.norm(image, axis=0))
-        vectors = backward(image)
+        if left:
+            vectors = backward(image)
     return gains
 
 
@@ -216,7 +211,7 @@ def check_alike(first: System, other: System) -> None:
         )
 
 
-def _columnwise(matrices: HostArray) -> _Columns:
+def _columnwise(matrices: HostArray) -> Product:
     """Multiply column k by the k-th matrix."""
 
     def apply(vectors: HostArray) -> HostArray:

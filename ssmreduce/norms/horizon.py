@@ -161,11 +161,12 @@ def _carrier(system: System, steps: int) -> tuple[complex, HostArray]:
     angles = np.concatenate([np.angle(poles), np.linspace(-np.pi, np.pi, _GRID, endpoint=False)])
     width, at = 2.0 * np.pi / _GRID, 0.0
     for _ in range(4):
+        forward, backward = part.products(angles)
         vectors = np.random.default_rng(0).standard_normal((system.inputs, angles.size)) + 0j
         for _ in range(_TRIES):
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=0), _TINY)
-            seen = part.products(angles, vectors) + D @ vectors
-            vectors = part.adjoint_products(angles, seen) + adjoint(D) @ seen
+            seen = forward(vectors) + D @ vectors
+            vectors = backward(seen) + adjoint(D) @ seen
         at = float(angles[np.argmax(np.linalg.norm(seen, axis=0))])
         angles = at + width * np.linspace(-1.0, 1.0, _NEAR)
         width *= 4.0 / _NEAR

@@ -16,10 +16,12 @@ Iterative refinement implies numerical stability for Gaussian elimination, Math.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from ssmreduce._lapack import mixed_product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm, parts_of
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
@@ -41,6 +43,9 @@ _CORRECTION = float(np.sqrt(np.finfo(np.float64).eps))
 
 _BLOCK = 32
 """Rows that are eliminated one by one before a matrix product carries them into the rest."""
+
+Product = Callable[[HostArray], HostArray]
+"""A product with one column per point."""
 
 
 class StatePart:
@@ -75,16 +80,23 @@ class StatePart:
             )
         return np.asarray(self._advanced(z)[:, None, None] * values)
 
-    def products(self, omega: HostArray, vectors: HostArray) -> HostArray:
-        """Return G(z_k) v_k as columns, shape (p, K), for columns v_k, shape (m, K)."""
+    def products(self, omega: HostArray) -> tuple[Product, Product]:
+        """Return v -> G(z_k) v_k and v -> G(z_k)ᴴ v_k, for columns v_k, shape (m, K) and (p, K)."""
         host, z = self.system, self._points(omega)
-        return self._advanced(z) * self._product(z, vectors, host.B, host.C, mirrored=False)
+        if isinstance(host, DiagonalStateSpace):
+            return _diagonal_products(host, z, self._advanced(z))
 
-    def adjoint_products(self, omega: HostArray, vectors: HostArray) -> HostArray:
-        """Return G(z_k)ᴴ v_k as columns, shape (m, K), for columns v_k, shape (p, K)."""
-        host, z = self.system, self._points(omega)
-        B, C = adjoint(host.C), adjoint(host.B)
-        return self._advanced(z).conj() * self._product(z.conj(), vectors, B, C, mirrored=True)
+        def forward(vectors: HostArray) -> HostArray:
+            right = (host.B @ vectors)[..., None]
+            values = self._dense(z, host.A, right, host.C, mirrored=False)
+            return self._advanced(z) * np.moveaxis(values[..., 0], 0, -1)
+
+        def backward(vectors: HostArray) -> HostArray:
+            right = (adjoint(host.C) @ vectors)[..., None]
+            values = self._dense(z.conj(), adjoint(host.A), right, adjoint(host.B), mirrored=True)
+            return self._advanced(z).conj() * np.moveaxis(values[..., 0], 0, -1)
+
+        return forward, backward
 
     def _points(self, omega: HostArray) -> HostArray:
         omega = np.asarray(omega, dtype=np.float64)
@@ -92,22 +104,6 @@ class StatePart:
 
     def _advanced(self, z: HostArray) -> HostArray:
         return z if self.system.read_after_update else np.ones_like(z)
-
-    def _product(
-        self, z: HostArray, vectors: HostArray, B: HostArray, C: HostArray, *, mirrored: bool
-    ) -> HostArray:
-        """C (z - A)⁻¹ B v for one vector per point; with Aᴴ where `mirrored`."""
-        host = self.system
-        if isinstance(host, StateSpace):
-            A = adjoint(host.A) if mirrored else host.A
-            values = self._dense(z, A, (B @ vectors)[..., None], C, mirrored=mirrored)
-            return np.moveaxis(values[..., 0], 0, -1)
-        poles = (host.eigenvalues.conj() if mirrored else host.eigenvalues)[:, None]
-        value = C @ ((B @ vectors) / (z - poles))
-        if host.real_output:
-            other = C.conj() @ ((B.conj() @ vectors) / (z - poles.conj()))
-            value = 0.5 * (value + other)
-        return np.asarray(value)
 
     def _diagonal_matrices(self, host: DiagonalStateSpace, z: HostArray) -> HostArray:
         width = max(1, host.order * min(host.inputs, host.outputs))
@@ -209,9 +205,50 @@ def _solve_shifted(T: HostArray, z: HostArray, right: HostArray) -> HostArray:
     return solved
 
 
+def _diagonal_products(
+    host: DiagonalStateSpace, z: HostArray, factor: HostArray
+) -> tuple[Product, Product]:
+    """Products of a diagonal system, in real factors where its output is real: half the work.
+
+    That of Re(C x) is [Re C, Im C] [[s, t], [t, -s]] [Re B; Im B], where s and -i t are half the sum and half
+    the difference of 1/(z - λ) and 1/(z - conj(λ)).
+    """
+    n, B, C = host.order, host.B, host.C
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        one = factor / (z - host.eigenvalues[:, None])
+        if host.real_output:
+            other = factor / (z - host.eigenvalues.conj()[:, None])
+            s, t = 0.5 * (one + other), 0.5j * (one - other)
+            B = np.concatenate([B.real, B.imag])
+            C = np.concatenate([C.real, C.imag], axis=1)
+
+    def solved(states: HostArray) -> HostArray:
+        if not host.real_output:
+            return np.asarray(one * states)
+        real, imaginary = states[:n], states[n:]
+        return np.concatenate([s * real + t * imaginary, t * real - s * imaginary])
+
+    def forward(vectors: HostArray) -> HostArray:
+        return mixed_product(C, solved(mixed_product(B, vectors)))
+
+    def backward(vectors: HostArray) -> HostArray:
+        # Conjugate of the transposed product; what is in the middle is symmetric.
+        states = solved(mixed_product(np.swapaxes(C, 0, 1), vectors.conj()))
+        return np.asarray(np.conj(mixed_product(np.swapaxes(B, 0, 1), states)))
+
+    return forward, backward
+
+
 def _resolvent(host: DiagonalStateSpace, z: HostArray) -> HostArray:
     """C (z - Λ)⁻¹ B at every point; the smaller of B and C carries the points."""
-    distance = z[:, None] - host.eigenvalues
+    resolvent = (1.0 / (z[:, None] - host.eigenvalues))[:, None, :]
     if host.outputs <= host.inputs:
-        return np.asarray((host.C / distance[:, None, :]) @ host.B)
-    return np.asarray(host.C @ (host.B / distance[:, :, None]))
+        return _stacked(host.C * resolvent, host.B)
+    values = _stacked(np.swapaxes(host.B, 0, 1) * resolvent, np.swapaxes(host.C, 0, 1))
+    return np.swapaxes(values, 1, 2)
+
+
+def _stacked(matrices: HostArray, right: HostArray) -> HostArray:
+    """Every matrix of a stack times another one, as one product."""
+    count, rows, n = matrices.shape
+    return np.asarray(matrices.reshape(count * rows, n) @ right).reshape(count, rows, -1)
