@@ -210,12 +210,13 @@ def _impulse_at(host: System, instants: HostArray) -> HostArray:
         response = (host.C * grown[:, None, :]) @ host.B
         return np.asarray(response.real if host.real_output else response)
     sizes, repeats = step_sizes(instants)
-    steps = time_steps(host, np.concatenate([instants[:1], sizes]))
-    states = [next(steps).moved(host.B)]
+    at_once = instants[0] == 0.0
+    steps = time_steps(host, sizes if at_once else np.concatenate([instants[:1], sizes]))
+    states = [host.B if at_once else next(steps).moved(host.B)]
     for step in steps:
         for _ in range(repeats):
             states.append(step.moved(states[-1]))
-    return np.asarray(host.C @ np.stack(states))
+    return np.asarray(host.C @ np.stack(states, dtype=np.result_type(host.A, host.B)))
 
 
 def _markov_parameters(host: System, length: int) -> HostArray:
