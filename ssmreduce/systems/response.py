@@ -211,7 +211,8 @@ def _impulse_at(host: System, instants: HostArray) -> HostArray:
         return np.asarray(response.real if host.real_output else response)
     sizes, repeats = step_sizes(instants)
     at_once = instants[0] == 0.0
-    steps = time_steps(host, sizes if at_once else np.concatenate([instants[:1], sizes]))
+    undriven = replace(host, B=host.B[:, :0], D=host.D[:, :0])
+    steps = time_steps(undriven, sizes if at_once else np.concatenate([instants[:1], sizes]))
     states = [host.B if at_once else next(steps).moved(host.B)]
     for step in steps:
         for _ in range(repeats):

@@ -158,11 +158,11 @@ def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
     if n == 0:
         empty = np.zeros((count, 0, m), dtype=dtype)
         return TimeStep(np.zeros((count, 0, 0), dtype=A.dtype), empty, empty)
-    pairs = [balanced(matrix) for matrix in A]
-    A, states = np.stack([even for even, _ in pairs]), np.stack([units for _, units in pairs])
+    A, states = (np.stack(parts) for parts in zip(*map(balanced, A), strict=True))
     B = B / states[:, :, None]
     a, b = _exponent(A, (1, 2)), _exponent(B, (1,))
-    A, B = A * _power(-a), B * _power(-b)
+    A *= _power(-a)
+    B *= _power(-b)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         base = _ShortSteps.of(A, B, a.ravel(), sizes)
         E, power, first, second = _doubled(base)
@@ -199,12 +199,12 @@ class _ShortSteps:
         for k in range(len(odd) - 1, 0, -1):
             rest = (2.0 * odd[k] - even[k]) * B + (t * t) * (powers[:, 1] @ rest)
         U = A @ W
-        U *= 2.0 * t
-        right = np.concatenate([U, 2.0 * driven, driven + t * (A @ rest)], axis=-1)
-        U *= 0.5
+        U *= t
         V -= U
-        solved = np.linalg.solve(V, right)
-        growth, held = np.split(solved, [len(A[0])], axis=-1)
+        U *= 2.0
+        right = np.concatenate([U, 2.0 * driven, driven + t * (A @ rest)], axis=-1)
+        del powers, W, U  # room for what `solve` copies
+        growth, held = np.split(np.linalg.solve(V, right), [len(A[0])], axis=-1)
         growth = growth if np.iscomplexobj(A) else growth.real
         return cls(growth.copy(), held.copy(), doublings)
 
