@@ -129,6 +129,13 @@ def test_continuous_impulse_response(rng: np.random.Generator, kind: str) -> Non
         np.testing.assert_allclose(found, expected, rtol=0, atol=200 * EPS * np.abs(expected).max())
 
 
+def test_impulse_response_of_complex_states_is_complex_at_once() -> None:
+    system = StateSpace([[1j]], [[2.0]], [[3.0]], time=Continuous())
+    found = impulse_response(system, times=[0.0])
+    assert np.iscomplexobj(found)
+    assert found.ravel() == [6.0]
+
+
 @pytest.mark.parametrize("hold", ["constant", "linear"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_continuous_simulation_solves_the_equation(

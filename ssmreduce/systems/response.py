@@ -210,14 +210,15 @@ def _impulse_at(host: System, instants: HostArray) -> HostArray:
         response = (host.C * grown[:, None, :]) @ host.B
         return np.asarray(response.real if host.real_output else response)
     sizes, repeats = step_sizes(instants)
-    start = instants[:1][instants[:1] > 0.0]
-    steps = time_steps(host, np.concatenate([start, sizes]))
+    at_once = instants[0] == 0.0
+    undriven = replace(host, B=host.B[:, :0], D=host.D[:, :0])
+    steps = time_steps(undriven, sizes if at_once else np.concatenate([instants[:1], sizes]))
     at_zero = host.B.astype(np.result_type(host.A, host.B))
-    states = [next(steps).moved(at_zero) if start.size else at_zero]
+    states = [at_zero if at_once else next(steps).moved(at_zero)]
     for step in steps:
         for _ in range(repeats):
             states.append(step.moved(states[-1]))
-    return np.asarray(host.C @ np.stack(states))
+    return np.asarray(host.C @ np.stack(states, dtype=np.result_type(host.A, host.B)))
 
 
 def _markov_parameters(host: System, length: int) -> HostArray:

@@ -170,11 +170,11 @@ def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
     if n == 0:
         empty = np.zeros((count, 0, m), dtype=dtype)
         return TimeStep(np.zeros((count, 0, 0), dtype=A.dtype), empty, empty)
-    pairs = [balanced(matrix) for matrix in A]
-    A, states = np.stack([even for even, _ in pairs]), np.stack([units for _, units in pairs])
+    A, states = (np.stack(parts) for parts in zip(*map(balanced, A), strict=True))
     B = B / states[:, :, None]
     a, b = _exponent(A, (1, 2)), _exponent(B, (1,))
-    A, B = A * _power(-a), B * _power(-b)
+    A *= _power(-a)
+    B *= _power(-b)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         base = _ShortSteps.of(A, B, a.ravel(), sizes)
         graded = (base.doublings >= _STIFF) & is_graded(A) & (n <= _MOST_STATES)
@@ -193,7 +193,8 @@ def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
         step = TimeStep(power, constant, ramp)
         if graded.any():
             _replace(step, np.flatnonzero(graded), (A, B), (a, b), sizes)
-        power = step.power * states[:, :, None] / states[:, None, :]
+        power *= states[:, :, None]
+        power /= states[:, None, :]
         return TimeStep(power, step.constant * states[:, :, None], step.ramp * states[:, :, None])
 
 
@@ -245,22 +246,26 @@ class _ShortSteps:
         driven = W @ B
         rest = np.zeros_like(driven)  # Z B
         for k in range(len(odd) - 1, 0, -1):
-            rest = (2.0 * odd[k] - even[k]) * B + (t * t) * (powers[1] @ rest)
+            rest = (2.0 * odd[k] - even[k]) * B + (t * t) * (powers[:, 1] @ rest)
         U = A @ W
         U *= t
-        right = [2.0 * U, 2.0 * driven, driven + t * (A @ rest)]
-        solved = np.linalg.solve(V - U, np.concatenate(right, axis=-1))
-        growth, held = np.split(solved, [len(A[0])], axis=-1)
+        V -= U
+        U *= 2.0
+        right = np.concatenate([U, 2.0 * driven, driven + t * (A @ rest)], axis=-1)
+        del powers, W, U  # room for what `solve` copies
+        growth, held = np.split(np.linalg.solve(V, right), [len(A[0])], axis=-1)
         growth = growth if np.iscomplexobj(A) else growth.real
         return cls(growth.copy(), held.copy(), doublings)
 
 
-def _chosen_degree(A: HostArray, unit: HostArray) -> tuple[list[HostArray], int, HostArray]:
+def _chosen_degree(A: HostArray, unit: HostArray) -> tuple[HostArray, int, HostArray]:
     """Powers A^2k up to A⁶ at most, a degree for all steps X = 2^unit A, and how often each is halved.
 
-    Degrees 5 and above take max(‖X⁴‖^¼, ‖X⁶‖^⅙) in the place of ‖X‖.
+    The powers have shape (K, 2 to 4, n, n). Degrees 5 and above take max(‖X⁴‖^¼, ‖X⁶‖^⅙) in the place of ‖X‖.
     """
-    powers = [np.eye(A.shape[-1]), A @ A]
+    powers = np.empty((len(A), 4, *A.shape[1:]), dtype=A.dtype)
+    powers[:, 0] = np.eye(A.shape[-1])
+    np.matmul(A, A, out=powers[:, 1])
     none = np.zeros(unit.shape, dtype=int)
     norm = _norm(A)
     size = norm
@@ -269,15 +274,15 @@ def _chosen_degree(A: HostArray, unit: HostArray) -> tuple[list[HostArray], int,
         return float(np.max(unit + np.log2(size), initial=-np.inf))
 
     if reach() <= _REACH[3]:
-        return powers, 3, none
-    powers.append(powers[1] @ powers[1])
-    fourth = _norm(powers[2])
+        return powers[:, :2], 3, none
+    np.matmul(powers[:, 1], powers[:, 1], out=powers[:, 2])
+    fourth = _norm(powers[:, 2])
     least = np.maximum(fourth**0.25, norm / _NONNORMAL)
-    size = np.maximum(least, (fourth * _norm(powers[1])) ** (1 / 6))
+    size = np.maximum(least, (fourth * _norm(powers[:, 1])) ** (1 / 6))
     if reach() <= _REACH[5]:
-        return powers, 5, none
-    powers.append(powers[1] @ powers[2])
-    size = np.maximum(least, _norm(powers[3]) ** (1 / 6))
+        return powers[:, :3], 5, none
+    np.matmul(powers[:, 1], powers[:, 2], out=powers[:, 3])
+    size = np.maximum(least, _norm(powers[:, 3]) ** (1 / 6))
     if reach() <= _REACH[7]:
         return powers, 7, none
     halvings = np.ceil(unit + np.log2(size) - _REACH[13])
@@ -325,21 +330,20 @@ def _coefficients(degree: int) -> tuple[list[float], list[float]]:
 
 
 def _even_polynomials(
-    terms: tuple[list[float], list[float]], powers: list[HostArray], square: HostArray
+    terms: tuple[list[float], list[float]], powers: HostArray, square: HostArray
 ) -> list[HostArray]:
     """Σ c_k t^2k A^2k for rows of coefficients c, from the powers up to A⁶; `square` is t²."""
-    K, n = powers[1].shape[:2]
-    stacked = np.stack([np.broadcast_to(x, (K, n, n)) for x in powers], axis=1).reshape(
-        K, -1, n * n
-    )
-    table = np.zeros((2 * len(terms), len(powers)))
-    for i, row in enumerate(terms):
-        table[i, : len(row[:4])] = row[:4]
-        table[i + len(terms), 1 : 1 + len(row[4:])] = row[4:]
-    sums = (table * square ** np.arange(len(powers))) @ stacked
-    low, high = np.split(sums.reshape(-1, len(table), n, n), 2, axis=1)
-    if len(terms[0]) > 4:
-        low = low + square[:, None] ** 3 * (powers[3][:, None] @ high)
+    K, kept, n = powers.shape[:3]
+    rows = [row[:4] for row in terms] + [row[4:] for row in terms if len(row) > 4]
+    table = np.zeros((len(rows), kept))
+    for i, row in enumerate(rows):
+        first = i // len(terms)
+        table[i, first : first + len(row)] = row
+    weights = table * square ** np.arange(kept)
+    sums = (weights @ powers.reshape(K, kept, n * n)).reshape(-1, len(rows), n, n)
+    low = sums[:, : len(terms)]
+    if len(rows) > len(terms):
+        low += square[:, None] ** 3 * (powers[:, 3, None] @ sums[:, len(terms) :])
     return [low[:, i] for i in range(len(terms))]
 
 
