@@ -47,6 +47,7 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
             test_structured_matrices_fall_apart""",
         "test_modal": "test_schur_poles_are_eigenvalues",
         "test_perturbation": "test_a_singular_state_matrix_is_refused_read_after_the_update",
+        "test_responses": "test_products_of_diagonal_systems",
     },
     "no array is in it: order rules, time domains and what is missing, by themselves": {
         "test_balanced_truncation": """

@@ -299,6 +299,37 @@ def test_many_frequencies_of_a_dense_system(
             )
 
 
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("size", [(0, 3, 4), (3, 0, 2), (3, 2, 0), (5, 20, 30), (5, 30, 20)])
+def test_products_of_diagonal_systems(
+    rng: np.random.Generator, size: tuple[int, int, int], real: bool, after: bool
+) -> None:
+    """Products with vectors are those with the matrices, of no states or signals too."""
+    n, m, p = size
+    system = DiagonalStateSpace(
+        0.9 * np.exp(1j * rng.uniform(0.0, 3.0, n)),
+        rng.standard_normal((n, m)) + 1j,
+        rng.standard_normal((p, n)) - 1j,
+        time=Discrete(),
+        real_output=real,
+        read_after_update=after,
+    )
+    omega = np.array([0.0, 0.3, 1.0])
+    part = StatePart(system)
+    matrices = frequency_response(system, omega)
+    assert matrices.shape == (3, p, m)
+    forward, backward = part.products(omega)
+    right = rng.standard_normal((m, 3)) + 1j
+    left = rng.standard_normal((p, 3)) + 1j
+    np.testing.assert_allclose(
+        forward(right), np.einsum("kpm,mk->pk", matrices, right), rtol=0, atol=1e-11
+    )
+    np.testing.assert_allclose(
+        backward(left), np.einsum("kpm,pk->mk", matrices.conj(), left), rtol=0, atol=1e-11
+    )
+
+
 def test_graded_matrices_keep_their_digits() -> None:
     """A chain of sections of large gain: exact entries matter, and the Schur form alone has lost them."""
     zeros, poles, gain = scipy.signal.butter(40, 0.3, output="zpk")

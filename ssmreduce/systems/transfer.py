@@ -251,4 +251,5 @@ def _resolvent(host: DiagonalStateSpace, z: HostArray) -> HostArray:
 def _stacked(matrices: HostArray, right: HostArray) -> HostArray:
     """Every matrix of a stack times another one, as one product."""
     count, rows, n = matrices.shape
-    return np.asarray(matrices.reshape(count * rows, n) @ right).reshape(count, rows, -1)
+    product = matrices.reshape(count * rows, n) @ right
+    return np.asarray(product.reshape(count, rows, right.shape[1]))
