@@ -32,7 +32,7 @@ from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.policy import RollbackPolicy, Trial, metric_value
 from ssmreduce.training.schedule import ReductionSchedule
 from ssmreduce.training.trace import HankelTrace
-from ssmreduce.training.tracking import ReductionEvent
+from ssmreduce.training.tracking import ReductionEvent, events_html
 
 
 class InTrainingReducer:
@@ -162,6 +162,10 @@ class InTrainingReducer:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self._settings().items())
         return f"InTrainingReducer({settings}; {len(self.events)} events)"
+
+    def _repr_html_(self) -> str:
+        """The events."""
+        return events_html(self.events)
 
     def _settings(self) -> dict[str, str]:
         """All that decides what is cut and when, for a checkpoint and for people."""

@@ -18,6 +18,7 @@ LEVELS = [
         "_boundary",
         "time_domain",
         "_checks",
+        "_display",
         "_lapack",
         "_schur",
         "_threads",
