@@ -630,5 +630,6 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         plotting.plot_accuracy,
         {"curves": {"run": ([1.0, 2.0], [0.5, 0.75])}, "cut_times": {"run": [1.5]}},
     ),
-    "plot_trace": lambda: (plotting.plot_trace, {"trace": trace()}),
+    "plot_trace": lambda: (plotting.plot_trace, {"trace": trace(), "events": [event()]}),
+    "HankelTrace.plot": lambda: (trace().plot, {"events": [event()]}),
 }
