@@ -209,7 +209,7 @@ class ModelReport(dict[str, LayerReduction]):
 
     def summary(self) -> str:
         """Return number of layers, states and the largest error, in a few words."""
-        states, orders, _, _ = self._totals()
+        states, orders, _, _ = self.totals()
         largest = short(max((part.measured_error for part in self.values()), default=None))
         count = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
         return f"{count}, {states} -> {orders} states, largest measured_error={largest}"
@@ -219,15 +219,15 @@ class ModelReport(dict[str, LayerReduction]):
         return {name: part.to_dict() for name, part in self.items()}
 
     def _rows(self) -> list[tuple[str, ...]]:
-        states, orders, parameters, saved = self._totals()
+        states, orders, parameters, saved = self.totals()
         return [
             ("layer", *_COLUMNS),
             *((name, *part.cells()) for name, part in self.items()),
             ("total", str(states), str(orders), "", "", f"{parameters:,}", f"{saved:,}"),
         ]
 
-    def _totals(self) -> tuple[int, int, int, int]:
-        """States before and after, parameters and bytes saved; weights that layers share count once."""
+    def totals(self) -> tuple[int, int, int, int]:
+        """Return states before and after, parameters and bytes saved; shared weights count once."""
         once = list({id(part.weights): part for part in self.values()}.values())
         return (
             sum(part.old_order for part in once),

@@ -13,6 +13,7 @@ from ssmreduce._checks import (
     check_text,
     flag,
     fraction,
+    metric_value,
     positive_count,
     positive_horizon,
     type_name,
@@ -29,7 +30,7 @@ from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
-from ssmreduce.training.policy import RollbackPolicy, Trial, metric_value
+from ssmreduce.training.policy import RollbackPolicy, Trial
 from ssmreduce.training.schedule import ReductionSchedule
 from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
