@@ -17,6 +17,7 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     ErrorBound,
+    FixedOrder,
     HankelMass,
     OrderError,
     ShapeError,
@@ -45,6 +46,12 @@ def test_rows_of_a_system_are_those_of_separate_cuts(system: Callable[[], Any]) 
         assert row.relative_error == pytest.approx(cut.verify() / first, rel=1e4 * EPS)
         assert row.metric == pytest.approx(float(hinf_norm(cut.system)), rel=1e4 * EPS)
         assert row.seconds > 0.0
+
+
+def test_an_int_is_an_upper_limit() -> None:
+    for system in (good_calls.dense(), good_calls.diagonal()):
+        rows = sweep(system, [2, 4, 9]).rows
+        assert [(row.wanted, row.order) for row in rows] == [(2, 2), (4, 4), (9, 4)]
 
 
 def test_a_batch_is_as_good_as_its_worst_system() -> None:
@@ -145,7 +152,11 @@ def test_the_table() -> None:
         ({"orders": []}, OrderError, "`orders` has no entries; expected at least one"),
         ({"orders": 3}, ShapeError, r"`orders` is 3; expected a list.* \[4, 8, 16\]"),
         ({"orders": [2, 0]}, OrderError, "`orders` is 0; expected a positive int"),
-        ({"orders": [5]}, OrderError, "while trying order 5: `order` is 5 but .* rank 4"),
+        (
+            {"orders": [FixedOrder(5)]},
+            OrderError,
+            r"while trying order FixedOrder\(order=5\): `order` is 5 but .* rank 4",
+        ),
         ({"metric": 3}, OrderError, "`metric` is 3; expected a function"),
         ({"metric": str}, OrderError, r"`metric\(reduced\)` is 'StateSpace.*; expected a number"),
         ({"progress": True}, OrderError, "`progress` is True; expected a function"),

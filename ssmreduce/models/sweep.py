@@ -163,7 +163,8 @@ def sweep(
         A system is balanced once and truncated to each order (see `Balancing.truncate`). Of a layer or a
         model of PyTorch or JAX a copy is reduced to each (see `reduce_model`).
     orders : sequence of ints or order rules
-        As they are given to `balanced_truncation` or `reduce_model`; a model gets each for all layers.
+        As they are given to `balanced_truncation` or `reduce_model`; a model gets each for all layers. An
+        int is an upper limit: a single dense system gets its numerical rank at most.
     metric : callable, optional
         Takes the reduced system, layer or model and returns a number, its accuracy for example.
     horizon : int, optional
@@ -229,7 +230,7 @@ class _SystemCuts:
 
     def cut(self, order: int | OrderRule) -> tuple[System, SweepRow]:
         """Return the reduced system, and what the cut cost."""
-        reduction = self._balancing.truncate(order)
+        reduction = self._balancing.truncate(self._within_rank(order))
         error = to_double(reduction.verify())
         bound = reduction.error_bound
         row = SweepRow(
@@ -240,6 +241,13 @@ class _SystemCuts:
             relative_error=_relative(error, reduction),
         )
         return reduction.system, row
+
+    def _within_rank(self, order: int | OrderRule) -> int | OrderRule:
+        """An int is an upper limit, as it is for diagonal systems; rules are left alone, and batches."""
+        system = self._balancing.system
+        if isinstance(order, OrderRule) or isinstance(system, DiagonalStateSpace):
+            return order
+        return order if system.batch_shape else min(order, max(int(self._balancing.rank), 1))
 
 
 class _ModelCuts:
