@@ -73,10 +73,10 @@ class LayerReduction:
         )
 
     def _repr_html_(self) -> str:
-        return html_table([_COLUMNS, self.cells()])
+        return html_table([_COLUMNS, self._cells()])
 
-    def cells(self) -> tuple[str, ...]:
-        """Return what a table says of the layer, without its name."""
+    def _cells(self) -> tuple[str, ...]:
+        """What a table says of the layer, without its name."""
         errors = (cell(self.error_bound), cell(self.measured_error))
         saved = (f"{self.parameters_saved:,}", f"{self.bytes_saved:,}")
         return (str(self.old_order), str(self.new_order), *errors, *saved)
@@ -198,7 +198,7 @@ class ModelReport(dict[str, LayerReduction]):
     """
 
     def __repr__(self) -> str:
-        return f"ModelReport({self.summary()})"
+        return f"ModelReport({self._summary()})"
 
     def __str__(self) -> str:
         """The table, with a line of totals, in which weights that layers share count once."""
@@ -207,8 +207,8 @@ class ModelReport(dict[str, LayerReduction]):
     def _repr_html_(self) -> str:
         return html_table(self._rows())
 
-    def summary(self) -> str:
-        """Return number of layers, states and the largest error, in a few words."""
+    def _summary(self) -> str:
+        """Number of layers, states and the largest error, in a few words."""
         states, orders, _, _ = self.totals()
         largest = short(max((part.measured_error for part in self.values()), default=None))
         count = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
@@ -222,7 +222,7 @@ class ModelReport(dict[str, LayerReduction]):
         states, orders, parameters, saved = self.totals()
         return [
             ("layer", *_COLUMNS),
-            *((name, *part.cells()) for name, part in self.items()),
+            *((name, *part._cells()) for name, part in self.items()),
             ("total", str(states), str(orders), "", "", f"{parameters:,}", f"{saved:,}"),
         ]
 
@@ -265,7 +265,7 @@ class ModelReduction:
     followers: tuple[ModelReduction, ...] = ()
 
     def __repr__(self) -> str:
-        parts = [self.report.summary()]
+        parts = [self.report._summary()]
         parts += [f"{len(self.skipped)} not reduced"] if self.skipped else []
         parts += [f"{len(self.followers)} followed"] if self.followers else []
         return f"ModelReduction({', '.join(parts)})"

@@ -75,11 +75,11 @@ class SweepRow:
     seconds: float = 0.0
 
     def __repr__(self) -> str:
-        values = (f"{name}={text}" for name, text in zip(_HEADS, self.cells(), strict=True))
+        values = (f"{name}={text}" for name, text in zip(_HEADS, self._cells(), strict=True))
         return f"SweepRow({', '.join(values)})"
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the entries of the table."""
+    def _cells(self) -> tuple[str, ...]:
+        """Entries of the table."""
         numbers = (cell(getattr(self, name)) for name in _HEADS if name != "wanted")
         return (str(self.wanted), *numbers)
 
@@ -140,7 +140,7 @@ class Sweep:
         return min(good, key=_order_and_error)
 
     def _table(self) -> list[tuple[str, ...]]:
-        rows = [tuple(_HEADS.values()), *(row.cells() for row in self.rows)]
+        rows = [tuple(_HEADS.values()), *(row._cells() for row in self.rows)]
         if all(row.metric is None for row in self.rows):
             at = list(_HEADS).index("metric")
             rows = [(*row[:at], *row[at + 1 :]) for row in rows]
