@@ -35,6 +35,8 @@ from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model
 from ssmreduce.models.report import LayerReduction as LayerReduction
 from ssmreduce.models.report import ModelReduction as ModelReduction
+from ssmreduce.models.sweep import Sweep as Sweep
+from ssmreduce.models.sweep import sweep as sweep
 from ssmreduce.norms import HinfNorm as HinfNorm
 from ssmreduce.norms import h2_norm as h2_norm
 from ssmreduce.norms import hankel_norm as hankel_norm
@@ -116,6 +118,7 @@ __all__ = [
     "ScalingWarning",
     "ShapeError",
     "StateSpace",
+    "Sweep",
     "TimeDomainError",
     "TotalBudget",
     "TracedValueError",
@@ -157,6 +160,7 @@ __all__ = [
     "solve_lyapunov_factor",
     "split_unstable",
     "step_response",
+    "sweep",
     "to_continuous",
     "to_discrete",
     "transformed",

@@ -200,6 +200,27 @@ def finite_number(value: object, name: str, meaning: str) -> float:
     return float(value)
 
 
+def metric_value(metric: Any, name: str = "metric") -> float:
+    """Return a reported metric, a number or an array of one entry, as a float; NaN and Inf are values.
+
+    Raises
+    ------
+    OrderError
+        If it is none.
+    """
+    try:
+        value = getattr(metric, "detach", lambda: metric)()
+        numbers = value.dtype.kind in "iuf" if isinstance(value, np.ndarray | np.generic) else None
+        if numbers is False or isinstance(value, str | bytes | bytearray | bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise OrderError(
+            f"`{name}` is {shown(metric)}; expected a number, or an array of one entry. Report the value "
+            "itself, for example metrics['val_loss']."
+        ) from None
+
+
 def check_instance(value: object, expected: type, name: str, example: str) -> None:
     """Raise `OrderError` unless `value` is an object of that class."""
     if not isinstance(value, expected):

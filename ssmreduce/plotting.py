@@ -19,7 +19,7 @@ from ssmreduce._checks import (
 )
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import ShapeError
-from ssmreduce.training.trace import HankelTrace
+from ssmreduce.training.trace import HankelRecord, HankelTrace
 from ssmreduce.training.tracking import ReductionEvent
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def plot_hsv_decay(events: Sequence[ReductionEvent]) -> Figure:
     Returns
     -------
     Figure
-        A new figure, not known to pyplot.
+        A new figure, not known to pyplot; a notebook shows it.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def plot_accuracy(
     Returns
     -------
     Figure
-        A new figure, not known to pyplot.
+        A new figure, not known to pyplot; a notebook shows it.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
     Returns
     -------
     Figure
-        A new figure, not known to pyplot.
+        A new figure, not known to pyplot; a notebook shows it.
 
     Raises
     ------
@@ -221,7 +221,7 @@ def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
     return figure
 
 
-def plot_trace(trace: HankelTrace) -> Figure:
+def plot_trace(trace: HankelTrace, events: Sequence[ReductionEvent] = ()) -> Figure:
     """Hankel singular values over the steps, and how each ranking agrees with the latest.
 
     Parameters
@@ -229,11 +229,13 @@ def plot_trace(trace: HankelTrace) -> Figure:
     trace : HankelTrace
         What was recorded: one column for each layer. Of layers that run channels apart, the largest values
         over the channels are shown.
+    events : sequence of ReductionEvent, optional
+        Cuts to mark at their steps, in the column of their layer.
 
     Returns
     -------
     Figure
-        A new figure, not known to pyplot.
+        A new figure, not known to pyplot; a notebook shows it.
 
     Raises
     ------
@@ -241,6 +243,7 @@ def plot_trace(trace: HankelTrace) -> Figure:
         If Matplotlib is not installed.
     """
     check_instance(trace, HankelTrace, "trace", "HankelTrace(100)")
+    events = _checked_events(events)
     layers = trace.layers
     figure = _figure((max(4.6 * len(layers), 6.0), 6.0))
     if not layers:
@@ -250,6 +253,9 @@ def plot_trace(trace: HankelTrace) -> Figure:
     for column, layer in enumerate(layers):
         above, below = grid[:, column]
         _plot_values(above, trace, layer)
+        own = [event for event in events if event.layer == layer]
+        _mark_cuts(above, own)
+        _mark_changes(above, trace.of_layer(layer), own)
         above.set_title(layer, fontsize=11)
         agreement = trace.agreement(layer)
         steps = [entry.step for entry in agreement]
@@ -341,10 +347,43 @@ def _plot_values(axes: Axes, trace: HankelTrace, layer: str) -> None:
     axes.plot(
         steps, kept, color=_COLOURS[1], linewidth=1.8, label=f"last of {trace.share:.0%} of the sum"
     )
+
+
+def _mark_cuts(axes: Axes, events: Sequence[ReductionEvent]) -> None:
+    """A line with the orders at the step of each cut, and one at the step where it was undone."""
+    for event in events:
+        label = f"{event.old_order} → {event.new_order}"
+        if event.rolled_back is not None:
+            label += f", undone at {event.rolled_back}"
+            axes.axvline(event.rolled_back, color=_COLOURS[0], linestyle=":", linewidth=1.2)
+        name = "cut" if event is events[0] else None
+        axes.axvline(event.step, color=_COLOURS[0], linestyle="--", linewidth=1.2, label=name)
+        axes.annotate(
+            label,
+            (event.step, 0.0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, 6),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=_COLOURS[0],
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1.0},
+        )
+
+
+def _mark_changes(
+    axes: Axes, records: Sequence[HankelRecord], events: Sequence[ReductionEvent]
+) -> None:
+    """A line between records of different numbers of states, where no event says when that was."""
+    known = [event.step for event in events]
+    known += [event.rolled_back for event in events if event.rolled_back is not None]
     changes = [
         (before.step + after.step) / 2
         for before, after in itertools.pairwise(records)
         if before.shares.shape != after.shares.shape
+        and not any(before.step <= step <= after.step for step in known)
     ]
     for index, change in enumerate(changes):
         label = "number of states changed" if index == 0 else None
@@ -352,9 +391,10 @@ def _plot_values(axes: Axes, trace: HankelTrace, layer: str) -> None:
 
 
 def _figure(size: tuple[float, float]) -> Figure:
-    module = require_backend("matplotlib.figure", extra="plot")
-    figure: Figure = module.Figure(figsize=size, layout="constrained", dpi=150)
-    return figure
+    require_backend("matplotlib.figure", extra="plot")
+    from ssmreduce._figure import NotebookFigure
+
+    return NotebookFigure(figsize=size, layout="constrained", dpi=150)
 
 
 def _cut_name(event: ReductionEvent, events: Sequence[ReductionEvent]) -> str:

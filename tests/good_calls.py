@@ -467,6 +467,15 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
             "followers": (),
         },
     ),
+    "sweep": lambda: (sr.sweep, {"model": dense(), "orders": [1, 2], "horizon": 10}),
+    "sweep of a model": lambda: (
+        sr.sweep,
+        {"model": model(), "orders": [2, sr.HankelMass(0.9)], "horizon": None},
+    ),
+    "Sweep.smallest": lambda: (
+        sr.sweep(dense(), [1, 2, 4]).smallest,
+        {"relative_error": 0.5},
+    ),
     "LayerReduction.reduce_state": lambda: (
         layer_reduction().reduce_state,
         {"state": np.ones(6, dtype=np.complex64)},
@@ -632,5 +641,6 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         plotting.plot_accuracy,
         {"curves": {"run": ([1.0, 2.0], [0.5, 0.75])}, "cut_times": {"run": [1.5]}},
     ),
-    "plot_trace": lambda: (plotting.plot_trace, {"trace": trace()}),
+    "plot_trace": lambda: (plotting.plot_trace, {"trace": trace(), "events": [event()]}),
+    "HankelTrace.plot": lambda: (trace().plot, {"events": [event()]}),
 }

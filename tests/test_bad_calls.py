@@ -40,6 +40,7 @@ RESULTS = {
     "ModelReduction",
     "OrderRule",
     "Reduction",
+    "Sweep",
     "UnstableSplit",
 }
 """Public classes whose objects the package makes, or that are abstract."""
@@ -225,6 +226,10 @@ def laid_out(value: Any, layout: Callable[[Any], Any]) -> Any:
     return value
 
 
+TIMED = {"sweep"}
+"""Calls whose answers hold seconds."""
+
+
 def holds_arrays(value: Any) -> bool:
     return isinstance(value, np.ndarray) or any(map(holds_arrays, bad_calls.parts(value)))
 
@@ -250,7 +255,7 @@ def test_arrays_in_every_layout_give_equal_answers(layout: str) -> None:
     for name in CALLS:
         function, arguments = CALLS[name]()
         moved = laid_out(arguments, LAYOUTS[layout])
-        if name in bad_calls.IN_PLACE or not holds_arrays(arguments):
+        if name in bad_calls.IN_PLACE | TIMED or not holds_arrays(arguments):
             continue
         before = bad_calls.fingerprint(moved)
         found = bad_calls.run(function, (), moved)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import equinox as eqx
+import good_calls
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -250,6 +252,26 @@ def test_the_picture() -> None:
     two.record(1, stack())
     assert len(two.plot().axes) == 4
     assert len(HankelTrace(1).plot().axes) == 1
+
+
+def steps_of_lines(axes: Any) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
+
+
+def test_the_picture_marks_cuts_at_their_steps() -> None:
+    trace = trace_of([9.0, 5.0, 3.0], [4.0, 2.0], [4.0, 2.0], [2.0])
+    cut = dataclasses.replace(good_calls.event(), step=1, layer="layer", old_order=3, new_order=2)
+    other = dataclasses.replace(cut, layer="other")
+    above, _ = trace.plot([cut, other]).axes
+    # The last one is a change that no event tells of.
+    assert steps_of_lines(above) == [1, 2.5]
+    assert [text.get_text() for text in above.texts] == ["3 → 2"]
+    assert above.texts[0].xy == (1, 0.0)
+    above, _ = trace.plot([dataclasses.replace(cut, rolled_back=2)]).axes
+    assert steps_of_lines(above) == [2, 1]
+    assert [text.get_text() for text in above.texts] == ["3 → 2, undone at 2"]
+    with pytest.raises(OrderError, match="`events` is"):
+        trace.plot(["cut"])  # type: ignore[list-item]
 
 
 def test_a_layer_without_response() -> None:

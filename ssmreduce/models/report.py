@@ -9,12 +9,27 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._checks import numeric_array
+from ssmreduce._display import cell, html_table, short, text_table
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.adapters.change import Change
 from ssmreduce.errors import ShapeError
 from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.models.stored_states import state_maps
 from ssmreduce.reduction.report import Reduction
+
+_COLUMNS = ("states", "order", "error bound", "error at least", "parameters saved", "bytes saved")
+"""What a table says of a layer."""
+
+_VALUES = (
+    "old_order",
+    "new_order",
+    "error_bound",
+    "measured_error",
+    "parameters_saved",
+    "bytes_saved",
+    "seconds",
+)
+"""What a dict says of it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,11 +67,23 @@ class LayerReduction:
     seconds: float = 0.0
 
     def __repr__(self) -> str:
-        bound = "None" if self.error_bound is None else f"{self.error_bound:.3g}"
         return (
-            f"LayerReduction({self.old_order} -> {self.new_order} states, error_bound={bound}, "
-            f"measured_error={self.measured_error:.3g})"
+            f"LayerReduction({self.old_order} -> {self.new_order} states, "
+            f"error_bound={short(self.error_bound)}, measured_error={short(self.measured_error)})"
         )
+
+    def _repr_html_(self) -> str:
+        return html_table([_COLUMNS, self._cells()])
+
+    def _cells(self) -> tuple[str, ...]:
+        """What a table says of the layer, without its name."""
+        errors = (cell(self.error_bound), cell(self.measured_error))
+        saved = (f"{self.parameters_saved:,}", f"{self.bytes_saved:,}")
+        return (str(self.old_order), str(self.new_order), *errors, *saved)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, ready for JSON."""
+        return {name: getattr(self, name) for name in _VALUES}
 
     @property
     def old_order(self) -> int:
@@ -154,42 +181,63 @@ class LayerReduction:
 
 
 class ModelReport(dict[str, LayerReduction]):
-    """What came of each layer, by its name in the model; prints as a table."""
+    """What came of each layer, by its name in the model; prints as a table.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import reduce_model
+    >>> from ssmreduce.demo.lru import LRU
+    >>> report = reduce_model([LRU(16, 4, rng=np.random.default_rng(0))], 6).report
+    >>> print(report)
+    layer  states  order  error bound  error at least  parameters saved  bytes saved
+    [0]        16      6         34.5            3.52               190          760
+    total      16      6                                            190          760
+    >>> report.to_dict()["[0]"]["new_order"]
+    6
+    """
+
+    def __repr__(self) -> str:
+        return f"ModelReport({self._summary()})"
 
     def __str__(self) -> str:
         """The table, with a line of totals, in which weights that layers share count once."""
-        head = ("layer", "states", "order", "error bound", "error at least", "parameters saved")
-        rows = [(*head, "bytes saved")]
-        for name, part in self.items():
-            bound = "-" if part.error_bound is None else f"{part.error_bound:.3g}"
-            rows.append(
-                (
-                    name,
-                    str(part.old_order),
-                    str(part.new_order),
-                    bound,
-                    f"{part.measured_error:.3g}",
-                    f"{part.parameters_saved:,}",
-                    f"{part.bytes_saved:,}",
-                )
-            )
-        once = {id(part.weights): part for part in self.values()}.values()
-        parameters = sum(part.parameters_saved for part in once)
-        saved = sum(part.bytes_saved for part in once)
-        states = sum(part.old_order for part in once)
-        orders = sum(part.new_order for part in once)
-        rows.append(("total", str(states), str(orders), "", "", f"{parameters:,}", f"{saved:,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
+        return text_table(self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows())
+
+    def _summary(self) -> str:
+        """Number of layers, states and the largest error, in a few words."""
+        states, orders, _, _ = self.totals()
+        largest = short(max((part.measured_error for part in self.values()), default=None))
+        count = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
+        return f"{count}, {states} -> {orders} states, largest measured_error={largest}"
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return plain numbers by layer, for JSON, or ``pandas.DataFrame.from_dict(..., orient="index")``."""
+        return {name: part.to_dict() for name, part in self.items()}
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        states, orders, parameters, saved = self.totals()
+        return [
+            ("layer", *_COLUMNS),
+            *((name, *part._cells()) for name, part in self.items()),
+            ("total", str(states), str(orders), "", "", f"{parameters:,}", f"{saved:,}"),
+        ]
+
+    def totals(self) -> tuple[int, int, int, int]:
+        """Return states before and after, parameters and bytes saved; shared weights count once."""
+        once = list({id(part.weights): part for part in self.values()}.values())
+        return (
+            sum(part.old_order for part in once),
+            sum(part.new_order for part in once),
+            sum(part.parameters_saved for part in once),
+            sum(part.bytes_saved for part in once),
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelReduction:
     """A model after its layers were reduced.
 
@@ -210,11 +258,23 @@ class ModelReduction:
         singular values those of the model.
     """
 
-    model: Any = field(repr=False)
-    optimizer_state: Any = field(repr=False)
+    model: Any
+    optimizer_state: Any
     report: ModelReport
     skipped: dict[str, str] = field(default_factory=dict)
     followers: tuple[ModelReduction, ...] = ()
+
+    def __repr__(self) -> str:
+        parts = [self.report._summary()]
+        parts += [f"{len(self.skipped)} not reduced"] if self.skipped else []
+        parts += [f"{len(self.followers)} followed"] if self.followers else []
+        return f"ModelReduction({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        table = self.report._repr_html_()
+        if not self.skipped:
+            return table
+        return f"{table}\n{html_table([('not reduced', 'reason'), *self.skipped.items()])}"
 
     def __str__(self) -> str:
         """The table of the report, and what was passed over."""

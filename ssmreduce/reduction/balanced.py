@@ -18,6 +18,7 @@ from ssmreduce._boundary import (
     run_native,
 )
 from ssmreduce._checks import check_instance, flag, shown
+from ssmreduce._display import short
 from ssmreduce._namespace import Array, HostArray, is_host_double
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.errors import OrderError
@@ -262,6 +263,17 @@ class Balancing:
             balanced = part.balanced_part
             if balanced is not None and balanced.factors is not None:
                 warn_if_badly_scaled(balanced.original, balanced.factors)
+
+    def __repr__(self) -> str:
+        parts = [repr(self.system), f"rank={short(self.rank)}"]
+        parts += [
+            f"{name}={value}"
+            for name in ("horizon", "emphasis")
+            if (value := getattr(self, name)) is not None
+        ]
+        if short(self.unstable) != "0":
+            parts.append(f"unstable={short(self.unstable)}")
+        return f"Balancing({', '.join(parts)})"
 
     def _on_device(self) -> NativeBalancing | None:
         """Balance without leaving the device, where there is one and it can."""

@@ -27,6 +27,7 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
+from ssmreduce._display import short
 from ssmreduce._namespace import HostArray
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import (
@@ -52,7 +53,7 @@ _ROUNDING = 4.0
 """Errors within 4 n eps ‖G‖_H2 of each other are taken as equal: a few roundings per entry of Ĉ Z."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class H2Reduction(Reduction):
     """Result of `h2_optimal`: a `Reduction`, and how the iteration went.
 
@@ -86,9 +87,15 @@ class H2Reduction(Reduction):
     """
 
     h2_error: float = 0.0
-    h2_errors: HostArray = field(default_factory=lambda: np.zeros(1), repr=False)
+    h2_errors: HostArray = field(default_factory=lambda: np.zeros(1))
     iterations: int = 0
     converged: bool = True
+
+    def __repr__(self) -> str:
+        return (
+            f"H2Reduction({self._orders()}, h2_error={short(self.h2_error)}, "
+            f"iterations={self.iterations}, converged={self.converged})"
+        )
 
 
 @any_library()

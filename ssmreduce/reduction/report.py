@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import flag
+from ssmreduce._display import cell, html_table, short
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference, hinf_difference
@@ -15,7 +16,7 @@ from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.transform import SlotMap
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reduction:
     """Result of a reduction.
 
@@ -75,24 +76,49 @@ class Reduction:
     (1, True)
     """
 
-    original: System = field(repr=False)
-    system: System = field(repr=False)
+    original: System
+    system: System
     order: int | HostArray
     real_order: int | HostArray
     wanted_order: int | HostArray
     rank: int | HostArray
-    hsv: HostArray = field(repr=False)
+    hsv: HostArray
     error_bound: float | HostArray | None
-    left: HostArray | None = field(default=None, repr=False)
-    right: HostArray | None = field(default=None, repr=False)
-    slot_map: SlotMap | None = field(default=None, repr=False)
-    mask: HostArray | None = field(default=None, repr=False)
+    left: HostArray | None = None
+    right: HostArray | None = None
+    slot_map: SlotMap | None = None
+    mask: HostArray | None = None
     horizon: int | None = None
     method: str = "balanced truncation"
     unstable: int | HostArray = 0
-    stable_part: Reduction | None = field(default=None, repr=False)
-    scores: HostArray | None = field(default=None, repr=False)
-    parts: tuple[Reduction, ...] = field(default=(), repr=False)
+    stable_part: Reduction | None = None
+    scores: HostArray | None = None
+    parts: tuple[Reduction, ...] = ()
+
+    def __repr__(self) -> str:
+        parts = [self._orders(), f"error_bound={short(self.error_bound)}"]
+        if self.original.batch_shape:
+            parts.append(f"batch_shape={self.original.batch_shape}")
+        if self.horizon is not None:
+            parts.append(f"horizon={self.horizon}")
+        if short(self.unstable) != "0":
+            parts.append(f"unstable={short(self.unstable)}")
+        return f"Reduction({', '.join(parts)}, method={self.method!r})"
+
+    def _orders(self) -> str:
+        """Stored states before and after."""
+        return f"{self.original.order} -> {short(self.order)} states"
+
+    def _repr_html_(self) -> str:
+        columns = {
+            "states": self.original.order,
+            "order": self.order,
+            "real order": self.real_order,
+            "rank": self.rank,
+            "error bound": self.error_bound,
+            "method": self.method,
+        }
+        return html_table([list(columns), [cell(value) for value in columns.values()]])
 
     @any_library()
     def verify(self, *, certified: bool = False) -> float | HostArray:

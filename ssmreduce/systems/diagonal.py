@@ -31,6 +31,7 @@ from ssmreduce.systems.state_space import (
     feedthrough,
     finite_gain,
     no_steady_gain,
+    system_line,
 )
 from ssmreduce.time_domain import (
     Discrete,
@@ -41,7 +42,7 @@ from ssmreduce.time_domain import (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DiagonalStateSpace:
     """Diagonal system h[k+1] = diag(λ) h[k] + B u[k], y[k] = C h[k] + D u[k] (or h' = diag(λ) h + B u).
 
@@ -102,7 +103,7 @@ class DiagonalStateSpace:
     time: TimeDomain
     real_output: bool = False
     read_after_update: bool = False
-    log_eigenvalues: Array = field(init=False, repr=False, default=None)
+    log_eigenvalues: Array = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         real = _checks.flag(self.real_output, "real_output")
@@ -128,6 +129,9 @@ class DiagonalStateSpace:
         vars(self).update(eigenvalues=eigenvalues, B=B, C=C, D=D)
         vars(self).update(real_output=real, read_after_update=after)
         register_pytree(type(self))
+
+    def __repr__(self) -> str:
+        return system_line(self)
 
     @classmethod
     def from_log(

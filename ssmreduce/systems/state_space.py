@@ -118,7 +118,23 @@ def no_steady_gain(time: TimeDomain, found: str) -> UnstableSystemError:
     )
 
 
-@dataclass(frozen=True, eq=False)
+def system_line(system: Any) -> str:
+    """Sizes and options of a system; its leaves where, as in a tree of JAX, they have no sizes."""
+    parts: dict[str, Any]
+    try:
+        parts = {name: getattr(system, name) for name in ("order", "inputs", "outputs")}
+        if system.batch_shape:
+            parts["batch_shape"] = system.batch_shape
+    except (AttributeError, IndexError, TypeError):
+        parts = {name: value for name, value in vars(system).items() if value is not system.time}
+    parts["time"] = system.time
+    options = ("real_output", "read_after_update")
+    parts.update({name: True for name in options if getattr(system, name, False)})
+    text = ", ".join(f"{name}={value!r}" for name, value in parts.items())
+    return f"{type(system).__name__}({text})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class StateSpace:
     """Linear system x[k+1] = A x[k] + B u[k], y[k] = C x[k] + D u[k] (or x' = A x + B u).
 
@@ -184,6 +200,9 @@ class StateSpace:
         after = checked_readout(self.read_after_update, check_time(self.time))
         vars(self).update(A=A, B=B, C=C, D=D, read_after_update=after)
         register_pytree(type(self))
+
+    def __repr__(self) -> str:
+        return system_line(self)
 
     @property
     def order(self) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-from ssmreduce._checks import is_number, is_one_of, positive_count, shown
+from ssmreduce._checks import is_number, is_one_of, metric_value, positive_count, shown
 from ssmreduce.adapters.snapshot import Snapshot
 from ssmreduce.errors import OrderError
 
@@ -92,24 +90,3 @@ class Trial:
     snapshots: list[Snapshot]
     misses: int = 0
     stands: bool = False
-
-
-def metric_value(metric: Any, name: str = "metric") -> float:
-    """Return a reported metric, a number or an array of one entry, as a float; NaN and Inf are values.
-
-    Raises
-    ------
-    OrderError
-        If it is none.
-    """
-    try:
-        value = getattr(metric, "detach", lambda: metric)()
-        numbers = value.dtype.kind in "iuf" if isinstance(value, np.ndarray | np.generic) else None
-        if numbers is False or isinstance(value, str | bytes | bytearray | bool):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise OrderError(
-            f"`{name}` is {shown(metric)}; expected a number, or an array of one entry. Report the value "
-            "itself, for example metrics['val_loss']."
-        ) from None

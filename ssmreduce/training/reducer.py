@@ -12,6 +12,7 @@ from ssmreduce._checks import (
     check_instance,
     check_text,
     fraction,
+    metric_value,
     positive_count,
     type_name,
     whole_number,
@@ -27,10 +28,10 @@ from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import check_excluded, find_layers
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
-from ssmreduce.training.policy import RollbackPolicy, Trial, metric_value
+from ssmreduce.training.policy import RollbackPolicy, Trial
 from ssmreduce.training.schedule import ReductionSchedule
 from ssmreduce.training.trace import HankelTrace
-from ssmreduce.training.tracking import ReductionEvent
+from ssmreduce.training.tracking import ReductionEvent, events_html
 
 
 class InTrainingReducer:
@@ -139,6 +140,10 @@ class InTrainingReducer:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self._settings().items())
         return f"InTrainingReducer({settings}; {len(self.events)} events)"
+
+    def _repr_html_(self) -> str:
+        """The events."""
+        return events_html(self.events)
 
     def _settings(self) -> dict[str, str]:
         """All that decides what is cut and when, for a checkpoint and for people."""

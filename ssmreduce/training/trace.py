@@ -11,7 +11,7 @@ largest of them still the same states, in the same order? The s_i do not change 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ from ssmreduce.systems.diagonal import System
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ssmreduce.training.tracking import ReductionEvent
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,13 +246,18 @@ class HankelTrace:
             since = entry.step
         return since
 
-    def plot(self) -> Figure:
+    def plot(self, events: Sequence[ReductionEvent] = ()) -> Figure:
         """Hankel singular values over the steps, and the agreement with the latest ranking.
+
+        Parameters
+        ----------
+        events : sequence of ReductionEvent, optional
+            Cuts to mark at their steps: those of ``reducer.events``.
 
         Returns
         -------
         Figure
-            One column for each layer; not known to pyplot.
+            One column for each layer; not known to pyplot, shown by a notebook.
 
         Raises
         ------
@@ -259,7 +266,7 @@ class HankelTrace:
         """
         from ssmreduce.plotting import plot_trace
 
-        return plot_trace(self)
+        return plot_trace(self, events)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,26 @@ from ssmreduce._checks import (
     shown,
     whole_number,
 )
+from ssmreduce._display import cell, html_table, short
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule
 
+_COLUMNS = (
+    "step",
+    "layer",
+    "old_order",
+    "new_order",
+    "error_bound",
+    "measured_error",
+    "seconds",
+    "rolled_back",
+)
+"""What a table says of an event."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ReductionEvent:
     """One cut of one layer during training.
 
@@ -59,13 +72,13 @@ class ReductionEvent:
     old_order: int
     new_order: int
     real_order: int
-    hsv: HostArray = field(repr=False)
+    hsv: HostArray
     tau: float | None
     error_bound: float | None
     measured_error: float
     seconds: float
-    poles_before: HostArray = field(repr=False)
-    poles_after: HostArray = field(repr=False)
+    poles_before: HostArray
+    poles_after: HostArray
     rolled_back: int | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +101,21 @@ class ReductionEvent:
             floating_array(getattr(self, name), name, 1) for name in ("poles_before", "poles_after")
         )
         vars(self).update(hsv=hsv, poles_before=before, poles_after=after)
+
+    def __repr__(self) -> str:
+        parts = [
+            f"step={self.step}",
+            f"layer={self.layer!r}",
+            f"{self.old_order} -> {self.new_order} states",
+            f"error_bound={short(self.error_bound)}",
+            f"measured_error={short(self.measured_error)}",
+        ]
+        if self.rolled_back is not None:
+            parts.append(f"rolled_back={self.rolled_back}")
+        return f"ReductionEvent({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        return events_html([self])
 
     @classmethod
     def of(cls, step: int, layer: str, result: LayerReduction, order: OrderRule) -> ReductionEvent:
@@ -121,6 +149,12 @@ class ReductionEvent:
         own["rolled_back"] = values.get("rolled_back")
         poles = {name: _complex(own[name], name) for name in ("poles_before", "poles_after")}
         return cls(**{**own, **poles})
+
+
+def events_html(events: Sequence[ReductionEvent]) -> str:
+    """Events as an HTML table, one row each."""
+    rows = [[cell(getattr(event, name)) for name in _COLUMNS] for event in events]
+    return html_table([[name.replace("_", " ") for name in _COLUMNS], *rows])
 
 
 def _plain(value: Any) -> Any:

@@ -96,6 +96,11 @@ def test_pictures_render(events):
         assert rendered(figure).startswith(b"\x89PNG")
 
 
+def test_a_notebook_shows_a_picture(events):
+    # Asked for by IPython; tried in a kernel without "%matplotlib inline".
+    assert plot_poles(events)._repr_png_().startswith(b"\x89PNG")
+
+
 def test_pictures_do_not_use_pyplot(events, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     plot_poles(events)

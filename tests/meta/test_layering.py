@@ -18,6 +18,7 @@ LEVELS = [
         "_boundary",
         "time_domain",
         "_checks",
+        "_display",
         "_lapack",
         "_schur",
         "_threads",
@@ -33,7 +34,7 @@ LEVELS = [
     {"adapters"},
     {"models"},
     {"training"},
-    {"plotting", "testing", "cli", "demo", "__init__", "__main__"},
+    {"_figure", "plotting", "testing", "cli", "demo", "__init__", "__main__"},
 ]
 """Top-level names, foundations first; a module imports from its own level and those before it."""
 
@@ -85,6 +86,7 @@ FRAMEWORK_HOMES = {
     "derivatives/torch.py",
     "training/lightning.py",
     "training/transformers.py",
+    "_figure.py",
     "plotting.py",
     # For type checkers alone.
     "testing/drawing.py",

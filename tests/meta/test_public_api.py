@@ -44,6 +44,7 @@ RESULTS = {
     "LayerReduction",
     "ModelReduction",
     "ReductionEvent",
+    "Sweep",
 }
 """Made by the package, never by the user: attributes are documented instead of parameters."""
 
@@ -89,6 +90,7 @@ def test_expected_names_are_there() -> None:
         "write_system",
         "reduce_layer",
         "reduce_model",
+        "sweep",
         "register_layer",
         "InTrainingReducer",
         "ReductionSchedule",
