@@ -467,10 +467,13 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
             "followers": (),
         },
     ),
-    "sweep": lambda: (sr.sweep, {"model": dense(), "orders": [1, 2], "horizon": 10}),
+    "sweep": lambda: (
+        sr.sweep,
+        {"model": dense(), "orders": [1, 2], "options": sr.CutOptions(horizon=10)},
+    ),
     "sweep of a model": lambda: (
         sr.sweep,
-        {"model": model(), "orders": [2, sr.HankelMass(0.9)], "horizon": None},
+        {"model": model(), "orders": [2, sr.HankelMass(0.9)], "options": sr.CutOptions()},
     ),
     "Sweep.smallest": lambda: (
         sr.sweep(dense(), [1, 2, 4]).smallest,

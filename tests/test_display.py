@@ -122,7 +122,7 @@ def test_tables_of_reductions_and_events() -> None:
 
 
 def test_a_report_as_a_dict() -> None:
-    report = sr.reduce_model(good_calls.model(), 3, horizon=10).report
+    report = sr.reduce_model(good_calls.model(), 3, options=sr.CutOptions(horizon=10)).report
     values = json.loads(json.dumps(report.to_dict()))
     part = report["1"]
     assert values["1"] == {name: getattr(part, name) for name in values["1"]}

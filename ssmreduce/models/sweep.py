@@ -11,21 +11,24 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._checks import (
+    check_instance,
     finite_number,
     items,
     metric_value,
     positive_count,
-    positive_horizon,
     shown,
     type_name,
     whole_number,
 )
 from ssmreduce._display import cell, html_table, short, text_table
 from ssmreduce._namespace import HostArray, to_double
-from ssmreduce.adapters.registry import find_layers
 from ssmreduce.errors import OrderError, SSMReduceError, UnsupportedLayerError
+from ssmreduce.models.options import CutOptions
 from ssmreduce.models.reduce import reduce_model
+from ssmreduce.models.report import LayerReduction
+from ssmreduce.models.search import find_layers
 from ssmreduce.reduction.balanced import balance
+from ssmreduce.reduction.measured import measured_gain
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -58,7 +61,7 @@ class SweepRow:
     measured_error : float
         What the error is at least, the largest over a batch or the layers.
     relative_error : float
-        The same over the largest Hankel singular value of each, as in `ErrorBound`.
+        The same over the gain of each, which is measured alike.
     metric : float or None
         What `metric` returned.
     seconds : float
@@ -152,7 +155,7 @@ def sweep(
     orders: Sequence[int | OrderRule],
     metric: Callable[[Any], float] | None = None,
     *,
-    horizon: int | None = None,
+    options: CutOptions = CutOptions(),
     progress: Callable[[int, int], object] | None = None,
 ) -> Sweep:
     """Tell for each order what a cut to it would cost; nothing is changed.
@@ -167,8 +170,8 @@ def sweep(
         int is an upper limit: a single dense system gets its numerical rank at most.
     metric : callable, optional
         Takes the reduced system, layer or model and returns a number, its accuracy for example.
-    horizon : int, optional
-        Sequence length to balance for; see `balance`.
+    options : CutOptions
+        As `reduce_model` takes them; of a system the horizon counts.
     progress : callable, optional
         Called after each order with how many are done and how many there are.
 
@@ -197,15 +200,16 @@ def sweep(
     2
     """
     wanted = _checked_orders(orders)
+    check_instance(options, CutOptions, "options", "CutOptions(horizon=784)")
     for name, function in (("metric", metric), ("progress", progress)):
         if function is not None and not callable(function):
             raise OrderError(
                 f"`{name}` is {shown(function)}; expected a function. Leave it out if there is none."
             )
     cuts: _SystemCuts | _ModelCuts = (
-        _SystemCuts(model, horizon)
+        _SystemCuts(model, options)
         if isinstance(model, StateSpace | DiagonalStateSpace)
-        else _ModelCuts(model, horizon)
+        else _ModelCuts(model, options)
     )
     rows: list[SweepRow] = []
     for order in wanted:
@@ -225,20 +229,23 @@ def sweep(
 class _SystemCuts:
     """Cuts of one system, or batch, which is balanced once."""
 
-    def __init__(self, system: System, horizon: int | None) -> None:
-        self._balancing = balance(system, horizon=horizon)
+    def __init__(self, system: System, options: CutOptions) -> None:
+        self._balancing = balance(system, horizon=options.horizon)
+        self._gains: HostArray | None = None
 
     def cut(self, order: int | OrderRule) -> tuple[System, SweepRow]:
         """Return the reduced system, and what the cut cost."""
         reduction = self._balancing.truncate(self._within_rank(order))
         error = to_double(reduction.verify())
         bound = reduction.error_bound
+        if self._gains is None:
+            self._gains = _gains(reduction).reshape(error.shape)
         row = SweepRow(
             wanted=order,
             order=reduction.system.order,
             error_bound=None if bound is None else float(to_double(bound).max()),
             measured_error=float(error.max()),
-            relative_error=_relative(error, reduction),
+            relative_error=_relative(error, self._gains),
         )
         return reduction.system, row
 
@@ -253,11 +260,11 @@ class _SystemCuts:
 class _ModelCuts:
     """Cuts of copies of a layer or a model."""
 
-    def __init__(self, model: Any, horizon: int | None) -> None:
-        self._model = model
-        self._horizon = positive_horizon(horizon)
+    def __init__(self, model: Any, options: CutOptions) -> None:
+        self._model, self._options = model, options
+        self._gains: dict[str, HostArray] = {}
         try:
-            find_layers(model)
+            find_layers(model, options)
         except UnsupportedLayerError as error:
             raise UnsupportedLayerError(
                 f"{error} A system would be a StateSpace or a DiagonalStateSpace."
@@ -265,16 +272,19 @@ class _ModelCuts:
 
     def cut(self, order: int | OrderRule) -> tuple[Any, SweepRow]:
         """Return the reduced copy, and what the cut cost."""
-        result = reduce_model(self._copied(), order, horizon=self._horizon)
+        result = reduce_model(self._copied(), order, options=self._options)
         parts = list(result.report.values())
         bounds = [part.error_bound for part in parts if part.error_bound is not None]
+        if not self._gains:
+            self._gains = {name: _gain_of(part) for name, part in result.report.items()}
         row = SweepRow(
             wanted=order,
             order=result.report.totals()[1],
             error_bound=max(bounds) if len(bounds) == len(parts) else None,
             measured_error=max(part.measured_error for part in parts),
             relative_error=max(
-                _relative(np.asarray(part.measured_error), part.reduction) for part in parts
+                _relative(np.asarray(part.measured_error), self._gains[name])
+                for name, part in result.report.items()
             ),
         )
         return result.model, row
@@ -289,15 +299,18 @@ class _ModelCuts:
             ) from error
 
 
-def _relative(error: HostArray, reduction: Reduction) -> float:
-    """Largest of the errors over the largest Hankel singular value of each system.
+def _gains(reduction: Reduction) -> HostArray:
+    """Gain of the system, or of each of a batch, in C order."""
+    return np.array([measured_gain(part) for part in reduction.parts or (reduction,)])
 
-    One error of a layer that runs channels apart is over the largest of all channels.
-    """
-    first = to_double(reduction.hsv).max(axis=-1, initial=0.0)
-    if error.ndim == 0:
-        first = first.max()
-    return float(np.max(np.divide(error, first, out=np.zeros(error.shape), where=error > 0.0)))
+
+def _gain_of(part: LayerReduction) -> HostArray:
+    return np.asarray(part.layer_map.error_factor * _gains(part.reduction).max())
+
+
+def _relative(error: HostArray, gain: HostArray) -> float:
+    """Largest of the errors over the gain of each."""
+    return float(np.max(np.divide(error, gain, out=np.zeros(error.shape), where=error > 0.0)))
 
 
 def _checked_orders(orders: Any) -> list[int | OrderRule]:
