@@ -51,6 +51,9 @@ _EPS = float(np.finfo(np.float64).eps)
 _CLEARLY = _EPS**0.5
 """Distance from the boundary relative to ‖A‖_F beyond which no way to find poles leaves a doubt."""
 
+_LEAST_SCALED = 1e-120
+"""Norm below which, and over which in its inverse, LAPACK's geev scales a matrix."""
+
 _ROUNDS = 10
 """Times that ports are made smaller; each time goes a good part of the way, counted in digits."""
 
@@ -408,13 +411,18 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
 
 def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
     """Whether eigenvalues alone show that all poles of a small matrix lie well inside the boundary."""
+    size = frobenius_norm(A)
+    if (
+        not _LEAST_SCALED < size < 1.0 / _LEAST_SCALED
+    ):  # geev scales then, and not all versions undo it
+        return False
     if A.dtype.kind == "c":
         poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)
     else:
         real, imaginary, _, _, failed = lapack.dgeev(A, compute_vl=0, compute_vr=0)
         poles = real + 1j * imaginary
     nearest = float(boundary_distance(poles, time).min())
-    return not failed and nearest > margin + _CLEARLY * frobenius_norm(A)
+    return not failed and nearest > margin + _CLEARLY * size
 
 
 def _rounding_of(block: HostArray) -> float:

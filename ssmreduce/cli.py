@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SSMReduceError as error:
         print(f"ssmreduce: {error}", file=sys.stderr)
         return _FAILED
+    except KeyboardInterrupt:
+        print("ssmreduce: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     except SystemExit as leaving:  # after --help, --version or a wrong option
         return leaving.code if isinstance(leaving.code, int) else _FAILED
 
@@ -115,11 +118,7 @@ def _demo(chosen: argparse.Namespace) -> int:
         quick=chosen.quick,
         output=chosen.output,
     )
-    try:
-        return _run_demo(settings)
-    except KeyboardInterrupt:
-        print("ssmreduce: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+    return _run_demo(settings)
 
 
 def _run_demo(settings: Settings) -> int:

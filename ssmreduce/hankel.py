@@ -43,6 +43,7 @@ from ssmreduce.gramians.factors import (
 )
 from ssmreduce.gramians.single_channel import decompose_channels, right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.systems.even_states import even_states
 from ssmreduce.systems.state_space import StateSpace
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -131,9 +132,12 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     horizon = check_horizon(system, horizon)
 
     def values(single: System) -> HostArray:
-        return balance_factors(single, horizon).hsv if single.order else np.zeros(0)
+        if not single.order:
+            return np.zeros(0)
+        return balance_factors(even_states(single.to_host()), horizon).hsv
 
     def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
+        batch = even_states(batch)
         every = np.stack([_pad(v, state_count(batch)) for _, v, _ in decompose_channels(batch)])
         _check_channel_range(batch, every)
         return list(every)

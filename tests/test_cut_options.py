@@ -62,6 +62,16 @@ def test_names_are_the_same_inside_of_wrappers_and_in_copies() -> None:
     assert orders(wrapped[0]) == [16, 6, 6]
 
 
+def test_functions_see_names_without_wrappers() -> None:
+    net = model()
+    average = torch.optim.swa_utils.AveragedModel(net)
+    options = CutOptions(exclude=lambda name: name.startswith("1"))
+    reduce_model(net, 6, followers=[average], options=options)
+    assert orders(average.module) == orders(net) == [6, 16, 6]
+    with pytest.raises(OrderError, match="`exclude` names 7"):
+        HankelTrace(1).record(1, net, CutOptions(exclude=("7",)))
+
+
 def test_layers_of_a_pytree_are_excluded_by_their_paths() -> None:
     rng = np.random.default_rng(0)
     tree = {name: make_lru(lru_weights(rng, 12, 2), "float64") for name in ("a", "b")}

@@ -237,3 +237,26 @@ def test_a_measured_error_serves_other_cuts_and_horizons() -> None:
     for wrong in (0.0, 2.0, "1", None):
         with pytest.raises(OrderError, match="`relative` is"):
             MeasuredError(wrong)
+
+
+def test_a_measured_error_passes_over_orders_that_cannot_be_had() -> None:
+    B, C = np.array([[1.0], [1.0], [0.0]]), np.ones((1, 3))
+    system = StateSpace(np.diag([0.9, 0.5, 0.2]), B, C, time=Discrete())
+    assert balanced_truncation(system, MeasuredError(0.1)).order == 1
+    assert balanced_truncation(system, MeasuredError(1e-3)).order == 2
+    after = StateSpace(
+        np.diag([0.9, 0.6, 0.3, 0.0]),
+        np.ones((4, 1)),
+        np.ones((1, 4)),
+        time=Discrete(),
+        read_after_update=True,
+    )
+    assert singular_perturbation(after, MeasuredError(0.05)).order == 2
+    rng = np.random.default_rng(30)
+    large = dense_system(rng, 30, 1, 1)  # of lower numerical rank
+    result = balanced_truncation(large, MeasuredError(0.05))
+    assert result.verify() <= 0.0501 * hinf_norm(large).lower
+    assert result.order < 20
+    silent = StateSpace([[0.5]], [[0.0]], [[1.0]], time=Discrete())
+    with pytest.raises(OrderError, match="all Hankel singular values are zero"):
+        balanced_truncation(silent, MeasuredError(0.05))

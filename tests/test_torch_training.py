@@ -33,6 +33,7 @@ from ssmreduce import (
     TotalBudget,
     UnstableSystemError,
     UnsupportedLayerError,
+    balanced_truncation,
     difference,
     hinf_norm,
     load_reduced,
@@ -419,6 +420,19 @@ def test_gradients_that_overflowed_stay_so() -> None:
     assert layer.C.grad.shape == layer.C.shape
     assert not torch.isfinite(layer.C.grad).all()
     assert torch.isfinite(layer.B.grad).all()
+    layer.Lambda.grad.real[0] = float("inf") if layer.Lambda.is_complex() else layer.Lambda.grad[0]
+    layer.log_step.grad[0] = float("nan")
+    reduce_model(model, 3)
+    assert torch.isnan(layer.log_step.grad).any()
+
+
+def test_another_system_has_no_gradients() -> None:
+    layer = model_of("s5")[1]
+    read = read_system(layer)
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    write_system(layer, balanced_truncation(read, 3).system)
+    assert all(parameter.grad is None for parameter in layer.seq.parameters())
 
 
 def test_the_usual_loop_is_cut() -> None:

@@ -217,7 +217,7 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
     ----------
     layer : object
         A supported layer. An Equinox module is left as it is and a copy returned; a PyTorch module
-        is changed in place, its `nn.Parameter` objects staying the same, and returned.
+        is changed in place, its `nn.Parameter` objects staying the same, without gradients, and returned.
     system : DiagonalStateSpace
         Discrete, with the layer's inputs and outputs, read after its update, real output. Its
         feedthrough is not written: reductions keep it.

@@ -224,6 +224,7 @@ def write_layer(
 ) -> Any:
     """Give the arrays of `module` new values and shapes, in place, and return it."""
     prepared(module, is_module, {(): Change(module, layer_map, values, ratio)}, None, {}, {})()
+    module.zero_grad()  # gradients are those of another system
     return module
 
 

@@ -193,5 +193,5 @@ def _refusal(reason: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"this S4D layer cannot be reduced because {reason}; expected a linear time-invariant layer "
         "with poles of its own for each channel. Leave it out with "
-        "reduce_model(..., skip_unsupported=True)."
+        "options=CutOptions(skip_unsupported=True)."
     )

@@ -142,5 +142,5 @@ def _single(array: HostArray) -> HostArray:
 def _refusal(reason: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"this S5 layer cannot be reduced because {reason}; expected the linear time-invariant "
-        "layer. Leave it out with reduce_model(..., skip_unsupported=True)."
+        "layer. Leave it out with options=CutOptions(skip_unsupported=True)."
     )

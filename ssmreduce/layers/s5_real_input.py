@@ -56,7 +56,7 @@ class S5RealInput(LayerMap):
             raise UnsupportedLayerError(
                 f"this S5 layer cannot be reduced because `discretization` is {rule!r}, which does not "
                 "take stable poles into the unit circle; expected 'zoh' or 'dirac'. Leave it out with "
-                "reduce_model(..., skip_unsupported=True)."
+                "options=CutOptions(skip_unsupported=True)."
             )
         return cls(holds=rule == "zoh")
 

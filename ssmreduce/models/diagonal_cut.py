@@ -30,7 +30,9 @@ from ssmreduce.systems.transform import diagonalise, slots_needed
 _SAFE_SHARE = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
 
-_ADVICE = "Reduce with horizon=L, the length of the sequences that the layer sees."
+_ADVICE = (
+    "Reduce with options=CutOptions(horizon=L), L the length of the sequences that the layer sees."
+)
 
 _NEARBY_ORDERS = 6
 """How many lower orders are tried where the eigenvectors are not safe."""

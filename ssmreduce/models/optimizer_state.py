@@ -115,6 +115,9 @@ def reduced_gradients(
         old = {name: array for name, (_, array) in group.arrays.items()}
         with np.errstate(invalid="ignore", over="ignore"):
             carried = _carry(old, result, squared=False)
+        for name in result.layer_map.poles:  # what a scaler looks for must not get lost
+            if name in carried and not np.all(np.isfinite(old[name])):
+                carried[name] = np.full_like(carried[name], np.nan)
         values |= _by_key(group, old, carried, result)
     return values
 
@@ -151,7 +154,8 @@ def _check_finite(group: LayerMoments, old: dict[str, HostArray]) -> None:
         if not np.isfinite(array).all():
             raise NonFiniteError(
                 f"`{group.field}` of `{name}` at {group.where} holds NaN or Inf, which a cut would carry to "
-                "all states; expected finite moments. Pass moments='reset', or look at the step before."
+                "all states; expected finite moments. Look at the step before, or pass "
+                "options=CutOptions(moments='reset')."
             )
 
 

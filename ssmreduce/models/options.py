@@ -83,13 +83,17 @@ class CutOptions:
         """Tell whether the layer of this name stays as it is."""
         check_text(name, "name", "the name of a layer")
         if callable(self.exclude):
+            name = plain_name(name)
             return flag(self.exclude(name), f"exclude({name!r})")
         return plain_name(name) in map(plain_name, self.exclude)
 
 
 def plain_name(name: str) -> str:
     """Name of a layer, the same whether the model is compiled or in DDP or not."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod").removeprefix("module.")
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while parts[:1] == ["module"]:
+        del parts[0]
+    return ".".join(parts) or "model"
 
 
 def _names(exclude: object) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ import numpy as np
 from ssmreduce._namespace import HostArray
 from ssmreduce.adapters.registry import supported
 from ssmreduce.equations.stability import check_stable_system
-from ssmreduce.errors import OrderError, UnstableSystemError, UnsupportedLayerError
+from ssmreduce.errors import OrderError, SSMReduceError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.hankel import error_bounds
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.options import CutOptions
 from ssmreduce.models.report import LayerReduction
-from ssmreduce.reduction.measured import measured_gain
+from ssmreduce.reduction.measured import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -110,24 +110,23 @@ class _Plan:
         """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
         old_order = self._map.order(self._weights)
         whole = self._cut(old_order)
-        best = self._outcome(whole, self._weights, 0.0)
         parts = whole.parts or (whole,)
-        gain = self._map.error_factor * max(map(measured_gain, parts))
-        too_small, multiples = 0, -(-old_order // self._multiple_of)
-        while multiples - too_small > 1:
-            middle = (too_small + multiples) // 2
-            outcome = self._at(middle * self._multiple_of)
-            if outcome is not None and outcome.measured_error <= rule.relative * gain:
-                multiples, best = middle, outcome
-            else:
-                too_small = middle
-        return best
+        gain = self._map.error_factor * max(float(to_nothing(x).quick_error()) for x in parts)
+        if not np.any(whole.hsv):
+            self._cut(1)  # refuses
+        best = smallest(
+            1,
+            -(-old_order // self._multiple_of),
+            self._at_multiple,
+            lambda found: found.measured_error <= rule.relative * gain,
+        )
+        return self._outcome(whole, self._weights, 0.0) if best is None else best
 
-    def _at(self, limit: int) -> LayerReduction | None:
-        """The layer as it is written at most so large; None if that is unstable or one state too few."""
+    def _at_multiple(self, count: int) -> LayerReduction | None:
+        """The layer as it is written with at most so many multiples of states; None if it cannot be."""
         try:
-            outcome, _ = self._written(self._cut(limit))
-        except (OrderError, UnstableSystemError):
+            outcome, _ = self._written(self._cut(count * self._multiple_of))
+        except SSMReduceError:
             return None
         return outcome
 

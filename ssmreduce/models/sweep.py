@@ -28,7 +28,7 @@ from ssmreduce.models.reduce import reduce_model
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import find_layers
 from ssmreduce.reduction.balanced import balance
-from ssmreduce.reduction.measured import measured_gain
+from ssmreduce.reduction.measured import to_nothing
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -61,7 +61,8 @@ class SweepRow:
     measured_error : float
         What the error is at least, the largest over a batch or the layers.
     relative_error : float
-        The same over the gain of each, which is measured alike.
+        The same over the gain of each system or layer, which is measured alike; of a layer that runs channels
+        apart the largest of both.
     metric : float or None
         What `metric` returned.
     seconds : float
@@ -292,7 +293,7 @@ class _ModelCuts:
     def _copied(self) -> Any:
         try:
             return copy.deepcopy(self._model)
-        except (RuntimeError, TypeError) as error:
+        except Exception as error:
             raise UnsupportedLayerError(
                 f"`model` is a {type_name(self._model)} that cannot be copied ({error}); expected one "
                 "that copy.deepcopy takes. Sweep one of its layers."
@@ -301,11 +302,13 @@ class _ModelCuts:
 
 def _gains(reduction: Reduction) -> HostArray:
     """Gain of the system, or of each of a batch, in C order."""
-    return np.array([measured_gain(part) for part in reduction.parts or (reduction,)])
+    return np.array([to_nothing(part).verify() for part in reduction.parts or (reduction,)])
 
 
 def _gain_of(part: LayerReduction) -> HostArray:
-    return np.asarray(part.layer_map.error_factor * _gains(part.reduction).max())
+    parts = part.reduction.parts or (part.reduction,)
+    gain = max(float(to_nothing(each).quick_error()) for each in parts)
+    return np.asarray(part.layer_map.error_factor * gain)
 
 
 def _relative(error: HostArray, gain: HostArray) -> float:

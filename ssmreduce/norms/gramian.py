@@ -30,6 +30,7 @@ from ssmreduce.hankel import hankel_singular_values, hsv_rule
 from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.even_states import even_states
 from ssmreduce.systems.real_form import real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete, TimeDomain
@@ -214,6 +215,7 @@ def _scaled(system: System) -> tuple[System, HostArray]:
 
     The Gramians hold their squares, which would overflow long before the norm does.
     """
+    system = even_states(system)
     largest = (np.abs(X).max(axis=(-2, -1), initial=0.0) for X in (system.B, system.C))
     first, second = (np.clip(np.frexp(size)[1], -1000, 1000) for size in largest)
     B, C = system.B * _power(-first), system.C * _power(-second)

@@ -93,6 +93,8 @@ def finite_horizon_difference(
     check_alike(first, second)
     iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
     steps = min(positive_count(horizon, "horizon", "a number of steps"), _ENDLESS)
+    if not (first.inputs and first.outputs):
+        return 0.0
     systems, units = in_units([first, second])
     both = difference(systems[0], systems[1])
     doubled = isinstance(both, DiagonalStateSpace) and both.real_output

@@ -85,6 +85,11 @@ class RefinedGain:
         gains = np.zeros(omega.size)
         if np.any(usable) and values[0].size:
             gains[usable] = largest_singular_values(values[usable]) - rounding[usable]
+        if not np.all(
+            usable
+        ):  # corrections do not help, but plain values may stand out of rounding
+            rest = omega[~usable]
+            gains[~usable] = self.gain.exact(rest) - plain_rounding(self.gain, rest)
         return np.maximum(gains, 0.0)
 
     def matrices(self, omega: HostArray) -> tuple[HostArray, HostArray]:

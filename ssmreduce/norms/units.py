@@ -16,23 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
 
 from ssmreduce._namespace import HostArray
 from ssmreduce._schur import balanced
 from ssmreduce.errors import UnreachableToleranceError
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import System
+from ssmreduce.systems.even_states import NO_SIZE, even_states, replaced, state_of
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
-_ZERO = -(2**16)
-"""Exponent of the size of a zero array: smaller than any other."""
-
 _SMALLEST = -1100
 """Exponent below which there are no doubles: zero in units is zero."""
-
-_SPREAD = 300
-"""Spread of the exponents of inputs or outputs from which products may underflow."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,18 @@ class Units:
         return math.ldexp(mantissa, exponent)
 
     def frequency_outside(self, frequency: float) -> float:
-        """Return a frequency in the units of the given systems."""
+        """Return a frequency in the units of the given systems.
+
+        Raises
+        ------
+        UnreachableToleranceError
+            If doubles cannot hold it.
+        """
+        if math.frexp(frequency)[1] + self.time > np.finfo(np.float64).maxexp:
+            raise UnreachableToleranceError(
+                "the gain of `system` is largest at a frequency beyond the range of double precision; "
+                "expected one below 1e308. Choose another unit of time."
+            )
         return math.ldexp(frequency, self.time)
 
 
@@ -70,14 +75,14 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
     """Return systems on the host in units common to all of them, and those."""
     hosts, known = [], []
     for system in systems:
-        host = system.to_host()
+        host = even_states(system.to_host())
         b, c = (max(_exponent(x), _SMALLEST) for x in (host.B, host.C))
-        scaled = _replaced(host, _state(host), B=_shifted(host.B, -b), C=_shifted(host.C, -c))
-        hosts.append(_evened(_balanced(scaled)))
+        scaled = replaced(host, state_of(host), B=_shifted(host.B, -b), C=_shifted(host.C, -c))
+        hosts.append(even_states(_balanced(scaled)))
         known.append(b + c)
     time = 0
     if not isinstance(hosts[0].time, Discrete):
-        time = max(_SMALLEST, *(_exponent(_state(system)) for system in hosts))
+        time = max(_SMALLEST, *(_exponent(state_of(system)) for system in hosts))
     sizes = [(max(_exponent(x.B), _SMALLEST), max(_exponent(x.C), _SMALLEST)) for x in hosts]
     gains = [b + c + more - time for (b, c), more in zip(sizes, known, strict=True)]
     gain = max(*gains, *(max(_exponent(np.asarray(x.D)), _SMALLEST) for x in hosts))
@@ -90,74 +95,25 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
             "C": _shifted(host.C, lacking - lacking // 2 - c),
             "D": _shifted(np.asarray(host.D), -gain),
         }
-        result.append(_replaced(host, _shifted(_state(host), -time), **arrays))
+        result.append(replaced(host, _shifted(state_of(host), -time), **arrays))
     return result, Units(gain, time)
-
-
-def _state(system: System) -> HostArray:
-    state = system.eigenvalues if isinstance(system, DiagonalStateSpace) else system.A
-    return np.asarray(state)
-
-
-def _replaced(system: System, state: HostArray, **arrays: HostArray) -> System:
-    """The system with other arrays of the same shapes, which need no second check."""
-    copy = object.__new__(type(system))
-    name = "eigenvalues" if isinstance(system, DiagonalStateSpace) else "A"
-    vars(copy).update(vars(system) | arrays | {name: state})
-    return copy
 
 
 def _balanced(system: System) -> System:
     if not isinstance(system, StateSpace) or system.order == 0:
         return system
     A, scale = balanced(system.A)
-    return _replaced(system, A, B=system.B / scale[:, None], C=system.C * scale)
-
-
-def _evened(system: System) -> System:
-    """Inputs and outputs of states about equally large, where their products would underflow.
-
-    A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
-    couples keep their units to each other.
-    """
-    B, C = _exponents(system.B, 1), _exponents(system.C, 0)
-    if max(_spread(B), _spread(C)) < _SPREAD:
-        return system
-    state = _state(system)
-    _, group = connected_components(np.diag(state) if state.ndim == 1 else state)
-    shift = np.zeros(len(B), dtype=int)
-    for k in range(group.max() + 1):
-        inputs, outputs = B[group == k].max(), C[group == k].max()
-        if min(inputs, outputs) > _ZERO:
-            shift[group == k] = (outputs - inputs) // 2
-    return _replaced(
-        system, state, B=_by_states(system.B, shift[:, None]), C=_by_states(system.C, -shift)
-    )
-
-
-def _spread(exponents: HostArray) -> int:
-    known = exponents[exponents > _ZERO]
-    return int(np.ptp(known)) if known.size else 0
-
-
-def _by_states(array: HostArray, exponents: HostArray) -> HostArray:
-    half = exponents // 2
-    return np.asarray(array * np.ldexp(1.0, half) * np.ldexp(1.0, exponents - half))
-
-
-def _exponents(array: HostArray, axis: int) -> HostArray:
-    largest = np.abs(array).max(axis=axis, initial=0.0)
-    return np.where(largest > 0.0, np.frexp(largest)[1], _ZERO)
+    return replaced(system, A, B=system.B / scale[:, None], C=system.C * scale)
 
 
 def _exponent(array: HostArray) -> int:
     """Exponent e of the smallest power of two above all entries."""
     if not array.size:
-        return _ZERO
+        return NO_SIZE
     largest = float(np.abs(array).max())
     if math.isinf(largest):  # the modulus of a complex number
         largest = max(float(np.abs(array.real).max()), float(np.abs(array.imag).max()))
-    return math.frexp(largest)[1] if largest else _ZERO
+    return math.frexp(largest)[1] if largest else NO_SIZE
 
 
 def _shifted(array: HostArray, exponent: int) -> HostArray:

@@ -4,57 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from ssmreduce.errors import UnstableSystemError
+from ssmreduce.errors import SSMReduceError
 from ssmreduce.reduction.order import FixedOrder, MeasuredError, OrderRule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.reduction.single import Reducible
+from ssmreduce.reduction.single import BalancedSystem, Reducible
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
+
+Found = TypeVar("Found")
 
 
 def smallest_cut(
     part: Reducible, rule: MeasuredError, cut: Callable[[Reducible, OrderRule], Reduction]
 ) -> Reduction:
-    """Return the smallest cut that a bisection finds within the tolerance; nothing is cut at worst.
+    """Return the smallest cut that a bisection finds within the tolerance; nothing is cut at worst."""
+    n, balanced = max(part.original.order, 1), part.balanced_part
+    if isinstance(part, BalancedSystem):
+        whole = part.unchanged()
+    else:
+        whole = cut(part, FixedOrder(max(part.available(n), 1)))
+    if balanced is None or balanced.original.order == 0:
+        return whole
+    balanced.check_rank()
+    tolerance = rule.relative * float(to_nothing(balanced.unchanged()).quick_error())
 
-    Errors fall with the order, if not strictly: a smaller order that keeps the tolerance by chance is not
-    looked for, and what is returned keeps it.
+    def attempt(order: int) -> Reduction | None:
+        try:
+            return cut(part, FixedOrder(order))
+        except SSMReduceError:  # above the rank, or one that cannot be made
+            return None
+
+    best = smallest(
+        max(part.unstable, 1), n, attempt, lambda found: float(found.quick_error()) <= tolerance
+    )
+    return whole if best is None else best
+
+
+def smallest(
+    first: int,
+    end: int,
+    attempt: Callable[[int], Found | None],
+    keeps: Callable[[Found], bool],
+) -> Found | None:
+    """Return the first of ``attempt(first) ... attempt(end - 1)`` that a bisection finds to be kept, or None.
+
+    Errors fall with the order, if not strictly: a smaller one that would be kept by chance is not looked for,
+    and what is returned is kept. Orders of which the attempt is None are passed over.
     """
-    whole = cut(part, FixedOrder(max(part.original.order, 1)))
-    if part.balanced_part is None or part.balanced_part.original.order == 0:
-        return whole
-    tolerance = rule.relative * measured_gain(part.balanced_part.unchanged())
-    too_small, order = max(part.unstable - 1, 0), part.available(part.original.order)
-    best = _within(tolerance, part, order, cut)
-    if best is None:
-        return whole
-    while order - too_small > 1:
-        middle = (too_small + order) // 2
-        candidate = _within(tolerance, part, middle, cut)
-        if candidate is None:
-            too_small = middle
+    below, order, best = first - 1, end, None
+    while order - below > 1:
+        middle = (below + order) // 2
+        tried = next(
+            ((k, found) for k in range(middle, order) if (found := attempt(k)) is not None), None
+        )
+        if tried is None:
+            order = middle
+        elif keeps(tried[1]):
+            order, best = tried
         else:
-            order, best = middle, candidate
+            below = tried[0]
     return best
 
 
-def _within(
-    tolerance: float, part: Reducible, order: int, cut: Callable[[Reducible, OrderRule], Reduction]
-) -> Reduction | None:
-    """The cut to an order; None if its error is larger, or it came out unstable."""
-    try:
-        reduction = cut(part, FixedOrder(order))
-    except UnstableSystemError:
-        return None
-    return reduction if float(reduction.quick_error()) <= tolerance else None
-
-
-def measured_gain(reduction: Reduction) -> float:
-    """Gain of the original of a single reduction, measured as its `quick_error` is."""
-    return float(replace(reduction, system=_without_states(reduction.original)).quick_error())
+def to_nothing(reduction: Reduction) -> Reduction:
+    """The cut of a single system to no states and no feedthrough, whose error is the gain."""
+    return replace(reduction, system=_without_states(reduction.original))
 
 
 def _without_states(system: System) -> StateSpace:

@@ -153,8 +153,8 @@ class Reduction:
     def quick_error(self) -> float | HostArray:
         """Measure like `verify`, on a coarse grid: what a cut during training records.
 
-        A lower bound: within 1e-3 in all of 32 random cuts of LRU and S4D layers, and up to a tenth below
-        the error where inputs and outputs are more than 16, since its power iteration is short.
+        A lower bound: up to a tenth below the error where a peak lies between two points of the grid, or
+        inputs and outputs are more than 16, since its power iteration is short.
         """
         return self._measure(grid=24, refinements=4, iterations=3)
 

@@ -21,6 +21,7 @@ from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems import native_transfer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
+from ssmreduce.systems.even_states import even_states
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range, exponents, time_steps
@@ -186,8 +187,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
             f"`omega` is {_checks.shown(omega)}; expected one axis of finite, real frequencies. "
             "Put a single one into a list, or try numpy.linspace(0, numpy.pi, 200)."
         )
-    check_single(system)
-    host = system.to_host()
+    host = even_states(system.to_host())
     inputs, outputs = (max(safe_unit(x), _SMALLEST_UNIT) for x in (host.B, host.C))
     if inputs != 1.0 or outputs != 1.0:
         host = replace(host, B=host.B / inputs, C=host.C / outputs)

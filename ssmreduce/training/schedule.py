@@ -11,6 +11,9 @@ from ssmreduce.errors import OrderError
 _MOST_ATTEMPTS = 10_000
 """All of them are looked through at every step."""
 
+_MOST_SHOWN = 8
+"""Steps in a repr."""
+
 
 @dataclass(frozen=True, init=False)
 class ReductionSchedule:
@@ -100,7 +103,10 @@ class ReductionSchedule:
         vars(self).update(steps=tuple(sorted(set(steps))))
 
     def __repr__(self) -> str:
-        return f"ReductionSchedule.at({', '.join(map(str, self.steps))})"
+        steps = [str(step) for step in self.steps]
+        if len(steps) > _MOST_SHOWN:
+            steps = [*steps[: _MOST_SHOWN - 2], "...", steps[-1]]
+        return f"ReductionSchedule.at({', '.join(steps)})"
 
     def due(self, step: int) -> bool:
         """Tell whether an attempt is due after update number `step` (the first is 1)."""

@@ -34,7 +34,7 @@ from ssmreduce.adapters.registry import model_backend, read_system
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.models.cut import with_full_layers
 from ssmreduce.models.options import CutOptions
-from ssmreduce.models.search import find_layers
+from ssmreduce.models.search import check_excluded, find_layers
 from ssmreduce.reduction.diagonal import balanced_systems
 from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import System
@@ -195,6 +195,7 @@ class HankelTrace:
         """
         step = whole_number(step, "step", "the number of updates done")
         check_instance(options, CutOptions, "options", 'CutOptions(exclude=("name",))')
+        check_excluded(model, options)
         name_of = model_backend(model).path_name
         self.records += [
             _recorded(step, name_of(path), read_system(layer), self.horizon)

@@ -1,0 +1,101 @@
+"""Units of states in which what leads to them and what leads from them are about equally large."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.state_space import StateSpace, in_balanced_units
+
+SomeSystem = TypeVar("SomeSystem", StateSpace, DiagonalStateSpace, System)
+
+NO_SIZE = -(2**16)
+"""Exponent of the size of a zero array: smaller than any other."""
+
+_SPREAD = 300
+"""Spread of the exponents of inputs or outputs from which products may underflow."""
+
+
+def even_states(system: SomeSystem) -> SomeSystem:
+    """A system on the host in such units where products of its B and C might underflow, else itself.
+
+    A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
+    couples both ways keep their units to each other once they are balanced. Units are powers of two.
+    """
+    if not _is_spread(system):
+        return system
+    if isinstance(system, StateSpace):
+        system = in_balanced_units(system)
+    B, C = _exponents(system.B, -1), _exponents(system.C, -2)
+    if isinstance(system, DiagonalStateSpace):
+        state: HostArray = system.eigenvalues
+        shift = np.where((B > NO_SIZE) & (C > NO_SIZE), (C - B) // 2, 0)
+    else:
+        state, shift = _evened_parts(system.A, B, C)
+    return replaced(
+        system,
+        state,
+        B=_shifted(system.B, shift[..., :, None]),
+        C=_shifted(system.C, -shift[..., None, :]),
+    )
+
+
+def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, HostArray]:
+    """A in units of parts that it couples in one direction only, and their exponents.
+
+    Where what leads from one part to another would overflow in such units, both have one unit.
+    """
+    for connection in ("strong", "weak"):
+        # A dense array would lose entries below 1e-8.
+        _, part = connected_components(csr_array(A != 0), connection=connection)
+        shift = np.zeros(len(B), dtype=int)
+        for k in range(part.max() + 1):
+            inputs, outputs = B[part == k].max(), C[part == k].max()
+            if min(inputs, outputs) > NO_SIZE:
+                shift[part == k] = (outputs - inputs) // 2
+        with np.errstate(over="ignore"):
+            even = _shifted(A, shift[:, None] - shift)
+        if np.abs(even).max() <= max(np.abs(A).max(), 1.0):
+            break
+    return even, shift
+
+
+def _is_spread(system: System) -> bool:
+    return (
+        system.order > 1
+        and max(_spread(_exponents(system.B, -1)), _spread(_exponents(system.C, -2))) >= _SPREAD
+    )
+
+
+def _spread(exponents: HostArray) -> int:
+    known = exponents[exponents > NO_SIZE]
+    return int(np.ptp(known)) if known.size else 0
+
+
+def _shifted(array: HostArray, exponents: HostArray) -> HostArray:
+    half = exponents // 2
+    return np.asarray(array * np.ldexp(1.0, half) * np.ldexp(1.0, exponents - half))
+
+
+def _exponents(array: HostArray, axis: int) -> HostArray:
+    largest = np.abs(array).max(axis=axis, initial=0.0)
+    return np.where(largest > 0.0, np.frexp(largest)[1], NO_SIZE)
+
+
+def state_of(system: System) -> HostArray:
+    """A, or the eigenvalues of a diagonal system."""
+    state = system.eigenvalues if isinstance(system, DiagonalStateSpace) else system.A
+    return np.asarray(state)
+
+
+def replaced(system: SomeSystem, state: HostArray, **arrays: HostArray) -> SomeSystem:
+    """The system with other arrays of the same shapes, which need no second check."""
+    copy = object.__new__(type(system))
+    name = "eigenvalues" if isinstance(system, DiagonalStateSpace) else "A"
+    vars(copy).update(vars(system) | arrays | {name: state})
+    return copy
