@@ -35,6 +35,7 @@ from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model
 from ssmreduce.models.report import LayerReduction as LayerReduction
 from ssmreduce.models.report import ModelReduction as ModelReduction
+from ssmreduce.models.shapes import shaped_like as shaped_like
 from ssmreduce.models.sweep import Sweep as Sweep
 from ssmreduce.models.sweep import sweep as sweep
 from ssmreduce.norms import HinfNorm as HinfNorm
@@ -154,6 +155,7 @@ __all__ = [
     "register_layer",
     "select_states",
     "series",
+    "shaped_like",
     "simulate",
     "singular_perturbation",
     "solve_lyapunov",

@@ -496,6 +496,14 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         sr.load_reduced,
         {"model": model(), "state_dict": reduced_state_dict()},
     ),
+    "shaped_like": lambda: (
+        sr.shaped_like,
+        {"model": [equinox_layer()], "saved": {"[0]": {"old_order": 6, "new_order": 4}}},
+    ),
+    "shaped_like of arrays": lambda: (
+        sr.shaped_like,
+        {"model": [equinox_layer()], "saved": [dict(vars(layer_reduction().layer))]},
+    ),
     "accept_reduced": lambda: (accept_reduced, {"model": model()}),
     # training
     "ReductionSchedule": lambda: (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 import transformers
 from fingerprints import fingerprint
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -214,6 +217,43 @@ def test_lightning_cuts_the_average_too(tmp_path: Path) -> None:
     )
     assert is_cut(averages[0])
     assert int(averages[0].n_averaged) == 2 * STEPS
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint was not created with WeightAveraging")
+@pytest.mark.parametrize("saved_with_average", [True, False])
+@pytest.mark.parametrize("average_first", [True, False])
+def test_lightning_resumes_in_any_order_of_callbacks(
+    average_first: bool, saved_with_average: bool, tmp_path: Path
+) -> None:
+    def run(steps: int, averaged: bool, file: Path | None) -> tuple[pl.Trainer, Any]:
+        average, module = EMAWeightAveraging(decay=0.9), Module(seed=steps)
+        cut = LightningCallback(make_reducer(), followers=lambda _: [average._average_model])
+        both = [average, cut] if average_first else [cut, average]
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            callbacks=both if averaged else [LightningCallback(make_reducer())],
+        )
+        data = DataLoader(TensorDataset(*samples()), 8)
+        trainer.fit(module, data, ckpt_path=file, weights_only=None if file is None else True)
+        assert not module._load_state_dict_pre_hooks
+        return trainer, average._average_model
+
+    first, average = run(4, saved_with_average, None)
+    first.save_checkpoint(tmp_path / "part.ckpt")
+    resumed, again = run(4, True, tmp_path / "part.ckpt")
+    assert is_cut(again)
+    assert_same_weights(resumed.lightning_module, first.lightning_module)
+    if saved_with_average:
+        assert_same_weights(again, average)
+    _, further = run(8, True, tmp_path / "part.ckpt")
+    assert is_cut(further)
+    # What was put into the module goes along in copies and pickles of it.
+    pickle.dumps(copy.deepcopy(further.module))
 
 
 def test_lightning_says_what_is_wrong(tmp_path: Path) -> None:

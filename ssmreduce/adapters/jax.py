@@ -17,7 +17,7 @@ from ssmreduce import _checks
 from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
 from ssmreduce.adapters.change import Change, Path
 from ssmreduce.adapters.moments import Moments
-from ssmreduce.errors import OptimizerStateError
+from ssmreduce.errors import OptimizerStateError, ShapeError
 from ssmreduce.layers.layer_map import LayerMap
 
 
@@ -205,3 +205,90 @@ def check_optimizer(model: Any, opt_state: Any, followers: Sequence[Any]) -> Non
             f"`opt_state` is a {_checks.type_name(opt_state)}; expected the state of an optimizer of optax. "
             "Pass what its init(...) or its last update(...) returned."
         )
+
+
+def check_pytree(model: Any) -> None:
+    """Nothing is in the way: the arrays of a pytree have names."""
+
+
+def _names(path: Path) -> Path:
+    """The keys of a path as strings, the same for the field of a module and the key of a dict."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def saved_arrays(model: Any, saved: Any) -> dict[Path, Any]:
+    """Return the leaves of `saved` by the names of their keys: one for each array of `model`.
+
+    Raises
+    ------
+    ShapeError
+        If a name is missing or left over, or what is under it no array with as many axes.
+    """
+    try:
+        leaves = jax.tree_util.tree_leaves_with_path(
+            saved, is_leaf=lambda node: isinstance(node, Iterator)
+        )
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f"`saved` is a {_checks.type_name(saved)} that is no pytree ({error}); expected dicts of "
+            "arrays by name. Pass what Orbax restored."
+        ) from error
+    if [path for path, _ in leaves] == [()]:
+        raise ShapeError(
+            f"`saved` is a {_checks.type_name(saved)}; expected a report or a pytree of arrays. Read the "
+            "file first, with json.load(file) or checkpointer.restore(path)."
+        )
+    given = {_names(path): leaf for path, leaf in leaves}
+    own = {_names(path): (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+    missing = [
+        path_name(path) for key, (path, leaf) in own.items() if _is_array(leaf) and key not in given
+    ]
+    extra = [path_name(path) for path, _ in leaves if _names(path) not in own]
+    if missing or extra:
+        raise ShapeError(
+            f"`saved` lacks {', '.join(missing[:4]) or 'nothing'} and has "
+            f"{', '.join(extra[:4]) or 'nothing'} besides; expected the names of `model`. "
+            "Build the model as it was."
+        )
+    for key, (path, leaf) in own.items():
+        if _is_array(leaf) and not (_is_array(given[key]) and given[key].ndim == leaf.ndim):
+            shape = f" of shape {given[key].shape}" if _is_array(given[key]) else ""
+            raise ShapeError(
+                f"`{path_name(path)}` of `saved` is a {_checks.type_name(given[key])}{shape}; expected an "
+                f"array with {leaf.ndim} axes. Build the model as it was."
+            )
+    return given
+
+
+def shapes_of_layer(
+    given: Mapping[Path, Any], path: Path, names: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the named arrays of the layer at `path`."""
+    return {name: given[(*_names(path), name)].shape for name in names}
+
+
+def with_arrays(model: Any, given: Mapping[Path, Any]) -> Any:
+    """Return a copy of `model` whose arrays are those that `saved_arrays` returned.
+
+    Raises
+    ------
+    ShapeError
+        If the shape or the dtype of one differs.
+    """
+
+    def take(path: Path, leaf: Any) -> Any:
+        if not _is_array(leaf):
+            return leaf
+        value = given[_names(path)]
+        if (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
+            raise ShapeError(
+                f"`{path_name(path)}` of `saved` has shape {value.shape} and dtype {value.dtype}; expected "
+                f"{leaf.shape} and {leaf.dtype}. Build the model as it was."
+            )
+        return jnp.asarray(value) if isinstance(leaf, jax.Array) else np.array(value)
+
+    return jax.tree_util.tree_map_with_path(take, model)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)

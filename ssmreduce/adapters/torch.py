@@ -282,6 +282,14 @@ def _assign(attributes: list[tuple[Any, str, Any]]) -> None:
             setattr(owner, name, value)
 
 
+def check_pytree(model: Any) -> None:
+    """Raise `UnsupportedLayerError`: a module brings a state dict."""
+    raise UnsupportedLayerError(
+        f"`model` is a {_checks.type_name(model)}; expected a pytree of Equinox modules. Load the state "
+        "dict of a PyTorch module with load_reduced(model, state_dict)."
+    )
+
+
 def check_tensor(present: Any, saved: Any, name: str) -> None:
     """Raise `ShapeError` unless what is to replace a tensor is one too."""
     if torch.is_tensor(present) and not torch.is_tensor(saved):

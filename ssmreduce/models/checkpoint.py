@@ -169,7 +169,7 @@ def _check_backend(model: Any) -> ModuleType:
     if not hasattr(backend, "load_state"):
         raise UnsupportedLayerError(
             f"`model` is a {_checks.type_name(model)}; expected a "
-            "torch.nn.Module. Arrays of other frameworks bring their shapes: deserialise them as they are."
+            "torch.nn.Module. For a pytree of Equinox modules call shaped_like(model, saved)."
         )
     return backend
 

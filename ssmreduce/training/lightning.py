@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback
+import torch
+from lightning.pytorch import Callback, LightningModule
 
 from ssmreduce._checks import check_instance, shown
 from ssmreduce.errors import OptimizerStateError, OrderError
@@ -32,7 +33,8 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         ``"val_loss"``; read after every validation but the sanity check.
     followers : callable, optional
         Takes the trainer to a list of copies of the model that follow its cuts, averages of its
-        weights for example; see `InTrainingReducer.step`.
+        weights for example; see `InTrainingReducer.step`. Also called before the weights of a checkpoint are
+        loaded: copies that are not made yet may be left out, or None, then.
 
     Raises
     ------
@@ -73,16 +75,19 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         self.followers = followers
         self.reducer = reducer
         self.metric = metric
-        self._hook: Any = None
+        self._hooks: list[Any] = []
         self._last_step = 0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let the module load the weights of a reduced one, also to test and predict."""
-        self._hook = accept_reduced(pl_module)
+        self._hooks.append(accept_reduced(pl_module))
+        if stage == "fit" and self.followers is not None:
+            self._hooks.append(pl_module.register_load_state_dict_pre_hook(_let_followers_load))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Take the hook of `setup` away."""
-        self._hook.remove()
+        """Take the hooks of `setup` away."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the optimizers, and at where a resumed run stands."""
@@ -123,3 +128,29 @@ class ReductionCallback(Callback):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was saved."""
         self.reducer.load_state_dict(state_dict)
+
+    def _accept_in_followers(self, trainer: Any) -> None:
+        """Let the followers load the weights of reduced ones, too."""
+        assert self.followers is not None
+        for follower in self.followers(trainer):
+            parts = follower.modules() if isinstance(follower, torch.nn.Module) else ()
+            # Of an AveragedModel Lightning loads the whole, or the module inside.
+            for part in parts:
+                if part is follower or isinstance(part, LightningModule):
+                    self._hooks.append(accept_reduced(part))
+
+
+def _let_followers_load(module: Any, *_: Any) -> None:
+    """Before a module loads its weights, let the followers do so.
+
+    Lightning loads the module after `setup` of all callbacks and before any of them loads its own state, in
+    whatever order they stand. This is a plain function, which copies and pickles of the module
+    can take along.
+    """
+    try:
+        trainer = module.trainer
+    except RuntimeError:  # a copy, which has none
+        return
+    for callback in trainer.callbacks:
+        if isinstance(callback, ReductionCallback) and callback.followers is not None:
+            callback._accept_in_followers(trainer)
