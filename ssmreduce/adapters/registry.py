@@ -16,6 +16,7 @@ from ssmreduce import _checks
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import HasArrays, LayerMap
 from ssmreduce.layers.lru import LRU
+from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.layers.s4 import S4
 from ssmreduce.layers.s4d import S4D, S4Diagonal
 from ssmreduce.layers.s5 import S5
@@ -173,6 +174,11 @@ def supported(layer: object) -> tuple[ModuleType, Any, LayerMap]:
     return backend, layer, layer_map
 
 
+def rounding_of(layer: Any, layer_map: LayerMap) -> float:
+    """Return the eps with which a layer holds its weights."""
+    return max(float(model_backend(layer).precision(layer, layer_map.names())), layer_map.eps)
+
+
 def read_system(layer: Any) -> System:
     """Read the weights of a layer as the discrete system it runs, at double precision.
 
@@ -231,7 +237,7 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
     Raises
     ------
     UnsupportedLayerError
-        If the layer is not known.
+        If the layer is not known, or another system than `system` would be read back from its weights.
     ShapeError
         If the system does not fit the layer.
     UnstableSystemError
@@ -260,7 +266,10 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
                 f"`system` has {name} = {found} but the layer has {expected}; expected the same. "
                 "Start from read_system(layer)."
             )
-    stored = layer_map.storable(system.to_host())
+    host = system.to_host()
+    stored = layer_map.storable(host)
     new = layer_map.write(stored, weights)
+    back = layer_map.read({**weights, **backend.rounded(inner, new)})
+    check_read_back(layer_map, host, back, rounding_of(inner, layer_map))
     written = backend.write_layer(inner, layer_map, new, stored.order / layer_map.order(weights))
     return layer if written is inner else written

@@ -43,6 +43,8 @@ class LayerMap(ABC):
         Attributes or buffers that keep a state between calls; projected with a cut.
     caches : tuple of str
         Attributes computed from the weights on demand; deleted after a cut.
+    eps : float
+        Rounding of the layer itself, where that is coarser than the dtype of its weights.
     error_factor : float
         How much larger the layer's error may be than its system's.
     stores_input : bool
@@ -89,6 +91,7 @@ class LayerMap(ABC):
     sizes: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
+    eps: float = 0.0
     error_factor: float = 1.0
     stores_input: bool = True
     carries_matrices: bool = True

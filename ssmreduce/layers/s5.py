@@ -45,6 +45,7 @@ class S5(LayerMap):
     """
 
     poles = ("Lambda", "log_step")
+    eps = float(np.finfo(np.float32).eps)  # of B
 
     def __init__(
         self, discretisation: Discretisation = Discretisation.ZOH, *, bidirectional: bool = False

@@ -24,9 +24,10 @@ from scipy.optimize import linear_sum_assignment
 from ssmreduce import _checks
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.adapters.change import Path
-from ssmreduce.adapters.registry import layer_map_of, model_backend
+from ssmreduce.adapters.registry import layer_map_of, model_backend, rounding_of
 from ssmreduce.errors import ShapeError, SSMReduceError, UnstableSystemError
 from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.models.plan import as_written, padded
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.stored_states import real_input_matrix
@@ -79,6 +80,8 @@ def followed(result: LayerReduction, layer: Any, name: str) -> LayerReduction:
         If it has another shape.
     UnstableSystemError
         If the projected copy is unstable.
+    UnsupportedLayerError
+        If its weights cannot hold what was projected.
     """
     backend, layer_map = model_backend(layer), result.layer_map
     try:
@@ -100,6 +103,8 @@ def followed(result: LayerReduction, layer: Any, name: str) -> LayerReduction:
         ]
         stored = _stored(parts, system, layer_map, result.new_order)
         new = {**weights, **backend.rounded(layer, layer_map.write(stored, weights))}
+        read_back = layer_map.read(new)
+        check_read_back(layer_map, stored, read_back, rounding_of(layer, layer_map))
         for key, value in result.new_weights.items():
             if new[key].shape != value.shape:
                 raise ShapeError(
@@ -113,7 +118,7 @@ def followed(result: LayerReduction, layer: Any, name: str) -> LayerReduction:
         reduction = replace(parts[0], original=system)
     else:
         reduction = replace(reduction, parts=tuple(parts))
-    written = as_written(reduction, layer_map.read(new))
+    written = as_written(reduction, read_back)
     worst = max(float(part.quick_error()) for part in written.parts or (written,))
     return LayerReduction(
         layer, written, layer_map.error_factor * worst, weights, new, result.item_sizes, layer_map

@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.adapters.registry import supported
+from ssmreduce.adapters.registry import rounding_of, supported
 from ssmreduce.equations.stability import check_stable_system
-from ssmreduce.errors import OrderError, SSMReduceError, UnstableSystemError, UnsupportedLayerError
+from ssmreduce.errors import (
+    OrderError,
+    SSMReduceError,
+    UnreachableToleranceError,
+    UnsupportedLayerError,
+)
 from ssmreduce.hankel import error_bounds
+from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.models.diagonal_cut import balanced_layer
 from ssmreduce.models.options import CutOptions
 from ssmreduce.models.report import LayerReduction
@@ -26,15 +32,6 @@ _EXCESS = 0.1
 
 _ROUNDINGS = 1e3
 """The same in units of eps(dtype) · 2Σσ: weights are rounded, and poles near the circle amplify that."""
-
-_INVERSE = 1e-3
-"""How far, relative to its response, a system may be from the same written and read back, in doubles.
-
-Far above rounding, also that of poles at zero, which are stored as small ones.
-"""
-
-_STEPS = np.array([0, 1, 3, 10, 30])
-"""Powers of the poles for which that is looked at."""
 
 _NEARBY_ORDERS = 4
 """How many lower orders are tried where the layer as written does not keep its bound."""
@@ -65,13 +62,11 @@ class _Plan:
         self._order, self._multiple_of = order, options.multiple_of
         self._weights = self._backend.read_arrays(layer, names)
         self._item_sizes = self._backend.item_sizes(layer, names)
-        self._eps = self._backend.precision(layer, names)
-        system = self._map.read(self._weights)
-        self._balancing = balanced_layer(system, options.horizon)
-        self._check_inverse(system)
+        self._eps = rounding_of(layer, self._map)
+        self._balancing = balanced_layer(self._map.read(self._weights), options.horizon)
 
     def result(self) -> LayerReduction:
-        """The reduction whose written layer keeps its bound, or the best of those nearby."""
+        """The reduction whose written layer keeps its bound, of the order that was asked for or one below."""
         if isinstance(self._order, MeasuredError):
             return self._smallest(self._order)
         reduction = self._cut(self._order)
@@ -81,30 +76,46 @@ class _Plan:
             return self._outcome(self._cut(old_order), self._weights, 0.0)
         if first > self._stored_order(reduction):
             reduction = self._cut(first)
-        best: LayerReduction | None = None
-        refusal: UnstableSystemError | None = None
+        return self._nearest(reduction, first)
+
+    def _nearest(self, reduction: Reduction, first: int) -> LayerReduction:
+        """The first written layer that keeps its bound, from `reduction` to `first` states downwards."""
+        failure: SSMReduceError | None = None
         lowest = max(first - _NEARBY_ORDERS * self._multiple_of, self._multiple_of)
         if isinstance(self._order, ErrorBound):
             lowest = first  # a lower order would break the promise
         for limit in range(first, lowest - 1, -self._multiple_of):
-            candidate = reduction if limit == first else self._cut(limit)
             try:
+                candidate = reduction if limit == first else self._cut(limit)
                 outcome, keeps_bound = self._written(candidate)
-            except UnstableSystemError as error:
-                refusal = error
+            except SSMReduceError as error:
+                failure = failure or error
                 continue
-            if best is None or outcome.measured_error < best.measured_error:
-                best = outcome
+            self._check_tolerance(outcome)
             if keeps_bound:
-                break
-        if best is None:
-            assert refusal is not None
-            raise refusal
+                return outcome
+            failure = failure or self._too_coarse(outcome)
+        assert failure is not None
+        raise failure
+
+    def _check_tolerance(self, outcome: LayerReduction) -> None:
+        """Raise unless a tolerance that was asked for is met by the layer as it would be written."""
         if isinstance(self._order, ErrorBound):
-            worst = np.argmax(best.reduction.hsv[..., 0])
-            hsv = best.reduction.hsv.reshape(-1, best.reduction.hsv.shape[-1])[worst]
-            self._order.check(hsv, best.measured_error)
-        return best
+            hsv = outcome.reduction.hsv
+            worst = np.argmax(hsv[..., 0])
+            self._order.check(hsv.reshape(-1, hsv.shape[-1])[worst], outcome.measured_error)
+
+    def _too_coarse(self, outcome: LayerReduction) -> UnreachableToleranceError:
+        parts = outcome.reduction.parts or (outcome.reduction,)
+        errors = [self._map.error_factor * float(part.quick_error()) for part in parts]
+        bounds = [self._map.error_factor * float(part.error_bound or 0.0) for part in parts]
+        worst = int(np.argmax(np.subtract(errors, bounds)))
+        return UnreachableToleranceError(
+            f"{type(self._layer).__name__} at order {outcome.new_order}, in weights with eps = "
+            f"{self._eps:.2g}, has an error of at least {errors[worst]:.3g} but the bound "
+            f"{bounds[worst]:.3g}; expected one that keeps its bound, there or a little below. "
+            "Try a wider dtype, or CutOptions(horizon=L) for sequences of L steps."
+        )
 
     def _smallest(self, rule: MeasuredError) -> LayerReduction:
         """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
@@ -126,6 +137,8 @@ class _Plan:
         """The layer as it is written with at most so many multiples of states; None if it cannot be."""
         try:
             outcome, _ = self._written(self._cut(count * self._multiple_of))
+        except UnsupportedLayerError:
+            raise
         except SSMReduceError:
             return None
         return outcome
@@ -158,6 +171,7 @@ class _Plan:
         new = self._backend.rounded(self._layer, self._map.write(system, self._weights))
         weights = {**self._weights, **new}
         read_back = self._map.read(weights).to_host()
+        check_read_back(self._map, reduction.system, read_back, self._eps)
         if reduction.horizon is None:
             check_stable_system(
                 read_back,
@@ -170,25 +184,6 @@ class _Plan:
         allowed = [_allowed_error(part, self._eps) for part in parts]
         keeps = all(error <= most for error, most in zip(errors, allowed, strict=True))
         return self._outcome(written, weights, self._map.error_factor * max(errors)), keeps
-
-    def _check_inverse(self, system: System) -> None:
-        """Raise unless the map reads back what it writes."""
-        if not isinstance(system, DiagonalStateSpace):  # written in another form than it is read
-            return
-        try:
-            new = self._map.write(self._map.storable(system), self._weights)
-        except UnstableSystemError:  # balanced for a horizon, on or outside the unit circle
-            return
-        back = self._map.read({**self._weights, **new})
-        assert isinstance(back, DiagonalStateSpace)
-        own, other = _markov_parameters(system), _markov_parameters(back)
-        size, apart = (np.max(np.abs(x), axis=(-3, -2, -1)) for x in (own, own - other))
-        if not np.all(apart <= _INVERSE * size):
-            raise UnsupportedLayerError(
-                f"{type(self._map).__name__} reads another system from the weights that its `write` "
-                "returns; expected the one that was written. Look whether `pole_weights` inverts "
-                "`logarithms`, and `matrix_weights` inverts `matrices`."
-            )
 
     def _outcome(
         self, reduction: Reduction, weights: dict[str, HostArray], error: float
@@ -230,11 +225,3 @@ def _allowed_error(reduction: Reduction, eps: float) -> float:
         return float("inf")
     bound, gain = float(reduction.error_bound), float(error_bounds(reduction.hsv)[0])
     return bound + max(_EXCESS * bound, _ROUNDINGS * eps * gain)
-
-
-def _markov_parameters(system: DiagonalStateSpace) -> HostArray:
-    """D and a few C Λᵏ B of each system, shape (..., 6, p, m)."""
-    powers = system.eigenvalues[..., None, :] ** _STEPS[:, None]
-    products = (system.C[..., None, :, :] * powers[..., None, :]) @ system.B[..., None, :, :]
-    products = np.concatenate([system.D[..., None, :, :], products], axis=-3)
-    return np.asarray(products.real if system.real_output else products)

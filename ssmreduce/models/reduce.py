@@ -45,12 +45,14 @@ def reduce_layer(
     LayerReduction
         With ``layer``, ``reduction`` and ``measured_error``. If the error of the layer as written,
         in its own dtype, exceeds the bound by more than a tenth (and more than rounding explains),
-        up to four lower orders are tried and the one with the least measured error is returned.
+        up to four lower orders are tried, and the first that keeps its bound is taken.
 
     Raises
     ------
     UnsupportedLayerError
-        If the layer is not known.
+        If the layer is not known, or its weights cannot hold the poles of the reduced system.
+    UnreachableToleranceError
+        If none of the orders tried keeps its bound in the dtype of the weights.
     SSMReduceError
         As `balanced_truncation`; the message names the layer and its order.
 

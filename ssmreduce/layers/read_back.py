@@ -1,0 +1,64 @@
+"""Whether the system that is read back from written weights is the one that was meant."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+
+_STEPS = np.array([0, 1, 3, 10, 30])
+"""Steps of the impulse response that are compared."""
+
+_STORED = 1e-5
+"""Largest difference that is taken: some maps store a pole at zero, or a real one, as another near it."""
+
+_ROUNDINGS = 16.0
+"""The same in units of eps: weights are logarithms, up to 10 or so, of poles whose own go up to π."""
+
+
+def check_read_back(
+    layer_map: LayerMap, meant: DiagonalStateSpace, back: System, eps: float
+) -> None:
+    """Raise `UnsupportedLayerError` unless the system read back from weights is the one that was meant.
+
+    `eps` is that of the dtype of the weights. A system that is read in another form is not looked at.
+    """
+    if not isinstance(back, DiagonalStateSpace):
+        return
+    most = max(_STORED, _ROUNDINGS * eps)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = _difference(meant, back)
+    if not error <= most:  # or overflow
+        raise UnsupportedLayerError(
+            f"{type(layer_map).__name__} reads another system from the weights than the one of order "
+            f"{meant.order} that was written: they differ by {error:.2g} of what its states contribute; "
+            f"expected at most {most:.2g}. If the layer cannot store every pole, keep poles of its own: "
+            "write_system(layer, select_states(read_system(layer), order).system). Otherwise look whether "
+            "`pole_weights` inverts `logarithms`, and `matrix_weights` inverts `matrices`."
+        )
+
+
+def _difference(meant: DiagonalStateSpace, back: DiagonalStateSpace) -> float:
+    """Largest difference of the impulse responses at a few steps k, over 1 + k; the worst of a batch.
+
+    It is relative to the sum of what the states contribute, regardless of signs, as rounding of weights
+    is, and rounding of a pole grows with k. The feedthrough does not count.
+    """
+    modulus = np.abs(meant.eigenvalues)
+    radius = np.max(modulus, axis=-1, keepdims=True, initial=1.0)  # powers must not overflow
+    own, other = (_responses(each.eigenvalues / radius, each.B, each.C) for each in (meant, back))
+    if meant.real_output:
+        own, other = own.real, other.real
+    apart = np.max(np.abs(own - other), axis=(-2, -1), initial=0.0) / (1 + _STEPS)
+    size = np.max(_responses(modulus / radius, np.abs(meant.B), np.abs(meant.C)), axis=(-3, -2, -1))
+    size = np.maximum(size, np.finfo(np.float64).tiny)[..., None]
+    return float(np.max(apart / size))
+
+
+def _responses(poles: HostArray, B: HostArray, C: HostArray) -> HostArray:
+    """C Λᵏ B at these steps, shape (..., 5, p, m)."""
+    powers = poles[..., None, :] ** _STEPS[:, None]
+    return np.asarray((C[..., None, :, :] * powers[..., None, :]) @ B[..., None, :, :])
