@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import scipy.linalg
@@ -34,7 +35,8 @@ from ssmreduce._boundary import any_library
 from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import balanced, in_units, poles_of
-from ssmreduce.errors import NoConvergenceError, ShapeError, TimeDomainError
+from ssmreduce._workers import naming_system
+from ssmreduce.errors import NoConvergenceError, NonFiniteError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
@@ -48,6 +50,7 @@ from ssmreduce.time_domain import Continuous, Discrete
 
 Method = Literal["zoh", "bilinear"]
 AnySystem = TypeVar("AnySystem", bound=System)
+When = TypeVar("When", Discrete, float)
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -114,10 +117,10 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
     time = Discrete(dt)
     if isinstance(system, DiagonalStateSpace):
         sample = _sample_diagonal if method == "zoh" else _map_diagonal
-        return cast(AnySystem, sample(system.to_host(), time))
+        return cast(AnySystem, _converted(sample, system.to_host(), time))
     host = system.to_host()
     sample_dense = _sample_dense if method == "zoh" else _map_dense
-    return cast(AnySystem, sample_dense(host, time))
+    return cast(AnySystem, _converted(sample_dense, host, time))
 
 
 @any_library()
@@ -168,9 +171,21 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
     standard = system.to_host().to_standard()
     if isinstance(standard, DiagonalStateSpace):
         back = _unsample_diagonal if method == "zoh" else _unmap_diagonal
-        return cast(AnySystem, back(standard, dt))
+        return cast(AnySystem, _converted(back, standard, dt))
     back_dense = _unsample_dense if method == "zoh" else _unmap_dense
-    return cast(AnySystem, back_dense(standard, dt))
+    return cast(AnySystem, _converted(back_dense, standard, dt))
+
+
+def _converted(convert: Callable[[Any, When], System], host: System, time: When) -> System:
+    """Return ``convert(host, time)``; an error says which system of a batch it is about."""
+    try:
+        return convert(host, time)
+    except (TimeDomainError, NonFiniteError):
+        if host.batch_shape:
+            for at in np.ndindex(host.batch_shape):
+                with naming_system(at):
+                    convert(host[at], time)
+        raise
 
 
 def _check_method(method: str) -> None:
@@ -259,7 +274,8 @@ def _unsample_dense(host: StateSpace, dt: float) -> StateSpace:
     B = np.zeros(host.B.shape, np.result_type(host.A, host.B))
     for at in np.ndindex(host.batch_shape):
         even, units = balanced(host.A[at])
-        logarithm = _principal_logarithm(even)
+        with naming_system(at):
+            logarithm = _principal_logarithm(even)
         step = dense_steps(logarithm[None], np.eye(n)[None], np.ones(1))
         with np.errstate(over="ignore", invalid="ignore"):
             missed = np.abs(step.power[0] - even).max(initial=0.0)
