@@ -291,8 +291,8 @@ def _lost(n: int, found: float) -> NoConvergenceError:
         else "Split fast and slow states, or bring the system to modal form"
     )
     return NoConvergenceError(
-        f"`system` has {n} states with rates so far apart that two ways to round one step differ by "
-        f"{found:.0e} of its outputs; expected {_LOST:.0e} at most. {remedy}."
+        f"`system` has {n} states in which exp(A h) is lost in rounding: outputs of two ways to round a step "
+        f"differ by {found:.0e} of their size; expected {_LOST:.0e} at most. {remedy}."
     )
 
 
