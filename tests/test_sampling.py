@@ -18,9 +18,11 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
+    NonFiniteError,
     ShapeError,
     StateSpace,
     TimeDomainError,
+    UnstableSystemError,
     hankel_singular_values,
 )
 from ssmreduce.systems.sampling import to_continuous, to_discrete
@@ -316,3 +318,28 @@ def test_hankel_singular_values_are_those_of_the_image(seed: int, kind: str, dt:
     limit = 1e3 * EPS * spread * values[0]
     np.testing.assert_allclose(hankel_singular_values(mapped), values, rtol=0, atol=limit)
     assert mapped.is_stable()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_errors_name_the_system_of_a_batch(dense: bool) -> None:
+    def batch(poles: list[float], time: Any) -> Any:
+        ones = np.ones((1, 2, 1, 1))
+        if dense:
+            return StateSpace(np.reshape(poles, (1, 2, 1, 1)), ones, ones, time=time)
+        return DiagonalStateSpace(np.reshape(poles, (1, 2, 1)), ones, ones, time=time)
+
+    named = r"in system\[0, 1\] of the batch "
+    growing, integrator = batch([-1.0, 1e4], Continuous()), batch([-1.0, 0.0], Continuous())
+    zero, nyquist = batch([0.5, 0.0], Discrete(1.0)), batch([0.5, -1.0], Discrete(1.0))
+    with pytest.raises(NonFiniteError, match=named + "`dt`"):
+        to_discrete(growing, 1.0)
+    with pytest.raises(TimeDomainError, match=named + "`system` has a pole"):
+        to_discrete(growing, 2e-4, "bilinear")
+    with pytest.raises(TimeDomainError, match=named + "`system` has a pole"):
+        to_continuous(zero)
+    with pytest.raises(TimeDomainError, match=named + "`system` has a pole"):
+        to_continuous(nyquist, "bilinear")
+    with pytest.raises(UnstableSystemError, match=named + "`system` has a pole"):
+        integrator.dc_gain()
+    with pytest.raises(NonFiniteError, match=r"^`dt`"):
+        to_discrete(growing[0, 1], 1.0)

@@ -15,6 +15,7 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
+    NoConvergenceError,
     NonFiniteError,
     StateSpace,
 )
@@ -138,6 +139,86 @@ def test_companion_forms_of_stiff_systems_keep_the_dc_gain(rates: list[float], f
     system, size = companion(-np.array(rates), form), 1.0 / 256.0
     sampled = to_discrete(system, size)
     np.testing.assert_allclose(sampled.dc_gain(), 1.0, rtol=1e-11)
+
+
+def graded_companion(n: int) -> StateSpace:
+    """Poles from 1 to 10^5 and zeros at 0.11 times all but the last."""
+    poles = -(10.0 ** np.linspace(0.0, 5.0, n))
+    A, B = np.eye(n, k=-1), np.eye(n, 1)
+    A[0] = -np.poly(poles)[1:]
+    return StateSpace(A, B, np.poly(0.11 * poles[:-1])[None], time=Continuous())
+
+
+def test_stiff_steps_that_rounding_spoils_are_refused() -> None:
+    system = graded_companion(25)
+    hidden = "25 states in which exp.* Split fast and slow states"
+    with pytest.raises(NoConvergenceError, match=hidden):
+        to_discrete(system, 0.3)
+    with pytest.raises(NoConvergenceError, match=hidden):
+        step_response(system, times=[0.0, 0.3])
+    with pytest.raises(NoConvergenceError, match=hidden):
+        simulate(system, np.ones((2, 1)), times=[0.0, 0.3], hold="linear")
+    # An output that does not see the loss.
+    fine = StateSpace(system.A, system.B, np.eye(1, 25, 24), time=Continuous())
+    assert np.isfinite(to_discrete(fine, 0.3).A).all()
+
+
+def test_stiff_steps_of_a_batch_are_refused_by_index() -> None:
+    system = graded_companion(25)
+    outputs = np.stack([np.eye(1, 25, 24), system.C, np.eye(1, 25, 24)]).reshape(3, 1, 1, 25)
+    A, B = (np.broadcast_to(x, (3, 1, *x.shape)) for x in (system.A, system.B))
+    batch = StateSpace(A, B, outputs, time=Continuous())
+    with pytest.raises(NoConvergenceError, match=r"in system\[1, 0\] of the batch .* 25 states"):
+        to_discrete(batch, 0.3)
+
+
+def test_whole_numbers_end_within_seconds_or_are_refused() -> None:
+    times = np.cumsum(np.linspace(0.1, 0.3, 1000))
+    with pytest.raises(NoConvergenceError, match=r"20 states .* Take evenly spaced times"):
+        step_response(graded_companion(20), times=times)
+
+
+@pytest.mark.parametrize("kind", ["graded", "rows", "complex graded"])
+def test_ordinary_stiff_systems_of_many_states_are_stepped(
+    rng: np.random.Generator, kind: str
+) -> None:
+    for size in (0.2, 300.0):
+        system = stiff(rng, kind, 1e10, n=40)
+        gain = system.dc_gain()
+        found = to_discrete(system, size).dc_gain()
+        np.testing.assert_allclose(found, gain, atol=1e-8 * np.abs(gain).max())
+
+
+@pytest.mark.parametrize("value", [1e-310, 1e-320, 1e-310j])
+def test_subnormal_inputs_are_held(value: complex) -> None:
+    system = StateSpace([[-1.0]], [[value]], [[1.0]], time=Continuous())
+    expected = -np.expm1(-1.0) * value
+    np.testing.assert_allclose(to_discrete(system, 1.0).B[0, 0], expected, rtol=0, atol=1e-323)
+
+
+def test_steps_are_taken_wherever_doubles_hold_the_result() -> None:
+    for poles, inputs, size in (
+        ([-1e10, -1e-12], [[1e300], [1e-300]], 1e10),
+        ([-1e-308], [[1.0]], 1e308),
+        ([-5e-324], [[1.0]], 1e308),
+    ):
+        diagonal = DiagonalStateSpace(poles, inputs, np.ones((1, len(poles))), time=Continuous())
+        found, expected = (to_discrete(x, size).B for x in (diagonal.to_dense(), diagonal))
+        np.testing.assert_allclose(found, expected, rtol=100 * EPS)
+
+
+@pytest.mark.parametrize("exponents", [[500, -500], [-500, 500]])
+def test_huge_units_of_states_change_no_sampled_system(exponents: list[int]) -> None:
+    A, B = np.array([[-1.0, 0.5], [0.3, -2.0]]), np.ones((2, 1))
+    units = np.ldexp(1.0, exponents)
+    plain = StateSpace(A, B, B.T, time=Continuous())
+    scaled = StateSpace(
+        A * units[:, None] / units, B * units[:, None], B.T / units, time=Continuous()
+    )
+    for method in ("zoh", "bilinear"):
+        one, other = (to_discrete(x, 0.5, method) for x in (plain, scaled))
+        np.testing.assert_allclose(other.B / units[:, None], one.B, rtol=100 * EPS)
+        np.testing.assert_allclose(to_continuous(other, method).C * units, B.T, rtol=100 * EPS)
 
 
 def test_whole_numbers_are_right_for_complex_and_unstable_systems(rng: np.random.Generator) -> None:

@@ -19,6 +19,7 @@ from ssmreduce._namespace import (
     to_double,
     to_host,
 )
+from ssmreduce._workers import naming_system
 from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
 from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.systems.real_form import real_input, real_output, real_state
@@ -255,8 +256,10 @@ class DiagonalStateSpace:
             distance = -np.expm1(host.log_eigenvalues)
         at_point = distance == 0.0
         used = np.any(host.B != 0.0, axis=-1) & np.any(host.C != 0.0, axis=-2)
-        if np.any(at_point & used):
-            raise no_steady_gain(self.time, f"{np.sum(at_point & used)} states")
+        hidden = np.sum(at_point & used, axis=-1)
+        for at in map(tuple, np.argwhere(hidden).tolist()):
+            with naming_system(at):
+                raise no_steady_gain(self.time, f"{hidden[at]} states")
         with np.errstate(over="ignore", invalid="ignore"):
             gain = (host.C / np.where(at_point, 1.0, distance)[..., None, :]) @ host.B
             return finite_gain(np.asarray(host.D + (gain.real if self.real_output else gain)))

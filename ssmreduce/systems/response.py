@@ -118,6 +118,9 @@ def step_response(
         If `length` is missing for a discrete system, or `times` for a continuous one.
     NonFiniteError
         If the response overflows.
+    NoConvergenceError
+        If A is so stiff that rounding spoils the outputs: up to 24 states are stepped in whole numbers
+        instead, unless that takes more than about 10 s in one call.
 
     Examples
     --------

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import scipy.linalg
@@ -34,7 +35,8 @@ from ssmreduce._boundary import any_library
 from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import balanced, in_units, poles_of
-from ssmreduce.errors import NoConvergenceError, ShapeError, TimeDomainError
+from ssmreduce._workers import naming_system
+from ssmreduce.errors import NoConvergenceError, NonFiniteError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
@@ -48,6 +50,7 @@ from ssmreduce.time_domain import Continuous, Discrete
 
 Method = Literal["zoh", "bilinear"]
 AnySystem = TypeVar("AnySystem", bound=System)
+When = TypeVar("When", Discrete, float)
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -85,6 +88,9 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
         If `method` is neither of the two.
     NonFiniteError
         If an entry of the result overflows.
+    NoConvergenceError
+        If A is so stiff that rounding spoils the outputs: up to 24 states are stepped in whole numbers
+        instead, unless that takes more than about 10 s in one call.
 
     Notes
     -----
@@ -111,10 +117,10 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
     time = Discrete(dt)
     if isinstance(system, DiagonalStateSpace):
         sample = _sample_diagonal if method == "zoh" else _map_diagonal
-        return cast(AnySystem, sample(system.to_host(), time))
+        return cast(AnySystem, _converted(sample, system.to_host(), time))
     host = system.to_host()
     sample_dense = _sample_dense if method == "zoh" else _map_dense
-    return cast(AnySystem, sample_dense(host, time))
+    return cast(AnySystem, _converted(sample_dense, host, time))
 
 
 @any_library()
@@ -165,9 +171,21 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
     standard = system.to_host().to_standard()
     if isinstance(standard, DiagonalStateSpace):
         back = _unsample_diagonal if method == "zoh" else _unmap_diagonal
-        return cast(AnySystem, back(standard, dt))
+        return cast(AnySystem, _converted(back, standard, dt))
     back_dense = _unsample_dense if method == "zoh" else _unmap_dense
-    return cast(AnySystem, back_dense(standard, dt))
+    return cast(AnySystem, _converted(back_dense, standard, dt))
+
+
+def _converted(convert: Callable[[Any, When], System], host: System, time: When) -> System:
+    """Return ``convert(host, time)``; an error says which system of a batch it is about."""
+    try:
+        return convert(host, time)
+    except (TimeDomainError, NonFiniteError):
+        if host.batch_shape:
+            for at in np.ndindex(host.batch_shape):
+                with naming_system(at):
+                    convert(host[at], time)
+        raise
 
 
 def _check_method(method: str) -> None:
@@ -211,7 +229,7 @@ def _continuous_range(dt: float, *arrays: HostArray) -> None:
 def _sample_dense(host: StateSpace, time: Discrete) -> StateSpace:
     count = math.prod(host.batch_shape)
     stacked = [x.reshape(count, *x.shape[-2:]) for x in (host.A, host.B)]
-    step = dense_steps(stacked[0], stacked[1], np.array([time.dt]))
+    step = dense_steps(stacked[0], stacked[1], np.array([time.dt]), host.C)
     _sampled_range(time.dt, step.power, step.constant)
     A, B = step.power.reshape(host.A.shape), step.constant.reshape(host.B.shape)
     return StateSpace(A, B, host.C, host.D, time=time)
@@ -256,7 +274,8 @@ def _unsample_dense(host: StateSpace, dt: float) -> StateSpace:
     B = np.zeros(host.B.shape, np.result_type(host.A, host.B))
     for at in np.ndindex(host.batch_shape):
         even, units = balanced(host.A[at])
-        logarithm = _principal_logarithm(even)
+        with naming_system(at):
+            logarithm = _principal_logarithm(even)
         step = dense_steps(logarithm[None], np.eye(n)[None], np.ones(1))
         with np.errstate(over="ignore", invalid="ignore"):
             missed = np.abs(step.power[0] - even).max(initial=0.0)
@@ -307,49 +326,67 @@ def _no_logarithm(found: str) -> TimeDomainError:
 
 
 def _map_dense(host: StateSpace, time: Discrete) -> StateSpace:
-    half, size = 0.5 * time.dt, np.abs(host.A.real).max(initial=0.0)
-    size = max(size, np.abs(host.A.imag).max(initial=0.0))
+    even, units = _evened(host.A)
+    half, size = 0.5 * time.dt, np.abs(even.real).max(initial=0.0)
+    size = max(size, np.abs(even.imag).max(initial=0.0))
     # A power of two that takes 1 - X and 1 + X into the range where X alone would overflow.
     shift = max(0, math.frexp(size)[1] + math.frexp(half)[1])
     unit, half = math.ldexp(1.0, -shift), math.ldexp(half, -shift)
-    eye, X = unit * np.eye(host.order), half * host.A
+    eye, X = unit * np.eye(host.order), half * even
     point = f"s = 2/dt = {2.0 / time.dt:.6g}"
-    arrays = _mapped(host, eye - X, eye + X, math.sqrt(time.dt) * unit, half, point)
+    arrays = _mapped(host, units, (eye - X, eye + X), math.sqrt(time.dt) * unit, half, point)
     _sampled_range(time.dt, *arrays)
     return StateSpace(*arrays, time=time)
 
 
 def _unmap_dense(host: StateSpace, dt: float) -> StateSpace:
-    eye = np.eye(host.order)
-    A, B, C, D = _mapped(host, eye + host.A, host.A - eye, 2.0 / math.sqrt(dt), -1.0, "z = -1")
+    eye, (even, units) = np.eye(host.order), _evened(host.A)
+    parts = (eye + even, even - eye)
+    A, B, C, D = _mapped(host, units, parts, 2.0 / math.sqrt(dt), -1.0, "z = -1")
     with np.errstate(over="ignore", invalid="ignore"):
         A = 2.0 * A / dt
     _continuous_range(dt, A, B, C, D)
     return StateSpace(A, B, C, D, time=Continuous())
 
 
+def _evened(A: HostArray) -> tuple[HostArray, HostArray]:
+    """S⁻¹ A S and the diagonals of S, for each of a batch."""
+    even, units = np.empty_like(A), np.ones(A.shape[:-1])
+    for at in np.ndindex(A.shape[:-2]):
+        even[at], units[at] = balanced(A[at])
+    return even, units
+
+
 def _mapped(
-    host: StateSpace, M: HostArray, N: HostArray, gain: float, weight: float, point: str
+    host: StateSpace,
+    units: HostArray,
+    parts: tuple[HostArray, HostArray],
+    gain: float,
+    weight: float,
+    point: str,
 ) -> tuple[HostArray, HostArray, HostArray, HostArray]:
-    """(M⁻¹ N, g M⁻¹ B, g C M⁻¹, D + w C M⁻¹ B); `point` is the pole for which M is singular."""
-    n = host.order
-    size = (*host.batch_shape, n, n + host.inputs)
-    solved = np.zeros(size, dtype=np.result_type(host.A, host.B))
-    left = np.zeros(host.C.shape, dtype=np.result_type(host.A, host.C))
+    """(M⁻¹ N, g M⁻¹ B, g C M⁻¹, D + w C M⁻¹ B), from M and N in units that balance A.
+
+    `point` is the pole for which M is singular.
+    """
+    A = np.zeros(host.A.shape, dtype=host.A.dtype)
+    B = np.zeros(host.B.shape, dtype=np.result_type(host.A, host.B))
+    C = np.zeros(host.C.shape, dtype=np.result_type(host.A, host.C))
+    D = np.zeros(host.D.shape, dtype=np.result_type(A, B, C, host.D))
     for at in np.ndindex(host.batch_shape):
-        # In units that balance M and N alike: they are those of A.
-        units = balanced(host.A[at])[1][:, None]
-        even = in_units(M[at], units[:, 0])
-        moved = np.concatenate([N[at] * adjoint(units), host.B[at]], axis=-1) / units
-        found, conditioned = solve_conditioned(even, moved)
-        if conditioned < singularity(n):
+        M, N, unit = parts[0][at], parts[1][at], units[at]
+        with np.errstate(over="ignore", invalid="ignore"):
+            inputs, outputs = host.B[at] / unit[:, None], host.C[at] * unit
+        found, conditioned = solve_conditioned(M, np.concatenate([N, inputs], axis=-1))
+        if conditioned < singularity(host.order):
             raise _unmappable(point, "bilinear", "Try method='zoh', or another sampling time.")
-        solved[at] = np.concatenate([found[:, :n] / adjoint(units), found[:, n:]], axis=-1) * units
-        rows = solve_conditioned(adjoint(even), adjoint(host.C[at]) * units)[0]
-        left[at] = adjoint(rows / units)
-    A, B = solved[..., :n], solved[..., n:]
-    with np.errstate(over="ignore", invalid="ignore"):
-        return A, gain * B, gain * left, host.D + weight * (host.C @ B)
+        moved, states = np.split(found, [host.order], axis=-1)
+        rows = adjoint(solve_conditioned(adjoint(M), adjoint(outputs))[0])
+        with np.errstate(over="ignore", invalid="ignore"):
+            A[at] = in_units(moved if np.iscomplexobj(A) else moved.real, 1.0 / unit)
+            B[at], C[at] = gain * states * unit[:, None], gain * rows / unit
+            D[at] = host.D[at] + weight * (outputs @ states)
+    return A, B, C, D
 
 
 def _map_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateSpace:

@@ -70,6 +70,9 @@ def simulate(
         If `inputs` is not (L, m), `times` does not increase, or the system has batch axes.
     NonFiniteError
         If the output overflows.
+    NoConvergenceError
+        If A is so stiff that rounding spoils the outputs: up to 24 states are stepped in whole numbers
+        instead, unless that takes more than about 10 s in one call.
 
     Notes
     -----
@@ -142,7 +145,7 @@ def _continuous_states(
     sizes, repeats = step_sizes(instants)
     k = 0
     with np.errstate(over="ignore", invalid="ignore"):
-        for step in time_steps(host, sizes):
+        for step in time_steps(host, sizes, hold == "linear"):
             for _ in range(repeats):
                 states[k + 1] = step.moved(states[k]) + step.constant @ signal[k]
                 if hold == "linear":

@@ -22,6 +22,7 @@ from ssmreduce._namespace import (
     to_double,
 )
 from ssmreduce._schur import are_stable, balance_states, poles_of
+from ssmreduce._workers import naming_system
 from ssmreduce.errors import NonFiniteError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.pytree import register_pytree
@@ -259,7 +260,8 @@ class StateSpace:
             if conditioned < _SUSPICIOUS and _hides_a_pole(shifted, single.A):
                 conditioned = 0.0
             if conditioned < singularity(self.order):
-                raise no_steady_gain(self.time, f"reciprocal condition {conditioned:.1e}")
+                with naming_system(at):
+                    raise no_steady_gain(self.time, f"reciprocal condition {conditioned:.1e}")
             with np.errstate(over="ignore", invalid="ignore"):
                 gain[at] = single.D + single.C @ states
         return finite_gain(gain)

@@ -19,7 +19,8 @@ constant 10^12 times the shortest step twelve digits are gone. E keeps them, and
 keeps what is left of it. The two differ on the diagonal alone, whose entries are carried in the form that is
 small. So entries of graded and triangular A are as right as those of A determine them; rows of the fast
 states of a companion form are not. Where a graded A takes many doublings they are done again from a step
-half as long, and where an entry differs, in whole numbers of 1100 bits (`exact_step`), up to 24 states.
+half as long, and where an entry differs, in whole numbers of 1100 bits (`exact_step`), up to 24 states and
+10 s. Beyond that the step is refused if outputs of the two differ.
 A h φ₁ B = E B, on which the DC gain rests, survives every doubling: both
 sides are multiplied by the same matrix. Where all states have decayed,
 h φ₁ B = E (A⁻¹ B) is well conditioned too, and the DC gain is that of A and B themselves.
@@ -38,18 +39,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce._schur import balanced, is_graded
-from ssmreduce.errors import NonFiniteError
+from ssmreduce._workers import naming_system
+from ssmreduce.errors import NoConvergenceError, NonFiniteError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.exact_step import exact_step
+from ssmreduce.systems.exact_step import exact_step, seconds_of_exact_step
 from ssmreduce.systems.linear_solve import solve_conditioned
 
 _EPS = float(np.finfo(np.float64).eps)
+_TINY = float(np.finfo(np.float64).tiny)
 
 _REACH = {
     3: np.log2(1.49558521e-2),
@@ -72,7 +75,19 @@ _AGREEMENT = 1e-9
 """Relative difference of an entry, from one doubling more, that is rounding which does no harm."""
 
 _MOST_STATES = 24
-"""Up to this order steps in whole numbers end within seconds."""
+"""Up to this order a step in whole numbers ends within seconds."""
+
+_MOST_SECONDS = 10.0
+"""Steps in whole numbers take no longer in one call."""
+
+_LOST = 1e-6
+"""Relative difference of outputs, from one doubling more, that is too much."""
+
+_SPREAD = 1000
+"""Exponent of the largest numbers that are worked on."""
+
+_ZERO = -(2**16)
+"""Exponent of 0: smaller than any other."""
 
 _VANISHED = -800.0
 """Real part of an exponent from which on exp is 0 in double precision."""
@@ -83,11 +98,19 @@ _WORKING_ENTRIES = 2**18
 
 @dataclass(frozen=True, eq=False)
 class TimeStep:
-    """Φ, or its diagonal where A is diagonal, h φ₁ B and h φ₂ B; entries that overflow are Inf or NaN."""
+    """Φ, or its diagonal where A is diagonal, h φ₁ B and h φ₂ B; entries that overflow are Inf or NaN.
+
+    `seconds` is about what whole numbers took.
+    """
 
     power: HostArray
     constant: HostArray
     ramp: HostArray
+    seconds: float = 0.0
+
+    def of(self, k: int) -> TimeStep:
+        """One step of a stack."""
+        return TimeStep(self.power[k], self.constant[k], self.ramp[k])
 
     def moved(self, x: HostArray) -> HostArray:
         """Φ x, for one state or one in each column."""
@@ -96,18 +119,20 @@ class TimeStep:
         return np.asarray(self.power * x if x.ndim == 1 else self.power[:, None] * x)
 
 
-def time_steps(host: System, sizes: HostArray) -> Iterator[TimeStep]:
-    """Steps of a single system, of sizes h ≥ 0, shape (L,)."""
+def time_steps(host: System, sizes: HostArray, linear: bool = False) -> Iterator[TimeStep]:
+    """Steps of a single system, of sizes h ≥ 0, shape (L,); `linear` if inputs run straight in between."""
     diagonal = isinstance(host, DiagonalStateSpace)
     length = max(
         1, _WORKING_ENTRIES // max(1, host.order * (host.inputs if diagonal else host.order))
     )
+    left = _MOST_SECONDS
     for start in range(0, len(sizes), length):
         part = sizes[start : start + length]
         if isinstance(host, DiagonalStateSpace):
             stack = diagonal_step(host.eigenvalues, host.B, part[:, None])
         else:
-            stack = dense_steps(host.A[None], host.B[None], part)
+            stack = dense_steps(host.A[None], host.B[None], part, host.C, left, linear)
+            left -= stack.seconds
         for power, constant, ramp in zip(stack.power, stack.constant, stack.ramp, strict=True):
             yield TimeStep(power, constant, ramp)
 
@@ -150,7 +175,14 @@ def diagonal_step(eigenvalues: HostArray, B: HostArray, size: HostArray | float)
 # --- Dense
 
 
-def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
+def dense_steps(
+    A: HostArray,
+    B: HostArray,
+    sizes: HostArray,
+    C: HostArray | None = None,
+    budget: float = _MOST_SECONDS,
+    linear: bool = False,
+) -> TimeStep:
     """Steps of x' = A x + B u, stacked; for one system many sizes, for many systems one, or one each.
 
     Parameters
@@ -159,11 +191,22 @@ def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
         K is 1 or L.
     sizes : (L,) array
         Step sizes h ≥ 0, finite; or one where K > 1.
+    C : (..., p, n) array, optional
+        For one system, or with the batch axes of all. Steps whose outputs rounding spoils are refused.
+    budget : float
+        Seconds at most that steps in whole numbers may take.
+    linear : bool
+        Whether h φ₂ B is used, and must be right.
 
     Returns
     -------
     TimeStep
         Arrays of shape (L, n, n), (L, n, m) and (L, n, m), or K.
+
+    Raises
+    ------
+    NoConvergenceError
+        If outputs C x are lost in rounding, and whole numbers would take too long.
     """
     count, (n, m) = max(len(A), len(sizes)), B.shape[-2:]
     dtype = np.result_type(A, B)
@@ -171,58 +214,118 @@ def dense_steps(A: HostArray, B: HostArray, sizes: HostArray) -> TimeStep:
         empty = np.zeros((count, 0, m), dtype=dtype)
         return TimeStep(np.zeros((count, 0, 0), dtype=A.dtype), empty, empty)
     A, states = (np.stack(parts) for parts in zip(*map(balanced, A), strict=True))
-    B = B / states[:, :, None]
-    a, b = _exponent(A, (1, 2)), _exponent(B, (1,))
-    A *= _power(-a)
-    B *= _power(-b)
+    units = np.frexp(states)[1][:, :, None] - 1
+    a, b = _exponent(A, (1, 2)), _input_exponent(B, units)
+    A, B = _shifted(A, -a), _shifted(B, -b - units)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         base = _ShortSteps.of(A, B, a.ravel(), sizes)
-        graded = (base.doublings >= _STIFF) & is_graded(A) & (n <= _MOST_STATES)
-        E, power, first, second = _doubled(base)
-        if graded.any():
-            again = _doubled(_ShortSteps.of(A, B, a.ravel(), sizes, halvings=1))[1:]
-            graded &= _differ((power, first, second), again)
-        constant = first * np.ldexp(sizes[:, None, None], b)
-        ramp = second * np.ldexp(sizes[:, None, None], b)
-        decayed = (base.doublings > 0) & (_norm(power) < _DECAYED)
-        if np.any(decayed):
-            rest = np.stack([_steady(*pair) for pair in zip(A, B, strict=True)])  # B_d = E (A⁻¹ B)
-            held = (E @ rest) * np.ldexp(1.0, b - a)
-            exact = decayed[:, None, None] & np.isfinite(rest).all(axis=(1, 2), keepdims=True)
-            constant = np.where(exact, held, constant)
-        step = TimeStep(power, constant, ramp)
-        if graded.any():
-            _replace(step, np.flatnonzero(graded), (A, B), (a, b), sizes)
-        power *= states[:, :, None]
-        power /= states[:, None, :]
-        return TimeStep(power, step.constant * states[:, :, None], step.ramp * states[:, :, None])
+        parts, doubled = (A, B, a, b, sizes), _doubled(base)
+        step = _held(doubled, parts, base.doublings > 0)
+        stiff = (base.doublings >= _STIFF) & is_graded(A)
+        if stiff.any():
+            again = _doubled(_ShortSteps.of(A, B, a.ravel(), sizes, halvings=1))
+            which = np.flatnonzero(stiff & _differ(doubled[1:], again[1:]))
+            seconds = sum(seconds_of_exact_step(*x) for x in _scaled(parts, which))
+            if n <= _MOST_STATES and seconds <= budget:
+                step = replace(step, seconds=seconds)
+                _replace(step, which, parts)
+            elif C is not None:
+                other = _held(again, parts, base.doublings > 0)
+                _check_outputs((step, other), which, C, states, linear)
+        return TimeStep(
+            _shifted(step.power, units - units.swapaxes(1, 2)),
+            _shifted(step.constant, b + units),
+            _shifted(step.ramp, b + units),
+            step.seconds,
+        )
+
+
+def _held(
+    doubled: tuple[HostArray, ...], parts: tuple[HostArray, ...], halved: HostArray
+) -> TimeStep:
+    """Steps h φ of parts A, B with exponents a, b, less those of the units of states and inputs."""
+    E, power, first, second = doubled
+    A, B, a, _, sizes = parts
+    h, exponent = (x[:, None, None] for x in np.frexp(sizes))
+    constant, ramp = (_shifted(x * h, exponent) for x in (first, second))
+    decayed = halved & (_norm(power) < _DECAYED)
+    if np.any(decayed):
+        rest = np.stack([_steady(*pair) for pair in zip(A, B, strict=True)])  # B_d = E (A⁻¹ B)
+        exact = decayed[:, None, None] & np.isfinite(rest).all(axis=(1, 2), keepdims=True)
+        constant = np.where(exact, _shifted(E @ rest, -a), constant)
+    return TimeStep(power, constant, ramp)
 
 
 def _differ(one: tuple[HostArray, ...], other: tuple[HostArray, ...]) -> HostArray:
     """Whether two roundings of the same finite arrays differ, for each of a stack."""
-    tiny = float(np.finfo(np.float64).tiny)
     differ = [
-        np.abs(x - y) > _AGREEMENT * np.abs(x) + tiny for x, y in zip(one, other, strict=True)
+        np.abs(x - y) > _AGREEMENT * np.abs(x) + _TINY for x, y in zip(one, other, strict=True)
     ]
     return np.asarray(np.any([x.any(axis=(1, 2)) for x in differ], axis=0))
 
 
-def _replace(
-    step: TimeStep,
-    which: HostArray,
-    arrays: tuple[HostArray, HostArray],
-    exponents: tuple[HostArray, HostArray],
-    sizes: HostArray,
+def _check_outputs(
+    steps: tuple[TimeStep, TimeStep], which: HostArray, C: HostArray, units: HostArray, linear: bool
 ) -> None:
-    """Put steps in whole numbers in the place of those that rounding spoils, where doubles hold them."""
-    many = [*arrays, *exponents, sizes]
+    """Raise `NoConvergenceError` where two roundings of a step differ in the outputs of three of them."""
     for k in which:
-        A, B, a, b, size = (x[k if len(x) > 1 else 0] for x in many)
-        found = exact_step(A, B, float(np.ldexp(size, a.item())))
+        at = tuple(map(int, np.unravel_index(k, C.shape[:-2]))) if C.ndim > 2 else ()
+        weights = C[at] * units[k if len(units) > 1 else 0]
+        weights /= np.maximum(np.abs(weights).max(axis=-1, keepdims=True, initial=0.0), _TINY)
+        held = [_held_states(step.of(k), linear) for step in steps]
+        found, again = (weights @ states for states in held)
+        # Without inputs columns are responses to single states, in units that say little about inputs.
+        size = np.abs(found).max(axis=0 if steps[0].constant.shape[-1] else (0, -1), keepdims=True)
+        allowed = _LOST * size + _AGREEMENT * (np.abs(weights) @ np.abs(held[0]))
+        missed = np.abs(found - again)
+        if np.any(missed > allowed):
+            worst = np.nanmax(missed / np.maximum(size, _TINY))
+            with naming_system(at):
+                raise _lost(C.shape[-1], worst)
+
+
+def _lost(n: int, found: float) -> NoConvergenceError:
+    remedy = (
+        "Take evenly spaced times, or fewer systems at once"
+        if n <= _MOST_STATES
+        else "Split fast and slow states, or bring the system to modal form"
+    )
+    return NoConvergenceError(
+        f"`system` has {n} states in which exp(A h) is lost in rounding: outputs of two ways to round a step "
+        f"differ by {found:.0e} of their size; expected {_LOST:.0e} at most. {remedy}."
+    )
+
+
+def _held_states(step: TimeStep, linear: bool) -> HostArray:
+    """States after one, two and three steps, and an input held over the first; Φ^k without inputs."""
+    held = step.constant
+    if linear:
+        held = np.concatenate([held, step.ramp], axis=-1)
+    if not held.shape[-1]:
+        held = np.eye(len(step.power))
+    states = [held, step.power @ held]
+    return np.stack([*states, step.power @ states[1]])
+
+
+def _scaled(
+    parts: tuple[HostArray, ...], which: HostArray
+) -> Iterator[tuple[HostArray, HostArray, float]]:
+    """A, B and the step in the unit of time of A, for some of a stack."""
+    for k in which:
+        A, B, a, _, size = (x[k if len(x) > 1 else 0] for x in parts)
+        yield A, B, float(np.ldexp(size, a.item()))
+
+
+def _replace(step: TimeStep, which: HostArray, parts: tuple[HostArray, ...]) -> None:
+    """Put steps in whole numbers in the place of those that rounding spoils, where doubles hold them."""
+    sizes = np.broadcast_to(parts[-1], len(step.power))
+    for k, scaled in zip(which, _scaled(parts, which), strict=True):
+        found = exact_step(*scaled)
         if found is not None:
             power, first, second = found
+            h, exponent = np.frexp(sizes[k])
             step.power[k] = power if np.iscomplexobj(step.power) else power.real
-            step.constant[k], step.ramp[k] = first * np.ldexp(size, b), second * np.ldexp(size, b)
+            step.constant[k], step.ramp[k] = (_shifted(x * h, exponent) for x in (first, second))
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,9 +468,21 @@ def _exponent(matrices: HostArray, axes: tuple[int, ...]) -> HostArray:
     return np.asarray(np.frexp(np.max(largest, axis=0))[1])
 
 
-def _power(exponents: HostArray) -> HostArray:
-    """2^e, at most 2^1023."""
-    return np.ldexp(1.0, np.minimum(exponents, 1023))
+def _input_exponent(B: HostArray, units: HostArray) -> HostArray:
+    """Exponents that bring the columns of S⁻¹ B near 1, or all their entries among the doubles."""
+    parts = [B.real, B.imag] if np.iscomplexobj(B) else [B]
+    found = [np.where(part == 0.0, _ZERO, np.frexp(part)[1] - units) for part in parts]
+    most = np.max(found, axis=0).max(axis=1, keepdims=True, initial=_ZERO)
+    least = np.min([np.where(x == _ZERO, most, x) for x in found], axis=0)
+    least = least.min(axis=1, keepdims=True, initial=-_ZERO)
+    return np.where(most == _ZERO, 0, np.clip(least + _SPREAD, most - _SPREAD, most))
+
+
+def _shifted(values: HostArray, exponents: HostArray) -> HostArray:
+    """Entries times 2^e."""
+    if np.iscomplexobj(values):
+        return _shifted(values.real, exponents) + 1j * _shifted(values.imag, exponents)
+    return np.asarray(np.ldexp(values, exponents))
 
 
 # --- Overflow
