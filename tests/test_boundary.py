@@ -111,3 +111,21 @@ def test_parts_of_one_state_are_their_own_poles() -> None:
     other = StateSpace(mixed, np.ones((3, 1)), np.ones((1, 3)), time=Continuous())
     with pytest.raises(UnstableSystemError, match="Re λ"):
         sr.h2_norm(other)
+
+
+@pytest.mark.parametrize("feedback", [0.0, 1e-30])
+@pytest.mark.parametrize("octaves", [0, 27, -27])
+@pytest.mark.parametrize("lower", [False, True])
+def test_stable_systems_have_a_dc_gain_in_any_units(
+    feedback: float, octaves: int, lower: bool
+) -> None:
+    pole = 1.0 - 1e-8
+    A = np.diag([pole] * 3) + np.diag([1.0, 1.0], 1)
+    A[2, 0] = feedback
+    order = slice(None, None, -1) if lower else slice(None)
+    A, b, c = A[order, order], np.eye(3)[order, 2:], np.eye(3)[:1, order]
+    units = 2.0 ** (octaves * np.arange(3.0))
+    system = StateSpace(A * units / units[:, None], b / units[:, None], c * units, time=Discrete())
+    assert system.is_stable()
+    expected = 1.0 / ((1.0 - pole) ** 3 - feedback)
+    assert system.dc_gain()[0, 0] == pytest.approx(expected, rel=1e-9)
