@@ -14,10 +14,13 @@ block triangular form first, by the strongly connected components of its graph; 
 a small Schur form instead of the O(25 n³) of the whole.
 
 Poles on the stability boundary. Eigenvalues of a part of order n are those of a matrix within c n eps ‖A‖
-of it: one that lies no farther inside the boundary may lie on it, and counts as not stable. Of a slow pole
-beside fast ones the inverse may know more: λ = 1/μ with μ known to c n eps κ ‖A⁻¹‖, so λ to |λ|² times that,
-where κ is the condition of A after scaling of its rows and columns: small for a graded A, whose small entries
-have digits of their own. A part of order 1 is its own eigenvalue, without rounding.
+of it, which moves them by that times their condition 1/|yᴴ x|, with eigenvectors y and x of length 1: one
+that lies no farther inside the boundary may lie on it, and counts as not stable. No more than √eps ‖A‖ is
+asked for: the condition of defective poles is infinite, and rounding moves them by a root of eps. Of a slow
+pole beside fast ones the inverse may know more: λ = 1/μ with μ known to c n eps κ ‖A⁻¹‖ times its condition,
+so λ to |λ|² times that, where κ is the condition of A after scaling of its rows and columns: small for a
+graded A, whose small entries have digits of their own. A part of order 1 is its own eigenvalue, without
+rounding.
 
 References: Golub and Van Loan, Matrix Computations, 4th ed., 2013, chapter 7; James, Langou and Lowery,
 On matrix balancing and eigenvector computation, arXiv 1401.5766 (2014).
@@ -211,7 +214,7 @@ class SchurForm:
             form = cls._in_parts(balanced, order, parts, units)
             if time is None or len(parts) > 1 or n < 2:
                 return form
-            if form._nearest(time) > form._largest_rounding or form._is_clear(time):
+            if form._nearest(time) > form._doubtful or form._is_clear(time):
                 return form
             order, parts = parts_of(balanced)
             return form if len(parts) == 1 else cls._in_parts(balanced, order, parts, units)
@@ -300,7 +303,11 @@ class SchurForm:
 
     def all_stable(self, time: TimeDomain) -> bool:
         """Whether every pole is `stable`."""
-        return bool(self._nearest(time) > self._largest_rounding or self.stable(time).all())
+        return bool(self._nearest(time) > self._doubtful or self.stable(time).all())
+
+    def inside(self, time: TimeDomain) -> bool:
+        """Whether every pole lies inside the boundary, rounding left aside."""
+        return self._nearest(time) > 0.0
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
@@ -319,12 +326,13 @@ class SchurForm:
         return float(self._distance(time).min(initial=np.inf))
 
     @cached_property
-    def _largest_rounding(self) -> float:
-        return _rounding_of(self.triangle)
+    def _doubtful(self) -> float:
+        """Distance from the boundary up to which rounding might decide."""
+        return _clearly(self.triangle)
 
     def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
-        """Whether no pole is so near to the boundary, or to the line at `margin`, that rounding decides."""
-        near = np.abs(self._distance(time) - margin) <= self._largest_rounding
+        """Whether no pole is so near to the boundary, or the line at `margin`, that rounding might decide."""
+        near = np.abs(self._distance(time) - margin) <= self._doubtful
         return not near.any()
 
     def _rounding(self, time: TimeDomain) -> HostArray:
@@ -333,14 +341,16 @@ class SchurForm:
         for first, last in self.parts:
             at = slice(first, last)
             if last - first > 1:
-                rounding[at] = _rounding_of(self.triangle[at, at])
+                block = self.triangle[at, at]
+                condition = _conditions(block)
+                rounding[at] = np.minimum(_rounding_of(block) * condition, _clearly(block))
                 if not isinstance(time, Discrete):
                     rounding[at] = np.minimum(
-                        rounding[at], self._rounding_by_inverse(at, poles[at])
+                        rounding[at], self._rounding_by_inverse(at, poles[at], condition)
                     )
         return rounding
 
-    def _rounding_by_inverse(self, at: slice, poles: HostArray) -> HostArray:
+    def _rounding_by_inverse(self, at: slice, poles: HostArray, condition: HostArray) -> HostArray:
         """The same from 1/λ: c n eps κ |λ|² ‖A⁻¹‖, and what the two ways to a pole differ by."""
         states = self.order[at]
         block = self.balanced[np.ix_(states, states)]
@@ -351,7 +361,7 @@ class SchurForm:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             slow = 1.0 / np.linalg.eigvals(inverse)
             nearest = slow[np.abs(poles[:, None] - slow).argmin(axis=1)]
-            rounding = np.abs(nearest) ** 2 * (_rounding_of(inverse) / conditioned)
+            rounding = np.abs(nearest) ** 2 * (_rounding_of(inverse) / conditioned) * condition
             rounding += np.abs(poles - nearest)
         return np.asarray(np.where(np.isfinite(rounding), rounding, np.inf))
 
@@ -399,8 +409,8 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
     distance = boundary_distance(poles_of(A), time) - margin
     stable = np.asarray((distance > 0.0).all(axis=-1))
     with np.errstate(over="ignore"):
-        rounding = _ROUNDINGS * A.shape[-1] * _EPS * np.linalg.norm(A, axis=(-2, -1))
-    near = np.asarray((np.abs(distance) <= rounding[..., None]).any(axis=-1))
+        doubtful = _CLEARLY * np.linalg.norm(A, axis=(-2, -1))
+    near = np.asarray((np.abs(distance) <= doubtful[..., None]).any(axis=-1))
     for at in map(tuple, np.argwhere(near)):
         stable[at] = SchurForm.of(A[at], time=time).stable(time, margin).all()
     return stable
@@ -415,6 +425,21 @@ def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
         poles = real + 1j * imaginary
     nearest = float(boundary_distance(poles, time).min())
     return not failed and nearest > margin + _CLEARLY * frobenius_norm(A)
+
+
+def _clearly(block: HostArray) -> float:
+    doubtful: float = _CLEARLY * frobenius_norm(block)
+    return doubtful
+
+
+def _conditions(T: HostArray) -> HostArray:
+    """1/|yᴴ x| for each eigenvalue of a triangle, with left and right eigenvectors y and x of length 1."""
+    if T.dtype.kind != "c":
+        T, _ = scipy.linalg.rsf2csf(T, np.eye(len(T)), check_finite=False)
+    # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
+    _, left, right = scipy.linalg.eig(T, left=True, check_finite=False)
+    with np.errstate(divide="ignore"):
+        return np.asarray(1.0 / np.abs(np.sum(left.conj() * right, axis=0)))
 
 
 def _rounding_of(block: HostArray) -> float:

@@ -59,6 +59,7 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
+    given = A
     A, B, C = _alike(A, B, C)
     A, units = Units.of(A, time)
     B, C_adjoint = units.inputs(B), units.outputs(adjoint(C))
@@ -71,35 +72,46 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
             if second is not None:
                 return DenseFactors(units.reached(first.Z), units.observed(second.Z))
     schur = SchurForm.of_balanced(A, time=time)
-    check_stable_form(schur, time)
+    check_stable_form(schur, time, given)
     basis = schur.basis
-    Z = hammarling_factor(schur.triangle, product(basis, B, adjoint_left=True), time)
-    # Aᴴ has the triangle Tᴴ with rows and columns in reverse order.
-    inputs = product(basis, C_adjoint, adjoint_left=True)[::-1]
-    Y = np.asfortranarray(hammarling_factor(schur.reversed_adjoint(), inputs, time)[::-1])
+    Z, Y = _reached(schur, B, time), _observed(schur, C_adjoint, time)
     return DenseFactors(Z, Y, units.reached(basis), units.observed(basis))
 
 
-def dense_factor(A: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
-    """Factor one Gramian of a stable system: P of (A, B), or Q of (Aᴴ, Cᴴ).
+def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> HostArray:
+    """Factor one Gramian of a stable system: P of (A, G), or Q of (A, Gᴴ) where `which` is 1.
 
     Raises
     ------
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
-    A, B = _alike(A, B)
+    given = A
+    A, G = _alike(A, G)
     A, units = Units.of(A, time)
-    B = units.inputs(B)
-    route = choose_low_rank(A, B.shape[1], time)
+    G, back = (units.outputs(G), units.observed) if which else (units.inputs(G), units.reached)
+    route = choose_low_rank(A, G.shape[1], time)
     if route is not None:
-        low_rank = low_rank_gramian(route[0], B, route[1], check_stability=True)
+        low_rank = low_rank_gramian(
+            route[0], G, route[1], mirrored=bool(which), check_stability=True
+        )
         if low_rank is not None:
-            return units.reached(low_rank.Z)
+            return back(low_rank.Z)
     schur = SchurForm.of_balanced(A, time=time)
-    check_stable_form(schur, time)
-    Z = hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
-    return units.reached(product(schur.basis, Z))
+    check_stable_form(schur, time, given)
+    factor = (_observed if which else _reached)(schur, G, time)
+    return back(product(schur.basis, factor))
+
+
+def _reached(schur: SchurForm, B: HostArray, time: TimeDomain) -> HostArray:
+    """Factor of P in the coordinates of T."""
+    return hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
+
+
+def _observed(schur: SchurForm, C_adjoint: HostArray, time: TimeDomain) -> HostArray:
+    """Factor of Q in the coordinates of T; Aᴴ has the triangle Tᴴ with rows and columns in reverse order."""
+    inputs = product(schur.basis, C_adjoint, adjoint_left=True)[::-1]
+    return np.asfortranarray(hammarling_factor(schur.reversed_adjoint(), inputs, time)[::-1])
 
 
 def _alike(*arrays: HostArray) -> list[HostArray]:

@@ -241,7 +241,8 @@ class StateSpace:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
         A static gain is stable. A pole that rounding cannot tell from the boundary is on it: one within
-        2 n eps ‖A‖_F of it, for A in balanced units, and for each part of A that does not act back on others.
+        2 n eps ‖A‖_F of it, times the condition of the pole, but no more than √eps ‖A‖_F, for A in balanced
+        units, and for each part of A that does not act back on others.
         The slowest poles of a stiff part count by the rounding of its inverse where that is less.
         """
         return are_stable(to_double(self.A), self.time, checked_margin(margin))[()]
