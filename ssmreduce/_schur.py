@@ -311,10 +311,9 @@ class SchurForm:
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
-        distance = boundary_distance(self.eigenvalues(), time)
-        if self._is_clear(time, margin):
-            return np.asarray(distance > margin)
-        return np.asarray(distance > margin + self._rounding(time))
+        room = boundary_distance(self.eigenvalues(), time) - margin
+        rounding = 0.0 if self._is_clear(time, margin) else self._rounding(room, time)
+        return np.asarray(room > rounding)
 
     def _distance(self, time: TimeDomain) -> HostArray:
         """Of each pole from the boundary; blocks of pairs have equal diagonal entries."""
@@ -335,8 +334,11 @@ class SchurForm:
         near = np.abs(self._distance(time) - margin) <= self._doubtful
         return not near.any()
 
-    def _rounding(self, time: TimeDomain) -> HostArray:
-        """How far inside the boundary each pole may lie and still be on it for all that rounding tells."""
+    def _rounding(self, room: HostArray, time: TimeDomain) -> HostArray:
+        """How far inside the boundary each pole may lie and still be on it for all that rounding tells.
+
+        The inverse is asked where the distances `room` from the boundary are not beyond that.
+        """
         rounding, poles = np.zeros(self.triangle.shape[0]), self.eigenvalues()
         for first, last in self.parts:
             at = slice(first, last)
@@ -344,10 +346,10 @@ class SchurForm:
                 block = self.triangle[at, at]
                 condition = _conditions(block)
                 rounding[at] = np.minimum(_rounding_of(block) * condition, _clearly(block))
-                if not isinstance(time, Discrete):
-                    rounding[at] = np.minimum(
-                        rounding[at], self._rounding_by_inverse(at, poles[at], condition)
-                    )
+                decided = isinstance(time, Discrete) or (room[at] > rounding[at]).all()
+                if not decided:
+                    by_inverse = self._rounding_by_inverse(at, poles[at], condition)
+                    rounding[at] = np.minimum(rounding[at], by_inverse)
         return rounding
 
     def _rounding_by_inverse(self, at: slice, poles: HostArray, condition: HostArray) -> HostArray:
@@ -434,10 +436,13 @@ def _clearly(block: HostArray) -> float:
 
 def _conditions(T: HostArray) -> HostArray:
     """1/|yᴴ x| for each eigenvalue of a triangle, with left and right eigenvectors y and x of length 1."""
-    if T.dtype.kind != "c":
+    if T.dtype.kind != "c" and T.diagonal(-1).any():
         T, _ = scipy.linalg.rsf2csf(T, np.eye(len(T)), check_finite=False)
     # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
-    _, left, right = scipy.linalg.eig(T, left=True, check_finite=False)
+    if T.dtype.kind == "c":
+        _, left, right, _ = lapack.zgeev(T)
+    else:
+        _, _, left, right, _ = lapack.dgeev(T)
     with np.errstate(divide="ignore"):
         return np.asarray(1.0 / np.abs(np.sum(left.conj() * right, axis=0)))
 
@@ -493,6 +498,8 @@ def _whole(n: int) -> tuple[HostArray, Edges]:
 def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     """An order of the states that makes A block upper triangular, and its diagonal blocks."""
     n = A.shape[0]
+    if np.count_nonzero(A) == A.size:
+        return _whole(n)
     graph = csr_array(A != 0)
     count, labels = connected_components(graph, directed=True, connection="strong")
     if count == 1:

@@ -66,12 +66,12 @@ def check_stable_form(
 ) -> None:
     """Raise `UnstableSystemError` unless all poles of a dense system are stable, and not only by rounding.
 
-    Where the state matrix A as given differs from that of the form, in scale or type, A decides, so that
-    all functions decide alike; the poles of the form need only lie inside.
+    The state matrix A as given decides, so that all functions decide alike. Where its form is complex though
+    it is real, the poles of the form need only lie inside.
     """
-    if A is None:
-        stable = form.all_stable(time)
-    else:
+    own = A is None or A.dtype == form.triangle.dtype
+    stable = own and form.all_stable(time)
+    if A is not None and not stable:
         stable = form.inside(time) and bool(are_stable(A, time))
     if stable:
         return
