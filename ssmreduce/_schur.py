@@ -382,6 +382,8 @@ def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
 
 def poles_of(A: HostArray) -> HostArray:
     """Eigenvalues of each matrix of a stack (..., n, n), those of graded ones to their own digits."""
+    if A.shape[-1] == 1:
+        return A[..., 0].copy()
     poles = np.linalg.eigvals(A)  # balances, but does not order
     graded = is_graded(A)
     if not graded.any():
@@ -389,11 +391,25 @@ def poles_of(A: HostArray) -> HostArray:
     poles = poles.astype(np.complex128)
     for at in map(tuple, np.argwhere(graded)):
         balanced, _ = balance_states(A[at])
-        order = _fast_to_slow(balanced)
-        if order is not None:
-            poles[at] = np.linalg.eigvals(balanced[np.ix_(order, order)])
+        if is_graded(balanced):
+            poles[at] = _poles_by_parts(balanced)
     complex_valued = np.iscomplexobj(A) or np.any(poles.imag)
     return poles if complex_valued else np.asarray(poles.real)
+
+
+def _poles_by_parts(A: HostArray) -> HostArray:
+    """Eigenvalues of one balanced matrix, of each part in its own scale and from fast to slow states."""
+    order, parts = parts_of(A)
+    poles = A.diagonal()[order].astype(np.complex128)
+    for first, last in parts:
+        if last - first > 1:
+            states = order[first:last]
+            block = A[np.ix_(states, states)]
+            falling = _fast_to_slow(block)
+            if falling is not None:
+                block = block[np.ix_(falling, falling)]
+            poles[first:last] = np.linalg.eigvals(block)
+    return poles
 
 
 def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray:
@@ -455,8 +471,8 @@ def _rounding_of(block: HostArray) -> float:
 def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
     """Triangle and basis."""
     n = A.shape[0]
-    if n == 0:
-        return A, A
+    if n < 2:
+        return A, np.eye(n, dtype=A.dtype)
     if n > _SMALL:
         return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
     if A.dtype.kind == "c":

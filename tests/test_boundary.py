@@ -164,3 +164,26 @@ def test_functions_decide_alike_for_poles_sensitive_to_rounding(
                         refused(system)
                 else:
                     refused(system)
+
+
+def test_parts_keep_their_own_scale() -> None:
+    for A in (np.diag([-1e300, -1e-300]), np.array([[-1e-300, 0.0], [1.0, -1e300]])):
+        system = StateSpace(A, np.ones((2, 1)), np.ones((1, 2)), time=Continuous())
+        assert sorted(system.poles()) == [-1e300, -1e-300]
+        assert system.is_stable()
+    decoupled = StateSpace(
+        np.diag([-1e300, -1e-300]), np.ones((2, 1)), np.ones((1, 2)), time=Continuous()
+    )
+    assert sr.h2_norm(decoupled) == pytest.approx(np.sqrt(0.5) * 1e150)
+    with pytest.raises(sr.NoConvergenceError):
+        sr.h2_norm(system)
+
+
+def test_poles_that_overflow_are_refused() -> None:
+    pole = 1.5e308 * (-1.0 + 1.0j)
+    ports = np.ones((2, 1)), np.ones((1, 2))
+    alone = StateSpace([[pole]], ports[0][:1], ports[1][:, :1], time=Continuous())
+    assert alone.poles() == [pole]
+    assert alone.is_stable()
+    with pytest.raises(sr.NonFiniteError, match="poles"):
+        StateSpace([[pole, 1.0], [1.0, pole]], *ports, time=Continuous()).poles()

@@ -23,6 +23,7 @@ from ssmreduce.equations.adi import (
 )
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.stability import check_stable_form
+from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 _SMALLEST_FOR_LOW_RANK = 128
@@ -105,13 +106,25 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
 
 def _reached(schur: SchurForm, B: HostArray, time: TimeDomain) -> HostArray:
     """Factor of P in the coordinates of T."""
-    return hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
+    inputs = product(schur.basis, B, adjoint_left=True)
+    return _finite(hammarling_factor(schur.triangle, inputs, time))
 
 
 def _observed(schur: SchurForm, C_adjoint: HostArray, time: TimeDomain) -> HostArray:
     """Factor of Q in the coordinates of T; Aᴴ has the triangle Tᴴ with rows and columns in reverse order."""
     inputs = product(schur.basis, C_adjoint, adjoint_left=True)[::-1]
-    return np.asfortranarray(hammarling_factor(schur.reversed_adjoint(), inputs, time)[::-1])
+    factor = hammarling_factor(schur.reversed_adjoint(), inputs, time)
+    return np.asfortranarray(_finite(factor)[::-1])
+
+
+def _finite(factor: HostArray) -> HostArray:
+    """A factor itself, or `NoConvergenceError` where rates too far apart have made it overflow."""
+    if not np.all(np.isfinite(factor)):
+        raise NoConvergenceError(
+            "a Gramian factor overflows; expected rates and ports within the range of double precision. "
+            "Truncate the fastest states, or scale `B` and `C`."
+        )
+    return factor
 
 
 def _alike(*arrays: HostArray) -> list[HostArray]:
@@ -135,7 +148,10 @@ class Units:
         """A in units that balance its rows and columns, with rates near 1, and these units."""
         A, states = balance_states(A)
         rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
-        return (A if rate == 1.0 else A / rate), cls(states, math.sqrt(rate))
+        scaled = A if rate == 1.0 else A / rate
+        if np.count_nonzero(scaled) < np.count_nonzero(A):  # rates too far apart for any unit
+            scaled, rate = A, 1.0
+        return scaled, cls(states, math.sqrt(rate))
 
     def inputs(self, B: HostArray) -> HostArray:
         """B in these units."""

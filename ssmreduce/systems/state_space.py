@@ -233,8 +233,20 @@ class StateSpace:
 
     @any_library()
     def poles(self) -> HostArray:
-        """Eigenvalues of A, shape (..., n)."""
-        return poles_of(to_double(self.A))
+        """Eigenvalues of A, shape (..., n).
+
+        Raises
+        ------
+        NonFiniteError
+            If they overflow.
+        """
+        poles = poles_of(to_double(self.A))
+        if not np.all(np.isfinite(poles)):
+            raise NonFiniteError(
+                "the poles of `system` overflow; expected ones within the range of double precision. Scale "
+                "`A`, or take another unit of time."
+            )
+        return poles
 
     @any_library()
     def is_stable(self, margin: float = 0.0) -> HostArray:
