@@ -14,10 +14,13 @@ block triangular form first, by the strongly connected components of its graph; 
 a small Schur form instead of the O(25 n³) of the whole.
 
 Poles on the stability boundary. Eigenvalues of a part of order n are those of a matrix within c n eps ‖A‖
-of it: one that lies no farther inside the boundary may lie on it, and counts as not stable. Of a slow pole
-beside fast ones the inverse may know more: λ = 1/μ with μ known to c n eps κ ‖A⁻¹‖, so λ to |λ|² times that,
-where κ is the condition of A after scaling of its rows and columns: small for a graded A, whose small entries
-have digits of their own. A part of order 1 is its own eigenvalue, without rounding.
+of it, which moves them by that times their condition 1/|yᴴ x|, with eigenvectors y and x of length 1: one
+that lies no farther inside the boundary may lie on it, and counts as not stable. No more than √eps ‖A‖ is
+asked for: the condition of defective poles is infinite, and rounding moves them by a root of eps. Of a slow
+pole beside fast ones the inverse may know more: λ = 1/μ with μ known to c n eps κ ‖A⁻¹‖ times its condition,
+so λ to |λ|² times that, where κ is the condition of A after scaling of its rows and columns: small for a
+graded A, whose small entries have digits of their own. A part of order 1 is its own eigenvalue, without
+rounding.
 
 References: Golub and Van Loan, Matrix Computations, 4th ed., 2013, chapter 7; James, Langou and Lowery,
 On matrix balancing and eigenvector computation, arXiv 1401.5766 (2014).
@@ -214,7 +217,7 @@ class SchurForm:
             form = cls._in_parts(balanced, order, parts, units)
             if time is None or len(parts) > 1 or n < 2:
                 return form
-            if form._nearest(time) > form._largest_rounding or form._is_clear(time):
+            if form._nearest(time) > form._doubtful or form._is_clear(time):
                 return form
             order, parts = parts_of(balanced)
             return form if len(parts) == 1 else cls._in_parts(balanced, order, parts, units)
@@ -303,14 +306,17 @@ class SchurForm:
 
     def all_stable(self, time: TimeDomain) -> bool:
         """Whether every pole is `stable`."""
-        return bool(self._nearest(time) > self._largest_rounding or self.stable(time).all())
+        return bool(self._nearest(time) > self._doubtful or self.stable(time).all())
+
+    def inside(self, time: TimeDomain) -> bool:
+        """Whether every pole lies inside the boundary, rounding left aside."""
+        return self._nearest(time) > 0.0
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
-        distance = boundary_distance(self.eigenvalues(), time)
-        if self._is_clear(time, margin):
-            return np.asarray(distance > margin)
-        return np.asarray(distance > margin + self._rounding(time))
+        room = boundary_distance(self.eigenvalues(), time) - margin
+        rounding = 0.0 if self._is_clear(time, margin) else self._rounding(room, time)
+        return np.asarray(room > rounding)
 
     def _distance(self, time: TimeDomain) -> HostArray:
         """Of each pole from the boundary; blocks of pairs have equal diagonal entries."""
@@ -322,28 +328,34 @@ class SchurForm:
         return float(self._distance(time).min(initial=np.inf))
 
     @cached_property
-    def _largest_rounding(self) -> float:
-        return _rounding_of(self.triangle)
+    def _doubtful(self) -> float:
+        """Distance from the boundary up to which rounding might decide."""
+        return _clearly(self.triangle)
 
     def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
-        """Whether no pole is so near to the boundary, or to the line at `margin`, that rounding decides."""
-        near = np.abs(self._distance(time) - margin) <= self._largest_rounding
+        """Whether no pole is so near to the boundary, or the line at `margin`, that rounding might decide."""
+        near = np.abs(self._distance(time) - margin) <= self._doubtful
         return not near.any()
 
-    def _rounding(self, time: TimeDomain) -> HostArray:
-        """How far inside the boundary each pole may lie and still be on it for all that rounding tells."""
+    def _rounding(self, room: HostArray, time: TimeDomain) -> HostArray:
+        """How far inside the boundary each pole may lie and still be on it for all that rounding tells.
+
+        The inverse is asked where the distances `room` from the boundary are not beyond that.
+        """
         rounding, poles = np.zeros(self.triangle.shape[0]), self.eigenvalues()
         for first, last in self.parts:
             at = slice(first, last)
             if last - first > 1:
-                rounding[at] = _rounding_of(self.triangle[at, at])
-                if not isinstance(time, Discrete):
-                    rounding[at] = np.minimum(
-                        rounding[at], self._rounding_by_inverse(at, poles[at])
-                    )
+                block = self.triangle[at, at]
+                condition = _conditions(block)
+                rounding[at] = np.minimum(_rounding_of(block) * condition, _clearly(block))
+                decided = isinstance(time, Discrete) or (room[at] > rounding[at]).all()
+                if not decided:
+                    by_inverse = self._rounding_by_inverse(at, poles[at], condition)
+                    rounding[at] = np.minimum(rounding[at], by_inverse)
         return rounding
 
-    def _rounding_by_inverse(self, at: slice, poles: HostArray) -> HostArray:
+    def _rounding_by_inverse(self, at: slice, poles: HostArray, condition: HostArray) -> HostArray:
         """The same from 1/λ: c n eps κ |λ|² ‖A⁻¹‖, and what the two ways to a pole differ by."""
         states = self.order[at]
         block = self.balanced[np.ix_(states, states)]
@@ -354,7 +366,7 @@ class SchurForm:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             slow = 1.0 / np.linalg.eigvals(inverse)
             nearest = slow[np.abs(poles[:, None] - slow).argmin(axis=1)]
-            rounding = np.abs(nearest) ** 2 * (_rounding_of(inverse) / conditioned)
+            rounding = np.abs(nearest) ** 2 * (_rounding_of(inverse) / conditioned) * condition
             rounding += np.abs(poles - nearest)
         return np.asarray(np.where(np.isfinite(rounding), rounding, np.inf))
 
@@ -373,6 +385,8 @@ def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
 
 def poles_of(A: HostArray) -> HostArray:
     """Eigenvalues of each matrix of a stack (..., n, n), those of graded ones to their own digits."""
+    if A.shape[-1] == 1:
+        return A[..., 0].copy()
     poles = np.linalg.eigvals(A)  # balances, but does not order
     graded = is_graded(A)
     if not graded.any():
@@ -380,11 +394,25 @@ def poles_of(A: HostArray) -> HostArray:
     poles = poles.astype(np.complex128)
     for at in map(tuple, np.argwhere(graded)):
         balanced, _ = balance_states(A[at])
-        order = _fast_to_slow(balanced)
-        if order is not None:
-            poles[at] = np.linalg.eigvals(balanced[np.ix_(order, order)])
+        if is_graded(balanced):
+            poles[at] = _poles_by_parts(balanced)
     complex_valued = np.iscomplexobj(A) or np.any(poles.imag)
     return poles if complex_valued else np.asarray(poles.real)
+
+
+def _poles_by_parts(A: HostArray) -> HostArray:
+    """Eigenvalues of one balanced matrix, of each part in its own scale and from fast to slow states."""
+    order, parts = parts_of(A)
+    poles = A.diagonal()[order].astype(np.complex128)
+    for first, last in parts:
+        if last - first > 1:
+            states = order[first:last]
+            block = A[np.ix_(states, states)]
+            falling = _fast_to_slow(block)
+            if falling is not None:
+                block = block[np.ix_(falling, falling)]
+            poles[first:last] = np.linalg.eigvals(block)
+    return poles
 
 
 def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray:
@@ -402,8 +430,8 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
     distance = boundary_distance(poles_of(A), time) - margin
     stable = np.asarray((distance > 0.0).all(axis=-1))
     with np.errstate(over="ignore"):
-        rounding = _ROUNDINGS * A.shape[-1] * _EPS * np.linalg.norm(A, axis=(-2, -1))
-    near = np.asarray((np.abs(distance) <= rounding[..., None]).any(axis=-1))
+        doubtful = _CLEARLY * np.linalg.norm(A, axis=(-2, -1))
+    near = np.asarray((np.abs(distance) <= doubtful[..., None]).any(axis=-1))
     for at in map(tuple, np.argwhere(near)):
         stable[at] = SchurForm.of(A[at], time=time).stable(time, margin).all()
     return stable
@@ -425,6 +453,24 @@ def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
     return not failed and nearest > margin + _CLEARLY * size
 
 
+def _clearly(block: HostArray) -> float:
+    doubtful: float = _CLEARLY * frobenius_norm(block)
+    return doubtful
+
+
+def _conditions(T: HostArray) -> HostArray:
+    """1/|yᴴ x| for each eigenvalue of a triangle, with left and right eigenvectors y and x of length 1."""
+    if T.dtype.kind != "c" and T.diagonal(-1).any():
+        T, _ = scipy.linalg.rsf2csf(T, np.eye(len(T)), check_finite=False)
+    # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
+    if T.dtype.kind == "c":
+        _, left, right, _ = lapack.zgeev(T)
+    else:
+        _, _, left, right, _ = lapack.dgeev(T)
+    with np.errstate(divide="ignore"):
+        return np.asarray(1.0 / np.abs(np.sum(left.conj() * right, axis=0)))
+
+
 def _rounding_of(block: HostArray) -> float:
     rounding: float = _ROUNDINGS * block.shape[0] * _EPS * frobenius_norm(block)
     return rounding
@@ -433,8 +479,8 @@ def _rounding_of(block: HostArray) -> float:
 def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
     """Triangle and basis."""
     n = A.shape[0]
-    if n == 0:
-        return A, A
+    if n < 2:
+        return A, np.eye(n, dtype=A.dtype)
     if n > _SMALL:
         return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
     if A.dtype.kind == "c":
@@ -476,6 +522,8 @@ def _whole(n: int) -> tuple[HostArray, Edges]:
 def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     """An order of the states that makes A block upper triangular, and its diagonal blocks."""
     n = A.shape[0]
+    if np.count_nonzero(A) == A.size:
+        return _whole(n)
     graph = csr_array(A != 0)
     count, labels = connected_components(graph, directed=True, connection="strong")
     if count == 1:

@@ -111,3 +111,79 @@ def test_parts_of_one_state_are_their_own_poles() -> None:
     other = StateSpace(mixed, np.ones((3, 1)), np.ones((1, 3)), time=Continuous())
     with pytest.raises(UnstableSystemError, match="Re λ"):
         sr.h2_norm(other)
+
+
+@pytest.mark.parametrize("feedback", [0.0, 1e-27])
+@pytest.mark.parametrize("octaves", [0, 27, -27])
+@pytest.mark.parametrize("lower", [False, True])
+def test_stable_systems_have_a_dc_gain_in_any_units(
+    feedback: float, octaves: int, lower: bool
+) -> None:
+    pole = 1.0 - 1e-7
+    A = np.diag([pole] * 3) + np.diag([1.0, 1.0], 1)
+    A[2, 0] = feedback
+    order = slice(None, None, -1) if lower else slice(None)
+    A, b, c = A[order, order], np.eye(3)[order, 2:], np.eye(3)[:1, order]
+    units = 2.0 ** (octaves * np.arange(3.0))
+    system = StateSpace(A * units / units[:, None], b / units[:, None], c * units, time=Discrete())
+    assert system.is_stable()
+    expected = 1.0 / ((1.0 - pole) ** 3 - feedback)
+    assert system.dc_gain()[0, 0] == pytest.approx(expected, rel=1e-9)
+
+
+NEARLY_DEFECTIVE = [[10.999999889490027, 11.0], [-11.0, -11.000000110509973]]
+SINGULAR = [[-156.0, 78.0, 50.0], [-252.0, 126.0, 84.0], [-48.0, 24.0, 10.0]]
+POLE_AT_ONE = [[-5.0, -6.0, 4.0], [10.0, 12.0, -8.0], [10.0, 12.0, -8.0]]
+INSIDE = [[-1e-3, 1.0], [-1e-12, -1e-3]]
+
+
+@pytest.mark.parametrize(
+    ("A", "time", "count"),
+    [
+        (NEARLY_DEFECTIVE, Continuous(), 2),
+        ([[-5.000000000000018, 5.0], [-5.0, 4.999999999999982]], Continuous(), 2),
+        (SINGULAR, Continuous(), 1),
+        (POLE_AT_ONE, Discrete(), 1),
+        (INSIDE, Continuous(), 0),
+    ],
+)
+def test_functions_decide_alike_for_poles_sensitive_to_rounding(
+    A: Any, time: Any, count: int
+) -> None:
+    A = np.array(A)
+    for matrix in (A, A.T, A[::-1, ::-1], A + 0j):
+        for scale in (1.0, 1.0 + 1.0j):
+            n = len(A)
+            system = StateSpace(matrix, scale * np.ones((n, 1)), np.ones((1, n)), time=time)
+            assert system.is_stable() == (not count)
+            assert sr.split_unstable(system).unstable_count == count
+            assert sr.modal_truncation(system, n).unstable == count
+            for refused in REFUSALS.values():
+                if count:
+                    with pytest.raises(UnstableSystemError):
+                        refused(system)
+                else:
+                    refused(system)
+
+
+def test_parts_keep_their_own_scale() -> None:
+    for A in (np.diag([-1e300, -1e-300]), np.array([[-1e-300, 0.0], [1.0, -1e300]])):
+        system = StateSpace(A, np.ones((2, 1)), np.ones((1, 2)), time=Continuous())
+        assert sorted(system.poles()) == [-1e300, -1e-300]
+        assert system.is_stable()
+    decoupled = StateSpace(
+        np.diag([-1e300, -1e-300]), np.ones((2, 1)), np.ones((1, 2)), time=Continuous()
+    )
+    assert sr.h2_norm(decoupled) == pytest.approx(np.sqrt(0.5) * 1e150)
+    with pytest.raises(sr.NoConvergenceError):
+        sr.h2_norm(system)
+
+
+def test_poles_that_overflow_are_refused() -> None:
+    pole = 1.5e308 * (-1.0 + 1.0j)
+    ports = np.ones((2, 1)), np.ones((1, 2))
+    alone = StateSpace([[pole]], ports[0][:1], ports[1][:, :1], time=Continuous())
+    assert alone.poles() == [pole]
+    assert alone.is_stable()
+    with pytest.raises(sr.NonFiniteError, match="poles"):
+        StateSpace([[pole, 1.0], [1.0, pole]], *ports, time=Continuous()).poles()

@@ -23,6 +23,7 @@ from ssmreduce.equations.adi import (
 )
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.stability import check_stable_form
+from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 _SMALLEST_FOR_LOW_RANK = 128
@@ -59,6 +60,7 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
+    given = A
     A, B, C = _alike(A, B, C)
     A, units = Units.of(A, time)
     B, C_adjoint = units.inputs(B), units.outputs(adjoint(C))
@@ -71,35 +73,58 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
             if second is not None:
                 return DenseFactors(units.reached(first.Z), units.observed(second.Z))
     schur = SchurForm.of_balanced(A, time=time)
-    check_stable_form(schur, time)
+    check_stable_form(schur, time, given)
     basis = schur.basis
-    Z = hammarling_factor(schur.triangle, product(basis, B, adjoint_left=True), time)
-    # Aᴴ has the triangle Tᴴ with rows and columns in reverse order.
-    inputs = product(basis, C_adjoint, adjoint_left=True)[::-1]
-    Y = np.asfortranarray(hammarling_factor(schur.reversed_adjoint(), inputs, time)[::-1])
+    Z, Y = _reached(schur, B, time), _observed(schur, C_adjoint, time)
     return DenseFactors(Z, Y, units.reached(basis), units.observed(basis))
 
 
-def dense_factor(A: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
-    """Factor one Gramian of a stable system: P of (A, B), or Q of (Aᴴ, Cᴴ).
+def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> HostArray:
+    """Factor one Gramian of a stable system: P of (A, G), or Q of (A, Gᴴ) where `which` is 1.
 
     Raises
     ------
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
-    A, B = _alike(A, B)
+    given = A
+    A, G = _alike(A, G)
     A, units = Units.of(A, time)
-    B = units.inputs(B)
-    route = choose_low_rank(A, B.shape[1], time)
+    G, back = (units.outputs(G), units.observed) if which else (units.inputs(G), units.reached)
+    route = choose_low_rank(A, G.shape[1], time)
     if route is not None:
-        low_rank = low_rank_gramian(route[0], B, route[1], check_stability=True)
+        low_rank = low_rank_gramian(
+            route[0], G, route[1], mirrored=bool(which), check_stability=True
+        )
         if low_rank is not None:
-            return units.reached(low_rank.Z)
+            return back(low_rank.Z)
     schur = SchurForm.of_balanced(A, time=time)
-    check_stable_form(schur, time)
-    Z = hammarling_factor(schur.triangle, product(schur.basis, B, adjoint_left=True), time)
-    return units.reached(product(schur.basis, Z))
+    check_stable_form(schur, time, given)
+    factor = (_observed if which else _reached)(schur, G, time)
+    return back(product(schur.basis, factor))
+
+
+def _reached(schur: SchurForm, B: HostArray, time: TimeDomain) -> HostArray:
+    """Factor of P in the coordinates of T."""
+    inputs = product(schur.basis, B, adjoint_left=True)
+    return _finite(hammarling_factor(schur.triangle, inputs, time))
+
+
+def _observed(schur: SchurForm, C_adjoint: HostArray, time: TimeDomain) -> HostArray:
+    """Factor of Q in the coordinates of T; Aᴴ has the triangle Tᴴ with rows and columns in reverse order."""
+    inputs = product(schur.basis, C_adjoint, adjoint_left=True)[::-1]
+    factor = hammarling_factor(schur.reversed_adjoint(), inputs, time)
+    return np.asfortranarray(_finite(factor)[::-1])
+
+
+def _finite(factor: HostArray) -> HostArray:
+    """A factor itself, or `NoConvergenceError` where rates too far apart have made it overflow."""
+    if not np.all(np.isfinite(factor)):
+        raise NoConvergenceError(
+            "a Gramian factor overflows; expected rates and ports within the range of double precision. "
+            "Truncate the fastest states, or scale `B` and `C`."
+        )
+    return factor
 
 
 def _alike(*arrays: HostArray) -> list[HostArray]:
@@ -123,7 +148,10 @@ class Units:
         """A in units that balance its rows and columns, with rates near 1, and these units."""
         A, states = balance_states(A)
         rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
-        return (A if rate == 1.0 else A / rate), cls(states, math.sqrt(rate))
+        scaled = A if rate == 1.0 else A / rate
+        if np.count_nonzero(scaled) < np.count_nonzero(A):  # rates too far apart for any unit
+            scaled, rate = A, 1.0
+        return scaled, cls(states, math.sqrt(rate))
 
     def inputs(self, B: HostArray) -> HostArray:
         """B in these units."""

@@ -76,9 +76,9 @@ class Hammarling(LyapunovSolver):
         """Return Z of shape (n, n)."""
         A, B = single_equation(A, B, "B", time)
         dtype = np.result_type(A, B)
-        A, units = Units.of(A.astype(dtype, copy=False), time)
-        schur = SchurForm.of_balanced(A, time=time)
-        check_stable_form(schur, time, name="`A`")
+        scaled, units = Units.of(A.astype(dtype, copy=False), time)
+        schur = SchurForm.of_balanced(scaled, time=time)
+        check_stable_form(schur, time, A, name="`A`")
         inner = product(schur.basis, units.inputs(B.astype(dtype, copy=False)), adjoint_left=True)
         Z = product(schur.basis, hammarling_factor(schur.triangle, inner, time))
         return Answer(units.reached(Z), self)
@@ -308,4 +308,4 @@ def _inverting(
 
 
 def _refuse_unstable(A: HostArray, time: TimeDomain) -> None:
-    check_stable_form(SchurForm.of(A, time=time), time, name="`A`")
+    check_stable_form(SchurForm.of(A, time=time), time, A, name="`A`")

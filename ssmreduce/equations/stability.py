@@ -57,12 +57,26 @@ def check_stable(
 
 
 def check_stable_form(
-    form: SchurForm, time: TimeDomain, *, name: str = "`system`", advice: str | None = None
+    form: SchurForm,
+    time: TimeDomain,
+    A: HostArray | None = None,
+    *,
+    name: str = "`system`",
+    advice: str | None = None,
 ) -> None:
-    """Raise `UnstableSystemError` unless all poles of a dense system are stable, and not only by rounding."""
-    if form.all_stable(time):
+    """Raise `UnstableSystemError` unless all poles of a dense system are stable, and not only by rounding.
+
+    The state matrix A as given decides, so that all functions decide alike. Where its form is complex though
+    it is real, the poles of the form need only lie inside.
+    """
+    own = A is None or A.dtype == form.triangle.dtype
+    stable = own and form.all_stable(time)
+    if A is not None and not stable:
+        stable = form.inside(time) and bool(are_stable(A, time))
+    if stable:
         return
-    poles = form.eigenvalues()[~form.stable(time)]
+    poles, doubtful = form.eigenvalues(), ~form.stable(time)
+    poles = poles[doubtful] if doubtful.any() else poles
     worst = poles[np.argmin(boundary_distance(poles, time))]
     kind, found, limit = "Re λ", float(worst.real), 0.0
     if isinstance(time, Discrete):
@@ -98,4 +112,4 @@ def check_stable_system(system: System, advice: str, *, name: str = "`system`") 
         )
     elif not are_stable(host.A, host.time):
         form = SchurForm.of(host.A, time=host.time)
-        check_stable_form(form, host.time, name=name, advice=advice)
+        check_stable_form(form, host.time, host.A, name=name, advice=advice)

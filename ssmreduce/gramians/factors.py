@@ -61,9 +61,10 @@ def gramian_factor(system: System, which: int, horizon: int | None = None) -> Ho
     if isinstance(host, DiagonalStateSpace):
         host = dual(host) if which else host
         return _diagonal_factor(host, horizon, None if horizon else _stable_kernels(host))
-    A, G = (adjoint(host.A), adjoint(host.C)) if which else (host.A, host.B)
+    A, G = host.A, adjoint(host.C) if which else host.B
     if horizon is None:
-        return dense_factor(A, G, host.time)
+        return dense_factor(A, G, host.time, which)
+    A = adjoint(A) if which else A
     return smith.finite_factor(smith.dense_powers(A), G, horizon)
 
 

@@ -21,7 +21,14 @@ from ssmreduce._namespace import (
     product_of,
     to_double,
 )
-from ssmreduce._schur import are_stable, balance_states, poles_of
+from ssmreduce._schur import (
+    are_stable,
+    balance_states,
+    balanced,
+    in_units,
+    parts_of,
+    poles_of,
+)
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import NonFiniteError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
@@ -227,15 +234,28 @@ class StateSpace:
 
     @any_library()
     def poles(self) -> HostArray:
-        """Eigenvalues of A, shape (..., n)."""
-        return poles_of(to_double(self.A))
+        """Eigenvalues of A, shape (..., n).
+
+        Raises
+        ------
+        NonFiniteError
+            If they overflow.
+        """
+        poles = poles_of(to_double(self.A))
+        if not np.all(np.isfinite(poles)):
+            raise NonFiniteError(
+                "the poles of `system` overflow; expected ones within the range of double precision. Scale "
+                "`A`, or take another unit of time."
+            )
+        return poles
 
     @any_library()
     def is_stable(self, margin: float = 0.0) -> HostArray:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
         A static gain is stable. A pole that rounding cannot tell from the boundary is on it: one within
-        2 n eps ‖A‖_F of it, for A in balanced units, and for each part of A that does not act back on others.
+        2 n eps ‖A‖_F of it, times the condition of the pole, but no more than √eps ‖A‖_F, for A in balanced
+        units, and for each part of A that does not act back on others.
         The slowest poles of a stiff part count by the rounding of its inverse where that is less.
         """
         return are_stable(to_double(self.A), self.time, checked_margin(margin))[()]
@@ -257,8 +277,8 @@ class StateSpace:
             single = in_balanced_units(host[at])
             shifted = shift - single.A
             states, conditioned = solve_conditioned(shifted, single.B)
-            if conditioned < _SUSPICIOUS and _hides_a_pole(shifted, single.A):
-                conditioned = 0.0
+            if conditioned < _SUSPICIOUS:
+                states, conditioned = _steady_states(single, shifted)
             if conditioned < singularity(self.order):
                 with naming_system(at):
                     raise no_steady_gain(self.time, f"reciprocal condition {conditioned:.1e}")
@@ -318,11 +338,42 @@ def finite_gain(gain: HostArray) -> HostArray:
     return gain
 
 
-def _hides_a_pole(shifted: HostArray, A: HostArray) -> bool:
-    """Whether rounding of A by 2 n eps may make z I - A singular, by ‖ |(z I - A)⁻¹| |A| ‖."""
-    inverse, _ = solve_conditioned(shifted, np.eye(len(A)))
-    growth = (np.abs(inverse) @ np.abs(A)).sum(axis=1).max(initial=0.0)
-    return bool(2.0 * singularity(len(A)) * growth >= 1.0)
+def _steady_states(system: StateSpace, shifted: HostArray) -> tuple[HostArray, float]:
+    """(z I - A)⁻¹ B from part to part of A, and the least reciprocal condition of a part.
+
+    It is 0.0 where there may be a pole at z. A part of order 1 is its own pole, without rounding.
+    """
+    order, parts = parts_of(system.A)
+    states = np.zeros(system.B.shape, dtype=np.result_type(shifted, system.B))
+    worst = 1.0
+    for first, last in reversed(parts):
+        at, later = order[first:last], order[last:]
+        inside = np.ix_(at, at)
+        with np.errstate(over="ignore", invalid="ignore"):
+            driven = system.B[at] - shifted[np.ix_(at, later)] @ states[later]
+            states[at], conditioned = _solve_part(
+                shifted[inside], driven, system.A[inside], system.time
+            )
+        worst = min(worst, conditioned)
+    return states, worst
+
+
+def _solve_part(
+    shifted: HostArray, driven: HostArray, A: HostArray, time: TimeDomain
+) -> tuple[HostArray, float]:
+    """The same for one part, which has no pole at z if it is stable; in units that balance it there."""
+    if len(A) == 1:
+        return (driven / shifted, 1.0) if shifted[0, 0] else (driven, 0.0)
+    even, units = balanced(shifted)
+    columns = units[:, None]
+    states, conditioned = solve_conditioned(even, driven / columns)
+    if conditioned < _SUSPICIOUS and not are_stable(A, time):
+        inverse, _ = solve_conditioned(even, np.eye(len(A)))
+        # Rounding of A by 2 n eps may make z I - A singular.
+        growth = (np.abs(inverse) @ np.abs(in_units(A, units))).sum(axis=1).max(initial=0.0)
+        if 2.0 * singularity(len(A)) * growth >= 1.0:
+            conditioned = 0.0
+    return states * columns, conditioned
 
 
 def in_balanced_units(system: StateSpace) -> StateSpace:
