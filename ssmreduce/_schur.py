@@ -28,9 +28,9 @@ On matrix balancing and eigenvector computation, arXiv 1401.5766 (2014).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import scipy.linalg
@@ -38,7 +38,7 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from ssmreduce._lapack import frobenius_norm, product
+from ssmreduce._lapack import frobenius_norm, product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
@@ -255,6 +255,13 @@ class SchurForm:
             T[at, last:] = product(basis, T[at, last:], adjoint_left=True)
         return cls(T, W, units, A, order, parts)
 
+    def of_type(self, dtype: np.dtype[Any]) -> SchurForm:
+        """The complex form with the same eigenvalues where the type is complex and this one real."""
+        if dtype.kind != "c" or self.triangle.dtype.kind == "c":
+            return self
+        T, W = _complex_form(self.triangle, self.basis)
+        return replace(self, triangle=T, basis=W)
+
     # --- Coordinates
 
     def inputs(self, B: HostArray) -> HostArray:
@@ -458,10 +465,19 @@ def _clearly(block: HostArray) -> float:
     return doubtful
 
 
+def _complex_form(T: HostArray, W: HostArray) -> tuple[HostArray, HostArray]:
+    """The complex triangle and basis of real ones."""
+    if not T.diagonal(-1).any():
+        return T.astype(np.complex128), W.astype(np.complex128)
+    unit = safe_unit(T)  # SciPy takes squares
+    T, W = scipy.linalg.rsf2csf(T / unit, W, check_finite=False)
+    return np.asfortranarray(T * unit), np.asfortranarray(W)
+
+
 def _conditions(T: HostArray) -> HostArray:
     """1/|yᴴ x| for each eigenvalue of a triangle, with left and right eigenvectors y and x of length 1."""
     if T.dtype.kind != "c" and T.diagonal(-1).any():
-        T, _ = scipy.linalg.rsf2csf(T, np.eye(len(T)), check_finite=False)
+        T, _ = _complex_form(T, np.eye(len(T)))
     # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
     if T.dtype.kind == "c":
         _, left, right, _ = lapack.zgeev(T)

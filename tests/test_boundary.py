@@ -187,3 +187,29 @@ def test_poles_that_overflow_are_refused() -> None:
     assert alone.is_stable()
     with pytest.raises(sr.NonFiniteError, match="poles"):
         StateSpace([[pole, 1.0], [1.0, pole]], *ports, time=Continuous()).poles()
+
+
+def test_functions_decide_alike_for_nearly_defective_poles() -> None:
+    """Of random systems with a pole of order two to four; the decision itself is one of rounding."""
+    rng = np.random.default_rng(1)
+    names = (
+        "controllability_gramian",
+        "observability_gramian",
+        "hankel_singular_values",
+        "h2_norm",
+    )
+    for _ in range(60):
+        n, distance = int(rng.integers(2, 5)), 10.0 ** rng.uniform(-12.0, -3.0)
+        turn = np.linalg.qr(rng.normal(size=(n, n)))[0]
+        A = np.triu(rng.normal(size=(n, n)), 1) - distance * np.eye(n)
+        B = rng.normal(size=(n, 1)) + 1j
+        system = StateSpace(turn @ A @ turn.T, B, rng.normal(size=(1, n)), time=Continuous())
+        stable = bool(system.is_stable())
+        assert stable == (sr.split_unstable(system).unstable_count == 0)
+        for name in names:
+            try:
+                REFUSALS[name](system)
+                accepted = True
+            except UnstableSystemError:
+                accepted = False
+            assert accepted == stable, name

@@ -60,11 +60,13 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
-    given = A
-    A, B, C = _alike(A, B, C)
+    given, dtype = A, np.result_type(A, B, C)
     A, units = Units.of(A, time)
-    B, C_adjoint = units.inputs(B), units.outputs(adjoint(C))
-    route = choose_low_rank(A, max(B.shape[1], C.shape[0]), time)
+    B, C_adjoint = (
+        units.inputs(B.astype(dtype, copy=False)),
+        units.outputs(adjoint(C).astype(dtype, copy=False)),
+    )
+    route = choose_low_rank(A.astype(dtype, copy=False), max(B.shape[1], C.shape[0]), time)
     if route is not None:
         solves, plan = route
         first = low_rank_gramian(solves, B, plan, check_stability=True)
@@ -74,6 +76,7 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
                 return DenseFactors(units.reached(first.Z), units.observed(second.Z))
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
+    schur = schur.of_type(dtype)
     basis = schur.basis
     Z, Y = _reached(schur, B, time), _observed(schur, C_adjoint, time)
     return DenseFactors(Z, Y, units.reached(basis), units.observed(basis))
@@ -87,11 +90,11 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
     UnstableSystemError
         If an eigenvalue lies on or outside the stability boundary.
     """
-    given = A
-    A, G = _alike(A, G)
+    given, dtype = A, np.result_type(A, G)
     A, units = Units.of(A, time)
+    G = G.astype(dtype, copy=False)
     G, back = (units.outputs(G), units.observed) if which else (units.inputs(G), units.reached)
-    route = choose_low_rank(A, G.shape[1], time)
+    route = choose_low_rank(A.astype(dtype, copy=False), G.shape[1], time)
     if route is not None:
         low_rank = low_rank_gramian(
             route[0], G, route[1], mirrored=bool(which), check_stability=True
@@ -100,6 +103,7 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
             return back(low_rank.Z)
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
+    schur = schur.of_type(dtype)
     factor = (_observed if which else _reached)(schur, G, time)
     return back(product(schur.basis, factor))
 
@@ -125,12 +129,6 @@ def _finite(factor: HostArray) -> HostArray:
             "Truncate the fastest states, or scale `B` and `C`."
         )
     return factor
-
-
-def _alike(*arrays: HostArray) -> list[HostArray]:
-    """All of them complex if one is."""
-    dtype = np.result_type(*arrays)
-    return [array if array.dtype == dtype else array.astype(dtype) for array in arrays]
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,9 +76,10 @@ class Hammarling(LyapunovSolver):
         """Return Z of shape (n, n)."""
         A, B = single_equation(A, B, "B", time)
         dtype = np.result_type(A, B)
-        scaled, units = Units.of(A.astype(dtype, copy=False), time)
+        scaled, units = Units.of(A, time)
         schur = SchurForm.of_balanced(scaled, time=time)
         check_stable_form(schur, time, A, name="`A`")
+        schur = schur.of_type(dtype)
         inner = product(schur.basis, units.inputs(B.astype(dtype, copy=False)), adjoint_left=True)
         Z = product(schur.basis, hammarling_factor(schur.triangle, inner, time))
         return Answer(units.reached(Z), self)

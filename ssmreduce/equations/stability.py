@@ -66,11 +66,10 @@ def check_stable_form(
 ) -> None:
     """Raise `UnstableSystemError` unless all poles of a dense system are stable, and not only by rounding.
 
-    The state matrix A as given decides, so that all functions decide alike. Where its form is complex though
-    it is real, the poles of the form need only lie inside.
+    Where the state matrix A of the form is given, it decides as for `is_stable`; the poles of the form need
+    only lie inside.
     """
-    own = A is None or A.dtype == form.triangle.dtype
-    stable = own and form.all_stable(time)
+    stable = form.all_stable(time)
     if A is not None and not stable:
         stable = form.inside(time) and bool(are_stable(A, time))
     if stable:

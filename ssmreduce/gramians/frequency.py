@@ -203,8 +203,9 @@ def _diagonal_resolvent(host: DiagonalStateSpace) -> tuple[Resolvent, HostArray,
 
 def _dense_resolvent(host: StateSpace) -> tuple[Resolvent, HostArray, HostArray]:
     """The same for a dense system, through its complex Schur form."""
-    schur = SchurForm.of(host.A.astype(np.complex128), time=host.time)
+    schur = SchurForm.of(host.A, time=host.time)
     check_stable_form(schur, host.time, host.A, advice=_ADVICE)
+    schur = schur.of_type(np.dtype(np.complex128))
     T, poles = schur.triangle, schur.eigenvalues()
     B = schur.inputs(compress_columns(host.B).astype(np.complex128))
     C = schur.outputs(compress_columns(adjoint(host.C)).astype(np.complex128))
