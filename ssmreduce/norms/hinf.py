@@ -276,10 +276,13 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     lower, frequency = lower_bound(gain, **_search(max(_GRID, joined.order + 1)))
     omega = frequencies(gain.searchable, _NOISE_POINTS)
     plain = plain_rounding(gain, omega).max(initial=0.0) <= _PLAIN * tolerance * lower
+    evaluate, noise = gain.exact, rounding_of_test(gain, omega)
+    if not plain:
+        refined = RefinedGain(gain)
+        evaluate = refined.lower
+        noise += 2.0 * refined.unresolved(np.append(omega, frequency))
     bounds = upper_bound(
-        *(gain, joined, lower, frequency, tolerance),
-        evaluate=gain.exact if plain else RefinedGain(gain).lower,
-        noise=rounding_of_test(gain, omega),
+        *(gain, joined, lower, frequency, tolerance), evaluate=evaluate, noise=noise
     )
     return _outside(HinfNorm(*bounds), units)
 

@@ -79,6 +79,12 @@ class RefinedGain:
             gains[chunk] = self._lower(omega[chunk])
         return gains
 
+    def unresolved(self, omega: HostArray) -> float:
+        """Largest rounding of plain gains at the frequencies where corrections do not help."""
+        _, rounding = self.matrices(omega)
+        rest = omega[~np.isfinite(rounding)]
+        return float(plain_rounding(self.gain, rest).max(initial=0.0))
+
     def _lower(self, omega: HostArray) -> HostArray:
         values, rounding = self.matrices(omega)
         usable = np.all(np.isfinite(values), axis=(-2, -1)) & np.isfinite(rounding)
