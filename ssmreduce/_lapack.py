@@ -199,3 +199,10 @@ SCIPY = Pool(
     _qr,
     over_upper,
 )
+
+
+def shifted(values: HostArray, exponents: HostArray | int) -> HostArray:
+    """Entries times 2^e, rounded only where doubles end."""
+    if np.iscomplexobj(values):
+        return shifted(values.real, exponents) + 1j * shifted(values.imag, exponents)
+    return np.asarray(np.ldexp(values, exponents))

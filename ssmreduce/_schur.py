@@ -447,9 +447,8 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
 def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
     """Whether eigenvalues alone show that all poles of a small matrix lie well inside the boundary."""
     size = frobenius_norm(A)
-    if (
-        not _LEAST_SCALED < size < 1.0 / _LEAST_SCALED
-    ):  # geev scales then, and not all versions undo it
+    # Elsewhere geev scales, and not all versions undo it.
+    if not _LEAST_SCALED < size < 1.0 / _LEAST_SCALED:
         return False
     if A.dtype.kind == "c":
         poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._lapack import shifted
 from ssmreduce._namespace import HostArray
 from ssmreduce._schur import balanced
 from ssmreduce.errors import UnreachableToleranceError
@@ -77,7 +78,7 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
     for system in systems:
         host = even_states(system.to_host())
         b, c = (max(_exponent(x), _SMALLEST) for x in (host.B, host.C))
-        scaled = replaced(host, state_of(host), B=_shifted(host.B, -b), C=_shifted(host.C, -c))
+        scaled = replaced(host, state_of(host), B=shifted(host.B, -b), C=shifted(host.C, -c))
         hosts.append(even_states(_balanced(scaled)))
         known.append(b + c)
     time = 0
@@ -91,11 +92,11 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
         # What the gain of this system lacks to 1 is shared between its inputs and outputs.
         lacking = own - gain
         arrays = {
-            "B": _shifted(host.B, lacking // 2 - b),
-            "C": _shifted(host.C, lacking - lacking // 2 - c),
-            "D": _shifted(np.asarray(host.D), -gain),
+            "B": shifted(host.B, lacking // 2 - b),
+            "C": shifted(host.C, lacking - lacking // 2 - c),
+            "D": shifted(np.asarray(host.D), -gain),
         }
-        result.append(replaced(host, _shifted(state_of(host), -time), **arrays))
+        result.append(replaced(host, shifted(state_of(host), -time), **arrays))
     return result, Units(gain, time)
 
 
@@ -114,10 +115,3 @@ def _exponent(array: HostArray) -> int:
     if math.isinf(largest):  # the modulus of a complex number
         largest = max(float(np.abs(array.real).max()), float(np.abs(array.imag).max()))
     return math.frexp(largest)[1] if largest else NO_SIZE
-
-
-def _shifted(array: HostArray, exponent: int) -> HostArray:
-    """The array times 2^exponent, in two steps where that alone is no double."""
-    half = min(max(exponent, -2000), 2000) // 2
-    rest = min(max(exponent, -2000), 2000) - half
-    return np.asarray(array * math.ldexp(1.0, half) * math.ldexp(1.0, rest))

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from ssmreduce._lapack import shifted
 from ssmreduce._namespace import HostArray
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units
@@ -40,8 +41,8 @@ def even_states(system: SomeSystem) -> SomeSystem:
     return replaced(
         system,
         state,
-        B=_shifted(system.B, shift[..., :, None]),
-        C=_shifted(system.C, -shift[..., None, :]),
+        B=shifted(system.B, shift[..., :, None]),
+        C=shifted(system.C, -shift[..., None, :]),
     )
 
 
@@ -59,7 +60,7 @@ def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, 
             if min(inputs, outputs) > NO_SIZE:
                 shift[part == k] = (outputs - inputs) // 2
         with np.errstate(over="ignore"):
-            even = _shifted(A, shift[:, None] - shift)
+            even = shifted(A, shift[:, None] - shift)
         if np.abs(even).max() <= max(np.abs(A).max(), 1.0):
             break
     return even, shift
@@ -75,11 +76,6 @@ def _is_spread(system: System) -> bool:
 def _spread(exponents: HostArray) -> int:
     known = exponents[exponents > NO_SIZE]
     return int(np.ptp(known)) if known.size else 0
-
-
-def _shifted(array: HostArray, exponents: HostArray) -> HostArray:
-    half = exponents // 2
-    return np.asarray(array * np.ldexp(1.0, half) * np.ldexp(1.0, exponents - half))
 
 
 def _exponents(array: HostArray, axis: int) -> HostArray:

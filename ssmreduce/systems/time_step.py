@@ -43,6 +43,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ssmreduce._lapack import shifted
 from ssmreduce._namespace import HostArray
 from ssmreduce._schur import balanced, is_graded
 from ssmreduce._workers import naming_system
@@ -216,7 +217,7 @@ def dense_steps(
     A, states = (np.stack(parts) for parts in zip(*map(balanced, A), strict=True))
     units = np.frexp(states)[1][:, :, None] - 1
     a, b = _exponent(A, (1, 2)), _input_exponent(B, units)
-    A, B = _shifted(A, -a), _shifted(B, -b - units)
+    A, B = shifted(A, -a), shifted(B, -b - units)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         base = _ShortSteps.of(A, B, a.ravel(), sizes)
         parts, doubled = (A, B, a, b, sizes), _doubled(base)
@@ -233,9 +234,9 @@ def dense_steps(
                 other = _held(again, parts, base.doublings > 0)
                 _check_outputs((step, other), which, C, states, linear)
         return TimeStep(
-            _shifted(step.power, units - units.swapaxes(1, 2)),
-            _shifted(step.constant, b + units),
-            _shifted(step.ramp, b + units),
+            shifted(step.power, units - units.swapaxes(1, 2)),
+            shifted(step.constant, b + units),
+            shifted(step.ramp, b + units),
             step.seconds,
         )
 
@@ -247,12 +248,12 @@ def _held(
     E, power, first, second = doubled
     A, B, a, _, sizes = parts
     h, exponent = (x[:, None, None] for x in np.frexp(sizes))
-    constant, ramp = (_shifted(x * h, exponent) for x in (first, second))
+    constant, ramp = (shifted(x * h, exponent) for x in (first, second))
     decayed = halved & (_norm(power) < _DECAYED)
     if np.any(decayed):
         rest = np.stack([_steady(*pair) for pair in zip(A, B, strict=True)])  # B_d = E (A⁻¹ B)
         exact = decayed[:, None, None] & np.isfinite(rest).all(axis=(1, 2), keepdims=True)
-        constant = np.where(exact, _shifted(E @ rest, -a), constant)
+        constant = np.where(exact, shifted(E @ rest, -a), constant)
     return TimeStep(power, constant, ramp)
 
 
@@ -325,7 +326,7 @@ def _replace(step: TimeStep, which: HostArray, parts: tuple[HostArray, ...]) -> 
             power, first, second = found
             h, exponent = np.frexp(sizes[k])
             step.power[k] = power if np.iscomplexobj(step.power) else power.real
-            step.constant[k], step.ramp[k] = (_shifted(x * h, exponent) for x in (first, second))
+            step.constant[k], step.ramp[k] = (shifted(x * h, exponent) for x in (first, second))
 
 
 @dataclass(frozen=True, eq=False)
@@ -476,13 +477,6 @@ def _input_exponent(B: HostArray, units: HostArray) -> HostArray:
     least = np.min([np.where(x == _ZERO, most, x) for x in found], axis=0)
     least = least.min(axis=1, keepdims=True, initial=-_ZERO)
     return np.where(most == _ZERO, 0, np.clip(least + _SPREAD, most - _SPREAD, most))
-
-
-def _shifted(values: HostArray, exponents: HostArray) -> HostArray:
-    """Entries times 2^e."""
-    if np.iscomplexobj(values):
-        return _shifted(values.real, exponents) + 1j * _shifted(values.imag, exponents)
-    return np.asarray(np.ldexp(values, exponents))
 
 
 # --- Overflow
