@@ -2,9 +2,6 @@
 
 from importlib.metadata import version as _version
 
-from ssmreduce.adapters.registry import read_system as read_system
-from ssmreduce.adapters.registry import register_layer as register_layer
-from ssmreduce.adapters.registry import write_system as write_system
 from ssmreduce.equations.solve import LyapunovSolution as LyapunovSolution
 from ssmreduce.equations.solve import solve_lyapunov as solve_lyapunov
 from ssmreduce.equations.solve import solve_lyapunov_factor as solve_lyapunov_factor
@@ -29,8 +26,9 @@ from ssmreduce.gramians.factors import controllability_gramian as controllabilit
 from ssmreduce.gramians.factors import observability_gramian as observability_gramian
 from ssmreduce.hankel import error_bounds as error_bounds
 from ssmreduce.hankel import hankel_singular_values as hankel_singular_values
+from ssmreduce.layers.known import register_layer as register_layer
+from ssmreduce.layers.options import CutOptions as CutOptions
 from ssmreduce.models.checkpoint import load_reduced as load_reduced
-from ssmreduce.models.options import CutOptions as CutOptions
 from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model
 from ssmreduce.models.report import LayerReduction as LayerReduction
@@ -38,6 +36,8 @@ from ssmreduce.models.report import ModelReduction as ModelReduction
 from ssmreduce.models.shapes import shaped_like as shaped_like
 from ssmreduce.models.sweep import Sweep as Sweep
 from ssmreduce.models.sweep import sweep as sweep
+from ssmreduce.models.systems_of_layers import read_system as read_system
+from ssmreduce.models.systems_of_layers import write_system as write_system
 from ssmreduce.norms import HinfNorm as HinfNorm
 from ssmreduce.norms import h2_norm as h2_norm
 from ssmreduce.norms import hankel_norm as hankel_norm

@@ -42,7 +42,7 @@ from ssmreduce import (
     reduce_model,
     register_layer,
 )
-from ssmreduce.adapters.registry import layer_map_of
+from ssmreduce.models.systems_of_layers import handle_of
 
 ORDERS = (6, 3)
 STEPS = 6
@@ -188,7 +188,7 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         model.module[1].lru.state = torch.zeros(5)  # kept between calls, of another layout
     if fault == "pickle":
         layer = model.module[1].lru
-        own_map = copy.copy(layer_map_of(layer))
+        own_map = copy.copy(handle_of(layer).kind)
         own_map.note = lambda: None
         layer.__class__ = type("Own", (LrnnxLRU,), {})
         register_layer(type(layer), own_map)

@@ -19,13 +19,13 @@ import ssmreduce as sr
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, norms, plotting, testing
 from ssmreduce.adapters import control as control_adapter
 from ssmreduce.adapters import pymor, scipy_signal
-from ssmreduce.adapters.registry import layer_map_of
 from ssmreduce.demo import lru as equinox_lru
 from ssmreduce.equations import solvers
 from ssmreduce.equations.residual import relative_residual
 from ssmreduce.gramians.frequency import frequency_limited_factors
 from ssmreduce.gramians.weighted import weighted_factors
 from ssmreduce.models.checkpoint import accept_reduced
+from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.reduction.selection import state_scores
 from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm, modal_l1
 from ssmreduce.training import lightning, transformers
@@ -483,14 +483,14 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         layer_reduction().reduce_state,
         {"state": np.ones(6, dtype=np.complex64)},
     ),
-    "LayerMap.read": lambda: (layer_map_of(layer()).read, {"weights": weights()}),
-    "LayerMap.write": lambda: (
-        layer_map_of(layer()).write,
+    "LTILayer.read": lambda: (handle_of(layer()).kind.read, {"weights": weights()}),
+    "LTILayer.write": lambda: (
+        handle_of(layer()).kind.write,
         {"system": sr.read_system(layer()), "weights": weights()},
     ),
     "register_layer": lambda: (
         sr.register_layer,
-        {"layer_type": type("Own", (LRU,), {}), "layer_map": layer_map_of(layer())},
+        {"layer_type": type("Own", (LRU,), {}), "kind": handle_of(layer()).kind},
     ),
     "load_reduced": lambda: (
         sr.load_reduced,

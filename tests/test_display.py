@@ -113,7 +113,8 @@ def test_tables_of_reductions_and_events() -> None:
         ["4", "2", "2", "4", "0.647", "balanced truncation"],
     ]
     reducer = good_calls.reducer()
-    reducer.events = [good_calls.event(), dataclasses.replace(good_calls.event(), layer="<b>")]
+    events = good_calls.event(), dataclasses.replace(good_calls.event(), layer="<b>")
+    reducer._books = dataclasses.replace(reducer._books, events=events)
     head, first, second = table(reducer._repr_html_())
     assert head[:4] == ["step", "layer", "old order", "new order"]
     assert first[:6] == ["10", "layer", "6", "4", "3.86", "1.02"]

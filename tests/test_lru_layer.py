@@ -34,7 +34,7 @@ from ssmreduce import (
     register_layer,
     write_system,
 )
-from ssmreduce.adapters import registry
+from ssmreduce.layers import known
 from ssmreduce.layers.lru import LRU
 from ssmreduce.systems.response import simulate
 
@@ -372,7 +372,7 @@ def test_registered_classes(monkeypatch: pytest.MonkeyPatch, kind: type[Renamed]
     w = lru_weights(np.random.default_rng(12), 8, 2)
     arrays = {mine: jnp.asarray(w[theirs], "float32") for mine, theirs in RenamedMap._names.items()}
     layer = kind(weights={}, **arrays)
-    monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.setattr(known, "_REGISTERED", {})
     with pytest.raises(UnsupportedLayerError, match="Renamed"):
         read_system(layer)
     register_layer(Renamed, RenamedMap())

@@ -29,10 +29,10 @@ from ssmreduce import (
     reduce_model,
     register_layer,
 )
-from ssmreduce.adapters.registry import layer_map_of
-from ssmreduce.adapters.torch_fsdp import ShardedParameter
+from ssmreduce.frameworks.torch_fsdp import ShardedParameter
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.models.orders import layer_orders
+from ssmreduce.models.systems_of_layers import handle_of
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +46,14 @@ def model(layers: int = 1) -> nn.Sequential:
 
 def bound_to(**changes: Any) -> nn.Module:
     kind = type("Own", (LRU,), {})
-    own_map = copy.copy(layer_map_of(LRU(3, 3, 16)))
+    own_map = copy.copy(handle_of(LRU(3, 3, 16)).kind)
     own_map.__class__ = type("OwnMap", (type(own_map),), changes)
     register_layer(kind, own_map)
     return kind(3, 3, 16, rmin=0.5)
 
 
 def test_a_map_that_forgets_its_poles_is_refused_where_there_are_moments() -> None:
-    layer = bound_to(poles=(), names=lambda self: layer_map_of(LRU(3, 3, 16)).names())
+    layer = bound_to(poles=(), names=lambda self: handle_of(LRU(3, 3, 16)).kind.names())
     net = nn.Sequential(nn.Linear(3, 3), layer)
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.randn(2, 5, 3)).sum().backward()
@@ -66,7 +66,7 @@ def test_a_map_that_forgets_its_poles_is_refused_where_there_are_moments() -> No
 
 def test_a_map_that_does_not_invert_itself_is_refused() -> None:
     layer = bound_to(
-        matrix_weights=lambda self, B, C: layer_map_of(LRU(3, 3, 16)).matrix_weights(B, 2 * C),
+        matrix_weights=lambda self, B, C: handle_of(LRU(3, 3, 16)).kind.matrix_weights(B, 2 * C),
     )
     with pytest.raises(UnsupportedLayerError, match="OwnMap reads another system"):
         reduce_layer(layer, 6)
@@ -153,7 +153,8 @@ def test_multiples_of_rounding_are_not_kept() -> None:
         layers["0"].B[8:] *= 3e-13  # between the tolerances of eight values and of 64
         layers["1"].B[8:] *= 1e-4
     options = CutOptions(multiple_of=8)
-    shares = layer_orders(layers, TotalBudget(48), {"0": "0", "1": "1"}, options)
+    handles = {name: handle_of(layer) for name, layer in layers.items()}
+    shares = layer_orders(handles, TotalBudget(48), {"0": "0", "1": "1"}, options)
     assert shares == {"0": 8, "1": 32}
 
 
@@ -203,7 +204,7 @@ def test_what_is_inside_a_layer_of_ones_own_is_not_looked_at() -> None:
             super().__init__(3, 3, 16, rmin=0.5)
             self.core = S5(3, 8, liquid=True)
 
-    register_layer(Wrapped, layer_map_of(LRU(3, 3, 16)))
+    register_layer(Wrapped, handle_of(LRU(3, 3, 16)).kind)
     net = nn.Sequential(Wrapped())
     result = reduce_model(net, 6, options=CutOptions(skip_unsupported=True))
     assert [*result.report] == ["0"]

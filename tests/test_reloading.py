@@ -114,7 +114,7 @@ def test_every_kind_of_layer_gets_the_shapes_of_a_cut(name: str) -> None:
     (cut,) = reduce_model(CASES[name].make(), 3).report.values()
     fields = dict.fromkeys(cut.weights, jax.Array)
     kind: Any = type("Own", (eqx.Module,), {"__annotations__": fields})
-    register_layer(kind, cut.layer_map)
+    register_layer(kind, cut.kind)
     model = [kind(**{key: jnp.asarray(value) for key, value in cut.weights.items()})]
     like = shaped_like(model, {"[0]": {"new_order": cut.new_order}})
     expected = {key: cut.new_weights.get(key, value) for key, value in cut.weights.items()}

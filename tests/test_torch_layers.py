@@ -302,7 +302,7 @@ class Oscillators(nn.Module):
 def test_the_documented_class_of_a_users_layer(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssmreduce.adapters.registry, "_REGISTERED", {})
+    monkeypatch.setattr(ssmreduce.layers.known, "_REGISTERED", {})
     page = Path(ssmreduce.__file__).parents[1] / "docs" / "pytorch.rst"
     blocks = re.findall(r"code-block:: python\n\n((?:   .*\n|\n)+)", page.read_text("utf-8"))
     (code,) = [block for block in blocks if "register_layer(" in block]

@@ -288,9 +288,9 @@ def test_first_moments_are_the_gradients_of_the_reduced_layer(name: str) -> None
         size = parameter.grad.abs().max()
         # Products of 12 terms, each of condition cond(V).
         assert (found - parameter.grad).abs().max() <= 1e3 * 12 * eps * condition * size, weight
-    for weight in result.layer_map.poles:
+    for weight in result.kind.poles:
         parameter = getattr(inner, weight)
-        if weight in result.changed:
+        if weight in result.cut.changed:
             assert not torch.any(optimizer.state[parameter]["momentum_buffer"]), weight
 
 
@@ -813,6 +813,6 @@ def test_the_measured_error_of_a_layer_is_that_of_its_weights(name: str) -> None
     gain = float(np.max(hinf_norm(before).lower))
     result = reduce_layer(layer, MeasuredError(0.3))
     assert result.new_order < result.old_order
-    assert result.measured_error <= 0.3 * result.layer_map.error_factor * gain
+    assert result.measured_error <= 0.3 * result.kind.error_factor * gain
     errors = np.max(hinf_norm(difference(before, read_system(layer))).lower)
     assert errors <= 1.2 * result.measured_error

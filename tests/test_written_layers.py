@@ -31,7 +31,7 @@ from ssmreduce import (
     select_states,
     write_system,
 )
-from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.layers.lti import LTILayer
 
 REFUSED = r"OscillatorMap reads another system .* order \d+ .* select_states"
 
@@ -52,7 +52,7 @@ class Oscillators(nn.Module):
         self.B, self.C = drawn(states, width), drawn(width, states)
 
 
-class OscillatorMap(LayerMap):
+class OscillatorMap(LTILayer):
     """Writes any pole as one on the curve."""
 
     poles = ("A",)
@@ -76,7 +76,7 @@ class OscillatorMap(LayerMap):
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(ssmreduce.adapters.registry, "_REGISTERED", {})
+    monkeypatch.setattr(ssmreduce.layers.known, "_REGISTERED", {})
     register_layer(Oscillators, OscillatorMap())
 
 

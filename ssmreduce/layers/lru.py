@@ -18,11 +18,12 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_decay, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Parts, Storage, Whole
 
 
-class LRU(LayerMap):
+class LRU(LTILayer):
     """The LRU parametrisation; its weights may be tracers, or tensors that ask for a gradient.
 
     Weights, for n states, m inputs and p outputs: nu_log, theta_log, gamma_log (n), B (n, m), C
@@ -43,7 +44,7 @@ class LRU(LayerMap):
         self._C: Storage = Parts("C_re", "C_im") if C is None else C
 
     @classmethod
-    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+    def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
         """Recognise the arrays of CompreSSM, discretax and lrnnx, or of LRU-pytorch and forgi86."""
         if not has("nu_log", "theta_log", "gamma_log", "D"):
             return None

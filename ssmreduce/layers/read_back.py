@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+
+if TYPE_CHECKING:
+    from ssmreduce.layers.layer import Layer
 
 _STEPS = np.array([0, 1, 3, 10, 30])
 """Steps of the impulse response that are compared."""
@@ -19,9 +23,7 @@ _ROUNDINGS = 16.0
 """The same in units of eps: weights are logarithms, up to 10 or so, of poles whose own go up to π."""
 
 
-def check_read_back(
-    layer_map: LayerMap, meant: DiagonalStateSpace, back: System, eps: float
-) -> None:
+def check_read_back(kind: Layer, meant: DiagonalStateSpace, back: System, eps: float) -> None:
     """Raise `UnsupportedLayerError` unless the system read back from weights is the one that was meant.
 
     `eps` is that of the dtype of the weights. A system that is read in another form is not looked at.
@@ -33,7 +35,7 @@ def check_read_back(
         error = _difference(meant, back)
     if not error <= most:  # or overflow
         raise UnsupportedLayerError(
-            f"{type(layer_map).__name__} reads another system from the weights than the one of order "
+            f"{type(kind).__name__} reads another system from the weights than the one of order "
             f"{meant.order} that was written: they differ by {error:.2g} of what its states contribute; "
             f"expected at most {most:.2g}. If the layer cannot store every pole, keep poles of its own: "
             "write_system(layer, select_states(read_system(layer), order).system). Otherwise look whether "

@@ -20,7 +20,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
 from ssmreduce.layers.s4d import S4Diagonal
 from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -40,7 +40,7 @@ class S4(S4Diagonal):
         super().__init__(Discretisation.BILINEAR, **options)
 
     @classmethod
-    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+    def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
         """Recognise the arrays of `SSMKernelDPLR`, and refuse channels that share their poles."""
         if not has("A_real", "A_imag", "inv_dt", B=4, C=4, P=4, l_kernel=0):
             return None

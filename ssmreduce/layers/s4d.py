@@ -20,19 +20,20 @@ import numpy as np
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_decay, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
 from ssmreduce.layers.transforms import inverse_transformed, transformed
 
 
-class S4D(LayerMap):
+class S4D(LTILayer):
     """The minimal S4D kernel: C (H, n, 2), log_A_real, A_imag (H, n), log_dt (H)."""
 
     poles = ("log_A_real", "A_imag")
     stores_input = False
 
     @classmethod
-    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+    def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
         """Recognise the arrays of `S4DKernel`."""
         return cls() if has(C=3, log_A_real=2, A_imag=2, log_dt=1) else None
 
@@ -76,7 +77,7 @@ class S4D(LayerMap):
         return np.asarray(-np.exp(weights["log_A_real"]) + 1j * weights["A_imag"])
 
 
-class S4Diagonal(LayerMap):
+class S4Diagonal(LTILayer):
     """The kernel `SSMKernelDiag`: C (c, H, n, 2), B (1, H, n, 2), A_real, A_imag (H, n), inv_dt (H, 1 or n).
 
     Parameters
@@ -108,7 +109,7 @@ class S4Diagonal(LayerMap):
         self._dt, self._fast_step = dt_transform, fast_step
 
     @classmethod
-    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+    def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
         """Recognise the arrays of `SSMKernelDiag`, and refuse the variants that are no such system."""
         if has("P") or not has("A_real", "inv_dt", "B", "C"):
             return None

@@ -22,7 +22,8 @@ import numpy as np
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.lti import LTILayer
 from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -33,7 +34,7 @@ _FUNCTIONS = {
 """How s5-pytorch calls the function that it keeps in `discretize`."""
 
 
-class S5(LayerMap):
+class S5(LTILayer):
     """The S5 parametrisation of s5-pytorch: Lambda, log_step (n), B (n, m, 2), C (m, n), D (m).
 
     Parameters
@@ -56,7 +57,7 @@ class S5(LayerMap):
         self.error_factor = 2.0**0.5 if bidirectional else 1.0
 
     @classmethod
-    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+    def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
         """Recognise the arrays of `S5SSM`, and refuse the variants that are no such system."""
         if has("BH", "CH", "Lambda", "log_step"):
             raise _refusal("`factor_rank` is set: B and C are products of low rank")

@@ -21,7 +21,8 @@ import numpy as np
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer_map import HasArrays, LayerMap, Weights, check_decay, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
 from ssmreduce.layers.transforms import inverse_transformed, transformed
 from ssmreduce.systems.diagonal import DiagonalStateSpace
@@ -30,7 +31,7 @@ _ROUNDINGS = 64.0
 """A row of B counts as real, up to a phase, if its imaginary part is below 64 eps of its length."""
 
 
-class S5RealInput(LayerMap):
+class S5RealInput(LTILayer):
     """The parametrisation of lrnnx: A (n, 2), log_dt (n), B (n, m), C (m, n, 2), D (m, m).
 
     Parameters
@@ -47,7 +48,7 @@ class S5RealInput(LayerMap):
         self._holds = holds
 
     @classmethod
-    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
+    def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
         """Recognise the arrays of lrnnx, and refuse its rules without decaying poles."""
         if not has(A=2, log_dt=1, B=2, C=3, D=2) or not hasattr(layer, "discretize_fn"):
             return None

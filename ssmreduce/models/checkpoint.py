@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce.adapters.registry import layer_map_of, model_backend
-from ssmreduce.errors import ShapeError, UnsupportedLayerError
-from ssmreduce.layers.layer_map import LayerMap
-from ssmreduce.models.options import CutOptions
+from ssmreduce.errors import ShapeError
+from ssmreduce.frameworks.current import framework_of
+from ssmreduce.frameworks.framework import LayerChange
+from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import find_layers
 
 
@@ -52,52 +51,49 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     >>> load_reduced(LRU(3, 3, 16), saved).nu_log.shape
     torch.Size([6])
     """
-    backend = _check_backend(model)
+    framework = framework_of(model)
+    framework.check_loads(model)
     if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
         raise ShapeError(
             f"`state_dict` is a {_checks.type_name(state_dict)}; expected a dict of tensors by name. "
             "Read a file with torch.load(path) first."
         )
-    layers: dict[tuple[Any, ...], tuple[Any, LayerMap]] = {}
-    for path, layer in find_layers(model, CutOptions(skip_unsupported=True)):
-        layer_map = layer_map_of(layer)
-        assert layer_map is not None
-        layers[path] = layer, layer_map
-    backend.check_ready(model, layers)
+    handles = find_layers(model, CutOptions(skip_unsupported=True)).handles
+    framework.check_ready(model, handles)
     own = model.state_dict(keep_vars=True)
     state_dict = _with_ties(own, state_dict)
     _check_names(own, state_dict)
     for name, value in own.items():
-        backend.check_tensor(value, state_dict[name], f"`{name}` of `state_dict`")
-    ratios: dict[tuple[Any, ...], float] = {}
+        framework.check_saved(value, state_dict[name], f"`{name}` of `state_dict`")
+    changes: list[LayerChange] = []
     free: set[str] = set()
-    for path, (layer, layer_map) in layers.items():
-        prefix = f"{path[0]}." if path[0] else ""
-        names = [name for name in layer_map.names() if prefix + name in state_dict]
-        changing = {id(own[prefix + name]) for name in names}
-        free |= {prefix + name for name in layer_map.states}
+    for handle in handles:
+        prefix = f"{handle.path[0]}." if handle.path[0] else ""
+        kind = handle.kind
+        saved_names = [name for name in kind.names() if prefix + name in state_dict]
+        changing = {id(own[prefix + name]) for name in saved_names}
+        free |= {prefix + name for name in kind.states}
         free |= {name for name, value in own.items() if id(value) in changing}
-        saved = {name: backend.host_array(state_dict[prefix + name]) for name in names}
-        here = backend.read_arrays(layer, layer_map.names())
-        new = {**here, **saved}
-        layer_map.read(new)
+        saved = framework.saved_weights(state_dict, prefix, saved_names)
+        new = {**handle.weights, **saved}
+        kind.read(new)
         # Of the weights that are replaced the shapes alone matter: they may be NaN, or anything.
-        old = {name: np.ones_like(value) for name, value in here.items()}
-        was, has = _sizes(layer_map, new), _sizes(layer_map, old)
+        old = {name: np.ones_like(value) for name, value in handle.weights.items()}
+        was, has = kind.ports(new), kind.ports(old)
         if was != has:
             raise ShapeError(
-                f"layer `{backend.path_name(path)}` was saved with {was[1]} inputs, {was[2]} outputs and "
+                f"layer `{handle.name}` was saved with {was[1]} inputs, {was[2]} outputs and "
                 f"batch axes {was[0]} but has {has[1]}, {has[2]} and {has[0]}; expected the same. Build "
                 "the model as it was."
             )
-        ratios[path] = layer_map.order(new) / layer_map.order(old)
+        changes.append(LayerChange(handle, {}, kind.order(new) / kind.order(old)))
     for name, value in own.items():
         if name not in free and _shape(value) != _shape(state_dict[name]):
             raise ShapeError(
                 f"`{name}` was saved with shape {_shape(state_dict[name])} but has "
                 f"{_shape(value)}; expected the same. Build the model as it was."
             )
-    backend.load_state(model, state_dict, layers, ratios)
+    framework.load_state(model, state_dict, changes)
     return model
 
 
@@ -133,7 +129,7 @@ def accept_reduced(model: Any) -> Any:
     >>> model.load_state_dict(saved)
     <All keys matched successfully>
     """
-    _check_backend(model)
+    framework_of(model).check_loads(model)
     return model.register_load_state_dict_pre_hook(_take_shapes)
 
 
@@ -143,12 +139,6 @@ def _take_shapes(model: Any, state_dict: Mapping[str, Any], prefix: str, *_: Any
     # Names are the business of whoever loads.
     if any(_shape(own[name]) != _shape(value) for name, value in given.items()):
         load_reduced(model, {**own, **given})
-
-
-def _sizes(layer_map: LayerMap, weights: Mapping[str, Any]) -> tuple[tuple[int, ...], int, int]:
-    """Batch axes, inputs and outputs."""
-    B, C = layer_map.matrices(weights)
-    return np.broadcast_shapes(B.shape[:-2], C.shape[:-2]), B.shape[-1], C.shape[-2]
 
 
 def _with_ties(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,16 +152,6 @@ def _with_ties(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, An
 def _shape(value: Any) -> tuple[int, ...] | None:
     """The shape of a tensor; None for extra state that a module keeps, which may be anything."""
     return tuple(value.shape) if hasattr(value, "shape") else None
-
-
-def _check_backend(model: Any) -> ModuleType:
-    backend = model_backend(model)
-    if not hasattr(backend, "load_state"):
-        raise UnsupportedLayerError(
-            f"`model` is a {_checks.type_name(model)}; expected a "
-            "torch.nn.Module. For a pytree of Equinox modules call shaped_like(model, saved)."
-        )
-    return backend
 
 
 def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

@@ -1,40 +1,15 @@
-"""Copies that follow a model through a cut: averages of its weights, momentum teachers.
-
-A copy has weights of its own, near those of the model, and goes on being averaged with them weight by weight.
-So it must arrive in the coordinates of the model: its systems are projected with the same W and T,
-
-    A_r = Wᴴ A T,   B_r = Wᴴ B,   C_r = C T,
-
-and diagonalised by the eigenvectors that continue those of the model: each belongs to the nearest pole
-and has coefficient 1 on the model's eigenvector. That is exact for the projected copy, and the closer
-the copy to the model, the closer their coordinates. Where the poles of the two cannot be paired (a pair here,
-two real poles there), the copy keeps the model's eigenvectors and the diagonal of its A_r in them, which
-is right to first order in the distance of the poles alone.
-"""
+"""Copies of a model that follow its cut: averages of its weights, momentum teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from scipy.optimize import linear_sum_assignment
-
-from ssmreduce import _checks
-from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.adapters.change import Path
-from ssmreduce.adapters.registry import layer_map_of, model_backend, rounding_of
-from ssmreduce.errors import ShapeError, SSMReduceError, UnstableSystemError
-from ssmreduce.layers.layer_map import LayerMap
-from ssmreduce.layers.read_back import check_read_back
-from ssmreduce.models.plan import as_written, padded
-from ssmreduce.models.report import LayerReduction
-from ssmreduce.models.stored_states import real_input_matrix
-from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.real_form import real_output, real_state
-from ssmreduce.systems.transform import SlotMap
+from ssmreduce._checks import type_name
+from ssmreduce.errors import ShapeError, SSMReduceError
+from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.layers.layer import LayerCut
+from ssmreduce.models.search import first_of_same
 
 
 def checked_followers(followers: Sequence[Any] | None) -> list[Any]:
@@ -43,173 +18,68 @@ def checked_followers(followers: Sequence[Any] | None) -> list[Any]:
         return []
     if not isinstance(followers, list | tuple):
         raise ShapeError(
-            f"`followers` is a {_checks.type_name(followers)}; expected a list or tuple of models. "
+            f"`followers` is a {type_name(followers)}; expected a list or tuple of models. "
             "Write [copy] for one."
         )
     return list(followers)
 
 
-def check_followers(
-    model: Any, layers: Sequence[tuple[Path, Any]], follower: Any, own: Sequence[tuple[Path, Any]]
-) -> None:
+def check_follower(own: Sequence[LayerHandle], copy: Sequence[LayerHandle]) -> None:
     """Raise `ShapeError` unless a follower has the layers of the model, in their order."""
-    backend = model_backend(model)
-    names = [
-        [
-            f"{backend.path_name(path)} ({type(layer_map_of(layer)).__name__})"
-            for path, layer in some
+    kinds = [[type(handle.kind) for handle in some] for some in (own, copy)]
+    if kinds[0] != kinds[1]:
+        names = [
+            ", ".join(f"{handle.name} ({type(handle.kind).__name__})" for handle in some)
+            for some in (own, copy)
         ]
-        for some in (layers, own)
-    ]
-    if len(layers) != len(own) or any(
-        type(layer_map_of(one)) is not type(layer_map_of(other))
-        for (_, one), (_, other) in zip(layers, own, strict=True)
-    ):
         raise ShapeError(
-            f"a model of `followers` has the layers {', '.join(names[1])} but `model` has "
-            f"{', '.join(names[0])}; expected a copy of the model. Make it anew from the model as it is."
+            f"a model of `followers` has the layers {names[1]} but `model` has {names[0]}; expected a copy "
+            "of the model. Make it anew from the model as it is."
         )
 
 
-def followed(result: LayerReduction, layer: Any, name: str) -> LayerReduction:
-    """Plan for a follower's layer what was planned for the model's; `name` is for messages.
-
-    Raises
-    ------
-    ShapeError
-        If it has another shape.
-    UnstableSystemError
-        If the projected copy is unstable.
-    UnsupportedLayerError
-        If its weights cannot hold what was projected.
-    """
-    backend, layer_map = model_backend(layer), result.layer_map
-    try:
-        weights = backend.read_arrays(layer, layer_map.names())
-        for key, value in result.weights.items():
-            if weights[key].shape != value.shape:
-                raise ShapeError(
-                    f"`{key}` has shape {weights[key].shape} but that of the model has {value.shape}; "
-                    "expected a copy of the model. Make it anew from the model as it is."
-                )
-        system = layer_map.read(weights)
-        parts = [
-            _followed_part(part, system[at] if system.batch_shape else system, layer_map)
-            for part, at in zip(
-                result.reduction.parts or (result.reduction,),
-                np.ndindex(system.batch_shape),
-                strict=True,
+def followed(
+    own: Sequence[LayerHandle], copy: Sequence[LayerHandle], cuts: Mapping[Path, LayerCut]
+) -> list[tuple[LayerHandle, LayerCut]]:
+    """Plan for the layers of a follower what was planned for the model's, in the same order."""
+    to_cut = {
+        handle.name: (handle, cuts[of.path])
+        for of, handle in zip(own, copy, strict=True)
+        if of.path in cuts
+    }
+    firsts = first_of_same([handle for handle, _ in to_cut.values()])
+    planned: dict[Path, LayerCut] = {}
+    for name, (handle, cut) in to_cut.items():
+        first, first_cut = to_cut[firsts[name]]  # comes before, or is this one
+        if first is handle:
+            planned[handle.path] = _followed_layer(handle, cut)
+            continue
+        if cut.weights is not first_cut.weights:
+            raise ShapeError(
+                f"layers `{first.name}` and `{name}` of a model of `followers` share their weights but "
+                "those of `model` do not; expected a copy of the model. Make it anew from the model as it is."
             )
-        ]
-        stored = _stored(parts, system, layer_map, result.new_order)
-        new = {**weights, **backend.rounded(layer, layer_map.write(stored, weights))}
-        read_back = layer_map.read(new)
-        check_read_back(layer_map, stored, read_back, rounding_of(layer, layer_map))
-        for key, value in result.new_weights.items():
-            if new[key].shape != value.shape:
+        planned[handle.path] = planned[first.path]
+    return [(handle, planned[handle.path]) for handle, _ in to_cut.values()]
+
+
+def _followed_layer(handle: LayerHandle, cut: LayerCut) -> LayerCut:
+    try:
+        for key, value in cut.weights.items():
+            if handle.weights[key].shape != value.shape:
                 raise ShapeError(
-                    f"`{key}` would have shape {new[key].shape} but that of the model {value.shape}; "
-                    "expected the same. Cut to another order."
+                    f"`{key}` has shape {handle.weights[key].shape} but that of the model has "
+                    f"{value.shape}; expected a copy of the model. Make it anew from the model as it is."
+                )
+        copy = cut.follow(handle.weights, handle)
+        for key, value in cut.new_weights.items():
+            if copy.new_weights[key].shape != value.shape:
+                raise ShapeError(
+                    f"`{key}` would have shape {copy.new_weights[key].shape} but that of the model "
+                    f"{value.shape}; expected the same. Cut to another order."
                 )
     except SSMReduceError as error:
-        raise type(error)(f"while reducing layer `{name}` of `followers`: {error}") from error
-    reduction = replace(result.reduction, original=system, error_bound=None, slot_map=None)
-    if len(parts) == 1 and not result.reduction.parts:
-        reduction = replace(parts[0], original=system)
-    else:
-        reduction = replace(reduction, parts=tuple(parts))
-    written = as_written(reduction, read_back)
-    worst = max(float(part.quick_error()) for part in written.parts or (written,))
-    return LayerReduction(
-        layer, written, layer_map.error_factor * worst, weights, new, result.item_sizes, layer_map
-    )
-
-
-def _followed_part(part: Reduction, system: System, layer_map: LayerMap) -> Reduction:
-    """Project one system as another one was, and diagonalise it alike."""
-    W, T, slot_map = part.left, part.right, part.slot_map
-    assert W is not None
-    assert T is not None
-    assert slot_map is not None
-    if isinstance(system, DiagonalStateSpace):
-        A, C = real_state(system.to_host().eigenvalues), real_output(system.to_host().C)
-    else:
-        A, C = system.to_host().A, system.to_host().C
-    B = real_input_matrix(system)
-    own = _continued(adjoint(W) @ A @ T, slot_map)
-    # Turned and scaled as the model's states are: what a layer does to a nearly turned state is smooth.
-    scale = layer_map.state_scale(slot_map.inverse @ adjoint(W) @ real_input_matrix(part.original))
-    scale = np.where(scale == 0.0, 1.0, scale)
-    own = own.rescaled(scale)
-    if part.horizon is None and np.any(np.abs(own.eigenvalues) >= 1.0):
-        raise UnstableSystemError(
-            f"projected like the model it has a pole with |λ| = {np.abs(own.eigenvalues).max():.6g}; "
-            "expected poles inside of the unit circle. Cut later, when copy and model are closer."
-        )
-    reduced = DiagonalStateSpace(
-        own.eigenvalues,
-        own.input_matrix(adjoint(W) @ B),
-        own.output_matrix(C @ T),
-        system.D,
-        time=system.time,
-        real_output=True,
-        read_after_update=system.read_after_update,
-    )
-    return replace(part, original=system, system=reduced, slot_map=own, error_bound=None)
-
-
-def _continued(A: HostArray, slot_map: SlotMap) -> SlotMap:
-    """The slots of A that continue those of another matrix near it."""
-    poles, vectors = np.linalg.eig(A)
-    chosen = np.zeros(slot_map.order, dtype=int)
-    for pair in (True, False):
-        slots = np.flatnonzero(slot_map.is_pair == pair)
-        candidates = np.flatnonzero(poles.imag > 0.0 if pair else poles.imag == 0.0)
-        if slots.size != candidates.size:
-            return _first_order(A, slot_map)
-        distance = np.abs(slot_map.eigenvalues[slots, None] - poles[candidates])
-        rows, columns = linear_sum_assignment(distance)
-        chosen[slots[rows]] = candidates[columns]
-    moved = vectors[:, chosen]
-    share = np.einsum("ij,ji->i", slot_map.inverse, moved)
-    if np.any(share == 0.0):
-        return _first_order(A, slot_map)
-    moved = moved / share
-    is_pair = slot_map.is_pair
-    full = np.concatenate([moved, moved[:, is_pair].conj()], axis=1)
-    try:
-        inverse = np.linalg.inv(full)
-    except np.linalg.LinAlgError:
-        return _first_order(A, slot_map)
-    condition = float(np.linalg.norm(full, 1) * np.linalg.norm(inverse, 1))
-    return SlotMap(
-        poles[chosen].astype(np.complex128), moved, inverse[: slot_map.order], is_pair, condition
-    )
-
-
-def _first_order(A: HostArray, slot_map: SlotMap) -> SlotMap:
-    """The diagonal of A in the slots of another matrix."""
-    poles = np.einsum("ij,jk,ki->i", slot_map.inverse, A, slot_map.vectors)
-    return replace(slot_map, eigenvalues=np.where(slot_map.is_pair, poles, poles.real))
-
-
-def _stored(
-    parts: Sequence[Reduction], system: System, layer_map: LayerMap, order: int
-) -> DiagonalStateSpace:
-    """All systems of a layer in one, in states that it can store."""
-    if not system.batch_shape:
-        single = parts[0].system
-        assert isinstance(single, DiagonalStateSpace)
-        return padded(layer_map.storable(single), order)
-    every = [padded(part.system, order) for part in parts]  # type: ignore[arg-type]
-    batch = system.batch_shape
-    arrays = {
-        name: np.stack([getattr(one, name) for one in every])
-        for name in ("eigenvalues", "B", "C", "D")
-    }
-    return DiagonalStateSpace(
-        **{name: value.reshape(*batch, *value.shape[1:]) for name, value in arrays.items()},
-        time=system.time,
-        real_output=True,
-        read_after_update=system.read_after_update,
-    )
+        raise type(error)(
+            f"while reducing layer `{handle.name}` of `followers`: {error}"
+        ) from error
+    return copy

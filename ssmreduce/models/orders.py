@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
 
-import numpy as np
-
-from ssmreduce._namespace import HostArray
-from ssmreduce.adapters.registry import layer_map_of, model_backend, read_system
 from ssmreduce.errors import OrderError
-from ssmreduce.hankel import rank_tolerance
-from ssmreduce.models.diagonal_cut import balanced_layer
-from ssmreduce.models.options import CutOptions
+from ssmreduce.frameworks.framework import LayerHandle, listed
+from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.reduction.order import OrderRule, TotalBudget, as_rule
 
 Order = int | OrderRule | Mapping[str, int | OrderRule]
 """An order for all layers of a model, or one for each that is to be cut, by name."""
 
 
-def first_of_same(backend: ModuleType, layers: Mapping[str, Any]) -> dict[str, str]:
-    """Name for each layer the first one that holds the same weights: itself, unless it is tied."""
-    firsts: dict[str, str] = {}
-    for name, layer in layers.items():
-        layer_map = layer_map_of(layer)
-        assert layer_map is not None
-        weights = layer_map.names()
-        firsts[name] = next(
-            (
-                other
-                for other in dict.fromkeys(firsts.values())
-                if backend.shares_weights(layer, layers[other], weights)
-            ),
-            name,
-        )
-    return firsts
-
-
 def layer_orders(
-    layers: Mapping[str, Any],
+    layers: Mapping[str, LayerHandle],
     order: Order,
     firsts: Mapping[str, str],
     options: CutOptions,
@@ -60,7 +35,6 @@ def layer_orders(
 def _named_orders(
     order: Mapping[str, int | OrderRule], firsts: Mapping[str, str]
 ) -> dict[str, int | OrderRule]:
-    check_layer_names(order, firsts)
     orders: dict[str, int | OrderRule] = {}
     for name, wanted in order.items():
         given = orders.setdefault(firsts[name], wanted)
@@ -72,18 +46,34 @@ def _named_orders(
     return orders
 
 
-def check_layer_names(order: Mapping[str, Any], layers: Iterable[str]) -> None:
-    """Raise `OrderError` unless `order` names layers of the model."""
-    unknown = [str(name) for name in order if name not in set(layers)]
+def names_in_model(
+    order: Mapping[str, int | OrderRule], handles: Sequence[LayerHandle]
+) -> dict[str, int | OrderRule]:
+    """Orders by the names that layers have in the model, from those with or without its wrappers.
+
+    Raises
+    ------
+    OrderError
+        If `order` names what is no layer, or one layer twice.
+    """
+    own = {plain_name(handle.name): handle.name for handle in handles}
+    unknown = [str(name) for name in order if plain_name(str(name)) not in own]
     if unknown:
         raise OrderError(
-            f"`order` names {', '.join(unknown)}, but the layers are {', '.join(layers)}; expected "
+            f"`order` names {', '.join(unknown)}, but the layers are {listed(own.values())}; expected "
             "some of these. Layers that are not named stay as they are."
         )
+    named = {own[plain_name(name)]: wanted for name, wanted in order.items()}
+    if len(named) < len(order):
+        raise OrderError(
+            f"`order` names a layer twice, with and without the wrapper of the model: {listed(order)}; "
+            "expected each once."
+        )
+    return named
 
 
 def _shares(
-    layers: Mapping[str, Any],
+    layers: Mapping[str, LayerHandle],
     budget: TotalBudget,
     options: CutOptions,
 ) -> dict[str, int]:
@@ -93,7 +83,7 @@ def _shares(
     more state means one more for all of them, and the largest value that is left out decides.
     """
     multiple_of = options.multiple_of
-    sizes = {name: _stored_states(layer) for name, layer in layers.items()}
+    sizes = {name: each.kind.order(each.weights) for name, each in layers.items()}
     if budget.states >= sum(sizes.values()):
         return sizes
     fixed = {name: size for name, size in sizes.items() if size < multiple_of}
@@ -108,7 +98,9 @@ def _shares(
         return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, multiple_of)
     if not free:
         return fixed
-    values = {name: _values_by_multiple(layers[name], options) for name in free}
+    scores = {name: layers[name].kind.scores(layers[name].weights, options) for name in free}
+    # Entry k: what is left out first where k multiples are kept.
+    values = {name: each[::multiple_of] for name, each in scores.items()}
     shares = dict(fixed)
     while len(shares) < len(layers):
         names = [name for name in free if name not in shares]
@@ -119,13 +111,6 @@ def _shares(
         whole = {name: sizes[name] for name in names if wanted[name] >= sizes[name]}
         shares |= whole or wanted
     return shares
-
-
-def _values_by_multiple(layer: Any, options: CutOptions) -> HostArray:
-    """Entry k: the first Hankel singular value left out where k multiples are kept; 0 for rounding."""
-    systems = balanced_layer(read_system(layer), options.horizon).budget_values()
-    values: HostArray = np.max(systems, axis=0)
-    return np.where(values > rank_tolerance(values), values, 0.0)[:: options.multiple_of]
 
 
 def _equal_shares(
@@ -139,9 +124,3 @@ def _equal_shares(
         small = [name for name in open_ones if sizes[name] < equal]
         shares |= {name: sizes[name] for name in small} or dict.fromkeys(open_ones, equal)
     return shares
-
-
-def _stored_states(layer: Any) -> int:
-    layer_map = layer_map_of(layer)
-    assert layer_map is not None
-    return layer_map.order(model_backend(layer).read_arrays(layer, layer_map.names()))

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 from ssmreduce._checks import check_instance
-from ssmreduce.adapters.registry import model_backend, supported
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.models.cut import Results, first_decides, make_cut, plan_cut
+from ssmreduce.frameworks.framework import Framework, LayerHandle
+from ssmreduce.frameworks.transaction import commit
+from ssmreduce.layers.options import CutOptions
+from ssmreduce.models.cut import (
+    Results,
+    change_of,
+    first_decides,
+    make_cut,
+    plan_cut,
+    together,
+)
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.optimizer_state import reduced_gradients
-from ssmreduce.models.options import CutOptions
-from ssmreduce.models.orders import Order, check_layer_names, first_of_same, layer_orders
-from ssmreduce.models.plan import planned
+from ssmreduce.models.orders import Order, layer_orders, names_in_model
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
-from ssmreduce.models.search import check_excluded, find_layers, refused_layers
+from ssmreduce.models.search import Layers, search
+from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.reduction.order import OrderRule
 
 
@@ -66,18 +74,17 @@ def reduce_layer(
     (6, True)
     """
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
-    backend, inner, layer_map = supported(layer)
-    backend.check_ready(inner, {(): (inner, layer_map)})
-    result = planned(inner, order, options)
+    handle = handle_of(layer)
+    framework, inner = handle.framework, handle.layer
+    framework.check_ready(inner, [handle])
+    result = _planned(handle, order, options)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
-    held = backend.gradients_of(inner, {(): (inner, layer_map)})
-    gradients = reduced_gradients(held, {(): result})
-    make = backend.prepared(
-        inner, lambda part: part is inner, {(): result.change()}, None, {}, gradients
-    )
-    model, _ = make()
-    return replace(result, layer=layer if model is inner else model)
+    held = framework.gradients_of(inner, [handle])
+    gradients = reduced_gradients(held, {handle.path: result.cut})
+    ready = framework.prepared(inner, [change_of(handle, result.cut)], None, {}, gradients)
+    commit(ready.steps)
+    return replace(result, layer=layer if ready.model is inner else ready.model)
 
 
 def reduce_model(
@@ -148,75 +155,89 @@ def reduce_model(
     followers = checked_followers(followers)
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     state = _optimizer_of(optimizer, opt_state)
-    backend = model_backend(model)
+    found = search(model, options)
+    framework = found.framework
+    together(framework, model, found.check)
+    if isinstance(order, Mapping):
+        given = order
+        order = first_decides(framework, model, lambda: names_in_model(given, found.meant))
 
-    def decide(model: Any) -> Results:
-        return decide_cut(model, order, options)
+    def decide(layers: Layers) -> Results:
+        return decide_cut(layers, order)
 
-    check_excluded(model, options)
-    only = first_decides(model, lambda: _named_layers(model, order, options))
-    plan = plan_cut(model, state, decide, options, followers, only=only)
-    cut = make_cut(model, state, plan, followers)
+    plan = plan_cut(found, state, decide, followers, only=_named_layers(found, order))
+    cut = make_cut(found, state, plan, followers)
     return ModelReduction(
         cut.model,
         cut.optimizer_state,
-        _report(backend, cut.results),
-        skipped=refused_layers(model, options) if options.skip_unsupported else {},
+        _report(framework, cut.results),
+        skipped=found.passed_over,
         followers=tuple(
-            ModelReduction(follower, None, _report(backend, results))
+            ModelReduction(follower, None, _report(framework, results))
             for follower, results in cut.followers
         ),
     )
 
 
 def decide_cut(
-    model: Any,
-    order: Order,
-    options: CutOptions,
-    leave_out: Callable[[str], bool] = lambda name: False,
+    found: Layers, order: Order, leave_out: Callable[[str], bool] = lambda name: False
 ) -> Results:
     """Plan all layers of a model; those left out by name count in a total budget alone."""
-    backend = model_backend(model)
-    found = find_layers(model, options)
-    layers = {backend.path_name(path): layer for path, layer in found}
-    firsts = first_of_same(backend, layers)
-    orders = layer_orders(layers, order, firsts, options)
+    options = found.options
+    layers = {handle.name: handle for handle in found.meant}
+    orders = layer_orders(layers, order, found.firsts, options)
     results = {
-        name: reduce_named_layer(name, layers[name], own, options)
+        name: _reduced(layers[name], own, options)
         for name, own in orders.items()
         if not leave_out(name)
     }
     if options.uniform and results:
-        largest = max(result.new_order for result in results.values())
-        common = -(-largest // options.multiple_of) * options.multiple_of
-        exactly = replace(options, multiple_of=common)
-        results = {
-            name: result
-            if result.new_order == min(common, result.old_order)
-            else reduce_named_layer(name, result.layer, common, exactly)
-            for name, result in results.items()
-        }
+        results = _uniform(results, layers, options)
     return {
-        path: replace(results[first], layer=layer)
-        for (path, layer), first in zip(found, firsts.values(), strict=True)
+        handle.path: _of_same(handle, results[first], found)
+        for handle, first in zip(found.meant, found.firsts.values(), strict=True)
         if first in results
     }
 
 
-def _named_layers(model: Any, order: Order, options: CutOptions) -> set[str] | None:
+def _uniform(
+    results: dict[str, LayerReduction], layers: Mapping[str, LayerHandle], options: CutOptions
+) -> dict[str, LayerReduction]:
+    """The results with the largest of their orders for all."""
+    largest = max(result.new_order for result in results.values())
+    common = -(-largest // options.multiple_of) * options.multiple_of
+    exactly = replace(options, multiple_of=common)
+    return {
+        name: result
+        if result.new_order == min(common, result.old_order)
+        else _reduced(layers[name], common, exactly)
+        for name, result in results.items()
+    }
+
+
+def _of_same(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
+    """What is planned for a layer: what was decided for it, or for the one it is tied to or a copy of."""
+    if handle.path not in found.copies or result.new_order == result.old_order:
+        return replace(result, layer=handle.layer)
+    try:
+        cut = result.cut.follow(handle.weights, handle)
+    except SSMReduceError as error:
+        raise type(error)(
+            f"while reducing layer `{handle.name}`, a copy of `{found.copies[handle.path].name}`: {error}"
+        ) from error
+    return LayerReduction(handle.layer, cut, handle.item_sizes)
+
+
+def _named_layers(found: Layers, order: Order) -> set[str] | None:
     """Names of the layers that `order` names, and of those with the same weights; None for all."""
     if not isinstance(order, Mapping):
         return None
-    backend = model_backend(model)
-    found = find_layers(model, options)
-    firsts = first_of_same(backend, {backend.path_name(path): layer for path, layer in found})
-    check_layer_names(order, firsts)
-    named = {firsts[name] for name in order}
-    return {name for name, first in firsts.items() if first in named}
+    named = {found.firsts[name] for name in order}
+    return {name for name, first in found.firsts.items() if first in named}
 
 
-def _report(backend: ModuleType, results: Results) -> ModelReport:
-    return ModelReport({backend.path_name(path): result for path, result in results.items()})
+def _report(framework: Framework, results: Results) -> ModelReport:
+    return ModelReport({framework.path_name(path): result for path, result in results.items()})
 
 
 def _optimizer_of(optimizer: Any, opt_state: Any) -> Any:
@@ -228,14 +249,15 @@ def _optimizer_of(optimizer: Any, opt_state: Any) -> Any:
     return opt_state if optimizer is None else optimizer
 
 
-def reduce_named_layer(
-    name: str,
-    layer: Any,
-    order: int | OrderRule,
-    options: CutOptions,
-) -> LayerReduction:
+def _reduced(handle: LayerHandle, order: int | OrderRule, options: CutOptions) -> LayerReduction:
     """Plan the reduction of one layer of a model; errors name it."""
     try:
-        return planned(layer, order, options)
+        return _planned(handle, order, options)
     except SSMReduceError as error:
-        raise type(error)(f"while reducing layer `{name}`: {error}") from error
+        raise type(error)(f"while reducing layer `{handle.name}`: {error}") from error
+
+
+def _planned(handle: LayerHandle, order: int | OrderRule, options: CutOptions) -> LayerReduction:
+    started = time.perf_counter()
+    cut = handle.kind.plan(handle.weights, order, options, handle)
+    return LayerReduction(handle.layer, cut, handle.item_sizes, time.perf_counter() - started)

@@ -5,16 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import array_api_compat
-import numpy as np
-
-from ssmreduce._checks import numeric_array
 from ssmreduce._display import cell, html_table, short, text_table
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.adapters.change import Change
-from ssmreduce.errors import ShapeError
-from ssmreduce.layers.layer_map import LayerMap
-from ssmreduce.models.stored_states import state_maps
+from ssmreduce.layers.layer import Layer, LayerCut
 from ssmreduce.reduction.report import Reduction
 
 _COLUMNS = ("states", "order", "error bound", "error at least", "parameters saved", "bytes saved")
@@ -41,29 +34,17 @@ class LayerReduction:
     layer : object
         The reduced layer; the original object itself if nothing was cut, or if it was changed in
         place, as PyTorch modules are.
-    reduction : Reduction
-        How it was reduced; ``reduction.system`` was read back from what was written. A batch where the
-        layer runs its channels apart.
-    measured_error : float
-        What the error of the written layer is at least, measured on a coarse grid (see
-        `Reduction.quick_error`; ``reduction.verify()`` takes longer); of the worst channel.
-    weights, new_weights : dict of arrays
-        Weights of the layer before and after, on the host.
+    cut : LayerCut
+        What was decided, and what follows from it.
     item_sizes : dict of str to int
         Bytes of one entry of each weight.
-    layer_map : LayerMap
-        How this kind of layer stores a system.
     seconds : float
         Wall-clock time of reading, balancing, writing and measuring; 0 for a follower.
     """
 
     layer: Any
-    reduction: Reduction
-    measured_error: float
-    weights: dict[str, HostArray]
-    new_weights: dict[str, HostArray]
+    cut: LayerCut
     item_sizes: dict[str, int]
-    layer_map: LayerMap
     seconds: float = 0.0
 
     def __repr__(self) -> str:
@@ -86,27 +67,50 @@ class LayerReduction:
         return {name: getattr(self, name) for name in _VALUES}
 
     @property
+    def kind(self) -> Layer:
+        """What the weights of this kind of layer mean."""
+        return self.cut.kind
+
+    @property
+    def reduction(self) -> Reduction:
+        """How it was reduced; ``reduction.system`` was read back from what was written.
+
+        A batch where the layer runs its channels apart.
+        """
+        return self.cut.reduction
+
+    @property
+    def measured_error(self) -> float:
+        """What the error of the written layer is at least, on a coarse grid; of the worst channel.
+
+        See `Reduction.quick_error`; ``reduction.verify()`` takes longer.
+        """
+        return self.cut.measured_error
+
+    @property
+    def weights(self) -> dict[str, HostArray]:
+        """Weights of the layer before, on the host."""
+        return self.cut.weights
+
+    @property
+    def new_weights(self) -> dict[str, HostArray]:
+        """Weights after."""
+        return self.cut.new_weights
+
+    @property
     def old_order(self) -> int:
         """Stored states before, of each channel where they run apart."""
-        return self.layer_map.order(self.weights)
+        return self.cut.old_order
 
     @property
     def new_order(self) -> int:
         """Stored states after."""
-        return self.layer_map.order(self.new_weights)
+        return self.cut.new_order
 
     @property
     def error_bound(self) -> float | None:
         """Bound on the H-infinity error of the layer before rounding; None where there is none."""
-        bound = self.reduction.error_bound
-        return None if bound is None else self.layer_map.error_factor * float(np.max(bound))
-
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """Names of the weights with a new shape."""
-        return tuple(
-            name for name, new in self.new_weights.items() if new.shape != self.weights[name].shape
-        )
+        return self.cut.error_bound
 
     @property
     def parameters_saved(self) -> int:
@@ -150,31 +154,7 @@ class LayerReduction:
         >>> result.reduce_state(np.zeros((3, 16), dtype=complex)).shape
         (3, 6)
         """
-        expected = (*self.reduction.original.batch_shape, self.old_order)
-        state = numeric_array(state, "state", 0)
-        xp = array_api_compat.array_namespace(state)
-        if tuple(state.shape[-len(expected) :]) != expected or not xp.isdtype(
-            state.dtype, "complex floating"
-        ):
-            raise ShapeError(
-                f"`state` has shape {tuple(state.shape)} and dtype {state.dtype}; expected a complex "
-                f"array whose last axes are {expected}, the states before the cut. Pass the state as "
-                "the layer returned it; join real and imaginary parts first if they are apart."
-            )
-        if self.new_order == self.old_order:
-            return state
-        device = array_api_compat.device(state)
-        direct, conjugate = (
-            xp.asarray(matrix, dtype=state.dtype, device=device)
-            for matrix in state_maps(self.reduction, self.layer_map, self.new_order)
-        )
-        column = state[..., None]
-        return (direct @ column + conjugate @ xp.conj(column))[..., 0]
-
-    def change(self) -> Change:
-        """Return what is to be written into `layer`."""
-        ratio = self.new_order / self.old_order
-        return Change(self.layer, self.layer_map, self.new_weights, ratio, self.reduce_state)
+        return self.cut.reduce_state(state)
 
     def _entries_saved(self, name: str) -> int:
         return int(self.weights[name].size - self.new_weights[name].size)

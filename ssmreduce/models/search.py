@@ -1,84 +1,173 @@
-"""Find the layers of a model that can be cut."""
+"""Find the layers of a model that can be cut: once for a call, as handles."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from ssmreduce import _checks
-from ssmreduce.adapters.change import Path
-from ssmreduce.adapters.registry import is_reducible, is_supported, known_names, model_backend
+from ssmreduce._checks import type_name
 from ssmreduce.errors import OrderError, UnsupportedLayerError
-from ssmreduce.models.options import CutOptions, plain_name
+from ssmreduce.frameworks.current import framework_of
+from ssmreduce.frameworks.framework import Framework, LayerHandle, Path, listed
+from ssmreduce.layers.known import kind_of, known_names
+from ssmreduce.layers.options import CutOptions, plain_name
 
 
-def find_layers(model: Any, options: CutOptions) -> list[tuple[Path, Any]]:
-    """Return key path and object of every supported layer of a model that is not excluded.
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """A model and what was found in it.
 
-    Raises
-    ------
-    UnsupportedLayerError
-        If there is none, or, unless they are skipped, a variant of a known layer that cannot be reduced.
+    Attributes
+    ----------
+    framework : Framework
+        Where its arrays live.
+    model : object
+        The model.
+    handles : list of LayerHandle
+        Every layer that can be reduced.
+    refused : dict of str to str
+        Variants of known layers that cannot, by name, with the reason.
+    options : CutOptions
+        Which of them are meant.
+    copies : dict
+        By path of a layer, the one that it is a copy of.
     """
-    backend = model_backend(model)
-    refused = refused_layers(model, options)
-    if refused and not options.skip_unsupported:
-        name, why = next(iter(refused.items()))
-        raise UnsupportedLayerError(f"while looking at layer `{name}`: {why}")
-    known = list(backend.find_layers(model, is_reducible))
-    found = [entry for entry in known if not options.excludes(backend.path_name(entry[0]))]
-    if found:
-        return found
-    if refused:
-        reasons = "; ".join(f"`{name}`: {why}" for name, why in refused.items())
-        raise UnsupportedLayerError(
+
+    framework: Framework
+    model: Any
+    handles: list[LayerHandle]
+    refused: dict[str, str]
+    options: CutOptions
+    copies: dict[Path, LayerHandle] = field(default_factory=dict)
+
+    @cached_property
+    def meant(self) -> list[LayerHandle]:
+        """The layers that are not excluded."""
+        return [each for each in self.handles if not self.options.excludes(each.name)]
+
+    @cached_property
+    def firsts(self) -> dict[str, str]:
+        """Name for each of these the one that decides: itself, unless it is tied to one or a copy of it."""
+        firsts = first_of_same(self.meant)
+        return {
+            each.name: firsts.get(self.copies[each.path].name, each.name)
+            if each.path in self.copies
+            else firsts[each.name]
+            for each in self.meant
+        }
+
+    def with_copies(self, opt_state: Any) -> Layers:
+        """The same, with what is known about copies of trained layers among them.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If a layer could be a copy of several trained ones.
+        """
+        copies = self.framework.copies_inside(self.model, opt_state, self.handles)
+        return replace(self, copies=copies) if copies else self
+
+    def check(self) -> None:
+        """Raise unless there is something to cut.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If there is none, or, unless they are skipped, a variant of a known layer that cannot be reduced.
+        OrderError
+            If a name to exclude is that of no layer of the model.
+        """
+        _check_excluded(self)
+        refused = self.passed_over
+        if refused and not self.options.skip_unsupported:
+            name, why = next(iter(refused.items()))
+            raise UnsupportedLayerError(f"while looking at layer `{name}`: {why}")
+        if not self.meant:
+            raise _nothing_to_cut(self)
+
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """The variants that cannot be reduced and are not excluded."""
+        return {name: why for name, why in self.refused.items() if not self.options.excludes(name)}
+
+
+def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
+    """Find the layers of a model, the outermost ones only: what is inside of one is its own business."""
+    framework = framework_of(model)
+    kinds: dict[int, Any] = {}
+    refused: dict[str, str] = {}
+
+    def stops(candidate: Any) -> bool:
+        try:
+            kind = kind_of(candidate, framework.array_axes(candidate))
+        except UnsupportedLayerError as error:
+            kinds[id(candidate)] = str(error)
+            return True
+        if kind is not None:
+            kinds[id(candidate)] = kind
+        return kind is not None
+
+    handles: list[LayerHandle] = []
+    for path, layer in framework.find(model, stops):
+        kind = kinds[id(layer)]
+        if isinstance(kind, str):
+            refused[framework.path_name(path)] = kind
+        else:
+            handles.append(LayerHandle(framework, path, layer, kind))
+    return Layers(framework, model, handles, refused, options)
+
+
+def find_layers(model: Any, options: CutOptions) -> Layers:
+    """Find the layers of a model that are to be cut; raise as `Layers.check` if there are none."""
+    found = search(model, options)
+    found.check()
+    return found
+
+
+def _nothing_to_cut(found: Layers) -> UnsupportedLayerError:
+    if found.passed_over:
+        reasons = "; ".join(f"`{name}`: {why}" for name, why in found.passed_over.items())
+        return UnsupportedLayerError(
             f"`model` has no layer that can be reduced; expected at least one. Passed over: {reasons}"
         )
-    if known:
-        raise UnsupportedLayerError(
-            f"`exclude` names all {len(known)} layers of `model` that can be reduced; expected one that is "
-            "left. Exclude fewer."
+    if found.handles:
+        return UnsupportedLayerError(
+            f"`exclude` names all {len(found.handles)} layers of `model` that can be reduced; expected one "
+            "that is left. Exclude fewer."
         )
-    raise UnsupportedLayerError(
-        f"`model` is a {_checks.type_name(model)} without a supported layer; expected modules with the "
+    return UnsupportedLayerError(
+        f"`model` is a {type_name(found.model)} without a supported layer; expected modules with the "
         f"arrays of one of: {known_names()}. Bind your layer's class with register_layer(...)."
     )
 
 
-def refused_layers(model: Any, options: CutOptions) -> dict[str, str]:
-    """Return the variants of known layers that cannot be reduced: name in the model and reason.
-
-    What is inside of a supported layer is its own business.
-    """
-    reasons: dict[int, str] = {}
-
-    def is_known(candidate: object) -> bool:
-        try:
-            return is_supported(candidate)
-        except UnsupportedLayerError as error:
-            reasons[id(candidate)] = str(error)
-            return True
-
-    backend = model_backend(model)
-    named = {backend.path_name(path): layer for path, layer in backend.find_layers(model, is_known)}
-    return {
-        name: reasons[id(layer)]
-        for name, layer in named.items()
-        if id(layer) in reasons and not options.excludes(name)
-    }
-
-
-def check_excluded(model: Any, options: CutOptions) -> None:
-    """Raise `OrderError` if a name to exclude is that of no layer of `model`."""
-    if callable(options.exclude) or not options.exclude:
+def _check_excluded(found: Layers) -> None:
+    exclude = found.options.exclude
+    if callable(exclude) or not exclude:
         return
-    backend = model_backend(model)
-    everything = CutOptions(skip_unsupported=True)
-    names = [backend.path_name(path) for path, _ in backend.find_layers(model, is_reducible)]
-    names += refused_layers(model, everything)
+    names = [*(handle.name for handle in found.handles), *found.refused]
     plain = {plain_name(name) for name in names}
-    unknown = [name for name in options.exclude if plain_name(name) not in plain]
+    unknown = [name for name in exclude if plain_name(name) not in plain]
     if unknown:
         raise OrderError(
-            f"`exclude` names {', '.join(unknown)}, but the layers are {', '.join(names)}; expected some of "
+            f"`exclude` names {listed(unknown)}, but the layers are {listed(names)}; expected some of "
             "these. Leave out what is no layer."
         )
+
+
+def first_of_same(handles: Sequence[LayerHandle]) -> dict[str, str]:
+    """Name for each layer the first one that holds the same weights: itself, unless it is tied."""
+    firsts: dict[str, str] = {}
+    named = {handle.name: handle for handle in handles}
+    for name, handle in named.items():
+        firsts[name] = next(
+            (
+                other
+                for other in dict.fromkeys(firsts.values())
+                if handle.framework.shares_weights(handle, named[other])
+            ),
+            name,
+        )
+    return firsts

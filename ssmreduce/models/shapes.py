@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce.adapters.change import Change, Path
-from ssmreduce.adapters.registry import is_reducible, layer_map_of, model_backend
 from ssmreduce.errors import OrderError, ShapeError
-from ssmreduce.layers.layer_map import LayerMap
-from ssmreduce.models.options import CutOptions
+from ssmreduce.frameworks.current import framework_of
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.report import ModelReport
 from ssmreduce.models.search import find_layers
-from ssmreduce.systems.diagonal import DiagonalStateSpace
-from ssmreduce.time_domain import Discrete
 
 
 def shaped_like(model: Any, saved: Any) -> Any:
@@ -66,33 +63,23 @@ def shaped_like(model: Any, saved: Any) -> Any:
     >>> bool((loaded["encoder"].B_re == result.model["encoder"].B_re).all())
     True
     """
-    backend = model_backend(model)
-    backend.check_pytree(model)
-    layers: dict[Path, tuple[Any, LayerMap]] = {}
-    for path, layer in find_layers(model, CutOptions(skip_unsupported=True)):
-        layer_map = layer_map_of(layer)
-        assert layer_map is not None
-        layers[path] = layer, layer_map
+    framework = framework_of(model)
+    framework.check_shapes(model)
+    layers = {
+        handle.name: handle
+        for handle in find_layers(model, CutOptions(skip_unsupported=True)).handles
+    }
     if isinstance(saved, ModelReport):
         saved = saved.to_dict()
-    if is_report := _is_report(saved):
-        orders = _orders_of_report(saved, {backend.path_name(path): path for path in layers})
+    given = None if _is_report(saved) else framework.saved_arrays(model, saved)
+    if given is None:
+        orders = _orders_of_report(saved, layers)
     else:
-        given = backend.saved_arrays(model, saved)
-        orders = {
-            path: _order_of_arrays(layer_map, given, path, backend)
-            for path, (_, layer_map) in layers.items()
-        }
-    changes = {}
-    for path, order in orders.items():
-        name = backend.path_name(path)
-        layer, layer_map = layers[path]
-        arrays = backend.read_arrays(layer, layer_map.names())
-        change = _change(layer, layer_map, arrays, order, name)
-        if change.ratio != 1.0:
-            changes[path] = change
-    shaped, _ = backend.prepared(model, is_reducible, changes, None, {}, {})()
-    return shaped if is_report else backend.with_arrays(shaped, given)
+        orders = {name: _order_of_arrays(handle, given) for name, handle in layers.items()}
+    changes = [_change(layers[name], order) for name, order in orders.items()]
+    real = [change for change in changes if change.ratio != 1.0]
+    shaped = framework.prepared(model, real, None, {}, {}).model
+    return shaped if given is None else framework.with_arrays(shaped, given)
 
 
 def _is_report(saved: Any) -> bool:
@@ -101,59 +88,45 @@ def _is_report(saved: Any) -> bool:
     )
 
 
-def _orders_of_report(saved: Mapping[Any, Any], paths: Mapping[str, Path]) -> dict[Path, int]:
-    orders: dict[Path, int] = {}
+def _orders_of_report(
+    saved: Mapping[Any, Any], layers: Mapping[str, LayerHandle]
+) -> dict[str, int]:
+    orders: dict[str, int] = {}
     for name, entry in saved.items():
-        if not isinstance(name, str) or name not in paths:
+        if not isinstance(name, str) or name not in layers:
             raise ShapeError(
-                f"`saved` names layer {_checks.shown(name)}, but those of `model` are {', '.join(paths)}; "
+                f"`saved` names layer {_checks.shown(name)}, but those of `model` are {', '.join(layers)}; "
                 "expected some of these. Build the model as it was."
             )
         order = entry.get("new_order") if isinstance(entry, Mapping) else entry
         what = f"saved[{name!r}]['new_order']"
-        orders[paths[name]] = _checks.positive_count(order, what, "report.to_dict()")
+        orders[name] = _checks.positive_count(order, what, "report.to_dict()")
     return orders
 
 
-def _order_of_arrays(
-    layer_map: LayerMap, given: Mapping[Path, Any], path: Path, backend: Any
-) -> int:
+def _order_of_arrays(handle: LayerHandle, given: Mapping[Any, Any]) -> int:
     """States of a layer whose arrays are `given`."""
-    shapes = backend.shapes_of_layer(given, path, layer_map.names())
+    kind = handle.kind
+    shapes = handle.framework.shapes_of_layer(given, handle.path, kind.names())
     try:
-        order = layer_map.order({name: np.ones(shape) for name, shape in shapes.items()})
+        order = kind.order({name: np.ones(shape) for name, shape in shapes.items()})
     except ValueError as error:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ShapeError(
-            f"the arrays of layer `{backend.path_name(path)}` in `saved` do not fit together: {listed}; "
+            f"the arrays of layer `{handle.name}` in `saved` do not fit together: {listed}; "
             "expected those of one layer. Save the model again."
         ) from error
     return _checks.positive_count(
-        order, f"number of states of `{backend.path_name(path)}` in `saved`", "a model with states"
+        order, f"number of states of `{handle.name}` in `saved`", "a model with states"
     )
 
 
-def _change(
-    layer: Any, layer_map: LayerMap, arrays: Mapping[str, Any], order: int, name: str
-) -> Change:
+def _change(handle: LayerHandle, order: int) -> LayerChange:
     """Zeros in the shapes that the arrays of a layer have at another order."""
-    # The shapes alone matter: what is replaced may be NaN, or anything.
-    ones = {key: np.ones(value.shape) for key, value in arrays.items()}
-    states = layer_map.order(ones)
+    states = handle.kind.order(handle.weights)
     if order > states:
         raise OrderError(
-            f"`saved` gives layer `{name}` {order} states, but it has {states} in `model`; expected no "
-            "more. Build the model at full size."
+            f"`saved` gives layer `{handle.name}` {order} states, but it has {states} in `model`; expected "
+            "no more. Build the model at full size."
         )
-    B, C = layer_map.matrices(ones)
-    batch = np.broadcast_shapes(B.shape[:-2], C.shape[:-2])
-    system = DiagonalStateSpace(
-        np.full((*batch, order), 0.5),
-        np.ones((*batch, order, B.shape[-1])),
-        np.ones((*batch, C.shape[-2], order)),
-        time=Discrete(),
-        real_output=True,
-        read_after_update=True,
-    )
-    new = {key: np.zeros(value.shape) for key, value in layer_map.write(system, ones).items()}
-    return Change(layer, layer_map, new, order / states)
+    return LayerChange(handle, handle.kind.resized(handle.weights, order), order / states)

@@ -23,7 +23,7 @@ from ssmreduce._checks import (
 from ssmreduce._display import cell, html_table, short, text_table
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import OrderError, SSMReduceError, UnsupportedLayerError
-from ssmreduce.models.options import CutOptions
+from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.reduce import reduce_model
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import find_layers
@@ -308,7 +308,7 @@ def _gains(reduction: Reduction) -> HostArray:
 def _gain_of(part: LayerReduction) -> HostArray:
     parts = part.reduction.parts or (part.reduction,)
     gain = max(float(to_nothing(each).quick_error()) for each in parts)
-    return np.asarray(part.layer_map.error_factor * gain)
+    return np.asarray(part.kind.error_factor * gain)
 
 
 def _relative(error: HostArray, gain: HostArray) -> float:

@@ -6,8 +6,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from ssmreduce._checks import is_number, is_one_of, metric_value, positive_count, shown
-from ssmreduce.adapters.snapshot import Snapshot
 from ssmreduce.errors import OrderError
+from ssmreduce.frameworks.framework import Snapshot
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RollbackPolicy:
         return not change <= self.tolerance
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trial:
     """The last cut, while it can still be undone.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from ssmreduce._boundary import warn_caller
@@ -17,21 +17,54 @@ from ssmreduce._checks import (
     type_name,
     whole_number,
 )
-from ssmreduce.adapters.registry import model_backend
-from ssmreduce.adapters.snapshot import prepared_back, take_all
 from ssmreduce.errors import OrderError, SSMReduceError
+from ssmreduce.frameworks.current import framework_of
+from ssmreduce.frameworks.framework import Path, Snapshot
+from ssmreduce.frameworks.transaction import Assignment, commit
+from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.followers import checked_followers
-from ssmreduce.models.options import CutOptions, plain_name
 from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.report import LayerReduction
-from ssmreduce.models.search import check_excluded, find_layers
+from ssmreduce.models.search import Layers, search
+from ssmreduce.models.snapshots import prepared_back, take_all
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.policy import RollbackPolicy, Trial
 from ssmreduce.training.schedule import ReductionSchedule
 from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
+
+
+@dataclass(frozen=True)
+class Books:
+    """Where a run stands; replaced as a whole, so that it always fits the model.
+
+    Attributes
+    ----------
+    events : tuple of ReductionEvent
+        The cuts so far.
+    last_cut : dict of str to LayerReduction
+        What the last one did.
+    step : int
+        The last step that was seen.
+    waiting : bool
+        Whether an attempt is due that has not been made.
+    metric : float or None
+        The last metric reported before a cut.
+    stopped : frozenset of str
+        Layers that are not cut again.
+    trial : Trial or None
+        The cut that can still be undone.
+    """
+
+    events: tuple[ReductionEvent, ...] = ()
+    last_cut: dict[str, LayerReduction] = field(default_factory=dict)
+    step: int = 0
+    waiting: bool = False
+    metric: float | None = None
+    stopped: frozenset[str] = frozenset()
+    trial: Trial | None = None
 
 
 class InTrainingReducer:
@@ -126,16 +159,20 @@ class InTrainingReducer:
         self.options = options
         self.rollback = rollback
         self.trace = trace
-        self.events: list[ReductionEvent] = []
-        self.last_cut: dict[str, LayerReduction] = {}
-        self._last_step = 0
-        self._waiting = False
-        self._metric: float | None = None
-        self._stopped: set[str] = set()
-        self._trial: Trial | None = None
+        self._books = Books()
         self._was_told = False
         self._is_recording = True
         self._writer: Any = None
+
+    @property
+    def events(self) -> list[ReductionEvent]:
+        """One for every cut of a layer so far."""
+        return list(self._books.events)
+
+    @property
+    def last_cut(self) -> dict[str, LayerReduction]:
+        """What the last cut did to each layer it cut."""
+        return dict(self._books.last_cut)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self._settings().items())
@@ -163,9 +200,10 @@ class InTrainingReducer:
     def due(self, step: int) -> bool:
         """Tell whether `step` would cut layers, or undo a cut, after this update."""
         step = whole_number(step, "step", "the number of updates done")
-        if self._trial is not None and not self._trial.stands:
-            return self._has_failed(self._trial)
-        return self._may_cut() and (self._waiting or self._comes_due(step))
+        trial = self._books.trial
+        if trial is not None and not trial.stands:
+            return self._has_failed(trial)
+        return self._may_cut() and (self._books.waiting or self._comes_due(step))
 
     @overload
     def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]: ...
@@ -221,21 +259,22 @@ class InTrainingReducer:
             self._record(step, model, self.trace)
         if self._was_told:
             self._agree(model)
-        if self._trial is not None and self._trial.stands:
-            self._trial = None
         comes_due = self._comes_due(step)
-        self._last_step = max(step, self._last_step)
-        if comes_due:
-            self._waiting = True
-            if self._trial is None and not self._may_cut():
-                _warn(
-                    f"the attempt due after step {step} waits: no finite metric was reported. Call "
-                    "reducer.report(metric) before the first attempt, or leave `rollback` out."
-                )
-        if self._trial is not None and self._has_failed(self._trial):
-            made = self._undo(step, (model, *copies), opt_state, self._trial)
-        elif self._trial is None and self._waiting and self._may_cut():
-            self._waiting = False
+        books = self._books
+        self._books = books = replace(
+            books,
+            trial=None if books.trial is None or books.trial.stands else books.trial,
+            step=max(step, books.step),
+            waiting=books.waiting or comes_due,
+        )
+        if comes_due and books.trial is None and not self._may_cut():
+            _warn(
+                f"the attempt due after step {step} waits: no finite metric was reported. Call "
+                "reducer.report(metric) before the first attempt, or leave `rollback` out."
+            )
+        if books.trial is not None and self._has_failed(books.trial):
+            made = self._undo(step, (model, *copies), opt_state, books.trial)
+        elif books.trial is None and books.waiting and self._may_cut():
             made = self._attempt(step, (model, *copies), opt_state)
         else:
             made = [model, *copies], opt_state
@@ -263,15 +302,17 @@ class InTrainingReducer:
             )
         value = metric_value(metric)
         self._was_told = True
-        if self._trial is not None and not self._trial.stands:
-            if self._has_failed(self._trial):
+        books, trial = self._books, self._books.trial
+        if trial is not None and not trial.stands:
+            if self._has_failed(trial):
                 return
-            assert self._metric is not None
-            if self.rollback.is_worse(value, than=self._metric):
-                self._trial.misses += 1
+            assert books.metric is not None
+            if self.rollback.is_worse(value, than=books.metric):
+                self._books = replace(books, trial=replace(trial, misses=trial.misses + 1))
                 return
-            self._trial.stands = True
-        self._metric = value if math.isfinite(value) else None
+            trial = replace(trial, stands=True)
+        metric = value if math.isfinite(value) else None
+        self._books = replace(books, trial=trial, metric=metric)
 
     def check_metric(self, name: str | None) -> None:
         """Raise `OrderError` unless a metric is named exactly where a rollback policy watches one."""
@@ -289,16 +330,16 @@ class InTrainingReducer:
         The arrays are those of the snapshot of a cut on trial: tensors in PyTorch, which ``torch.load`` with
         ``weights_only=True`` accepts, and NumPy arrays in JAX.
         """
-        on_trial = self._trial is not None and not self._trial.stands
-        trial = dict(vars(self._trial)) if on_trial else None
+        books = self._books
+        on_trial = books.trial is not None and not books.trial.stands
         return {
             "settings": self._settings(),
-            "step": self._last_step,
-            "events": [event.to_dict() for event in self.events],
-            "waiting": self._waiting,
-            "metric": self._metric,
-            "stopped": sorted(self._stopped),
-            "trial": trial,
+            "step": books.step,
+            "events": [event.to_dict() for event in books.events],
+            "waiting": books.waiting,
+            "metric": books.metric,
+            "stopped": sorted(books.stopped),
+            "trial": dict(vars(books.trial)) if on_trial else None,
             "trace": None if self.trace is None else self.trace.to_dict(),
         }
 
@@ -338,18 +379,22 @@ class InTrainingReducer:
         trial = None if state["trial"] is None else Trial(**state["trial"])
         if self.trace is not None and trace is not None:
             self.trace.records[:] = trace.records
-        self.events[:], self._trial = events, trial
         self._was_told = False
-        self._last_step, self.last_cut = state["step"], {}
-        self._waiting, self._metric = state["waiting"], state["metric"]
-        self._stopped = set(state["stopped"])
+        self._books = Books(
+            events=tuple(events),
+            step=state["step"],
+            waiting=state["waiting"],
+            metric=state["metric"],
+            stopped=frozenset(state["stopped"]),
+            trial=trial,
+        )
 
     def _has_failed(self, trial: Trial) -> bool:
         return self.rollback is not None and trial.misses >= self.rollback.patience
 
     def _comes_due(self, step: int) -> bool:
         """Whether an attempt is due at this step, or was due at one that was passed over."""
-        return any(self._last_step < at <= step for at in self.schedule.steps)
+        return any(self._books.step < at <= step for at in self.schedule.steps)
 
     def _outlook(self, step: int) -> str:
         later = [at for at in self.schedule.steps if at > step]
@@ -359,7 +404,7 @@ class InTrainingReducer:
 
     def _may_cut(self) -> bool:
         """Whether a cut made now could be judged later, if it is to be."""
-        return self.rollback is None or self._metric is not None
+        return self.rollback is None or self._books.metric is not None
 
     def _record(self, step: int, model: Any, trace: HankelTrace) -> None:
         recorded = len(trace.records)
@@ -377,45 +422,54 @@ class InTrainingReducer:
         self, step: int, models: Sequence[Any], opt_state: Any
     ) -> tuple[Sequence[Any], Any]:
         model, *followers = models
-        # None is an error of the user, not of this attempt.
-        check_excluded(model, self.options)
-        find_layers(model, self.options)
+        found = search(model, self.options)
+        together(found.framework, model, found.check)  # an error of the user, not of this attempt
+        name_of = found.framework.path_name
         try:
-            plan = plan_cut(model, opt_state, self._accepted, self.options, followers)
+            plan = plan_cut(found, opt_state, self._accepted, followers)
             is_on_trial = bool(plan.results) and self.rollback is not None
             snapshots = take_all(models, opt_state) if is_on_trial else None
-            cut = make_cut(model, opt_state, plan, followers)
+            events = [
+                ReductionEvent.of(step, name_of(path), result, self.order)
+                for path, result in plan.results.items()
+            ]
+            books = self._after_cut(step, events, plan.results, snapshots, name_of)
+            changed = [Assignment(self, "_books", books)]
+            cut = make_cut(found, opt_state, plan, followers, changed)
         except SSMReduceError as error:
+            self._books = replace(self._books, waiting=False)
             _warn(
                 f"no cut after step {step}, {self._outlook(step)}; model and optimizer state are as they "
                 f"were: {error}"
             )
             return models, opt_state
-        name_of = model_backend(model).path_name
-        events = [
-            ReductionEvent.of(step, name_of(path), result, self.order)
-            for path, result in plan.results.items()
-        ]
-        if snapshots is not None:
-            self._trial = Trial(int(step), [event.layer for event in events], snapshots)
-        if events:
-            self.last_cut = {
-                name_of(path): replace(result, layer=None) for path, result in plan.results.items()
-            }
-        self.events += events
         self._write(events)
         return [cut.model, *(copy for copy, _ in cut.followers)], cut.optimizer_state
 
-    def _accepted(self, model: Any) -> Results:
+    def _after_cut(
+        self,
+        step: int,
+        events: Sequence[ReductionEvent],
+        results: Results,
+        snapshots: list[Snapshot] | None,
+        name_of: Callable[[Path], str],
+    ) -> Books:
+        """The books with a cut in them."""
+        books = replace(self._books, waiting=False)
+        if not events:
+            return books
+        trial = books.trial
+        if snapshots is not None:
+            trial = Trial(int(step), [event.layer for event in events], snapshots)
+        last_cut = {name_of(path): replace(result, layer=None) for path, result in results.items()}
+        return replace(books, events=(*books.events, *events), trial=trial, last_cut=last_cut)
+
+    def _accepted(self, found: Layers) -> Results:
         """The cuts that are worth it; where several processes train, the first alone is asked."""
-        if self.options.uniform and self._stopped:
+        stopped = self._books.stopped
+        if self.options.uniform and stopped:
             return {}
-        results = decide_cut(
-            model,
-            self.order,
-            self.options,
-            leave_out=lambda name: plain_name(name) in self._stopped,
-        )
+        results = decide_cut(found, self.order, leave_out=lambda name: plain_name(name) in stopped)
         worth_it = {
             path: result
             for path, result in results.items()
@@ -428,31 +482,43 @@ class InTrainingReducer:
     def _agree(self, model: Any) -> None:
         """Let the first process decide what the reports since the last step mean."""
         self._was_told = False
-        team = model_backend(model).team_of(model)
+        team = framework_of(model).team_of(model)
         if team is None:
             return
-        trial = self._trial
+        books = self._books
+        trial = books.trial
         verdict = None if trial is None else (trial.misses, trial.stands)
-        self._metric, verdict = team.decide(lambda: (self._metric, verdict))
+        metric, verdict = team.decide(lambda: (books.metric, verdict))
         if trial is not None and verdict is not None:
-            trial.misses, trial.stands = verdict
+            trial = replace(trial, misses=verdict[0], stands=verdict[1])
+        self._books = replace(books, metric=metric, trial=trial)
 
     def _undo(
         self, step: int, models: Sequence[Any], opt_state: Any, trial: Trial
     ) -> tuple[Sequence[Any], Any]:
-        ready = together(models[0], lambda: prepared_back(models, opt_state, trial.snapshots))
+        model = models[0]
+        ready = together(
+            framework_of(model), model, lambda: prepared_back(models, opt_state, trial.snapshots)
+        )
         check_every_rank(models, self.options)
-        models, opt_state = ready()
         undone = {
             index: replace(event, rolled_back=int(step))
-            for index, event in enumerate(self.events)
+            for index, event in enumerate(self._books.events)
             if event.step == trial.step and event.layer in trial.layers
         }
-        self.events[:] = [undone.get(index, event) for index, event in enumerate(self.events)]
-        self._stopped |= {plain_name(name) for name in trial.layers}
-        self._trial, self.last_cut = None, {}
+        books = replace(
+            self._books,
+            events=tuple(
+                undone.get(index, event) for index, event in enumerate(self._books.events)
+            ),
+            stopped=self._books.stopped | {plain_name(name) for name in trial.layers},
+            trial=None,
+            last_cut={},
+        )
+        steps = [step for each in ready for step in each.steps]
+        commit([*steps, Assignment(self, "_books", books)])
         self._write(undone.values())
-        return models, opt_state
+        return [each.model for each in ready], ready[0].opt_state
 
     def _write(self, events: Iterable[ReductionEvent]) -> None:
         if self._writer is not None:

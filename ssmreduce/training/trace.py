@@ -30,14 +30,10 @@ from ssmreduce._checks import (
     whole_number,
 )
 from ssmreduce._namespace import HostArray
-from ssmreduce.adapters.registry import model_backend, read_system
 from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.cut import with_full_layers
-from ssmreduce.models.options import CutOptions
-from ssmreduce.models.search import check_excluded, find_layers
-from ssmreduce.reduction.diagonal import balanced_systems
-from ssmreduce.reduction.single import BalancedSystem
-from ssmreduce.systems.diagonal import System
+from ssmreduce.models.search import find_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,11 +191,10 @@ class HankelTrace:
         """
         step = whole_number(step, "step", "the number of updates done")
         check_instance(options, CutOptions, "options", 'CutOptions(exclude=("name",))')
-        check_excluded(model, options)
-        name_of = model_backend(model).path_name
+        found = with_full_layers(find_layers(model, options))
         self.records += [
-            _recorded(step, name_of(path), read_system(layer), self.horizon)
-            for path, layer in find_layers(with_full_layers(model), options)
+            HankelRecord(step, handle.name, *handle.kind.shares(handle.weights, self.horizon))
+            for handle in found.meant
         ]
 
     def of_layer(self, layer: str) -> list[HankelRecord]:
@@ -282,24 +277,6 @@ class HankelTrace:
         trace = cls(**settings)
         trace.records = [HankelRecord.from_dict(record) for record in records]
         return trace
-
-
-def _recorded(step: int, name: str, system: System, horizon: int | None) -> HankelRecord:
-    parts = balanced_systems(system, horizon)
-    hsv = np.stack([part.hsv for part in parts])
-    shares = np.stack([_shares(part, system.order) for part in parts])
-    batch = system.batch_shape
-    return HankelRecord(
-        step, name, hsv.reshape(*batch, -1), shares.reshape(*batch, shares.shape[-1])
-    )
-
-
-def _shares(part: BalancedSystem, order: int) -> HostArray:
-    """The diagonal of T Σ Wᴴ; real and imaginary part of a stored state together."""
-    W, T = part.projections(part.rank)
-    diagonal = np.real((T * part.hsv[: part.rank] * W.conj()).sum(axis=1))
-    shares: HostArray = diagonal.reshape(-1, order).sum(axis=0)
-    return shares
 
 
 def _agreement(earlier: HankelRecord, latest: HankelRecord, share: float) -> Agreement:

@@ -129,7 +129,7 @@ class ReductionEvent:
             old_order=result.old_order,
             new_order=result.new_order,
             real_order=int(np.max(reduction.real_order)),
-            hsv=reduction.hsv,
+            hsv=result.cut.scores,
             tau=1.0 - order.share if isinstance(order, HankelMass | HankelEnergy) else None,
             error_bound=result.error_bound,
             measured_error=result.measured_error,

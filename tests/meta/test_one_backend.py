@@ -16,6 +16,7 @@ OUTSIDE = {
     "cli.py",
     "demo",
     "derivatives",
+    "frameworks",
     "layers",
     "models",
     "plotting.py",

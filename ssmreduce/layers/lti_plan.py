@@ -1,15 +1,12 @@
-"""Plan the reduction of one layer: cut it, write it as the layer would hold it, measure that."""
+"""Decide about the cut of a linear layer: cut it, write it as the layer would hold it, measure that."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.adapters.registry import rounding_of, supported
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import (
     OrderError,
@@ -18,14 +15,19 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.hankel import error_bounds
+from ssmreduce.layers.diagonal_cut import balanced_layer
+from ssmreduce.layers.layer import WeightStorage
+from ssmreduce.layers.lti_cut import LTICut, as_written
+from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.read_back import check_read_back
-from ssmreduce.models.diagonal_cut import balanced_layer
-from ssmreduce.models.options import CutOptions
-from ssmreduce.models.report import LayerReduction
+from ssmreduce.layers.stored_states import padded
 from ssmreduce.reduction.measured import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace
+
+if TYPE_CHECKING:
+    from ssmreduce.layers.lti import LTILayer
 
 _EXCESS = 0.1
 """Share by which the measured error of a written layer may exceed its bound before another order is tried."""
@@ -37,48 +39,35 @@ _NEARBY_ORDERS = 4
 """How many lower orders are tried where the layer as written does not keep its bound."""
 
 
-def planned(
-    layer: Any,
-    order: int | OrderRule,
-    options: CutOptions,
-) -> LayerReduction:
-    """Everything about the reduction of one layer but the change itself."""
-    started = time.perf_counter()
-    result = _Plan(layer, order, options).result()
-    return replace(result, seconds=time.perf_counter() - started)
-
-
-class _Plan:
-    """Cuts one layer, writes the result as the layer would hold it, and measures that."""
+class LTIPlan:
+    """Cuts the systems of one layer, writes the result as the layer would hold it, and measures that."""
 
     def __init__(
         self,
-        layer: Any,
+        kind: LTILayer,
+        weights: dict[str, HostArray],
         order: int | OrderRule,
         options: CutOptions,
+        storage: WeightStorage,
     ) -> None:
-        self._backend, self._layer, self._map = supported(layer)
-        names = self._map.names()
+        self._kind, self._weights, self._storage = kind, weights, storage
         self._order, self._multiple_of = order, options.multiple_of
-        self._weights = self._backend.read_arrays(layer, names)
-        self._item_sizes = self._backend.item_sizes(layer, names)
-        self._eps = rounding_of(layer, self._map)
-        self._balancing = balanced_layer(self._map.read(self._weights), options.horizon)
+        self._balancing = balanced_layer(kind.read(weights), options.horizon)
+        self._old_order = kind.order(weights)
 
-    def result(self) -> LayerReduction:
-        """The reduction whose written layer keeps its bound, of the order that was asked for or one below."""
+    def cut(self) -> LTICut:
+        """The cut whose written layer keeps its bound, of the order that was asked for or one below."""
         if isinstance(self._order, MeasuredError):
             return self._smallest(self._order)
-        reduction = self._cut(self._order)
-        old_order = self._map.order(self._weights)
+        reduction = self._reduced(self._order)
         first = -(-self._stored_order(reduction) // self._multiple_of) * self._multiple_of
-        if first >= old_order:
-            return self._outcome(self._cut(old_order), self._weights, 0.0)
+        if first >= self._old_order:
+            return self._unchanged(self._reduced(self._old_order))
         if first > self._stored_order(reduction):
-            reduction = self._cut(first)
+            reduction = self._reduced(first)
         return self._nearest(reduction, first)
 
-    def _nearest(self, reduction: Reduction, first: int) -> LayerReduction:
+    def _nearest(self, reduction: Reduction, first: int) -> LTICut:
         """The first written layer that keeps its bound, from `reduction` to `first` states downwards."""
         failure: SSMReduceError | None = None
         lowest = max(first - _NEARBY_ORDERS * self._multiple_of, self._multiple_of)
@@ -86,7 +75,7 @@ class _Plan:
             lowest = first  # a lower order would break the promise
         for limit in range(first, lowest - 1, -self._multiple_of):
             try:
-                candidate = reduction if limit == first else self._cut(limit)
+                candidate = reduction if limit == first else self._reduced(limit)
                 outcome, keeps_bound = self._written(candidate)
             except SSMReduceError as error:
                 failure = failure or error
@@ -98,52 +87,51 @@ class _Plan:
         assert failure is not None
         raise failure
 
-    def _check_tolerance(self, outcome: LayerReduction) -> None:
+    def _check_tolerance(self, outcome: LTICut) -> None:
         """Raise unless a tolerance that was asked for is met by the layer as it would be written."""
         if isinstance(self._order, ErrorBound):
             hsv = outcome.reduction.hsv
             worst = np.argmax(hsv[..., 0])
             self._order.check(hsv.reshape(-1, hsv.shape[-1])[worst], outcome.measured_error)
 
-    def _too_coarse(self, outcome: LayerReduction) -> UnreachableToleranceError:
+    def _too_coarse(self, outcome: LTICut) -> UnreachableToleranceError:
         parts = outcome.reduction.parts or (outcome.reduction,)
-        errors = [self._map.error_factor * float(part.quick_error()) for part in parts]
-        bounds = [self._map.error_factor * float(part.error_bound or 0.0) for part in parts]
+        errors = [self._kind.error_factor * float(part.quick_error()) for part in parts]
+        bounds = [self._kind.error_factor * float(part.error_bound or 0.0) for part in parts]
         worst = int(np.argmax(np.subtract(errors, bounds)))
         return UnreachableToleranceError(
-            f"{type(self._layer).__name__} at order {outcome.new_order}, in weights with eps = "
-            f"{self._eps:.2g}, has an error of at least {errors[worst]:.3g} but the bound "
+            f"{type(self._kind).__name__} at order {outcome.new_order}, in weights with eps = "
+            f"{self._storage.eps:.2g}, has an error of at least {errors[worst]:.3g} but the bound "
             f"{bounds[worst]:.3g}; expected one that keeps its bound, there or a little below. "
             "Try a wider dtype, or CutOptions(horizon=L) for sequences of L steps."
         )
 
-    def _smallest(self, rule: MeasuredError) -> LayerReduction:
+    def _smallest(self, rule: MeasuredError) -> LTICut:
         """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
-        old_order = self._map.order(self._weights)
-        whole = self._cut(old_order)
+        whole = self._reduced(self._old_order)
         parts = whole.parts or (whole,)
-        gain = self._map.error_factor * max(float(to_nothing(x).quick_error()) for x in parts)
+        gain = self._kind.error_factor * max(float(to_nothing(x).quick_error()) for x in parts)
         if not np.any(whole.hsv):
-            self._cut(1)  # refuses
+            self._reduced(1)  # refuses
         best = smallest(
             1,
-            -(-old_order // self._multiple_of),
+            -(-self._old_order // self._multiple_of),
             self._at_multiple,
             lambda found: found.measured_error <= rule.relative * gain,
         )
-        return self._outcome(whole, self._weights, 0.0) if best is None else best
+        return self._unchanged(whole) if best is None else best
 
-    def _at_multiple(self, count: int) -> LayerReduction | None:
+    def _at_multiple(self, count: int) -> LTICut | None:
         """The layer as it is written with at most so many multiples of states; None if it cannot be."""
         try:
-            outcome, _ = self._written(self._cut(count * self._multiple_of))
+            outcome, _ = self._written(self._reduced(count * self._multiple_of))
         except UnsupportedLayerError:
             raise
         except SSMReduceError:
             return None
         return outcome
 
-    def _cut(self, order: int | OrderRule) -> Reduction:
+    def _reduced(self, order: int | OrderRule) -> Reduction:
         """Cut to what a rule chooses, or to at most so many states as the layer stores them."""
         reduction = self._balancing.truncate(order, common_order=True)
         if isinstance(as_rule(order), FixedOrder):
@@ -159,19 +147,19 @@ class _Plan:
 
     def _stored_order(self, reduction: Reduction) -> int:
         if reduction.system is reduction.original:
-            return self._map.order(self._weights)
+            return self._old_order
         assert isinstance(reduction.system, DiagonalStateSpace)
-        return self._map.storable(reduction.system).order
+        return self._kind.storable(reduction.system).order
 
-    def _written(self, reduction: Reduction) -> tuple[LayerReduction, bool]:
+    def _written(self, reduction: Reduction) -> tuple[LTICut, bool]:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
         assert isinstance(reduction.system, DiagonalStateSpace)
-        stored = self._map.storable(reduction.system)
+        stored = self._kind.storable(reduction.system)
         system = padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
-        new = self._backend.rounded(self._layer, self._map.write(system, self._weights))
+        new = self._storage.rounded(self._kind.write(system, self._weights))
         weights = {**self._weights, **new}
-        read_back = self._map.read(weights).to_host()
-        check_read_back(self._map, reduction.system, read_back, self._eps)
+        read_back = self._kind.read(weights).to_host()
+        check_read_back(self._kind, reduction.system, read_back, self._storage.eps)
         if reduction.horizon is None:
             check_stable_system(
                 read_back,
@@ -181,42 +169,13 @@ class _Plan:
         written = as_written(reduction, read_back)
         parts = written.parts or (written,)
         errors = [float(part.quick_error()) for part in parts]
-        allowed = [_allowed_error(part, self._eps) for part in parts]
+        allowed = [_allowed_error(part, self._storage.eps) for part in parts]
         keeps = all(error <= most for error, most in zip(errors, allowed, strict=True))
-        return self._outcome(written, weights, self._map.error_factor * max(errors)), keeps
+        error = self._kind.error_factor * max(errors)
+        return LTICut(self._kind, written, error, self._weights, weights), keeps
 
-    def _outcome(
-        self, reduction: Reduction, weights: dict[str, HostArray], error: float
-    ) -> LayerReduction:
-        return LayerReduction(
-            self._layer, reduction, error, self._weights, weights, self._item_sizes, self._map
-        )
-
-
-def padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
-    """Add states that neither respond nor are seen, up to `order`."""
-    missing = order - system.order
-    if missing == 0:
-        return system
-    batch = [(0, 0)] * len(system.batch_shape)
-    return DiagonalStateSpace(
-        np.pad(system.eigenvalues, [*batch, (0, missing)]),
-        np.pad(system.B, [*batch, (0, missing), (0, 0)]),
-        np.pad(system.C, [*batch, (0, 0), (0, missing)]),
-        system.D,
-        time=system.time,
-        real_output=system.real_output,
-        read_after_update=system.read_after_update,
-    )
-
-
-def as_written(reduction: Reduction, system: System) -> Reduction:
-    """`reduction` with the system that was read back from the weights, in its parts as well."""
-    indices = np.ndindex(system.batch_shape)
-    parts = tuple(
-        replace(part, system=system[at]) for part, at in zip(reduction.parts, indices, strict=False)
-    )
-    return replace(reduction, system=system, parts=parts)
+    def _unchanged(self, whole: Reduction) -> LTICut:
+        return LTICut(self._kind, whole, 0.0, self._weights, self._weights)
 
 
 def _allowed_error(reduction: Reduction, eps: float) -> float:

@@ -49,6 +49,7 @@ class ShardedParameter:
         if missing or len(inspect.signature(record._init_sharded_param).parameters) != _ARGUMENTS:
             raise _other_version(missing[0] if missing else "_init_sharded_param")
         self._record = record
+        self._before: tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]] | None = None
 
     @property
     def tensor(self) -> Any:
@@ -83,6 +84,8 @@ class ShardedParameter:
         """
         record, tensor = self._record, self.tensor
         attributes, placement = dict(vars(tensor)), record.fsdp_placement
+        swapped: list[tuple[Any, Any]] = []
+        self._before = dict(vars(record)), attributes, swapped
         parameter = torch.nn.Parameter(full, requires_grad=tensor.requires_grad)
         record._init_sharded_param(parameter, record.device, lambda _: placement, record.mesh_info)
         if record.post_forward_mesh_info is not None:
@@ -91,11 +94,30 @@ class ShardedParameter:
         record.unsharded_accumulated_grad = None
         if hasattr(record, _UNSHARDED):
             delattr(record, _UNSHARDED)
-        new, tensor.grad = record.sharded_param, None
+        new, gradient = record.sharded_param, tensor.grad
+        tensor.grad = None
         torch.utils.swap_tensors(tensor, new)  # type: ignore[no-untyped-call]
+        swapped.append((new, gradient))
         vars(tensor).update(attributes)
         record.sharded_param = tensor
         record._setattr_on_modules(tensor)
+
+    def restore(self) -> None:
+        """Put back what `replace` replaced, as far as it came."""
+        if self._before is None:
+            return
+        values, attributes, swapped = self._before
+        tensor = values["sharded_param"]
+        while swapped:
+            old, gradient = swapped.pop()
+            tensor.grad = None
+            torch.utils.swap_tensors(tensor, old)  # type: ignore[no-untyped-call]
+            tensor.grad = gradient
+        vars(tensor).clear()
+        vars(tensor).update(attributes)
+        vars(self._record).clear()
+        vars(self._record).update(values)
+        self._record._setattr_on_modules(tensor)
 
 
 def sharded_modules(model: torch.nn.Module) -> list[Any]:

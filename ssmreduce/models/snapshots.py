@@ -6,16 +6,13 @@ it can be saved with a checkpoint, and loaded by ``torch.load(..., weights_only=
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
-from ssmreduce.adapters.registry import model_backend
 from ssmreduce.errors import ShapeError
-
-Snapshot = dict[str, Any]
-"""A copy of one model, and of its optimizer state."""
+from ssmreduce.frameworks.framework import Snapshot
+from ssmreduce.frameworks.transaction import Prepared
+from ssmreduce.models.search import search
 
 
 def take_all(models: Sequence[Any], opt_state: Any) -> list[Snapshot]:
@@ -23,15 +20,18 @@ def take_all(models: Sequence[Any], opt_state: Any) -> list[Snapshot]:
 
     Each keeps its dtype. Where several processes train the models, all of them have to call this.
     """
-    return [_home(model).take(model, state) for model, state in _with_states(models, opt_state)]
+    return [_taken(model, state) for model, state in _with_states(models, opt_state)]
+
+
+def _taken(model: Any, opt_state: Any) -> Snapshot:
+    found = search(model)
+    return found.framework.snapshot(model, opt_state, found.handles)
 
 
 def prepared_back(
     models: Sequence[Any], opt_state: Any, snapshots: Sequence[Snapshot]
-) -> Callable[[], tuple[list[Any], Any]]:
+) -> list[Prepared]:
     """Prepare the way back to where `snapshots` were taken; nothing is changed yet.
-
-    What is returned goes it, in place for PyTorch, and returns the models and the optimizer state.
 
     Raises
     ------
@@ -46,27 +46,18 @@ def prepared_back(
     ready = []
     given = zip(_with_states(models, opt_state), snapshots, strict=True)
     for number, ((model, state), snapshot) in enumerate(given):
+        found = search(model)
         try:
-            ready.append(_home(model).prepared_back(model, state, snapshot))
+            ready.append(found.framework.prepared_back(model, state, snapshot, found.handles))
         except ShapeError as error:
             if number == 0:
                 raise
             raise ShapeError(
                 f"while undoing the cut of follower {number} in `followers`: {error}"
             ) from error
-
-    def make() -> tuple[list[Any], Any]:
-        (first, state), *rest = [each() for each in ready]
-        return [first, *(copy for copy, _ in rest)], state
-
-    return make
+    return ready
 
 
 def _with_states(models: Sequence[Any], opt_state: Any) -> list[tuple[Any, Any]]:
     first, *rest = models
     return [(first, opt_state), *((copy, None) for copy in rest)]
-
-
-def _home(model: Any) -> ModuleType:
-    """`torch_snapshot` or `jax_snapshot`."""
-    return importlib.import_module(f"{model_backend(model).__name__}_snapshot")

@@ -7,26 +7,30 @@ because one of its states holds half of one, are zero.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.layers.layer_map import LayerMap
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import real_input
 
+if TYPE_CHECKING:
+    from ssmreduce.layers.lti import LTILayer
 
-def stored_basis(part: Reduction, layer_map: LayerMap) -> tuple[HostArray, HostArray]:
+
+def stored_basis(part: Reduction, kind: LTILayer) -> tuple[HostArray, HostArray]:
     """Return V, shape (R, r), and S, shape (r, R), of one system, for states as the layer stores them."""
     slot_map, left = part.slot_map, part.left
     assert slot_map is not None
     assert left is not None
     vectors, inverse = slot_map.vectors, slot_map.inverse
-    scale = layer_map.state_scale(inverse @ (adjoint(left) @ real_input_matrix(part.original)))
+    scale = kind.state_scale(inverse @ (adjoint(left) @ real_input_matrix(part.original)))
     with np.errstate(divide="ignore", invalid="ignore"):
         vectors = np.where(scale == 0.0, 0.0, vectors / scale)
     inverse = inverse * scale[:, None]
-    if layer_map.lower_half:
+    if kind.lower_half:
         return vectors.conj(), inverse.conj()
     return vectors, inverse
 
@@ -37,19 +41,34 @@ def real_input_matrix(system: System) -> HostArray:
     return real_input(B) if isinstance(system, DiagonalStateSpace) else B
 
 
-def state_maps(
-    reduction: Reduction, layer_map: LayerMap, order: int
-) -> tuple[HostArray, HostArray]:
+def state_maps(reduction: Reduction, kind: LTILayer, order: int) -> tuple[HostArray, HostArray]:
     """Return the matrices, shape (..., order, n), with h_r = M₁ h + M₂ conj(h)."""
     parts = reduction.parts or (reduction,)
     maps = []
     for part in parts:
         assert part.left is not None
-        _, inverse = stored_basis(part, layer_map)
+        _, inverse = stored_basis(part, kind)
         real, imag = np.split(inverse @ adjoint(part.left), 2, axis=1)
         pad = ((0, order - len(real)), (0, 0))
         maps.append([np.pad(0.5 * (real + sign * 1j * imag), pad) for sign in (-1.0, 1.0)])
     batch = reduction.original.batch_shape
     return tuple(  # type: ignore[return-value]
         np.stack([pair[k] for pair in maps]).reshape(*batch, order, -1) for k in (0, 1)
+    )
+
+
+def padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
+    """Add states that neither respond nor are seen, up to `order`."""
+    missing = order - system.order
+    if missing == 0:
+        return system
+    batch = [(0, 0)] * len(system.batch_shape)
+    return DiagonalStateSpace(
+        np.pad(system.eigenvalues, [*batch, (0, missing)]),
+        np.pad(system.B, [*batch, (0, missing), (0, 0)]),
+        np.pad(system.C, [*batch, (0, 0), (0, missing)]),
+        system.D,
+        time=system.time,
+        real_output=system.real_output,
+        read_after_update=system.read_after_update,
     )

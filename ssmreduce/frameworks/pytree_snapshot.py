@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,15 +18,12 @@ def take(model: Any, opt_state: Any) -> dict[str, Any]:
     return {"model": _leaves(model), "opt_state": _leaves(opt_state)}
 
 
-def prepared_back(
-    model: Any, opt_state: Any, snapshot: dict[str, Any]
-) -> Callable[[], tuple[Any, Any]]:
+def prepared_back(model: Any, opt_state: Any, snapshot: dict[str, Any]) -> tuple[Any, Any]:
     """Make both trees with the leaves that `snapshot` holds, on the devices of the present ones."""
-    restored = (
+    return (
         _restored(model, snapshot["model"], "model"),
         _restored(opt_state, snapshot["opt_state"], "opt_state"),
     )
-    return lambda: restored
 
 
 def _is_key(leaf: Any) -> bool:

@@ -16,8 +16,8 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from ssmreduce.adapters.torch_fsdp import ShardedParameter, sharded_modules, sharded_parameters
 from ssmreduce.errors import DistributedError, SSMReduceError, UnsupportedLayerError
+from ssmreduce.frameworks.torch_fsdp import ShardedParameter, sharded_modules, sharded_parameters
 
 T = TypeVar("T")
 
@@ -209,12 +209,11 @@ def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
     return seen[id(module)]
 
 
-def clear_gradients(model: Any) -> None:
-    """Drop all gradients, those too that FSDP2 has accumulated without sync."""
-    for parameter in model.parameters():
-        parameter.grad = None
-    for record in sharded_parameters(model):
-        record.accumulated_gradient = None
+def gradient_holders(model: Any) -> list[tuple[Any, str]]:
+    """Return who holds a gradient, and in which attribute: parameters, and FSDP2's records of them."""
+    held = [(parameter, "grad") for parameter in model.parameters()]
+    records = [(record, "accumulated_gradient") for record in sharded_parameters(model)]
+    return [*held, *records]
 
 
 def whole(tensor: Any) -> Any:

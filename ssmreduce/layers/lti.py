@@ -1,52 +1,46 @@
-"""`LayerMap`: how the weights of a layer parametrise a diagonal discrete system with real output.
+"""`LTILayer`: a layer whose weights parametrise a diagonal discrete system with real output.
 
 Every layer here runs, with stored matrices b and c and factors s and t that belong to its poles,
 
     h[k] = λ h[k-1] + (s b) u[k],    y[k] = Re((c t) h[k]) + D u[k],
 
-once, or once for each of its channels (leading axes). A map says where λ, b, c and D are and what s
+once, or once for each of its channels (leading axes). A class says where λ, b, c and D are and what s
 and t are; reading, writing and the way of the optimizer's moments follow from that.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from abc import abstractmethod
 
 import numpy as np
 
-from ssmreduce._checks import floating_array, type_name
+from ssmreduce._checks import type_name
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.errors import ShapeError, UnstableSystemError, UnsupportedLayerError
+from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
+from ssmreduce.hankel import rank_tolerance
+from ssmreduce.layers.diagonal_cut import balanced_layer
+from ssmreduce.layers.layer import Layer, Weights, WeightStorage
+from ssmreduce.layers.lti_cut import LTICut
+from ssmreduce.layers.lti_plan import LTIPlan
+from ssmreduce.layers.options import CutOptions
+from ssmreduce.reduction.diagonal import balanced_systems
+from ssmreduce.reduction.order import OrderRule
+from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete
-
-Weights = Mapping[str, Array]
-"""Arrays of a layer by name, at double precision on the host (tracers as they are)."""
 
 _SMALLEST_MODULUS = 1e-6
 """Poles below decay within one step; at exactly zero the gradients of most layers are NaN."""
 
 
-class LayerMap(ABC):
-    """How the weights of one kind of layer parametrise a system.
+class LTILayer(Layer):
+    """A linear time-invariant layer: how its weights parametrise a system, cut by balanced truncation.
 
     Attributes
     ----------
     poles : tuple of str
         Weights that hold the poles and what belongs to them: their moments have no image in
         other coordinates.
-    sizes : tuple of str
-        Attributes of a layer object that count its states (or a multiple of them).
-    states : tuple of str
-        Attributes or buffers that keep a state between calls; projected with a cut.
-    caches : tuple of str
-        Attributes computed from the weights on demand; deleted after a cut.
-    eps : float
-        Rounding of the layer itself, where that is coarser than the dtype of its weights.
-    error_factor : float
-        How much larger the layer's error may be than its system's.
     stores_input : bool
         Whether the layer has an input matrix. Without one b = 1, and only the products c b count.
     carries_matrices : bool
@@ -59,8 +53,8 @@ class LayerMap(ABC):
     A layer with weights ``decay``, ``angle``, ``B`` and ``C`` (complex), λ = exp(-exp(decay) + i angle):
 
     >>> import numpy as np
-    >>> from ssmreduce.layers.layer_map import LayerMap
-    >>> class MyMap(LayerMap):
+    >>> from ssmreduce.layers.lti import LTILayer
+    >>> class MyLayer(LTILayer):
     ...     poles = ("decay", "angle")
     ...
     ...     def names(self):
@@ -83,23 +77,14 @@ class LayerMap(ABC):
     ...     "B": np.ones((1, 2)),
     ...     "C": np.ones((2, 1)),
     ... }
-    >>> MyMap().read(weights).order
+    >>> MyLayer().read(weights).order
     1
     """
 
     poles: tuple[str, ...] = ()
-    sizes: tuple[str, ...] = ()
-    states: tuple[str, ...] = ()
-    caches: tuple[str, ...] = ()
-    eps: float = 0.0
-    error_factor: float = 1.0
     stores_input: bool = True
     carries_matrices: bool = True
     lower_half: bool = False
-
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights that `read` needs."""
 
     @abstractmethod
     def logarithms(self, weights: Weights) -> Array:
@@ -130,37 +115,9 @@ class LayerMap(ABC):
         """Raise `ShapeError` unless the weights fit together; the default checks nothing."""
         return None
 
-    @classmethod
-    def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
-        """Return the map of `layer`, which is told by its arrays; None if it is another layer.
-
-        Raises
-        ------
-        UnsupportedLayerError
-            If it is a variant of this layer that no map fits.
-        """
-        return None
-
     def order(self, weights: Weights) -> int:
         """Return the number of stored states, of each channel where they run apart."""
         return int(self.logarithms(weights).shape[-1])
-
-    def check_names(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless all weights are there."""
-        missing = self.names()
-        if isinstance(weights, Mapping):
-            missing = tuple(name for name in self.names() if name not in weights)
-        if missing:
-            raise ShapeError(
-                f"`weights` is a {type_name(weights)} without {', '.join(missing)}; expected a dict of the "
-                f"arrays of {type(self).__name__}. Look at names()."
-            )
-
-    def check_finite(self, weights: Weights) -> None:
-        """Raise `NonFiniteError` if a weight holds NaN or Inf."""
-        self.check_names(weights)
-        for name, value in weights.items():
-            floating_array(value, name, 0)
 
     def read(self, weights: Weights) -> System:
         """Return the discrete system that the layer runs, diagonal unless its state matrix is not.
@@ -196,6 +153,51 @@ class LayerMap(ABC):
             return np.ones(B.shape[0])
         one = np.where(B[:, 0] == 0.0, 1.0, B[:, 0])
         return np.asarray(np.where(B[:, 0] == 0.0, 0.0, 1.0 / one))
+
+    def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
+        """Return batch axes, inputs and outputs."""
+        B, C = self.matrices(weights)
+        return np.broadcast_shapes(B.shape[:-2], C.shape[:-2]), B.shape[-1], C.shape[-2]
+
+    def resized(self, weights: Weights, order: int) -> dict[str, HostArray]:
+        """Return zeros in the shapes of the weights of a layer with `order` states."""
+        # The shapes alone matter: what is replaced may be NaN, or anything.
+        ones = {name: np.ones(value.shape) for name, value in weights.items()}
+        batch, inputs, outputs = self.ports(ones)
+        system = DiagonalStateSpace(
+            np.full((*batch, order), 0.5),
+            np.ones((*batch, order, inputs)),
+            np.ones((*batch, outputs, order)),
+            time=Discrete(),
+            real_output=True,
+            read_after_update=True,
+        )
+        return {name: np.zeros(value.shape) for name, value in self.write(system, ones).items()}
+
+    def scores(self, weights: Weights, options: CutOptions) -> HostArray:
+        """Return the Hankel singular values by which states are shared out; 0 for rounding."""
+        systems = balanced_layer(self.read(weights), options.horizon).budget_values()
+        values: HostArray = np.max(systems, axis=0)
+        return np.where(values > rank_tolerance(values), values, 0.0)
+
+    def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
+        """Return the Hankel singular values and the diagonal of T Σ Wᴴ, of each system."""
+        system = self.read(weights)
+        parts = balanced_systems(system, horizon)
+        hsv = np.stack([part.hsv for part in parts])
+        shares = np.stack([_shares(part, system.order) for part in parts])
+        batch = system.batch_shape
+        return hsv.reshape(*batch, -1), shares.reshape(*batch, shares.shape[-1])
+
+    def plan(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+    ) -> LTICut:
+        """Cut by balanced truncation, and measure the layer as it would be written."""
+        return LTIPlan(self, weights, order, options, storage).cut()
 
     def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
         """Return the weights, all but the feedthrough, of a layer that runs a storable system.
@@ -243,19 +245,6 @@ class LayerMap(ABC):
         return new | self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
 
 
-class HasArrays:
-    """What a map may ask about the arrays of a layer: their names and numbers of axes."""
-
-    def __init__(self, axes: Mapping[str, int]) -> None:
-        self._axes = axes
-
-    def __call__(self, *names: str, **axes: int) -> bool:
-        """Tell whether there is an array under each name, with so many axes where told."""
-        return all(name in self._axes for name in names) and all(
-            self._axes.get(name) == count for name, count in axes.items()
-        )
-
-
 def check_decay(logarithms: HostArray, kind: str) -> None:
     """Raise `UnstableSystemError` unless every |λ| < 1."""
     if np.any(logarithms.real >= 0.0):
@@ -266,19 +255,15 @@ def check_decay(logarithms: HostArray, kind: str) -> None:
         )
 
 
-def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: str = "") -> None:
-    """Raise `ShapeError` unless a weight has `shape`, in which letters stand for any length."""
-    found = weights[name].shape
-    fits = len(found) == len(shape) and all(
-        isinstance(expected, str) or length == expected
-        for length, expected in zip(found, shape, strict=True)
-    )
-    if not fits:
-        expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-        raise ShapeError(f"`{name}` has shape {found}; expected {expected}{why}.")
-
-
 def _typical(logarithms: HostArray) -> HostArray:
     """Of each system the pole of median decay, shape (...)."""
     middle = np.argsort(logarithms.real, axis=-1)[..., logarithms.shape[-1] // 2]
     return np.asarray(np.take_along_axis(logarithms, middle[..., None], axis=-1)[..., 0])
+
+
+def _shares(part: BalancedSystem, order: int) -> HostArray:
+    """The diagonal of T Σ Wᴴ; real and imaginary part of a stored state together."""
+    W, T = part.projections(part.rank)
+    diagonal = np.real((T * part.hsv[: part.rank] * W.conj()).sum(axis=1))
+    shares: HostArray = diagonal.reshape(-1, order).sum(axis=0)
+    return shares

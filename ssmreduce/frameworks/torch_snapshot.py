@@ -9,36 +9,38 @@ the model without the wrappers of ``torch.compile`` and of DDP.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from ssmreduce.adapters.registry import is_reducible, layer_map_of
-from ssmreduce.adapters.torch import _attributes, find_layers, holders, resized
-from ssmreduce.adapters.torch_distributed import (
-    clear_gradients,
-    renew_buckets,
+from ssmreduce.errors import ShapeError
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.torch_arrays import replaced
+from ssmreduce.frameworks.torch_attributes import Dependent, dependents
+from ssmreduce.frameworks.torch_buckets import bucket_steps
+from ssmreduce.frameworks.torch_distributed import (
+    gradient_holders,
     sharded_like,
     team_of,
     whole,
 )
-from ssmreduce.errors import ShapeError
-from ssmreduce.layers.layer_map import LayerMap
+from ssmreduce.frameworks.torch_sharing import holders
+from ssmreduce.frameworks.transaction import Assignment, Entry, Prepared, Step
 
 
-def take(model: Any, optimizer: Any) -> dict[str, Any]:
+def take(model: Any, optimizer: Any, handles: Sequence[LayerHandle]) -> dict[str, Any]:
     """Copy tensors, counts and kept states of `model`, and the state of `optimizer`, to the host.
 
     Where several processes train the model, all of them have to call this.
     """
     team_of(model)
     attributes: dict[str, dict[str, Any]] = {}
-    for path, name in _empty_states(model):
+    for path, name in _empty_states(model, handles):
         attributes.setdefault(path, {})[name] = None
-    for path, owner, name, value in _dependent_attributes(model):
-        if value is not None and name in vars(owner):  # buffers are among the tensors
-            attributes.setdefault(path, {})[name] = _copied(vars(owner)[name])
+    for path, each in _dependents(model, handles):
+        if not each.is_cache and each.name in vars(each.owner):  # buffers are among the tensors
+            attributes.setdefault(path, {})[each.name] = _copied(vars(each.owner)[each.name])
     entries = {}
     if isinstance(optimizer, torch.optim.Optimizer):
         entries = {
@@ -54,58 +56,88 @@ def take(model: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def prepared_back(
-    model: Any, optimizer: Any, snapshot: dict[str, Any]
-) -> Callable[[], tuple[Any, Any]]:
-    """Copy what `snapshot` holds; what is returned gives it to model and optimizer, in place."""
+    model: Any, optimizer: Any, snapshot: dict[str, Any], handles: Sequence[LayerHandle]
+) -> Prepared:
+    """Copy what `snapshot` holds; the steps give it to model and optimizer, in place."""
     team_of(model)  # FSDP2: shards, also after a forward pass
     saved, here = snapshot["tensors"], dict(_tensors(model))
-    kept = snapshot["attributes"]
     parameters = {} if optimizer is None else dict(_parameters(model, optimizer))
     _check(here, saved, parameters, snapshot["optimizer"])
+    tensors = [_tensor_step(model, tensor, saved[name]) for name, tensor in here.items()]
+    steps = bucket_steps(model, [_NoGradients(model), *tensors])
+    attributes = _attribute_steps(model, snapshot["attributes"], handles)
+    entries = _entry_steps(optimizer, parameters, snapshot["optimizer"])
+    return Prepared(model, optimizer, [*steps, *attributes, *entries])
+
+
+def _tensor_step(model: Any, tensor: Any, saved: Any) -> Step:
+    # One number that stands for several cannot be copied into.
+    stands_for_several = tensor.layout is torch.strided and 0 in tensor.stride()
+    if tensor.shape != saved.shape or stands_for_several:
+        return replaced(model, tensor, _copied(saved, tensor.device))
+    return _OldNumbers(tensor, saved)
+
+
+class _OldNumbers(Step):
+    """Copies numbers into a tensor of the same shape."""
+
+    def __init__(self, tensor: Any, saved: Any) -> None:
+        self._tensor, self._saved, self._before = tensor, saved, tensor.detach().clone()
+
+    def make(self) -> None:
+        with torch.no_grad():
+            self._tensor.copy_(sharded_like(self._tensor, self._saved.to(self._tensor.device)))
+
+    def undo(self) -> None:
+        with torch.no_grad():
+            self._tensor.copy_(self._before)
+
+
+class _NoGradients(Step):
+    """Drops all gradients, those too that FSDP2 has accumulated without sync."""
+
+    def __init__(self, model: Any) -> None:
+        self._held = gradient_holders(model)
+        self._before = [getattr(owner, name) for owner, name in self._held]
+
+    def make(self) -> None:
+        for owner, name in self._held:
+            setattr(owner, name, None)
+
+    def undo(self) -> None:
+        for (owner, name), gradient in zip(self._held, self._before, strict=True):
+            setattr(owner, name, gradient)
+
+
+def _attribute_steps(
+    model: Any, kept: dict[str, dict[str, Any]], handles: Sequence[LayerHandle]
+) -> list[Step]:
     modules = {_plain(name): part for name, part in _unwrapped(model).named_modules()}
-    resizes = {
-        name: resized(model, tensor, _copied(saved[name], tensor.device))
-        for name, tensor in here.items()
-        # One number that stands for several cannot be copied into.
-        if tensor.shape != saved[name].shape
-        or (tensor.layout is torch.strided and 0 in tensor.stride())
-    }
-    attributes = [
-        (modules[path], name, _copied(value, _device_for(name, modules[path], model)))
+    given = [
+        Assignment(owner, name, _copied(value, _device_for(name, owner, model)))
         for path, values in kept.items()
+        for owner in [modules[path]]
         for name, value in values.items()
     ]
     stale = [
-        (owner, name)
-        for path, owner, name, _ in _dependent_attributes(model)
-        if name in vars(owner) and name not in kept.get(path, {})
+        Assignment(each.owner, each.name, None, removes=True)
+        for path, each in _dependents(model, handles)
+        if each.name in vars(each.owner) and each.name not in kept.get(path, {})
     ]
-    entries = {
-        index: _entry(values, optimizer.state.get(parameters[index], {}), parameters[index])
-        for index, values in snapshot["optimizer"].items()
-    }
+    return [*given, *stale]
 
-    def make() -> tuple[Any, Any]:
-        clear_gradients(model)
-        with torch.no_grad():
-            for name, tensor in here.items():
-                if name in resizes:
-                    resizes[name]()
-                else:
-                    tensor.copy_(sharded_like(tensor, saved[name].to(tensor.device)))
-        renew_buckets(model)
-        for owner, name, value in attributes:
-            setattr(owner, name, value)
-        for owner, name in stale:
-            vars(owner).pop(name, None)  # layers with the same weights name it twice
-        for index, parameter in parameters.items():
-            if index in entries:
-                optimizer.state[parameter] = entries[index]
-            else:
-                optimizer.state.pop(parameter, None)
-        return model, optimizer
 
-    return make
+def _entry_steps(optimizer: Any, parameters: dict[int, Any], saved: dict[int, Any]) -> list[Step]:
+    steps: list[Step] = []
+    for index, parameter in parameters.items():
+        if index in saved:
+            present = optimizer.state.get(parameter, {})
+            steps.append(
+                Entry(optimizer.state, parameter, _entry(saved[index], present, parameter))
+            )
+        else:
+            steps.append(Entry(optimizer.state, parameter, removes=True))
+    return steps
 
 
 def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> dict[str, Any]:
@@ -172,29 +204,22 @@ def _parameters(model: Any, optimizer: Any) -> Iterator[tuple[int, Any]]:
             yield index, parameter
 
 
-def _dependent_attributes(model: Any) -> Iterator[tuple[str, Any, str, Any]]:
-    """Module name, module, attribute and value (None: a cache) of all that depends on layer orders."""
+def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, Dependent]]:
+    """Module name and what depends on layer orders."""
     names = _module_names(model)
-    for layer, layer_map in _layers(model):
-        for owner, name, value in _attributes(model, layer, layer_map, 1.0):
-            yield names[id(owner)], owner, name, value
+    for handle in handles:
+        for each in dependents(model, LayerChange(handle, {}, 1.0)):
+            yield names[id(each.owner)], each
 
 
-def _empty_states(model: Any) -> Iterator[tuple[str, str]]:
+def _empty_states(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, str]]:
     """Module name and attribute of every state between calls that has not begun."""
     names = _module_names(model)
-    for layer, layer_map in _layers(model):
-        for owner in holders(model, layer, layer_map):
-            for name in layer_map.states:
+    for handle in handles:
+        for owner in holders(model, handle):
+            for name in handle.kind.states:
                 if vars(owner).get(name, owner) is None:
                     yield names[id(owner)], name
-
-
-def _layers(model: Any) -> Iterator[tuple[Any, LayerMap]]:
-    for _, layer in find_layers(model, is_reducible):
-        layer_map = layer_map_of(layer)
-        assert layer_map is not None
-        yield layer, layer_map
 
 
 def _module_names(model: Any) -> dict[int, str]:

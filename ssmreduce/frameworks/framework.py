@@ -1,0 +1,285 @@
+"""`Framework`: where the arrays of layers live in a real object; `LayerHandle`: one layer of a model.
+
+One final class for each: `TorchFramework`, `PytreeFramework` (Equinox, and pytrees of JAX arrays) and
+`MappingFramework` (arrays by name, of any library). A call resolves the layers of a model once, as
+handles, and asks the framework about these alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from ssmreduce._checks import type_name
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.frameworks.moments import Moments
+from ssmreduce.frameworks.transaction import Prepared
+from ssmreduce.layers.layer import Layer
+
+Path = tuple[Any, ...]
+"""Key path of a layer in a model."""
+
+Snapshot = dict[str, Any]
+"""A copy of one model, and of its optimizer state, in host memory: dicts, numbers and arrays alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerHandle:
+    """One layer of a model, resolved once.
+
+    Attributes
+    ----------
+    framework : Framework
+        Where its arrays live.
+    path : tuple
+        Key path in the model.
+    layer : object
+        The object that holds the arrays.
+    kind : Layer
+        What they mean.
+    """
+
+    framework: Framework
+    path: Path
+    layer: Any
+    kind: Layer
+
+    @cached_property
+    def name(self) -> str:
+        """Name in the model."""
+        return self.framework.path_name(self.path)
+
+    @cached_property
+    def weights(self) -> dict[str, HostArray]:
+        """Arrays by name, at double precision on the host."""
+        return self.framework.read_arrays(self.layer, self.kind.names())
+
+    @cached_property
+    def eps(self) -> float:
+        """The rounding of its weights, relative."""
+        return max(self.framework.precision(self.layer, self.kind.names()), self.kind.eps)
+
+    @cached_property
+    def item_sizes(self) -> dict[str, int]:
+        """Bytes of one entry of each weight."""
+        return self.framework.item_sizes(self.layer, self.kind.names())
+
+    def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+        """Return `values` as the layer would hold them, at double precision."""
+        return self.framework.rounded(self.layer, values)
+
+
+class LayerChange(NamedTuple):
+    """What is to become of one layer.
+
+    Attributes
+    ----------
+    handle : LayerHandle
+        The layer.
+    values : dict of arrays
+        New arrays by name.
+    ratio : float
+        New order over the old one.
+    reduce_state : callable or None
+        Takes a hidden state that the layer keeps to the new states; None to begin with zeros.
+    """
+
+    handle: LayerHandle
+    values: Mapping[str, HostArray]
+    ratio: float
+    reduce_state: Callable[[Array], Array] | None = None
+
+
+class Framework(ABC):
+    """Where the arrays of layers live in a real object, and how they are replaced."""
+
+    @property
+    @abstractmethod
+    def expects(self) -> str:
+        """What a model of it is, for messages."""
+
+    # --- Layers and their arrays
+
+    @abstractmethod
+    def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
+        """Yield key path and object of what may be a layer and `stops`; nothing inside of that is asked."""
+
+    @abstractmethod
+    def at(self, model: Any, path: Path) -> Any:
+        """Return the object at a key path."""
+
+    @abstractmethod
+    def path_name(self, path: Path) -> str:
+        """Return a key path as it reads in code, ``model`` for the model itself."""
+
+    @abstractmethod
+    def array_axes(self, layer: Any) -> dict[str, int]:
+        """Return the names of the arrays that `layer` itself holds, and their numbers of axes."""
+
+    def unwrapped(self, layer: Any) -> Any:
+        """Return the only layer in wrappers that hold no array of their own."""
+        return layer
+
+    @abstractmethod
+    def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
+        """Return the named arrays at double precision on the host; tracers as they are."""
+
+    @abstractmethod
+    def precision(self, layer: Any, names: Sequence[str]) -> float:
+        """Return the largest eps among the dtypes of the named arrays."""
+
+    @abstractmethod
+    def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
+        """Return the bytes of one entry of each named array."""
+
+    @abstractmethod
+    def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+        """Return `values` as the arrays of `layer` would hold them, at double precision."""
+
+    def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
+        """Tell whether two layers hold the same arrays, so that a change of one is one of both."""
+        return False
+
+    # --- A cut
+
+    def check_ready(self, model: Any, handles: Sequence[LayerHandle]) -> None:
+        """Raise unless the arrays of the layers may be replaced now."""
+        return None
+
+    def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
+        """Raise `OptimizerStateError` unless `opt_state` can belong to `model`."""
+        return None
+
+    @abstractmethod
+    def moments_of(
+        self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
+    ) -> list[Moments]:
+        """Return what an optimizer state holds for the layers.
+
+        Raises
+        ------
+        OptimizerStateError
+            If it holds what belongs to no weight: flattened or factored moments, say.
+        """
+
+    def gradients_of(self, model: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
+        """Return the gradients that the layers hold; where they are sharded, every rank has to call."""
+        return []
+
+    @abstractmethod
+    def prepared(
+        self,
+        model: Any,
+        changes: Sequence[LayerChange],
+        opt_state: Any,
+        moments: Mapping[Any, HostArray],
+        gradients: Mapping[Any, HostArray],
+    ) -> Prepared:
+        """Prepare new layers and moments; nothing is changed yet.
+
+        Arrays whose gradients are not among `gradients` lose them.
+        """
+
+    # --- Snapshots
+
+    @abstractmethod
+    def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
+        """Copy every array to host memory; where several processes train the model, all have to call.
+
+        The layers say what else depends on their orders.
+        """
+
+    @abstractmethod
+    def prepared_back(
+        self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
+    ) -> Prepared:
+        """Prepare the way back to a snapshot.
+
+        Raises
+        ------
+        ShapeError
+            If it is of another model or optimizer.
+        """
+
+    # --- Several processes
+
+    def team_of(self, model: Any) -> Any:
+        """Return the processes that train `model`; None if it is one."""
+        return None
+
+    def gathered(self, model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, Any]:
+        """Return views of model and optimizer in which `layers` have full arrays; every rank has to call."""
+        return model, opt_state
+
+    def fields_of(self, opt_state: Any, handle: LayerHandle) -> dict[str, list[str]]:
+        """Return the names of what an optimizer holds for each array of a layer."""
+        return {}
+
+    # --- Saved models
+
+    def check_loads(self, model: Any) -> None:
+        """Raise `UnsupportedLayerError` unless a state dict can be loaded into `model` in place."""
+        raise UnsupportedLayerError(
+            f"`model` is a {type_name(model)}; expected a torch.nn.Module. For a pytree or a mapping call "
+            "shaped_like(model, saved)."
+        )
+
+    def check_shapes(self, model: Any) -> None:
+        """Raise `UnsupportedLayerError` unless `model` can be copied in other shapes, and filled by name."""
+        raise UnsupportedLayerError(
+            f"`model` is a {type_name(model)}; expected a pytree of Equinox modules. A mapping of arrays has "
+            "the shapes that it was saved with."
+        )
+
+    def saved_arrays(self, model: Any, saved: Any) -> dict[Path, Any]:
+        """Return the leaves of `saved` by their names: one for each array of `model`.
+
+        Raises
+        ------
+        ShapeError
+            If a name is missing or left over, or what is under it no array with as many axes.
+        """
+        raise NotImplementedError
+
+    def shapes_of_layer(
+        self, given: Mapping[Path, Any], path: Path, names: Sequence[str]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shapes that saved arrays give to the layer at a path."""
+        raise NotImplementedError
+
+    def with_arrays(self, model: Any, given: Mapping[Path, Any]) -> Any:
+        """Return a copy of `model` with saved arrays; `ShapeError` if a shape or dtype differs."""
+        raise NotImplementedError
+
+    def check_saved(self, present: Any, saved: Any, name: str) -> None:
+        """Raise `ShapeError` unless `saved`, called so in messages, can replace an entry of a state dict."""
+        raise NotImplementedError
+
+    def saved_weights(
+        self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]
+    ) -> dict[str, HostArray]:
+        """Return what a state dict holds for the named arrays of a layer, at double precision."""
+        raise NotImplementedError
+
+    def load_state(
+        self, model: Any, state_dict: Mapping[str, Any], changes: Sequence[LayerChange]
+    ) -> None:
+        """Give layers the shapes of a state dict, whose names and shapes were checked, and load it."""
+        raise NotImplementedError
+
+    def copies_inside(
+        self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
+    ) -> dict[Path, LayerHandle]:
+        """Return, by path of each layer that is a copy of a trained one, the latter."""
+        return {}
+
+
+def listed(names: Collection[str], most: int = 8) -> str:
+    """Names for a message, the first few of many."""
+    shown = list(names)[:most]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown) + more

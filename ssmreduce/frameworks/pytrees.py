@@ -1,0 +1,318 @@
+"""`PytreeFramework`: models that are pytrees, of Equinox modules or of dicts of JAX arrays.
+
+Imported only once the user's own object proves that JAX is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssmreduce import _checks
+from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
+from ssmreduce.errors import OptimizerStateError, ShapeError
+from ssmreduce.frameworks.framework import (
+    Framework,
+    LayerChange,
+    LayerHandle,
+    Path,
+    Snapshot,
+)
+from ssmreduce.frameworks.moments import Moments
+from ssmreduce.frameworks.pytree_snapshot import prepared_back, take
+from ssmreduce.frameworks.transaction import Prepared
+
+
+@final
+class PytreeFramework(Framework):
+    """A model is a pytree, an Equinox module or a dict of arrays in it a layer. Nothing changes in place."""
+
+    @property
+    def expects(self) -> str:
+        """What a model is."""
+        return "a pytree of Equinox modules or of dicts of JAX arrays"
+
+    def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
+        """Yield modules and dicts."""
+
+        def is_leaf(node: Any) -> bool:
+            return isinstance(node, eqx.Module | dict) and stops(node)
+
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=is_leaf):
+            if isinstance(leaf, eqx.Module | dict):
+                yield path, leaf
+
+    def at(self, model: Any, path: Path) -> Any:
+        """Follow the keys."""
+        for key in path:
+            model = _child(model, key)
+        return model
+
+    def path_name(self, path: Path) -> str:
+        """Return a key path as it reads in code, for example ``blocks[0].lru``."""
+        return jax.tree_util.keystr(path).lstrip(".") or "model"
+
+    def array_axes(self, layer: Any) -> dict[str, int]:
+        """Look at the fields of a module, or the entries of a dict."""
+        if not isinstance(layer, eqx.Module | dict):
+            return {}
+        values = layer if isinstance(layer, dict) else vars(layer)
+        return {
+            name: value.ndim
+            for name, value in values.items()
+            if isinstance(name, str) and eqx.is_array(value)
+        }
+
+    def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
+        """Return arrays at double precision on the host; tracers as they are."""
+        arrays = {name: _array(layer, name) for name in names}
+        return {name: x if is_traced(x) else to_double(x) for name, x in arrays.items()}
+
+    def precision(self, layer: Any, names: Sequence[str]) -> float:
+        """Return the largest eps."""
+        dtypes = [_array(layer, name).dtype for name in names]
+        inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+        return max(float(jnp.finfo(dtype).eps) for dtype in inexact)  # type: ignore[no-untyped-call]
+
+    def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
+        """Return bytes."""
+        return {name: int(_array(layer, name).dtype.itemsize) for name in names}
+
+    def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+        """Round through the dtype of each array."""
+        return {
+            name: to_double(_like(_array(layer, name), value)) for name, value in values.items()
+        }
+
+    def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
+        """Raise `OptimizerStateError` for an optimizer in place of its state.
+
+        Whose state it is tells the structure of the model, by which its moments are read.
+        """
+        if callable(getattr(opt_state, "init", None)) or hasattr(opt_state, "param_groups"):
+            raise OptimizerStateError(
+                f"`opt_state` is a {_checks.type_name(opt_state)}; expected the state of an optimizer of "
+                "optax. Pass what its init(...) or its last update(...) returned."
+            )
+
+    def moments_of(
+        self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
+    ) -> list[Moments]:
+        """Return what an optax state holds, found by the paths of the weights, with which its own end."""
+        weights = {
+            (*handle.path, _key(handle.layer, name)): (handle.path, name)
+            for handle in handles
+            for name in handle.kind.names()
+        }
+        model_paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}
+        groups: dict[tuple[Path, Path], dict[str, tuple[Any, HostArray]]] = {}
+        for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+            start = next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
+            if start is None:
+                _check_unrelated(leaf, self.path_name(leaf_path))
+            elif leaf_path[start:] in weights:
+                layer_path, name = weights[leaf_path[start:]]
+                group = groups.setdefault((leaf_path[:start], layer_path), {})
+                group[name] = leaf_path, to_double(leaf)
+        return [
+            Moments(_field(opt_state, prefix), self.path_name(prefix), layer_path, group)
+            for (prefix, layer_path), group in groups.items()
+        ]
+
+    def prepared(
+        self,
+        model: Any,
+        changes: Sequence[LayerChange],
+        opt_state: Any,
+        moments: Mapping[Any, HostArray],
+        gradients: Mapping[Any, HostArray],
+    ) -> Prepared:
+        """Make copies with new layers and moments. Gradients of a pytree are another pytree."""
+        layers = {
+            change.handle.path: _written(change.handle.layer, change.values) for change in changes
+        }
+        old = {id(change.handle.layer) for change in changes}
+        new_model = jax.tree_util.tree_map_with_path(
+            lambda path, node: layers.get(path, node), model, is_leaf=lambda node: id(node) in old
+        )
+
+        def at(path: Path, leaf: Any) -> Any:
+            return jnp.asarray(_like(leaf, moments[path])) if path in moments else leaf
+
+        return Prepared(new_model, jax.tree_util.tree_map_with_path(at, opt_state))
+
+    def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
+        """Copy the arrays and numbers of both trees."""
+        return take(model, opt_state)
+
+    def prepared_back(
+        self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
+    ) -> Prepared:
+        """Make both trees with the leaves of a snapshot."""
+        return Prepared(*prepared_back(model, opt_state, snapshot))
+
+    def check_shapes(self, model: Any) -> None:
+        """Nothing is in the way: the arrays of a pytree have names."""
+
+    def saved_arrays(self, model: Any, saved: Any) -> dict[Path, Any]:
+        """Return the leaves of `saved` by the names of their keys: one for each array of `model`.
+
+        Raises
+        ------
+        ShapeError
+            If a name is missing or left over, or what is under it no array with as many axes.
+        """
+        try:
+            leaves = jax.tree_util.tree_leaves_with_path(
+                saved, is_leaf=lambda node: isinstance(node, Iterator)
+            )
+        except (TypeError, ValueError) as error:
+            raise ShapeError(
+                f"`saved` is a {_checks.type_name(saved)} that is no pytree ({error}); expected dicts of "
+                "arrays by name. Pass what Orbax restored."
+            ) from error
+        if [path for path, _ in leaves] == [()]:
+            raise ShapeError(
+                f"`saved` is a {_checks.type_name(saved)}; expected a report or a pytree of arrays. Read the "
+                "file first, with json.load(file) or checkpointer.restore(path)."
+            )
+        given = {_names(path): leaf for path, leaf in leaves}
+        own = {
+            _names(path): (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+        }
+        missing = [
+            _name(path) for key, (path, leaf) in own.items() if _is_array(leaf) and key not in given
+        ]
+        extra = [_name(path) for path, _ in leaves if _names(path) not in own]
+        if missing or extra:
+            raise ShapeError(
+                f"`saved` lacks {', '.join(missing[:4]) or 'nothing'} and has "
+                f"{', '.join(extra[:4]) or 'nothing'} besides; expected the names of `model`. "
+                "Build the model as it was."
+            )
+        for key, (path, leaf) in own.items():
+            if _is_array(leaf) and not (_is_array(given[key]) and given[key].ndim == leaf.ndim):
+                shape = f" of shape {given[key].shape}" if _is_array(given[key]) else ""
+                raise ShapeError(
+                    f"`{_name(path)}` of `saved` is a {_checks.type_name(given[key])}{shape}; expected an "
+                    f"array with {leaf.ndim} axes. Build the model as it was."
+                )
+        return given
+
+    def shapes_of_layer(
+        self, given: Mapping[Path, Any], path: Path, names: Sequence[str]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the named arrays of the layer at `path`."""
+        return {name: given[(*_names(path), name)].shape for name in names}
+
+    def with_arrays(self, model: Any, given: Mapping[Path, Any]) -> Any:
+        """Return a copy of `model` whose arrays are those that `saved_arrays` returned.
+
+        Raises
+        ------
+        ShapeError
+            If the shape or the dtype of one differs.
+        """
+
+        def take(path: Path, leaf: Any) -> Any:
+            if not _is_array(leaf):
+                return leaf
+            value = given[_names(path)]
+            if (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
+                raise ShapeError(
+                    f"`{_name(path)}` of `saved` has shape {value.shape} and dtype {value.dtype}; expected "
+                    f"{leaf.shape} and {leaf.dtype}. Build the model as it was."
+                )
+            return jnp.asarray(value) if isinstance(leaf, jax.Array) else np.array(value)
+
+        return jax.tree_util.tree_map_with_path(take, model)
+
+
+def _array(layer: Any, name: str) -> Any:
+    return layer[name] if isinstance(layer, dict) else getattr(layer, name)
+
+
+def _key(layer: Any, name: str) -> Any:
+    if isinstance(layer, dict):
+        return jax.tree_util.DictKey(name)
+    return jax.tree_util.GetAttrKey(name)
+
+
+def _child(node: Any, key: Any) -> Any:
+    """What is under one key of a path; the object itself for a key of no such kind."""
+    if isinstance(key, jax.tree_util.GetAttrKey):
+        return getattr(node, key.name)
+    if isinstance(key, jax.tree_util.SequenceKey):
+        return node[key.idx]
+    if isinstance(key, jax.tree_util.DictKey):
+        return node[key.key]
+    return jax.tree_util.tree_leaves(node, is_leaf=lambda inner: inner is not node)[key.key]
+
+
+def _like(array: Any, value: HostArray) -> HostArray:
+    """The values in the dtype of an array, on the host; of a real array the real part."""
+    dtype = to_host(array).dtype
+    if np.iscomplexobj(value) and not np.issubdtype(dtype, np.complexfloating):
+        value = value.real
+    return np.asarray(value, dtype=dtype)
+
+
+def _written(layer: Any, values: Mapping[str, HostArray]) -> Any:
+    """A copy of a layer with new arrays, each in the dtype of the one it replaces."""
+    arrays = {
+        name: jnp.asarray(_like(_array(layer, name), value)) for name, value in values.items()
+    }
+    if isinstance(layer, dict):
+        return {**layer, **arrays}
+    return eqx.tree_at(
+        lambda module: [getattr(module, name) for name in arrays], layer, list(arrays.values())
+    )
+
+
+def _field(opt_state: Any, prefix: Path) -> str | None:
+    """Name of the field of an optimizer state, as torch calls it where optax's name says too little."""
+    fields = [key.name for key in prefix if isinstance(key, jax.tree_util.GetAttrKey)]
+    if not fields:
+        keys = [key.key for key in prefix if isinstance(key, jax.tree_util.DictKey)]
+        return str(keys[-1]) if keys else None
+    field = fields[-1]
+    return _CENTRED[field] if field in _CENTRED and _is_centred(opt_state, prefix) else field
+
+
+_CENTRED = {"mu": "grad_avg", "nu": "square_avg"}
+"""Fields of optax's centred RMSprop, which Adam has too, and their names in torch, which are its own."""
+
+
+def _is_centred(opt_state: Any, prefix: Path) -> bool:
+    """Whether the moments at this path are those of centred RMSprop."""
+    holder = opt_state
+    for key in prefix[:-1]:
+        holder = _child(holder, key)
+    return "RStdDev" in type(holder).__name__
+
+
+def _check_unrelated(leaf: Any, where: str) -> None:
+    if getattr(leaf, "ndim", 0) and np.issubdtype(to_host(leaf).dtype, np.inexact):
+        raise OptimizerStateError(
+            f"the optimizer state holds an array of shape {leaf.shape} at {where} that belongs to no "
+            "weight of the model; expected moments with the model's structure. Initialise the "
+            "optimizer from the model itself, not from a list or a flattened vector."
+        )
+
+
+def _names(path: Path) -> Path:
+    """The keys of a path as strings, the same for the field of a module and the key of a dict."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+def _name(path: Path) -> str:
+    return PytreeFramework().path_name(path)

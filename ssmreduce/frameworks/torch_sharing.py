@@ -1,0 +1,119 @@
+"""Which parameters of a PyTorch model layers share, and whether they may be replaced now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils import parametrize
+
+from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
+from ssmreduce.frameworks.framework import LayerHandle
+
+
+def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
+    """Raise unless the arrays of the layers may be replaced now.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If one is computed by a parametrization, or shared with something of another shape, or if the
+        initial state of a layer is learnt.
+    OptimizerStateError
+        Under `torch.inference_mode`, whose tensors can never be trained.
+    """
+    if torch.is_inference_mode_enabled():
+        raise OptimizerStateError(
+            "`torch.inference_mode` is on, whose tensors can never be trained; expected it off. "
+            "Reduce outside of it; torch.no_grad() does no harm."
+        )
+    for handle in handles:
+        _check_plain(handle)
+    _check_sharing(model, handles)
+
+
+def _check_plain(handle: LayerHandle) -> None:
+    for name in handle.kind.names():
+        if parametrize.is_parametrized(handle.layer, name):
+            raise UnsupportedLayerError(
+                f"`{name}` of layer `{handle.name}` is computed by a parametrization; expected "
+                "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
+            )
+    for name in handle.kind.states:
+        if handle.layer._parameters.get(name) is not None:
+            raise UnsupportedLayerError(
+                f"`{name}` of layer `{handle.name}` is a parameter: an initial state that is learnt, "
+                "which a cut does not carry; expected a buffer or attribute. Make it one first."
+            )
+
+
+def _check_sharing(model: Any, handles: Sequence[LayerHandle]) -> None:
+    """Refuse parameters shared with another module, unless two layers share all of them."""
+    owned: dict[int, tuple[LayerHandle, str]] = {}
+    for handle in handles:
+        own = {name: getattr(handle.layer, name) for name in handle.kind.names()}
+        twins = {owned[id(tensor)][0] for tensor in own.values() if id(tensor) in owned}
+        for twin in twins:
+            _check_twins(handle, twin)
+        owned |= {id(tensor): (handle, name) for name, tensor in own.items()}
+    if not _has_sharing(model):
+        return
+    changing = {
+        key: entry
+        for key, entry in owned.items()
+        if entry[1] in entry[0].kind.changing(entry[0].weights)
+    }
+    inside = {id(part) for handle in handles for part in handle.layer.modules()}
+    layers = {id(handle.layer) for handle in handles}
+    for name, module in model.named_modules():
+        if id(module) in inside or any(id(part) in layers for part in module.modules()):
+            continue
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if id(tensor) in changing:
+                owner, weight = changing[id(tensor)]
+                raise _tied(owner.name, name or "model", weight, only=True)
+
+
+def _has_sharing(model: Any) -> bool:
+    """Whether one tensor is held under two names."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and id(tensor) in seen:
+                return True
+            seen.add(id(tensor))
+    return False
+
+
+def _check_twins(handle: LayerHandle, twin: LayerHandle) -> None:
+    if not handle.kind.is_same(twin.kind):
+        raise UnsupportedLayerError(
+            f"layer `{handle.name}` shares its weights with `{twin.name}`, which computes "
+            "something else from them; expected layers of one kind with the same options. Untie them "
+            "first."
+        )
+    apart = [
+        name
+        for name in handle.kind.names()
+        if getattr(twin.layer, name, None) is not getattr(handle.layer, name)
+    ]
+    if apart:
+        raise _tied(handle.name, twin.name, ", ".join(apart))
+
+
+def _tied(first: str, second: str, names: str, *, only: bool = False) -> UnsupportedLayerError:
+    what = "shares only" if only else "shares parameters, but not"
+    return UnsupportedLayerError(
+        f"layer `{first}` {what} {names} with `{second}`; expected layers that share all "
+        "weights or none: one cut has to fit both. Untie them first."
+    )
+
+
+def holders(model: Any, handle: LayerHandle) -> Iterator[Any]:
+    """Yield every module of `model` that holds an array of a layer: itself, and others that share one."""
+    own = {id(getattr(handle.layer, name)) for name in handle.kind.names()}
+    for module in model.modules():
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(id(tensor) in own for tensor in tensors):
+            yield module

@@ -1,0 +1,120 @@
+"""`commit`: changes of a model, its optimizer, its copies and a reducer's books, made entirely or not at all.
+
+Everything that can fail is done before: a `Step` only puts what is ready in its place. Ctrl-C waits until all
+steps are made; where something is raised all the same, the steps that were begun are undone.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Step(ABC):
+    """One change. It keeps what it replaces from before the transaction."""
+
+    @abstractmethod
+    def make(self) -> None:
+        """Make the change."""
+
+    @abstractmethod
+    def undo(self) -> None:
+        """Put back what was there, whether `make` ended, was broken off or did not begin."""
+
+
+class Assignment(Step):
+    """``setattr(owner, name, value)``; for a `value` None with `removes` the attribute goes."""
+
+    def __init__(self, owner: Any, name: str, value: Any, *, removes: bool = False) -> None:
+        self._owner, self._name, self._value, self._removes = owner, name, value, removes
+        self._was_there = hasattr(owner, name)
+        self._before = getattr(owner, name, None)
+
+    def make(self) -> None:
+        """Assign, or remove."""
+        if self._removes:
+            vars(self._owner).pop(self._name, None)
+        else:
+            setattr(self._owner, self._name, self._value)
+
+    def undo(self) -> None:
+        """Assign what was there."""
+        if self._was_there:
+            setattr(self._owner, self._name, self._before)
+        else:
+            vars(self._owner).pop(self._name, None)
+
+
+class Entry(Step):
+    """``mapping[key] = value``, or with `removes` no entry."""
+
+    def __init__(self, mapping: Any, key: Any, value: Any = None, *, removes: bool = False) -> None:
+        self._mapping, self._key, self._value, self._removes = mapping, key, value, removes
+        self._was_there = key in mapping
+        self._before = mapping[key] if self._was_there else None
+
+    def make(self) -> None:
+        """Set the entry, or remove it."""
+        self._put(self._value, is_there=not self._removes)
+
+    def undo(self) -> None:
+        """Set what was there."""
+        self._put(self._before, is_there=self._was_there)
+
+    def _put(self, value: Any, *, is_there: bool) -> None:
+        if is_there:
+            self._mapping[self._key] = value
+        else:
+            self._mapping.pop(self._key, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model and its optimizer state as they will be, and the steps to that, where they change in place."""
+
+    model: Any
+    opt_state: Any
+    steps: Sequence[Step] = field(default=())
+
+
+def commit(steps: Sequence[Step]) -> None:
+    """Make all steps, or none."""
+    hold = _Hold()
+    begun: list[Step] = []
+    try:
+        hold.begin()
+        for step in steps:
+            begun.append(step)
+            step.make()
+    except BaseException:
+        for step in reversed(begun):
+            step.undo()
+        raise
+    finally:
+        hold.end()
+
+
+class _Hold:
+    """Keeps Ctrl-C back, in the main thread, where Python runs its handlers."""
+
+    def __init__(self) -> None:
+        self._handler: Any = None
+        self._held: list[tuple[int, Any]] = []
+
+    def begin(self) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            self._handler = handler
+            signal.signal(signal.SIGINT, lambda *received: self._held.append(received))
+
+    def end(self) -> None:
+        """Let it through: the handler that was there gets what came meanwhile."""
+        if self._handler is not None:
+            handler, self._handler = self._handler, None
+            signal.signal(signal.SIGINT, handler)
+            if self._held:
+                handler(*self._held[-1])

@@ -1,0 +1,87 @@
+"""Which layers are known, and which object is which: `register_layer`, `kind_of`.
+
+Supporting a layer is one class in `ssmreduce.layers` and one line here. Layers are told apart by the
+arrays they hold, so that an LRU of any package (or of your own) is recognised without naming it;
+`register_layer` binds a class explicitly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssmreduce._checks import shown
+from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.layers.layer import HasArrays, Layer
+from ssmreduce.layers.lru import LRU
+from ssmreduce.layers.s4 import S4
+from ssmreduce.layers.s4d import S4D, S4Diagonal
+from ssmreduce.layers.s5 import S5
+from ssmreduce.layers.s5_real_input import S5RealInput
+
+KNOWN: tuple[type[Layer], ...] = (LRU, S5, S5RealInput, S4D, S4, S4Diagonal)
+"""Recognised by their arrays."""
+
+_REGISTERED: dict[type, Layer] = {}
+
+
+def register_layer(layer_type: type, kind: Layer) -> None:
+    """Say that objects of `layer_type` store their weights as `kind` describes.
+
+    Parameters
+    ----------
+    layer_type : type
+        Class of the layer object: an Equinox or a PyTorch module.
+    kind : Layer
+        How its weights parametrise a system; see `ssmreduce.layers.lti.LTILayer`.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If `layer_type` is not a class, or `kind` not an instance of a Layer.
+
+    Examples
+    --------
+    >>> import equinox as eqx
+    >>> from ssmreduce import register_layer
+    >>> from ssmreduce.layers.lru import LRU
+    >>> class MyLRU(eqx.Module):
+    ...     "An LRU with arrays nu_log, theta_log, ..."
+    >>> register_layer(MyLRU, LRU())
+    """
+    if not isinstance(layer_type, type):
+        raise UnsupportedLayerError(
+            f"`layer_type` is {shown(layer_type)}; expected a class. Pass type(layer)."
+        )
+    if not isinstance(kind, Layer):
+        raise UnsupportedLayerError(
+            f"`kind` is {shown(kind)}; expected an instance of a Layer. "
+            "Try ssmreduce.layers.lru.LRU()."
+        )
+    _REGISTERED[layer_type] = kind
+
+
+def kind_of(layer: Any, axes: Mapping[str, int]) -> Layer | None:
+    """Return the kind of a layer object with arrays of so many axes; None for anything else.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If it is a variant of a known layer that cannot be reduced, or a registered one lacks arrays.
+    """
+    for base in type(layer).__mro__:
+        if base in _REGISTERED:
+            return _REGISTERED[base]
+    if not axes:
+        return None
+    has = HasArrays(axes)
+    for known in KNOWN:
+        kind = known.recognise(layer, has)
+        if kind is not None:
+            return kind
+    return None
+
+
+def known_names() -> str:
+    """Return the known layers with the arrays by which they are known, as a message says it."""
+    return "; ".join(f"{known.__name__} ({', '.join(known().names())})" for known in KNOWN)

@@ -1,0 +1,300 @@
+"""`Layer`: what the weights of one kind of layer mean, and how they get smaller; `LayerCut`: what follows.
+
+Both are framework-free: weights are host arrays by name, at double precision. What a framework knows of
+them (how they are rounded when they are stored) comes in as a `WeightStorage`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import array_api_compat
+import numpy as np
+
+from ssmreduce._checks import floating_array, numeric_array, type_name
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.layers.options import CutOptions
+from ssmreduce.reduction.order import OrderRule
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import System
+
+Weights = Mapping[str, Array]
+"""Arrays of a layer by name, at double precision on the host (tracers as they are)."""
+
+
+class WeightStorage(Protocol):
+    """How an object holds the weights of a layer."""
+
+    @property
+    def eps(self) -> float:
+        """The rounding of its weights, relative."""
+
+    def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+        """Return `values` as the object would hold them, at double precision."""
+
+
+class Exact:
+    """Storage at double precision."""
+
+    eps = float(np.finfo(np.float64).eps)
+
+    def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+        """Return the values themselves."""
+        return dict(values)
+
+
+class Layer(ABC):
+    """What the weights of one kind of layer mean, and how they get smaller.
+
+    `LTILayer` is one that is cut by balanced truncation, `SelectingLayer` one that keeps a subset of its
+    own states; a layer of your own is a class below one of the two.
+
+    Attributes
+    ----------
+    sizes : tuple of str
+        Attributes of a layer object that count its states (or a multiple of them).
+    states : tuple of str
+        Attributes or buffers that keep a state between calls; projected with a cut.
+    caches : tuple of str
+        Attributes computed from the weights on demand; deleted after a cut.
+    eps : float
+        Rounding of the layer itself, where that is coarser than the dtype of its weights.
+    error_factor : float
+        How much larger the layer's error may be than its system's.
+    """
+
+    sizes: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
+    eps: float = 0.0
+    error_factor: float = 1.0
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
+        """Return the kind of `layer`, which is told by its arrays; None if it is another layer.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If it is a variant of this layer that cannot be reduced.
+        """
+        return None
+
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights that `read` needs."""
+
+    @abstractmethod
+    def order(self, weights: Weights) -> int:
+        """Return the number of stored states, of each channel where they run apart."""
+
+    @abstractmethod
+    def read(self, weights: Weights) -> System:
+        """Return the discrete system that the layer runs.
+
+        Raises
+        ------
+        ShapeError
+            If the weights do not fit together.
+        NonFiniteError
+            If a weight holds NaN or Inf.
+        """
+
+    @abstractmethod
+    def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
+        """Return batch axes, inputs and outputs, from the shapes of the weights alone."""
+
+    @abstractmethod
+    def resized(self, weights: Weights, order: int) -> dict[str, HostArray]:
+        """Return zeros in the shapes of all weights that change with the order, for `order` states."""
+
+    @abstractmethod
+    def scores(self, weights: Weights, options: CutOptions) -> HostArray:
+        """Return the importance of the states, descending: the k-th is what is lost if k are kept.
+
+        Hankel singular values where there are any, one for each stored state; of the worst channel.
+        """
+
+    @abstractmethod
+    def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
+        """Return all scores, descending, and how their sum is shared out among the stored states."""
+
+    @abstractmethod
+    def plan(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+    ) -> LayerCut:
+        """Decide about a cut, and compute everything that follows from it.
+
+        Raises
+        ------
+        SSMReduceError
+            If no layer of that order holds what it should; never a half truth.
+        """
+
+    def changing(self, weights: Weights) -> set[str]:
+        """Return the names of the weights whose shape depends on the order."""
+        return set(self.resized(weights, 1))
+
+    def check_names(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless all weights are there."""
+        missing = self.names()
+        if isinstance(weights, Mapping):
+            missing = tuple(name for name in self.names() if name not in weights)
+        if missing:
+            raise ShapeError(
+                f"`weights` is a {type_name(weights)} without {', '.join(missing)}; expected a dict of the "
+                f"arrays of {type(self).__name__}. Look at names()."
+            )
+
+    def check_finite(self, weights: Weights) -> None:
+        """Raise `NonFiniteError` if a weight holds NaN or Inf."""
+        self.check_names(weights)
+        for name, value in weights.items():
+            floating_array(value, name, 0)
+
+    def is_same(self, other: Layer) -> bool:
+        """Tell whether both give weights the same meaning."""
+        return self is other or (type(self) is type(other) and vars(self) == vars(other))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCut(ABC):
+    """A decision about one layer, and all that follows from it.
+
+    Attributes
+    ----------
+    kind : Layer
+        What the weights mean.
+    reduction : Reduction
+        The systems before and after, the latter as read back from the new weights.
+    measured_error : float
+        What the error of the written layer is at least.
+    weights, new_weights : dict of arrays
+        Weights before and after.
+    """
+
+    kind: Layer
+    reduction: Reduction
+    measured_error: float
+    weights: dict[str, HostArray]
+    new_weights: dict[str, HostArray]
+
+    @property
+    def old_order(self) -> int:
+        """Stored states before, of each channel where they run apart."""
+        return self.kind.order(self.weights)
+
+    @property
+    def new_order(self) -> int:
+        """Stored states after."""
+        return self.kind.order(self.new_weights)
+
+    @property
+    def error_bound(self) -> float | None:
+        """Bound on the H-infinity error of the layer before rounding; None where there is none."""
+        bound = self.reduction.error_bound
+        return None if bound is None else self.kind.error_factor * float(np.max(bound))
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the weights with a new shape."""
+        return tuple(
+            name for name, new in self.new_weights.items() if new.shape != self.weights[name].shape
+        )
+
+    @property
+    @abstractmethod
+    def scores(self) -> HostArray:
+        """What the states were ranked by, descending."""
+
+    @property
+    @abstractmethod
+    def without_image(self) -> tuple[str, ...]:
+        """Names of weights whose moments have no image in the new states."""
+
+    @abstractmethod
+    def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
+        """Map first moments of all weights, or with `squared` second ones, to those of the new weights."""
+
+    @abstractmethod
+    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> Self:
+        """Return the same cut of a copy of the layer with weights of its own, in the same coordinates.
+
+        Raises
+        ------
+        SSMReduceError
+            If the copy is too far from the layer.
+        """
+
+    @property
+    @abstractmethod
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of the hidden state before."""
+
+    @abstractmethod
+    def state_maps(self) -> tuple[HostArray, HostArray]:
+        """Return M₁ and M₂, shape (..., r, n): a state h goes on as M₁ h + M₂ conj(h)."""
+
+    def reduce_state(self, state: Array) -> Array:
+        """The hidden state with which a stream goes on after the cut; see `LayerReduction.reduce_state`."""
+        state = numeric_array(state, "state", 0)
+        xp = array_api_compat.array_namespace(state)
+        expected = self.state_shape
+        if tuple(state.shape[-len(expected) :]) != expected or not xp.isdtype(
+            state.dtype, "complex floating"
+        ):
+            raise ShapeError(
+                f"`state` has shape {tuple(state.shape)} and dtype {state.dtype}; expected a complex "
+                f"array whose last axes are {expected}, the states before the cut. Pass the state as "
+                "the layer returned it; join real and imaginary parts first if they are apart."
+            )
+        if self.new_order == self.old_order:
+            return state
+        device = array_api_compat.device(state)
+        direct, conjugate = (
+            xp.asarray(matrix, dtype=state.dtype, device=device) for matrix in self.state_maps()
+        )
+        column = state[..., None]
+        return (direct @ column + conjugate @ xp.conj(column))[..., 0]
+
+
+class HasArrays:
+    """What a kind of layer may ask about the arrays of an object: their names and numbers of axes."""
+
+    def __init__(self, axes: Mapping[str, int]) -> None:
+        self._axes = axes
+
+    def __call__(self, *names: str, **axes: int) -> bool:
+        """Tell whether there is an array under each name, with so many axes where told."""
+        found = self._axes
+        return found.keys() >= {*names, *axes} and axes.items() <= found.items()
+
+
+def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: str = "") -> None:
+    """Raise `ShapeError` unless a weight has `shape`, in which letters stand for any length."""
+    found = weights[name].shape
+    if len(found) == len(shape):
+        lengths = tuple(
+            length if isinstance(expected, str) else expected
+            for length, expected in zip(found, shape, strict=True)
+        )
+        if lengths == tuple(found):
+            return
+    expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+    raise ShapeError(f"`{name}` has shape {found}; expected {expected}{why}.")
+
+
+def refusal(kind: str, reason: str, expected: str) -> UnsupportedLayerError:
+    """The error for a variant of a known layer that cannot be reduced."""
+    return UnsupportedLayerError(
+        f"this {kind} layer cannot be reduced because {reason}; expected {expected}. Leave it out with "
+        "options=CutOptions(skip_unsupported=True)."
+    )

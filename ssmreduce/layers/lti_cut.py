@@ -1,0 +1,76 @@
+"""`LTICut`: a linear layer cut by balanced truncation, and all that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.layers.layer import LayerCut, WeightStorage
+from ssmreduce.layers.lti_copies import copied_parts, stored_together
+from ssmreduce.layers.lti_moments import carried
+from ssmreduce.layers.read_back import check_read_back
+from ssmreduce.layers.stored_states import state_maps
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import System
+
+if TYPE_CHECKING:
+    from ssmreduce.layers.lti import LTILayer
+
+
+@dataclass(frozen=True, eq=False)
+class LTICut(LayerCut):
+    """A linear layer before and after balanced truncation; moments and copies follow its change of states."""
+
+    kind: LTILayer
+
+    @property
+    def scores(self) -> HostArray:
+        """Hankel singular values, descending."""
+        return self.reduction.hsv
+
+    @property
+    def without_image(self) -> tuple[str, ...]:
+        """The poles."""
+        return self.kind.poles
+
+    def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
+        """Map moments through the change of states; see `ssmreduce.layers.lti_moments`."""
+        return carried(self, moments, squared=squared)
+
+    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> LTICut:
+        """Project a copy with the same W and T; see `ssmreduce.layers.lti_copies`."""
+        kind, own = self.kind, self.reduction
+        system = kind.read(weights)
+        parts = copied_parts(own, system, kind)
+        stored = stored_together(parts, system, kind, self.new_order)
+        new = {**weights, **storage.rounded(kind.write(stored, weights))}
+        read_back = kind.read(new)
+        check_read_back(kind, stored, read_back, storage.eps)
+        if own.parts:
+            reduction = replace(own, original=system, error_bound=None, slot_map=None, parts=parts)
+        else:
+            reduction = replace(parts[0], original=system)
+        written = as_written(reduction, read_back)
+        worst = max(float(part.quick_error()) for part in written.parts or (written,))
+        return LTICut(kind, written, kind.error_factor * worst, weights, new)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The states of each channel, where they run apart."""
+        return (*self.reduction.original.batch_shape, self.old_order)
+
+    def state_maps(self) -> tuple[HostArray, HostArray]:
+        """Return M₁ and M₂ of h_r = S Wᵀ [Re h; Im h]."""
+        return state_maps(self.reduction, self.kind, self.new_order)
+
+
+def as_written(reduction: Reduction, system: System) -> Reduction:
+    """`reduction` with the system that was read back from the weights, in its parts as well."""
+    indices = np.ndindex(system.batch_shape)
+    parts = tuple(
+        replace(part, system=system[at]) for part, at in zip(reduction.parts, indices, strict=False)
+    )
+    return replace(reduction, system=system, parts=parts)

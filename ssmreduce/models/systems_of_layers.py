@@ -1,0 +1,146 @@
+"""Between layers and systems: `read_system`, `write_system`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssmreduce._checks import type_name
+from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.frameworks.current import framework_of
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.transaction import commit
+from ssmreduce.layers.known import kind_of, known_names
+from ssmreduce.layers.lti import LTILayer
+from ssmreduce.layers.read_back import check_read_back
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+
+
+def handle_of(layer: Any) -> LayerHandle:
+    """Return the handle of a layer: of itself, or of the only one in a wrapper without weights.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If it is no known layer, or a variant of one that cannot be reduced.
+    """
+    framework = framework_of(layer, "layer")
+    inner = framework.unwrapped(layer)
+    axes = framework.array_axes(inner)
+    kind = kind_of(inner, axes)
+    if kind is None:
+        raise UnsupportedLayerError(
+            f"`layer` is a {type_name(inner)}; expected a module with the arrays of one of: "
+            f"{known_names()}. Bind your class with register_layer(...), or pass the layer itself "
+            "rather than the model around it."
+        )
+    missing = [name for name in kind.names() if name not in axes]
+    if missing:
+        raise UnsupportedLayerError(
+            f"`layer` is a {type_name(inner)} without the arrays {', '.join(missing)}; expected "
+            f"those of {type(kind).__name__}. Register another kind of layer for it."
+        )
+    return LayerHandle(framework, (), inner, kind)
+
+
+def read_system(layer: Any) -> System:
+    """Read the weights of a layer as the discrete system it runs, at double precision.
+
+    Parameters
+    ----------
+    layer : object
+        A supported layer: an LRU, S5 or S4D of PyTorch or Equinox, or one of your own
+        (see `register_layer`).
+
+    Returns
+    -------
+    DiagonalStateSpace or StateSpace
+        Discrete, with ``real_output`` and ``read_after_update``; dense where the layer's state matrix
+        is not diagonal (S4); a batch with one system for each
+        channel where the layer runs channels apart; with the outputs of both directions where the
+        layer is bidirectional. Of JAX arrays for a layer of JAX that is traced; of NumPy arrays for one of
+        PyTorch, whose gradients end here (docs/derivatives has the way around).
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If the layer is not known.
+    ShapeError, NonFiniteError
+        If its weights do not fit together, or hold NaN or Inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import read_system
+    >>> from ssmreduce.demo.lru import LRU
+    >>> read_system(LRU(16, 4, rng=np.random.default_rng(0))).order
+    16
+    """
+    handle = handle_of(layer)
+    return handle.kind.read(handle.weights)
+
+
+def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
+    """Return a layer that runs `system`, in the dtype of its weights.
+
+    Parameters
+    ----------
+    layer : object
+        A supported layer. An Equinox module is left as it is and a copy returned; a PyTorch module
+        is changed in place, its `nn.Parameter` objects staying the same, without gradients, and returned.
+    system : DiagonalStateSpace
+        Discrete, with the layer's inputs and outputs, read after its update, real output. Its
+        feedthrough is not written: reductions keep it.
+
+    Returns
+    -------
+    object
+        A layer of the same class, with ``system.order`` states, or more where it cannot store one
+        of them in one.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If the layer is not known, or another system than `system` would be read back from its weights.
+    ShapeError
+        If the system does not fit the layer.
+    UnstableSystemError
+        If the layer cannot store a pole.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import balanced_truncation, read_system, write_system
+    >>> from ssmreduce.demo.lru import LRU
+    >>> layer = LRU(16, 4, rng=np.random.default_rng(0))
+    >>> smaller = write_system(layer, balanced_truncation(read_system(layer), 6).system)
+    >>> smaller.nu_log.shape
+    (6,)
+    """
+    handle = handle_of(layer)
+    kind = handle.kind
+    if not isinstance(kind, LTILayer):
+        raise UnsupportedLayerError(
+            f"`layer` is a {type_name(handle.layer)}, which cannot hold any system; expected a layer that is "
+            "cut by balanced truncation. Cut it with reduce_layer(layer, order)."
+        )
+    handle.framework.check_ready(handle.layer, [handle])
+    own = kind.read(handle.weights)
+    expects = {"real_output": True}
+    for name in ("inputs", "outputs", "batch_shape", "time", "real_output", "read_after_update"):
+        found = getattr(system, name, None)
+        expected = expects.get(name, getattr(own, name, None))
+        if found != expected:
+            raise ShapeError(
+                f"`system` has {name} = {found} but the layer has {expected}; expected the same. "
+                "Start from read_system(layer)."
+            )
+    host = system.to_host()
+    stored = kind.storable(host)
+    new = kind.write(stored, handle.weights)
+    back = kind.read({**handle.weights, **handle.rounded(new)})
+    check_read_back(kind, host, back, handle.eps)
+    values = {**handle.weights, **new}  # all of them: gradients are those of another system
+    change = LayerChange(handle, values, stored.order / kind.order(handle.weights))
+    ready = handle.framework.prepared(handle.layer, [change], None, {}, {})
+    commit(ready.steps)
+    return layer if ready.model is handle.layer else ready.model
