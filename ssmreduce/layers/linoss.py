@@ -288,7 +288,7 @@ class LinOSS:
         if order == count:
             kept = np.arange(count)
         else:
-            kept = np.sort(pursue(gram, C, 2)[0][:order])
+            kept = np.sort(pursue(gram, C, 2, order)[0])
         return kept, self._cut(weights, kept, gram, C, units)
 
     def refitted(

@@ -29,7 +29,7 @@ from ssmreduce.errors import OrderError, ShapeError
 
 _EPS = float(np.finfo(np.float64).eps)
 
-_ROUNDINGS = 64.0
+_ROUNDINGS = 1.0
 """Energy left of a feature, in units of n eps, below which it is dependent on those before.
 
 Coefficients on it may be 1/√(64 n eps) of the output, and rounded to single precision still err by
@@ -37,7 +37,9 @@ a few per cent of the output only.
 """
 
 
-def pursue(gram: HostArray, C: HostArray, size: int = 1) -> tuple[HostArray, HostArray]:
+def pursue(
+    gram: HostArray, C: HostArray, size: int = 1, count: int | None = None
+) -> tuple[HostArray, HostArray]:
     """Order of the groups by what they explain of tr(C Φ Cᴴ), and their gains, which add up to it.
 
     Parameters
@@ -48,12 +50,14 @@ def pursue(gram: HostArray, C: HostArray, size: int = 1) -> tuple[HostArray, Hos
         Output weights of the features.
     size : int
         Number of features in each group; n is a multiple of it.
+    count : int, optional
+        How many groups to take; all if left out.
 
     Returns
     -------
-    picked : (n / size,) int array
+    picked : (count,) int array
         Groups in the order in which they are taken.
-    gains : (n / size,) array
+    gains : (count,) array
         Energy that each adds to the best fit; nonnegative, but not always descending.
 
     Raises
@@ -79,25 +83,28 @@ def pursue(gram: HostArray, C: HostArray, size: int = 1) -> tuple[HostArray, Hos
     (array([0, 1]), array([9., 0.]))
     """
     gram, C = _checked(gram, C, size)
-    left, lengths = _normalised(gram)
+    scaled, lengths = _normalised(gram)
     weights = C * lengths
     unit = _unit(weights)
-    groups = len(left) // size
-    seen = left @ adjoint(weights / unit)  # inner products of features with the outputs
-    picked, gains = np.zeros(groups, dtype=np.intp), np.zeros(groups)
+    groups = len(scaled) // size
+    rows = np.arange(len(scaled)).reshape(groups, size)
+    left = scaled[rows[:, :, None], rows[:, None, :]]  # what is new in each group
+    seen = scaled @ adjoint(weights / unit)  # what the outputs hold of the features
+    alike = len(scaled) * _EPS * energy(scaled, weights / unit)
+    steps = groups if count is None else count
+    factor = np.zeros((len(scaled), 0), scaled.dtype)
+    picked, gains = np.zeros(steps, dtype=np.intp), np.zeros(steps)
     free = np.ones(groups, dtype=bool)
-    rows = np.arange(len(left)).reshape(groups, size)
-    alike = len(left) * _EPS * energy(left, weights / unit)
-    for k in range(groups):
-        inverses = _inverses(left[rows[:, :, None], rows[:, None, :]], _tolerance(len(left)))
-        own = seen[rows]
-        explained = np.sum(own.conj() * (inverses @ own), axis=(1, 2)).real
+    for k in range(steps):
+        roots = _inverse_roots(left, _tolerance(len(scaled)))
+        explained = np.sum(np.abs(adjoint(roots) @ seen[rows]) ** 2, axis=(1, 2))
         best = int(np.argmax(free & (explained >= np.max(explained[free]) - alike)))
-        picked[k], gains[k], free[best] = best, max(explained[best], 0.0), False
-        block = left[:, rows[best]]
-        solved = block @ inverses[best]
-        seen = seen - solved @ own[best]
-        left = left - solved @ adjoint(block)
+        picked[k], gains[k], free[best] = best, explained[best], False
+        at = rows[best]
+        column = (scaled[:, at] - factor @ adjoint(factor[at])) @ roots[best]
+        seen = seen - column @ (adjoint(roots[best]) @ seen[at])
+        left = left - column[rows] @ adjoint(column[rows])
+        factor = np.concatenate([factor, column], axis=1)
     return picked, gains * unit**2
 
 
@@ -130,8 +137,8 @@ def refit(gram: HostArray, C: HostArray, kept: HostArray) -> HostArray:
     dropped = np.setdiff1d(np.arange(len(gram)), kept)
     lost = C[:, dropped] * lengths[dropped]
     unit = _unit(lost)
-    inverse = _inverses(scaled[np.ix_(kept, kept)], _tolerance(len(gram)))
-    added = (lost / unit) @ scaled[np.ix_(dropped, kept)] @ inverse
+    roots = _inverse_roots(scaled[np.ix_(kept, kept)], _tolerance(len(gram)))
+    added = (lost / unit) @ scaled[np.ix_(dropped, kept)] @ roots @ adjoint(roots)
     present = lengths[kept] > 0.0
     added = np.where(present, added / np.where(present, lengths[kept], 1.0), 0.0)
     return np.asarray(C[:, kept] + added * unit)
@@ -186,12 +193,12 @@ def _normalised(gram: HostArray) -> tuple[HostArray, HostArray]:
     return gram / divisor[:, None] / divisor, lengths
 
 
-def _inverses(grams: HostArray, tolerance: float) -> HostArray:
-    """Pseudo-inverses of positive semidefinite matrices; eigenvalues up to `tolerance` count as zero."""
+def _inverse_roots(grams: HostArray, tolerance: float) -> HostArray:
+    """R with R Rᴴ the pseudo-inverse of each; eigenvalues up to `tolerance` count as zero."""
     values, vectors = np.linalg.eigh(grams)
     used = values > tolerance
-    inverted = np.where(used, 1.0 / np.where(used, values, 1.0), 0.0)
-    return np.asarray((vectors * inverted[..., None, :]) @ adjoint(vectors))
+    roots = np.where(used, 1.0 / np.sqrt(np.where(used, values, 1.0)), 0.0)
+    return np.asarray(vectors * roots[..., None, :])
 
 
 def _tolerance(n: int) -> float:
