@@ -4,11 +4,9 @@ Oscillator j has the step Δ = sigmoid(steps), and runs on complex z and y drive
 
     [z; y][k] = M_j [z; y][k-1] + F_j v[k],   output[k] = Re(C y[k]) + D u[k],
 
-    IM:    S = 1/(1 + Δ² A),  M = [[S, -Δ A S], [Δ S, S]],           F = [Δ S; Δ² S],
-    IMEX:  S = 1/(1 + Δ G),   M = [[S, -Δ A S], [Δ S, 1 - Δ² A S]],  F = [Δ S; Δ² S],
-
-with A = relu(A_diag), G = relu(G_diag), G = 0 without damping. With damping A is clipped to where the
-poles are a pair: Δ² A between (√q - 1)² and (√q + 1)², q = 1 + Δ G. Poles have the modulus √S.
+with M and F of `ssmreduce.layers.oscillators` for A = relu(A_diag) and G = relu(G_diag), G = 0 without
+damping. With damping A is clipped to where the poles are a pair: Δ² A lies between (√q - 1)² and
+(√q + 1)², q = 1 + Δ G.
 
 As M and F are real, the oscillator contributes R_j g_j(k) to the impulse response, with the real matrix
 R_j = Re(c_j b_jᵀ) and the scalar g_j(k) = Δ² S ρᵏ sin((k+1)θ)/sin θ: residues have a fixed phase. Balanced
@@ -16,7 +14,7 @@ truncation asks for others. So reduction keeps oscillators as they are and refit
 `ssmreduce.layers.selection`: y = Σ_j Re(c_j) Re(b_j)ᵀ g_j - Im(c_j) Im(b_j)ᵀ g_j is linear in Re c_j and
 Im c_j, and all outputs share the features Re(b_j) g_j and -Im(b_j) g_j.
 
-Without damping, poles of IMEX have |λ| = 1: no H2 norm exists but that over a horizon.
+Without damping, poles of IMEX have |λ| = 1: the H2 norm exists over a horizon only.
 
 Reference: Boyer, Rusch and Rus, Learning to dissipate energy in oscillatory state-space models, 2025.
 """
@@ -24,7 +22,7 @@ Reference: Boyer, Rusch and Rus, Learning to dissipate energy in oscillatory sta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -38,14 +36,14 @@ from ssmreduce._checks import (
     type_name,
 )
 from ssmreduce._namespace import HostArray, adjoint, to_double
-from ssmreduce.errors import (
-    NoConvergenceError,
-    OrderError,
-    ShapeError,
-    UnstableSystemError,
-    UnsupportedLayerError,
-)
+from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import HasArrays, Weights, check_shape
+from ssmreduce.layers.oscillators import (
+    Oscillators,
+    damped_oscillators,
+    implicit_oscillators,
+    inner_products,
+)
 from ssmreduce.layers.selection import checked_groups, pursue, refit
 from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -54,31 +52,8 @@ from ssmreduce.time_domain import Discrete
 
 Rule = Literal["IM", "IMEX"]
 
-_EPS = float(np.finfo(np.float64).eps)
-
-_APART = _EPS**0.25
+_APART = float(np.finfo(np.float64).eps) ** 0.25
 """sin θ from which a pair is diagonalised: residues are 1/sin θ, so that it costs a quarter of the digits."""
-
-_DECAYED = 128.0
-"""Infinite sums end where ρ^2L < exp(-128): even with the factor L² of a double pole nothing is left."""
-
-_SLOWEST = 64.0 * _EPS
-"""Least 1 - ρ² of an infinite horizon: squaring M up to that power errs by eps/(1 - ρ²)."""
-
-
-class Oscillators(NamedTuple):
-    """The recursions of all oscillators, without the complex b and c."""
-
-    M: HostArray
-    """(N, 2, 2): maps [z; y] to its next value."""
-    F: HostArray
-    """(N, 2): what an input of one adds to it."""
-    decay: HostArray
-    """(N,): -log ρ², zero where it does not decay."""
-    sine: HostArray
-    """(N,): sin θ; zero where the poles are real."""
-    cosine: HostArray
-    """(N,): cos θ; beyond ±1 where the poles are real and distinct."""
 
 
 class LinOSS:
@@ -228,7 +203,7 @@ class LinOSS:
             If the sum overflows.
         """
         found, _, _ = self._parts(weights)
-        return _summed(found, _steps(found.decay, positive_horizon(horizon)))
+        return inner_products(found, positive_horizon(horizon))
 
     def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
         """How much each oscillator adds to the output, in the order of selection and then descending.
@@ -254,8 +229,8 @@ class LinOSS:
             If an oscillator does not decay and there is no horizon.
         """
         gram, C, _ = self._features(weights, horizon)
-        _, gains = pursue(gram, C, 2)
-        return np.asarray(np.sqrt(np.sort(gains)[::-1]))
+        _, scores = pursue(gram, C, 2)
+        return np.asarray(np.sort(scores)[::-1])
 
     def selected(
         self, weights: Weights, order: int, horizon: int | None = None
@@ -321,35 +296,17 @@ class LinOSS:
         self.check(weights)
         doubles = {name: to_double(weights[name]) for name in self.names()}
         B, C = Packed("B").get(doubles), Packed("C").get(doubles)
-        return self._oscillators(doubles), np.asarray(B), np.asarray(C)
-
-    def _oscillators(self, weights: Weights) -> Oscillators:
-        """The recursions, their poles from forms in which nothing cancels.
-
-        With x = Δ² A and q = 1 + Δ G the discriminant of IMEX is S² (x - (√q - 1)²) ((√q + 1)² - x) / 4,
-        and √q - 1 = Δ G/(√q + 1).
-        """
         with np.errstate(over="ignore"):  # a step of zero
-            step = 1.0 / (1.0 + np.exp(-weights["steps"]))
+            step = 1.0 / (1.0 + np.exp(-doubles["steps"]))
+        stiffness = np.maximum(doubles["A_diag"], 0.0)
         if self._implicit:
-            A = np.maximum(weights["A_diag"], 0.0)
-            x = step**2 * A
-            S, decay, corner = 1.0 / (1.0 + x), np.log1p(x), 1.0 / (1.0 + x)
-            sine, cosine = np.sqrt(x * S), np.sqrt(S)
+            found = implicit_oscillators(step, stiffness)
+        elif self._damped:
+            damping = np.maximum(doubles["G_diag"], 0.0)
+            found = damped_oscillators(step, stiffness, damping, clip=True)
         else:
-            G = np.maximum(weights["G_diag"], 0.0) if self._damped else np.zeros_like(step)
-            root = np.sqrt(1.0 + step * G)
-            low, high = step * G / (root + 1.0), root + 1.0
-            A = np.maximum(weights["A_diag"], 0.0)
-            if self._damped:
-                with np.errstate(divide="ignore", over="ignore"):
-                    A = np.clip(weights["A_diag"], (G / high) ** 2, (high / step) ** 2)
-            x = step**2 * A
-            S, decay, corner = 1.0 / root**2, np.log1p(step * G), 1.0 - x / root**2
-            gap = np.maximum(x - low**2, 0.0) * np.maximum(high**2 - x, 0.0)
-            sine, cosine = np.sqrt(gap) / (2.0 * root), (root**2 + 1.0 - x) / (2.0 * root)
-        M = np.stack([S, -step * A * S, step * S, corner], axis=-1).reshape(-1, 2, 2)
-        return Oscillators(M, np.stack([step * S, step**2 * S], axis=-1), decay, sine, cosine)
+            found = damped_oscillators(step, stiffness, np.zeros_like(step), clip=False)
+        return found, np.asarray(B), np.asarray(C)
 
     def _features(
         self, weights: Weights, horizon: int | None
@@ -358,9 +315,9 @@ class LinOSS:
 
         Features are those of b in units of their own, powers of two.
         """
-        _, B, _ = self._parts(weights)
-        responses = self.gramians(weights, horizon)[:, :, 1, 1]
-        units = np.ldexp(1.0, np.frexp(np.max(np.abs(weights["B"]), axis=(1, 2)))[1])
+        found, B, _ = self._parts(weights)
+        responses = inner_products(found, positive_horizon(horizon))[:, :, 1, 1]
+        units = np.ldexp(1.0, np.frexp(np.max(np.abs(weights["B"]), axis=(1, 2)))[1] - 1)
         B = B / units[:, None]
         rows = np.stack([B.real, -B.imag], axis=1).reshape(2 * len(B), -1)
         gram = (rows @ adjoint(rows)) * np.repeat(np.repeat(responses, 2, axis=0), 2, axis=1)
@@ -414,39 +371,6 @@ def _dense(found: Oscillators, B: HostArray, C: HostArray, D: HostArray) -> Stat
         time=Discrete(),
         read_after_update=True,
     )
-
-
-def _steps(decay: HostArray, horizon: int | None) -> int:
-    """The horizon, or a power of two after which all oscillators have decayed."""
-    if horizon is not None:
-        return horizon
-    slow = int(np.sum(decay < _SLOWEST))
-    if slow:
-        raise UnstableSystemError(
-            f"{slow} of {len(decay)} oscillators of this LinOSS layer do not decay; expected damping, or a "
-            "horizon over which outputs are compared. Pass options=CutOptions(horizon=L) with the length L "
-            "of the sequences that the layer sees."
-        )
-    return 1 << int(np.ceil(np.log2(max(1.0, _DECAYED / decay.min()))))
-
-
-def _summed(found: Oscillators, steps: int) -> HostArray:
-    """Σ_{k<steps} M_iᵏ F_i F_jᵀ M_jᵏᵀ by its binary digits: P_2L = P_L + Mᴸ P_L Mᴸᵀ, P_{L+1} likewise."""
-    first = found.F[:, None, :, None] * found.F[None, :, None, :]
-    P, power = first, found.M
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        for digit in bin(steps)[3:]:
-            P = P + power[:, None] @ P @ adjoint(power)[None]
-            power = power @ power
-            if digit == "1":
-                P = first + found.M[:, None] @ P @ adjoint(found.M)[None]
-                power = power @ found.M
-    if not np.all(np.isfinite(P)):
-        raise NoConvergenceError(
-            f"the responses of this LinOSS layer overflow within {steps} steps; expected |λ|^horizon to "
-            "be finite. Use a shorter horizon."
-        )
-    return np.asarray(0.5 * (P + np.swapaxes(adjoint(P), 0, 1)))
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:

@@ -8,12 +8,12 @@ together. With the Gram matrix Φ of the features (inner products of their impul
 
 are the best output weights on kept features S, with dropped ones R: what S can say of the dropped
 features is added. Which groups to keep is a combinatorial question; orthogonal matching pursuit takes in
-each step the group that explains most of the energy that is left. Its gains add up to ‖C f‖².
+each step the group that explains most of the energy that is left.
 
 All of it runs in units in which Φ has a unit diagonal. So it does not depend on the units of the features.
-Directions of features with less than a tolerance of their energy left count as dependent and get nothing.
-Cost O(K n²) for n features in K groups. Energies that are small count from eps ‖C f‖² on, and so
-amplitudes from √eps ‖C f‖ on.
+Directions in which features of length one have an energy up to n eps count as dependent and get nothing.
+Errors are exact down to about √(n eps) times the coefficients, as with any answer from a Gram matrix.
+Cost O(n³) for n features.
 
 References: Chen, Billings and Luo, Int. J. Control 50 (1989); Pati, Rezaiifar and Krishnaprasad,
 Asilomar Conf. (1993).
@@ -29,18 +29,11 @@ from ssmreduce.errors import OrderError, ShapeError
 
 _EPS = float(np.finfo(np.float64).eps)
 
-_ROUNDINGS = 1.0
-"""Energy left of a feature, in units of n eps, below which it is dependent on those before.
-
-Coefficients on it may be 1/√(64 n eps) of the output, and rounded to single precision still err by
-a few per cent of the output only.
-"""
-
 
 def pursue(
     gram: HostArray, C: HostArray, size: int = 1, count: int | None = None
 ) -> tuple[HostArray, HostArray]:
-    """Order of the groups by what they explain of tr(C Φ Cᴴ), and their gains, which add up to it.
+    """Groups in the order of what they explain of tr(C Φ Cᴴ), and how much that is for each.
 
     Parameters
     ----------
@@ -57,8 +50,9 @@ def pursue(
     -------
     picked : (count,) int array
         Groups in the order in which they are taken.
-    gains : (count,) array
-        Energy that each adds to the best fit; nonnegative, but not always descending.
+    scores : (count,) array
+        Roots of the energies that they add to the best fit, so that the squares of all add up to
+        tr(C Φ Cᴴ); not always descending.
 
     Raises
     ------
@@ -80,7 +74,7 @@ def pursue(
     >>> import numpy as np
     >>> from ssmreduce.layers.selection import pursue
     >>> pursue(np.array([[1.0, 2.0], [2.0, 4.0]]), np.array([[1.0, 1.0]]))
-    (array([0, 1]), array([9., 0.]))
+    (array([0, 1]), array([3., 0.]))
     """
     gram, C = _checked(gram, C, size)
     scaled, lengths = _normalised(gram)
@@ -93,19 +87,19 @@ def pursue(
     alike = len(scaled) * _EPS * energy(scaled, weights / unit)
     steps = groups if count is None else count
     factor = np.zeros((len(scaled), 0), scaled.dtype)
-    picked, gains = np.zeros(steps, dtype=np.intp), np.zeros(steps)
+    picked, scores = np.zeros(steps, dtype=np.intp), np.zeros(steps)
     free = np.ones(groups, dtype=bool)
     for k in range(steps):
         roots = _inverse_roots(left, _tolerance(len(scaled)))
         explained = np.sum(np.abs(adjoint(roots) @ seen[rows]) ** 2, axis=(1, 2))
         best = int(np.argmax(free & (explained >= np.max(explained[free]) - alike)))
-        picked[k], gains[k], free[best] = best, explained[best], False
+        picked[k], scores[k], free[best] = best, np.sqrt(explained[best]), False
         at = rows[best]
         column = (scaled[:, at] - factor @ adjoint(factor[at])) @ roots[best]
         seen = seen - column @ (adjoint(roots[best]) @ seen[at])
         left = left - column[rows] @ adjoint(column[rows])
         factor = np.concatenate([factor, column], axis=1)
-    return picked, gains * unit**2
+    return picked, scores * unit
 
 
 def refit(gram: HostArray, C: HostArray, kept: HostArray) -> HostArray:
@@ -202,11 +196,15 @@ def _inverse_roots(grams: HostArray, tolerance: float) -> HostArray:
 
 
 def _tolerance(n: int) -> float:
-    """Energy below which a direction of features of length one counts as dependent on others."""
-    return _ROUNDINGS * n * _EPS
+    """Energy below which a direction of features of length one counts as dependent on others.
+
+    Rounding of Φ is of that size. Where single precision rounds coefficients, they have on such a direction
+    about as much energy as their errors have elsewhere.
+    """
+    return n * _EPS
 
 
 def _unit(array: HostArray) -> float:
-    """The power of two next to the largest modulus, so that squares stay in range."""
-    exponent = np.frexp(np.max(np.abs(array), initial=0.0))[1]
+    """The power of two below the largest modulus, so that squares stay in range."""
+    exponent = np.frexp(np.max(np.abs(array), initial=0.0))[1] - 1
     return float(np.ldexp(1.0, exponent))
