@@ -221,7 +221,8 @@ def test_the_layer_of_discretax(
         [jnp.asarray(reduced[name]) for name in names],
     )
     expected = simulate(layer.read(reduced), inputs)
-    assert relative(np.asarray(mixer(inputs, key=key)), expected) <= 1e3 * EPS
+    outputs = eqx.filter_jit(mixer)(inputs, key=key)
+    assert relative(np.asarray(outputs), expected) <= 1e3 * EPS
 
 
 # --- Inner products
@@ -249,6 +250,18 @@ def test_inner_products_of_all_steps(kind: tuple[Rule, bool]) -> None:
     # Rounding moves a double pole ρ by √eps, and its response by eps/(1 - ρ)².
     allowed = 1e4 * EPS if kind[1] else 1e3 * EPS
     assert relative(LinOSS(*kind).gramians(weights), expected) <= allowed
+
+
+def test_long_horizons(kind: tuple[Rule, bool]) -> None:
+    weights = drawn(kind)
+    weights["A_diag"][0] = 1e-6
+    each = states(kind, weights, 20_000)
+    expected = np.einsum("kia,kjb->ijab", each, each)
+    found = LinOSS(*kind).gramians(weights, 20_000)
+    sizes = np.sqrt(np.einsum("iiaa->ia", expected))
+    assert np.all(
+        np.abs(found - expected) <= 1e-10 * sizes[:, None, :, None] * sizes[None, :, None, :]
+    )
 
 
 def test_slow_oscillators_keep_digits() -> None:
@@ -459,21 +472,25 @@ def test_kept_states() -> None:
 # --- The selection itself
 
 
-def test_groups_of_any_size(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("imaginary", [0.0, 1.0])
+def test_groups_of_any_size(rng: np.random.Generator, imaginary: float) -> None:
     factor, C = rng.standard_normal((40, 12)), rng.standard_normal((3, 12))
-    gram, outputs = factor.T @ factor, factor @ C.T
+    if imaginary:
+        factor = factor + 1j * rng.standard_normal((40, 12))
+        C = C + 1j * rng.standard_normal((3, 12))
+    gram, outputs = factor.T @ factor.conj(), factor @ C.T
     for size in (1, 3, 4):
         picked, scores = pursue(gram, C, size)
         assert np.array_equal(pursue(gram, C, size, count=2)[0], picked[:2])
         kept: list[int] = []
-        before = energy(gram, C)
-        assert abs(before - np.sum(outputs**2)) <= 1e-12 * before
+        total = before = energy(gram, C)
+        assert abs(before - np.sum(np.abs(outputs) ** 2)) <= 1e-12 * before
         for group, score in zip(picked, scores, strict=True):
-            kept += range(group * size, group * size + size)
+            kept = sorted([*kept, *range(group * size, group * size + size)])
             fit = np.linalg.lstsq(factor[:, kept], outputs, rcond=None)[0]
             assert np.allclose(refit(gram, C, np.array(kept)), fit.T, rtol=1e-9, atol=1e-9)
-            after = float(np.sum((outputs - factor[:, kept] @ fit) ** 2))
-            assert abs(before - after - score**2) <= 1e-12 * energy(gram, C)
+            after = float(np.sum(np.abs(outputs - factor[:, kept] @ fit) ** 2))
+            assert abs(before - after - score**2) <= 1e-12 * total
             before = after
 
 
@@ -531,6 +548,8 @@ def test_sets_that_there_are_not(kept: Any) -> None:
 
 
 def test_arrays_of_features_that_do_not_fit() -> None:
+    with pytest.raises(OrderError, match="`count` is 3 but there are 2 groups"):
+        pursue(np.eye(4), np.ones((1, 4)), 2, count=3)
     with pytest.raises(ShapeError, match="`gram` has shape"):
         pursue(np.eye(3), np.ones((1, 3)), 2)
     with pytest.raises(ShapeError, match="`C` has shape"):

@@ -208,8 +208,9 @@ class LinOSS:
     def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
         """How much each oscillator adds to the output, in the order of selection and then descending.
 
-        Their squares add up to the squared H2 norm, over the horizon and without D. Those that explain
-        less than √eps of the output are rounding.
+        Their squares add up to the squared H2 norm, over the horizon and without D. Those of all but the
+        first r add up to the squared H2 error of order r, or less where a later pick explains more than an
+        earlier one. Scores below √eps of the norm are rounding.
 
         Parameters
         ----------

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._checks import floating_array, positive_count
+from ssmreduce._checks import floating_array, positive_count, shown
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import OrderError, ShapeError
 
@@ -60,6 +60,8 @@ def pursue(
         If sizes do not fit together.
     NonFiniteError
         If an array holds NaN or Inf.
+    OrderError
+        If there are fewer groups than `count`.
 
     Notes
     -----
@@ -85,7 +87,7 @@ def pursue(
     left = scaled[rows[:, :, None], rows[:, None, :]]  # what is new in each group
     seen = scaled @ adjoint(weights / unit)  # what the outputs hold of the features
     alike = len(scaled) * _EPS * energy(scaled, weights / unit)
-    steps = groups if count is None else count
+    steps = groups if count is None else _checked_count(count, groups)
     factor = np.zeros((len(scaled), 0), scaled.dtype)
     picked, scores = np.zeros(steps, dtype=np.intp), np.zeros(steps)
     free = np.ones(groups, dtype=bool)
@@ -112,7 +114,7 @@ def refit(gram: HostArray, C: HostArray, kept: HostArray) -> HostArray:
     C : (p, n) array
         Output weights of all features.
     kept : (r,) int array
-        The features that stay.
+        The features that stay, ascending.
 
     Returns
     -------
@@ -125,8 +127,11 @@ def refit(gram: HostArray, C: HostArray, kept: HostArray) -> HostArray:
         If sizes do not fit together.
     NonFiniteError
         If an array holds NaN or Inf.
+    OrderError
+        If `kept` is not an ascending array of indices.
     """
     gram, C = _checked(gram, C, 1)
+    kept = checked_groups(kept, len(gram))
     scaled, lengths = _normalised(gram)
     dropped = np.setdiff1d(np.arange(len(gram)), kept)
     lost = C[:, dropped] * lengths[dropped]
@@ -155,10 +160,20 @@ def checked_groups(kept: object, count: int) -> HostArray:
     fits = found.ndim == 1 and found.size > 0 and found.dtype.kind in "iu"
     if not (fits and found[0] >= 0 and found[-1] < count and np.all(np.diff(found) > 0)):
         raise OrderError(
-            f"`kept` is {kept!r}; expected an array of ascending ints, at least one, from 0 to "
-            f"{count - 1}. Pass what the selection of the other copy returned."
+            f"`kept` is {shown(kept)}; expected an array of ascending ints, at least one, from 0 to "
+            f"{count - 1}. Pass the indices that a selection returned."
         )
     return found.astype(np.intp)
+
+
+def _checked_count(count: int, groups: int) -> int:
+    """How many groups to take, if there are as many."""
+    count = positive_count(count, "count", "how many groups to take")
+    if count > groups:
+        raise OrderError(
+            f"`count` is {count} but there are {groups} groups; expected at most {groups}. Pass fewer."
+        )
+    return count
 
 
 def _checked(gram: HostArray, C: HostArray, size: int) -> tuple[HostArray, HostArray]:
