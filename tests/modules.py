@@ -58,6 +58,44 @@ class KernelLRU(ForeignLRU):
         return jnp.einsum("tspm,sm->tp", response, inputs) + inputs * self.D
 
 
+class ForeignLinOSS(eqx.Module):
+    """A LinOSS with the formulas and the attribute names of discretax, on (L, H)."""
+
+    A_diag: jax.Array
+    G_diag: jax.Array | None
+    B: jax.Array
+    C: jax.Array
+    D: jax.Array
+    steps: jax.Array
+    discretization: str = eqx.field(static=True)
+    damping: bool = eqx.field(static=True)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Map (L, m) to (L, m)."""
+        step, stiffness = jax.nn.sigmoid(self.steps), jax.nn.relu(self.A_diag)
+        damping = jax.nn.relu(self.G_diag) if self.damping else jnp.zeros_like(step)
+        if self.damping:
+            root = 2.0 * jnp.sqrt(1.0 + step * damping)
+            low = (2.0 + step * damping - root) / step**2
+            high = (2.0 + step * damping + root) / step**2
+            stiffness = jnp.clip(self.A_diag, low, high)
+        implicit = self.discretization == "IM"
+        factor = 1.0 / (1.0 + (step**2 * stiffness if implicit else step * damping))
+        driven = inputs @ jnp.swapaxes(self.B[..., 0] + 1j * self.B[..., 1], 0, 1)
+
+        def advance(state: Any, drive: jax.Array) -> Any:
+            speed, place = state
+            force = drive - stiffness * place
+            speed = factor * (speed + step * force)
+            place = place + step * speed
+            return (speed, place), place
+
+        start = jnp.zeros_like(driven[0])
+        _, places = jax.lax.scan(advance, (start, start), driven)
+        outputs = places @ jnp.swapaxes(self.C[..., 0] + 1j * self.C[..., 1], 0, 1)
+        return outputs.real + inputs * self.D
+
+
 class Stack(eqx.Module):
     """Two layers with a nonlinearity between them and a linear head."""
 
