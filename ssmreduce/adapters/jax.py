@@ -5,6 +5,7 @@ Imported only once the user's own object proves that Equinox is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,13 +84,23 @@ def rounded(module: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray
 def write_layer(
     module: Any, layer_map: LayerMap, values: Mapping[str, HostArray], ratio: float
 ) -> Any:
-    """Return a copy of `module` with new arrays, each in the dtype of the one it replaces."""
-    names = list(values)
-    arrays = [
-        jnp.asarray(np.asarray(values[name], dtype=to_host(getattr(module, name)).dtype))
-        for name in names
-    ]
-    return eqx.tree_at(lambda m: [getattr(m, name) for name in names], module, arrays)
+    """Return a copy of `module` with new arrays, each in the dtype of the one it replaces.
+
+    Numbers of states that are leaves follow by `ratio`. Static fields belong to the structure of the tree,
+    which an optimizer state shares: they stay as they are.
+    """
+    new: dict[str, Any] = {
+        name: jnp.asarray(np.asarray(value, dtype=to_host(getattr(module, name)).dtype))
+        for name, value in values.items()
+    }
+    static = {
+        field.name for field in dataclasses.fields(module) if field.metadata.get("static", False)
+    }
+    for name in layer_map.sizes:
+        count = vars(module).get(name)
+        if type(count) is int and name not in static:
+            new[name] = round(count * ratio)
+    return eqx.tree_at(lambda m: [getattr(m, name) for name in new], module, list(new.values()))
 
 
 def find_layers(

@@ -20,10 +20,11 @@ from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.layers.s4 import S4
 from ssmreduce.layers.s4d import S4D, S4Diagonal
 from ssmreduce.layers.s5 import S5
+from ssmreduce.layers.s5_jax import S5HalfSpectrum
 from ssmreduce.layers.s5_real_input import S5RealInput
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
-_KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S5RealInput, S4D, S4, S4Diagonal)
+_KNOWN: tuple[type[LayerMap], ...] = (LRU, S5, S5HalfSpectrum, S5RealInput, S4D, S4, S4Diagonal)
 """Recognised by their arrays."""
 
 _REGISTERED: dict[type, LayerMap] = {}
