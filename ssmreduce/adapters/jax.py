@@ -130,6 +130,7 @@ def prepared(
 
     There are no `gradients`: those of a pytree are another pytree.
     """
+    weights = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}
     layers = {
         path: write_layer(change.layer, change.layer_map, change.values, change.ratio)
         for path, change in changes.items()
@@ -141,7 +142,10 @@ def prepared(
     def at(path: Path, leaf: Any) -> Any:
         if path not in moments:
             return leaf
-        return jnp.asarray(np.asarray(moments[path], dtype=to_host(leaf).dtype))
+        value, dtype = moments[path], to_host(leaf).dtype
+        if np.iscomplexobj(value) and _field_of(path[: _start_of(path, weights)]) in _MODULI:
+            value = value.real + value.imag
+        return jnp.asarray(np.asarray(value, dtype=dtype))
 
     opt_state = jax.tree_util.tree_map_with_path(at, opt_state)
     return lambda: (model, opt_state)
@@ -165,19 +169,36 @@ def moments_of(
     model_paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}
     groups: dict[tuple[Path, Path], dict[str, tuple[Any, HostArray]]] = {}
     for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
-        start = next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
+        start = _start_of(leaf_path, model_paths)
         if start is None:
             _check_unrelated(leaf, path_name(leaf_path))
         elif leaf_path[start:] in weights:
             layer_path, name = weights[leaf_path[start:]]
             group = groups.setdefault((leaf_path[:start], layer_path), {})
-            group[name] = leaf_path, to_double(leaf)
+            value = to_double(leaf)
+            if np.iscomplexobj(value) and _field_of(leaf_path[:start]) in _MODULI:
+                value = (0.5 + 0.5j) * value.real
+            group[name] = leaf_path, value
     for (prefix, layer_path), group in groups.items():
-        fields = [key.name for key in prefix if isinstance(key, jax.tree_util.GetAttrKey)]
-        field = fields[-1] if fields else None
+        field = _field_of(prefix)
         if field in _CENTRED and _is_centred(opt_state, prefix):
             field = _CENTRED[field]
         yield Moments(field, path_name(prefix), layer_path, group)
+
+
+_MODULI = frozenset({"nu", "nu_max", "sum_of_squares"})
+"""Fields in which optax keeps |g|² of complex weights: to us half of it for each part."""
+
+
+def _start_of(leaf_path: Path, model_paths: set[Path]) -> int | None:
+    """Where the path of a weight begins in the path of a leaf of an optimizer state."""
+    return next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
+
+
+def _field_of(prefix: Path) -> str | None:
+    """The field of a state that a path leads to before it goes on as the path of a weight."""
+    names = [key.name for key in prefix if isinstance(key, jax.tree_util.GetAttrKey)]
+    return names[-1] if names else None
 
 
 _CENTRED = {"mu": "grad_avg", "nu": "square_avg"}
