@@ -87,8 +87,10 @@ class S4D(eqx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Map (L, H) to (L, H)."""
-        convolve = jax.vmap(lambda k, u: jnp.convolve(k, u)[: len(inputs)], (0, 1), 1)
-        return convolve(self.kernel(len(inputs)), inputs)
+        length = len(inputs)
+        spectra = jnp.fft.rfft(self.kernel(length).T, 2 * length, axis=0)
+        product = spectra * jnp.fft.rfft(inputs, 2 * length, axis=0)
+        return jnp.fft.irfft(product, 2 * length, axis=0)[:length]
 
 
 def s5_weights(

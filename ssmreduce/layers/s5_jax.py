@@ -83,8 +83,8 @@ class S5HalfSpectrum(LayerMap):
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> LayerMap | None:
         """Recognise the arrays of `S5SSM` and `S5SequenceMixer`; options are attributes of the layer."""
-        two = has(C1=3, C2=3)
-        if not has(Lambda_re=1, Lambda_im=1, log_step=2, B=3, D=1) or not (two or has(C=3)):
+        two = has("C1", "C2")
+        if not has("Lambda_re", "Lambda_im", "log_step", "B", "D") or not (two or has("C")):
             return None
         for name in ("conj_sym", "discretization"):
             if not hasattr(layer, name):
