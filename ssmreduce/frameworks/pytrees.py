@@ -5,6 +5,7 @@ Imported only once the user's own object proves that JAX is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
@@ -112,15 +113,18 @@ class PytreeFramework(Framework):
         model_paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}
         groups: dict[tuple[Path, Path], dict[str, tuple[Any, HostArray]]] = {}
         for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
-            start = next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
+            start = _start_of(leaf_path, model_paths)
             if start is None:
                 _check_unrelated(leaf, self.path_name(leaf_path))
             elif leaf_path[start:] in weights:
                 layer_path, name = weights[leaf_path[start:]]
                 group = groups.setdefault((leaf_path[:start], layer_path), {})
-                group[name] = leaf_path, to_double(leaf)
+                value = to_double(leaf)
+                if np.iscomplexobj(value) and _field_of(leaf_path[:start]) in _MODULI:
+                    value = (0.5 + 0.5j) * value.real
+                group[name] = leaf_path, value
         return [
-            Moments(_field(opt_state, prefix), self.path_name(prefix), layer_path, group)
+            Moments(_centred_or_own(opt_state, prefix), self.path_name(prefix), layer_path, group)
             for (prefix, layer_path), group in groups.items()
         ]
 
@@ -133,16 +137,20 @@ class PytreeFramework(Framework):
         gradients: Mapping[Any, HostArray],
     ) -> Prepared:
         """Make copies with new layers and moments. Gradients of a pytree are another pytree."""
-        layers = {
-            change.handle.path: _written(change.handle.layer, change.values) for change in changes
-        }
+        weights = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}
+        layers = {change.handle.path: _written(change) for change in changes}
         old = {id(change.handle.layer) for change in changes}
         new_model = jax.tree_util.tree_map_with_path(
             lambda path, node: layers.get(path, node), model, is_leaf=lambda node: id(node) in old
         )
 
         def at(path: Path, leaf: Any) -> Any:
-            return jnp.asarray(_like(leaf, moments[path])) if path in moments else leaf
+            if path not in moments:
+                return leaf
+            value = moments[path]
+            if np.iscomplexobj(value) and _field_of(path[: _start_of(path, weights)]) in _MODULI:
+                value = value.real + value.imag
+            return jnp.asarray(_like(leaf, value))
 
         return Prepared(new_model, jax.tree_util.tree_map_with_path(at, opt_state))
 
@@ -262,25 +270,50 @@ def _like(array: Any, value: HostArray) -> HostArray:
     return np.asarray(value, dtype=dtype)
 
 
-def _written(layer: Any, values: Mapping[str, HostArray]) -> Any:
-    """A copy of a layer with new arrays, each in the dtype of the one it replaces."""
-    arrays = {
-        name: jnp.asarray(_like(_array(layer, name), value)) for name, value in values.items()
+def _written(change: LayerChange) -> Any:
+    """A copy of a layer with new arrays, each in the dtype of the one it replaces.
+
+    Numbers of states that are leaves follow by the ratio. Static fields belong to the structure of the tree,
+    which an optimizer state shares: they stay as they are.
+    """
+    layer = change.handle.layer
+    new: dict[str, Any] = {
+        name: jnp.asarray(_like(_array(layer, name), value))
+        for name, value in change.values.items()
     }
     if isinstance(layer, dict):
-        return {**layer, **arrays}
+        return {**layer, **new}
+    static = {
+        field.name for field in dataclasses.fields(layer) if field.metadata.get("static", False)
+    }
+    for name in change.handle.kind.sizes:
+        count = vars(layer).get(name)
+        if type(count) is int and name not in static:
+            new[name] = round(count * change.ratio)
     return eqx.tree_at(
-        lambda module: [getattr(module, name) for name in arrays], layer, list(arrays.values())
+        lambda module: [getattr(module, name) for name in new], layer, list(new.values())
     )
 
 
-def _field(opt_state: Any, prefix: Path) -> str | None:
-    """Name of the field of an optimizer state, as torch calls it where optax's name says too little."""
-    fields = [key.name for key in prefix if isinstance(key, jax.tree_util.GetAttrKey)]
-    if not fields:
-        keys = [key.key for key in prefix if isinstance(key, jax.tree_util.DictKey)]
-        return str(keys[-1]) if keys else None
-    field = fields[-1]
+_MODULI = frozenset({"nu", "nu_max", "sum_of_squares"})
+"""Fields in which optax keeps |g|² of complex weights: to us half of it for each part."""
+
+
+def _start_of(leaf_path: Path, model_paths: set[Path]) -> int | None:
+    """Where the path of a weight begins in the path of a leaf of an optimizer state."""
+    return next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
+
+
+def _field_of(prefix: Path) -> str | None:
+    """The field of a state that a path leads to before it goes on as the path of a weight."""
+    names = [key.name for key in prefix if isinstance(key, jax.tree_util.GetAttrKey)]
+    keys = [str(key.key) for key in prefix if isinstance(key, jax.tree_util.DictKey)]
+    return (names or keys or [None])[-1]
+
+
+def _centred_or_own(opt_state: Any, prefix: Path) -> str | None:
+    """The field of a state, as torch calls it where optax's name says too little."""
+    field = _field_of(prefix)
     return _CENTRED[field] if field in _CENTRED and _is_centred(opt_state, prefix) else field
 
 

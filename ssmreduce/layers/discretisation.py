@@ -10,7 +10,7 @@ from enum import Enum
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import Array, HostArray, is_complex_array, namespace
 
 
 class Discretisation(Enum):
@@ -19,21 +19,22 @@ class Discretisation(Enum):
     ZOH = "zoh"
     BILINEAR = "bilinear"
 
-    def logarithms(self, poles: HostArray, step: HostArray) -> HostArray:
+    def logarithms(self, poles: Array, step: Array) -> Array:
         """Return log λ: Λ Δ, or 2 artanh(Λ Δ/2)."""
         product = poles * step
         if self is Discretisation.ZOH:
-            return np.asarray(product)
-        return np.asarray(2.0 * np.arctanh(0.5 * product.astype(np.complex128)))
+            return product
+        product = product if is_complex_array(product) else product + 0j
+        return 2.0 * namespace(product).atanh(0.5 * product)
 
-    def poles(self, logarithms: HostArray, step: HostArray) -> HostArray:
+    def poles(self, logarithms: HostArray, step: HostArray | float) -> HostArray:
         """Return Λ: log λ/Δ, or (2/Δ) tanh(log λ/2)."""
         if self is Discretisation.ZOH:
             return np.asarray(logarithms / step)
         return np.asarray(2.0 * np.tanh(0.5 * logarithms) / step)
 
-    def input_factor(self, poles: HostArray, step: HostArray) -> HostArray:
+    def input_factor(self, poles: Array, step: Array) -> Array:
         """Return s."""
         if self is Discretisation.ZOH:
-            return np.asarray(np.expm1(poles * step) / poles)
-        return np.asarray(step / (1.0 - 0.5 * poles * step))
+            return namespace(poles).expm1(poles * step) / poles
+        return step / (1.0 - 0.5 * poles * step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import array_api_compat
 import numpy as np
@@ -113,7 +113,7 @@ class Layer(ABC):
         """Return zeros in the shapes of all weights that change with the order, for `order` states."""
 
     @abstractmethod
-    def scores(self, weights: Weights, options: CutOptions) -> HostArray:
+    def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
         """Return the importance of the states, descending: the k-th is what is lost if k are kept.
 
         Hankel singular values where there are any, one for each stored state; of the worst channel.
@@ -225,7 +225,7 @@ class LayerCut(ABC):
         """Map first moments of all weights, or with `squared` second ones, to those of the new weights."""
 
     @abstractmethod
-    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> Self:
+    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> LayerCut:
         """Return the same cut of a copy of the layer with weights of its own, in the same coordinates.
 
         Raises

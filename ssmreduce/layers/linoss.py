@@ -21,29 +21,21 @@ Reference: Boyer, Rusch and Rus, Learning to dissipate energy in oscillatory sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ssmreduce._checks import (
-    flag,
-    floating_array,
-    is_one_of,
-    positive_count,
-    positive_horizon,
-    shown,
-    type_name,
-)
+from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
 from ssmreduce._namespace import HostArray, adjoint, to_double
-from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
-from ssmreduce.layers.layer_map import HasArrays, Weights, check_shape
+from ssmreduce.errors import OrderError, UnsupportedLayerError
+from ssmreduce.layers.layer import HasArrays, Weights, check_shape
 from ssmreduce.layers.oscillators import (
     Oscillators,
     damped_oscillators,
     implicit_oscillators,
     inner_products,
 )
+from ssmreduce.layers.selecting import SelectingLayer
 from ssmreduce.layers.selection import checked_groups, pursue, refit
 from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -56,7 +48,7 @@ _APART = float(np.finfo(np.float64).eps) ** 0.25
 """sin θ from which a pair is diagonalised: residues are 1/sin θ, so that it costs a quarter of the digits."""
 
 
-class LinOSS:
+class LinOSS(SelectingLayer):
     """The LinOSS layer; reduced by selecting oscillators, with C refitted.
 
     Weights, for N oscillators, m inputs and as many outputs: A_diag, steps (N), with damping G_diag (N),
@@ -91,11 +83,7 @@ class LinOSS:
     (array([0]), array([1.]))
     """
 
-    sizes: tuple[str, ...] = ("state_dim",)
-    states: tuple[str, ...] = ()
-    caches: tuple[str, ...] = ()
-    eps: float = 0.0
-    error_factor: float = 1.0
+    sizes = ("state_dim",)
 
     def __init__(self, discretisation: Rule = "IMEX", damped: bool = True) -> None:
         if not is_one_of(discretisation, get_args(Rule)):
@@ -141,22 +129,13 @@ class LinOSS:
         check_shape(weights, "C", (m, n, 2), f", as `B` has {n} oscillators and {m} inputs")
         check_shape(weights, "D", (m,), f", as `B` has {m} inputs")
 
-    def check_names(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless all weights are there."""
-        missing = self.names()
-        if isinstance(weights, Mapping):
-            missing = tuple(name for name in self.names() if name not in weights)
-        if missing:
-            raise ShapeError(
-                f"`weights` is a {type_name(weights)} without {', '.join(missing)}; expected a dict of the "
-                "arrays of LinOSS. Look at names()."
-            )
+    def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
+        """Return no batch axes, inputs and outputs."""
+        return (), int(weights["B"].shape[1]), int(weights["C"].shape[0])
 
-    def check_finite(self, weights: Weights) -> None:
-        """Raise `NonFiniteError` if a weight holds NaN or Inf."""
-        self.check_names(weights)
-        for name in self.names():
-            floating_array(weights[name], name, 0)
+    def state_axes(self) -> dict[str, int]:
+        """The first axis, of C the second."""
+        return {**dict.fromkeys(self._of_oscillators(), 0), "C": 1}
 
     def read(self, weights: Weights) -> System:
         """Return the discrete system with real output that the layer runs.
@@ -205,12 +184,11 @@ class LinOSS:
         found, _, _ = self._parts(weights)
         return inner_products(found, positive_horizon(horizon))
 
-    def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
-        """How much each oscillator adds to the output, in the order of selection and then descending.
+    def ranking(self, weights: Weights, horizon: int | None = None) -> tuple[HostArray, HostArray]:
+        """Return the oscillators in the order of selection, and how much each adds to the output.
 
-        Their squares add up to the squared H2 norm, over the horizon and without D. Those of all but the
-        first r add up to the squared H2 error of order r, or less where a later pick explains more than an
-        earlier one. Scores below √eps of the norm are rounding.
+        The squares of the scores add up to the squared H2 norm, over the horizon and without D; those of all
+        but the first r to the squared H2 error of order r. Scores below √eps of the norm are rounding.
 
         Parameters
         ----------
@@ -221,8 +199,10 @@ class LinOSS:
 
         Returns
         -------
-        (N,) array
-            Descending.
+        picked : (N,) int array
+            Oscillators.
+        scores : (N,) array
+            In the same order, which is not always descending.
 
         Raises
         ------
@@ -230,8 +210,7 @@ class LinOSS:
             If an oscillator does not decay and there is no horizon.
         """
         gram, C, _ = self._features(weights, horizon)
-        _, scores = pursue(gram, C, 2)
-        return np.asarray(np.sort(scores)[::-1])
+        return pursue(gram, C, 2)
 
     def selected(
         self, weights: Weights, order: int, horizon: int | None = None

@@ -174,9 +174,9 @@ class LTILayer(Layer):
         )
         return {name: np.zeros(value.shape) for name, value in self.write(system, ones).items()}
 
-    def scores(self, weights: Weights, options: CutOptions) -> HostArray:
+    def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
         """Return the Hankel singular values by which states are shared out; 0 for rounding."""
-        systems = balanced_layer(self.read(weights), options.horizon).budget_values()
+        systems = balanced_layer(self.read(weights), horizon).budget_values()
         values: HostArray = np.max(systems, axis=0)
         return np.where(values > rank_tolerance(values), values, 0.0)
 

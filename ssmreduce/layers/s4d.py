@@ -17,64 +17,90 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray
+from ssmreduce._namespace import Array, HostArray, namespace
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
 from ssmreduce.layers.lti import LTILayer, check_decay
-from ssmreduce.layers.storage import Packed
+from ssmreduce.layers.storage import Packed, Storage, Whole
 from ssmreduce.layers.transforms import inverse_transformed, transformed
 
 
 class S4D(LTILayer):
-    """The minimal S4D kernel: C (H, n, 2), log_A_real, A_imag (H, n), log_dt (H)."""
+    """The minimal S4D kernel: C (H, n, 2), log_A_real, A_imag (H, n), log_dt (H); tracers too.
 
-    poles = ("log_A_real", "A_imag")
+    Parameters
+    ----------
+    C : Storage, optional
+        Where c is: by default in one real array with real and imaginary parts; discretax has it complex.
+    log_real : str
+        Name of the logarithms of -Re Λ.
+    """
+
+    poles: tuple[str, ...] = ("log_A_real", "A_imag")
     stores_input = False
+
+    def __init__(self, C: Storage | None = None, *, log_real: str = "log_A_real") -> None:
+        self._C: Storage = Packed("C") if C is None else C
+        self._log_real = log_real
+        self.poles = (log_real, "A_imag")
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
-        """Recognise the arrays of `S4DKernel`."""
-        return cls() if has(C=3, log_A_real=2, A_imag=2, log_dt=1) else None
+        """Recognise the arrays of `S4DKernel`, or of the kernel of discretax."""
+        if has(C=3, log_A_real=2, A_imag=2, log_dt=1):
+            return cls()
+        if has(C=2, log_a_real=2, A_imag=2, log_dt=1):
+            return cls(Whole("C"), log_real="log_a_real")
+        return None
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights."""
-        return (*self.poles, "C", "log_dt")
+        return (*self.poles, *self._C.names, "log_dt")
 
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ = Λ Δ."""
-        return self._poles(weights) * np.exp(weights["log_dt"])[:, None]
+        return self._poles(weights) * self._step(weights)
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
-        """Return log_A_real and A_imag for the steps as they are."""
+        """Return the weights of Λ for the steps as they are."""
         check_decay(logarithms, "an S4D layer")
-        poles = logarithms / np.exp(weights["log_dt"])[:, None]
-        return {"log_A_real": np.log(-poles.real), "A_imag": poles.imag}
+        poles = logarithms / self._step(weights)
+        return {self._log_real: np.log(-poles.real), "A_imag": poles.imag}
 
-    def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
+    def matrices(self, weights: Weights) -> tuple[Array, Array]:
         """Return b = 1 and c."""
-        C = Packed("C").get(weights)
-        return np.ones((*C.shape, 1)), C[:, None, :]
+        C = self._C.get(weights)
+        xp = namespace(weights["A_imag"])
+        return xp.ones((*C.shape, 1), dtype=weights["A_imag"].dtype), C[:, None, :]
 
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the array of c."""
-        return Packed("C").put(C[:, 0, :])
+        return self._C.put(C[:, 0, :])
 
-    def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
+    def scales(self, weights: Weights) -> tuple[Array, Array]:
         """Return ones and 2 s."""
-        step = np.exp(weights["log_dt"])[:, None]
-        factor = Discretisation.ZOH.input_factor(self._poles(weights), step)
-        return np.ones(factor.shape), 2.0 * factor
+        poles, step = self._poles(weights), self._step(weights)
+        one = namespace(step).ones_like(weights["A_imag"])
+        return one, 2.0 * Discretisation.ZOH.input_factor(poles, step)
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
-        channels, n = weights["log_A_real"].shape
+        check_shape(weights, self._log_real, ("H", "n"))
+        channels, n = weights[self._log_real].shape
         check_shape(weights, "A_imag", (channels, n))
-        check_shape(weights, "C", (channels, n, 2))
+        pair = (2,) if isinstance(self._C, Packed) else ()
+        for name in self._C.names:
+            check_shape(weights, name, (channels, n, *pair))
         check_shape(weights, "log_dt", (channels,))
 
-    def _poles(self, weights: Weights) -> HostArray:
-        return np.asarray(-np.exp(weights["log_A_real"]) + 1j * weights["A_imag"])
+    def _poles(self, weights: Weights) -> Array:
+        log_real = weights[self._log_real]
+        return -namespace(log_real).exp(log_real) + 1j * weights["A_imag"]
+
+    def _step(self, weights: Weights) -> Array:
+        log_dt = weights["log_dt"]
+        return namespace(log_dt).exp(log_dt)[:, None]
 
 
 class S4Diagonal(LTILayer):

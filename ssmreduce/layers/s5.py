@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
@@ -87,7 +87,7 @@ class S5(LTILayer):
         """Return the names of all weights."""
         return (*self.poles, "B", "C", "D")
 
-    def logarithms(self, weights: Weights) -> HostArray:
+    def logarithms(self, weights: Weights) -> Array:
         """Return log λ."""
         return self._discretisation.logarithms(weights["Lambda"], np.exp(weights["log_step"]))
 

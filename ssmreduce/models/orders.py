@@ -98,7 +98,9 @@ def _shares(
         return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, multiple_of)
     if not free:
         return fixed
-    scores = {name: layers[name].kind.scores(layers[name].weights, options) for name in free}
+    scores = {
+        name: layers[name].kind.scores(layers[name].weights, options.horizon) for name in free
+    }
     # Entry k: what is left out first where k multiples are kept.
     values = {name: each[::multiple_of] for name, each in scores.items()}
     shares = dict(fixed)

@@ -1,0 +1,212 @@
+"""`SelectingLayer`: a layer that keeps some of its own states; `SelectionCut`: what follows from that.
+
+Some layers cannot hold the poles and residues of balanced truncation. Their cut keeps a subset of the
+states, as they are, and refits the weights that read them. The rows of moments that belong to kept states
+stay with them; a copy keeps the same states, and refits by itself.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import OrderError, SSMReduceError, UnreachableToleranceError
+from ssmreduce.layers.layer import Layer, LayerCut, Weights, WeightStorage
+from ssmreduce.layers.options import CutOptions
+from ssmreduce.reduction.measured import smallest, to_nothing
+from ssmreduce.reduction.order import ErrorBound, MeasuredError, OrderRule, as_rule
+from ssmreduce.reduction.report import Reduction
+
+
+class SelectingLayer(Layer):
+    """A layer that is cut by keeping a subset of its states, with refitted weights to read them."""
+
+    @abstractmethod
+    def state_axes(self) -> dict[str, int]:
+        """Return the axis that counts states, by name of each weight that has one."""
+
+    @abstractmethod
+    def ranking(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
+        """Return the states in the order in which they are kept, and their scores, shape (n,).
+
+        The squares of the scores add up to what the layer puts out; a score is what its state adds.
+        """
+
+    @abstractmethod
+    def refitted(
+        self, weights: Weights, kept: HostArray, horizon: int | None
+    ) -> dict[str, HostArray]:
+        """Return the weights of a layer with the states `kept` alone, ascending indices."""
+
+    @abstractmethod
+    def kept_states(self, kept: HostArray, order: int) -> HostArray:
+        """Return where the kept states of `order` are in the hidden state."""
+
+    def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
+        """Return the scores, descending."""
+        return np.sort(self.ranking(weights, horizon)[1])[::-1]
+
+    def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
+        """Return the scores, descending, and by state."""
+        picked, scores = self.ranking(weights, horizon)
+        shares = np.zeros(scores.shape)
+        shares[picked] = scores
+        return np.sort(scores)[::-1], shares
+
+    def resized(self, weights: Weights, order: int) -> dict[str, HostArray]:
+        """Return zeros of other lengths along the axes of the states."""
+        new: dict[str, HostArray] = {}
+        for name, axis in self.state_axes().items():
+            shape = list(weights[name].shape)
+            shape[axis] = order
+            new[name] = np.zeros(shape)
+        return new
+
+    def plan(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+    ) -> SelectionCut:
+        """Keep what the rule asks for, and measure the layer as it would be written.
+
+        Raises
+        ------
+        UnreachableToleranceError
+            For an `ErrorBound`: no theorem bounds the error of a selection.
+        """
+        return _Plan(self, weights, options, storage).cut(as_rule(order))
+
+
+class _Plan:
+    """Selects states of one layer, and measures."""
+
+    def __init__(
+        self,
+        kind: SelectingLayer,
+        weights: dict[str, HostArray],
+        options: CutOptions,
+        storage: WeightStorage,
+    ) -> None:
+        self._kind, self._weights, self._storage = kind, weights, storage
+        self._horizon, self._multiple_of = options.horizon, options.multiple_of
+        self._system = kind.read(weights).to_host()
+        self._old_order = kind.order(weights)
+        self._picked, self._scores = kind.ranking(weights, options.horizon)
+
+    def cut(self, rule: OrderRule) -> SelectionCut:
+        """The cut by a rule."""
+        if isinstance(rule, ErrorBound):
+            raise UnreachableToleranceError(
+                f"`order` is {rule} but {type(self._kind).__name__} keeps a selection of its own states, "
+                "for whose error there is no bound; expected another rule. Try MeasuredError(0.01)."
+            )
+        if not np.any(self._scores):
+            raise OrderError(
+                f"{type(self._kind).__name__} puts out nothing, so that no state matters; expected weights "
+                "that are not zero. Leave it out with options=CutOptions(exclude=...)."
+            )
+        if isinstance(rule, MeasuredError):
+            return self._smallest(rule)
+        wanted = rule.choose(np.sort(self._scores)[::-1])
+        return self._kept(-(-wanted // self._multiple_of) * self._multiple_of)
+
+    def _smallest(self, rule: MeasuredError) -> SelectionCut:
+        """The smallest one that a bisection finds within the tolerance."""
+        whole = self._kept(self._old_order)
+        gain = self._kind.error_factor * float(to_nothing(whole.reduction).quick_error())
+        best = smallest(
+            1,
+            -(-self._old_order // self._multiple_of),
+            self._at_multiple,
+            lambda found: found.measured_error <= rule.relative * gain,
+        )
+        return whole if best is None else best
+
+    def _at_multiple(self, count: int) -> SelectionCut | None:
+        try:
+            return self._kept(count * self._multiple_of)
+        except SSMReduceError:
+            return None
+
+    def _kept(self, order: int) -> SelectionCut:
+        kept = np.sort(self._picked[:order])
+        if order >= self._old_order:
+            kept = np.arange(self._old_order)
+        return self.made(kept)
+
+    def made(self, kept: HostArray) -> SelectionCut:
+        """The cut that keeps these states."""
+        unchanged = kept.size == self._old_order
+        new = self._weights
+        if not unchanged:
+            refitted = self._kind.refitted(self._weights, kept, self._horizon)
+            new = {**self._weights, **self._storage.rounded(refitted)}
+        system = self._system if unchanged else self._kind.read(new).to_host()
+        reduction = Reduction(
+            original=self._system,
+            system=system,
+            order=kept.size,
+            real_order=system.order,
+            wanted_order=system.order,
+            rank=int(np.sum(self._scores > 0.0)),
+            hsv=np.zeros(0),
+            error_bound=None,
+            horizon=self._horizon,
+            method="selection with refit",
+            scores=np.sort(self._scores)[::-1],
+        )
+        error = 0.0 if unchanged else self._kind.error_factor * float(reduction.quick_error())
+        return SelectionCut(self._kind, reduction, error, self._weights, new, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class SelectionCut(LayerCut):
+    """A layer before and after a selection of its states.
+
+    Attributes
+    ----------
+    kept : (r,) int array
+        The states that were kept, ascending.
+    """
+
+    kind: SelectingLayer
+    kept: HostArray
+
+    @property
+    def scores(self) -> HostArray:
+        """What each state adds to the output, descending."""
+        assert self.reduction.scores is not None
+        return self.reduction.scores
+
+    @property
+    def without_image(self) -> tuple[str, ...]:
+        """None: what is kept is kept as it is."""
+        return ()
+
+    def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
+        """Keep the moments of the states that are kept."""
+        axes = self.kind.state_axes()
+        return {
+            name: np.take(value, self.kept, axis=axes[name]) if name in axes else value
+            for name, value in moments.items()
+        }
+
+    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> SelectionCut:
+        """Keep the same states of a copy, and refit its own weights."""
+        plan = _Plan(self.kind, weights, CutOptions(horizon=self.reduction.horizon), storage)
+        return plan.made(self.kept)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """The hidden state, in one axis."""
+        return (self.kind.kept_states(np.arange(self.old_order), self.old_order).size,)
+
+    def state_maps(self) -> tuple[HostArray, HostArray]:
+        """Return the rows of the identity that are kept, and zero."""
+        rows = np.eye(self.state_shape[0])[self.kind.kept_states(self.kept, self.old_order)]
+        return rows, np.zeros_like(rows)
