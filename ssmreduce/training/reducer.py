@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -14,7 +17,6 @@ from ssmreduce._checks import (
     fraction,
     metric_value,
     positive_count,
-    type_name,
     whole_number,
 )
 from ssmreduce.adapters.registry import model_backend
@@ -29,6 +31,7 @@ from ssmreduce.models.search import check_excluded, find_layers
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.policy import RollbackPolicy, Trial
+from ssmreduce.training.saved_state import checked_state
 from ssmreduce.training.schedule import ReductionSchedule
 from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
@@ -313,36 +316,33 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If it is of a reducer with other settings, or no such state; nothing was changed then. The
-            schedule may be another one, of a longer run say: its attempts after the saved step are made.
+            If it is of a reducer with other settings, or no such state. The schedule may be another one, of a
+            longer run say: its attempts after the saved step are made.
+        ShapeError, NonFiniteError
+            If an array in it is none that a reducer saves.
+
+        Notes
+        -----
+        All of `state` is checked before the reducer changes, and it changes at once: neither an error nor
+        Ctrl-C leaves it half-loaded.
         """
-        if not isinstance(state, Mapping):
-            raise OrderError(
-                f"`state` is a {type_name(state)}; expected what state_dict() of a reducer returned. "
-                "Read a file with torch.load(path) first."
-            )
-        missing = sorted(self.state_dict().keys() - state.keys())
-        if missing:
-            raise OrderError(
-                f"`state` lacks {', '.join(missing)}; expected what state_dict() of a reducer returned."
-            )
-        trace = None if state["trace"] is None else HankelTrace.from_dict(state["trace"])
-        for name, here in self._settings().items():
-            before = state["settings"].get(name)
-            if name != "schedule" and before != here:
-                raise OrderError(
-                    f"`state` was saved with {name} {before} but the reducer has {here}; expected "
-                    "the same. Build the reducer as it was."
-                )
-        events = [ReductionEvent.from_dict(event) for event in state["events"]]
-        trial = None if state["trial"] is None else Trial(**state["trial"])
-        if self.trace is not None and trace is not None:
-            self.trace.records[:] = trace.records
-        self.events[:], self._trial = events, trial
-        self._was_told = False
-        self._last_step, self.last_cut = state["step"], {}
-        self._waiting, self._metric = state["waiting"], state["metric"]
-        self._stopped = set(state["stopped"])
+        saved = checked_state(state, self._settings(), self.rollback, self.trace)
+        everything = slice(None)
+        own = vars(self)
+        new: list[tuple[Any, Any, Any]] = [
+            (self.events, everything, saved.events),
+            (own, "_trial", saved.trial),
+            (own, "_was_told", False),
+            (own, "_last_step", saved.step),
+            (own, "last_cut", {}),
+            (own, "_waiting", saved.waiting),
+            (own, "_metric", saved.metric),
+            (own, "_stopped", saved.stopped),
+        ]
+        if self.trace is not None:
+            new.append((self.trace.records, everything, saved.records))
+        # One call into C, within which no signal is handled.
+        deque(itertools.starmap(operator.setitem, new), maxlen=0)
 
     def _has_failed(self, trial: Trial) -> bool:
         return self.rollback is not None and trial.misses >= self.rollback.patience
