@@ -19,6 +19,7 @@ LEVELS = [
         "time_domain",
         "_checks",
         "_display",
+        "_files",
         "_lapack",
         "_schur",
         "_threads",
