@@ -362,7 +362,7 @@ class InTrainingReducer:
         return self.rollback is None or self._metric is not None
 
     def _record(self, step: int, model: Any, trace: HankelTrace) -> None:
-        recorded = len(trace.records)
+        before = trace.records[-1:]
         try:
             trace.step(step, model, self.options)
             self._is_recording = True
@@ -370,7 +370,7 @@ class InTrainingReducer:
             if self._is_recording:
                 _warn(f"no record of the trace after step {step}, nor while this lasts: {error}")
             self._is_recording = False
-        if self._writer is not None and len(trace.records) > recorded:
+        if self._writer is not None and trace.records[-1:] != before:
             write_trace(self._writer, trace)
 
     def _attempt(
