@@ -7,6 +7,7 @@ elsewhere all stay valid. Imported only once the user's own object proves that t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from ssmreduce.adapters.torch_distributed import (
     whole,
 )
 from ssmreduce.adapters.torch_distributed import team_of as team_of
+from ssmreduce.adapters.torch_saved import check_tensor as check_tensor
 from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.layer_map import LayerMap
 
@@ -290,33 +292,75 @@ def check_pytree(model: Any) -> None:
     )
 
 
-def check_tensor(present: Any, saved: Any, name: str) -> None:
-    """Raise `ShapeError` unless what is to replace a tensor is one too."""
-    if torch.is_tensor(present) and not torch.is_tensor(saved):
-        raise ShapeError(
-            f"{name} is a {_checks.type_name(saved)}; expected a tensor. Convert it with torch.as_tensor."
-        )
-
-
 def load_state(
     model: Any,
     state_dict: Mapping[str, Any],
     layers: Mapping[Path, tuple[Any, LayerMap]],
     ratios: Mapping[Path, float],
 ) -> None:
-    """Give the layers the shapes of a state dict and load it; names and shapes were checked before."""
+    """Give the layers the shapes of a state dict and load it; names and shapes were checked before.
+
+    What fails then, a hook of a module or Ctrl-C, leaves the model as it was: copies of its tensors are
+    kept in host memory meanwhile.
+    """
     attributes = [
         entry
         for path, (layer, layer_map) in layers.items()
         for entry in _attributes(model, layer, layer_map, ratios[path])
     ]
-    _assign(attributes)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if torch.is_tensor(tensor) and tensor.shape != state_dict[name].shape:
-            new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
-            _replace_data(tensor, new)
-    model.load_state_dict(state_dict)
-    renew_buckets(model)
+    restore = _way_back(model, attributes)
+    try:
+        _assign(attributes)
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if torch.is_tensor(tensor) and tensor.shape != state_dict[name].shape:
+                new = torch.zeros(state_dict[name].shape, dtype=tensor.dtype, device=tensor.device)
+                _replace_data(tensor, new)
+        model.load_state_dict(state_dict)
+        renew_buckets(model)
+    except BaseException:
+        restore()
+        raise
+
+
+def _way_back(model: Any, attributes: list[tuple[Any, str, Any]]) -> Callable[[], None]:
+    """What gives a model the tensors, gradients, extra states and these attributes that it has now."""
+    tensors = [
+        (tensor, tensor.data, tensor.detach().to("cpu", copy=True), tensor.grad)
+        for tensor in (*model.parameters(), *model.buffers())
+    ]
+    kept = [
+        (owner, name, name in vars(owner), getattr(owner, name, None))
+        for owner, name, _ in attributes
+    ]
+    extra = [
+        (part, copy.deepcopy(part.get_extra_state()))
+        for part in model.modules()
+        if type(part).get_extra_state is not torch.nn.Module.get_extra_state
+    ]
+
+    def restore() -> None:
+        for owner, name, is_plain, value in kept:
+            if is_plain:
+                vars(owner)[name] = value
+            else:
+                setattr(owner, name, value)
+        with torch.no_grad():
+            for tensor, data, values, gradient in tensors:
+                if tensor.shape != data.shape:
+                    _replace_data(tensor, data)
+                if _has_own_entries(tensor):
+                    tensor.copy_(values)
+                tensor.grad = gradient
+        for part, value in extra:
+            part.set_extra_state(value)
+        renew_buckets(model)
+
+    return restore
+
+
+def _has_own_entries(tensor: Any) -> bool:
+    """Whether no number stands for several entries: such a tensor cannot be copied into."""
+    return bool(tensor.layout is not torch.strided or 0 not in tensor.stride())
 
 
 def resized(model: Any, tensor: Any, full: Any) -> Callable[[], None]:

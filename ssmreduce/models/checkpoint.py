@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -38,10 +38,16 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     Raises
     ------
     UnsupportedLayerError
-        If `model` is not a PyTorch module, or holds no supported layer.
+        If `model` is not a PyTorch module, holds no supported layer, or has tensors without numbers.
     ShapeError
-        If a name is missing or left over, or a shape differs by more than the states of a layer;
-        nothing was changed then.
+        If a name is missing or left over, a shape differs by more than the states of a layer, or a
+        tensor is of another kind or dtype, or without numbers.
+    NonFiniteError
+        If a parameter was saved with NaN or Inf.
+
+    Notes
+    -----
+    An error, also one of a module that loads its own state, and Ctrl-C leave `model` as it was.
 
     Examples
     --------
@@ -69,6 +75,9 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     _check_names(own, state_dict)
     for name, value in own.items():
         backend.check_tensor(value, state_dict[name], f"`{name}` of `state_dict`")
+        here, there = _shape(value), _shape(state_dict[name])
+        if here is not None and there is not None and len(here) != len(there):
+            raise _other_shape(name, there, here)
     ratios: dict[tuple[Any, ...], float] = {}
     free: set[str] = set()
     for path, (layer, layer_map) in layers.items():
@@ -84,19 +93,27 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
         # Of the weights that are replaced the shapes alone matter: they may be NaN, or anything.
         old = {name: np.ones_like(value) for name, value in here.items()}
         was, has = _sizes(layer_map, new), _sizes(layer_map, old)
+        states = {"the state dict": layer_map.order(new), "the model": layer_map.order(old)}
+        for where, count in states.items():
+            if count < 1:
+                raise ShapeError(
+                    f"layer `{backend.path_name(path)}` has {count} states in {where}; expected one at "
+                    "least. Take another file, or leave the layer out of the model."
+                )
         if was != has:
             raise ShapeError(
                 f"layer `{backend.path_name(path)}` was saved with {was[1]} inputs, {was[2]} outputs and "
                 f"batch axes {was[0]} but has {has[1]}, {has[2]} and {has[0]}; expected the same. Build "
                 "the model as it was."
             )
-        ratios[path] = layer_map.order(new) / layer_map.order(old)
+        for name in names:
+            here, there = _shape(own[prefix + name]), _shape(state_dict[prefix + name])
+            if not _is_scaled(here or (), there or (), *states.values()):
+                raise _other_shape(prefix + name, there, here)
+        ratios[path] = states["the state dict"] / states["the model"]
     for name, value in own.items():
         if name not in free and _shape(value) != _shape(state_dict[name]):
-            raise ShapeError(
-                f"`{name}` was saved with shape {_shape(state_dict[name])} but has "
-                f"{_shape(value)}; expected the same. Build the model as it was."
-            )
+            raise _other_shape(name, _shape(state_dict[name]), _shape(value))
     backend.load_state(model, state_dict, layers, ratios)
     return model
 
@@ -159,9 +176,23 @@ def _with_ties(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, An
     return {**tied, **saved}
 
 
+def _is_scaled(here: Sequence[int], there: Sequence[int], new: int, old: int) -> bool:
+    """Whether each axis is as long as it was, or as many times as there are more states."""
+    return all(was in (now, now * old / new) for was, now in zip(here, there, strict=True))
+
+
+def _other_shape(name: str, saved: object, here: object) -> ShapeError:
+    return ShapeError(
+        f"`{name}` was saved with shape {saved} but has {here}; expected the same. Build the model as it was."
+    )
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
     """The shape of a tensor; None for extra state that a module keeps, which may be anything."""
-    return tuple(value.shape) if hasattr(value, "shape") else None
+    try:
+        return tuple(value.shape)
+    except (AttributeError, RuntimeError, TypeError):  # a lazy or a nested tensor has none
+        return None
 
 
 def _check_backend(model: Any) -> ModuleType:

@@ -79,6 +79,7 @@ FRAMEWORK_HOMES = {
     "adapters/torch.py",
     "adapters/torch_distributed.py",
     "adapters/torch_fsdp.py",
+    "adapters/torch_saved.py",
     "adapters/torch_snapshot.py",
     "adapters/control.py",
     "adapters/scipy_signal.py",
