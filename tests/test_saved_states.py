@@ -320,6 +320,32 @@ def test_a_trial_needs_a_policy_and_a_trace_a_trace() -> None:
         reducer_of("rollback and trace").load_state_dict(missing)
 
 
+@pytest.mark.parametrize(
+    ("library", "place", "name"),
+    [
+        ("torch", "tensors", "0.weight"),
+        ("torch", "tensors", "2.nu_log"),
+        ("jax", "model", ".first.nu_log"),
+        ("jax", "opt_state", "[0].mu.head"),
+    ],
+)
+def test_a_snapshot_of_other_arrays_is_refused_in_the_rollback(
+    library: str, place: str, name: str
+) -> None:
+    run, state = standing(library, "rollback")
+    run = copy.deepcopy(run)
+    to_int = (lambda x: x.long()) if library == "torch" else (lambda x: x.astype("int32"))
+    for change in (lambda x: x[None], to_int):
+        path = ("trial", "snapshots", 0, place, name)
+        reducer = reducer_of("rollback")
+        reducer.load_state_dict(replaced(state, path, change))
+        reducer.report(5.0)
+        before = run.hash()
+        with pytest.raises(ShapeError, match=r"snapshot from before the cut .* differ in"):
+            run.reduce(reducer, 7)
+        assert run.hash() == before
+
+
 # --- All or nothing
 
 
