@@ -271,7 +271,9 @@ def plot_trace(trace: HankelTrace, events: Sequence[ReductionEvent] = ()) -> Fig
             below.axvline(settled, color="black", linewidth=1.2, label=f"settled at step {settled}")
         lowest = min(min(values) for values in curves.values())
         below.set_ylim(min(0.0, 1.1 * lowest), 1.05)
-        below.set_xlabel("step")
+        spacing = trace.spacing(layer)
+        note = f" (recorded at least every {spacing})" if spacing > trace.every else ""
+        below.set_xlabel(f"step{note}")
         for axes in (above, below):
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)

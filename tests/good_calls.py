@@ -529,6 +529,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         {"step": 30, "model": equinox_layer(), "options": sr.CutOptions()},
     ),
     "HankelTrace.of_layer": lambda: (trace().of_layer, {"layer": "model"}),
+    "HankelTrace.spacing": lambda: (trace().spacing, {"layer": "model"}),
     "HankelTrace.agreement": lambda: (trace().agreement, {"layer": "model"}),
     "HankelTrace.settled": lambda: (trace().settled, {"layer": "model", "threshold": 0.9}),
     "HankelTrace.from_dict": lambda: (sr.HankelTrace.from_dict, {"values": trace().to_dict()}),

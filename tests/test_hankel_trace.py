@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -31,7 +33,7 @@ from ssmreduce import (
     observability_gramian,
     read_system,
 )
-from ssmreduce.training.trace import Agreement, HankelRecord
+from ssmreduce.training.trace import Agreement, HankelRecord, thinned
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -219,6 +221,107 @@ def test_layers_without_records() -> None:
         HankelTrace(5).agreement("layer")
     with pytest.raises(OrderError, match="threshold"):
         trace_of([1.0]).settled("layer", threshold=2.0)
+
+
+# --- Long traces
+
+
+def long_trace(
+    monkeypatch: pytest.MonkeyPatch, last: int, every: int = 100, *, cut_at: int = 40_000
+) -> HankelTrace:
+    """Two layers over `last` steps, the first of which is cut once."""
+    trace_module = sys.modules["ssmreduce.training.trace"]
+
+    now, record = [0], HankelTrace.record
+
+    def timed(self: HankelTrace, step: int, *rest: Any) -> None:
+        now[0] = step
+        record(self, step, *rest)
+
+    def handle(name: str) -> SimpleNamespace:
+        def shares(*_: Any) -> tuple[np.ndarray, np.ndarray]:
+            count = 8 if name == "first" and now[0] >= cut_at else 16
+            values = np.linspace(1.0, 2.0, count) + 1e-9 * now[0]
+            return values[::-1], values
+
+        return SimpleNamespace(name=name, weights={}, kind=SimpleNamespace(shares=shares))
+
+    layers = SimpleNamespace(meant=[handle("first"), handle("second")])
+    monkeypatch.setattr(trace_module, "find_layers", lambda *_: layers)
+    monkeypatch.setattr(trace_module, "with_full_layers", lambda found: found)
+    monkeypatch.setattr(HankelTrace, "record", timed)
+    trace, model = HankelTrace(every), stack()
+    for step in range(every, last + 1, every):
+        trace.step(step, model)
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("last", "spacing"),
+    [(20_000, 100), (20_100, 200), (39_900, 400), (60_000, 400), (100_000, 800)],
+)
+def test_a_long_trace_thins_itself(
+    last: int, spacing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = long_trace(monkeypatch, last)
+    for layer in ("first", "second"):
+        steps = [record.step for record in trace.of_layer(layer)]
+        assert len(steps) <= 200
+        assert steps[:1] == [100]
+        assert steps[-50:] == [*range(last - 4_900, last + 1, 100)]
+        gaps = np.diff(steps)
+        assert (gaps > 0).all()
+        assert gaps.max() == trace.spacing(layer) == spacing
+        if layer == "first" and last > 40_000:
+            assert {39_900, 40_000} <= {*steps}
+    if last > 40_000:
+        assert trace.agreement("first")[0].step == trace.settled("first") == 40_000
+    assert trace.settled("second") == 100
+    labels = [axes.get_xlabel() for axes in trace.plot().axes[2:]]
+    expected = "step" if spacing == 100 else f"step (recorded at least every {spacing})"
+    assert labels[1] == expected
+
+
+def test_a_long_trace_goes_on_alike_after_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = long_trace(monkeypatch, 60_000)
+    again = HankelTrace.from_dict(json.loads(json.dumps(long_trace(monkeypatch, 33_300).to_dict())))
+    model = stack()
+    for step in range(33_400, 60_001, 100):
+        again.step(step, model)
+    assert [(r.step, r.layer) for r in again.records] == [
+        (r.step, r.layer) for r in straight.records
+    ]
+
+
+def test_steps_and_states_that_go_back_and_forth_are_bounded_too() -> None:
+    for change in (0, 1):
+        records = [
+            HankelRecord(step, "layer", np.ones(3 + change * (index % 2)), np.ones(3))
+            for index, step in enumerate([*range(300), *range(300)])
+        ]
+        kept = thinned([*records, *records], 1)
+        assert len(kept) <= 200
+        assert kept[-1] is records[-1]
+    still = [HankelRecord(7, "layer", np.ones(3), np.ones(3))] * 3
+    assert thinned(still, 1) == still
+    flips = [HankelRecord(k, "layer", np.ones(3), np.ones(3 + k % 2)) for k in range(500)]
+    assert thinned(flips, 1) == flips[-200:]
+
+
+def test_tensorboard_gets_every_record_of_a_long_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = set()
+
+    class Writer:
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            written.add(step)
+
+    trace = long_trace(monkeypatch, 19_900)
+    reducer = InTrainingReducer(ReductionSchedule.at(10**6), trace=trace)
+    reducer.log_to(Writer())
+    model = stack()
+    for step in range(20_000, 20_401, 100):
+        reducer.step(step, model, None)
+    assert written == {*range(20_000, 20_401, 100)}
 
 
 # --- What becomes of it

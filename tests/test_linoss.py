@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from modules import ForeignLinOSS
 from numpy.typing import NDArray
-from ssmreduce.layers.layer import HasArrays
 
 from ssmreduce import DiagonalStateSpace, StateSpace, h2_norm, impulse_response, simulate
 from ssmreduce.errors import (
@@ -23,6 +22,7 @@ from ssmreduce.errors import (
     UnstableSystemError,
     UnsupportedLayerError,
 )
+from ssmreduce.layers.layer import HasArrays
 from ssmreduce.layers.linoss import LinOSS, Rule
 from ssmreduce.layers.selection import energy, pursue, refit
 

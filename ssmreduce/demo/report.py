@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ssmreduce._files import written_whole
 from ssmreduce.demo.experiment import Experiment
 from ssmreduce.demo.training import Run
 from ssmreduce.plotting import plot_accuracy, plot_hsv_decay, plot_poles
@@ -63,10 +64,14 @@ def _finite(value: Any) -> Any:
 
 
 def write_results(experiment: Experiment, folder: Path) -> list[Path]:
-    """Write ``results.json``, then the pictures, into `folder`, and return their paths."""
+    """Write ``results.json``, then the pictures, into `folder`, and return their paths.
+
+    Each file takes the place of an earlier one once it is there in full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results(experiment), indent=2, allow_nan=False)
-    (folder / _NUMBERS).write_text(text + "\n", encoding="utf-8")
+    with written_whole(folder / _NUMBERS) as path:
+        path.write_text(text + "\n", encoding="utf-8")
     full_states = experiment.settings.states * experiment.settings.blocks
     labels = {name: _label(run, full_states) for name, run in experiment.runs.items() if run.curve}
     curves = {
@@ -83,7 +88,8 @@ def write_results(experiment: Experiment, folder: Path) -> list[Path]:
         _POLES: plot_poles(experiment.events),
     }
     for name, figure in pictures.items():
-        figure.savefig(folder / name)
+        with written_whole(folder / name) as path:
+            figure.savefig(path)
     return [folder / name for name in FILES]
 
 

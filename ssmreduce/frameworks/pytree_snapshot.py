@@ -43,12 +43,20 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return leaves
 
 
+def _kind(leaf: Any) -> Any:
+    """What a cut leaves as it is."""
+    return (leaf.dtype, leaf.ndim) if hasattr(leaf, "dtype") else None
+
+
 def _restored(tree: Any, saved: dict[str, Any], what: str) -> Any:
-    other = sorted(saved.keys() ^ _leaves(tree).keys())
+    here = _leaves(tree)
+    other = sorted(saved.keys() ^ here.keys()) + [
+        name for name in here.keys() & saved.keys() if _kind(here[name]) != _kind(saved[name])
+    ]
     if other:
         raise ShapeError(
             f"the snapshot from before the cut and `{what}` differ in {', '.join(other[:4])}; "
-            f"expected the same leaves. Build `{what}` as it was."
+            f"expected the same leaves, dtypes and numbers of axes. Build `{what}` as it was."
         )
 
     def restore(path: Any, leaf: Any) -> Any:

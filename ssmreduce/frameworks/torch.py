@@ -13,8 +13,14 @@ from torch.nn.utils import parametrize
 
 from ssmreduce import _checks
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks import torch_distributed, torch_optimizer, torch_sharing, torch_snapshot
+from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.frameworks import (
+    torch_distributed,
+    torch_optimizer,
+    torch_saved,
+    torch_sharing,
+    torch_snapshot,
+)
 from ssmreduce.frameworks.framework import (
     Framework,
     LayerChange,
@@ -182,12 +188,8 @@ class TorchFramework(Framework):
         """A module loads state dicts."""
 
     def check_saved(self, present: Any, saved: Any, name: str) -> None:
-        """Raise `ShapeError` unless what is to replace a tensor is one too."""
-        if torch.is_tensor(present) and not torch.is_tensor(saved):
-            raise ShapeError(
-                f"{name} is a {_checks.type_name(saved)}; expected a tensor. Convert it with "
-                "torch.as_tensor."
-            )
+        """Look at kind, dtype and numbers of a tensor."""
+        torch_saved.check_tensor(present, saved, name)
 
     def saved_weights(
         self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]
@@ -205,8 +207,8 @@ class TorchFramework(Framework):
             for name, tensor in model.state_dict(keep_vars=True).items()
             if torch.is_tensor(tensor) and tensor.shape != (shape := state_dict[name].shape)
         ]
-        commit(bucket_steps(model, [*attributes, *tensors]))
-        model.load_state_dict(state_dict)
+        resizes = [*attributes, *tensors]
+        commit(bucket_steps(model, torch_saved.loading_steps(model, state_dict, resizes)))
 
     def check_shapes(self, model: Any) -> None:
         """Raise `UnsupportedLayerError`: a module brings a state dict."""

@@ -158,12 +158,12 @@ def _check(
     entries: dict[int, Any],
 ) -> None:
     other = sorted(here.keys() ^ saved.keys()) + [
-        name for name in here.keys() & saved.keys() if here[name].dtype != saved[name].dtype
+        name for name in here.keys() & saved.keys() if _kind(here[name]) != _kind(saved[name])
     ]
     if other:
         raise ShapeError(
             f"the snapshot from before the cut and `model` differ in {', '.join(other[:4])}; expected "
-            "the same names and dtypes. Build the model as it was."
+            "the same names, dtypes and numbers of axes. Build the model as it was."
         )
     if entries.keys() - parameters.keys():
         raise ShapeError(
@@ -171,6 +171,11 @@ def _check(
             f"model but the optimizer has {len(parameters)} of them; expected the same. Build the "
             "optimizer as it was."
         )
+
+
+def _kind(tensor: Any) -> tuple[Any, int]:
+    """What a cut leaves as it is."""
+    return tensor.dtype, tensor.ndim
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import LayerChange
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import find_layers
 
@@ -37,10 +37,16 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     Raises
     ------
     UnsupportedLayerError
-        If `model` is not a PyTorch module, or holds no supported layer.
+        If `model` is not a PyTorch module, holds no supported layer, or has tensors without numbers.
     ShapeError
-        If a name is missing or left over, or a shape differs by more than the states of a layer;
-        nothing was changed then.
+        If a name is missing or left over, a shape differs by more than the states of a layer, or a
+        tensor is of another kind or dtype, or without numbers.
+    NonFiniteError
+        If a parameter was saved with NaN or Inf.
+
+    Notes
+    -----
+    An error, also one of a module that loads its own state, and Ctrl-C leave `model` as it was.
 
     Examples
     --------
@@ -65,36 +71,59 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     _check_names(own, state_dict)
     for name, value in own.items():
         framework.check_saved(value, state_dict[name], f"`{name}` of `state_dict`")
-    changes: list[LayerChange] = []
-    free: set[str] = set()
-    for handle in handles:
-        prefix = f"{handle.path[0]}." if handle.path[0] else ""
-        kind = handle.kind
-        saved_names = [name for name in kind.names() if prefix + name in state_dict]
-        changing = {id(own[prefix + name]) for name in saved_names}
-        free |= {prefix + name for name in kind.states}
-        free |= {name for name, value in own.items() if id(value) in changing}
-        saved = framework.saved_weights(state_dict, prefix, saved_names)
-        new = {**handle.weights, **saved}
-        kind.read(new)
-        # Of the weights that are replaced the shapes alone matter: they may be NaN, or anything.
-        old = {name: np.ones_like(value) for name, value in handle.weights.items()}
-        was, has = kind.ports(new), kind.ports(old)
-        if was != has:
-            raise ShapeError(
-                f"layer `{handle.name}` was saved with {was[1]} inputs, {was[2]} outputs and "
-                f"batch axes {was[0]} but has {has[1]}, {has[2]} and {has[0]}; expected the same. Build "
-                "the model as it was."
-            )
-        changes.append(LayerChange(handle, {}, kind.order(new) / kind.order(old)))
+        here, there = _shape(value), _shape(state_dict[name])
+        if here is not None and there is not None and len(here) != len(there):
+            raise _other_shape(name, there, here)
+    changes = [_resize(handle, own, state_dict) for handle in handles]
+    free = {name for handle in handles for name in _free_names(handle, own)}
     for name, value in own.items():
         if name not in free and _shape(value) != _shape(state_dict[name]):
-            raise ShapeError(
-                f"`{name}` was saved with shape {_shape(state_dict[name])} but has "
-                f"{_shape(value)}; expected the same. Build the model as it was."
-            )
+            raise _other_shape(name, _shape(state_dict[name]), _shape(value))
     framework.load_state(model, state_dict, changes)
     return model
+
+
+def _resize(
+    handle: LayerHandle, own: Mapping[str, Any], state_dict: Mapping[str, Any]
+) -> LayerChange:
+    """The change of one layer to the number of states in a state dict; `ShapeError` if it does not fit."""
+    kind, prefix = handle.kind, _prefix(handle)
+    names = [name for name in kind.names() if prefix + name in state_dict]
+    new = {**handle.weights, **handle.framework.saved_weights(state_dict, prefix, names)}
+    kind.read(new)
+    # Of the weights that are replaced the shapes alone matter: they may be NaN, or anything.
+    old = {name: np.ones_like(value) for name, value in handle.weights.items()}
+    counts = {"the state dict": kind.order(new), "the model": kind.order(old)}
+    for where, count in counts.items():
+        if count < 1:
+            raise ShapeError(
+                f"layer `{handle.name}` has {count} states in {where}; expected one at least. Take another "
+                "file, or leave the layer out of the model."
+            )
+    was, has = kind.ports(new), kind.ports(old)
+    if was != has:
+        raise ShapeError(
+            f"layer `{handle.name}` was saved with {was[1]} inputs, {was[2]} outputs and "
+            f"batch axes {was[0]} but has {has[1]}, {has[2]} and {has[0]}; expected the same. Build "
+            "the model as it was."
+        )
+    for name in names:
+        here, there = _shape(own[prefix + name]), _shape(state_dict[prefix + name])
+        if not _is_scaled(here or (), there or (), *counts.values()):
+            raise _other_shape(prefix + name, there, here)
+    return LayerChange(handle, {}, counts["the state dict"] / counts["the model"])
+
+
+def _free_names(handle: LayerHandle, own: Mapping[str, Any]) -> set[str]:
+    """Names of a state dict whose shapes may differ: weights of a layer, those tied to them, states."""
+    prefix = _prefix(handle)
+    changing = {id(own[prefix + name]) for name in handle.kind.names() if prefix + name in own}
+    states = {prefix + name for name in handle.kind.states}
+    return states | {name for name, value in own.items() if id(value) in changing}
+
+
+def _prefix(handle: LayerHandle) -> str:
+    return f"{handle.path[0]}." if handle.path[0] else ""
 
 
 def accept_reduced(model: Any) -> Any:
@@ -149,9 +178,23 @@ def _with_ties(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, An
     return {**tied, **saved}
 
 
+def _is_scaled(here: Sequence[int], there: Sequence[int], new: int, old: int) -> bool:
+    """Whether each axis is as long as it was, or as many times as there are more states."""
+    return all(was in (now, now * old / new) for was, now in zip(here, there, strict=True))
+
+
+def _other_shape(name: str, saved: object, here: object) -> ShapeError:
+    return ShapeError(
+        f"`{name}` was saved with shape {saved} but has {here}; expected the same. Build the model as it was."
+    )
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
     """The shape of a tensor; None for extra state that a module keeps, which may be anything."""
-    return tuple(value.shape) if hasattr(value, "shape") else None
+    try:
+        return tuple(value.shape)
+    except (AttributeError, RuntimeError, TypeError):  # a lazy or a nested tensor has none
+        return None
 
 
 def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

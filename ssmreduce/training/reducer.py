@@ -14,7 +14,6 @@ from ssmreduce._checks import (
     fraction,
     metric_value,
     positive_count,
-    type_name,
     whole_number,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
@@ -31,6 +30,7 @@ from ssmreduce.models.snapshots import prepared_back, take_all
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.policy import RollbackPolicy, Trial
+from ssmreduce.training.saved_state import checked_state
 from ssmreduce.training.schedule import ReductionSchedule
 from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
@@ -354,40 +354,29 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If it is of a reducer with other settings, or no such state; nothing was changed then. The
-            schedule may be another one, of a longer run say: its attempts after the saved step are made.
+            If it is of a reducer with other settings, or no such state. The schedule may be another one, of a
+            longer run say: its attempts after the saved step are made.
+        ShapeError, NonFiniteError
+            If an array in it is none that a reducer saves.
+
+        Notes
+        -----
+        All of `state` is checked before the reducer changes, and it changes at once: neither an error nor
+        Ctrl-C leaves it half-loaded.
         """
-        if not isinstance(state, Mapping):
-            raise OrderError(
-                f"`state` is a {type_name(state)}; expected what state_dict() of a reducer returned. "
-                "Read a file with torch.load(path) first."
-            )
-        missing = sorted(self.state_dict().keys() - state.keys())
-        if missing:
-            raise OrderError(
-                f"`state` lacks {', '.join(missing)}; expected what state_dict() of a reducer returned."
-            )
-        trace = None if state["trace"] is None else HankelTrace.from_dict(state["trace"])
-        for name, here in self._settings().items():
-            before = state["settings"].get(name)
-            if name != "schedule" and before != here:
-                raise OrderError(
-                    f"`state` was saved with {name} {before} but the reducer has {here}; expected "
-                    "the same. Build the reducer as it was."
-                )
-        events = [ReductionEvent.from_dict(event) for event in state["events"]]
-        trial = None if state["trial"] is None else Trial(**state["trial"])
-        if self.trace is not None and trace is not None:
-            self.trace.records[:] = trace.records
-        self._was_told = False
-        self._books = Books(
-            events=tuple(events),
-            step=state["step"],
-            waiting=state["waiting"],
-            metric=state["metric"],
-            stopped=frozenset(state["stopped"]),
-            trial=trial,
+        saved = checked_state(state, self._settings(), self.rollback, self.trace)
+        books = Books(
+            events=tuple(saved.events),
+            step=saved.step,
+            waiting=saved.waiting,
+            metric=saved.metric,
+            stopped=frozenset(saved.stopped),
+            trial=saved.trial,
         )
+        steps = [Assignment(self, "_books", books), Assignment(self, "_was_told", False)]
+        if self.trace is not None:
+            steps.append(Assignment(self.trace, "records", saved.records))
+        commit(steps)
 
     def _has_failed(self, trial: Trial) -> bool:
         return self.rollback is not None and trial.misses >= self.rollback.patience
@@ -407,7 +396,7 @@ class InTrainingReducer:
         return self.rollback is None or self._books.metric is not None
 
     def _record(self, step: int, model: Any, trace: HankelTrace) -> None:
-        recorded = len(trace.records)
+        before = trace.records[-1:]
         try:
             trace.step(step, model, self.options)
             self._is_recording = True
@@ -415,7 +404,7 @@ class InTrainingReducer:
             if self._is_recording:
                 _warn(f"no record of the trace after step {step}, nor while this lasts: {error}")
             self._is_recording = False
-        if self._writer is not None and len(trace.records) > recorded:
+        if self._writer is not None and trace.records[-1:] != before:
             write_trace(self._writer, trace)
 
     def _attempt(

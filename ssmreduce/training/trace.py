@@ -11,7 +11,8 @@ largest of them still the same states, in the same order? The s_i do not change 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ssmreduce.training.tracking import ReductionEvent
+
+
+_MOST = 200
+"""How many records of one layer a trace keeps: a curve of as many points looks like one of more."""
+
+_LATEST = 50
+"""How many of them are the latest ones, at the full rate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +138,7 @@ class HankelTrace:
     Attributes
     ----------
     records : list of HankelRecord
-        One for each layer and recorded step.
+        One for each layer and recorded step, at most 200 of a layer.
 
     Raises
     ------
@@ -141,6 +149,10 @@ class HankelTrace:
     -----
     A record costs about as much as a cut of each layer, O(n³). Pass the trace to `InTrainingReducer`,
     or call `step` in the loop, also without any cut.
+
+    A long trace thins itself. Once a layer has more than 200 records, its latest 50 stay, and the last before
+    and the first after a change of the number of states. Of the others every second one goes: twice as
+    many updates, or four times, lie between them then, which `spacing` tells.
 
     References
     ----------
@@ -192,10 +204,11 @@ class HankelTrace:
         step = whole_number(step, "step", "the number of updates done")
         check_instance(options, CutOptions, "options", 'CutOptions(exclude=("name",))')
         found = with_full_layers(find_layers(model, options))
-        self.records += [
+        new = [
             HankelRecord(step, handle.name, *handle.kind.shares(handle.weights, self.horizon))
             for handle in found.meant
         ]
+        self.records[:] = thinned([*self.records, *new], self.every)
 
     def of_layer(self, layer: str) -> list[HankelRecord]:
         """Return the records of one layer, in order.
@@ -213,6 +226,11 @@ class HankelTrace:
                 f"{', '.join(self.layers) or 'those that are recorded first'}."
             )
         return records
+
+    def spacing(self, layer: str) -> int:
+        """Return the most updates between two records of a layer: `every`, or more in a long trace."""
+        steps = [record.step for record in self.of_layer(layer)]
+        return max((abs(two - one) for one, two in itertools.pairwise(steps)), default=self.every)
 
     def agreement(self, layer: str) -> list[Agreement]:
         """Compare each record of a layer with its latest one, as far back as the states are the same.
@@ -232,7 +250,8 @@ class HankelTrace:
         """Return the step since when kept set and order have been those of the latest record.
 
         That is the first from which on overlap and rank correlation with the latest record are never
-        below `threshold`; None if no record but the latest itself qualifies.
+        below `threshold`; None if no record but the latest itself qualifies. In a long trace it is known
+        to within `spacing`.
         """
         threshold = fraction(threshold, "threshold")
         since: int | None = None
@@ -277,6 +296,43 @@ class HankelTrace:
         trace = cls(**settings)
         trace.records = [HankelRecord.from_dict(record) for record in records]
         return trace
+
+
+def thinned(records: Sequence[HankelRecord], every: int) -> list[HankelRecord]:
+    """Return the records that a trace keeps, `_MOST` of each layer at most.
+
+    What goes follows from the records alone, so that a trace goes on alike after it was saved and loaded.
+    """
+    by_layer: dict[str, list[HankelRecord]] = {}
+    for record in records:
+        by_layer.setdefault(record.layer, []).append(record)
+    kept = {id(record) for own in by_layer.values() for record in _thinned_layer(own, every)}
+    return [record for record in records if id(record) in kept]
+
+
+def _thinned_layer(records: list[HankelRecord], every: int) -> list[HankelRecord]:
+    kept, spacing = records, every
+    latest = records[-_LATEST:]
+    around = [
+        record
+        for pair in itertools.pairwise(records)
+        if pair[0].shares.shape != pair[1].shares.shape
+        for record in pair
+    ]
+    stay = {id(record) for record in (*latest, *around)}
+    span = max(record.step for record in records) - min(record.step for record in records)
+    while len(kept) > _MOST and spacing <= span:
+        spacing *= 2
+        apart = {id(record) for record in _apart(records, spacing)}
+        kept = [record for record in records if id(record) in apart | stay]
+    # More than that if the number of states, or the step, goes back and forth all the time.
+    return kept[-_MOST:]
+
+
+def _apart(records: Sequence[HankelRecord], spacing: int) -> Iterator[HankelRecord]:
+    """The first record of every so many updates: those of twice as many are among them."""
+    for _, group in itertools.groupby(records, lambda record: record.step // spacing):
+        yield next(group)
 
 
 def _agreement(earlier: HankelRecord, latest: HankelRecord, share: float) -> Agreement:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ssmreduce._checks import check_instance, shown
+from ssmreduce._files import written_whole
 from ssmreduce.errors import DataFileError, DistributedError, OrderError
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.reducer import InTrainingReducer
@@ -129,7 +130,8 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the reducer beside the weights."""
         if state.is_world_process_zero:
-            torch.save(self.reducer.state_dict(), _folder(args, state) / _FILE)
+            with written_whole(_folder(args, state) / _FILE) as path, path.open("wb") as file:
+                torch.save(self.reducer.state_dict(), file)
 
 
 def _read(file: Path) -> Any:
