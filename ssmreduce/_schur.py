@@ -97,7 +97,7 @@ def balance_states(
     else:
         units = _units_of_parts(A, B, C)
         even = in_units(A, units)
-    if (units == units[0]).all():
+    if len(set(units.tolist())) == 1:
         return A, None
     return even, units[:, None]
 
@@ -332,7 +332,14 @@ class SchurForm:
         return boundary_distance(self.triangle.diagonal(), time)
 
     def _nearest(self, time: TimeDomain) -> float:
-        return float(self._distance(time).min(initial=np.inf))
+        if time not in self._known:
+            self._known[time] = float(np.minimum.reduce(self._distance(time), initial=np.inf))
+        return self._known[time]
+
+    @cached_property
+    def _known(self) -> dict[TimeDomain, float]:
+        """Distance of the nearest pole from the boundary."""
+        return {}
 
     @cached_property
     def _doubtful(self) -> float:
@@ -525,9 +532,9 @@ def _fast_to_slow(A: HostArray) -> HostArray | None:
 
 def is_graded(A: HostArray) -> HostArray:
     """Whether rows differ much in size, of each matrix of a stack (..., n, n)."""
-    sizes = np.abs(A).max(axis=-1, initial=0.0)
-    smallest = sizes.min(axis=-1, initial=np.inf)
-    return np.asarray(sizes.max(axis=-1, initial=0.0) / _GRADED > smallest)
+    sizes = np.maximum.reduce(np.abs(A), axis=-1, initial=0.0)
+    largest = np.maximum.reduce(sizes, axis=-1, initial=0.0)
+    return np.asarray(largest / _GRADED > np.minimum.reduce(sizes, axis=-1, initial=np.inf))
 
 
 def _whole(n: int) -> tuple[HostArray, Edges]:
