@@ -68,15 +68,14 @@ def pieces(hi: HostArray, lo: HostArray | None, axis: int | None, bits: int) -> 
     exponent = np.minimum(np.maximum(np.frexp(size)[1], -_LARGEST), _LARGEST)
     # Beside a number that large nothing below a unit is left.
     large = np.ldexp(_LEVELLING, exponent) * (1 + 1j if kind == "c" else 1)
-    one = lo is None or not lo.any()
-    rest = hi[None] if one else np.stack([hi, lo])
+    rest = hi[None] if lo is None or not lo.any() else np.stack([hi, lo])
     cut = np.empty((_PIECES, *hi.shape), dtype=hi.dtype)
     for k in range(_PIECES):
         large = large * 0.5**bits
         piece = (rest + large) - large
         rest = rest - piece
         np.add.reduce(piece, axis=0, out=cut[k])
-        if one and not rest.any():
+        if len(rest) == 1 and not rest.any():
             return cut[: k + 1]
     return cut
 
