@@ -202,7 +202,9 @@ SCIPY = Pool(
 
 
 def shifted(values: HostArray, exponents: HostArray | int) -> HostArray:
-    """Entries times 2^e, rounded only where doubles end."""
+    """Entries times 2^e, rounded only where doubles end; the entries themselves where e is 0."""
+    if not np.any(exponents):
+        return values
     if np.iscomplexobj(values):
         return shifted(values.real, exponents) + 1j * shifted(values.imag, exponents)
     return np.asarray(np.ldexp(values, exponents))

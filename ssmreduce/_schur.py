@@ -97,7 +97,7 @@ def balance_states(
     else:
         units = _units_of_parts(A, B, C)
         even = in_units(A, units)
-    if (units == units[0]).all():
+    if len(set(units.tolist())) == 1:
         return A, None
     return even, units[:, None]
 
@@ -332,7 +332,14 @@ class SchurForm:
         return boundary_distance(self.triangle.diagonal(), time)
 
     def _nearest(self, time: TimeDomain) -> float:
-        return float(self._distance(time).min(initial=np.inf))
+        if time not in self._known:
+            self._known[time] = float(np.minimum.reduce(self._distance(time), initial=np.inf))
+        return self._known[time]
+
+    @cached_property
+    def _known(self) -> dict[TimeDomain, float]:
+        """Distance of the nearest pole from the boundary."""
+        return {}
 
     @cached_property
     def _doubtful(self) -> float:
@@ -434,14 +441,34 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
             return np.asarray(True)
         form = SchurForm.of(A, time=time)
         return np.asarray(form.stable(time, margin).all() if margin else form.all_stable(time))
-    distance = boundary_distance(poles_of(A), time) - margin
-    stable = np.asarray((distance > 0.0).all(axis=-1))
-    with np.errstate(over="ignore"):
-        doubtful = _CLEARLY * np.linalg.norm(A, axis=(-2, -1))
-    near = np.asarray((np.abs(distance) <= doubtful[..., None]).any(axis=-1))
-    for at in map(tuple, np.argwhere(near)):
-        stable[at] = SchurForm.of(A[at], time=time).stable(time, margin).all()
-    return stable
+    every = A.reshape(-1, *A.shape[-2:])
+    stable, doubtful = _by_eigenvalues(every, time, margin)
+    for k in np.flatnonzero(doubtful):
+        stable[k] = SchurForm.of(every[k], time=time).stable(time, margin).all()
+    return stable.reshape(A.shape[:-2])
+
+
+def _by_eigenvalues(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostArray, HostArray]:
+    """Which of a stack (K, n, n) are stable, and which of these answers are in doubt.
+
+    Small ones are clear, too, where all poles lie inside by twice what their conditions let rounding do.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        room = boundary_distance(np.linalg.eigvals(A), time).min(axis=-1) - margin
+        doubtful = ~(np.abs(room) > _CLEARLY * np.linalg.norm(A, axis=(-2, -1)))
+        n, rest = A.shape[-1], np.flatnonzero(doubtful)
+        if rest.size and n <= _SMALL:
+            even = np.stack([balanced(A[k])[0] for k in rest])
+            poles, vectors = np.linalg.eig(even)
+            try:
+                conditions = np.linalg.norm(np.linalg.inv(vectors), axis=-1)
+            except np.linalg.LinAlgError:
+                return room > 0.0, doubtful
+            unit = _ROUNDINGS * n * _EPS * np.linalg.norm(even, axis=(-2, -1))
+            inside = boundary_distance(poles, time) - margin > 2.0 * unit[:, None] * conditions
+            clear = rest[inside.all(axis=-1)]
+            room[clear], doubtful[clear] = np.inf, False
+    return room > 0.0, doubtful
 
 
 def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
@@ -525,9 +552,9 @@ def _fast_to_slow(A: HostArray) -> HostArray | None:
 
 def is_graded(A: HostArray) -> HostArray:
     """Whether rows differ much in size, of each matrix of a stack (..., n, n)."""
-    sizes = np.abs(A).max(axis=-1, initial=0.0)
-    smallest = sizes.min(axis=-1, initial=np.inf)
-    return np.asarray(sizes.max(axis=-1, initial=0.0) / _GRADED > smallest)
+    sizes = np.maximum.reduce(np.abs(A), axis=-1, initial=0.0)
+    largest = np.maximum.reduce(sizes, axis=-1, initial=0.0)
+    return np.asarray(largest / _GRADED > np.minimum.reduce(sizes, axis=-1, initial=np.inf))
 
 
 def _whole(n: int) -> tuple[HostArray, Edges]:

@@ -43,7 +43,7 @@ from ssmreduce.gramians.factors import (
 )
 from ssmreduce.gramians.single_channel import decompose_channels, right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
-from ssmreduce.systems.even_states import even_states
+from ssmreduce.systems.even_states import even_states, is_spread
 from ssmreduce.systems.state_space import StateSpace
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -130,11 +130,13 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
 
     check_system(system)
     horizon = check_horizon(system, horizon)
+    uneven = is_spread(system)
 
     def values(single: System) -> HostArray:
         if not single.order:
             return np.zeros(0)
-        return balance_factors(even_states(single.to_host()), horizon).hsv
+        host = single.to_host()
+        return balance_factors(even_states(host) if uneven else host, horizon).hsv
 
     def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
         batch = even_states(batch)
@@ -316,15 +318,18 @@ def _balance_factors(
     channel = single_channel(system) if plain else None
     if channel is not None:
         factors, M = DenseFactors(channel.Z, channel.Y), channel.M
-    elif emphasis is None and isinstance(system, StateSpace):
-        with np.errstate(over="ignore", invalid="ignore"):
-            factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
-        pool = SCIPY
     else:
-        Z, Y = gramian_factors(system, horizon) if emphasis is None else emphasis.factors(system)
-        factors = DenseFactors(Z, Y)
-    if channel is None:
         with np.errstate(over="ignore", invalid="ignore"):
+            if emphasis is None and isinstance(system, StateSpace):
+                factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
+                pool = SCIPY
+            else:
+                every = (
+                    gramian_factors(system, horizon)
+                    if emphasis is None
+                    else emphasis.factors(system)
+                )
+                factors = DenseFactors(*every)
             M = product(factors.Y, factors.Z, adjoint_left=True)
         _check_range(M, factors)
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._lapack import product, safe_unit
+from ssmreduce._lapack import all_finite, product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm, balance_states
 from ssmreduce.equations.adi import (
@@ -123,7 +123,7 @@ def _observed(schur: SchurForm, C_adjoint: HostArray, time: TimeDomain) -> HostA
 
 def _finite(factor: HostArray) -> HostArray:
     """A factor itself, or `NoConvergenceError` where rates too far apart have made it overflow."""
-    if not np.all(np.isfinite(factor)):
+    if not all_finite(factor):
         raise NoConvergenceError(
             "a Gramian factor overflows; expected rates and ports within the range of double precision. "
             "Truncate the fastest states, or scale `B` and `C`."
@@ -146,10 +146,13 @@ class Units:
         """A in units that balance its rows and columns, with rates near 1, and these units."""
         A, states = balance_states(A)
         rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
-        scaled = A if rate == 1.0 else A / rate
-        if np.count_nonzero(scaled) < np.count_nonzero(A):  # rates too far apart for any unit
-            scaled, rate = A, 1.0
-        return scaled, cls(states, math.sqrt(rate))
+        if rate != 1.0:
+            scaled = A / rate
+            if np.count_nonzero(scaled) < np.count_nonzero(A):  # rates too far apart for any unit
+                rate = 1.0
+            else:
+                A = scaled
+        return A, cls(states, math.sqrt(rate))
 
     def inputs(self, B: HostArray) -> HostArray:
         """B in these units."""

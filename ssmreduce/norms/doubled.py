@@ -11,8 +11,6 @@ routines, Numerical Algorithms 59 (2012); Knuth, The Art of Computer Programming
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ssmreduce._lapack import mixed_product
@@ -23,6 +21,10 @@ _PIECES = 5
 
 _LARGEST = 850
 """Exponent of the largest and smallest entries that are cut: units of the last piece are doubles."""
+
+
+_LEVELLING = 1.5 * 2.0**52
+"""Units in a number whose last digit is one unit, and stays that when pieces are added to it."""
 
 
 def two_sum(one: HostArray, other: HostArray) -> tuple[HostArray, HostArray]:
@@ -53,32 +55,58 @@ def bits(length: int) -> int:
     return (52 - int(2 * _PIECES * length).bit_length()) // 2
 
 
-def pieces(hi: HostArray, lo: HostArray, axis: int | None, bits: int) -> list[HostArray]:
-    """Cut hi + lo into pieces; all entries along `axis` (None: each by itself) share a unit."""
-    size = np.maximum(np.abs(hi.real), np.abs(hi.imag))
+def pieces(hi: HostArray, lo: HostArray | None, axis: int | None, bits: int) -> HostArray:
+    """Cut hi + lo into a stack of pieces; all entries along `axis` (None: each by itself) share a unit.
+
+    Both are cut at the same places: the smaller part brings nothing to the first pieces, and every later one
+    of either part is at most half as large as a piece may be.
+    """
+    kind = hi.dtype.kind
+    size = np.maximum(np.abs(hi.real), np.abs(hi.imag)) if kind == "c" else np.abs(hi)
     if axis is not None:
         size = size.max(axis=axis, keepdims=True, initial=0.0)
-    unit = np.ldexp(1.0, np.clip(np.frexp(size)[1], -_LARGEST, _LARGEST))
-    cut = []
-    for _ in range(_PIECES):
-        unit = unit * 0.5**bits
-        piece = np.rint(hi / unit) * unit
-        cut.append(piece)
-        hi, lo = two_sum(hi - piece, lo)
-        if not (np.any(hi) or np.any(lo)):
-            break
+    exponent = np.minimum(np.maximum(np.frexp(size)[1], -_LARGEST), _LARGEST)
+    # Beside a number that large nothing below a unit is left.
+    large = np.ldexp(_LEVELLING, exponent) * (1 + 1j if kind == "c" else 1)
+    rest = hi[None] if lo is None or not lo.any() else np.stack([hi, lo])
+    cut = np.empty((_PIECES, *hi.shape), dtype=hi.dtype)
+    for k in range(_PIECES):
+        large = large * 0.5**bits
+        piece = (rest + large) - large
+        rest = rest - piece
+        np.add.reduce(piece, axis=0, out=cut[k])
+        if len(rest) == 1 and not rest.any():
+            return cut[: k + 1]
     return cut
 
 
-def add_products(
-    total: Sum, left: Sequence[HostArray], right: Sequence[HostArray], *, matrix: bool
-) -> None:
-    """Add the product of two numbers in pieces, of matrices or entry by entry."""
+def side_by_side(left: HostArray) -> HostArray:
+    """Pieces of a matrix as `add_matrix_products` wants them on the left: (m, pieces, n)."""
+    return np.ascontiguousarray(left.swapaxes(0, 1))
+
+
+def add_matrix_products(total: Sum, left: HostArray, right: HostArray) -> None:
+    """Add a product of matrices, of `side_by_side` and `pieces`; one BLAS call for all of the same unit."""
+    rows, _, n = left.shape
+    falling = np.ascontiguousarray(right[::-1])
     for level in range(_PIECES):
-        which = range(max(0, level - len(right) + 1), min(level + 1, len(left)))
-        terms = [
-            mixed_product(left[i], right[level - i]) if matrix else left[i] * right[level - i]
-            for i in which
-        ]
-        if terms:
-            total.add(np.asarray(sum(terms[1:], start=terms[0])))
+        first, last = _paired(level, left.shape[1], len(right))
+        if first < last:
+            start = len(right) - 1 - level + first
+            ours = left[:, first:last].reshape(rows, -1)
+            theirs = falling[start : start + last - first].reshape((last - first) * n, -1)
+            total.add(mixed_product(ours, theirs))
+
+
+def add_products(total: Sum, left: HostArray, right: HostArray) -> None:
+    """Add a product entry by entry of two numbers in `pieces`."""
+    for level in range(_PIECES):
+        first, last = _paired(level, len(left), len(right))
+        if first < last:
+            theirs = right[level - last + 1 : level - first + 1]
+            total.add(np.sum(left[first:last] * theirs[::-1], axis=0))
+
+
+def _paired(level: int, left: int, right: int) -> tuple[int, int]:
+    """First and last plus one piece i on the left that meets piece level - i on the right."""
+    return max(0, level - right + 1), min(level + 1, left)

@@ -21,7 +21,14 @@ from collections.abc import Callable
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.norms.doubled import Sum, add_products, bits, pieces
+from ssmreduce.norms.doubled import (
+    Sum,
+    add_matrix_products,
+    add_products,
+    bits,
+    pieces,
+    side_by_side,
+)
 from ssmreduce.norms.gain import Gain, largest_singular_values
 from ssmreduce.norms.grid import frequencies, once_around, peak, refine
 from ssmreduce.norms.modes import DenseModes, DiagonalModes
@@ -119,13 +126,20 @@ class RefinedGain:
                 for sign, part in self.parts:
                     pair, change = part.values(z[finite])
                     for term in (pair.hi, pair.lo):
-                        whole = np.zeros_like(total.hi)
-                        whole[finite] = sign * term
-                        total.add(whole)
+                        total.add(_scattered(sign * term, finite))
                     rounding[finite] += change
         values = total.rounded()
         own = _ROUNDING * _EPS * np.linalg.norm(values, axis=(-2, -1))
         return values, rounding + own
+
+
+def _scattered(values: HostArray, where: HostArray) -> HostArray:
+    """Values at some points, and zero at the others."""
+    if where.all():
+        return values
+    whole = np.zeros((where.size, *values.shape[1:]), dtype=values.dtype)
+    whole[where] = values
+    return whole
 
 
 def lower_bound(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[float, float]:
@@ -138,13 +152,17 @@ def lower_bound(gain: Gain, *, grid: int, refinements: int, iterations: int) -> 
     if rounding <= _PLAIN * value:
         return value - rounding, frequency
     refined = RefinedGain(gain)
-    lower, plain = float(refined.lower(at)[0]), float(gain.exact(at)[0])
-    if abs(lower - plain) <= _AGREEMENT * plain:
+    lower = float(refined.lower(at)[0])
+    if _agrees(lower, value) or _agrees(lower, float(gain.exact(at)[0])):
         return lower, frequency
     # The search saw rounding: another one without.
     omega = frequencies(gain.searchable, min(grid, _GRID))
     lower, frequency = refine(refined.lower, omega, refinements)
     return lower, once_around(gain, frequency)
+
+
+def _agrees(lower: float, plain: float) -> bool:
+    return abs(lower - plain) <= _AGREEMENT * plain
 
 
 def plain_rounding(gain: Gain, omega: HostArray) -> HostArray:
@@ -168,9 +186,11 @@ class _RefinedPart:
             state, B, C = state.conj() if self.diagonal else adjoint(state), adjoint(C), adjoint(B)
         self.state, self.B, self.C = state, B.astype(np.complex128), C
         self.bits = bits(max(len(state), 1))
-        axis = None if self.diagonal else 1
-        self.state_pieces = pieces(state, np.zeros_like(state), axis, self.bits)
-        self.C_pieces = pieces(C, np.zeros_like(C), 1, self.bits)
+        if self.diagonal:
+            self.state_pieces = pieces(state, None, None, self.bits)[..., None]
+        else:
+            self.state_pieces = side_by_side(pieces(state, None, 1, self.bits))
+        self.C_pieces = side_by_side(pieces(C, None, 1, self.bits))
 
     def values(self, z: HostArray) -> tuple[Sum, HostArray]:
         """Return the pair, shape (K, p, m), and bounds of its rounding, shape (K,)."""
@@ -196,13 +216,13 @@ class _RefinedPart:
 
     def _refined(self, z: HostArray, solve: _Solve) -> tuple[Sum, HostArray]:
         n, width = self.B.shape
-        right = np.broadcast_to(self.B[:, None, :], (n, z.size, width))
+        right = np.broadcast_to(self.B[:, None, :], (n, z.size, width)).copy()
         states = Sum(solve(z, right).astype(np.complex128))
-        z_pieces = pieces(z, np.zeros_like(z), None, self.bits)
+        minus_z = np.repeat(-pieces(z, None, None, self.bits), width, axis=1)[:, None]
         first = last = rounding = np.full(z.size, np.inf)
         enough = _NEGLIGIBLE * _size(self.C, states.hi)
         for k in range(_CORRECTIONS):
-            correction = solve(z, self._residual(z_pieces, states))
+            correction = solve(z, self._residual(right, minus_z, states))
             states.add(correction)
             change = _size(self.C, correction)
             shrinks = change <= _SLOWEST * last
@@ -215,24 +235,21 @@ class _RefinedPart:
         rounding = np.where(lost, np.inf, _ROUNDING * rounding)
         total = Sum(np.zeros((len(self.C), z.size * width), dtype=np.complex128))
         cut = pieces(*_columns(states), 0, self.bits)
-        add_products(total, self.C_pieces, cut, matrix=True)
+        add_matrix_products(total, self.C_pieces, cut)
         shape = (len(self.C), z.size, width)
-        total.hi, total.lo = (np.moveaxis(x.reshape(shape), 1, 0) for x in (total.hi, total.lo))
+        total.hi, total.lo = (x.reshape(shape).swapaxes(0, 1) for x in (total.hi, total.lo))
         return total, rounding
 
-    def _residual(self, z_pieces: list[HostArray], states: Sum) -> HostArray:
+    def _residual(self, right: HostArray, minus_z: HostArray, states: Sum) -> HostArray:
         """B - (z - A) X, shape (n, K, w), from products in twice the precision."""
-        n, count, width = states.hi.shape
         cut = pieces(*_columns(states), 0, self.bits)
-        right = np.broadcast_to(self.B[:, None, :], states.hi.shape).reshape(n, -1)
-        total = Sum(right.copy())
+        total = Sum(right.reshape(len(right), -1))
         if self.diagonal:
-            add_products(total, [x[:, None] for x in self.state_pieces], cut, matrix=False)
+            add_products(total, self.state_pieces, cut)
         else:
-            add_products(total, self.state_pieces, cut, matrix=True)
-        at = [-np.repeat(x, width) for x in z_pieces]
-        add_products(total, at, cut, matrix=False)
-        return total.rounded().reshape(n, count, width)
+            add_matrix_products(total, self.state_pieces, cut)
+        add_products(total, minus_z, cut)
+        return total.rounded().reshape(right.shape)
 
     def _solve(self, z: HostArray, right: HostArray) -> HostArray:
         if isinstance(self.modes, DiagonalModes):
@@ -274,4 +291,5 @@ def _size(C: HostArray, states: HostArray) -> HostArray:
     """‖C X_k‖ in the Frobenius norm for every point."""
     n, count, width = states.shape
     outputs = (C @ states.reshape(n, -1)).reshape(-1, count, width)
-    return np.asarray(np.linalg.norm(outputs, axis=(0, 2)))
+    squares = np.square(outputs.real) + np.square(outputs.imag)
+    return np.asarray(np.sqrt(np.add.reduce(squares, axis=(0, 2))))

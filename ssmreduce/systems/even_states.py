@@ -21,6 +21,9 @@ NO_SIZE = -(2**16)
 _SPREAD = 300
 """Spread of the exponents of inputs or outputs from which products may underflow."""
 
+_MODERATE = 2.0 ** (_SPREAD - 1)
+"""Ratio below which exponents differ by less."""
+
 
 def even_states(system: SomeSystem) -> SomeSystem:
     """A system on the host in such units where products of its B and C might underflow, else itself.
@@ -28,7 +31,7 @@ def even_states(system: SomeSystem) -> SomeSystem:
     A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
     couples both ways keep their units to each other once they are balanced. Units are powers of two.
     """
-    if not _is_spread(system):
+    if not is_spread(system):
         return system
     if isinstance(system, StateSpace):
         system = in_balanced_units(system)
@@ -66,16 +69,20 @@ def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, 
     return even, shift
 
 
-def _is_spread(system: System) -> bool:
-    return (
-        system.order > 1
-        and max(_spread(_exponents(system.B, -1)), _spread(_exponents(system.C, -2))) >= _SPREAD
-    )
+def is_spread(system: System) -> bool:
+    """Whether products of B and C might underflow, in one system of a batch at least."""
+    return system.order > 1 and (_spreads(system.B, -1) or _spreads(system.C, -2))
 
 
-def _spread(exponents: HostArray) -> int:
+def _spreads(array: HostArray, axis: int) -> bool:
+    """Whether sizes along an axis differ that much; zeros do not count."""
+    entries = np.abs(array)
+    smallest = float(np.minimum.reduce(entries, axis=None, initial=np.inf))
+    if float(np.maximum.reduce(entries, axis=None, initial=0.0)) < smallest * _MODERATE:
+        return False  # those of all entries do not
+    exponents = _exponents(array, axis)
     known = exponents[exponents > NO_SIZE]
-    return int(np.ptp(known)) if known.size else 0
+    return bool(known.size and np.ptp(known) >= _SPREAD)
 
 
 def _exponents(array: HostArray, axis: int) -> HostArray:
