@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from array_api_compat import is_jax_array
 
 from ssmreduce._checks import type_name
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework
+from ssmreduce.frameworks.mappings import MappingFramework, is_mapping_of_arrays
 
 
 def framework_of(model: Any, name: str = "model") -> Framework:
@@ -26,17 +29,31 @@ def framework_of(model: Any, name: str = "model") -> Framework:
             from ssmreduce.frameworks.torch import TorchFramework
 
             return TorchFramework()
+    if is_mapping_of_arrays(model) and not _is_pytree(model):
+        return MappingFramework()
     if "equinox" in sys.modules and not isinstance(model, Iterator):
         from ssmreduce.frameworks.pytrees import PytreeFramework
 
         return PytreeFramework()
     advice = (
-        "Pass the module itself, not its class, state dict, parameters or optimizer."
+        "Pass the module itself, not its class, parameters or optimizer."
         if {"torch", "equinox"} & sys.modules.keys()
         else "Neither framework is imported; one that is missing comes with: pip install "
         "'ssmreduce[torch]' or 'ssmreduce[jax]'"
     )
     raise UnsupportedLayerError(
-        f"`{name}` is a {type_name(model)}; expected a PyTorch module or a pytree of Equinox "
-        f"modules. {advice}"
+        f"`{name}` is a {type_name(model)}; expected a PyTorch module, a pytree of Equinox modules, or a "
+        f"mapping of arrays by name. {advice}"
+    )
+
+
+def _is_pytree(model: Mapping[str, Any]) -> bool:
+    """Whether a mapping is a pytree of JAX arrays: nested, with plain keys, where Equinox is there, too."""
+    if "equinox" not in sys.modules:
+        return False
+    return all(
+        isinstance(key, str)
+        and not {".", "/"} & set(key)
+        and (_is_pytree(value) if isinstance(value, Mapping) else is_jax_array(value))
+        for key, value in model.items()
     )

@@ -24,6 +24,18 @@ from ssmreduce.layers.s5_real_input import S5RealInput
 KNOWN: tuple[type[Layer], ...] = (LRU, S5, S5HalfSpectrum, S5RealInput, S4D, S4, S4Diagonal, LinOSS)
 """Recognised by their arrays."""
 
+KINDS: dict[str, type[Layer]] = {
+    "lru": LRU,
+    "s5": S5,
+    "s5_half_spectrum": S5HalfSpectrum,
+    "s5_real_input": S5RealInput,
+    "s4d": S4D,
+    "s4": S4,
+    "s4_diagonal": S4Diagonal,
+    "linoss": LinOSS,
+}
+"""What arrays alone may be said to be."""
+
 _REGISTERED: dict[type, Layer] = {}
 
 
@@ -64,14 +76,28 @@ def register_layer(layer_type: type, kind: Layer) -> None:
     _REGISTERED[layer_type] = kind
 
 
-def kind_of(layer: Any, axes: Mapping[str, int]) -> Layer | None:
+def kind_of(
+    layer: Any, axes: Mapping[str, int], said: Layer | type[Layer] | None = None
+) -> Layer | None:
     """Return the kind of a layer object with arrays of so many axes; None for anything else.
+
+    Parameters
+    ----------
+    layer : object
+        What holds the arrays.
+    axes : dict
+        Number of axes of each.
+    said : Layer or type of one, optional
+        What the layers are, where arrays alone do not tell.
 
     Raises
     ------
     UnsupportedLayerError
         If it is a variant of a known layer that cannot be reduced, or a registered one lacks arrays.
     """
+    if said is not None:
+        kind = as_said(said, layer, axes)
+        return kind if axes.keys() >= {*kind.names()} else None
     for base in type(layer).__mro__:
         if base in _REGISTERED:
             return _REGISTERED[base]
@@ -83,6 +109,35 @@ def kind_of(layer: Any, axes: Mapping[str, int]) -> Layer | None:
         if kind is not None:
             return kind
     return None
+
+
+def said_kind(kind: object) -> Layer | type[Layer] | None:
+    """Return what `kind` says: an instance itself, or the class of that name.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If it is neither.
+    """
+    if kind is None or isinstance(kind, Layer):
+        return kind
+    if isinstance(kind, str) and kind in KINDS:
+        return KINDS[kind]
+    raise UnsupportedLayerError(
+        f"`kind` is {shown(kind)}; expected one of {', '.join(map(repr, KINDS))}, or an instance of a "
+        "Layer. Leave it out where the layers are modules."
+    )
+
+
+def as_said(said: Layer | type[Layer], layer: Any, axes: Mapping[str, int]) -> Layer:
+    """Return what was said: an instance, or of a class the variant that arrays tell, or its defaults."""
+    if isinstance(said, Layer):
+        return said
+    try:
+        found = said.recognise(layer, HasArrays(axes))
+    except UnsupportedLayerError:  # what the arrays do not tell, the defaults do
+        found = None
+    return said() if found is None else found
 
 
 def known_names() -> str:

@@ -153,7 +153,8 @@ class S4Diagonal(LTILayer):
         """The options of a kernel object, as arguments of the map."""
         if getattr(layer, "bandlimit", None) is not None:
             raise _refusal("`bandlimit` is set: it masks states by their frequency")
-        if layer.A_real.shape[0] != layer.C.shape[1]:
+        poles, C = getattr(layer, "A_real", None), getattr(layer, "C", None)
+        if poles is not None and C is not None and poles.shape[0] != C.shape[1]:
             raise _refusal("`n_ssm` is below the number of channels: channels share their poles")
         return {
             "real_transform": getattr(layer, "real_transform", "exp"),

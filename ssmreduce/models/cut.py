@@ -77,7 +77,7 @@ def plan_cut(
     only : collection of str, optional
         Names of all layers that `decide` may cut; the others need not be ready for it.
     """
-    framework, model, options = found.framework, found.model, found.options
+    framework, model = found.framework, found.model
     together(framework, model, lambda: framework.check_optimizer(model, opt_state, followers))
     found = found.with_copies(opt_state)
     team = framework.team_of(model)
@@ -85,9 +85,9 @@ def plan_cut(
         return _planned(found, opt_state, decide, followers, only)
     team.check_same(lambda: _shapes(found, opt_state))
     view, state = _gathered(found, opt_state)
-    full = search(view, options).with_copies(state)
-    copies = [_gathered(search(each), None)[0] for each in followers]
-    team.check_same(lambda: _held([full, *(search(each, options) for each in copies)], only))
+    full = found.of(view).with_copies(state)
+    copies = [_gathered(found.of(each), None)[0] for each in followers]
+    team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
     plan: CutPlan = team.decide(
         lambda: _planned(full, state, decide, copies, only).without_layers()
     )
@@ -102,8 +102,9 @@ def _planned(
     only: Collection[str] | None,
 ) -> CutPlan:
     handles = found.meant
-    copies = [find_layers(each, found.options) for each in followers]
+    copies = [found.of(each) for each in followers]
     for copy in copies:
+        copy.check()
         check_follower(handles, copy.meant)
     chosen = [found.framework.path_name(each.path) for each in handles]
     for each in (found, *copies):
@@ -148,7 +149,7 @@ def make_cut(
     All is prepared, for the followers too and on all processes, before anything is changed; `books` are
     changed with it.
     """
-    copies = [search(each, found.options) for each in followers]
+    copies = [found.of(each) for each in followers]
     parts = [
         (found, opt_state, plan.results, plan.moments),
         *((copy, None, done, {}) for copy, done in zip(copies, plan.followers, strict=True)),
@@ -258,7 +259,7 @@ def with_full_layers(found: Layers) -> Layers:
     """The layers, or where they are sharded those of a view in which they are full; all ranks must call."""
     if found.framework.team_of(found.model) is None:
         return found
-    return search(_gathered(found, None)[0], found.options)
+    return found.of(_gathered(found, None)[0])
 
 
 # --- What a rank holds, for comparison with the others

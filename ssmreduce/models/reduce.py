@@ -33,6 +33,7 @@ def reduce_layer(
     layer: Any,
     order: int | OrderRule,
     *,
+    kind: object = None,
     options: CutOptions = CutOptions(),
 ) -> LayerReduction:
     """Reduce the states of one layer by balanced truncation, and measure what was written.
@@ -45,6 +46,10 @@ def reduce_layer(
     order : int or OrderRule
         Upper limit on stored states, or a rule; see `balanced_truncation`. Where the layer runs its
         channels apart, all of them get the largest order that one needs.
+    kind : str or Layer, optional
+        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
+        ``"linoss"`` ... with its defaults, or an instance with others, such as
+        ``S5(Discretisation.BILINEAR)``.
     options : CutOptions
         Horizon and multiple; what is about several layers does not matter here.
 
@@ -74,7 +79,7 @@ def reduce_layer(
     (6, True)
     """
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
-    handle = handle_of(layer)
+    handle = handle_of(layer, kind)
     framework, inner = handle.framework, handle.layer
     framework.check_ready(inner, [handle])
     result = _planned(handle, order, options)
@@ -94,6 +99,7 @@ def reduce_model(
     optimizer: Any = None,
     opt_state: Any = None,
     followers: Sequence[Any] = (),
+    kind: object = None,
     options: CutOptions = CutOptions(),
 ) -> ModelReduction:
     """Reduce every supported layer of a model, and its optimizer state with it.
@@ -101,20 +107,25 @@ def reduce_model(
     Parameters
     ----------
     model : object
-        A PyTorch module, which is changed in place, or an Equinox module (or pytree of them), which is
-        left as it is.
+        A PyTorch module, which is changed in place; an Equinox module (or pytree of them), or arrays by
+        name, such as a state dict or an open safetensors file, which are left as they are.
     order : int, OrderRule, or dict of them by layer name
         For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them. Of a dict with the
         names of a report, the layers that are not named stay as they are.
     optimizer : torch.optim.Optimizer, optional
         The optimizer of a PyTorch model, changed in place.
     opt_state : pytree, optional
-        optax state, initialised from the model's arrays.
+        optax state, initialised from the model's arrays; of a mapping of arrays another one, with the
+        moments under the name of their field and that of the weight, such as ``"mu.lru.nu_log"``.
     followers : sequence of models, optional
         Copies of the model with weights of their own, such as a
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
         same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
         returned in the result.
+    kind : str or Layer, optional
+        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
+        ``"linoss"`` ... with its defaults, or an instance with others, such as
+        ``S5(Discretisation.BILINEAR)``.
     options : CutOptions
         Which layers to leave alone, horizon, multiple, a common order, moments. What is skipped is named
         in the result.
@@ -155,7 +166,8 @@ def reduce_model(
     followers = checked_followers(followers)
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     state = _optimizer_of(optimizer, opt_state)
-    found = search(model, options)
+    found = search(model, options, kind)
+    model = found.model
     framework = found.framework
     together(framework, model, found.check)
     if isinstance(order, Mapping):

@@ -11,7 +11,9 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import Framework, LayerHandle, Path, listed
-from ssmreduce.layers.known import kind_of, known_names
+from ssmreduce.frameworks.mappings import opened
+from ssmreduce.layers.known import kind_of, known_names, said_kind
+from ssmreduce.layers.layer import Layer
 from ssmreduce.layers.options import CutOptions, plain_name
 
 
@@ -31,6 +33,8 @@ class Layers:
         Variants of known layers that cannot, by name, with the reason.
     options : CutOptions
         Which of them are meant.
+    kind : str, Layer or None
+        What they are, as was said.
     copies : dict
         By path of a layer, the one that it is a copy of.
     """
@@ -40,6 +44,7 @@ class Layers:
     handles: list[LayerHandle]
     refused: dict[str, str]
     options: CutOptions
+    kind: object = None
     copies: dict[Path, LayerHandle] = field(default_factory=dict)
 
     @cached_property
@@ -57,6 +62,10 @@ class Layers:
             else firsts[each.name]
             for each in self.meant
         }
+
+    def of(self, model: Any) -> Layers:
+        """The layers of another model, found alike."""
+        return search(model, self.options, self.kind)
 
     def with_copies(self, opt_state: Any) -> Layers:
         """The same, with what is known about copies of trained layers among them.
@@ -93,30 +102,34 @@ class Layers:
         return {name: why for name, why in self.refused.items() if not self.options.excludes(name)}
 
 
-def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
-    """Find the layers of a model, the outermost ones only: what is inside of one is its own business."""
+def search(model: Any, options: CutOptions = CutOptions(), kind: object = None) -> Layers:
+    """Find the layers of a model, the outermost ones only: what is inside of one is its own business.
+
+    `kind` says what they are, where their arrays alone do not tell.
+    """
+    model, said = opened(model), said_kind(kind)
     framework = framework_of(model)
-    kinds: dict[int, Any] = {}
+    kinds: dict[int, Layer | str] = {}
     refused: dict[str, str] = {}
 
     def stops(candidate: Any) -> bool:
         try:
-            kind = kind_of(candidate, framework.array_axes(candidate))
+            found = kind_of(candidate, framework.array_axes(candidate), said)
         except UnsupportedLayerError as error:
             kinds[id(candidate)] = str(error)
             return True
-        if kind is not None:
-            kinds[id(candidate)] = kind
-        return kind is not None
+        if found is not None:
+            kinds[id(candidate)] = found
+        return found is not None
 
     handles: list[LayerHandle] = []
     for path, layer in framework.find(model, stops):
-        kind = kinds[id(layer)]
-        if isinstance(kind, str):
-            refused[framework.path_name(path)] = kind
+        found = kinds[id(layer)]
+        if isinstance(found, str):
+            refused[framework.path_name(path)] = found
         else:
-            handles.append(LayerHandle(framework, path, layer, kind))
-    return Layers(framework, model, handles, refused, options)
+            handles.append(LayerHandle(framework, path, layer, found))
+    return Layers(framework, model, handles, refused, options, kind)
 
 
 def find_layers(model: Any, options: CutOptions) -> Layers:

@@ -8,14 +8,15 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.mappings import opened
 from ssmreduce.frameworks.transaction import commit
-from ssmreduce.layers.known import kind_of, known_names
+from ssmreduce.layers.known import as_said, kind_of, known_names, said_kind
 from ssmreduce.layers.lti import LTILayer
 from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 
-def handle_of(layer: Any) -> LayerHandle:
+def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     """Return the handle of a layer: of itself, or of the only one in a wrapper without weights.
 
     Raises
@@ -23,33 +24,38 @@ def handle_of(layer: Any) -> LayerHandle:
     UnsupportedLayerError
         If it is no known layer, or a variant of one that cannot be reduced.
     """
+    layer, said = opened(layer), said_kind(kind)
     framework = framework_of(layer, "layer")
     inner = framework.unwrapped(layer)
     axes = framework.array_axes(inner)
-    kind = kind_of(inner, axes)
-    if kind is None:
+    found = kind_of(inner, axes) if said is None else as_said(said, inner, axes)
+    if found is None:
         raise UnsupportedLayerError(
             f"`layer` is a {type_name(inner)}; expected a module with the arrays of one of: "
             f"{known_names()}. Bind your class with register_layer(...), or pass the layer itself "
             "rather than the model around it."
         )
-    missing = [name for name in kind.names() if name not in axes]
+    missing = [name for name in found.names() if name not in axes]
     if missing:
         raise UnsupportedLayerError(
-            f"`layer` is a {type_name(inner)} without the arrays {', '.join(missing)}; expected "
-            f"those of {type(kind).__name__}. Register another kind of layer for it."
+            f"`layer` is a {type_name(layer)} without the arrays {', '.join(missing)}; expected "
+            f"those of {type(found).__name__}. Look at their names, or name another kind of layer."
         )
-    return LayerHandle(framework, (), inner, kind)
+    return LayerHandle(framework, (), inner, found)
 
 
-def read_system(layer: Any) -> System:
+def read_system(layer: Any, *, kind: object = None) -> System:
     """Read the weights of a layer as the discrete system it runs, at double precision.
 
     Parameters
     ----------
     layer : object
         A supported layer: an LRU, S5 or S4D of PyTorch or Equinox, or one of your own
-        (see `register_layer`).
+        (see `register_layer`), or its arrays by name, of any library.
+    kind : str or Layer, optional
+        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
+        ``"linoss"`` ... with its defaults, or an instance with others, such as
+        ``S5(Discretisation.BILINEAR)``.
 
     Returns
     -------
@@ -75,11 +81,11 @@ def read_system(layer: Any) -> System:
     >>> read_system(LRU(16, 4, rng=np.random.default_rng(0))).order
     16
     """
-    handle = handle_of(layer)
+    handle = handle_of(layer, kind)
     return handle.kind.read(handle.weights)
 
 
-def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
+def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None) -> Any:
     """Return a layer that runs `system`, in the dtype of its weights.
 
     Parameters
@@ -90,6 +96,10 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
     system : DiagonalStateSpace
         Discrete, with the layer's inputs and outputs, read after its update, real output. Its
         feedthrough is not written: reductions keep it.
+    kind : str or Layer, optional
+        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
+        ``"linoss"`` ... with its defaults, or an instance with others, such as
+        ``S5(Discretisation.BILINEAR)``.
 
     Returns
     -------
@@ -116,15 +126,15 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
     >>> smaller.nu_log.shape
     (6,)
     """
-    handle = handle_of(layer)
-    kind = handle.kind
-    if not isinstance(kind, LTILayer):
+    handle = handle_of(layer, kind)
+    own_kind = handle.kind
+    if not isinstance(own_kind, LTILayer):
         raise UnsupportedLayerError(
             f"`layer` is a {type_name(handle.layer)}, which cannot hold any system; expected a layer that is "
             "cut by balanced truncation. Cut it with reduce_layer(layer, order)."
         )
     handle.framework.check_ready(handle.layer, [handle])
-    own = kind.read(handle.weights)
+    own = own_kind.read(handle.weights)
     expects = {"real_output": True}
     for name in ("inputs", "outputs", "batch_shape", "time", "real_output", "read_after_update"):
         found = getattr(system, name, None)
@@ -135,12 +145,12 @@ def write_system(layer: Any, system: DiagonalStateSpace) -> Any:
                 "Start from read_system(layer)."
             )
     host = system.to_host()
-    stored = kind.storable(host)
-    new = kind.write(stored, handle.weights)
-    back = kind.read({**handle.weights, **handle.rounded(new)})
-    check_read_back(kind, host, back, handle.eps)
+    stored = own_kind.storable(host)
+    new = own_kind.write(stored, handle.weights)
+    back = own_kind.read({**handle.weights, **handle.rounded(new)})
+    check_read_back(own_kind, host, back, handle.eps)
     values = {**handle.weights, **new}  # all of them: gradients are those of another system
-    change = LayerChange(handle, values, stored.order / kind.order(handle.weights))
+    change = LayerChange(handle, values, stored.order / own_kind.order(handle.weights))
     ready = handle.framework.prepared(handle.layer, [change], None, {}, {})
     commit(ready.steps)
     return layer if ready.model is handle.layer else ready.model

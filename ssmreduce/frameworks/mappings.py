@@ -1,0 +1,280 @@
+"""`MappingFramework`: models that are arrays by name, of any library: a state dict, an open safetensors file.
+
+Names lead from the outside in, ``"encoder.0.lru.nu_log"``, written with dots or slashes, or as mappings in
+mappings, or as both. The last part is the name of the weight and the rest that of the layer. Nothing changes
+in place: a cut returns dicts with new arrays for those that change, in their library, dtype and device.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from ssmreduce._checks import type_name
+from ssmreduce._namespace import (
+    Array,
+    HostArray,
+    array_eps,
+    from_host,
+    is_array,
+    is_complex_array,
+    namespace,
+    to_double,
+)
+from ssmreduce.errors import OptimizerStateError, ShapeError
+from ssmreduce.frameworks.framework import (
+    Framework,
+    LayerChange,
+    LayerHandle,
+    Path,
+    Snapshot,
+    listed,
+)
+from ssmreduce.frameworks.moments import Moments
+from ssmreduce.frameworks.transaction import Prepared
+
+_LAST = re.compile(r"^(?:(.*)[./])?([^./]*)$")
+"""The name of a layer and that of its weight."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayGroup:
+    """The arrays whose names differ in the last part alone: maybe a layer.
+
+    Attributes
+    ----------
+    arrays : dict
+        By the last part of their names.
+    names : dict of str to str
+        Their whole names.
+    model : mapping
+        Where they are.
+    """
+
+    arrays: dict[str, Array]
+    names: dict[str, str]
+    model: Mapping[str, Any]
+
+
+@final
+class MappingFramework(Framework):
+    """A model is a mapping, a layer the arrays whose names begin alike, moments are a second mapping."""
+
+    @property
+    def expects(self) -> str:
+        """What a model is."""
+        return "a mapping of arrays by name"
+
+    def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
+        """Yield groups of arrays."""
+        for prefix, group in _groups(model).items():
+            if stops(group):
+                yield (prefix,), group
+
+    def at(self, model: Any, path: Path) -> Any:
+        """Return the arrays of a layer by name."""
+        return _groups(model)[path[0]].arrays
+
+    def path_name(self, path: Path) -> str:
+        """Return the part that names begin with."""
+        return ".".join(filter(None, path)) or "model"
+
+    def array_axes(self, layer: Any) -> dict[str, int]:
+        """Look at a group."""
+        return {name: array.ndim for name, array in layer.arrays.items()}
+
+    def unwrapped(self, layer: Any) -> Any:
+        """Return the only group of arrays in a mapping; an empty one if there are several."""
+        groups = list(_groups(layer).values())
+        return groups[0] if len(groups) == 1 else ArrayGroup({}, {}, layer)
+
+    def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, HostArray]:
+        """Return arrays at double precision on the host."""
+        return {name: to_double(layer.arrays[name]) for name in names}
+
+    def precision(self, layer: Any, names: Sequence[str]) -> float:
+        """Return the largest eps."""
+        return array_eps(*(layer.arrays[name] for name in names))
+
+    def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
+        """Return bytes."""
+        return {name: int(layer.arrays[name].dtype.itemsize) for name in names}
+
+    def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+        """Round through the dtype of each array."""
+        arrays = layer.arrays
+        return {name: to_double(_like(arrays[name], value)) for name, value in values.items()}
+
+    def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
+        """Tell whether they hold the same arrays, as tied weights do in a state dict."""
+        own, other = first.layer.arrays, second.layer.arrays
+        return all(own[name] is other.get(name) for name in first.kind.names())
+
+    def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
+        """Raise `OptimizerStateError` unless moments are a mapping."""
+        if opt_state is not None and not isinstance(opt_state, Mapping):
+            raise OptimizerStateError(
+                f"`opt_state` is a {type_name(opt_state)} but `model` a mapping of arrays; expected a "
+                'mapping of moments, such as {"mu": {...}, "nu": {...}} with the names of the model in each. '
+                "Leave it out if there are none."
+            )
+
+    def moments_of(
+        self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
+    ) -> list[Moments]:
+        """Return the arrays whose names end with that of a weight; what comes before is the field."""
+        weights = {
+            handle.layer.names[name]: (handle, name)
+            for handle in handles
+            for name in handle.kind.names()
+        }
+        own = _flat(model)
+        groups: dict[tuple[str, Path], dict[str, tuple[Any, HostArray]]] = {}
+        for full, array in _flat(opt_state or {}).items():
+            field, name = _field_and_name(full, own)
+            if name is None:
+                _check_unrelated(array, full)
+            elif name in weights:
+                handle, weight = weights[name]
+                group = groups.setdefault((field, handle.path), {})
+                group[weight] = full, to_double(array)
+        return [
+            Moments(_LAST.sub(r"\2", field), field, path, arrays)
+            for (field, path), arrays in groups.items()
+        ]
+
+    def prepared(
+        self,
+        model: Any,
+        changes: Sequence[LayerChange],
+        opt_state: Any,
+        moments: Mapping[Any, HostArray],
+        gradients: Mapping[Any, HostArray],
+    ) -> Prepared:
+        """Make dicts with new arrays. Gradients of a mapping are another mapping."""
+        new = {
+            change.handle.layer.names[name]: _like(change.handle.layer.arrays[name], value)
+            for change in changes
+            for name, value in change.values.items()
+        }
+        state = None if opt_state is None else _flat(opt_state)
+        new_moments = {name: _like((state or {})[name], value) for name, value in moments.items()}
+        model = model.model if isinstance(model, ArrayGroup) else model
+        return Prepared(
+            _replaced(model, new), None if state is None else _replaced(opt_state, new_moments)
+        )
+
+    def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
+        """Copy the arrays, each in its library."""
+        trees = {"model": model, "opt_state": opt_state or {}}
+        return {
+            what: {name: _copied(array) for name, array in _flat(tree).items()}
+            for what, tree in trees.items()
+        }
+
+    def prepared_back(
+        self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
+    ) -> Prepared:
+        """Make dicts with the arrays of a snapshot."""
+        restored = _restored(model, snapshot["model"], "model")
+        if opt_state is None:
+            return Prepared(restored, None)
+        return Prepared(restored, _restored(opt_state, snapshot["opt_state"], "opt_state"))
+
+
+def is_mapping_of_arrays(model: Any) -> bool:
+    """Tell whether `model` is a mapping that holds arrays, and no objects, at any depth."""
+    if not isinstance(model, Mapping):
+        return False
+    values = list(model.values())
+    return all(
+        is_array(value) or is_mapping_of_arrays(value) or _is_plain(value) for value in values
+    )
+
+
+def opened(model: Any) -> Any:
+    """Return the tensors of an open safetensors file by name; anything else itself."""
+    safetensors = sys.modules.get("safetensors")
+    if safetensors is None or not isinstance(model, safetensors.safe_open):
+        return model
+    names = model.keys()
+    return {name: model.get_tensor(name) for name in names}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is none of ours, but no object either: a version, a count, a name."""
+    return value is None or isinstance(value, bool | int | float | str | bytes)
+
+
+def _flat(mapping: Mapping[str, Any]) -> dict[str, Array]:
+    """The arrays of a mapping by their whole names."""
+    found: dict[str, Array] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{name}": array for name, array in _flat(value).items()}
+        elif is_array(value):
+            found[str(key)] = value
+    return found
+
+
+def _groups(model: Mapping[str, Any]) -> dict[str, ArrayGroup]:
+    """The arrays of a model by the name of what may be a layer."""
+    groups: dict[str, ArrayGroup] = {}
+    for full, array in _flat(model).items():
+        prefix, last = _LAST.sub(r"\1", full), _LAST.sub(r"\2", full)
+        group = groups.setdefault(prefix, ArrayGroup({}, {}, model))
+        group.arrays[last], group.names[last] = array, full
+    return groups
+
+
+def _like(array: Array, value: HostArray) -> Array:
+    """The values in the library and dtype and on the device of an array; of a real array the real part."""
+    real = value if is_complex_array(array) else value.real
+    return namespace(array).astype(from_host(real, array), array.dtype)
+
+
+def _copied(array: Array) -> Array:
+    return namespace(array).asarray(array, copy=True)
+
+
+def _replaced(
+    mapping: Mapping[str, Any], new: Mapping[str, Array], before: str = ""
+) -> dict[str, Any]:
+    """Dicts with other arrays under some whole names."""
+    return {
+        key: _replaced(value, new, f"{before}{key}.")
+        if isinstance(value, Mapping)
+        else new.get(f"{before}{key}", value)
+        for key, value in mapping.items()
+    }
+
+
+def _restored(mapping: Mapping[str, Any], saved: Mapping[str, Array], what: str) -> dict[str, Any]:
+    other = sorted(_flat(mapping).keys() ^ saved.keys())
+    if other:
+        raise ShapeError(
+            f"the snapshot from before the cut and `{what}` differ in {listed(other, 4)}; expected the same "
+            f"names. Build `{what}` as it was."
+        )
+    return _replaced(mapping, {name: _copied(array) for name, array in saved.items()})
+
+
+def _field_and_name(full: str, own: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The field of a moment and the name of its weight, with which its own name ends; None for none."""
+    for at in (match.end() for match in re.finditer(r"[./]", full)):
+        if full[at:] in own:
+            return full[: at - 1], full[at:]
+    return "", None
+
+
+def _check_unrelated(array: Array, name: str) -> None:
+    kinds = ("real floating", "complex floating")
+    if array.ndim and namespace(array).isdtype(array.dtype, kinds):
+        raise OptimizerStateError(
+            f"`opt_state` holds an array of shape {tuple(array.shape)} as `{name}`, which ends with no name "
+            "of the model; expected moments under the name of their field and that of their weight, such as "
+            '"mu.lru.nu_log". Leave out what belongs to no weight.'
+        )

@@ -1,0 +1,255 @@
+"""Plain arrays by name are a framework: state dicts, nested mappings, safetensors files."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from s5 import S5 as TorchS5
+from safetensors import safe_open
+from safetensors.torch import save_file
+from samples import lru_weights
+from torch import nn
+
+from ssmreduce import (
+    CutOptions,
+    HankelTrace,
+    InTrainingReducer,
+    OptimizerStateError,
+    OrderError,
+    ReductionSchedule,
+    RollbackPolicy,
+    ShapeError,
+    UnsupportedLayerError,
+    balanced_truncation,
+    load_reduced,
+    read_system,
+    reduce_layer,
+    reduce_model,
+    write_system,
+)
+from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.s5 import S5
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), TorchS5(4, 16), TorchS5(4, 12), nn.Linear(4, 2))
+
+
+def trained() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 10, 3)).square().mean().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        field: {names[id(p)]: state[field].clone() for p, state in optimizer.state.items()}
+        for field in ("exp_avg", "exp_avg_sq")
+    }
+
+
+def lru(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return lru_weights(rng, 12, 3)
+
+
+def test_a_state_dict_is_cut_as_its_model_is() -> None:
+    model, optimizer = trained()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    moments = moments_of(model, optimizer)
+    unchanged = copy.deepcopy((weights, moments))
+    result = reduce_model(weights, 6, opt_state=moments, kind="s5")
+    reduce_model(model, 6, optimizer=optimizer)
+    assert set(result.report) == {"1.seq", "2.seq"}
+    for name, value in model.state_dict().items():
+        assert torch.equal(result.model[name], value)
+    for field, own in moments_of(model, optimizer).items():
+        for name, value in own.items():
+            assert torch.equal(result.optimizer_state[field][name], value)
+    for now, before in zip(
+        (weights, moments["exp_avg"]), (unchanged[0], unchanged[1]["exp_avg"]), strict=True
+    ):
+        assert all(torch.equal(now[name], before[name]) for name in before)
+    again = load_reduced(network(), result.model)
+    inputs = torch.randn(2, 7, 3)
+    assert torch.equal(again(inputs), model(inputs))
+
+
+def test_a_file_of_safetensors_is_a_model(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    save_file(
+        {f"lru.{name}": torch.from_numpy(value).float() for name, value in lru(rng).items()},
+        tmp_path / "x",
+    )
+    with safe_open(str(tmp_path / "x"), "pt") as file:
+        result = reduce_model(file, 4)
+        system = read_system(file)
+    assert result.report["lru"].new_order == 4
+    assert system.order == 12
+    assert result.model["lru.B_re"].shape == (4, 3)
+    assert result.model["lru.B_re"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_names_may_be_nested_or_joined(separator: str, rng: np.random.Generator) -> None:
+    weights, other = lru(rng), np.ones(3)
+    nested = {"net": {"lru": weights, "bias": other}, "version": 3}
+    joined = {f"net{separator}lru{separator}{name}": value for name, value in weights.items()}
+    results = [reduce_model(model, 5) for model in (nested, joined)]
+    assert [list(result.report) for result in results] == [["net.lru"], [f"net{separator}lru"]]
+    for name, value in results[0].model["net"]["lru"].items():
+        assert np.array_equal(results[1].model[f"net{separator}lru{separator}{name}"], value)
+    assert results[0].model["net"]["bias"] is other
+    assert results[0].model["version"] == 3
+
+
+def test_a_layer_of_arrays_is_read_cut_and_written(rng: np.random.Generator) -> None:
+    weights = lru(rng)
+    system = read_system(weights, kind="lru")
+    result = reduce_layer(weights, 5, kind="lru")
+    assert result.measured_error <= result.error_bound
+    smaller = write_system(weights, balanced_truncation(system, 5).system, kind="lru")
+    for name, value in result.layer.items():
+        assert np.array_equal(smaller[name], value)
+    assert weights["nu_log"].shape == (12,)
+
+
+def test_options_of_a_kind_are_those_of_an_instance() -> None:
+    layer = TorchS5(4, 16, bidir=True)
+    weights = dict(layer.seq.state_dict())
+    with pytest.raises(ShapeError, match=r"`C` has shape \(4, 32\)"):
+        read_system(weights, kind="s5")
+    own = read_system(layer)
+    told = read_system(weights, kind=S5(bidirectional=True))
+    assert np.array_equal(own.C, told.C)
+    other = read_system(weights, kind=S5(Discretisation.BILINEAR, bidirectional=True))
+    assert not np.allclose(own.eigenvalues, other.eigenvalues)
+
+
+def test_arrays_that_are_tied_stay_tied(rng: np.random.Generator) -> None:
+    weights = lru(rng)
+    model = {"a": dict(weights), "b": dict(weights)}
+    result = reduce_model(model, 5)
+    for name in weights:
+        assert np.array_equal(result.model["a"][name], result.model["b"][name])
+    assert result.report.totals()[:2] == (12, 5)
+
+
+def test_copies_follow(rng: np.random.Generator) -> None:
+    weights = lru(rng)
+    near = {
+        name: value * (1.0 + 1e-3 * rng.standard_normal(value.shape))
+        for name, value in weights.items()
+    }
+    result = reduce_model({"x": weights}, 5, followers=[{"x": near}])
+    (copied,) = result.followers
+    mean = {
+        name: 0.5 * (value + copied.model["x"][name]) for name, value in result.model["x"].items()
+    }
+    reduced, between = (read_system(each, kind="lru") for each in (result.model["x"], mean))
+    assert np.abs(reduced.eigenvalues - between.eigenvalues).max() < 1e-2
+
+
+def test_a_reducer_cuts_mappings_and_undoes_it(rng: np.random.Generator) -> None:
+    model = {"x": lru(rng)}
+    state = {
+        "exp_avg": {"x": {name: 0.1 * value for name, value in model["x"].items()}},
+        "count": 3,
+    }
+    trace = HankelTrace(1)
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(2), 5, rollback=RollbackPolicy(0.1), trace=trace
+    )
+    reducer.step(1, model, state)
+    reducer.report(1.0)
+    smaller, smaller_state = reducer.step(2, model, state)
+    assert smaller["x"]["nu_log"].shape == smaller_state["exp_avg"]["x"]["nu_log"].shape == (5,)
+    again = InTrainingReducer(
+        ReductionSchedule.at(2), 5, rollback=RollbackPolicy(0.1), trace=HankelTrace(1)
+    )
+    again.load_state_dict(reducer.state_dict())
+    for each in (reducer, again):
+        each.report(9.0)
+        back, back_state = each.step(3, smaller, smaller_state)
+        for name, value in model["x"].items():
+            assert np.array_equal(back["x"][name], value)
+            assert np.array_equal(back_state["exp_avg"]["x"][name], state["exp_avg"]["x"][name])
+    assert [record.layer for record in trace.records] == ["x"] * 3
+
+
+def test_dicts_of_jax_arrays_are_pytrees_with_optax(rng: np.random.Generator) -> None:
+    params = {"x": {name: jnp.asarray(value) for name, value in lru(rng).items()}, "w": jnp.ones(3)}
+    optimizer = optax.adam(1e-3)
+    state = optimizer.init(params)
+    result = reduce_model(params, 5, opt_state=state)
+    assert result.model["x"]["B_re"].shape == (5, 3)
+    gradients = eqx.tree_at(lambda tree: tree["w"], result.model, jnp.ones(3))
+    optimizer.update(gradients, result.optimizer_state, result.model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"kind": "nope"}, UnsupportedLayerError, "`kind` is 'nope'; expected one of 'lru'"),
+        ({"kind": 3}, UnsupportedLayerError, "`kind` is 3; expected one of"),
+        ({"kind": "s4"}, UnsupportedLayerError, "`model` is a .*dict"),
+        (
+            {"opt_state": (1, 2)},
+            OptimizerStateError,
+            "`opt_state` is a .*tuple.* expected a mapping",
+        ),
+        (
+            {"opt_state": {"mu": {"q": np.ones(3)}}},
+            OptimizerStateError,
+            r"as `mu\.q`, which ends with no name",
+        ),
+        (
+            {"opt_state": {"mu": {"x.nu_log": np.ones(3)}}},
+            OptimizerStateError,
+            r"`mu` of `nu_log` has shape \(3,\); expected \(12,\)",
+        ),
+        (
+            {"opt_state": {"odd": {"x.nu_log": np.ones(12)}}},
+            OptimizerStateError,
+            "holds `odd` at odd",
+        ),
+        ({"options": CutOptions(exclude=("y",))}, OrderError, "`exclude` names y"),
+        ({"followers": [{"y": {}}]}, UnsupportedLayerError, "without a supported layer"),
+        (
+            {"followers": [{"x.a": 1.0, "x": {}}]},
+            UnsupportedLayerError,
+            "without a supported layer",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str, rng: np.random.Generator
+) -> None:
+    model = {"x": lru(rng)}
+    before = copy.deepcopy(model)
+    with pytest.raises(error, match=message):
+        reduce_model(model, 5, **arguments)
+    assert all(np.array_equal(model["x"][name], before["x"][name]) for name in before["x"])
+
+
+def test_missing_and_misshapen_arrays_are_named(rng: np.random.Generator) -> None:
+    weights = lru(rng)
+    with pytest.raises(ShapeError, match=r"`B_re` has shape \(3, 3\); expected \(12, m\)"):
+        reduce_layer({**weights, "B_re": weights["B_re"][:3]}, 5, kind="lru")
+    del weights["B_re"]
+    with pytest.raises(UnsupportedLayerError, match="without the arrays B_re"):
+        reduce_layer(weights, 5, kind="lru")
