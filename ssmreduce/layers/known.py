@@ -96,8 +96,8 @@ def kind_of(
         If it is a variant of a known layer that cannot be reduced, or a registered one lacks arrays.
     """
     if said is not None:
-        kind = as_said(said, layer, axes)
-        return kind if axes.keys() >= {*kind.names()} else None
+        told = as_said(said, layer, axes)
+        return told if axes.keys() >= {*told.names()} else None
     for base in type(layer).__mro__:
         if base in _REGISTERED:
             return _REGISTERED[base]

@@ -31,7 +31,7 @@ def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     found = kind_of(inner, axes) if said is None else as_said(said, inner, axes)
     if found is None:
         raise UnsupportedLayerError(
-            f"`layer` is a {type_name(inner)}; expected a module with the arrays of one of: "
+            f"`layer` is a {type_name(layer)}; expected a module with the arrays of one of: "
             f"{known_names()}. Bind your class with register_layer(...), or pass the layer itself "
             "rather than the model around it."
         )
