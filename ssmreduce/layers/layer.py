@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import array_api_compat
@@ -187,12 +188,12 @@ class LayerCut(ABC):
     weights: dict[str, HostArray]
     new_weights: dict[str, HostArray]
 
-    @property
+    @cached_property
     def old_order(self) -> int:
         """Stored states before, of each channel where they run apart."""
         return self.kind.order(self.weights)
 
-    @property
+    @cached_property
     def new_order(self) -> int:
         """Stored states after."""
         return self.kind.order(self.new_weights)
@@ -203,7 +204,7 @@ class LayerCut(ABC):
         bound = self.reduction.error_bound
         return None if bound is None else self.kind.error_factor * float(np.max(bound))
 
-    @property
+    @cached_property
     def changed(self) -> tuple[str, ...]:
         """Names of the weights with a new shape."""
         return tuple(
