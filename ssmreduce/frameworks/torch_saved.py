@@ -60,8 +60,8 @@ def _check_kind(present: Any, saved: Any, name: str) -> None:
     here, there = _kind(present), _kind(saved)
     if here == "sharded" != there:
         raise ShapeError(
-            f"{name} is {there} but the model has one that is sharded over processes; expected the same. Load "
-            "before fully_shard."
+            f"{name} is {there} but the model has one that is sharded over processes; expected the same. "
+            "Load before fully_shard."
         )
     if here != there:
         raise ShapeError(
