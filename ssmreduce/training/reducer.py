@@ -46,8 +46,6 @@ class Books:
         The cuts so far.
     last_cut : dict of str to LayerReduction
         What the last one did.
-    step : int
-        The last step that was seen.
     waiting : bool
         Whether an attempt is due that has not been made.
     metric : float or None
@@ -60,7 +58,6 @@ class Books:
 
     events: tuple[ReductionEvent, ...] = ()
     last_cut: dict[str, LayerReduction] = field(default_factory=dict)
-    step: int = 0
     waiting: bool = False
     metric: float | None = None
     stopped: frozenset[str] = frozenset()
@@ -160,6 +157,7 @@ class InTrainingReducer:
         self.rollback = rollback
         self.trace = trace
         self._books = Books()
+        self._last_step = 0
         self._was_told = False
         self._is_recording = True
         self._writer: Any = None
@@ -261,12 +259,13 @@ class InTrainingReducer:
             self._agree(model)
         comes_due = self._comes_due(step)
         books = self._books
-        self._books = books = replace(
-            books,
-            trial=None if books.trial is None or books.trial.stands else books.trial,
-            step=max(step, books.step),
-            waiting=books.waiting or comes_due,
-        )
+        if comes_due or (books.trial is not None and books.trial.stands):
+            trial = None if books.trial is None or books.trial.stands else books.trial
+            books = replace(books, trial=trial, waiting=books.waiting or comes_due)
+            self._books = books
+        self._last_step = max(
+            step, self._last_step
+        )  # after the books: an attempt is not lost between
         if comes_due and books.trial is None and not self._may_cut():
             _warn(
                 f"the attempt due after step {step} waits: no finite metric was reported. Call "
@@ -334,7 +333,7 @@ class InTrainingReducer:
         on_trial = books.trial is not None and not books.trial.stands
         return {
             "settings": self._settings(),
-            "step": books.step,
+            "step": self._last_step,
             "events": [event.to_dict() for event in books.events],
             "waiting": books.waiting,
             "metric": books.metric,
@@ -367,13 +366,16 @@ class InTrainingReducer:
         saved = checked_state(state, self._settings(), self.rollback, self.trace)
         books = Books(
             events=tuple(saved.events),
-            step=saved.step,
             waiting=saved.waiting,
             metric=saved.metric,
             stopped=frozenset(saved.stopped),
             trial=saved.trial,
         )
-        steps = [Assignment(self, "_books", books), Assignment(self, "_was_told", False)]
+        steps = [
+            Assignment(self, "_books", books),
+            Assignment(self, "_last_step", saved.step),
+            Assignment(self, "_was_told", False),
+        ]
         if self.trace is not None:
             steps.append(Assignment(self.trace, "records", saved.records))
         commit(steps)
@@ -383,7 +385,7 @@ class InTrainingReducer:
 
     def _comes_due(self, step: int) -> bool:
         """Whether an attempt is due at this step, or was due at one that was passed over."""
-        return any(self._books.step < at <= step for at in self.schedule.steps)
+        return any(self._last_step < at <= step for at in self.schedule.steps)
 
     def _outlook(self, step: int) -> str:
         later = [at for at in self.schedule.steps if at > step]
