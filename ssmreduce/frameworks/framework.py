@@ -273,8 +273,8 @@ class Framework(ABC):
 
     def copies_inside(
         self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
-    ) -> dict[Path, LayerHandle]:
-        """Return, by path of each layer that is a copy of a trained one, the latter."""
+    ) -> dict[Path, list[LayerHandle]]:
+        """Return, by path of each layer that is a copy, the trained layers that it may be a copy of."""
         return {}
 
 

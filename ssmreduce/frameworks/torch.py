@@ -15,6 +15,7 @@ from ssmreduce import _checks
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks import (
+    torch_copies,
     torch_distributed,
     torch_optimizer,
     torch_saved,
@@ -209,6 +210,12 @@ class TorchFramework(Framework):
         ]
         resizes = [*attributes, *tensors]
         commit(bucket_steps(model, torch_saved.loading_steps(model, state_dict, resizes)))
+
+    def copies_inside(
+        self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
+    ) -> dict[Path, list[LayerHandle]]:
+        """Look for layers that are not trained, and like one that is."""
+        return torch_copies.copies_inside(model, opt_state, handles)
 
     def check_shapes(self, model: Any) -> None:
         """Raise `UnsupportedLayerError`: a module brings a state dict."""
