@@ -2,9 +2,9 @@
 
 A layer is trained if the optimizer holds one of its parameters, or any would without an optimizer, and that
 wants gradients; what is in an `AveragedModel` never is. A layer that is not may be a copy of one that is.
-Their names end alike, ``teacher.blocks.0`` and ``student.blocks.0``: what is left in front are two modules, and
-each parameter of the first one must have its counterpart in the second, of the same shape and dtype. The
-longer the common end, the better.
+Their names end alike, ``teacher.blocks.0`` and ``student.blocks.0``: what is left in front are two modules,
+and each parameter of the first one must have its counterpart in the second, of the same shape and dtype.
+The longer the common end, the better.
 
 Layers of one architecture are no copies yet: think of a network whose first blocks are frozen. Weights that
 are averaged point the same way, those of independent layers are nearly orthogonal, so that a cosine of 1/2
@@ -13,7 +13,8 @@ tells them apart. The average of `AveragedModel` is a copy anyway: before its fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,12 +49,19 @@ def copies_inside(
     others = [each for each in handles if each.path not in paths]
     if not trained or not others:
         return {}
-    parameters = {
-        _plain(name): _kind(value) for name, value in model.named_parameters(remove_duplicate=False)
-    }
+    parameters = [
+        (_plain(name), _kind(value))
+        for name, value in model.named_parameters(remove_duplicate=False)
+    ]
+
+    @cache
+    def inside(root: Name) -> dict[Name, Any]:
+        start = len(root)
+        return {name[start:]: kind for name, kind in parameters if name[:start] == root}
+
     found: dict[Path, list[LayerHandle]] = {}
     for each in others:
-        alike = [layer for layer in trained if _are_alike(each, layer, parameters)]
+        alike = [layer for layer in trained if _are_alike(each, layer, inside)]
         near = [layer for layer in alike if _are_near(each.layer, layer.layer)]
         if near or id(each.layer) in averages:
             found[each.path] = _best(each, near or alike)
@@ -84,18 +92,16 @@ def _common_end(first: Name, second: Name) -> int:
     return next((at for at, (one, other) in enumerate(pairs) if one != other), len(pairs))
 
 
-def _are_alike(copy: LayerHandle, layer: LayerHandle, parameters: Mapping[Name, Any]) -> bool:
+def _are_alike(
+    copy: LayerHandle, layer: LayerHandle, inside: Callable[[Name], dict[Name, Any]]
+) -> bool:
     """Whether the layers, and the modules around them whose names differ, have one architecture."""
     if not copy.kind.is_same(layer.kind):
         return False
     first, second = _plain(copy.path[0]), _plain(layer.path[0])
     end = _common_end(first, second)
-    first, second = first[: len(first) - end], second[: len(second) - end]
-    return all(
-        parameters.get((*second, *name[len(first) :])) == kind
-        for name, kind in parameters.items()
-        if name[: len(first)] == first
-    )
+    own, other = inside(first[: len(first) - end]), inside(second[: len(second) - end])
+    return own.items() <= other.items()
 
 
 def _best(copy: LayerHandle, layers: Sequence[LayerHandle]) -> list[LayerHandle]:

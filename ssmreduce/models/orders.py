@@ -40,8 +40,8 @@ def _named_orders(
     for name, wanted in order.items():
         if firsts[name] not in firsts:
             raise OrderError(
-                f"`order` names `{name}`, which is a copy of `{firsts[name]}`, and that is excluded; expected "
-                "layers that are not. Leave the copy out."
+                f"`order` names `{name}`, a copy of `{firsts[name]}`, which is excluded; expected layers "
+                "that may be cut. Leave the copy out."
             )
         given = orders.setdefault(firsts[name], wanted)
         if as_rule(given) != as_rule(wanted):
