@@ -271,6 +271,10 @@ class Framework(ABC):
         """Give layers the shapes of a state dict, whose names and shapes were checked, and load it."""
         raise NotImplementedError
 
+    def take_sizes(self, model: Any, handles: Sequence[LayerHandle]) -> None:
+        """Give fresh layers as many states as something that is saved beside the weights says."""
+        return None
+
     def copies_inside(
         self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
     ) -> dict[Path, list[LayerHandle]]:
