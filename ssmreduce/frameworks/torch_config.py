@@ -56,10 +56,10 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     """
     steps: list[Step] = []
     for config, name, handle in _places(model, handles):
-        wanted = _sizes(config).get(name, _order(handle))
-        wanted = _checks.positive_count(wanted, f"config.{_FIELD}[{name!r}]", "what a cut wrote")
-        if wanted != _order(handle):
-            steps += _resizes(model, handle, wanted)
+        if name in (sizes := _sizes(config)):
+            what = f"config.{_FIELD}[{name!r}]"
+            order = _checks.positive_count(sizes[name], what, "what a cut wrote")
+            steps += _resizes(model, handle, order)
     commit(steps)
 
 
@@ -99,6 +99,8 @@ def _order(handle: LayerHandle) -> int:
 
 
 def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
+    if order == _order(handle):
+        return []
     values = handle.kind.resized(_ones(handle), order)
     change = LayerChange(handle, values, order / _order(handle))
     tensors = [(getattr(handle.layer, name), value.shape) for name, value in values.items()]

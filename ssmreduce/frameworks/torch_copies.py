@@ -40,10 +40,12 @@ def copies_inside(
         if isinstance(each, AveragedModel) and each is not model
         for part in each.modules()
     }
+    trainable = _trainable(model, optimizer)
     trained = [
         each
         for each in handles
-        if id(each.layer) not in averages and _is_trained(each.layer, optimizer)
+        if id(each.layer) not in averages
+        and not trainable.isdisjoint(map(id, each.layer.parameters()))
     ]
     paths = {each.path for each in trained}
     others = [each for each in handles if each.path not in paths]
@@ -68,11 +70,12 @@ def copies_inside(
     return {path: originals for path, originals in found.items() if originals}
 
 
-def _is_trained(layer: Any, optimizer: Any) -> bool:
-    held = None
+def _trainable(model: Any, optimizer: Any) -> set[int]:
+    """Ids of the parameters that want gradients and are in the optimizer, if there is one."""
+    held = model.parameters()
     if isinstance(optimizer, torch.optim.Optimizer):
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return any(p.requires_grad and (held is None or id(p) in held) for p in layer.parameters())
+        held = (p for group in optimizer.param_groups for p in group["params"])
+    return {id(p) for p in held if p.requires_grad}
 
 
 def _plain(name: str) -> Name:

@@ -114,7 +114,7 @@ def reduce_model(
         Copies of the model with weights of their own, such as a
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
         same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
-        returned in the result.
+        returned in the result. Copies that are part of a PyTorch model are found, and need no mention.
     options : CutOptions
         Which layers to leave alone, horizon, multiple, a common order, moments. What is skipped is named
         in the result.
