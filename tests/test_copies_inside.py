@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from test_followers import moved
+from test_streaming import LAYERS
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_samples import s5
@@ -24,6 +26,7 @@ from ssmreduce import (
     UnsupportedLayerError,
     reduce_model,
 )
+from ssmreduce.models.search import search
 
 OPTIONS = CutOptions(horizon=40)
 
@@ -193,6 +196,29 @@ NO_COPIES: dict[str, Callable[[], nn.Module]] = {
 def test_other_layers_are_cut_by_themselves(case: str) -> None:
     result = reduce_model(NO_COPIES[case](), 5)
     assert all(each.error_bound is not None for each in result.report.values())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weights_tell_a_teacher_from_a_frozen_layer(name: str) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layer, other = LAYERS[name](), LAYERS[name]().requires_grad_(False)
+        teacher = moved(layer, 0.05, seed).requires_grad_(False)
+        found = search(holder(layer=layer, other=other, teacher=teacher)).with_copies(None)
+        assert [path[0].split(".")[0] for path in found.copies] == ["teacher"]
+
+
+def test_tied_layers_of_an_average_stay_tied() -> None:
+    net = nn.Sequential(s5(False, False), s5(False, False))
+    for weight in ("Lambda", "B", "C", "D", "log_step"):
+        setattr(net[1].seq, weight, getattr(net[0].seq, weight))
+    model = holder(net=net, ema=average_of(net))
+    result = reduce_model(model, 5, optimizer=optimizer_of(net))
+    assert set(orders(result).values()) == {5}
+    average = model["ema"].module
+    assert average[0].seq.B is average[1].seq.B
+    for own, other in zip(net.parameters(), average.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
 
 
 def test_several_possible_originals_are_refused() -> None:
