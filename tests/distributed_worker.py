@@ -394,6 +394,27 @@ def followers(rows: slice) -> dict[str, Any]:
     }
 
 
+def copies_inside(rows: slice) -> dict[str, Any]:
+    """An average that is part of the model, on every rank or sharded."""
+    prints, apart = [], []
+    for kind in ("ddp", "fsdp"):
+        net = model_of()
+        average = torch.optim.swa_utils.AveragedModel(net).requires_grad_(False)
+        whole_model = nn.Sequential(net, average)
+        if kind == "ddp":
+            model = DistributedDataParallel(whole_model)
+        else:
+            model = fully_shard(whole_model, mesh=init_device_mesh("cpu", (2,)))
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        reduce_model(model, 4, optimizer=optimizer)
+        prints.append(fingerprint(model, optimizer))
+        apart += [
+            float((whole(own.detach()) - whole(other.detach())).abs().max())
+            for own, other in zip(net.parameters(), average.parameters(), strict=True)
+        ]
+    return {"prints": prints, "apart": max(apart)}
+
+
 def main() -> None:
     """Join the others, run the scenario, leave a file."""
     scenarios, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -411,6 +432,8 @@ def main() -> None:
             seen[scenario] = on_trial(scenario.removeprefix("on trial "), rank, rows)
         elif scenario == "followers":
             seen[scenario] = followers(rows)
+        elif scenario == "copies inside":
+            seen[scenario] = copies_inside(rows)
         elif scenario.startswith("carrying "):
             seen[scenario] = carrying(scenario.removeprefix("carrying "), rows)
         elif scenario == "accumulating":

@@ -83,6 +83,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             *TRIALS,
             *CARRYING,
             "followers",
+            "copies inside",
             "checkpoints",
             "in training",
             "accumulating",
@@ -206,6 +207,12 @@ def test_gradients_of_other_weights_stay(ranks: list[dict[str, Any]]) -> None:
 
 def test_copies_follow_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
     first, second = (seen["followers"] for seen in ranks)
+    assert first["prints"] == second["prints"]
+    assert first["apart"] <= 1e-4  # equal weights, projected by another route: rounding in float32
+
+
+def test_copies_inside_follow_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen["copies inside"] for seen in ranks)
     assert first["prints"] == second["prints"]
     assert first["apart"] <= 1e-4  # equal weights, projected by another route: rounding in float32
 

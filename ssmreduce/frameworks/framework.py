@@ -271,10 +271,14 @@ class Framework(ABC):
         """Give layers the shapes of a state dict, whose names and shapes were checked, and load it."""
         raise NotImplementedError
 
+    def take_sizes(self, model: Any, handles: Sequence[LayerHandle]) -> None:
+        """Give fresh layers as many states as something that is saved beside the weights says."""
+        return None
+
     def copies_inside(
         self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
-    ) -> dict[Path, LayerHandle]:
-        """Return, by path of each layer that is a copy of a trained one, the latter."""
+    ) -> dict[Path, list[LayerHandle]]:
+        """Return, by path of each layer that is a copy, the trained layers that it may be a copy of."""
         return {}
 
 

@@ -6,6 +6,7 @@ Imported only once the user's own object proves that torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -15,6 +16,8 @@ from ssmreduce import _checks
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks import (
+    torch_config,
+    torch_copies,
     torch_distributed,
     torch_optimizer,
     torch_saved,
@@ -156,7 +159,8 @@ class TorchFramework(Framework):
             states.append(Entry(state, field, new))
         attributes = [each.assignment() for change in changes for each in dependents(model, change)]
         steps = bucket_steps(model, [*tensors, *new_gradients])
-        return Prepared(model, opt_state, [*steps, *states, *attributes])
+        sizes = torch_config.WrittenSizes(model, [change.handle for change in changes])
+        return Prepared(model, opt_state, [*steps, *states, *attributes, sizes])
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy tensors, counts, kept states and the optimizer's state."""
@@ -166,7 +170,8 @@ class TorchFramework(Framework):
         self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
     ) -> Prepared:
         """Prepare what gives them back, in place."""
-        return torch_snapshot.prepared_back(model, opt_state, snapshot, handles)
+        back = torch_snapshot.prepared_back(model, opt_state, snapshot, handles)
+        return replace(back, steps=[*back.steps, torch_config.WrittenSizes(model, handles)])
 
     def team_of(self, model: Any) -> Any:
         """Return the processes of DDP or FSDP2."""
@@ -208,7 +213,19 @@ class TorchFramework(Framework):
             if torch.is_tensor(tensor) and tensor.shape != (shape := state_dict[name].shape)
         ]
         resizes = [*attributes, *tensors]
-        commit(bucket_steps(model, torch_saved.loading_steps(model, state_dict, resizes)))
+        steps = bucket_steps(model, torch_saved.loading_steps(model, state_dict, resizes))
+        sizes = torch_config.WrittenSizes(model, [change.handle for change in changes])
+        commit([*steps, sizes])
+
+    def take_sizes(self, model: Any, handles: Sequence[LayerHandle]) -> None:
+        """Look at the configs of Hugging Face."""
+        torch_config.take_sizes(model, handles)
+
+    def copies_inside(
+        self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
+    ) -> dict[Path, list[LayerHandle]]:
+        """Look for layers that are not trained, and like one that is."""
+        return torch_copies.copies_inside(model, opt_state, handles)
 
     def check_shapes(self, model: Any) -> None:
         """Raise `UnsupportedLayerError`: a module brings a state dict."""

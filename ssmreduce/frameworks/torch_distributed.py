@@ -187,6 +187,10 @@ def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, An
         for tensor, new in full.values()
     }
     states.__dict__["state"] = entries
+    states.__dict__["param_groups"] = [
+        {**group, "params": [full.get(id(p), (p, p))[1] for p in group["params"]]}
+        for group in optimizer.param_groups
+    ]
     return view, states
 
 

@@ -12,7 +12,7 @@ from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.models.search import find_layers
+from ssmreduce.models.search import find_layers, search
 
 
 def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
@@ -146,6 +146,14 @@ def accept_reduced(model: Any) -> Any:
     ------
     UnsupportedLayerError
         If `model` is not a PyTorch module.
+    ShapeError, OrderError
+        If ``config.ssm_states`` of a model of Hugging Face is no dict of numbers of states.
+
+    Notes
+    -----
+    Hugging Face loads without ``load_state_dict``, into a model that it makes from a config. A cut of a
+    ``PreTrainedModel`` writes ``config.ssm_states``, so that ``save_pretrained`` saves how many states each
+    layer has. Called at the end of ``__init__``, when the layers are there, this gives them these sizes.
 
     Examples
     --------
@@ -158,6 +166,13 @@ def accept_reduced(model: Any) -> Any:
     >>> model.load_state_dict(saved)
     <All keys matched successfully>
     """
+    hook = accept_shapes(model)
+    framework_of(model).take_sizes(model, search(model).handles)
+    return hook
+
+
+def accept_shapes(model: Any) -> Any:
+    """As `accept_reduced`, and leave a model as it is until then."""
     framework_of(model).check_loads(model)
     return model.register_load_state_dict_pre_hook(_take_shapes)
 

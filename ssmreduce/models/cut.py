@@ -75,19 +75,21 @@ def plan_cut(
     followers : sequence of models
         Copies that get the same projection.
     only : collection of str, optional
-        Names of all layers that `decide` may cut; the others need not be ready for it.
+        Names of all layers that `decide` may cut, but for tied ones and copies; the others need not be ready
+        for it.
     """
     framework, model = found.framework, found.model
     together(framework, model, lambda: framework.check_optimizer(model, opt_state, followers))
-    found = found.with_copies(opt_state)
     team = framework.team_of(model)
     if team is None:
-        return _planned(found, opt_state, decide, followers, only)
+        return _planned(found.with_copies(opt_state), opt_state, decide, followers, only)
     team.check_same(lambda: _shapes(found, opt_state))
     view, state = _gathered(found, opt_state)
-    full = found.of(view).with_copies(state)
+    full = together(framework, model, lambda: found.of(view).with_copies(state))
     copies = [_gathered(found.of(each), None)[0] for each in followers]
-    team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
+    team.check_same(
+        lambda: _held([full, *(found.of(each) for each in copies)], full.with_same(only))
+    )
     plan: CutPlan = team.decide(
         lambda: _planned(full, state, decide, copies, only).without_layers()
     )
@@ -101,7 +103,7 @@ def _planned(
     followers: Sequence[Any],
     only: Collection[str] | None,
 ) -> CutPlan:
-    handles = found.meant
+    handles, only = found.meant, found.with_same(only)
     copies = [found.of(each) for each in followers]
     for copy in copies:
         copy.check()
@@ -116,6 +118,11 @@ def _planned(
         each.framework.check_ready(each.model, ready)
     results = decide(found)
     cuts = really_cut(results)
+    # What is a copy there, too, follows the layer itself.
+    originals = {
+        path: cuts[found.copies[path].path] if path in found.copies else cut
+        for path, cut in cuts.items()
+    }
     framework = found.framework
     groups = (
         framework.moments_of(
@@ -130,7 +137,7 @@ def _planned(
         tuple(
             {
                 handle.path: LayerReduction(handle.layer, cut, handle.item_sizes)
-                for handle, cut in followed(handles, copy.meant, cuts)
+                for handle, cut in followed(handles, copy.meant, originals)
             }
             for copy in copies
         ),

@@ -22,7 +22,8 @@ def layer_orders(
 ) -> dict[str, int | OrderRule]:
     """One order per layer by name: `order` itself, its own one, or its share in a total budget.
 
-    Layers with the same weights, of which `firsts` names the first, count as that one alone.
+    Layers with the same weights and copies, of which `firsts` names the one that decides, count as that one
+    alone.
     """
     own = {name: layer for name, layer in layers.items() if firsts[name] == name}
     if isinstance(order, Mapping):
@@ -37,11 +38,16 @@ def _named_orders(
 ) -> dict[str, int | OrderRule]:
     orders: dict[str, int | OrderRule] = {}
     for name, wanted in order.items():
+        if firsts[name] not in firsts:
+            raise OrderError(
+                f"`order` names `{name}`, a copy of `{firsts[name]}`, which is excluded; expected layers "
+                "that may be cut. Leave the copy out."
+            )
         given = orders.setdefault(firsts[name], wanted)
         if as_rule(given) != as_rule(wanted):
             raise OrderError(
                 f"`order` gives `{name}` {wanted!r} and `{firsts[name]}` {given!r}, but they share their "
-                "weights; expected the same for both. Name one of them."
+                "weights, or one is a copy; expected the same for both. Name one of them."
             )
     return orders
 

@@ -121,7 +121,7 @@ def reduce_model(
         Copies of the model with weights of their own, such as a
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
         same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
-        returned in the result.
+        returned in the result. Copies that are part of a PyTorch model are found, and need no mention.
     kind : str or Layer, optional
         What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
         ``"linoss"`` ... with its defaults, or an instance with others, such as
@@ -177,7 +177,9 @@ def reduce_model(
     def decide(layers: Layers) -> Results:
         return decide_cut(layers, order)
 
-    plan = plan_cut(found, state, decide, followers, only=_named_layers(found, order))
+    plan = plan_cut(
+        found, state, decide, followers, only=order if isinstance(order, Mapping) else None
+    )
     cut = make_cut(found, state, plan, followers)
     return ModelReduction(
         cut.model,
@@ -235,17 +237,10 @@ def _of_same(handle: LayerHandle, result: LayerReduction, found: Layers) -> Laye
         cut = result.cut.follow(handle.weights, handle)
     except SSMReduceError as error:
         raise type(error)(
-            f"while reducing layer `{handle.name}`, a copy of `{found.copies[handle.path].name}`: {error}"
+            f"while reducing layer `{handle.name}`, a copy of `{found.copies[handle.path].name}`: {error} "
+            f"To leave it as it is, pass options=CutOptions(exclude=({handle.name!r},))."
         ) from error
     return LayerReduction(handle.layer, cut, handle.item_sizes)
-
-
-def _named_layers(found: Layers, order: Order) -> set[str] | None:
-    """Names of the layers that `order` names, and of those with the same weights; None for all."""
-    if not isinstance(order, Mapping):
-        return None
-    named = {found.firsts[name] for name in order}
-    return {name for name, first in found.firsts.items() if first in named}
 
 
 def _report(framework: Framework, results: Results) -> ModelReport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -54,10 +54,13 @@ class Layers:
 
     @cached_property
     def firsts(self) -> dict[str, str]:
-        """Name for each of these the one that decides: itself, unless it is tied to one or a copy of it."""
+        """Name for each of these the one that decides: itself, unless it is tied to one or a copy of it.
+
+        A copy of a layer that is excluded stays as that one does.
+        """
         firsts = first_of_same(self.meant)
         return {
-            each.name: firsts.get(self.copies[each.path].name, each.name)
+            each.name: firsts.get(original := self.copies[each.path].name, original)
             if each.path in self.copies
             else firsts[each.name]
             for each in self.meant
@@ -67,6 +70,13 @@ class Layers:
         """The layers of another model, found alike."""
         return search(model, self.options, self.kind)
 
+    def with_same(self, names: Collection[str] | None) -> set[str] | None:
+        """The names, and those of all layers that change with them; None, which means all, as it is."""
+        if names is None:
+            return None
+        firsts = {self.firsts[name] for name in names}
+        return {name for name, first in self.firsts.items() if first in firsts}
+
     def with_copies(self, opt_state: Any) -> Layers:
         """The same, with what is known about copies of trained layers among them.
 
@@ -75,8 +85,22 @@ class Layers:
         UnsupportedLayerError
             If a layer could be a copy of several trained ones.
         """
-        copies = self.framework.copies_inside(self.model, opt_state, self.handles)
+        found = self.framework.copies_inside(self.model, opt_state, self.handles)
+        copies = {
+            each.path: self._original(each, found[each.path])
+            for each in self.meant
+            if each.path in found
+        }
         return replace(self, copies=copies) if copies else self
+
+    def _original(self, copy: LayerHandle, originals: Sequence[LayerHandle]) -> LayerHandle:
+        if len(originals) > 1:
+            raise UnsupportedLayerError(
+                f"layer `{copy.name}` of `model` is not trained and may be a copy of "
+                f"{listed([f'`{each.name}`' for each in originals])}; expected one that it follows. Leave it "
+                f"as it is with options=CutOptions(exclude=({copy.name!r},))."
+            )
+        return originals[0]
 
     def check(self) -> None:
         """Raise unless there is something to cut.

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from ssmreduce._checks import check_instance, shown
 from ssmreduce.errors import OptimizerStateError, OrderError
-from ssmreduce.models.checkpoint import accept_reduced
+from ssmreduce.models.checkpoint import accept_shapes
 from ssmreduce.training.reducer import InTrainingReducer
 
 
@@ -80,7 +80,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let the module load the weights of a reduced one, also to test and predict."""
-        self._hooks.append(accept_reduced(pl_module))
+        self._hooks.append(accept_shapes(pl_module))
         if stage == "fit" and self.followers is not None:
             self._hooks.append(pl_module.register_load_state_dict_pre_hook(_let_followers_load))
 
@@ -137,7 +137,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             # Of an AveragedModel Lightning loads the whole, or the module inside.
             for part in parts:
                 if part is follower or isinstance(part, LightningModule):
-                    self._hooks.append(accept_reduced(part))
+                    self._hooks.append(accept_shapes(part))
 
 
 def _let_followers_load(module: Any, *_: Any) -> None:

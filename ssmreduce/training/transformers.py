@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ssmreduce._checks import check_instance, shown
 from ssmreduce._files import written_whole
 from ssmreduce.errors import DataFileError, DistributedError, OrderError
-from ssmreduce.models.checkpoint import accept_reduced
+from ssmreduce.models.checkpoint import accept_shapes
 from ssmreduce.training.reducer import InTrainingReducer
 
 _FILE = "ssmreduce.pt"
@@ -101,7 +101,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the model load the weights of a reduced one."""
-        accept_reduced(kwargs["model"])
+        accept_shapes(kwargs["model"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Load the reducer if the run is resumed."""

@@ -77,6 +77,7 @@ FRAMEWORK_HOMES = {
     "frameworks/pytrees.py",
     "frameworks/pytree_snapshot.py",
     "frameworks/torch.py",
+    "frameworks/torch_copies.py",
     "frameworks/torch_distributed.py",
     "frameworks/torch_fsdp.py",
     "frameworks/torch_snapshot.py",
