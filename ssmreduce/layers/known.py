@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ssmreduce._checks import shown
+from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.layers.layer import HasArrays, Layer
+from ssmreduce.layers.layer import HasArrays, Layer, stack_refusal
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.layers.lru import LRU
 from ssmreduce.layers.s4 import S4
@@ -46,8 +46,7 @@ def register_layer(layer_type: type, kind: Layer) -> None:
     --------
     >>> import equinox as eqx
     >>> from ssmreduce import register_layer
-    >>> from ssmreduce.layers.linoss import LinOSS
-    from ssmreduce.layers.lru import LRU
+    >>> from ssmreduce.layers.lru import LRU
     >>> class MyLRU(eqx.Module):
     ...     "An LRU with arrays nu_log, theta_log, ..."
     >>> register_layer(MyLRU, LRU())
@@ -74,7 +73,7 @@ def kind_of(layer: Any, axes: Mapping[str, int]) -> Layer | None:
     """
     for base in type(layer).__mro__:
         if base in _REGISTERED:
-            return _REGISTERED[base]
+            return _with_arrays(_REGISTERED[base], layer, axes)
     if not axes:
         return None
     has = HasArrays(axes)
@@ -82,9 +81,26 @@ def kind_of(layer: Any, axes: Mapping[str, int]) -> Layer | None:
         kind = known.recognise(layer, has)
         if kind is not None:
             return kind
+    _check_single(layer, has.unstacked())
     return None
 
 
-def known_names() -> str:
-    """Return the known layers with the arrays by which they are known, as a message says it."""
-    return "; ".join(f"{known.__name__} ({', '.join(known().names())})" for known in KNOWN)
+def _with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:
+    missing = [name for name in kind.names() if name not in axes]
+    if missing:
+        raise UnsupportedLayerError(
+            f"`layer` is a {type_name(layer)} without the arrays {', '.join(missing)}; expected those of "
+            f"{type(kind).__name__}. Register another kind of layer for it."
+        )
+    return kind
+
+
+def _check_single(layer: Any, one: HasArrays) -> None:
+    """Raise `UnsupportedLayerError` for several layers of a kind in arrays with one more axis."""
+    for known in KNOWN:
+        try:
+            is_stack = known.recognise(layer, one) is not None
+        except UnsupportedLayerError:
+            is_stack = True
+        if is_stack:
+            raise stack_refusal(known.__name__)

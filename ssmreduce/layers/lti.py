@@ -163,6 +163,7 @@ class LTILayer(Layer):
         """Return zeros in the shapes of the weights of a layer with `order` states."""
         # The shapes alone matter: what is replaced may be NaN, or anything.
         ones = {name: np.ones(value.shape) for name, value in weights.items()}
+        self.check(ones)
         batch, inputs, outputs = self.ports(ones)
         system = DiagonalStateSpace(
             np.full((*batch, order), 0.5),

@@ -9,7 +9,8 @@ from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.frameworks.transaction import commit
-from ssmreduce.layers.known import kind_of, known_names
+from ssmreduce.layers.known import kind_of
+from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.lti import LTILayer
 from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -28,16 +29,10 @@ def handle_of(layer: Any) -> LayerHandle:
     axes = framework.array_axes(inner)
     kind = kind_of(inner, axes)
     if kind is None:
+        near = Likeness(inner, axes)
+        advice = near.advice if near.share else f"Pass no model around a layer. {near.advice}"
         raise UnsupportedLayerError(
-            f"`layer` is a {type_name(inner)}; expected a module with the arrays of one of: "
-            f"{known_names()}. Bind your class with register_layer(...), or pass the layer itself "
-            "rather than the model around it."
-        )
-    missing = [name for name in kind.names() if name not in axes]
-    if missing:
-        raise UnsupportedLayerError(
-            f"`layer` is a {type_name(inner)} without the arrays {', '.join(missing)}; expected "
-            f"those of {type(kind).__name__}. Register another kind of layer for it."
+            f"`layer` is a {type_name(inner)}; expected a known layer, but {near.reason}. {advice}"
         )
     return LayerHandle(framework, (), inner, kind)
 
