@@ -98,13 +98,14 @@ def loss_of(model: Any) -> jax.Array:
 OPTIMIZER = optax.adam(3e-3)
 
 
-def trained(model: Any, state: Any, steps: int) -> tuple[Any, Any, float]:
-    @eqx.filter_jit
-    def update(model: Any, state: Any) -> Any:
-        loss, gradients = eqx.filter_value_and_grad(loss_of)(model)
-        updates, state = OPTIMIZER.update(gradients, state, parameters(model))
-        return eqx.apply_updates(model, updates), state, loss
+@eqx.filter_jit
+def update(model: Any, state: Any) -> Any:
+    loss, gradients = eqx.filter_value_and_grad(loss_of)(model)
+    updates, state = OPTIMIZER.update(gradients, state, parameters(model))
+    return eqx.apply_updates(model, updates), state, loss
 
+
+def trained(model: Any, state: Any, steps: int) -> tuple[Any, Any, float]:
     loss = 0.0
     for _ in range(steps):
         model, state, loss = update(model, state)
