@@ -13,6 +13,7 @@ import pytest
 import torch
 from modules import ForeignLinOSS, KernelLRU, make_lru
 from samples import lru_weights
+from test_linoss import drawn
 from torch import nn
 
 from ssmreduce import (
@@ -41,6 +42,8 @@ from ssmreduce import (
     sweep,
     write_system,
 )
+from ssmreduce.layers.layer import Exact
+from ssmreduce.layers.linoss import LinOSS
 
 N, WIDTH, LENGTH = 16, 3, 40
 
@@ -139,6 +142,21 @@ def test_rules_choose_among_oscillators(rule: Any) -> None:
         assert gap <= 0.11 * hinf_norm(own).upper
     if rule == 5:
         assert result.new_order == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "n", "share"),
+    [(("IM", False), 14, 8, 0.5), (("IMEX", True), 50, 32, 0.8), (("IMEX", True), 58, 32, 0.9)],
+)
+def test_a_share_of_the_energy_is_kept_where_scores_do_not_descend(
+    kind: tuple[Any, bool], seed: int, n: int, share: float
+) -> None:
+    layer, weights, options = LinOSS(*kind), drawn(kind, n=n, seed=seed), CutOptions(horizon=75)
+    _, scores = layer.ranking(weights, 75)
+    assert np.any(np.diff(scores) > 0.0)
+    cut = layer.plan(weights, HankelEnergy(share), options, Exact())
+    assert np.sum(scores[: cut.new_order] ** 2) >= share * np.sum(scores**2)
+    assert layer.plan(weights, 4, options, Exact()).new_order == 4
 
 
 def test_a_measured_error_is_that_of_the_written_layer() -> None:
