@@ -6,13 +6,30 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+from samples import lru_weights
 
-EXAMPLES = sorted(Path(__file__).parents[1].glob("docs/examples/*.py"))
+from ssmreduce import (
+    InTrainingReducer,
+    OptimizerStateError,
+    ReductionSchedule,
+    RollbackPolicy,
+    UnsupportedLayerError,
+    balanced_truncation,
+    read_system,
+    reduce_layer,
+    reduce_model,
+    write_system,
+)
+from ssmreduce.frameworks.current import register_framework
+
+FOLDER = Path(__file__).parents[1] / "docs/examples"
+TRAINING = [FOLDER / "torch_penalty.py", FOLDER / "train_and_cut.py"]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_an_example_trains(
     path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -23,3 +40,41 @@ def test_an_example_runs(
     losses = [float(each) for each in re.findall(r"loss (\S+)", capsys.readouterr().out)]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3
+
+
+def test_a_layer_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    path = FOLDER / "own_layer.py"
+    runpy.run_path(str(path))
+    assert re.search(r"^0 +32 +8 ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert len([line for line in path.read_text().splitlines() if line]) < 40
+
+
+def test_a_framework_of_ones_own() -> None:
+    path = FOLDER / "own_framework.py"
+    Part = runpy.run_path(str(path))["Part"]
+    assert len([line for line in path.read_text().splitlines() if line]) < 40
+    weights = lru_weights(np.random.default_rng(0), 16, 3)
+    ssm = Part(**{name: value.astype(np.float32) for name, value in weights.items()})
+    model, copy = Part(encoder=Part(W=np.eye(3)), ssm=ssm), Part(ssm=ssm)
+    result = reduce_model(model, 6, followers=[copy])
+    assert list(result.report) == ["ssm"]
+    assert result.model.ssm.nu_log.shape == result.followers[0].model.ssm.nu_log.shape == (6,)
+    assert result.model.ssm.nu_log.dtype == np.float32
+    assert ssm.nu_log.shape == (16,)
+    assert reduce_layer(ssm, 6).layer.C_re.shape == (3, 6)
+    smaller = balanced_truncation(read_system(ssm), 4).system
+    assert write_system(ssm, smaller).nu_log.shape == (4,)
+    cut, _ = InTrainingReducer(ReductionSchedule.at(1), 5).step(1, model, None)
+    assert cut.ssm.nu_log.shape == (5,)
+    with pytest.raises(OptimizerStateError, match="knows of none"):
+        reduce_model(model, 6, opt_state={"nu": 1})
+    watched = InTrainingReducer(ReductionSchedule.at(1), 5, rollback=RollbackPolicy(0.1))
+    watched.report(1.0)
+    with pytest.warns(UserWarning, match="takes no snapshot"):
+        watched.step(1, model, None)
+
+
+def test_what_is_no_framework_is_refused() -> None:
+    for arguments in ((3, 3), (dict, dict)):
+        with pytest.raises(UnsupportedLayerError, match="`model_type` is"):
+            register_framework(*arguments)  # type: ignore[arg-type]

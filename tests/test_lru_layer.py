@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax_modules import make_s4d, make_s5, s5_weights
 from modules import WEIGHTS, ForeignLRU, KernelLRU, SubclassedLRU, make_lru, numpy_outputs
 from samples import EPS, complex_normal, impulse_response, lru_weights
 
@@ -405,6 +406,53 @@ def test_a_model_without_layers_is_named() -> None:
     model = eqx.nn.Linear(3, 3, key=jax.random.key(0))
     with pytest.raises(UnsupportedLayerError, match="Linear"):
         reduce_model(model, 2)
+
+
+def test_what_a_layer_lacks_is_said_for_the_nearest_known_one() -> None:
+    weights = {
+        name: jnp.asarray(x) for name, x in lru_weights(np.random.default_rng(0), 8, 2).items()
+    }
+    del weights["gamma_log"]
+    with pytest.raises(
+        UnsupportedLayerError, match="the nearest is LRU: it lacks `gamma_log`"
+    ) as one:
+        read_system(weights)
+    with pytest.raises(
+        UnsupportedLayerError, match=r"`\['a'\]` is none, the nearest is LRU: it lacks"
+    ):
+        reduce_model({"a": weights}, 2)
+    assert "theta_log" not in str(one.value)
+    linoss = {name: jnp.ones(3) for name in ("A_diag", "steps", "B", "C", "D")}
+    with pytest.raises(UnsupportedLayerError, match="LinOSS: `B` has 1 axis instead of 3"):
+        read_system(linoss)
+
+
+def test_stacked_layers_are_refused_or_skipped(rng: np.random.Generator) -> None:
+    layers = {
+        "LRU": make_lru(lru_weights(rng, 8, 2)),
+        "S5": make_s5(s5_weights(rng, 8, 2)),
+        "S4D": make_s4d(rng, 8, 2).kernel,
+        "LinOSS": {
+            "A_diag": jnp.ones(4),
+            "steps": jnp.ones(4),
+            "B": jnp.ones((4, 2, 2)),
+            "C": jnp.ones((2, 4, 2)),
+            "D": jnp.ones(2),
+        },
+    }
+    for name, layer in layers.items():
+        model = {
+            "stack": jax.tree.map(lambda x: jnp.stack([x, x]), eqx.filter(layer, eqx.is_array))
+        }
+        model["stack"] = eqx.combine(model["stack"], layer)
+        with pytest.raises(
+            UnsupportedLayerError, match=f"{name} layer.*stacked along a first axis"
+        ):
+            reduce_model(model, 2)
+        model["single"] = layers["LRU"]
+        result = reduce_model(model, 2, options=CutOptions(skip_unsupported=True))
+        assert list(result.skipped) == ["['stack']"]
+        assert result.report["['single']"].new_order == 2
 
 
 def test_systems_that_do_not_fit_the_layer(rng: np.random.Generator) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 import torch
 from modules import WEIGHTS, ForeignLRU, KernelLRU, Stack, make_lru
@@ -306,6 +307,32 @@ def test_unknown_fields_are_refused_and_nothing_changes() -> None:
     assert leaves_unchanged((model, state), before)
     for leaf, copy in zip(before, copies, strict=True):
         np.testing.assert_array_equal(leaf, copy)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "reason"),
+    [
+        (optax.adafactor(1e-3), "sums over rows and columns"),
+        (optax.flatten(optax.adam(1e-3)), "joins all weights"),
+        (optax.sm3(1e-3), "is a part of a moment only"),
+        (optax.rprop(1e-3), "signs of single entries"),
+        (optax.novograd(1e-3), "as NovoGrad has it"),
+        (optax.contrib.schedule_free_adamw(1e-3), "weights as they were"),
+        (optax.adan(1e-3), "not known to average"),
+        (optax.chain(optax.adam(1e-3), optax.scale_by_lbfgs()), "belongs to no weight"),
+    ],
+)
+def test_states_that_cannot_follow_say_why(optimizer: Any, reason: str) -> None:
+    model = stack()
+    with pytest.raises(OptimizerStateError, match=f"{reason}.*[Uu]se"):
+        reduce_model(model, 4, opt_state=optimizer.init(parameters(model)))
+
+
+def test_the_polynomial_of_muon_stays() -> None:
+    model, optimizer = stack(), optax.contrib.muon(1e-3)
+    result = reduce_model(model, 4, opt_state=optimizer.init(parameters(model)))
+    fresh = optimizer.init(parameters(result.model))
+    assert jax.tree.map(jnp.shape, result.optimizer_state) == jax.tree.map(jnp.shape, fresh)
 
 
 def test_state_of_another_shape_is_refused() -> None:

@@ -231,6 +231,53 @@ def test_moments_that_are_not_finite_are_refused() -> None:
     )
 
 
+class Selective(nn.Module):
+    """With the names of Mamba."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(4, 2))
+        self.in_proj, self.conv1d = nn.Linear(3, 8), nn.Conv1d(4, 4, 2)
+
+
+class Attention(nn.Module):
+    """With the names of attention, linear or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(3, 3) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [(Selective, r"a selective layer \(Mamba\)"), (Attention, "attention")]
+)
+def test_selective_layers_are_named_and_stay_as_they_are(kind: Any, named: str) -> None:
+    with pytest.raises(UnsupportedLayerError, match=f"`1` is none, it is {named}.*not supported"):
+        reduce_model(nn.Sequential(nn.Linear(3, 3), kind()), 6)
+    with pytest.raises(UnsupportedLayerError, match=f"it is {named}"):
+        reduce_layer(kind(), 6)
+    assert [*reduce_model(nn.Sequential(*model(), kind()), 6).report] == ["1"]
+
+
+def test_a_layer_without_what_its_class_was_registered_for_can_be_skipped() -> None:
+    class Empty(nn.Module):
+        pass
+
+    register_layer(Empty, handle_of(LRU(3, 3, 16)).kind)
+    net = nn.Sequential(*model(), Empty())
+    with pytest.raises(UnsupportedLayerError, match=r"layer `2`.*without the arrays nu_log"):
+        reduce_model(net, 6)
+    result = reduce_model(net, 6, options=CutOptions(skip_unsupported=True))
+    assert [*result.skipped] == ["2"]
+
+
+def test_arrays_with_too_few_axes_are_named() -> None:
+    net = model()
+    net[1].C = nn.Parameter(torch.ones(16))
+    with pytest.raises(ShapeError, match=r"`C` has shape \(16,\)"):
+        reduce_model(net, 6)
+
+
 def test_what_is_no_model_follower_or_state_dict_is_named() -> None:
     net = model()
     with pytest.raises(UnsupportedLayerError, match="`model` is a"):

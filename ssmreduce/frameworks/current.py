@@ -1,4 +1,7 @@
-"""Which framework a model belongs to: `framework_of`. None is imported that the user has not imported."""
+"""Which framework a model belongs to: `framework_of`, `register_framework`.
+
+None is imported that the user has not imported.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,48 @@ from typing import Any
 
 from array_api_compat import is_jax_array
 
-from ssmreduce._checks import type_name
+from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework
 from ssmreduce.frameworks.mappings import MappingFramework, is_mapping_of_arrays
 
+_REGISTERED: dict[type, Framework] = {}
+
+
+def register_framework(model_type: type, framework: Framework) -> None:
+    """Say that models and layers of `model_type` keep their arrays as `framework` describes.
+
+    Parameters
+    ----------
+    model_type : type
+        Class of the objects, or a base class of all of them.
+    framework : Framework
+        Where their arrays are.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If `model_type` is not a class, or `framework` not an instance of a Framework.
+    """
+    if not isinstance(model_type, type) or not isinstance(framework, Framework):
+        raise UnsupportedLayerError(
+            f"`model_type` is {shown(model_type)} and `framework` is {shown(framework)}; expected a class "
+            "and an instance of a Framework. Write register_framework(Model, MyFramework())."
+        )
+    _REGISTERED[model_type] = framework
+
 
 def framework_of(model: Any, name: str = "model") -> Framework:
-    """Return the framework of a model or layer: a PyTorch module, or a pytree of Equinox modules.
+    """Return the framework of a model or layer: a registered one, PyTorch, or pytrees of Equinox modules.
 
     Raises
     ------
     UnsupportedLayerError
         If it belongs to none, or its framework has not been imported.
     """
+    for base in type(model).__mro__:
+        if base in _REGISTERED:
+            return _REGISTERED[base]
     if "torch" in sys.modules:
         import torch
 

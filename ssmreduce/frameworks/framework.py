@@ -1,7 +1,7 @@
 """`Framework`: where the arrays of layers live in a real object; `LayerHandle`: one layer of a model.
 
-One final class for each: `TorchFramework`, `PytreeFramework` (Equinox, and pytrees of JAX arrays) and
-`MappingFramework` (arrays by name, of any library). A call resolves the layers of a model once, as
+One final class for each: `TorchFramework` and `PytreeFramework` (Equinox, and dicts of JAX arrays);
+`register_framework` adds others. A call resolves the layers of a model once, as
 handles, and asks the framework about these alone.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ssmreduce._checks import type_name
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.transaction import Prepared
 from ssmreduce.layers.layer import Layer
@@ -112,9 +112,9 @@ class Framework(ABC):
     def at(self, model: Any, path: Path) -> Any:
         """Return the object at a key path."""
 
-    @abstractmethod
     def path_name(self, path: Path) -> str:
         """Return a key path as it reads in code, ``model`` for the model itself."""
+        return ".".join(map(str, path)) or "model"
 
     @abstractmethod
     def array_axes(self, layer: Any) -> dict[str, int]:
@@ -151,10 +151,13 @@ class Framework(ABC):
         return None
 
     def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
-        """Raise `OptimizerStateError` unless `opt_state` can belong to `model`."""
-        return None
+        """Raise `OptimizerStateError` unless `opt_state` can belong to `model`: here, unless it is None."""
+        if opt_state is not None:
+            raise OptimizerStateError(
+                f"the optimizer is a {type_name(opt_state)}, but {type(self).__name__} knows of none; "
+                "expected none. Cut the model alone, and start the optimizer anew."
+            )
 
-    @abstractmethod
     def moments_of(
         self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
     ) -> list[Moments]:
@@ -165,6 +168,7 @@ class Framework(ABC):
         OptimizerStateError
             If it holds what belongs to no weight: flattened or factored moments, say.
         """
+        return []
 
     def gradients_of(self, model: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
         """Return the gradients that the layers hold; where they are sharded, every rank has to call."""
@@ -186,14 +190,21 @@ class Framework(ABC):
 
     # --- Snapshots
 
-    @abstractmethod
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy every array to host memory; where several processes train the model, all have to call.
 
         The layers say what else depends on their orders.
-        """
 
-    @abstractmethod
+        Raises
+        ------
+        UnsupportedLayerError
+            If the framework takes none, as here.
+        """
+        raise UnsupportedLayerError(
+            f"`model` is a {type_name(model)}, of which {type(self).__name__} takes no snapshot; expected "
+            "cuts that stand. Leave out the RollbackPolicy."
+        )
+
     def prepared_back(
         self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
     ) -> Prepared:
@@ -204,6 +215,7 @@ class Framework(ABC):
         ShapeError
             If it is of another model or optimizer.
         """
+        raise NotImplementedError
 
     # --- Several processes
 

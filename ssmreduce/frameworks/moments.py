@@ -1,4 +1,7 @@
-"""`Moments`: what an optimizer keeps for the weights of one layer, in one of its fields."""
+"""`Moments`: what an optimizer keeps for the weights of one layer, in one of its fields.
+
+`reason_against` says of fields that are no moments why they cannot follow a cut.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +32,38 @@ class Moments:
     where: str
     layer_path: tuple[Any, ...]
     arrays: dict[str, tuple[Any, HostArray]]
+
+
+_REASONS = {
+    "sums over rows and columns of squared gradients, which do not say what those of other states are": (
+        "v_row",
+        "v_col",
+    ),
+    "what follows the signs of single entries, which a cut mixes": (
+        "step_size",
+        "step_sizes",
+        "prev",
+        "prev_updates",
+    ),
+    "a memory of steps of all weights together": (
+        "weights_memory",
+        "diff_params_memory",
+        "diff_updates_memory",
+    ),
+    "weights as they were, which a cut does not rewrite": (
+        "z",
+        "x0",
+        "cache",
+        "params0",
+        "init_params",
+        "init_particles",
+    ),
+}
+
+
+def reason_against(field: str | None) -> str:
+    """Say what a field that cannot follow a cut holds, as part of a message."""
+    return next(
+        (reason for reason, fields in _REASONS.items() if field in fields),
+        "not known to average gradients or their squares",
+    )

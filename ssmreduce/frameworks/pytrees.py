@@ -110,12 +110,13 @@ class PytreeFramework(Framework):
             for handle in handles
             for name in handle.kind.names()
         }
-        model_paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}
+        weights_of_model = dict(jax.tree_util.tree_leaves_with_path(model))
+        model_paths = set(weights_of_model)
         groups: dict[tuple[Path, Path], dict[str, tuple[Any, HostArray]]] = {}
         for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
             start = _start_of(leaf_path, model_paths)
             if start is None:
-                _check_unrelated(leaf, self.path_name(leaf_path))
+                _check_unrelated(leaf, leaf_path, weights_of_model)
             elif leaf_path[start:] in weights:
                 layer_path, name = weights[leaf_path[start:]]
                 group = groups.setdefault((leaf_path[:start], layer_path), {})
@@ -329,13 +330,32 @@ def _is_centred(opt_state: Any, prefix: Path) -> bool:
     return "RStdDev" in type(holder).__name__
 
 
-def _check_unrelated(leaf: Any, where: str) -> None:
-    if getattr(leaf, "ndim", 0) and np.issubdtype(to_host(leaf).dtype, np.inexact):
-        raise OptimizerStateError(
-            f"the optimizer state holds an array of shape {leaf.shape} at {where} that belongs to no "
-            "weight of the model; expected moments with the model's structure. Initialise the "
-            "optimizer from the model itself, not from a list or a flattened vector."
+_CONSTANTS = frozenset({"ns_coeffs"})
+"""Fields of optax states that are numbers of the method: Muon's polynomial."""
+
+
+def _check_unrelated(leaf: Any, path: Path, model: Mapping[Path, Any]) -> None:
+    """Raise `OptimizerStateError` for an array of an optimizer state that is that of no weight."""
+    if not (getattr(leaf, "ndim", 0) and np.issubdtype(to_host(leaf).dtype, np.inexact)):
+        return
+    if _field_of(path) in _CONSTANTS:
+        return
+    count = sum(array.size for array in model.values() if eqx.is_inexact_array(array))
+    if leaf.shape == (count,):
+        reason = (
+            "joins all weights, as flatten(...) has it, so that a cut does not know its entries"
         )
+    elif any(_start_of(path[:end], set(model)) is not None for end in range(len(path))):
+        reason = (
+            "is a part of a moment only, a factor of it say, which does not say what the others are"
+        )
+    else:
+        reason = "belongs to no weight of the model"
+    raise OptimizerStateError(
+        f"the optimizer state holds an array of shape {leaf.shape} at {PytreeFramework().path_name(path)} "
+        f"that {reason}; expected moments with the structure of the model. Use Adam, AdamW, SGD, RMSprop or "
+        "Lion, initialised from the model itself, or cut without the optimizer and start it anew."
+    )
 
 
 def _names(path: Path) -> Path:

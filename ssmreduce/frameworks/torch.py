@@ -59,10 +59,6 @@ class TorchFramework(Framework):
         """Return the module of that name."""
         return model.get_submodule(path[0])
 
-    def path_name(self, path: Path) -> str:
-        """Return the name of a module."""
-        return ".".join(filter(None, path)) or "model"
-
     def array_axes(self, layer: Any) -> dict[str, int]:
         """Look at parameters and buffers."""
         axes = {

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ssmreduce._checks import shown
+from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.layers.layer import HasArrays, Layer
+from ssmreduce.layers.layer import HasArrays, Layer, stack_refusal
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.layers.lru import LRU
 from ssmreduce.layers.s4 import S4
@@ -99,7 +99,7 @@ def kind_of(
         return told if axes.keys() >= {*told.names()} else None
     for base in type(layer).__mro__:
         if base in _REGISTERED:
-            return _REGISTERED[base]
+            return with_arrays(_REGISTERED[base], layer, axes)
     if not axes:
         return None
     has = HasArrays(axes)
@@ -107,6 +107,7 @@ def kind_of(
         kind = known.recognise(layer, has)
         if kind is not None:
             return kind
+    _check_single(layer, has.unstacked())
     return None
 
 
@@ -139,6 +140,23 @@ def as_said(said: Layer | type[Layer], layer: Any, axes: Mapping[str, int]) -> L
     return said() if found is None else found
 
 
-def known_names() -> str:
-    """Return the known layers with the arrays by which they are known, as a message says it."""
-    return "; ".join(f"{known.__name__} ({', '.join(known().names())})" for known in KNOWN)
+def with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:
+    """Return the kind, or raise `UnsupportedLayerError` if `layer` lacks arrays of it."""
+    missing = [name for name in kind.names() if name not in axes]
+    if missing:
+        raise UnsupportedLayerError(
+            f"`layer` is a {type_name(layer)} without the arrays {', '.join(missing)}; expected those of "
+            f"{type(kind).__name__}. Look at their names, or say another kind."
+        )
+    return kind
+
+
+def _check_single(layer: Any, one: HasArrays) -> None:
+    """Raise `UnsupportedLayerError` for several layers of a kind in arrays with one more axis."""
+    for known in KNOWN:
+        try:
+            is_stack = known.recognise(layer, one) is not None
+        except UnsupportedLayerError:
+            is_stack = True
+        if is_stack:
+            raise stack_refusal(known.__name__)

@@ -278,6 +278,10 @@ class HasArrays:
         found = self._axes
         return found.keys() >= {*names, *axes} and axes.items() <= found.items()
 
+    def unstacked(self) -> HasArrays:
+        """The same of one layer, where each array is a stack of those of several."""
+        return HasArrays({name: count - 1 for name, count in self._axes.items() if count})
+
 
 def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: str = "") -> None:
     """Raise `ShapeError` unless a weight has `shape`, in which letters stand for any length."""
@@ -291,6 +295,15 @@ def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: 
             return
     expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
     raise ShapeError(f"`{name}` has shape {found}; expected {expected}{why}.")
+
+
+def stack_refusal(kind: str) -> UnsupportedLayerError:
+    """The error for several layers of a kind in one object."""
+    return refusal(
+        kind,
+        "its arrays are those of several layers, stacked along a first axis",
+        "one object for each layer, in a list say",
+    )
 
 
 def refusal(kind: str, reason: str, expected: str) -> UnsupportedLayerError:

@@ -18,7 +18,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, stack_refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Parts, Storage, Whole
 
@@ -48,6 +48,8 @@ class LRU(LTILayer):
         """Recognise the arrays of CompreSSM, discretax and lrnnx, or of LRU-pytorch and forgi86."""
         if not has("nu_log", "theta_log", "gamma_log", "D"):
             return None
+        if has(nu_log=2, theta_log=2, gamma_log=2):
+            raise stack_refusal("LRU")
         if has("B_re", "B_im", "C_re", "C_im"):
             return cls()
         if has("B", "C"):

@@ -23,6 +23,7 @@ from ssmreduce.layers.layer import Layer, Weights, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.options import CutOptions
+from ssmreduce.layers.read_back import OWN_POLES
 from ssmreduce.reduction.diagonal import balanced_systems
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.single import BalancedSystem
@@ -163,6 +164,7 @@ class LTILayer(Layer):
         """Return zeros in the shapes of the weights of a layer with `order` states."""
         # The shapes alone matter: what is replaced may be NaN, or anything.
         ones = {name: np.ones(value.shape) for name, value in weights.items()}
+        self.check(ones)
         batch, inputs, outputs = self.ports(ones)
         system = DiagonalStateSpace(
             np.full((*batch, order), 0.5),
@@ -239,7 +241,7 @@ class LTILayer(Layer):
             if not np.all(np.isfinite(value)):
                 raise UnstableSystemError(
                     f"`system` has a pole for which `{name}` is not finite; expected poles that the "
-                    "layer can store. Reduce to another order."
+                    f"layer can store. Reduce to another order, or keep poles of its own: {OWN_POLES}."
                 )
         s, t = self.scales({**weights, **new})
         return new | self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
@@ -251,7 +253,7 @@ def check_decay(logarithms: HostArray, kind: str) -> None:
         largest = float(np.exp(logarithms.real.max()))
         raise UnstableSystemError(
             f"`system` has a pole with |λ| = {largest:.17g}; {kind} stores |λ| < 1 only. "
-            "Reduce to another order."
+            f"Reduce to another order, or keep poles of the layer's own: {OWN_POLES}."
         )
 
 

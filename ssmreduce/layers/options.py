@@ -28,7 +28,8 @@ class CutOptions:
     moments : {"carry", "reset"}
         Whether first and second moments of the optimizer follow the states of a cut layer or become zero.
     skip_unsupported : bool
-        Pass over variants of known layers that cannot be reduced, instead of refusing the model.
+        Pass over variants of known layers that cannot be reduced, and stacks of layers, instead of refusing
+        the model.
     exclude : tuple of str, or callable
         Layers to leave as they are: their names as a report has them, or a function that takes a name
         and tells whether to. Names with and without the wrappers of DDP and ``torch.compile`` are the same.

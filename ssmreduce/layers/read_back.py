@@ -23,6 +23,10 @@ _ROUNDINGS = 16.0
 """The same in units of eps: weights are logarithms, up to 10 or so, of poles whose own go up to π."""
 
 
+OWN_POLES = "write_system(layer, select_states(read_system(layer), order).system)"
+"""What keeps poles of a layer's own, for messages."""
+
+
 def check_read_back(kind: Layer, meant: DiagonalStateSpace, back: System, eps: float) -> None:
     """Raise `UnsupportedLayerError` unless the system read back from weights is the one that was meant.
 
@@ -38,7 +42,7 @@ def check_read_back(kind: Layer, meant: DiagonalStateSpace, back: System, eps: f
             f"{type(kind).__name__} reads another system from the weights than the one of order "
             f"{meant.order} that was written: they differ by {error:.2g} of what its states contribute; "
             f"expected at most {most:.2g}. If the layer cannot store every pole, keep poles of its own: "
-            "write_system(layer, select_states(read_system(layer), order).system). Otherwise look whether "
+            f"{OWN_POLES}. Otherwise look whether "
             "`pole_weights` inverts `logarithms`, and `matrix_weights` inverts `matrices`."
         )
 

@@ -26,7 +26,7 @@ from ssmreduce._checks import shown
 from ssmreduce._namespace import Array, HostArray, is_traced, namespace
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, stack_refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
 
@@ -87,6 +87,8 @@ class S5HalfSpectrum(LTILayer):
         two = has("C1", "C2")
         if not has("Lambda_re", "Lambda_im", "log_step", "B", "D") or not (two or has("C")):
             return None
+        if has(Lambda_re=2, Lambda_im=2, B=4):
+            raise stack_refusal("S5")
         for name in ("conj_sym", "discretization"):
             if not hasattr(layer, name):
                 raise _refusal(f"it has no attribute `{name}`, which says what it computes")

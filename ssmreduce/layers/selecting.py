@@ -17,7 +17,7 @@ from ssmreduce.errors import OrderError, SSMReduceError, UnreachableToleranceErr
 from ssmreduce.layers.layer import Layer, LayerCut, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.measured import smallest, to_nothing
-from ssmreduce.reduction.order import ErrorBound, MeasuredError, OrderRule, as_rule
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 
 
@@ -112,8 +112,20 @@ class _Plan:
             )
         if isinstance(rule, MeasuredError):
             return self._smallest(rule)
-        wanted = rule.choose(np.sort(self._scores)[::-1])
-        return self._kept(-(-wanted // self._multiple_of) * self._multiple_of)
+        return self._kept(-(-self._wanted(rule) // self._multiple_of) * self._multiple_of)
+
+    def _wanted(self, rule: OrderRule) -> int:
+        """How many states hold what a rule asks for, as they are picked: scores need not descend there."""
+        descending = np.sort(self._scores)[::-1]
+        wanted = rule.choose(descending)
+        if isinstance(rule, FixedOrder):
+            return wanted
+        rounding = 1.0 - descending.size * float(np.finfo(np.float64).eps)
+        counts = [wanted]
+        for power in (1, 2):  # sums, as of `HankelMass`, and energies
+            least = rounding * np.sum(descending[:wanted] ** power)
+            counts.append(int(np.argmax(np.cumsum(self._scores**power) >= least)) + 1)
+        return max(counts)
 
     def _smallest(self, rule: MeasuredError) -> SelectionCut:
         """The smallest one that a bisection finds within the tolerance."""

@@ -16,6 +16,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.errors import NonFiniteError, OptimizerStateError
 from ssmreduce.frameworks.framework import Path
 from ssmreduce.frameworks.moments import Moments as LayerMoments
+from ssmreduce.frameworks.moments import reason_against
 from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import Moments
 
@@ -95,19 +96,27 @@ def _by_key(
     return {group.arrays[name][0]: array for name, array in carried.items()}
 
 
+_ADVICE = {
+    True: "A moment of the whole weight, as NovoGrad has it, cannot follow: use AdamW, or cut without the "
+    "optimizer and start it anew.",
+    False: "Initialise the optimizer from the model as it is.",
+}
+"""By whether the moment is one number."""
+
+
 def _check_field(group: LayerMoments, old: dict[str, HostArray], cut: LayerCut) -> None:
     if group.field not in _FIRST | _SECOND:
         raise OptimizerStateError(
-            f"the optimizer state holds `{group.field}` at {group.where}, which is neither a first "
-            f"moment ({', '.join(sorted(_FIRST))}) nor a second one ({', '.join(sorted(_SECOND))}). "
-            "Use Adam, AdamW, SGD, RMSprop or Lion, or initialise the optimizer afresh."
+            f"the optimizer state holds `{group.field}` at {group.where}, which is "
+            f"{reason_against(group.field)}; expected averages of gradients and of their squares, entry by "
+            "entry. Use Adam, AdamW, SGD, RMSprop or Lion, or cut without the optimizer and start it anew."
         )
     for name, array in old.items():
         expected = cut.weights[name].shape
         if array.shape != expected:
             raise OptimizerStateError(
                 f"`{group.field}` of `{name}` has shape {array.shape}; expected {expected}, that of the "
-                "weight. Initialise the optimizer from the model as it is."
+                f"weight. {_ADVICE[not array.shape]}"
             )
 
 

@@ -12,8 +12,9 @@ from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import Framework, LayerHandle, Path, listed
 from ssmreduce.frameworks.mappings import opened
-from ssmreduce.layers.known import kind_of, known_names, said_kind
+from ssmreduce.layers.known import kind_of, said_kind
 from ssmreduce.layers.layer import Layer
+from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.options import CutOptions, plain_name
 
 
@@ -174,10 +175,33 @@ def _nothing_to_cut(found: Layers) -> UnsupportedLayerError:
             f"`exclude` names all {len(found.handles)} layers of `model` that can be reduced; expected one "
             "that is left. Exclude fewer."
         )
+    near = _most_alike(found)
     return UnsupportedLayerError(
-        f"`model` is a {type_name(found.model)} without a supported layer; expected modules with the "
-        f"arrays of one of: {known_names()}. Bind your layer's class with register_layer(...)."
+        f"`model` is a {type_name(found.model)} without a known layer; expected at least one, but "
+        f"{_place(found, near)}{near.reason}. {near.advice}"
     )
+
+
+def _most_alike(found: Layers) -> Likeness:
+    """What is nearest in a model to a known layer."""
+    framework, seen = found.framework, [Likeness(found.model, {})]
+
+    def asks(candidate: Any) -> bool:
+        seen.append(Likeness(candidate, framework.array_axes(candidate)))
+        return False
+
+    list(framework.find(found.model, asks))
+    return max(seen, key=lambda each: each.share)
+
+
+def _place(found: Layers, near: Likeness) -> str:
+    """Where in a model something is that is near to a known layer, as the beginning of a message."""
+    if not near.share:
+        return ""
+    path = next(
+        path for path, _ in found.framework.find(found.model, lambda each: each is near.layer)
+    )
+    return f"`{found.framework.path_name(path)}` is none, "
 
 
 def _check_excluded(found: Layers) -> None:

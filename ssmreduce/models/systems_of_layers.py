@@ -10,7 +10,8 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.frameworks.mappings import opened
 from ssmreduce.frameworks.transaction import commit
-from ssmreduce.layers.known import as_said, kind_of, known_names, said_kind
+from ssmreduce.layers.known import as_said, kind_of, said_kind, with_arrays
+from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.lti import LTILayer
 from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -30,18 +31,12 @@ def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     axes = framework.array_axes(inner)
     found = kind_of(inner, axes) if said is None else as_said(said, inner, axes)
     if found is None:
+        near = Likeness(inner, axes)
+        advice = near.advice if near.share else f"Pass no model around a layer. {near.advice}"
         raise UnsupportedLayerError(
-            f"`layer` is a {type_name(layer)}; expected a module with the arrays of one of: "
-            f"{known_names()}. Bind your class with register_layer(...), or pass the layer itself "
-            "rather than the model around it."
+            f"`layer` is a {type_name(layer)}; expected a known layer, but {near.reason}. {advice}"
         )
-    missing = [name for name in found.names() if name not in axes]
-    if missing:
-        raise UnsupportedLayerError(
-            f"`layer` is a {type_name(layer)} without the arrays {', '.join(missing)}; expected "
-            f"those of {type(found).__name__}. Look at their names, or name another kind of layer."
-        )
-    return LayerHandle(framework, (), inner, found)
+    return LayerHandle(framework, (), inner, with_arrays(found, layer, axes))
 
 
 def read_system(layer: Any, *, kind: object = None) -> System:

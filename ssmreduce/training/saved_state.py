@@ -284,7 +284,7 @@ def _snapshots(saved: object, name: str) -> list[Snapshot]:
 
 
 def _torch_snapshot(saved: object, name: str) -> Snapshot:
-    """As `ssmreduce.adapters.torch_snapshot.take` makes it."""
+    """As `ssmreduce.frameworks.torch_snapshot.take` makes it."""
     entries = _dict_of(saved, name, _IN_TORCH)
     tensors = _dict_by(str, entries["tensors"], f'{name}["tensors"]', _tensor)
     attributes = _dict_by(str, entries["attributes"], f'{name}["attributes"]', _named_values)
@@ -293,7 +293,7 @@ def _torch_snapshot(saved: object, name: str) -> Snapshot:
 
 
 def _jax_snapshot(saved: object, name: str) -> Snapshot:
-    """As `ssmreduce.adapters.jax_snapshot.take` makes it."""
+    """As `ssmreduce.frameworks.pytree_snapshot.take` makes it."""
     entries = _dict_of(saved, name, _IN_JAX)
     return {key: _dict_by(str, entries[key], f'{name}["{key}"]', _leaf) for key in _IN_JAX}
 

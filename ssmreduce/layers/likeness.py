@@ -1,0 +1,92 @@
+"""`Likeness`: which known layer is nearest to an object that is none, and what the object lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.layers.known import KNOWN
+from ssmreduce.layers.layer import HasArrays
+
+_SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
+    ({"A_log"}, ("in_proj", "conv1d"), "a selective layer (Mamba)"),
+    ({"A_log"}, ("x_proj", "dt_proj"), "a selective layer (Mamba)"),
+    (set(), ("q_proj", "k_proj", "v_proj"), "attention, selective where it is linear"),
+)
+"""Arrays, other attributes, and what has both: layers whose systems depend on their inputs."""
+
+_ENOUGH = 0.5
+"""Share of the names that a layer is known by, from which an object is called near to it."""
+
+
+class Likeness:
+    """How near an object is to a known layer.
+
+    Attributes
+    ----------
+    layer : object
+        The object.
+    share : float
+        From 0 (nothing is known of it) to 1.
+    reason : str
+        Why it is none, as part of a message.
+    advice : str
+        What to try.
+    """
+
+    advice = "Bind its class with register_layer(...)."
+
+    def __init__(self, layer: Any, axes: Mapping[str, int]) -> None:
+        self.layer = layer
+        self.share, self.reason = _nearest(layer, axes)
+        for arrays, others, name in _SELECTIVE:
+            if axes.keys() >= arrays and all(_holds(layer, other) for other in others):
+                self.share = 1.0
+                self.reason = f"it is {name}: such layers are not supported yet"
+                self.advice = "Cut a model with other layers: those of this kind stay as they are."
+
+
+def _holds(layer: Any, name: str) -> bool:
+    return name in layer if isinstance(layer, Mapping) else hasattr(layer, name)
+
+
+def _nearest(layer: Any, axes: Mapping[str, int]) -> tuple[float, str]:
+    """The condition of a known layer that fails, of which most is met."""
+    best, reason = 0.0, "it has no arrays like those of one"
+    for known in KNOWN:
+        asked = _Asked(axes)
+        with suppress(UnsupportedLayerError):
+            known.recognise(layer, asked)
+        if asked.share >= _ENOUGH and asked.share > best:
+            best, reason = asked.share, f"the nearest is {known.__name__}: {asked.reason}"
+    return best, reason
+
+
+class _Asked(HasArrays):
+    """Notes of what is asked the condition of which most is met, one that fails where there is any."""
+
+    share = 0.0
+    reason = ""
+    _failed = False
+
+    def __call__(self, *names: str, **axes: int) -> bool:
+        """Tell, and note."""
+        met = super().__call__(*names, **axes)
+        wanted = {*names, *axes}
+        missing = sorted(wanted - self._axes.keys())
+        share = 1.0 - len(missing) / len(wanted)
+        if len(wanted) > 1 and (share, not met) > (self.share, self._failed):
+            self.share, self._failed = share, not met
+            self.reason = self._lack(missing, axes)
+        return met
+
+    def _lack(self, missing: list[str], axes: Mapping[str, int]) -> str:
+        if missing:
+            return f"it lacks {', '.join(f'`{name}`' for name in missing)}"
+        for name, count in axes.items():
+            found = self._axes[name]
+            if found != count:
+                return f"`{name}` has {found} {'axis' if found == 1 else 'axes'} instead of {count}"
+        return "it has the arrays, but not the attributes that say what they are (of plain arrays `kind=` does)"
