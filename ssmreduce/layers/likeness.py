@@ -89,4 +89,4 @@ class _Asked(HasArrays):
             found = self._axes[name]
             if found != count:
                 return f"`{name}` has {found} {'axis' if found == 1 else 'axes'} instead of {count}"
-        return "it has the arrays, but not the attributes that say what they are (of plain arrays `kind=` does)"
+        return "it has the arrays, but no attributes that say what they are (`kind=` does, of plain arrays)"
