@@ -60,6 +60,9 @@ _LEAST_SCALED = 1e-120
 _ROUNDS = 10
 """Times that ports are made smaller; each time goes a good part of the way, counted in digits."""
 
+_FEW = 8
+"""Diagonal blocks, times this at most n, whose eigenvectors are found one by one."""
+
 _FAR = 1e300
 """Size from which ports count as equally large."""
 
@@ -361,7 +364,7 @@ class SchurForm:
             at = slice(first, last)
             if last - first > 1:
                 block = self.triangle[at, at]
-                condition = _conditions(block)
+                condition = _conditions(block, (room[at] > 0.0) & (room[at] <= _clearly(block)))
                 rounding[at] = np.minimum(_rounding_of(block) * condition, _clearly(block))
                 decided = isinstance(time, Discrete) or (room[at] > rounding[at]).all()
                 if not decided:
@@ -451,24 +454,40 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
 def _by_eigenvalues(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostArray, HostArray]:
     """Which of a stack (K, n, n) are stable, and which of these answers are in doubt.
 
-    Small ones are clear, too, where all poles lie inside by twice what their conditions let rounding do.
+    Of small ones with rows that slow, eigenvalues alone would leave a doubt.
     """
+    small, room, doubtful = A.shape[-1] <= _SMALL, np.empty(len(A)), np.ones(len(A), dtype=bool)
     with np.errstate(over="ignore", invalid="ignore"):
-        room = boundary_distance(np.linalg.eigvals(A), time).min(axis=-1) - margin
-        doubtful = ~(np.abs(room) > _CLEARLY * np.linalg.norm(A, axis=(-2, -1)))
-        n, rest = A.shape[-1], np.flatnonzero(doubtful)
-        if rest.size and n <= _SMALL:
+        rows = np.linalg.norm(A, axis=-1)
+        size = np.linalg.norm(rows, axis=-1)
+        slow = small & (rows.min(axis=-1) < 2.0 * _CLEARLY * size)
+        if not slow.all():
+            distance = boundary_distance(np.linalg.eigvals(A[~slow]), time) - margin
+            room[~slow] = distance.min(axis=-1)
+            doubtful[~slow] = ~(np.abs(room[~slow]) > _CLEARLY * size[~slow])
+        rest = np.flatnonzero(doubtful)
+        if small and rest.size:
             even = np.stack([balanced(A[k])[0] for k in rest])
-            poles, vectors = np.linalg.eig(even)
-            try:
-                conditions = np.linalg.norm(np.linalg.inv(vectors), axis=-1)
-            except np.linalg.LinAlgError:
-                return room > 0.0, doubtful
-            unit = _ROUNDINGS * n * _EPS * np.linalg.norm(even, axis=(-2, -1))
-            inside = boundary_distance(poles, time) - margin > 2.0 * unit[:, None] * conditions
-            clear = rest[inside.all(axis=-1)]
-            room[clear], doubtful[clear] = np.inf, False
+            room[rest], doubtful[rest] = _by_conditions(even, time, margin)
     return room > 0.0, doubtful
+
+
+def _by_conditions(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostArray, HostArray]:
+    """How far inside the poles of balanced matrices lie, and whether rounding might decide about it.
+
+    It does not where all lie inside by twice what their conditions let it do.
+    """
+    poles, vectors = np.linalg.eig(A)
+    distance = boundary_distance(poles, time) - margin
+    room, size = distance.min(axis=-1), np.linalg.norm(A, axis=(-2, -1))
+    doubtful = ~(np.abs(room) > _CLEARLY * size)
+    try:
+        conditions = np.linalg.norm(np.linalg.inv(vectors), axis=-1)
+    except np.linalg.LinAlgError:
+        return room, doubtful
+    rounding = _ROUNDINGS * A.shape[-1] * _EPS * size
+    inside = distance > 2.0 * rounding[:, None] * conditions
+    return room, doubtful & ~inside.all(axis=-1)
 
 
 def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
@@ -500,17 +519,54 @@ def _complex_form(T: HostArray, W: HostArray) -> tuple[HostArray, HostArray]:
     return np.asfortranarray(T * unit), np.asfortranarray(W)
 
 
-def _conditions(T: HostArray) -> HostArray:
-    """1/|yᴴ x| for each eigenvalue of a triangle, with left and right eigenvectors y and x of length 1."""
+def _conditions(T: HostArray, wanted: HostArray) -> HostArray:
+    """1/|yᴴ x| for the eigenvalues of a triangle with left and right eigenvectors y and x of length 1.
+
+    Inf for those that are not wanted, where only few blocks of T are.
+    """
+    n, below = len(T), np.append(T.diagonal(-1), 0.0) != 0.0
+    firsts = np.flatnonzero(~np.roll(below, 1)).tolist()
+    runs = [(k, k + 1 + int(below[k])) for k in firsts if wanted[k] or (below[k] and wanted[k + 1])]
+    if n <= _SMALL or _FEW * len(runs) > n:
+        runs = [(0, n)]
+    conditions = np.full(n, np.inf)
+    for first, last in runs:
+        conditions[first:last] = _conditions_of_run(T, first, last)
+    return conditions
+
+
+def _conditions_of_run(T: HostArray, first: int, last: int) -> HostArray:
+    """The same for diagonal blocks in a row; eigenvectors of T from theirs: [X x; x; 0] and [0; y; Yᴴ y]."""
+    run = T[first:last, first:last]
+    left, right = _eigenvectors(run)
+    X = _decoupling(T[:first, :first], run, T[:first, first:last])
+    Y = _decoupling(run, T[last:, last:], T[first:last, last:])
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        sizes = np.hypot(*(np.linalg.norm(x, axis=0) for x in (right, X @ right)))
+        sizes *= np.hypot(*(np.linalg.norm(y, axis=0) for y in (left, adjoint(Y) @ left)))
+        conditions = sizes / np.abs(np.sum(left.conj() * right, axis=0))
+    return np.where(np.isnan(conditions), np.inf, conditions)
+
+
+def _decoupling(one: HostArray, other: HostArray, between: HostArray) -> HostArray:
+    """X of T₁ X - X T₂ = T₁₂ for two triangles."""
+    if not between.size:
+        return between
+    trsyl = lapack.ztrsyl if between.dtype.kind == "c" else lapack.dtrsyl
+    X, scale, _ = trsyl(one, other, between, isgn=-1)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return np.asarray(X / scale)
+
+
+def _eigenvectors(T: HostArray) -> tuple[HostArray, HostArray]:
+    """Left and right ones of a triangle, in the order of its diagonal."""
     if T.dtype.kind != "c" and T.diagonal(-1).any():
-        T, _ = _complex_form(T, np.eye(len(T)))
-    # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
-    if T.dtype.kind == "c":
-        _, left, right, _ = lapack.zgeev(T)
-    else:
-        _, _, left, right, _ = lapack.dgeev(T)
-    with np.errstate(divide="ignore"):
-        return np.asarray(1.0 / np.abs(np.sum(left.conj() * right, axis=0)))
+        T, W = _complex_form(T, np.eye(len(T)))
+        left, right = _eigenvectors(T)
+        return product(W, left), product(W, right)
+    # LAPACK keeps the order of a triangular matrix.
+    *_, left, right, _ = lapack.zgeev(T) if T.dtype.kind == "c" else lapack.dgeev(T)
+    return left, right
 
 
 def _rounding_of(block: HostArray) -> float:

@@ -9,10 +9,11 @@ import mpmath
 import numpy as np
 import pytest
 import samples
+import scipy.linalg
 
 import ssmreduce as sr
 from ssmreduce import Continuous, Discrete, StateSpace, UnstableSystemError
-from ssmreduce._schur import SchurForm
+from ssmreduce._schur import SchurForm, _conditions
 from ssmreduce.equations.solvers import Hammarling, SmithDoubling
 from ssmreduce.gramians.frequency import frequency_limited_factors
 
@@ -213,3 +214,19 @@ def test_functions_decide_alike_for_nearly_defective_poles() -> None:
             except UnstableSystemError:
                 accepted = False
             assert accepted == stable, name
+
+
+@pytest.mark.parametrize("kind", ["real", "complex", "triangular"])
+def test_conditions_of_few_poles_are_those_of_all(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((80, 80)) + (
+        1j * rng.standard_normal((80, 80)) if kind == "complex" else 0
+    )
+    T = np.asfortranarray(np.triu(A) if kind == "triangular" else scipy.linalg.schur(A)[0])
+    every = _conditions(T, np.ones(80, dtype=bool))
+    for k in range(0, 80, 9):
+        few = _conditions(T, np.arange(80) == k)
+        found = np.isfinite(few)
+        assert found[k]
+        assert found.sum() <= 2
+        np.testing.assert_allclose(few[found], every[found], rtol=1e-6)

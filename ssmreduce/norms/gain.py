@@ -81,8 +81,9 @@ class Gain:
         """Return G, shape (K, p, m), at frequencies ω; D alone at ω = ∞. May hold Inf and NaN."""
         values = np.zeros((omega.size, self.outputs, self.inputs), dtype=np.complex128)
         finite = np.isfinite(omega)
-        for i, sign in enumerate(self.signs if np.any(finite) else []):
-            values[finite] += sign * self._part(i, omega[finite])
+        at = slice(None) if finite.all() else finite
+        for i, sign in enumerate(self.signs if finite.any() else []):
+            values[at] += sign * self._part(i, omega[at])
         return values + self.D
 
     def exact(self, omega: HostArray) -> HostArray:

@@ -7,6 +7,7 @@ that is refined. Where cond(V) is too large, near a defective A, there are no su
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -104,12 +105,19 @@ class DenseModes:
         """Whether few corrections make solutions by modes right, for every point."""
         return np.asarray(self._error(z) <= _CORRECTED)
 
-    def solve(self, z: HostArray, right: HostArray, *, dual: bool) -> HostArray:
-        """Solutions X_k of (z_k - A) X_k = R_k, or with Aᴴ if `dual`, for R of shape (n, K, w).
+    def solver(self, z: HostArray, *, dual: bool) -> Callable[[HostArray], HostArray]:
+        """From R to solutions X_k of (z_k - A) X_k = R_k, or with Aᴴ if `dual`, for R of shape (n, K, w).
 
         By modes where a few corrections make them right, else by elimination.
         """
         by_modes = self.serve(z.conj() if dual else z)
+        if by_modes.all():
+            return lambda right: self._by_modes(z, right, dual=dual)
+        return lambda right: self._solve(z, right, by_modes, dual=dual)
+
+    def _solve(
+        self, z: HostArray, right: HostArray, by_modes: HostArray, *, dual: bool
+    ) -> HostArray:
         solved = np.empty(right.shape, dtype=np.complex128)
         solved[:, by_modes] = self._by_modes(z[by_modes], right[:, by_modes], dual=dual)
         A = adjoint(self.system.A) if dual else self.system.A
@@ -132,7 +140,7 @@ class DenseModes:
         """C (z_k - A)⁻¹ B, shape (K, p, m), where modes serve; solutions are corrected with A itself."""
         system = self.system
         n, width = system.B.shape
-        every = np.broadcast_to(system.B[:, None, :], (n, z.size, width))
+        every = np.repeat(system.B[:, None, :], z.size, axis=1)
         error = left = max(float(self._error(z).max(initial=0.0)), _EPS**0.5)
         states = self._by_modes(z, every, dual=False)
         while left > _EPS:
@@ -159,8 +167,8 @@ class DenseModes:
             return np.zeros(z.size)
         for dual, right in ((False, system.B), (True, adjoint(system.C))):
             points = z.conj() if dual else z
-            every = np.broadcast_to(right[:, None, :], (len(right), z.size, right.shape[1]))
-            seen.append(np.linalg.norm(self.solve(points, every, dual=dual), axis=2))
+            every = np.repeat(right[:, None, :], z.size, axis=1)
+            seen.append(np.linalg.norm(self.solver(points, dual=dual)(every), axis=2))
         moved = np.abs(system.A) @ seen[0] + diagonal * seen[0]
         return np.asarray(np.sum(seen[1] * moved, axis=0))
 

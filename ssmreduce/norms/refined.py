@@ -60,7 +60,7 @@ _WORKING_ENTRIES = 2**20
 
 _EPS = float(np.finfo(np.float64).eps)
 
-_Solve = Callable[[HostArray, HostArray], HostArray]
+_Solve = Callable[[HostArray], HostArray]
 
 
 class RefinedGain:
@@ -119,7 +119,7 @@ class RefinedGain:
             through.add(sign * np.asarray(system.D))
         D = through.rounded()
         total = Sum(np.zeros((omega.size, gain.outputs, gain.inputs), dtype=np.complex128))
-        total.add(z.conj()[:, None, None] * D if self.after else np.broadcast_to(D, total.hi.shape))
+        total.add(z.conj()[:, None, None] * D if self.after else D)
         rounding = np.zeros(omega.size)
         if np.any(finite):
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -196,7 +196,7 @@ class _RefinedPart:
         """Return the pair, shape (K, p, m), and bounds of its rounding, shape (K,)."""
         points = z.conj() if self.dual else z
         if self.known:
-            found, change = self._refined(points, self._solve)
+            found, change = self._refined(points, self._solver(points))
         else:
             empty = np.zeros((z.size, len(self.C), self.B.shape[1]), dtype=np.complex128)
             found, change = Sum(empty), np.full(z.size, np.inf)
@@ -215,14 +215,14 @@ class _RefinedPart:
         return found, change
 
     def _refined(self, z: HostArray, solve: _Solve) -> tuple[Sum, HostArray]:
-        n, width = self.B.shape
-        right = np.broadcast_to(self.B[:, None, :], (n, z.size, width)).copy()
-        states = Sum(solve(z, right).astype(np.complex128))
+        width = self.B.shape[1]
+        right = np.repeat(self.B[:, None, :], z.size, axis=1)
+        states = Sum(solve(right).astype(np.complex128))
         minus_z = np.repeat(-pieces(z, None, None, self.bits), width, axis=1)[:, None]
         first = last = rounding = np.full(z.size, np.inf)
         enough = _NEGLIGIBLE * _size(self.C, states.hi)
         for k in range(_CORRECTIONS):
-            correction = solve(z, self._residual(right, minus_z, states))
+            correction = solve(self._residual(right, minus_z, states))
             states.add(correction)
             change = _size(self.C, correction)
             shrinks = change <= _SLOWEST * last
@@ -251,10 +251,11 @@ class _RefinedPart:
         add_products(total, minus_z, cut)
         return total.rounded().reshape(right.shape)
 
-    def _solve(self, z: HostArray, right: HostArray) -> HostArray:
+    def _solver(self, z: HostArray) -> _Solve:
         if isinstance(self.modes, DiagonalModes):
-            return np.asarray(right / (z - self.state[:, None])[..., None])
-        return self.modes.solve(z, right, dual=self.dual)
+            distance = (z - self.state[:, None])[..., None]
+            return lambda right: np.asarray(right / distance)
+        return self.modes.solver(z, dual=self.dual)
 
 
 class _Inverses:
@@ -268,7 +269,7 @@ class _Inverses:
             except np.linalg.LinAlgError:
                 continue
 
-    def __call__(self, z: HostArray, right: HostArray) -> HostArray:
+    def __call__(self, right: HostArray) -> HostArray:
         return np.moveaxis(self.inverses @ np.moveaxis(right, 1, 0), 0, 1)
 
 

@@ -96,6 +96,10 @@ _VANISHED = -800.0
 _WORKING_ENTRIES = 2**18
 """Numbers in each of the matrices that are worked on at once: 2 MiB."""
 
+_ROOM = 8
+"""Matrices in one block of which half is used: the C library keeps at hand up to twice its largest block, and
+a step of 200 states, which has ten matrices at once, else spends a fifth of its time on fresh pages."""
+
 
 @dataclass(frozen=True, eq=False)
 class TimeStep:
@@ -367,7 +371,7 @@ def _chosen_degree(A: HostArray, unit: HostArray) -> tuple[HostArray, int, HostA
 
     The powers have shape (K, 2 to 4, n, n). Degrees 5 and above take max(‖X⁴‖^¼, ‖X⁶‖^⅙) in the place of ‖X‖.
     """
-    powers = np.empty((len(A), 4, *A.shape[1:]), dtype=A.dtype)
+    powers = np.empty((len(A), _ROOM, *A.shape[1:]), dtype=A.dtype)[:, :4]
     powers[:, 0] = np.eye(A.shape[-1])
     np.matmul(A, A, out=powers[:, 1])
     none = np.zeros(unit.shape, dtype=int)

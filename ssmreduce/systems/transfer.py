@@ -78,7 +78,7 @@ class StatePart:
             values = adjoint(
                 self._dense(z.conj(), adjoint(host.A), right, adjoint(host.B), mirrored=True)
             )
-        return np.asarray(self._advanced(z)[:, None, None] * values)
+        return np.asarray(z[:, None, None] * values if host.read_after_update else values)
 
     def products(self, omega: HostArray) -> tuple[Product, Product]:
         """Return v -> G(z_k) v_k and v -> G(z_k)ᴴ v_k, for columns v_k, shape (m, K) and (p, K)."""
@@ -109,10 +109,11 @@ class StatePart:
         width = max(1, host.order * min(host.inputs, host.outputs))
         blocks = []
         for points in _chunks(z, width):
-            value = _resolvent(host, points)
             if host.real_output:
-                value = 0.5 * (value + _resolvent(host, points.conj()).conj())
-            blocks.append(value)
+                both = _resolvent(host, np.concatenate([points, points.conj()]))
+                blocks.append(0.5 * (both[: points.size] + both[points.size :].conj()))
+            else:
+                blocks.append(_resolvent(host, points))
         return np.concatenate(blocks)
 
     def _dense(
