@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, overload
 
 from ssmreduce._boundary import warn_caller
@@ -19,7 +21,7 @@ from ssmreduce._checks import (
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import Path, Snapshot
-from ssmreduce.frameworks.transaction import Assignment, commit
+from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.followers import checked_followers
@@ -32,7 +34,7 @@ from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.policy import RollbackPolicy, Trial
 from ssmreduce.training.saved_state import checked_state
 from ssmreduce.training.schedule import ReductionSchedule
-from ssmreduce.training.trace import HankelTrace
+from ssmreduce.training.trace import HankelRecord, HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
 
 
@@ -56,6 +58,8 @@ class Books:
         Layers that are not cut again.
     trial : Trial or None
         The cut that can still be undone.
+    was_told : bool
+        Whether a metric was reported since the last step.
     """
 
     events: tuple[ReductionEvent, ...] = ()
@@ -65,6 +69,18 @@ class Books:
     metric: float | None = None
     stopped: frozenset[str] = frozenset()
     trial: Trial | None = None
+    was_told: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What a step leads to; the books are the reducer's once the models are the caller's."""
+
+    models: Sequence[Any]
+    opt_state: Any
+    books: Books
+    events: Sequence[ReductionEvent] = ()
+    warning: str = ""
 
 
 class InTrainingReducer:
@@ -160,7 +176,6 @@ class InTrainingReducer:
         self.rollback = rollback
         self.trace = trace
         self._books = Books()
-        self._was_told = False
         self._is_recording = True
         self._writer: Any = None
 
@@ -203,7 +218,7 @@ class InTrainingReducer:
         trial = self._books.trial
         if trial is not None and not trial.stands:
             return self._has_failed(trial)
-        return self._may_cut() and (self._books.waiting or self._comes_due(step))
+        return self._may_cut(self._books) and (self._books.waiting or self._comes_due(step))
 
     @overload
     def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]: ...
@@ -254,32 +269,24 @@ class InTrainingReducer:
             record, or if an attempt waits for the first metric.
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
-        copies = checked_followers(followers)
-        if self.trace is not None:
-            self._record(step, model, self.trace)
-        if self._was_told:
-            self._agree(model)
-        comes_due = self._comes_due(step)
-        books = self._books
-        self._books = books = replace(
-            books,
-            trial=None if books.trial is None or books.trial.stands else books.trial,
-            step=max(step, books.step),
-            waiting=books.waiting or comes_due,
-        )
-        if comes_due and books.trial is None and not self._may_cut():
-            _warn(
-                f"the attempt due after step {step} waits: no finite metric was reported. Call "
-                "reducer.report(metric) before the first attempt, or leave `rollback` out."
-            )
+        models = (model, *checked_followers(followers))
+        trace = HankelTrace(1) if self.trace is None else self.trace
+        records = self._recorded(step, model)
+        books = self._seen(step, model)
         if books.trial is not None and self._has_failed(books.trial):
-            made = self._undo(step, (model, *copies), opt_state, books.trial)
-        elif books.trial is None and books.waiting and self._may_cut():
-            made = self._attempt(step, (model, *copies), opt_state)
+            made = self._undo(step, models, opt_state, books, records)
+        elif books.trial is None and books.waiting:
+            made = self._attempt(step, models, opt_state, books, records)
         else:
-            made = [model, *copies], opt_state
-        (model, *copies), opt_state = made
-        return (model, opt_state) if followers is None else (model, opt_state, copies)
+            made = _Outcome(models, opt_state, books)
+        self._write(made.events)
+        (model, *copies), opt_state = made.models, made.opt_state
+        answer = (model, opt_state) if followers is None else (model, opt_state, copies)
+        # Pytrees are the caller's when this returns: no call in between, where Ctrl-C could come.
+        self._books, trace.records = made.books, records
+        if made.warning:  # nothing was cut
+            _warn(made.warning)
+        return answer
 
     def report(self, metric: Any) -> None:
         """Tell the watched metric of the model as it is now; a rollback follows in the next `step`.
@@ -301,10 +308,11 @@ class InTrainingReducer:
                 "InTrainingReducer(schedule, rollback=RollbackPolicy(tolerance))."
             )
         value = metric_value(metric)
-        self._was_told = True
-        books, trial = self._books, self._books.trial
+        books = replace(self._books, was_told=True)
+        trial = books.trial
         if trial is not None and not trial.stands:
             if self._has_failed(trial):
+                self._books = books
                 return
             assert books.metric is not None
             if self.rollback.is_worse(value, than=books.metric):
@@ -373,10 +381,14 @@ class InTrainingReducer:
             stopped=frozenset(saved.stopped),
             trial=saved.trial,
         )
-        steps = [Assignment(self, "_books", books), Assignment(self, "_was_told", False)]
+        commit(self._turned(books, saved.records))
+
+    def _turned(self, books: Books, records: Sequence[HankelRecord]) -> list[Step]:
+        """What puts these books and records in the place of the present ones."""
+        steps: list[Step] = [Assignment(self, "_books", books)]
         if self.trace is not None:
-            steps.append(Assignment(self.trace, "records", saved.records))
-        commit(steps)
+            steps.append(Assignment(self.trace, "records", records))
+        return steps
 
     def _has_failed(self, trial: Trial) -> bool:
         return self.rollback is not None and trial.misses >= self.rollback.patience
@@ -391,12 +403,17 @@ class InTrainingReducer:
             f"the next attempt is due after step {later[0]}" if later else "it was the last attempt"
         )
 
-    def _may_cut(self) -> bool:
+    def _may_cut(self, books: Books) -> bool:
         """Whether a cut made now could be judged later, if it is to be."""
-        return self.rollback is None or self._books.metric is not None
+        return self.rollback is None or books.metric is not None
 
-    def _record(self, step: int, model: Any, trace: HankelTrace) -> None:
-        before = trace.records[-1:]
+    def _recorded(self, step: int, model: Any) -> list[HankelRecord]:
+        """The records of the trace with those of this step."""
+        if self.trace is None:
+            return []
+        before = self.trace.records
+        trace = copy.copy(self.trace)
+        trace.records = list(before)
         try:
             trace.step(step, model, self.options)
             self._is_recording = True
@@ -404,12 +421,36 @@ class InTrainingReducer:
             if self._is_recording:
                 _warn(f"no record of the trace after step {step}, nor while this lasts: {error}")
             self._is_recording = False
-        if self._writer is not None and trace.records[-1:] != before:
+        if self._writer is not None and trace.records[-1:] != before[-1:]:
             write_trace(self._writer, trace)
+        return trace.records
+
+    def _seen(self, step: int, model: Any) -> Books:
+        """The books at the beginning of a step."""
+        books = self._agreed(model) if self._books.was_told else self._books
+        return replace(
+            books,
+            trial=None if books.trial is None or books.trial.stands else books.trial,
+            step=max(step, books.step),
+            waiting=books.waiting or self._comes_due(step),
+        )
 
     def _attempt(
-        self, step: int, models: Sequence[Any], opt_state: Any
-    ) -> tuple[Sequence[Any], Any]:
+        self,
+        step: int,
+        models: Sequence[Any],
+        opt_state: Any,
+        books: Books,
+        records: Sequence[HankelRecord],
+    ) -> _Outcome:
+        if not self._may_cut(books):
+            warning = (
+                f"the attempt due after step {step} waits: no finite metric was reported. Call "
+                "reducer.report(metric) before the first attempt, or leave `rollback` out."
+            )
+            return _Outcome(
+                models, opt_state, books, warning=warning if self._comes_due(step) else ""
+            )
         model, *followers = models
         found = search(model, self.options)
         together(found.framework, model, found.check)  # an error of the user, not of this attempt
@@ -422,36 +463,16 @@ class InTrainingReducer:
                 ReductionEvent.of(step, name_of(path), result, self.order)
                 for path, result in plan.results.items()
             ]
-            books = self._after_cut(step, events, plan.results, snapshots, name_of)
-            changed = [Assignment(self, "_books", books)]
-            cut = make_cut(found, opt_state, plan, followers, changed)
+            new = _after_cut(books, step, events, plan.results, snapshots, name_of)
+            cut = make_cut(found, opt_state, plan, followers, self._turned(new, records))
         except SSMReduceError as error:
-            self._books = replace(self._books, waiting=False)
-            _warn(
+            warning = (
                 f"no cut after step {step}, {self._outlook(step)}; model and optimizer state are as they "
                 f"were: {error}"
             )
-            return models, opt_state
-        self._write(events)
-        return [cut.model, *(copy for copy, _ in cut.followers)], cut.optimizer_state
-
-    def _after_cut(
-        self,
-        step: int,
-        events: Sequence[ReductionEvent],
-        results: Results,
-        snapshots: list[Snapshot] | None,
-        name_of: Callable[[Path], str],
-    ) -> Books:
-        """The books with a cut in them."""
-        books = replace(self._books, waiting=False)
-        if not events:
-            return books
-        trial = books.trial
-        if snapshots is not None:
-            trial = Trial(int(step), [event.layer for event in events], snapshots)
-        last_cut = {name_of(path): replace(result, layer=None) for path, result in results.items()}
-        return replace(books, events=(*books.events, *events), trial=trial, last_cut=last_cut)
+            return _Outcome(models, opt_state, replace(books, waiting=False), warning=warning)
+        made = [cut.model, *(follower for follower, _ in cut.followers)]
+        return _Outcome(made, cut.optimizer_state, new, events)
 
     def _accepted(self, found: Layers) -> Results:
         """The cuts that are worth it; where several processes train, the first alone is asked."""
@@ -468,51 +489,73 @@ class InTrainingReducer:
             return worth_it
         return {path: each for path, each in results.items() if each.new_order < each.old_order}
 
-    def _agree(self, model: Any) -> None:
-        """Let the first process decide what the reports since the last step mean."""
-        self._was_told = False
+    def _agreed(self, model: Any) -> Books:
+        """The books, once the first process decided what the reports since the last step mean."""
+        books = replace(self._books, was_told=False)
         team = framework_of(model).team_of(model)
         if team is None:
-            return
-        books = self._books
+            return books
         trial = books.trial
         verdict = None if trial is None else (trial.misses, trial.stands)
         metric, verdict = team.decide(lambda: (books.metric, verdict))
         if trial is not None and verdict is not None:
             trial = replace(trial, misses=verdict[0], stands=verdict[1])
-        self._books = replace(books, metric=metric, trial=trial)
+        return replace(books, metric=metric, trial=trial)
 
     def _undo(
-        self, step: int, models: Sequence[Any], opt_state: Any, trial: Trial
-    ) -> tuple[Sequence[Any], Any]:
-        model = models[0]
-        ready = together(
-            framework_of(model), model, lambda: prepared_back(models, opt_state, trial.snapshots)
-        )
+        self,
+        step: int,
+        models: Sequence[Any],
+        opt_state: Any,
+        books: Books,
+        records: Sequence[HankelRecord],
+    ) -> _Outcome:
+        model, trial = models[0], books.trial
+        assert trial is not None
+        with_all = partial(together, framework_of(model), model)
+        ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots))
         check_every_rank(models, self.options)
         undone = {
             index: replace(event, rolled_back=int(step))
-            for index, event in enumerate(self._books.events)
+            for index, event in enumerate(books.events)
             if event.step == trial.step and event.layer in trial.layers
         }
         books = replace(
-            self._books,
-            events=tuple(
-                undone.get(index, event) for index, event in enumerate(self._books.events)
-            ),
-            stopped=self._books.stopped | {plain_name(name) for name in trial.layers},
+            books,
+            events=tuple(undone.get(index, event) for index, event in enumerate(books.events)),
+            stopped=books.stopped | {plain_name(name) for name in trial.layers},
             trial=None,
             last_cut={},
         )
         steps = [step for each in ready for step in each.steps]
-        commit([*steps, Assignment(self, "_books", books)])
-        self._write(undone.values())
-        return [each.model for each in ready], ready[0].opt_state
+        if steps:
+            commit([*steps, *self._turned(books, records)], with_all)
+        made = [each.model for each in ready]
+        return _Outcome(made, ready[0].opt_state, books, list(undone.values()))
 
     def _write(self, events: Iterable[ReductionEvent]) -> None:
         if self._writer is not None:
             for event in events:
                 write_event(self._writer, event)
+
+
+def _after_cut(
+    books: Books,
+    step: int,
+    events: Sequence[ReductionEvent],
+    results: Results,
+    snapshots: list[Snapshot] | None,
+    name_of: Callable[[Path], str],
+) -> Books:
+    """The books with a cut in them."""
+    books = replace(books, waiting=False)
+    if not events:
+        return books
+    trial = books.trial
+    if snapshots is not None:
+        trial = Trial(int(step), [event.layer for event in events], snapshots)
+    last_cut = {name_of(path): replace(result, layer=None) for path, result in results.items()}
+    return replace(books, events=(*books.events, *events), trial=trial, last_cut=last_cut)
 
 
 def _warn(message: str) -> None:

@@ -1,0 +1,240 @@
+"""A cut, a rollback and a load happen entirely or not at all, wherever they are interrupted."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from interruptions import interrupted, points_of, standing
+from modules import KernelLRU, make_lru
+from samples import lru_weights
+from torch import nn
+from torch_modules import LrnnxLRU, SSMKernelDiag
+
+from ssmreduce import (
+    HankelTrace,
+    InTrainingReducer,
+    ReductionSchedule,
+    RollbackPolicy,
+    balanced_truncation,
+    load_reduced,
+    read_system,
+    reduce_layer,
+    reduce_model,
+    write_system,
+)
+
+FAILURES = (KeyboardInterrupt, MemoryError, RuntimeError)
+
+
+def reducer_of(way: str = "plain") -> InTrainingReducer:
+    """Cuts after the first step; `way` says with what."""
+    return InTrainingReducer(
+        ReductionSchedule(4, stop=1.0, attempts=4),
+        order=4,
+        rollback=None if way == "plain" else RollbackPolicy(0.1),
+        trace=None if way == "plain" else HankelTrace(1),
+    )
+
+
+class TorchSubject:
+    """Layers with a state between calls, tied ones and one with a cache; moments, gradients, an average."""
+
+    def __init__(self, way: str = "plain") -> None:
+        torch.manual_seed(5)
+        layers = [LrnnxLRU(2, 8), LrnnxLRU(2, 8), LrnnxLRU(2, 8), SSMKernelDiag(2, 16)]
+        for name, parameter in layers[1].named_parameters():
+            setattr(layers[2], name, parameter)
+        self.model = nn.Sequential(nn.Linear(2, 2), *layers)
+        self.state = torch.optim.AdamW(self.model.parameters(), 1e-3)
+        self.average = torch.optim.swa_utils.AveragedModel(self.model)
+        self.reducer = reducer_of(way)
+        self.train()
+        for model in (self.model, self.average.module):
+            model[1].state = torch.randn(8, dtype=torch.complex64)
+            model[4].setup_step()
+        self.loss().backward()
+        self.parameters = list(self.model.parameters())
+        self.reducer.report(1.0) if way != "plain" else None
+
+    def loss(self) -> Any:
+        return sum((p.abs() ** 2).sum() for p in self.model.parameters())
+
+    def train(self) -> None:
+        self.state.zero_grad()
+        self.loss().backward()
+        self.state.step()
+        self.average.update_parameters(self.model)
+
+    def standing(self) -> str:
+        assert all(p is q for p, q in zip(self.parameters, self.model.parameters(), strict=True))
+        return standing([self.model, self.state, self.average, self.reducer])
+
+    def step(self, number: int) -> None:
+        self.reducer.step(number, self.model, self.state, followers=[self.average])
+
+
+class JaxSubject:
+    """Two layers, what Adam keeps for them, and an average."""
+
+    def __init__(self, way: str = "plain") -> None:
+        rng = np.random.default_rng(5)
+        self.model = [make_lru(lru_weights(rng, 8, 2), kind=KernelLRU) for _ in range(2)]
+        self.average = jax.tree.map(lambda leaf: leaf * 1, self.model)
+        self.state = optax.adam(1e-3).init(eqx.filter(self.model, eqx.is_inexact_array))
+        self.reducer = reducer_of(way)
+        self.reducer.report(1.0) if way != "plain" else None
+
+    def train(self) -> None:
+        gradients = eqx.filter(self.model, eqx.is_inexact_array)
+        updates, self.state = optax.adam(1e-3).update(gradients, self.state, self.model)
+        self.model = eqx.apply_updates(self.model, updates)
+
+    def standing(self) -> str:
+        return standing([self.model, self.state, [self.average], self.reducer])
+
+    def step(self, number: int) -> None:
+        self.model, self.state, (self.average,) = self.reducer.step(
+            number, self.model, self.state, followers=[self.average]
+        )
+
+
+class FreshSubject(TorchSubject):
+    """The same before the first update, without an average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = torch.optim.AdamW(self.model.parameters(), 1e-3)
+
+    def train(self) -> None:
+        self.state.zero_grad()
+        self.loss().backward()
+        self.state.step()
+
+
+class LayerSubject(FreshSubject):
+    """A layer of its own, and what is written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = self.model[1]
+        self.system = balanced_truncation(read_system(self.layer), 4).system
+
+
+class SavedSubject(FreshSubject):
+    """A model and the state dict of one that was cut."""
+
+    def __init__(self) -> None:
+        other = TorchSubject()
+        other.step(1)
+        super().__init__()
+        self.saved = other.model.state_dict()
+
+
+def on_trial(subject: Any) -> Any:
+    """The same after a cut that did harm."""
+    subject.step(1)
+    subject.train()
+    subject.reducer.report(9.0)
+    return subject
+
+
+def cut_model(subject: Any) -> None:
+    """Cut, without a reducer."""
+    order = 4
+    result = reduce_model(
+        subject.model, order, optimizer=subject.state, followers=[subject.average]
+    )
+    assert result.model is subject.model
+
+
+def warmed(subject: Any) -> Any:
+    """The same after a step, so that the next one is the second."""
+    subject.step(1)
+    return subject
+
+
+SCENARIOS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "reduce_model": (TorchSubject, cut_model),
+    "cut": (TorchSubject, lambda subject: subject.step(1)),
+    "cut on trial": (lambda: TorchSubject("all"), lambda subject: subject.step(1)),
+    "rollback": (lambda: on_trial(TorchSubject("all")), lambda subject: subject.step(2)),
+    "load_reduced": (SavedSubject, lambda subject: load_reduced(subject.model, subject.saved)),
+    "write_system": (LayerSubject, lambda subject: write_system(subject.layer, subject.system)),
+    "reduce_layer": (LayerSubject, lambda subject: reduce_layer(subject.layer, 4)),
+    "jax cut": (JaxSubject, lambda subject: subject.step(1)),
+    "jax cut on trial": (lambda: JaxSubject("all"), lambda subject: subject.step(1)),
+    "jax rollback": (lambda: on_trial(JaxSubject("all")), lambda subject: subject.step(2)),
+}
+
+
+def copies_of(subject: Any) -> Callable[[], Any]:
+    """Make the same subject anew, with a graph that is alive during the cut."""
+    operated = copy.deepcopy(vars(subject))
+
+    def make() -> Any:
+        new = object.__new__(type(subject))
+        vars(new).update(copy.deepcopy(operated))
+        if isinstance(new, TorchSubject):
+            new.held = new.loss()
+        return new
+
+    return make
+
+
+def torn(name: str, count: int | None, *, lines: bool = False) -> tuple[int, list[Any]]:
+    """How many points were tried, `count` at random or all, and those that left something else."""
+    build, operate = SCENARIOS[name]
+    make = copies_of(build())
+    complete = make()
+    before = complete.standing()
+    operate(complete)
+    after = complete.standing()
+    assert before != after
+    points = points_of(make, operate, lines=lines)
+    rng = np.random.default_rng(7)
+    chosen = range(len(points)) if count is None else rng.permutation(len(points))[:count]
+    handler = signal.getsignal(signal.SIGINT)
+    wrong = []
+    for index in chosen:
+        subject = make()
+        failure = FAILURES[index % 3]("injected")
+        raised = interrupted(subject, operate, points[index], failure, lines=lines)
+        found = subject.standing()
+        was_made = found == after
+        # A pytree is replaced by its caller, who has the new one only if nothing was raised.
+        fits = found == before if name.startswith("jax") and raised else found in (before, after)
+        if signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
+            fits = False
+        if fits and not was_made:
+            operate(subject)
+            fits = subject.standing() == after
+        subject.train()
+        if not fits:
+            wrong.append(points[index])
+    return len(chosen), wrong
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_failure_in_any_call(name: str) -> None:
+    assert torn(name, 12)[1] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [False, True], ids=["calls", "lines"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_failure_at_every_place(name: str, lines: bool) -> None:
+    assert torn(name, None, lines=lines)[1] == []
