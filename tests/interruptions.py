@@ -51,12 +51,14 @@ class Places:
         self._is_writing = False
         self._raised = False
 
-    def _visit(self, frame: Any, event: str) -> None:
+    def _visit(self, frame: Any, event: str, _: Any = None) -> None:
         code = frame.f_code
         ours = self._is_ours.get(code)
         if ours is None:
             ours = self._is_ours[code] = code.co_filename.startswith(PACKAGE)
-        if not (ours or self._is_writing) or event not in EVENTS or self._raised:
+        if not ours and not self._is_writing:
+            return
+        if event not in EVENTS or self._raised:
             return
         if code is transaction.commit.__code__:
             self._is_writing = event != "return"
@@ -73,9 +75,6 @@ class Places:
             self._raised = True
             raise self._failure
 
-    def _profile(self, frame: Any, event: str, _: Any) -> None:
-        self._visit(frame, event)
-
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.endswith(WRITING):
             return None
@@ -88,7 +87,7 @@ class Places:
         """Look at what is called meanwhile."""
         get, put = (sys.gettrace, sys.settrace) if self._lines else (sys.getprofile, sys.setprofile)
         before = get()
-        put(self._trace if self._lines else self._profile)
+        put(self._trace if self._lines else self._visit)
         try:
             yield
         finally:
