@@ -335,6 +335,25 @@ def test_ctrl_c_waits_for_the_last_step() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class Failing(Step):
+    """Can be neither made nor undone."""
+
+    def make(self) -> None:
+        raise MemoryError
+
+    def undo(self) -> None:
+        raise RuntimeError("not undone")
+
+
+def test_a_step_that_cannot_be_undone_leaves_the_others_undone() -> None:
+    steps = [Interrupting(), Failing()]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pytest.raises(RuntimeError, match="not undone") as caught:
+        commit(steps)
+    assert isinstance(caught.value.__context__, MemoryError)
+    assert not steps[0].is_made
+
+
 def test_a_handler_of_the_user_gets_what_came() -> None:
     received: list[Any] = []
 

@@ -11,6 +11,7 @@ import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,26 +88,24 @@ def commit(
 ) -> None:
     """Make all steps, or none.
 
-    `together` calls a function on all processes that train the model, and raises on all if one raised.
+    `together` calls a function on all processes that train the model, and raises on all if one raised. Only
+    a connection that breaks while they tell each other can leave processes different.
     """
     hold = _Hold()
-    begun: list[Step] = []
-
-    def make() -> None:
-        for step in steps:
-            begun.append(step)
-            step.make()
-
     try:
         hold.begin()
-        if together is None:
-            make()
-        else:
-            together(make)
-    except BaseException:
-        for step in reversed(begun):
-            step.undo()
-        raise
+        with ExitStack() as undoing:  # goes on where a step cannot be undone
+
+            def make() -> None:
+                for step in steps:
+                    undoing.callback(step.undo)
+                    step.make()
+
+            if together is None:
+                make()
+            else:
+                together(make)
+            undoing.pop_all()
     finally:
         # Twice, since a signal that is not held may end the first call before its first line.
         try:

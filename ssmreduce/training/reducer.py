@@ -124,6 +124,11 @@ class InTrainingReducer:
     changed in place, after everything that can fail. A cut that fails leaves both as they were and
     warns. A compiled step function compiles once for the new shapes.
 
+    Cuts and rollbacks happen entirely or not at all, also by Ctrl-C: model, optimizer, followers, the
+    reducer and the records of its trace are those of before, or those of after. Where `step` raises,
+    pytrees and reducer are those of before: call it again. In PyTorch all may be those of after, and
+    another call goes on.
+
     An attempt whose step was passed over is made in the next call; several of them are made up for by one. An
     attempt that fails is spent. Gradients that PyTorch parameters hold at a cut follow it, so that an
     accumulation goes on; a rollback clears them.
@@ -135,7 +140,9 @@ class InTrainingReducer:
     schedulers set. The layers of an undone cut are not cut again.
 
     Where several processes train a model (DDP, FSDP2), all of them run a reducer of their own on the
-    model as it is wrapped. The first one decides, and a cut that one cannot make is made by none.
+    model as it is wrapped. The first one decides, and a cut that one cannot make is made by none; one that
+    fails while it writes makes all undo. A process that ends there leaves the others to the timeout of their
+    group, and then they undo.
 
     Examples
     --------
