@@ -93,25 +93,28 @@ def commit(
     """
     hold = _Hold()
     try:
-        hold.begin()
-        with ExitStack() as undoing:  # goes on where a step cannot be undone
-
-            def make() -> None:
-                for step in steps:
-                    undoing.callback(step.undo)
-                    step.make()
-
-            if together is None:
-                make()
-            else:
-                together(make)
-            undoing.pop_all()
-    finally:
-        # Twice, since a signal that is not held may end the first call before its first line.
         try:
-            hold.end()
+            hold.begin()
+            _make(steps, together)
         finally:
             hold.end()
+    finally:
+        hold.end()  # again: a signal that is not held may end the first call before its first line
+
+
+def _make(steps: Sequence[Step], together: Callable[[Callable[[], None]], None] | None) -> None:
+    with ExitStack() as undoing:  # goes on where a step cannot be undone
+
+        def make() -> None:
+            for step in steps:
+                undoing.callback(step.undo)
+                step.make()
+
+        if together is None:
+            make()
+        else:
+            together(make)
+        undoing.pop_all()
 
 
 class _Hold:
