@@ -49,7 +49,7 @@ class Places:
         self._counts: dict[tuple[str, int, str], int] = {}
         self._is_ours: dict[Any, bool] = {}
         self._is_writing = False
-        self._raised = False
+        self.has_raised = False
 
     def _visit(self, frame: Any, event: str, _: Any = None) -> None:
         code = frame.f_code
@@ -58,7 +58,7 @@ class Places:
             ours = self._is_ours[code] = code.co_filename.startswith(PACKAGE)
         if not ours and not self._is_writing:
             return
-        if event not in EVENTS or self._raised:
+        if event not in EVENTS or self.has_raised:
             return
         if code is transaction.commit.__code__:
             self._is_writing = event != "return"
@@ -72,7 +72,7 @@ class Places:
         point = (*place, count)
         self.seen.append(point)
         if point == self._at:
-            self._raised = True
+            self.has_raised = True
             raise self._failure
 
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
@@ -141,13 +141,13 @@ def points_of(
 def interrupted(
     subject: Any, operate: Callable[[Any], Any], point: Point, failure: Any, *, lines: bool = False
 ) -> bool:
-    """Whether the operation ended in the exception that was raised at that point."""
+    """Whether the operation ended in an exception, after one was raised at that point."""
     places = Places(lines=lines, at=point, failure=failure)
     try:
         with places.watched():
             operate(subject)
-    except type(failure) as error:
-        if error is not failure and error.__context__ is None:
+    except BaseException:
+        if not places.has_raised:
             raise
         return True
     return False

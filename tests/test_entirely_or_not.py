@@ -37,7 +37,7 @@ from ssmreduce import (
 )
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
 
-EVERY: int | None = 40
+EVERY: int | None = 25
 """How many points of each operation are tried in the slow run; None tries all, in an hour."""
 
 FAILURES = (KeyboardInterrupt, MemoryError, RuntimeError)
