@@ -42,6 +42,7 @@ from ssmreduce import (
     reduce_model,
     register_layer,
 )
+from ssmreduce.frameworks.transaction import Entry
 from ssmreduce.models.systems_of_layers import handle_of
 
 ORDERS = (6, 3)
@@ -211,7 +212,9 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         optimizer = torch.optim.SGD(model.parameters(), 1e-2)
     if fault == "gone":
         distributed.destroy_process_group()
-    before = fingerprint(model, optimizer)
+    before, make = fingerprint(model, optimizer), Entry.make
+    if fault == "writing" and rank == 1:
+        Entry.make = in_the_middle
     if kind == "trainer":
         order = ErrorBound(relative=1e-17) if fault == "planning" and rank == 0 else 4
         reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=order)
@@ -226,12 +229,24 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     try:
         reduce_model(model, 4, optimizer=optimizer)
     except SSMReduceError as error:
-        return {
+        seen = {
             "error": str(error),
             "kind": type(error).__name__,
             "unchanged": fingerprint(model, optimizer) == before,
         }
-    return {"error": None}
+    else:
+        return {"error": None}
+    if fault == "writing":
+        Entry.make = make
+        reduce_model(model, 4, optimizer=optimizer)
+        step(model, optimizer, rows)
+        seen["then"] = fingerprint(model, optimizer)
+    return seen
+
+
+def in_the_middle(_: Any) -> None:
+    """Fail when moments are written: weights have their new shapes then."""
+    raise RuntimeError("in the middle")
 
 
 def checkpoints(rows: slice) -> dict[str, Any]:

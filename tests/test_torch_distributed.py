@@ -137,6 +137,8 @@ FAULTS = {
     "ddp-pickle": ("DistributedError", "on rank 0: AttributeError"),
     "fsdp-shard": ("NonFiniteError", "while reducing layer `1.lru`: `C_re`"),
     "fsdp-mesh": ("UnsupportedLayerError", "device mesh with 2 axes"),
+    "ddp-writing": ("DistributedError", "on rank 1: RuntimeError: in the middle"),
+    "fsdp-writing": ("DistributedError", "on rank 1: RuntimeError: in the middle"),
     # The last one: it ends the process group.
     "ddp-gone": ("DistributedError", "the process group is not initialised"),
 }
@@ -151,6 +153,7 @@ def test_a_rank_that_fails_makes_all_fail(fault: str, ranks: list[dict[str, Any]
     assert first["kind"] == second["kind"] == kind
     assert first["unchanged"]
     assert second["unchanged"]
+    assert first.get("then") == second.get("then")
 
 
 def test_sharded_models_are_saved_whole(ranks: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ssmreduce.frameworks.torch_distributed import renew_buckets
+from ssmreduce.frameworks.torch_distributed import renew_buckets, with_buckets
 from ssmreduce.frameworks.transaction import Step
 
 
@@ -13,13 +13,17 @@ class _BucketsAfter(Step):
     """Makes the buckets anew once the shapes have changed."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._held = with_buckets(model)
 
     def make(self) -> None:
-        renew_buckets(self._model)
+        self._renew()
 
     def undo(self) -> None:
         """Nothing: the shapes are not back yet."""
+
+    def _renew(self) -> None:
+        for module, values, hooks in self._held:
+            renew_buckets(module, values, hooks)
 
 
 class _BucketsBefore(_BucketsAfter):
@@ -29,7 +33,7 @@ class _BucketsBefore(_BucketsAfter):
         """Nothing: the shapes have not changed yet."""
 
     def undo(self) -> None:
-        renew_buckets(self._model)
+        self._renew()
 
 
 def bucket_steps(model: Any, steps: Sequence[Step]) -> list[Step]:

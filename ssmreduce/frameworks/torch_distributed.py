@@ -139,22 +139,28 @@ def _same_error(rank: int, kind: type[Exception], text: str) -> Exception:
 # --- DDP
 
 
-def renew_buckets(model: Any) -> None:
-    """Give every DDP module in `model` a reducer for its parameters as they are now.
+def with_buckets(model: Any) -> list[tuple[Any, dict[str, Any], list[Any]]]:
+    """Return every DDP module in `model`, what it holds, and its communication hooks."""
+    return [
+        (module, dict(vars(module)), list(module._comm_hooks))
+        for module in model.modules()
+        if isinstance(module, DistributedDataParallel)
+    ]
+
+
+def renew_buckets(module: Any, values: dict[str, Any], hooks: list[Any]) -> None:
+    """Give a DDP module that held `values` a reducer for its parameters as they are now.
 
     The way to one is DDP's own pickling protocol, which keeps its settings; communication hooks belong
     to the old reducer and are registered again.
     """
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            hooks, module._comm_hooks = module._comm_hooks, []
-            for parameter in module.parameters():
-                if parameter.grad is not None:  # maybe a view of an old bucket
-                    parameter.grad = parameter.grad.detach().clone()
-            module.__setstate__(dict(vars(module)))  # type: ignore[no-untyped-call]
-            module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
-            for hook, state in hooks:
-                module.register_comm_hook(state, hook)
+    for parameter in module.parameters():
+        if parameter.grad is not None:  # maybe a view of an old bucket
+            parameter.grad = parameter.grad.detach().clone()
+    module.__setstate__({**values, "_comm_hooks": []})
+    module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
+    for hook, state in hooks:
+        module.register_comm_hook(state, hook)
 
 
 # --- FSDP2

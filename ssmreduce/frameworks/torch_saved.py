@@ -110,12 +110,14 @@ class _Load(Step):
 
     def __init__(self, model: Any, state_dict: Mapping[str, Any]) -> None:
         self._model, self._state_dict = model, state_dict
+        self._records_gradients = torch.is_grad_enabled()
 
     def make(self) -> None:
         self._model.load_state_dict(self._state_dict)
 
     def undo(self) -> None:
-        """Nothing: shapes are not back yet."""
+        """Give back the mode of autograd, which torch sets while it loads; shapes are not back yet."""
+        torch.set_grad_enabled(self._records_gradients)
 
 
 class _NumbersBefore(Step):
@@ -137,9 +139,8 @@ class _NumbersBefore(Step):
         """Nothing: nothing has been loaded yet."""
 
     def undo(self) -> None:
-        with torch.no_grad():
-            for tensor, values in self._tensors:
-                tensor.copy_(values)
+        for tensor, values in self._tensors:
+            tensor.detach().copy_(values)
         for part, value in self._extra:
             part.set_extra_state(value)
 

@@ -79,18 +79,17 @@ def _tensor_step(model: Any, tensor: Any, saved: Any) -> Step:
 
 
 class _OldNumbers(Step):
-    """Copies numbers into a tensor of the same shape."""
+    """Copies numbers into a tensor of the same shape; without `no_grad`, which would stay if broken off."""
 
     def __init__(self, tensor: Any, saved: Any) -> None:
         self._tensor, self._saved, self._before = tensor, saved, tensor.detach().clone()
 
     def make(self) -> None:
-        with torch.no_grad():
-            self._tensor.copy_(sharded_like(self._tensor, self._saved.to(self._tensor.device)))
+        full = self._saved.to(self._tensor.device)
+        self._tensor.detach().copy_(sharded_like(self._tensor, full))
 
     def undo(self) -> None:
-        with torch.no_grad():
-            self._tensor.copy_(self._before)
+        self._tensor.detach().copy_(self._before)
 
 
 class _NoGradients(Step):

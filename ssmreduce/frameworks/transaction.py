@@ -1,7 +1,8 @@
 """`commit`: changes of a model, its optimizer, its copies and a reducer's books, made entirely or not at all.
 
 Everything that can fail is done before: a `Step` only puts what is ready in its place. Ctrl-C waits until all
-steps are made; where something is raised all the same, the steps that were begun are undone.
+steps are made; where something is raised all the same, the steps that were begun are undone, on all processes
+that train the model.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,21 +83,38 @@ class Prepared:
     steps: Sequence[Step] = field(default=())
 
 
-def commit(steps: Sequence[Step]) -> None:
-    """Make all steps, or none."""
+def commit(
+    steps: Sequence[Step], together: Callable[[Callable[[], None]], None] | None = None
+) -> None:
+    """Make all steps, or none.
+
+    `together` calls a function on all processes that train the model, and raises on all if one raised. Only
+    a connection that breaks while they tell each other can leave processes different.
+    """
     hold = _Hold()
-    begun: list[Step] = []
     try:
-        hold.begin()
-        for step in steps:
-            begun.append(step)
-            step.make()
-    except BaseException:
-        for step in reversed(begun):
-            step.undo()
-        raise
+        try:
+            hold.begin()
+            _make(steps, together)
+        finally:
+            hold.end()
     finally:
-        hold.end()
+        hold.end()  # again: a signal that is not held may end the first call before its first line
+
+
+def _make(steps: Sequence[Step], together: Callable[[Callable[[], None]], None] | None) -> None:
+    with ExitStack() as undoing:  # goes on where a step cannot be undone
+
+        def make() -> None:
+            for step in steps:
+                undoing.callback(step.undo)
+                step.make()
+
+        if together is None:
+            make()
+        else:
+            together(make)
+        undoing.pop_all()
 
 
 class _Hold:
@@ -114,7 +133,7 @@ class _Hold:
     def end(self) -> None:
         """Let it through: the handler that was there gets what came meanwhile."""
         if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
             handler, self._handler = self._handler, None
-            signal.signal(signal.SIGINT, handler)
             if self._held:
                 handler(*self._held[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -153,8 +154,8 @@ def make_cut(
 ) -> Cut:
     """Carry out what `plan_cut` returned for this model, on all processes that train it.
 
-    All is prepared, for the followers too and on all processes, before anything is changed; `books` are
-    changed with it.
+    All is prepared, for the followers too and on all processes, before anything is changed. `books` are
+    changed with a model that is changed in place; with another one they are left to who returns it.
     """
     copies = [found.of(each) for each in followers]
     parts = [
@@ -167,7 +168,9 @@ def make_cut(
         found.model,
         lambda: [_prepared(*part, new) for part, new in zip(parts, gradients, strict=True)],
     )
-    commit([*(step for each in ready for step in each.steps), *books])
+    steps = [step for each in ready for step in each.steps]
+    if steps:
+        commit([*steps, *books], partial(together, found.framework, found.model))
     (model, own), *others = [
         (each.model, _with_layers(part.framework, each.model, results))
         for each, (part, _, results, _) in zip(ready, parts, strict=True)

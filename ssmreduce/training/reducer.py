@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, overload
 
 from ssmreduce._boundary import warn_caller
@@ -19,7 +21,7 @@ from ssmreduce._checks import (
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import Path, Snapshot
-from ssmreduce.frameworks.transaction import Assignment, commit
+from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.followers import checked_followers
@@ -32,7 +34,7 @@ from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.policy import RollbackPolicy, Trial
 from ssmreduce.training.saved_state import checked_state
 from ssmreduce.training.schedule import ReductionSchedule
-from ssmreduce.training.trace import HankelTrace
+from ssmreduce.training.trace import HankelRecord, HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
 
 
@@ -46,6 +48,8 @@ class Books:
         The cuts so far.
     last_cut : dict of str to LayerReduction
         What the last one did.
+    step : int
+        The last step that changed them.
     waiting : bool
         Whether an attempt is due that has not been made.
     metric : float or None
@@ -54,14 +58,29 @@ class Books:
         Layers that are not cut again.
     trial : Trial or None
         The cut that can still be undone.
+    was_told : bool
+        Whether a metric was reported since the last step.
     """
 
     events: tuple[ReductionEvent, ...] = ()
     last_cut: dict[str, LayerReduction] = field(default_factory=dict)
+    step: int = 0
     waiting: bool = False
     metric: float | None = None
     stopped: frozenset[str] = frozenset()
     trial: Trial | None = None
+    was_told: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What a step leads to; the books are the reducer's once the models are the caller's."""
+
+    models: Sequence[Any]
+    opt_state: Any
+    books: Books
+    events: Sequence[ReductionEvent] = ()
+    warning: str = ""
 
 
 class InTrainingReducer:
@@ -105,6 +124,11 @@ class InTrainingReducer:
     changed in place, after everything that can fail. A cut that fails leaves both as they were and
     warns. A compiled step function compiles once for the new shapes.
 
+    Cuts and rollbacks happen entirely or not at all, also by Ctrl-C: model, optimizer, followers, the
+    reducer and the records of its trace are those of before, or those of after. Where `step` raises,
+    pytrees and reducer are those of before: call it again. In PyTorch all may be those of after, and
+    another call goes on.
+
     An attempt whose step was passed over is made in the next call; several of them are made up for by one. An
     attempt that fails is spent. Gradients that PyTorch parameters hold at a cut follow it, so that an
     accumulation goes on; a rollback clears them.
@@ -116,7 +140,9 @@ class InTrainingReducer:
     schedulers set. The layers of an undone cut are not cut again.
 
     Where several processes train a model (DDP, FSDP2), all of them run a reducer of their own on the
-    model as it is wrapped. The first one decides, and a cut that one cannot make is made by none.
+    model as it is wrapped. The first one decides, and a cut that one cannot make is made by none; one that
+    fails while it writes makes all undo. A process that ends there leaves the others to the timeout of their
+    group, and then they undo.
 
     Examples
     --------
@@ -157,8 +183,7 @@ class InTrainingReducer:
         self.rollback = rollback
         self.trace = trace
         self._books = Books()
-        self._last_step = 0
-        self._was_told = False
+        self._idle_step = 0
         self._is_recording = True
         self._writer: Any = None
 
@@ -201,7 +226,7 @@ class InTrainingReducer:
         trial = self._books.trial
         if trial is not None and not trial.stands:
             return self._has_failed(trial)
-        return self._may_cut() and (self._books.waiting or self._comes_due(step))
+        return self._may_cut(self._books) and (self._books.waiting or self._comes_due(step))
 
     @overload
     def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]: ...
@@ -252,33 +277,29 @@ class InTrainingReducer:
             record, or if an attempt waits for the first metric.
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
-        copies = checked_followers(followers)
-        if self.trace is not None:
-            self._record(step, model, self.trace)
-        if self._was_told:
-            self._agree(model)
-        comes_due = self._comes_due(step)
-        books = self._books
-        if comes_due or (books.trial is not None and books.trial.stands):
-            trial = None if books.trial is None or books.trial.stands else books.trial
-            books = replace(books, trial=trial, waiting=books.waiting or comes_due)
-            self._books = books
-        self._last_step = max(
-            step, self._last_step
-        )  # after the books: an attempt is not lost between
-        if comes_due and books.trial is None and not self._may_cut():
-            _warn(
-                f"the attempt due after step {step} waits: no finite metric was reported. Call "
-                "reducer.report(metric) before the first attempt, or leave `rollback` out."
-            )
+        if self._is_idle(step):
+            self._idle_step = max(step, self._idle_step)
+            if followers is None:
+                return model, opt_state
+            return model, opt_state, checked_followers(followers)
+        models = (model, *checked_followers(followers))
+        trace = HankelTrace(1) if self.trace is None else self.trace
+        records = self._recorded(step, model)
+        books = self._seen(step, model)
         if books.trial is not None and self._has_failed(books.trial):
-            made = self._undo(step, (model, *copies), opt_state, books.trial)
-        elif books.trial is None and books.waiting and self._may_cut():
-            made = self._attempt(step, (model, *copies), opt_state)
+            made = self._undo(step, models, opt_state, books, records)
+        elif books.trial is None and books.waiting:
+            made = self._attempt(step, models, opt_state, books, records)
         else:
-            made = [model, *copies], opt_state
-        (model, *copies), opt_state = made
-        return (model, opt_state) if followers is None else (model, opt_state, copies)
+            made = _Outcome(models, opt_state, books)
+        self._write(made.events)
+        (model, *copies), opt_state = made.models, made.opt_state
+        answer = (model, opt_state) if followers is None else (model, opt_state, copies)
+        # Pytrees are the caller's when this returns: no call in between, where Ctrl-C could come.
+        self._books, trace.records = made.books, records
+        if made.warning:  # nothing was cut
+            _warn(made.warning)
+        return answer
 
     def report(self, metric: Any) -> None:
         """Tell the watched metric of the model as it is now; a rollback follows in the next `step`.
@@ -300,10 +321,11 @@ class InTrainingReducer:
                 "InTrainingReducer(schedule, rollback=RollbackPolicy(tolerance))."
             )
         value = metric_value(metric)
-        self._was_told = True
-        books, trial = self._books, self._books.trial
+        books = replace(self._books, was_told=True)
+        trial = books.trial
         if trial is not None and not trial.stands:
             if self._has_failed(trial):
+                self._books = books
                 return
             assert books.metric is not None
             if self.rollback.is_worse(value, than=books.metric):
@@ -366,26 +388,41 @@ class InTrainingReducer:
         saved = checked_state(state, self._settings(), self.rollback, self.trace)
         books = Books(
             events=tuple(saved.events),
+            step=saved.step,
             waiting=saved.waiting,
             metric=saved.metric,
             stopped=frozenset(saved.stopped),
             trial=saved.trial,
         )
-        steps = [
+        commit(self._turned(books, saved.records))
+
+    def _turned(self, books: Books, records: Sequence[HankelRecord]) -> list[Step]:
+        """What puts these books and records in the place of the present ones."""
+        steps: list[Step] = [
             Assignment(self, "_books", books),
-            Assignment(self, "_last_step", saved.step),
-            Assignment(self, "_was_told", False),
+            Assignment(self, "_idle_step", 0),
         ]
         if self.trace is not None:
-            steps.append(Assignment(self.trace, "records", saved.records))
-        commit(steps)
+            steps.append(Assignment(self.trace, "records", records))
+        return steps
 
     def _has_failed(self, trial: Trial) -> bool:
         return self.rollback is not None and trial.misses >= self.rollback.patience
 
+    @property
+    def _last_step(self) -> int:
+        return max(self._books.step, self._idle_step)
+
     def _comes_due(self, step: int) -> bool:
         """Whether an attempt is due at this step, or was due at one that was passed over."""
-        return any(self._last_step < at <= step for at in self.schedule.steps)
+        last = self._last_step
+        return any(last < at <= step for at in self.schedule.steps)
+
+    def _is_idle(self, step: int) -> bool:
+        """Whether a step has nothing to do but to be counted."""
+        books = self._books
+        changes = books.waiting or books.was_told or books.trial is not None
+        return self.trace is None and not changes and not self._comes_due(step)
 
     def _outlook(self, step: int) -> str:
         later = [at for at in self.schedule.steps if at > step]
@@ -393,12 +430,17 @@ class InTrainingReducer:
             f"the next attempt is due after step {later[0]}" if later else "it was the last attempt"
         )
 
-    def _may_cut(self) -> bool:
+    def _may_cut(self, books: Books) -> bool:
         """Whether a cut made now could be judged later, if it is to be."""
-        return self.rollback is None or self._books.metric is not None
+        return self.rollback is None or books.metric is not None
 
-    def _record(self, step: int, model: Any, trace: HankelTrace) -> None:
-        before = trace.records[-1:]
+    def _recorded(self, step: int, model: Any) -> list[HankelRecord]:
+        """The records of the trace with those of this step."""
+        if self.trace is None:
+            return []
+        before = self.trace.records
+        trace = copy.copy(self.trace)
+        trace.records = list(before)
         try:
             trace.step(step, model, self.options)
             self._is_recording = True
@@ -406,12 +448,36 @@ class InTrainingReducer:
             if self._is_recording:
                 _warn(f"no record of the trace after step {step}, nor while this lasts: {error}")
             self._is_recording = False
-        if self._writer is not None and trace.records[-1:] != before:
+        if self._writer is not None and trace.records[-1:] != before[-1:]:
             write_trace(self._writer, trace)
+        return trace.records
+
+    def _seen(self, step: int, model: Any) -> Books:
+        """The books at the beginning of a step."""
+        books = self._agreed(model) if self._books.was_told else self._books
+        return replace(
+            books,
+            trial=None if books.trial is None or books.trial.stands else books.trial,
+            step=max(step, self._last_step),
+            waiting=books.waiting or self._comes_due(step),
+        )
 
     def _attempt(
-        self, step: int, models: Sequence[Any], opt_state: Any
-    ) -> tuple[Sequence[Any], Any]:
+        self,
+        step: int,
+        models: Sequence[Any],
+        opt_state: Any,
+        books: Books,
+        records: Sequence[HankelRecord],
+    ) -> _Outcome:
+        if not self._may_cut(books):
+            warning = (
+                f"the attempt due after step {step} waits: no finite metric was reported. Call "
+                "reducer.report(metric) before the first attempt, or leave `rollback` out."
+            )
+            return _Outcome(
+                models, opt_state, books, warning=warning if self._comes_due(step) else ""
+            )
         model, *followers = models
         found = search(model, self.options)
         together(found.framework, model, found.check)  # an error of the user, not of this attempt
@@ -424,36 +490,16 @@ class InTrainingReducer:
                 ReductionEvent.of(step, name_of(path), result, self.order)
                 for path, result in plan.results.items()
             ]
-            books = self._after_cut(step, events, plan.results, snapshots, name_of)
-            changed = [Assignment(self, "_books", books)]
-            cut = make_cut(found, opt_state, plan, followers, changed)
+            new = _after_cut(books, step, events, plan.results, snapshots, name_of)
+            cut = make_cut(found, opt_state, plan, followers, self._turned(new, records))
         except SSMReduceError as error:
-            self._books = replace(self._books, waiting=False)
-            _warn(
+            warning = (
                 f"no cut after step {step}, {self._outlook(step)}; model and optimizer state are as they "
                 f"were: {error}"
             )
-            return models, opt_state
-        self._write(events)
-        return [cut.model, *(copy for copy, _ in cut.followers)], cut.optimizer_state
-
-    def _after_cut(
-        self,
-        step: int,
-        events: Sequence[ReductionEvent],
-        results: Results,
-        snapshots: list[Snapshot] | None,
-        name_of: Callable[[Path], str],
-    ) -> Books:
-        """The books with a cut in them."""
-        books = replace(self._books, waiting=False)
-        if not events:
-            return books
-        trial = books.trial
-        if snapshots is not None:
-            trial = Trial(int(step), [event.layer for event in events], snapshots)
-        last_cut = {name_of(path): replace(result, layer=None) for path, result in results.items()}
-        return replace(books, events=(*books.events, *events), trial=trial, last_cut=last_cut)
+            return _Outcome(models, opt_state, replace(books, waiting=False), warning=warning)
+        made = [cut.model, *(follower for follower, _ in cut.followers)]
+        return _Outcome(made, cut.optimizer_state, new, events)
 
     def _accepted(self, found: Layers) -> Results:
         """The cuts that are worth it; where several processes train, the first alone is asked."""
@@ -470,51 +516,73 @@ class InTrainingReducer:
             return worth_it
         return {path: each for path, each in results.items() if each.new_order < each.old_order}
 
-    def _agree(self, model: Any) -> None:
-        """Let the first process decide what the reports since the last step mean."""
-        self._was_told = False
+    def _agreed(self, model: Any) -> Books:
+        """The books, once the first process decided what the reports since the last step mean."""
+        books = replace(self._books, was_told=False)
         team = framework_of(model).team_of(model)
         if team is None:
-            return
-        books = self._books
+            return books
         trial = books.trial
         verdict = None if trial is None else (trial.misses, trial.stands)
         metric, verdict = team.decide(lambda: (books.metric, verdict))
         if trial is not None and verdict is not None:
             trial = replace(trial, misses=verdict[0], stands=verdict[1])
-        self._books = replace(books, metric=metric, trial=trial)
+        return replace(books, metric=metric, trial=trial)
 
     def _undo(
-        self, step: int, models: Sequence[Any], opt_state: Any, trial: Trial
-    ) -> tuple[Sequence[Any], Any]:
-        model = models[0]
-        ready = together(
-            framework_of(model), model, lambda: prepared_back(models, opt_state, trial.snapshots)
-        )
+        self,
+        step: int,
+        models: Sequence[Any],
+        opt_state: Any,
+        books: Books,
+        records: Sequence[HankelRecord],
+    ) -> _Outcome:
+        model, trial = models[0], books.trial
+        assert trial is not None
+        with_all = partial(together, framework_of(model), model)
+        ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots))
         check_every_rank(models, self.options)
         undone = {
             index: replace(event, rolled_back=int(step))
-            for index, event in enumerate(self._books.events)
+            for index, event in enumerate(books.events)
             if event.step == trial.step and event.layer in trial.layers
         }
         books = replace(
-            self._books,
-            events=tuple(
-                undone.get(index, event) for index, event in enumerate(self._books.events)
-            ),
-            stopped=self._books.stopped | {plain_name(name) for name in trial.layers},
+            books,
+            events=tuple(undone.get(index, event) for index, event in enumerate(books.events)),
+            stopped=books.stopped | {plain_name(name) for name in trial.layers},
             trial=None,
             last_cut={},
         )
         steps = [step for each in ready for step in each.steps]
-        commit([*steps, Assignment(self, "_books", books)])
-        self._write(undone.values())
-        return [each.model for each in ready], ready[0].opt_state
+        if steps:
+            commit([*steps, *self._turned(books, records)], with_all)
+        made = [each.model for each in ready]
+        return _Outcome(made, ready[0].opt_state, books, list(undone.values()))
 
     def _write(self, events: Iterable[ReductionEvent]) -> None:
         if self._writer is not None:
             for event in events:
                 write_event(self._writer, event)
+
+
+def _after_cut(
+    books: Books,
+    step: int,
+    events: Sequence[ReductionEvent],
+    results: Results,
+    snapshots: list[Snapshot] | None,
+    name_of: Callable[[Path], str],
+) -> Books:
+    """The books with a cut in them."""
+    books = replace(books, waiting=False)
+    if not events:
+        return books
+    trial = books.trial
+    if snapshots is not None:
+        trial = Trial(int(step), [event.layer for event in events], snapshots)
+    last_cut = {name_of(path): replace(result, layer=None) for path, result in results.items()}
+    return replace(books, events=(*books.events, *events), trial=trial, last_cut=last_cut)
 
 
 def _warn(message: str) -> None:
