@@ -2,26 +2,9 @@
 
 from importlib.metadata import version as _version
 
-from ssmreduce.equations.solve import LyapunovSolution as LyapunovSolution
 from ssmreduce.equations.solve import solve_lyapunov as solve_lyapunov
 from ssmreduce.equations.solve import solve_lyapunov_factor as solve_lyapunov_factor
-from ssmreduce.errors import DataFileError as DataFileError
-from ssmreduce.errors import DistributedError as DistributedError
-from ssmreduce.errors import HostTransferWarning as HostTransferWarning
-from ssmreduce.errors import MissingBackendError as MissingBackendError
-from ssmreduce.errors import NoConvergenceError as NoConvergenceError
-from ssmreduce.errors import NonFiniteError as NonFiniteError
-from ssmreduce.errors import OptimizerStateError as OptimizerStateError
-from ssmreduce.errors import OrderError as OrderError
-from ssmreduce.errors import ScalingWarning as ScalingWarning
-from ssmreduce.errors import ShapeError as ShapeError
 from ssmreduce.errors import SSMReduceError as SSMReduceError
-from ssmreduce.errors import TimeDomainError as TimeDomainError
-from ssmreduce.errors import TracedValueError as TracedValueError
-from ssmreduce.errors import UnreachableToleranceError as UnreachableToleranceError
-from ssmreduce.errors import UnstableSystemError as UnstableSystemError
-from ssmreduce.errors import UnsupportedEquationError as UnsupportedEquationError
-from ssmreduce.errors import UnsupportedLayerError as UnsupportedLayerError
 from ssmreduce.gramians.factors import controllability_gramian as controllability_gramian
 from ssmreduce.gramians.factors import observability_gramian as observability_gramian
 from ssmreduce.hankel import error_bounds as error_bounds
@@ -34,18 +17,15 @@ from ssmreduce.models.reduce import reduce_model as reduce_model
 from ssmreduce.models.report import LayerReduction as LayerReduction
 from ssmreduce.models.report import ModelReduction as ModelReduction
 from ssmreduce.models.shapes import shaped_like as shaped_like
-from ssmreduce.models.sweep import Sweep as Sweep
 from ssmreduce.models.sweep import sweep as sweep
 from ssmreduce.models.systems_of_layers import read_system as read_system
 from ssmreduce.models.systems_of_layers import write_system as write_system
-from ssmreduce.norms import HinfNorm as HinfNorm
 from ssmreduce.norms import h2_norm as h2_norm
 from ssmreduce.norms import hankel_norm as hankel_norm
 from ssmreduce.norms import hinf_norm as hinf_norm
 from ssmreduce.reduction.balanced import Balancing as Balancing
 from ssmreduce.reduction.balanced import balance as balance
 from ssmreduce.reduction.balanced import balanced_truncation as balanced_truncation
-from ssmreduce.reduction.h2_optimal import H2Reduction as H2Reduction
 from ssmreduce.reduction.h2_optimal import h2_optimal as h2_optimal
 from ssmreduce.reduction.modal import modal_truncation as modal_truncation
 from ssmreduce.reduction.order import ErrorBound as ErrorBound
@@ -60,7 +40,6 @@ from ssmreduce.reduction.realisation import balanced_realisation as balanced_rea
 from ssmreduce.reduction.realisation import minimal_realisation as minimal_realisation
 from ssmreduce.reduction.report import Reduction as Reduction
 from ssmreduce.reduction.selection import select_states as select_states
-from ssmreduce.reduction.unstable import UnstableSplit as UnstableSplit
 from ssmreduce.reduction.unstable import split_unstable as split_unstable
 from ssmreduce.systems.coordinates import diagonalised as diagonalised
 from ssmreduce.systems.coordinates import real_form as real_form
@@ -82,52 +61,29 @@ from ssmreduce.training.policy import RollbackPolicy as RollbackPolicy
 from ssmreduce.training.reducer import InTrainingReducer as InTrainingReducer
 from ssmreduce.training.schedule import ReductionSchedule as ReductionSchedule
 from ssmreduce.training.trace import HankelTrace as HankelTrace
-from ssmreduce.training.tracking import ReductionEvent as ReductionEvent
 
 __all__ = [
     "Balancing",
     "Continuous",
     "CutOptions",
-    "DataFileError",
     "DiagonalStateSpace",
     "Discrete",
-    "DistributedError",
     "ErrorBound",
     "FixedOrder",
-    "H2Reduction",
     "HankelEnergy",
     "HankelMass",
     "HankelTrace",
-    "HinfNorm",
-    "HostTransferWarning",
     "InTrainingReducer",
     "LayerReduction",
-    "LyapunovSolution",
     "MeasuredError",
-    "MissingBackendError",
     "ModelReduction",
-    "NoConvergenceError",
-    "NonFiniteError",
-    "OptimizerStateError",
-    "OrderError",
     "OrderRule",
     "Reduction",
-    "ReductionEvent",
     "ReductionSchedule",
     "RollbackPolicy",
     "SSMReduceError",
-    "ScalingWarning",
-    "ShapeError",
     "StateSpace",
-    "Sweep",
-    "TimeDomainError",
     "TotalBudget",
-    "TracedValueError",
-    "UnreachableToleranceError",
-    "UnstableSplit",
-    "UnstableSystemError",
-    "UnsupportedEquationError",
-    "UnsupportedLayerError",
     "__version__",
     "balance",
     "balanced_realisation",

@@ -34,11 +34,10 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     HankelMass,
-    HostTransferWarning,
-    ScalingWarning,
     SSMReduceError,
     StateSpace,
 )
+from ssmreduce.errors import HostTransferWarning, ScalingWarning
 
 SECONDS = 20.0
 """No call may take longer."""

@@ -82,7 +82,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("_stage") in libraries.ELSEWHERE:
             # What has no version for a device is moved, as the pages say; how is tested elsewhere.
-            item.add_marker(pytest.mark.filterwarnings("ignore::ssmreduce.HostTransferWarning"))
+            item.add_marker(
+                pytest.mark.filterwarnings("ignore::ssmreduce.errors.HostTransferWarning")
+            )
     fixed = settings.get_current_profile_name() == "long"
     fixed = fixed and config.getoption("--hypothesis-seed", None) is None
     seen: set[int] = set()

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ssmreduce import DiagonalStateSpace, HostTransferWarning, StateSpace
+from ssmreduce import DiagonalStateSpace, StateSpace
 from ssmreduce._namespace import to_host
+from ssmreduce.errors import HostTransferWarning
 
 HostArray = NDArray[Any]
 System = Any

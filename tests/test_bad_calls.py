@@ -18,17 +18,15 @@ from ssmreduce import (
     Discrete,
     FixedOrder,
     HankelMass,
-    OrderError,
     ReductionSchedule,
-    ShapeError,
     SSMReduceError,
     StateSpace,
-    TimeDomainError,
     balanced_truncation,
     hankel_norm,
     hinf_norm,
 )
 from ssmreduce.adapters.pymor import to_pymor
+from ssmreduce.errors import OrderError, ShapeError, TimeDomainError
 from ssmreduce.plotting import plot_hsv_decay, plot_poles
 
 RESULTS = {

@@ -28,16 +28,15 @@ from ssmreduce import (
     FixedOrder,
     HankelEnergy,
     HankelMass,
-    OrderError,
     Reduction,
     StateSpace,
-    UnreachableToleranceError,
     balance,
     balanced_truncation,
     controllability_gramian,
     hankel_singular_values,
     observability_gramian,
 )
+from ssmreduce.errors import OrderError, UnreachableToleranceError
 from ssmreduce.norms import hinf_difference
 
 pytestmark = pytest.mark.every_library

@@ -19,11 +19,8 @@ from ssmreduce import (
     Discrete,
     ErrorBound,
     HankelMass,
-    OrderError,
-    ShapeError,
     StateSpace,
     TotalBudget,
-    UnstableSystemError,
     balance,
     balanced_truncation,
     controllability_gramian,
@@ -35,6 +32,7 @@ from ssmreduce import (
     singular_perturbation,
 )
 from ssmreduce._workers import map_workers
+from ssmreduce.errors import OrderError, ShapeError, UnstableSystemError
 from ssmreduce.gramians import batch as batch_module
 from ssmreduce.norms import gramian as gramian_norms
 from ssmreduce.norms import hinf_difference

@@ -12,9 +12,10 @@ import samples
 import scipy.linalg
 
 import ssmreduce as sr
-from ssmreduce import Continuous, Discrete, StateSpace, UnstableSystemError
+from ssmreduce import Continuous, Discrete, StateSpace
 from ssmreduce._schur import SchurForm, _conditions
 from ssmreduce.equations.solvers import Hammarling, SmithDoubling
+from ssmreduce.errors import UnstableSystemError
 from ssmreduce.gramians.frequency import frequency_limited_factors
 
 REFUSALS: dict[str, Callable[[StateSpace], Any]] = {

@@ -26,16 +26,13 @@ from torch.utils.tensorboard import SummaryWriter
 from torch_samples import s5
 
 from ssmreduce import (
-    DataFileError,
-    DistributedError,
     HankelTrace,
     InTrainingReducer,
-    OptimizerStateError,
-    OrderError,
     ReductionSchedule,
     RollbackPolicy,
     reduce_model,
 )
+from ssmreduce.errors import DataFileError, DistributedError, OptimizerStateError, OrderError
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.lightning import ReductionCallback as LightningCallback
 from ssmreduce.training.transformers import ReductionCallback as TransformersCallback

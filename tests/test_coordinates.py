@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 from samples import EPS, adjoint, complex_normal, dense_system, well_conditioned
 from transfer import KINDS, TIMES, assert_same_map, random_system
 
-from ssmreduce import (
-    Continuous,
-    DiagonalStateSpace,
-    Discrete,
-    ShapeError,
-    StateSpace,
-    UnreachableToleranceError,
-    hankel_singular_values,
-)
+from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, hankel_singular_values
+from ssmreduce.errors import ShapeError, UnreachableToleranceError
 from ssmreduce.systems.coordinates import diagonalised, real_form, transformed
 from ssmreduce.systems.interconnect import parallel
 

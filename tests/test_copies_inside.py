@@ -19,13 +19,12 @@ from ssmreduce import (
     HankelMass,
     InTrainingReducer,
     ModelReduction,
-    OrderError,
     ReductionSchedule,
     RollbackPolicy,
     TotalBudget,
-    UnsupportedLayerError,
     reduce_model,
 )
+from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.models.search import search
 
 OPTIONS = CutOptions(horizon=40)

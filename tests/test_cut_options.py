@@ -17,12 +17,11 @@ from ssmreduce import (
     CutOptions,
     HankelTrace,
     InTrainingReducer,
-    OrderError,
     ReductionSchedule,
-    UnsupportedLayerError,
     reduce_layer,
     reduce_model,
 )
+from ssmreduce.errors import OrderError, UnsupportedLayerError
 
 
 def model() -> nn.Sequential:

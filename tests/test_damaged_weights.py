@@ -14,14 +14,8 @@ from s5 import S5
 from torch import nn
 from torch_samples import CASES
 
-from ssmreduce import (
-    NonFiniteError,
-    ShapeError,
-    SSMReduceError,
-    UnsupportedLayerError,
-    load_reduced,
-    reduce_model,
-)
+from ssmreduce import SSMReduceError, load_reduced, reduce_model
+from ssmreduce.errors import NonFiniteError, ShapeError, UnsupportedLayerError
 from ssmreduce.models.checkpoint import accept_reduced
 
 pytestmark = [

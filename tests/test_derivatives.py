@@ -17,10 +17,7 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    ShapeError,
     StateSpace,
-    UnstableSystemError,
-    UnsupportedEquationError,
     controllability_gramian,
     h2_norm,
     hankel_norm,
@@ -29,6 +26,7 @@ from ssmreduce import (
     observability_gramian,
 )
 from ssmreduce.derivatives.dispatch import differentiable
+from ssmreduce.errors import ShapeError, UnstableSystemError, UnsupportedEquationError
 from ssmreduce.regularizers import hankel_nuclear_norm, modal_l1
 from ssmreduce.systems.pytree import arrays_of, with_arrays
 

@@ -12,16 +12,15 @@ from samples import lru_weights
 
 from ssmreduce import (
     InTrainingReducer,
-    OptimizerStateError,
     ReductionSchedule,
     RollbackPolicy,
-    UnsupportedLayerError,
     balanced_truncation,
     read_system,
     reduce_layer,
     reduce_model,
     write_system,
 )
+from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.current import register_framework
 
 FOLDER = Path(__file__).parents[1] / "docs/examples"

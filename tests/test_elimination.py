@@ -13,11 +13,12 @@ import scipy.optimize
 from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
 from samples import EPS, adjoint
 
-from ssmreduce import Continuous, Discrete, NoConvergenceError
+from ssmreduce import Continuous, Discrete
 from ssmreduce.equations import hammarling, small_gramians
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.small_gramians import block_factor
 from ssmreduce.equations.triangular import BLOCK, diagonal_blocks, solve_stein_column
+from ssmreduce.errors import NoConvergenceError
 
 C = 20.0
 """c of the tolerances c (n + 10) eps, relative to the norms of what is compared."""

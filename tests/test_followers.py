@@ -21,15 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_modules import LrnnxLRU
 from torch_samples import double, s5
 
-from ssmreduce import (
-    DiagonalStateSpace,
-    ShapeError,
-    UnstableSystemError,
-    read_system,
-    reduce_model,
-    simulate,
-    write_system,
-)
+from ssmreduce import DiagonalStateSpace, read_system, reduce_model, simulate, write_system
+from ssmreduce.errors import ShapeError, UnstableSystemError
 from ssmreduce.systems.state_space import StateSpace
 
 

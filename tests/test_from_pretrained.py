@@ -18,14 +18,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ssmreduce import (
     HankelMass,
     InTrainingReducer,
-    OrderError,
     ReductionSchedule,
     RollbackPolicy,
-    ShapeError,
     load_reduced,
     reduce_layer,
     reduce_model,
 )
+from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.models.checkpoint import accept_reduced
 
 LAYERS: dict[str, Any] = {

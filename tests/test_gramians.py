@@ -15,11 +15,7 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    NoConvergenceError,
-    OrderError,
     StateSpace,
-    TimeDomainError,
-    UnstableSystemError,
     balance,
     balanced_truncation,
     controllability_gramian,
@@ -27,6 +23,7 @@ from ssmreduce import (
     hankel_singular_values,
     observability_gramian,
 )
+from ssmreduce.errors import NoConvergenceError, OrderError, TimeDomainError, UnstableSystemError
 from ssmreduce.gramians.factors import gramian_factors
 
 pytestmark = pytest.mark.every_library

@@ -17,12 +17,12 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    ShapeError,
     StateSpace,
     balance,
     error_bounds,
     hankel_singular_values,
 )
+from ssmreduce.errors import ShapeError
 from ssmreduce.gramians.frequency import frequency_limited_factors
 from ssmreduce.time_domain import TimeDomain
 

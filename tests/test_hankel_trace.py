@@ -23,16 +23,13 @@ from torch_samples import s5
 from ssmreduce import (
     HankelTrace,
     InTrainingReducer,
-    NonFiniteError,
-    OrderError,
     ReductionSchedule,
-    UnstableSystemError,
-    UnsupportedLayerError,
     controllability_gramian,
     hankel_singular_values,
     observability_gramian,
     read_system,
 )
+from ssmreduce.errors import NonFiniteError, OrderError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.training.trace import Agreement, HankelRecord, thinned
 
 EPS = float(np.finfo(np.float64).eps)

@@ -17,16 +17,14 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    OrderError,
-    ScalingWarning,
     StateSpace,
-    UnstableSystemError,
     balance,
     balanced_truncation,
     controllability_gramian,
     hankel_singular_values,
     observability_gramian,
 )
+from ssmreduce.errors import OrderError, ScalingWarning, UnstableSystemError
 from ssmreduce.norms import hinf_difference
 
 pytestmark = pytest.mark.every_library

@@ -20,13 +20,11 @@ from ssmreduce import (
     FixedOrder,
     HankelMass,
     InTrainingReducer,
-    NonFiniteError,
-    OrderError,
-    ReductionEvent,
     ReductionSchedule,
-    UnsupportedLayerError,
     reduce_model,
 )
+from ssmreduce.errors import NonFiniteError, OrderError, UnsupportedLayerError
+from ssmreduce.training.tracking import ReductionEvent
 
 
 def make_model(seed: int = 41, sizes: tuple[int, int] = (24, 20)) -> Stack:

@@ -10,14 +10,8 @@ import pytest
 from samples import EPS
 from transfer import KINDS, TIMES, random_system, transfer
 
-from ssmreduce import (
-    Continuous,
-    DiagonalStateSpace,
-    Discrete,
-    ShapeError,
-    StateSpace,
-    TimeDomainError,
-)
+from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
+from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.interconnect import difference, parallel, series
 from ssmreduce.systems.sampling import to_discrete
 

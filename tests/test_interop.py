@@ -13,19 +13,11 @@ import scipy.signal
 from samples import EPS, lru_system
 from transfer import KINDS, TIMES, assert_same_map, random_system, transfer
 
-from ssmreduce import (
-    Continuous,
-    Discrete,
-    MissingBackendError,
-    ShapeError,
-    StateSpace,
-    TimeDomainError,
-    UnsupportedLayerError,
-    hinf_norm,
-)
+from ssmreduce import Continuous, Discrete, StateSpace, hinf_norm
 from ssmreduce.adapters.control import from_control, to_control
 from ssmreduce.adapters.pymor import from_pymor, to_pymor
 from ssmreduce.adapters.scipy_signal import from_scipy, to_scipy
+from ssmreduce.errors import MissingBackendError, ShapeError, TimeDomainError, UnsupportedLayerError
 from ssmreduce.systems.response import frequency_response
 
 with warnings.catch_warnings():

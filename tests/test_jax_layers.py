@@ -20,12 +20,8 @@ from ssmreduce import (
     DiagonalStateSpace,
     HankelMass,
     InTrainingReducer,
-    NonFiniteError,
     ReductionSchedule,
-    ShapeError,
     TotalBudget,
-    UnstableSystemError,
-    UnsupportedLayerError,
     balanced_truncation,
     h2_norm,
     hankel_singular_values,
@@ -37,6 +33,7 @@ from ssmreduce import (
     simulate,
     write_system,
 )
+from ssmreduce.errors import NonFiniteError, ShapeError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.s5_jax import S5HalfSpectrum
 

@@ -24,14 +24,9 @@ from ssmreduce import (
     HankelTrace,
     InTrainingReducer,
     MeasuredError,
-    NonFiniteError,
-    OrderError,
     ReductionSchedule,
     RollbackPolicy,
     TotalBudget,
-    UnreachableToleranceError,
-    UnstableSystemError,
-    UnsupportedLayerError,
     hinf_norm,
     load_reduced,
     read_system,
@@ -41,6 +36,13 @@ from ssmreduce import (
     simulate,
     sweep,
     write_system,
+)
+from ssmreduce.errors import (
+    NonFiniteError,
+    OrderError,
+    UnreachableToleranceError,
+    UnstableSystemError,
+    UnsupportedLayerError,
 )
 from ssmreduce.layers.layer import Exact
 from ssmreduce.layers.linoss import LinOSS

@@ -16,13 +16,12 @@ from samples import EPS, lru_system
 from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
-    NoConvergenceError,
-    OrderError,
     StateSpace,
     balanced_truncation,
     controllability_gramian,
     hankel_singular_values,
 )
+from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.norms import certified_difference, finite_horizon_difference
 from ssmreduce.systems.diagonal import System
 

@@ -22,18 +22,20 @@ from ssmreduce import (
     ErrorBound,
     HankelEnergy,
     HankelMass,
-    NonFiniteError,
-    OrderError,
-    ShapeError,
-    UnreachableToleranceError,
-    UnstableSystemError,
-    UnsupportedLayerError,
     balanced_truncation,
     read_system,
     reduce_layer,
     reduce_model,
     register_layer,
     write_system,
+)
+from ssmreduce.errors import (
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    UnreachableToleranceError,
+    UnstableSystemError,
+    UnsupportedLayerError,
 )
 from ssmreduce.layers import known
 from ssmreduce.layers.lru import LRU

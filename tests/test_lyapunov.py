@@ -13,13 +13,7 @@ from samples import EPS, adjoint, complex_normal, dense_system, well_conditioned
 from ssmreduce import (
     Continuous,
     Discrete,
-    NoConvergenceError,
-    NonFiniteError,
-    ShapeError,
     StateSpace,
-    TimeDomainError,
-    UnstableSystemError,
-    UnsupportedEquationError,
     hankel_singular_values,
     observability_gramian,
     solve_lyapunov,
@@ -46,6 +40,14 @@ from ssmreduce.equations.solvers import (
     MatrixSign,
     SlycotLyapunov,
     SmithDoubling,
+)
+from ssmreduce.errors import (
+    NoConvergenceError,
+    NonFiniteError,
+    ShapeError,
+    TimeDomainError,
+    UnstableSystemError,
+    UnsupportedEquationError,
 )
 
 pytestmark = pytest.mark.every_library

@@ -22,12 +22,8 @@ from ssmreduce import (
     CutOptions,
     HankelTrace,
     InTrainingReducer,
-    OptimizerStateError,
-    OrderError,
     ReductionSchedule,
     RollbackPolicy,
-    ShapeError,
-    UnsupportedLayerError,
     balanced_truncation,
     load_reduced,
     read_system,
@@ -35,6 +31,7 @@ from ssmreduce import (
     reduce_model,
     write_system,
 )
+from ssmreduce.errors import OptimizerStateError, OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.s5 import S5
 

@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import EPS, adjoint, dense_system, well_conditioned
 
-from ssmreduce import (
-    Continuous,
-    DiagonalStateSpace,
-    Discrete,
-    ErrorBound,
-    HankelMass,
-    OrderError,
-    StateSpace,
-)
+from ssmreduce import Continuous, DiagonalStateSpace, Discrete, ErrorBound, HankelMass, StateSpace
 from ssmreduce._schur import SchurForm
+from ssmreduce.errors import OrderError
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores

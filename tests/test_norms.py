@@ -28,14 +28,16 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     StateSpace,
-    TimeDomainError,
-    UnreachableToleranceError,
-    UnstableSystemError,
     balanced_truncation,
     hankel_singular_values,
 )
 from ssmreduce.adapters.scipy_signal import from_scipy
-from ssmreduce.errors import ShapeError
+from ssmreduce.errors import (
+    ShapeError,
+    TimeDomainError,
+    UnreachableToleranceError,
+    UnstableSystemError,
+)
 from ssmreduce.norms import (
     certified_difference,
     finite_horizon_difference,

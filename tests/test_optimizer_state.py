@@ -15,7 +15,8 @@ import torch
 from modules import WEIGHTS, ForeignLRU, KernelLRU, Stack, make_lru
 from samples import EPS, lru_weights
 
-from ssmreduce import CutOptions, OptimizerStateError, reduce_model
+from ssmreduce import CutOptions, reduce_model
+from ssmreduce.errors import OptimizerStateError
 from ssmreduce.models.report import ModelReduction
 
 POLES = ("nu_log", "theta_log", "gamma_log")

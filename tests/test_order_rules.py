@@ -16,7 +16,6 @@ from ssmreduce import (
     Discrete,
     HankelMass,
     MeasuredError,
-    OrderError,
     StateSpace,
     balance,
     balanced_truncation,
@@ -24,6 +23,7 @@ from ssmreduce import (
     hinf_norm,
     singular_perturbation,
 )
+from ssmreduce.errors import OrderError
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation

@@ -23,13 +23,13 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     StateSpace,
-    UnreachableToleranceError,
     balance,
     balanced_truncation,
     controllability_gramian,
     error_bounds,
     hankel_singular_values,
 )
+from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms import hinf_difference
 from ssmreduce.reduction.order import ErrorBound
 

@@ -19,11 +19,11 @@ from ssmreduce import (
     ErrorBound,
     HankelEnergy,
     HankelMass,
-    OrderError,
     StateSpace,
     balance,
     hankel_singular_values,
 )
+from ssmreduce.errors import OrderError
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.perturbation import singular_perturbation
 from ssmreduce.systems.response import frequency_response

@@ -12,10 +12,7 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    NoConvergenceError,
-    NonFiniteError,
     StateSpace,
-    UnreachableToleranceError,
     balance,
     controllability_gramian,
     h2_norm,
@@ -26,6 +23,7 @@ from ssmreduce import (
     parallel,
     series,
 )
+from ssmreduce.errors import NoConvergenceError, NonFiniteError, UnreachableToleranceError
 
 KINDS = ["dense", "continuous", "complex", "real output", "channel", "channels", "batch"]
 

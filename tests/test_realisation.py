@@ -15,16 +15,13 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    OrderError,
-    ShapeError,
     StateSpace,
-    UnstableSystemError,
     balance,
     controllability_gramian,
     hankel_singular_values,
     observability_gramian,
 )
-from ssmreduce.errors import ScalingWarning
+from ssmreduce.errors import OrderError, ScalingWarning, ShapeError, UnstableSystemError
 from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation
 from ssmreduce.systems.response import frequency_response
 

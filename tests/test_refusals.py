@@ -18,16 +18,18 @@ from torch.nn.utils import parametrizations
 from ssmreduce import (
     CutOptions,
     HankelMass,
-    NonFiniteError,
-    OptimizerStateError,
-    OrderError,
-    ShapeError,
     TotalBudget,
-    UnsupportedLayerError,
     load_reduced,
     reduce_layer,
     reduce_model,
     register_layer,
+)
+from ssmreduce.errors import (
+    NonFiniteError,
+    OptimizerStateError,
+    OrderError,
+    ShapeError,
+    UnsupportedLayerError,
 )
 from ssmreduce.frameworks.torch_fsdp import ShardedParameter
 from ssmreduce.models.checkpoint import accept_reduced

@@ -25,16 +25,9 @@ from ssmreduce import (
     ErrorBound,
     HankelMass,
     InTrainingReducer,
-    NoConvergenceError,
-    OptimizerStateError,
-    OrderError,
     ReductionSchedule,
-    ShapeError,
     StateSpace,
-    TimeDomainError,
     TotalBudget,
-    UnstableSystemError,
-    UnsupportedLayerError,
     balance,
     balanced_truncation,
     controllability_gramian,
@@ -57,6 +50,15 @@ from ssmreduce import (
     transformed,
 )
 from ssmreduce.adapters.scipy_signal import from_scipy
+from ssmreduce.errors import (
+    NoConvergenceError,
+    OptimizerStateError,
+    OrderError,
+    ShapeError,
+    TimeDomainError,
+    UnstableSystemError,
+    UnsupportedLayerError,
+)
 from ssmreduce.layers.lru import LRU
 from ssmreduce.norms import finite_horizon_difference
 from ssmreduce.systems.response import frequency_response

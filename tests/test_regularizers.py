@@ -17,16 +17,13 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    OrderError,
-    ShapeError,
     StateSpace,
-    UnstableSystemError,
-    UnsupportedEquationError,
     hankel_singular_values,
     hinf_norm,
     modal_truncation,
     read_system,
 )
+from ssmreduce.errors import OrderError, ShapeError, UnstableSystemError, UnsupportedEquationError
 from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm, modal_l1
 from ssmreduce.systems.pytree import arrays_of, with_arrays
 

@@ -14,17 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 from torch_samples import CASES, s5
 
-from ssmreduce import (
-    HankelMass,
-    OrderError,
-    ShapeError,
-    UnsupportedLayerError,
-    load_reduced,
-    reduce_model,
-    register_layer,
-    shaped_like,
-)
+from ssmreduce import HankelMass, load_reduced, reduce_model, register_layer, shaped_like
 from ssmreduce.demo.lru import LRU
+from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 
 
 class Model(eqx.Module):

@@ -13,17 +13,9 @@ import scipy.signal
 from samples import EPS, dense_system
 from transfer import KINDS, TIMES, plain_matrices, random_system, transfer
 
-from ssmreduce import (
-    Continuous,
-    DiagonalStateSpace,
-    Discrete,
-    OrderError,
-    ShapeError,
-    StateSpace,
-    TimeDomainError,
-    UnstableSystemError,
-)
+from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
 from ssmreduce.adapters.scipy_signal import from_scipy
+from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.coordinates import diagonalised, real_form, transformed
 from ssmreduce.systems.interconnect import difference, parallel, series
 from ssmreduce.systems.response import (

@@ -31,19 +31,21 @@ from ssmreduce import (
     HankelMass,
     HankelTrace,
     InTrainingReducer,
-    NonFiniteError,
-    OrderError,
-    ReductionEvent,
     ReductionSchedule,
     RollbackPolicy,
-    ShapeError,
-    UnstableSystemError,
-    UnsupportedLayerError,
     load_reduced,
     reduce_model,
 )
+from ssmreduce.errors import (
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    UnstableSystemError,
+    UnsupportedLayerError,
+)
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.models.search import search
+from ssmreduce.training.tracking import ReductionEvent
 
 NAN = float("nan")
 

@@ -14,17 +14,8 @@ from oracles.kronecker import continuous_lyapunov, discrete_lyapunov
 from samples import EPS, adjoint
 from transfer import KINDS, assert_same_map, plain_matrices, random_system, transfer
 
-from ssmreduce import (
-    Continuous,
-    DiagonalStateSpace,
-    Discrete,
-    NonFiniteError,
-    ShapeError,
-    StateSpace,
-    TimeDomainError,
-    UnstableSystemError,
-    hankel_singular_values,
-)
+from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, hankel_singular_values
+from ssmreduce.errors import NonFiniteError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.sampling import to_continuous, to_discrete
 
 pytestmark = pytest.mark.every_library

@@ -20,12 +20,11 @@ from test_rollback import RUNS, go
 from ssmreduce import (
     HankelTrace,
     InTrainingReducer,
-    OrderError,
     ReductionSchedule,
     RollbackPolicy,
-    ShapeError,
     SSMReduceError,
 )
+from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.training import saved_state
 from ssmreduce.training.saved_state import checked_state
 

@@ -16,11 +16,10 @@ from ssmreduce import (
     Discrete,
     ErrorBound,
     HankelMass,
-    OrderError,
     StateSpace,
-    UnsupportedLayerError,
     hankel_singular_values,
 )
+from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores

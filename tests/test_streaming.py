@@ -16,12 +16,12 @@ from ssmreduce import (
     InTrainingReducer,
     ReductionSchedule,
     RollbackPolicy,
-    ShapeError,
     load_reduced,
     read_system,
     reduce_layer,
     reduce_model,
 )
+from ssmreduce.errors import ShapeError
 from ssmreduce.systems.state_space import StateSpace
 
 LENGTH, HALF = 40, 25

@@ -24,11 +24,8 @@ from ssmreduce import (
     Discrete,
     ErrorBound,
     HankelMass,
-    NoConvergenceError,
-    OrderError,
     StateSpace,
     TotalBudget,
-    UnstableSystemError,
     balance,
     controllability_gramian,
     frequency_response,
@@ -38,6 +35,7 @@ from ssmreduce import (
     modal_truncation,
     observability_gramian,
 )
+from ssmreduce.errors import NoConvergenceError, OrderError, UnstableSystemError
 
 C = 20.0
 """c of c n eps times the condition of the equation."""

@@ -20,15 +20,13 @@ from ssmreduce import (
     ErrorBound,
     FixedOrder,
     HankelMass,
-    OrderError,
-    ShapeError,
-    UnsupportedLayerError,
     balanced_truncation,
     hinf_norm,
     reduce_layer,
     reduce_model,
     sweep,
 )
+from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.models.sweep import Sweep, SweepRow
 from ssmreduce.reduction.measured import to_nothing
 

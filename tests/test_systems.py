@@ -15,18 +15,20 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    MissingBackendError,
-    NonFiniteError,
-    ShapeError,
     StateSpace,
-    TimeDomainError,
-    TracedValueError,
     balanced_truncation,
     controllability_gramian,
     hankel_singular_values,
     modal_truncation,
 )
 from ssmreduce._checks import require_backend
+from ssmreduce.errors import (
+    MissingBackendError,
+    NonFiniteError,
+    ShapeError,
+    TimeDomainError,
+    TracedValueError,
+)
 from ssmreduce.norms import hinf_difference
 from ssmreduce.systems.response import frequency_response, simulate
 

@@ -20,10 +20,7 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    OrderError,
-    ShapeError,
     StateSpace,
-    TimeDomainError,
     balance,
     balanced_realisation,
     simulate,
@@ -31,6 +28,7 @@ from ssmreduce import (
     to_discrete,
     transformed,
 )
+from ssmreduce.errors import OrderError, ShapeError, TimeDomainError
 from ssmreduce.testing import (
     assert_balanced,
     assert_error_within_bound,

@@ -11,14 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import EPS
 
-from ssmreduce import (
-    Continuous,
-    DiagonalStateSpace,
-    Discrete,
-    NoConvergenceError,
-    NonFiniteError,
-    StateSpace,
-)
+from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
+from ssmreduce.errors import NoConvergenceError, NonFiniteError
 from ssmreduce.systems.exact_step import exact_step
 from ssmreduce.systems.response import frequency_response, impulse_response, step_response
 from ssmreduce.systems.sampling import to_continuous, to_discrete

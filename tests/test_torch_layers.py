@@ -20,17 +20,19 @@ from ssmreduce import (
     DiagonalStateSpace,
     ErrorBound,
     HankelMass,
-    NonFiniteError,
-    OrderError,
-    ShapeError,
-    UnstableSystemError,
-    UnsupportedLayerError,
     read_system,
     reduce_layer,
     reduce_model,
     register_layer,
     simulate,
     write_system,
+)
+from ssmreduce.errors import (
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    UnstableSystemError,
+    UnsupportedLayerError,
 )
 
 # Sums of 40 steps, rounded in single precision: S4D raises exp(Λ Δ) to powers as a whole.

@@ -28,7 +28,8 @@ from torch._dynamo.testing import CompileCounter
 from torch_modules import LrnnxLRU
 from torch_samples import s5
 
-from ssmreduce import CutOptions, UnsupportedLayerError, load_reduced, reduce_model
+from ssmreduce import CutOptions, load_reduced, reduce_model
+from ssmreduce.errors import UnsupportedLayerError
 
 
 @pytest.fixture(autouse=True)

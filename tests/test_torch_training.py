@@ -23,16 +23,10 @@ from ssmreduce import (
     CutOptions,
     InTrainingReducer,
     MeasuredError,
-    NonFiniteError,
-    OptimizerStateError,
-    OrderError,
     ReductionSchedule,
     RollbackPolicy,
-    ShapeError,
     SSMReduceError,
     TotalBudget,
-    UnstableSystemError,
-    UnsupportedLayerError,
     balanced_truncation,
     difference,
     hinf_norm,
@@ -41,6 +35,14 @@ from ssmreduce import (
     reduce_layer,
     reduce_model,
     write_system,
+)
+from ssmreduce.errors import (
+    NonFiniteError,
+    OptimizerStateError,
+    OrderError,
+    ShapeError,
+    UnstableSystemError,
+    UnsupportedLayerError,
 )
 
 EPS = float(np.finfo(np.float64).eps)

@@ -16,15 +16,12 @@ from ssmreduce import (
     Discrete,
     ErrorBound,
     HankelMass,
-    OrderError,
-    ShapeError,
     StateSpace,
-    UnstableSystemError,
     balance,
     balanced_truncation,
 )
 from ssmreduce._schur import balance_states
-from ssmreduce.errors import NoConvergenceError
+from ssmreduce.errors import NoConvergenceError, OrderError, ShapeError, UnstableSystemError
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.response import frequency_response

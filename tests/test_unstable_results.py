@@ -11,13 +11,12 @@ from ssmreduce import (
     Continuous,
     DiagonalStateSpace,
     Discrete,
-    OrderError,
     Reduction,
     StateSpace,
-    UnstableSystemError,
     balance,
     balanced_realisation,
 )
+from ssmreduce.errors import OrderError, UnstableSystemError
 
 CUTS: dict[str, Callable[..., Reduction]] = {
     "truncate": lambda balancing, order: balancing.truncate(order),

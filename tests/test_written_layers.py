@@ -21,8 +21,6 @@ from ssmreduce import (
     InTrainingReducer,
     MeasuredError,
     ReductionSchedule,
-    UnreachableToleranceError,
-    UnsupportedLayerError,
     balanced_truncation,
     read_system,
     reduce_layer,
@@ -31,6 +29,7 @@ from ssmreduce import (
     select_states,
     write_system,
 )
+from ssmreduce.errors import UnreachableToleranceError, UnsupportedLayerError
 from ssmreduce.layers.lti import LTILayer
 
 REFUSED = r"OscillatorMap reads another system .* order \d+ .* select_states"

@@ -25,11 +25,8 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     HankelMass,
-    HostTransferWarning,
     StateSpace,
     TotalBudget,
-    TracedValueError,
-    UnstableSystemError,
     balance,
     balanced_truncation,
     controllability_gramian,
@@ -47,6 +44,7 @@ from ssmreduce import (
 from ssmreduce.equations import diagonal_native, sign, smith
 from ssmreduce.equations.residual import factor_residual, relative_residual
 from ssmreduce.equations.solvers import BartelsStewart, MatrixSign, SmithDoubling
+from ssmreduce.errors import HostTransferWarning, TracedValueError, UnstableSystemError
 from ssmreduce.gramians.native_hankel import singular_values
 from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm
 from ssmreduce.systems.pytree import arrays_of, with_arrays
@@ -244,7 +242,10 @@ def test_unstable_systems_are_refused(native: Library, kind: str) -> None:
 def test_orders_above_the_rank_are_refused(native: Library) -> None:
     A = np.diag([0.5, 0.25, 0.125])
     plain = StateSpace(A, np.eye(3)[:, :1], np.ones((1, 3)), time=Discrete())
-    with native_moves("truncate"), pytest.raises(ssmreduce.OrderError, match="numerical rank 1"):
+    with (
+        native_moves("truncate"),
+        pytest.raises(ssmreduce.errors.OrderError, match="numerical rank 1"),
+    ):
         balanced_truncation(native.system(plain), 2)
 
 

@@ -25,13 +25,13 @@ from ssmreduce import (
     DiagonalStateSpace,
     Discrete,
     StateSpace,
-    UnstableSystemError,
     balance,
     balanced_truncation,
     controllability_gramian,
     hankel_singular_values,
     observability_gramian,
 )
+from ssmreduce.errors import UnstableSystemError
 from ssmreduce.norms import hinf_difference
 
 pytestmark = [

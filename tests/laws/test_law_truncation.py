@@ -34,12 +34,12 @@ from ssmreduce import (
     HankelMass,
     Reduction,
     StateSpace,
-    UnstableSystemError,
     balance,
     controllability_gramian,
     hankel_singular_values,
     observability_gramian,
 )
+from ssmreduce.errors import UnstableSystemError
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.norms import hinf_difference
 from ssmreduce.reduction.balanced import Balancing

@@ -19,7 +19,8 @@ import pytest
 from samples import dense_system
 
 import ssmreduce
-from ssmreduce import Discrete, ShapeError, StateSpace
+from ssmreduce import Discrete, StateSpace
+from ssmreduce.errors import ShapeError
 
 TESTS = Path(everywhere.__file__).parent
 

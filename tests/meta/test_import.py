@@ -29,7 +29,7 @@ system = ssmreduce.DiagonalStateSpace(
 print(ssmreduce.balanced_truncation(system, 2).order)
 try:
     ssmreduce.reduce_model(object(), 2)
-except ssmreduce.UnsupportedLayerError as error:
+except ssmreduce.errors.UnsupportedLayerError as error:
     print(error)
 """
 
@@ -46,7 +46,7 @@ system = ssmreduce.DiagonalStateSpace([0.9], [[1.0]], [[1.0]], time=ssmreduce.Di
 ssmreduce.testing.assert_systems_close(system, system.to_dense())
 try:
     ssmreduce.testing.state_spaces()
-except ssmreduce.MissingBackendError as error:
+except ssmreduce.errors.MissingBackendError as error:
     print(error)
 """
 
