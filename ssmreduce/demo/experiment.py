@@ -73,7 +73,6 @@ def run_experiment(experiment: Experiment, data: SequenceData, display: Display)
         ReductionSchedule(settings.steps, attempts=settings.attempts),
         order=HankelMass(1.0 - settings.tau),
     )
-    experiment.events = reducer.events
     try:
         problem = Problem(data, settings)
         # JAX starts up in a step that is thrown away: no run's seconds pay for it.
@@ -87,3 +86,5 @@ def run_experiment(experiment: Experiment, data: SequenceData, display: Display)
             train(runs["small"], problem, settings, runs["reduced"].states_per_layer, watch)
     except KeyboardInterrupt:
         experiment.interrupted = True
+    finally:
+        experiment.events = reducer.events

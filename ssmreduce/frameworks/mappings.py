@@ -35,13 +35,14 @@ from ssmreduce.frameworks.framework import (
 )
 from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.transaction import Prepared
+from ssmreduce.layers.layer import PlainArrays
 
 _LAST = re.compile(r"^(?:(.*)[./])?([^./]*)$")
 """The name of a layer and that of its weight."""
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayGroup:
+class ArrayGroup(PlainArrays):
     """The arrays whose names differ in the last part alone: maybe a layer.
 
     Attributes

@@ -5,6 +5,7 @@ Imported only once the user's own object proves that JAX is loaded.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
@@ -283,7 +284,9 @@ def _written(change: LayerChange) -> Any:
         for name, value in change.values.items()
     }
     if isinstance(layer, dict):
-        return {**layer, **new}
+        copied = copy.copy(layer)
+        copied.update(new)
+        return copied
     static = {
         field.name for field in dataclasses.fields(layer) if field.metadata.get("static", False)
     }

@@ -23,8 +23,9 @@ MomentKey = tuple[Path, str, str]
 
 def check_optimizer(model: Any, optimizer: Any, followers: Sequence[Any]) -> None:
     """Raise `OptimizerStateError` unless an optimizer trains `model`, no follower, weight by weight."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if optimizer is None:
         return
+    _check_state(optimizer)
     held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     own = {id(p) for p in model.parameters()}
     if own.isdisjoint(held):
@@ -32,7 +33,8 @@ def check_optimizer(model: Any, optimizer: Any, followers: Sequence[Any]) -> Non
             "`optimizer` holds none of the parameters of `model`; expected the one that trains it. Pass "
             "the model that the optimizer was made for, and its copies as `followers`."
         )
-    if any(id(p) in held and id(p) not in own for copy in followers for p in copy.parameters()):
+    copies = [each for each in followers if isinstance(each, torch.nn.Module)]
+    if any(id(p) in held and id(p) not in own for copy in copies for p in copy.parameters()):
         raise OptimizerStateError(
             "`optimizer` holds parameters of a model of `followers`, whose moments are not carried; "
             "expected those of `model` alone. Pass the model that is trained as `model`, copies that "
@@ -59,7 +61,6 @@ def moments_of(optimizer: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
     """
     if optimizer is None:
         return []
-    _check_state(optimizer)
     found: list[Moments] = []
     for handle in handles:
         fields: dict[str, dict[str, tuple[Any, HostArray]]] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.layers.layer import HasArrays, Layer, stack_refusal
+from ssmreduce.layers.layer import HasArrays, Layer, PlainArrays, stack_refusal
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.layers.lru import LRU
 from ssmreduce.layers.s4 import S4
@@ -135,8 +135,10 @@ def as_said(said: Layer | type[Layer], layer: Any, axes: Mapping[str, int]) -> L
         return said
     try:
         found = said.recognise(layer, HasArrays(axes))
-    except UnsupportedLayerError:  # what the arrays do not tell, the defaults do
-        found = None
+    except UnsupportedLayerError:
+        if not isinstance(layer, dict | PlainArrays):
+            raise
+        found = None  # what arrays do not tell, the defaults do
     return said() if found is None else found
 
 

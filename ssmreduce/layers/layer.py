@@ -267,6 +267,10 @@ class LayerCut(ABC):
         return (direct @ column + conjugate @ xp.conj(column))[..., 0]
 
 
+class PlainArrays:
+    """Base of what holds arrays by name alone, with no attributes that say what they are."""
+
+
 class HasArrays:
     """What a kind of layer may ask about the arrays of an object: their names and numbers of axes."""
 

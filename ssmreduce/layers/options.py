@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from ssmreduce._checks import check_text, flag, is_one_of, positive_count, positive_horizon, shown
+from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
 from ssmreduce.errors import OptimizerStateError, OrderError
 
 Moments = Literal["carry", "reset"]
@@ -80,13 +80,14 @@ class CutOptions:
             given["exclude"] = getattr(self.exclude, "__qualname__", type(self.exclude).__name__)
         return f"CutOptions({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
-    def excludes(self, name: str) -> bool:
-        """Tell whether the layer of this name stays as it is."""
-        check_text(name, "name", "the name of a layer")
+    def excluded(self, names: Collection[str]) -> set[str]:
+        """Return those of the layers of a model that stay as they are."""
         if callable(self.exclude):
-            name = plain_name(name)
-            return flag(self.exclude(name), f"exclude({name!r})")
-        return plain_name(name) in map(plain_name, self.exclude)
+            plain = {name: plain_name(name) for name in names}
+            return {
+                name for name, own in plain.items() if flag(self.exclude(own), f"exclude({own!r})")
+            }
+        return {own for name in self.exclude for own in names_meant(name, names)}
 
 
 def plain_name(name: str) -> str:
@@ -95,6 +96,13 @@ def plain_name(name: str) -> str:
     while parts[:1] == ["module"]:
         del parts[0]
     return ".".join(parts) or "model"
+
+
+def names_meant(name: str, names: Collection[str]) -> list[str]:
+    """Return the layer that is called so, or where there is none those that differ by wrappers alone."""
+    if name in names:
+        return [name]
+    return [own for own in names if plain_name(own) == plain_name(name)]
 
 
 def _names(exclude: object) -> tuple[str, ...]:

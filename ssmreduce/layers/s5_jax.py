@@ -91,7 +91,10 @@ class S5HalfSpectrum(LTILayer):
             raise stack_refusal("S5")
         for name in ("conj_sym", "discretization"):
             if not hasattr(layer, name):
-                raise _refusal(f"it has no attribute `{name}`, which says what it computes")
+                raise _refusal(
+                    f"it has no attribute `{name}`, which says what it computes (arrays of a dict need "
+                    "`kind=S5HalfSpectrum(...)`)"
+                )
         rule = layer.discretization
         if rule not in [item.value for item in Discretisation]:
             raise _refusal(

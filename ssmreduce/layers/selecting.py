@@ -162,9 +162,9 @@ class _Plan:
         reduction = Reduction(
             original=self._system,
             system=system,
-            order=kept.size,
-            real_order=system.order,
-            wanted_order=system.order,
+            order=system.order,
+            real_order=kept.size,
+            wanted_order=kept.size,
             rank=int(np.sum(self._scores > 0.0)),
             hsv=np.zeros(0),
             error_bound=None,

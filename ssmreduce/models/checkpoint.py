@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce.errors import ShapeError
+from ssmreduce.errors import ShapeError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.layers.options import CutOptions
@@ -90,7 +90,10 @@ def _resize(
     kind, prefix = handle.kind, _prefix(handle)
     names = [name for name in kind.names() if prefix + name in state_dict]
     new = {**handle.weights, **handle.framework.saved_weights(state_dict, prefix, names)}
-    kind.read(new)
+    try:
+        kind.read(new)
+    except SSMReduceError as error:
+        raise type(error)(f"in layer `{handle.name}`: {error}") from error
     # Of the weights that are replaced the shapes alone matter: they may be NaN, or anything.
     old = {name: np.ones_like(value) for name, value in handle.weights.items()}
     counts = {"the state dict": kind.order(new), "the model": kind.order(old)}

@@ -16,7 +16,7 @@ from ssmreduce.frameworks.framework import Framework, LayerChange, LayerHandle, 
 from ssmreduce.frameworks.transaction import Prepared, Step, commit
 from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.models.followers import check_follower, followed
+from ssmreduce.models.followers import counterparts, followed
 from ssmreduce.models.optimizer_state import reduced_gradients, reduced_moments
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import Layers, find_layers, search
@@ -105,16 +105,13 @@ def _planned(
     only: Collection[str] | None,
 ) -> CutPlan:
     handles, only = found.meant, found.with_same(only)
-    copies = [found.of(each) for each in followers]
-    for copy in copies:
-        copy.check()
-        check_follower(handles, copy.meant)
-    chosen = [found.framework.path_name(each.path) for each in handles]
-    for each in (found, *copies):
+    copies = [_checked_copy(found.of(each)) for each in followers]
+    paired = [counterparts(handles, copy.meant) for copy in copies]
+    for each, own in zip((found, *copies), (handles, *paired), strict=True):
         ready = [
-            own
-            for own, name in zip(each.meant, chosen, strict=True)
-            if only is None or name in only
+            layer
+            for layer, handle in zip(own, handles, strict=True)
+            if only is None or handle.name in only
         ]
         each.framework.check_ready(each.model, ready)
     results = decide(found)
@@ -138,11 +135,19 @@ def _planned(
         tuple(
             {
                 handle.path: LayerReduction(handle.layer, cut, handle.item_sizes)
-                for handle, cut in followed(handles, copy.meant, originals)
+                for handle, cut in followed(handles, own, originals)
             }
-            for copy in copies
+            for own in paired
         ),
     )
+
+
+def _checked_copy(copy: Layers) -> Layers:
+    try:
+        copy.check()
+    except SSMReduceError as error:
+        raise type(error)(f"a model of `followers`: {error}") from error
+    return copy
 
 
 def make_cut(
@@ -295,12 +300,13 @@ def _shapes(found: Layers, opt_state: Any) -> dict[str, str]:
 def _held(models: Sequence[Layers], only: Collection[str] | None) -> dict[str, str]:
     """Hashes of the layers of a model and of its followers, which this rank could cut."""
     held: dict[str, str] = {}
-    names = [handle.name for handle in models[0].meant]
+    first = models[0].meant
     for number, found in enumerate(models):
+        layers = counterparts(first, found.meant) if number else first
         own = [
-            handle
-            for name, handle in zip(names, found.meant, strict=False)
-            if only is None or name in only
+            layer
+            for layer, handle in zip(layers, first, strict=True)
+            if only is None or handle.name in only
         ]
         found.framework.check_ready(found.model, own)
         held |= _hashes(own, f" of follower {number}" if number else "")

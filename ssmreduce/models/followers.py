@@ -9,6 +9,7 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import ShapeError, SSMReduceError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.layers.layer import LayerCut
+from ssmreduce.layers.options import plain_name
 from ssmreduce.models.search import first_of_same
 
 
@@ -24,10 +25,21 @@ def checked_followers(followers: Sequence[Any] | None) -> list[Any]:
     return list(followers)
 
 
-def check_follower(own: Sequence[LayerHandle], copy: Sequence[LayerHandle]) -> None:
-    """Raise `ShapeError` unless a follower has the layers of the model, in their order."""
-    kinds = [[type(handle.kind) for handle in some] for some in (own, copy)]
-    if kinds[0] != kinds[1]:
+def counterparts(own: Sequence[LayerHandle], copy: Sequence[LayerHandle]) -> list[LayerHandle]:
+    """Return the layers of a follower in the order of those of the model, told by name if they have these.
+
+    Raises
+    ------
+    ShapeError
+        If they are not those of the model.
+    """
+    by_name = {plain_name(handle.name): handle for handle in copy}
+    names = [plain_name(handle.name) for handle in own]
+    if len(by_name) == len(copy) and by_name.keys() == {*names} and len(names) == len(copy):
+        copy = [by_name[name] for name in names]
+    if len(own) != len(copy) or not all(
+        one.kind.is_same(other.kind) for one, other in zip(own, copy, strict=True)
+    ):
         names = [
             ", ".join(f"{handle.name} ({type(handle.kind).__name__})" for handle in some)
             for some in (own, copy)
@@ -36,6 +48,7 @@ def check_follower(own: Sequence[LayerHandle], copy: Sequence[LayerHandle]) -> N
             f"a model of `followers` has the layers {names[1]} but `model` has {names[0]}; expected a copy "
             "of the model. Make it anew from the model as it is."
         )
+    return list(copy)
 
 
 def followed(

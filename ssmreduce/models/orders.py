@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ssmreduce.errors import OrderError
 from ssmreduce.frameworks.framework import LayerHandle, listed
-from ssmreduce.layers.options import CutOptions, plain_name
+from ssmreduce.layers.options import CutOptions, names_meant
 from ssmreduce.reduction.order import OrderRule, TotalBudget, as_rule
 
 Order = int | OrderRule | Mapping[str, int | OrderRule]
@@ -62,14 +62,15 @@ def names_in_model(
     OrderError
         If `order` names what is no layer, or one layer twice.
     """
-    own = {plain_name(handle.name): handle.name for handle in handles}
-    unknown = [str(name) for name in order if plain_name(str(name)) not in own]
+    own = [handle.name for handle in handles]
+    meant = {name: names_meant(str(name), own) for name in order}
+    unknown = [str(name) for name, found in meant.items() if len(found) != 1]
     if unknown:
         raise OrderError(
-            f"`order` names {', '.join(unknown)}, but the layers are {listed(own.values())}; expected "
+            f"`order` names {', '.join(unknown)}, but the layers are {listed(own)}; expected "
             "some of these. Layers that are not named stay as they are."
         )
-    named = {own[plain_name(name)]: wanted for name, wanted in order.items()}
+    named = {meant[name][0]: wanted for name, wanted in order.items()}
     if len(named) < len(order):
         raise OrderError(
             f"`order` names a layer twice, with and without the wrapper of the model: {listed(order)}; "

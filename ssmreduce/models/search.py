@@ -15,7 +15,7 @@ from ssmreduce.frameworks.mappings import opened
 from ssmreduce.layers.known import kind_of, said_kind
 from ssmreduce.layers.layer import Layer
 from ssmreduce.layers.likeness import Likeness
-from ssmreduce.layers.options import CutOptions, plain_name
+from ssmreduce.layers.options import CutOptions, names_meant
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,12 @@ class Layers:
     @cached_property
     def meant(self) -> list[LayerHandle]:
         """The layers that are not excluded."""
-        return [each for each in self.handles if not self.options.excludes(each.name)]
+        return [each for each in self.handles if each.name not in self._excluded]
+
+    @cached_property
+    def _excluded(self) -> set[str]:
+        names = [*(handle.name for handle in self.handles), *self.refused]
+        return self.options.excluded(names)
 
     @cached_property
     def firsts(self) -> dict[str, str]:
@@ -124,7 +129,7 @@ class Layers:
     @property
     def passed_over(self) -> dict[str, str]:
         """The variants that cannot be reduced and are not excluded."""
-        return {name: why for name, why in self.refused.items() if not self.options.excludes(name)}
+        return {name: why for name, why in self.refused.items() if name not in self._excluded}
 
 
 def search(model: Any, options: CutOptions = CutOptions(), kind: object = None) -> Layers:
@@ -175,33 +180,25 @@ def _nothing_to_cut(found: Layers) -> UnsupportedLayerError:
             f"`exclude` names all {len(found.handles)} layers of `model` that can be reduced; expected one "
             "that is left. Exclude fewer."
         )
-    near = _most_alike(found)
+    path, near = _most_alike(found)
+    where = f"`{found.framework.path_name(path)}` is none, " if near.share else ""
     return UnsupportedLayerError(
         f"`model` is a {type_name(found.model)} without a known layer; expected at least one, but "
-        f"{_place(found, near)}{near.reason}. {near.advice}"
+        f"{where}{near.reason}. {near.advice}"
     )
 
 
-def _most_alike(found: Layers) -> Likeness:
-    """What is nearest in a model to a known layer."""
-    framework, seen = found.framework, [Likeness(found.model, {})]
+def _most_alike(found: Layers) -> tuple[Path, Likeness]:
+    """Where in a model something is nearest to a known layer, and how near."""
+    framework = found.framework
+    asked: list[Likeness] = []
 
     def asks(candidate: Any) -> bool:
-        seen.append(Likeness(candidate, framework.array_axes(candidate)))
-        return False
+        asked.append(Likeness(candidate, framework.array_axes(candidate)))
+        return asked[-1].share > 0.0
 
-    list(framework.find(found.model, asks))
-    return max(seen, key=lambda each: each.share)
-
-
-def _place(found: Layers, near: Likeness) -> str:
-    """Where in a model something is that is near to a known layer, as the beginning of a message."""
-    if not near.share:
-        return ""
-    path = next(
-        path for path, _ in found.framework.find(found.model, lambda each: each is near.layer)
-    )
-    return f"`{found.framework.path_name(path)}` is none, "
+    near = [(path, asked[-1]) for path, _ in framework.find(found.model, asks)]
+    return max(near, key=lambda each: each[1].share, default=((), Likeness(found.model, {})))
 
 
 def _check_excluded(found: Layers) -> None:
@@ -209,8 +206,7 @@ def _check_excluded(found: Layers) -> None:
     if callable(exclude) or not exclude:
         return
     names = [*(handle.name for handle in found.handles), *found.refused]
-    plain = {plain_name(name) for name in names}
-    unknown = [name for name in exclude if plain_name(name) not in plain]
+    unknown = [name for name in exclude if not names_meant(name, names)]
     if unknown:
         raise OrderError(
             f"`exclude` names {listed(unknown)}, but the layers are {listed(names)}; expected some of "

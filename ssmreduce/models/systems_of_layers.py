@@ -125,7 +125,7 @@ def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None)
     own_kind = handle.kind
     if not isinstance(own_kind, LTILayer):
         raise UnsupportedLayerError(
-            f"`layer` is a {type_name(handle.layer)}, which cannot hold any system; expected a layer that is "
+            f"`layer` is a {type_name(layer)}, which cannot hold any system; expected a layer that is "
             "cut by balanced truncation. Cut it with reduce_layer(layer, order)."
         )
     handle.framework.check_ready(handle.layer, [handle])

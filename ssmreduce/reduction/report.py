@@ -31,7 +31,8 @@ class Reduction:
         Stored states of `system`; of the batch's shape for a batch.
     real_order : int or int array
         Order of the truncated balanced system: where a diagonal system has real output, the number
-        of real states, between `order` and twice that.
+        of real states, between `order` and twice that. For a layer that keeps some of its own states,
+        how many it keeps.
     wanted_order : int or int array
         Real order that was asked for (twice the int, where the output is real) before real poles,
         the rank or unsafe eigenvectors made `real_order` lower.
