@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.known import KNOWN
-from ssmreduce.layers.layer import HasArrays
+from ssmreduce.layers.layer import HasArrays, PlainArrays
 
 _SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
     ({"A_log"}, ("in_proj", "conv1d"), "a selective layer (Mamba)"),
@@ -36,16 +36,21 @@ class Likeness:
         What to try.
     """
 
-    advice = "Bind its class with register_layer(...)."
+    advice = (
+        "Only linear time-invariant layers can be reduced; for one of your own write a class and call "
+        "register_layer(...)."
+    )
 
     def __init__(self, layer: Any, axes: Mapping[str, int]) -> None:
         self.layer = layer
         self.share, self.reason = _nearest(layer, axes)
+        if isinstance(layer, dict | PlainArrays):
+            self.advice = 'Say what the arrays are, for example kind="s5", or look at their names.'
         for arrays, others, name in _SELECTIVE:
             if axes.keys() >= arrays and all(_holds(layer, other) for other in others):
                 self.share = 1.0
-                self.reason = f"it is {name}: such layers are not supported yet"
-                self.advice = "Cut a model with other layers: those of this kind stay as they are."
+                self.reason = f"it is {name}, whose system depends on its input: not supported yet"
+                self.advice = "In a model that has known layers, too, they stay as they are."
 
 
 def _holds(layer: Any, name: str) -> bool:
@@ -89,4 +94,4 @@ class _Asked(HasArrays):
             found = self._axes[name]
             if found != count:
                 return f"`{name}` has {found} {'axis' if found == 1 else 'axes'} instead of {count}"
-        return "it has the arrays, but no attributes that say what they are (`kind=` does, of plain arrays)"
+        return "it has the arrays, but nothing says which variant they are"

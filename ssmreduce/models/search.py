@@ -180,6 +180,11 @@ def _nothing_to_cut(found: Layers) -> UnsupportedLayerError:
             f"`exclude` names all {len(found.handles)} layers of `model` that can be reduced; expected one "
             "that is left. Exclude fewer."
         )
+    if found.kind is not None:
+        return UnsupportedLayerError(
+            f"`model` is a {type_name(found.model)} in which nothing has the arrays of kind={found.kind!r}; "
+            "expected at least one layer of it. Look at the names, or leave `kind` out."
+        )
     path, near = _most_alike(found)
     where = f"`{found.framework.path_name(path)}` is none, " if near.share else ""
     return UnsupportedLayerError(

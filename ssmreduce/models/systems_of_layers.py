@@ -32,7 +32,11 @@ def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     found = kind_of(inner, axes) if said is None else as_said(said, inner, axes)
     if found is None:
         near = Likeness(inner, axes)
-        advice = near.advice if near.share else f"Pass no model around a layer. {near.advice}"
+        advice = (
+            near.advice
+            if near.share
+            else "Cut the layers of a model with reduce_model(model, ...), or pass the layer itself."
+        )
         raise UnsupportedLayerError(
             f"`layer` is a {type_name(layer)}; expected a known layer, but {near.reason}. {advice}"
         )
