@@ -18,6 +18,7 @@ from torch_modules import SSMKernelDiag
 
 from ssmreduce import CutOptions, InTrainingReducer, ReductionSchedule, reduce_layer, reduce_model
 from ssmreduce.errors import OptimizerStateError, OrderError, UnsupportedLayerError
+from ssmreduce.layers.lru import LRU as LRULayer
 
 SHAPES = {"A_diag": 12, "G_diag": 12, "steps": 12, "B": (12, 3, 2), "C": (3, 12, 2), "D": 3}
 
@@ -112,3 +113,15 @@ def test_a_reducer_of_selected_states_reads_its_own_checkpoint() -> None:
     again.load_state_dict(json.loads(json.dumps(reducer.state_dict())))
     assert [event.new_order for event in again.events] == [9]
     assert again.events[0].real_order == 9
+
+
+class Forgetful(LRULayer):
+    """A kind that does not list all of its weights."""
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in super().names() if name != "D")
+
+
+def test_a_class_that_forgets_a_weight_is_told_so(rng: np.random.Generator) -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"asks for the weight `D`, which its names"):
+        reduce_layer(lru_weights(rng, 8, 3), 4, kind=Forgetful())

@@ -18,7 +18,7 @@ from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.transaction import Prepared
-from ssmreduce.layers.layer import Layer
+from ssmreduce.layers.layer import Layer, NamedWeights
 
 Path = tuple[Any, ...]
 """Key path of a layer in a model."""
@@ -56,7 +56,7 @@ class LayerHandle:
     @cached_property
     def weights(self) -> dict[str, HostArray]:
         """Arrays by name, at double precision on the host."""
-        return self.framework.read_arrays(self.layer, self.kind.names())
+        return NamedWeights(self.framework.read_arrays(self.layer, self.kind.names()))
 
     @cached_property
     def eps(self) -> float:

@@ -27,6 +27,16 @@ Weights = Mapping[str, Array]
 """Arrays of a layer by name, at double precision on the host (tracers as they are)."""
 
 
+class NamedWeights(dict[str, Any]):
+    """Weights that are read by the names that a class lists."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UnsupportedLayerError(
+            f"the class of the layer asks for the weight `{name}`, which its names() does not list; expected "
+            f"one of {', '.join(self)}. Add it there."
+        )
+
+
 class WeightStorage(Protocol):
     """How an object holds the weights of a layer."""
 
