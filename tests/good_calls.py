@@ -30,6 +30,7 @@ from ssmreduce.reduction.selection import state_scores
 from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm, modal_l1
 from ssmreduce.training import lightning, transformers
 from ssmreduce.training.trace import HankelRecord
+from ssmreduce.training.tracking import ReductionEvent
 
 GoodCall = tuple[Callable[..., Any], dict[str, Any]]
 
@@ -124,8 +125,8 @@ def reduced_state_dict() -> Any:
 
 
 @cache
-def event() -> sr.ReductionEvent:
-    return sr.ReductionEvent.of(10, "layer", layer_reduction(), sr.HankelMass(0.9))
+def event() -> ReductionEvent:
+    return ReductionEvent.of(10, "layer", layer_reduction(), sr.HankelMass(0.9))
 
 
 def trace() -> sr.HankelTrace:
@@ -536,13 +537,13 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "HankelRecord.kept": lambda: (record().kept, {"share": 0.9}),
     "HankelRecord": lambda: (HankelRecord, dict(vars(record()))),
     "HankelRecord.from_dict": lambda: (HankelRecord.from_dict, {"values": record().to_dict()}),
-    "ReductionEvent": lambda: (sr.ReductionEvent, _event_fields()),
+    "ReductionEvent": lambda: (ReductionEvent, _event_fields()),
     "ReductionEvent.from_dict": lambda: (
-        sr.ReductionEvent.from_dict,
+        ReductionEvent.from_dict,
         {"values": event().to_dict()},
     ),
     "ReductionEvent.of": lambda: (
-        sr.ReductionEvent.of,
+        ReductionEvent.of,
         {
             "step": 10,
             "layer": "layer",

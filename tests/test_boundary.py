@@ -12,7 +12,7 @@ import samples
 import scipy.linalg
 
 import ssmreduce as sr
-from ssmreduce import Continuous, Discrete, StateSpace
+from ssmreduce import Continuous, Discrete, StateSpace, errors
 from ssmreduce._schur import SchurForm, _conditions
 from ssmreduce.equations.solvers import Hammarling, SmithDoubling
 from ssmreduce.errors import UnstableSystemError
@@ -177,7 +177,7 @@ def test_parts_keep_their_own_scale() -> None:
         np.diag([-1e300, -1e-300]), np.ones((2, 1)), np.ones((1, 2)), time=Continuous()
     )
     assert sr.h2_norm(decoupled) == pytest.approx(np.sqrt(0.5) * 1e150)
-    with pytest.raises(sr.NoConvergenceError):
+    with pytest.raises(errors.NoConvergenceError):
         sr.h2_norm(system)
 
 
@@ -187,7 +187,7 @@ def test_poles_that_overflow_are_refused() -> None:
     alone = StateSpace([[pole]], ports[0][:1], ports[1][:, :1], time=Continuous())
     assert alone.poles() == [pole]
     assert alone.is_stable()
-    with pytest.raises(sr.NonFiniteError, match="poles"):
+    with pytest.raises(errors.NonFiniteError, match="poles"):
         StateSpace([[pole, 1.0], [1.0, pole]], *ports, time=Continuous()).poles()
 
 

@@ -388,6 +388,7 @@ def test_one_state() -> None:
     np.testing.assert_allclose(hankel_singular_values(real), expected, rtol=50 * EPS)
 
 
+@pytest.mark.slow
 def test_large_systems_take_the_other_route(rng: np.random.Generator) -> None:
     n = LARGEST_ROTATED // 2
     poles = 0.9 * np.exp(1j * np.linspace(0.2, 2.9, n + 1))

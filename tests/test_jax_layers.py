@@ -304,6 +304,7 @@ def test_first_moments_are_the_gradients_of_the_reduced_layer(
         assert getattr(found, name).shape == getattr(result.model, name).shape
 
 
+@pytest.mark.slow
 def test_complex_moments_are_those_of_conjugated_gradients(
     x64: None, rng: np.random.Generator
 ) -> None:

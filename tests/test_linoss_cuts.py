@@ -244,6 +244,7 @@ def test_a_sweep_and_a_trace() -> None:
 # --- Training
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_a_cut() -> None:
     model = net()
     state = OPTIMIZER.init(parameters(model))

@@ -372,6 +372,7 @@ def test_traced_values_that_do_not_converge_are_nan(on_device: None) -> None:
         assert np.all(np.isfinite(values(jnp.diag(jnp.array([0.5, 0.9])))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense, more inputs than states", "diagonal, continuous"])
 def test_jax_arrays_of_a_device_stay(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kind: str

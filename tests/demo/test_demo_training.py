@@ -112,6 +112,7 @@ def test_full_and_reduced_are_one_run_until_the_first_cut(data, settings):
     assert differ[0] == 11
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_reached(data, settings):
     run = Run("full")
 

@@ -23,7 +23,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 from samples import Array, adjoint
 
 import ssmreduce as sr
-from ssmreduce import Continuous, Discrete, SSMReduceError, StateSpace
+from ssmreduce import Continuous, Discrete, SSMReduceError, StateSpace, errors
 from ssmreduce.adapters.control import from_control, to_control
 from ssmreduce.adapters.scipy_signal import from_scipy, to_scipy
 from ssmreduce.equations.solvers import BartelsStewart, Hammarling, MatrixSign, SmithDoubling
@@ -338,7 +338,7 @@ def outcome(answer: Answer, system: StateSpace, units: Array) -> Any:
     """An answer, or the type of the refusal."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", sr.ScalingWarning)
+            warnings.simplefilter("ignore", errors.ScalingWarning)
             return answer(system, units)
     except SSMReduceError as error:
         return type(error)
