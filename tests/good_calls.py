@@ -452,7 +452,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         },
     ),
     "CutOptions": lambda: (sr.CutOptions, dict(OPTIONS)),
-    "CutOptions.excludes": lambda: (sr.CutOptions(exclude=("a",)).excludes, {"name": "a"}),
+    "CutOptions.excluded": lambda: (sr.CutOptions(exclude=("a",)).excluded, {"names": ["a", "b"]}),
     "reduce_layer equinox": lambda: (
         sr.reduce_layer,
         {"layer": equinox_layer(), "order": 3, "options": sr.CutOptions(horizon=20)},

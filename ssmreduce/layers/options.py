@@ -6,7 +6,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
+from ssmreduce._checks import (
+    check_text,
+    flag,
+    is_one_of,
+    items,
+    positive_count,
+    positive_horizon,
+    shown,
+)
 from ssmreduce.errors import OptimizerStateError, OrderError
 
 Moments = Literal["carry", "reset"]
@@ -82,6 +90,9 @@ class CutOptions:
 
     def excluded(self, names: Collection[str]) -> set[str]:
         """Return those of the layers of a model that stay as they are."""
+        names = items(names, "names", "the names of the layers")
+        for name in names:
+            check_text(name, "names", "the names of the layers")
         if callable(self.exclude):
             plain = {name: plain_name(name) for name in names}
             return {
