@@ -33,6 +33,9 @@ from ssmreduce import (
 )
 from ssmreduce.errors import OptimizerStateError, OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.linoss import LinOSS
+from ssmreduce.layers.s4 import S4
+from ssmreduce.layers.s4d import S4Diagonal
 from ssmreduce.layers.s5 import S5
 
 
@@ -132,6 +135,52 @@ def test_options_of_a_kind_are_those_of_an_instance() -> None:
     assert np.array_equal(own.C, told.C)
     other = read_system(weights, kind=S5(Discretisation.BILINEAR, bidirectional=True))
     assert not np.allclose(own.eigenvalues, other.eigenvalues)
+
+
+def linoss(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        "A_diag": rng.uniform(0.5, 3.0, 8),
+        "steps": rng.standard_normal(8),
+        "B": rng.standard_normal((8, 2, 2)),
+        "C": rng.standard_normal((2, 8, 2)),
+        "D": rng.standard_normal(2),
+    }
+
+
+def s4(rng: np.random.Generator, low_rank: bool) -> dict[str, np.ndarray]:
+    P = {"P": rng.standard_normal((1, 2, 4, 2)), "l_kernel": np.zeros(())}
+    return {
+        "A_real": np.full((2, 4), -0.5),
+        "A_imag": -np.pi * np.tile(np.arange(4.0), (2, 1)),
+        "inv_dt": np.full((2, 1), -3.0),
+        "B": rng.standard_normal((1, 2, 4, 2)),
+        "C": rng.standard_normal((1, 2, 4, 2)),
+        **(P if low_rank else {}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["linoss", "s4_diagonal", "s4"])
+def test_options_that_arrays_do_not_tell_have_to_be_said(
+    kind: str, rng: np.random.Generator
+) -> None:
+    weights = linoss(rng) if kind == "linoss" else s4(rng, kind == "s4")
+    for holder in (weights, {name: jnp.asarray(value) for name, value in weights.items()}):
+        with pytest.raises(
+            UnsupportedLayerError, match="has no attribute .* Pass kind=.*register_layer"
+        ):
+            read_system(holder)
+        with pytest.raises(UnsupportedLayerError, match="has no attribute .* Pass kind="):
+            reduce_model({"x": holder}, 2, options=CutOptions(horizon=50))
+    default = {"linoss": LinOSS("IMEX", damped=False), "s4_diagonal": S4Diagonal(), "s4": S4()}[
+        kind
+    ]
+    assert np.array_equal(*(read_system(weights, kind=said).C for said in (kind, default)))
+
+
+def test_linoss_with_an_array_of_damping_tells_itself(rng: np.random.Generator) -> None:
+    weights = {**linoss(rng), "G_diag": rng.uniform(0.1, 1.0, 8)}
+    told = [read_system(weights, kind=kind) for kind in (None, "linoss", LinOSS())]
+    assert all(np.array_equal(told[0].C, each.C) for each in told[1:])
 
 
 def test_arrays_that_are_tied_stay_tied(rng: np.random.Generator) -> None:

@@ -63,11 +63,6 @@ class ArrayGroup:
 class MappingFramework(Framework):
     """A model is a mapping, a layer the arrays whose names begin alike, moments are a second mapping."""
 
-    @property
-    def expects(self) -> str:
-        """What a model is."""
-        return "a mapping of arrays by name"
-
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
         """Yield groups of arrays."""
         for prefix, group in _groups(model).items():

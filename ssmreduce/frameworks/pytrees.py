@@ -33,11 +33,6 @@ from ssmreduce.frameworks.transaction import Prepared
 class PytreeFramework(Framework):
     """A model is a pytree, an Equinox module or a dict of arrays in it a layer. Nothing changes in place."""
 
-    @property
-    def expects(self) -> str:
-        """What a model is."""
-        return "a pytree of Equinox modules or of dicts of JAX arrays"
-
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
         """Yield modules and dicts."""
 
