@@ -304,7 +304,10 @@ def test_the_trial_of_a_state_dict_is_saved() -> None:
 
 
 @pytest.mark.parametrize("extra", [np.int64(3), np.float32(0.1), 1j, (1, 2), [0.5]])
-def test_numbers_beside_arrays_stay(extra: Any, rng: np.random.Generator) -> None:
+def test_numbers_beside_arrays_stay(
+    extra: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "equinox")
     result = reduce_model({"x": lru(rng), "extra": extra}, 5, opt_state={"betas": extra})
     assert result.model["extra"] is extra
     assert result.optimizer_state["betas"] is extra

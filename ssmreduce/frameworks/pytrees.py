@@ -61,8 +61,7 @@ class PytreeFramework(Framework):
         return {
             name: value.ndim
             for name, value in values.items()
-            if isinstance(name, str)
-            and (eqx.is_array(value) or (layer is values and isinstance(value, np.ndarray)))
+            if isinstance(name, str) and eqx.is_array(value)
         }
 
     def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
