@@ -209,6 +209,15 @@ def test_ties_of_a_state_dict_are_seen() -> None:
         assert result.model[f"1.seq.{name}"] is result.model[f"2.seq.{name}"]
 
 
+def test_conjugates_that_torch_keeps_as_views_are_not_tied(rng: np.random.Generator) -> None:
+    parts = {name: torch.from_numpy(value) for name, value in lru(rng).items()}
+    weights = {name: parts[name] for name in ("nu_log", "theta_log", "gamma_log", "D")}
+    weights |= {name: torch.complex(parts[f"{name}_re"], parts[f"{name}_im"]) for name in "BC"}
+    other = {**weights, "B": weights["B"].conj()}
+    result = reduce_model({"a": weights, "b": other}, 5)
+    assert result.report.totals()[:2] == (24, 10)
+
+
 def test_views_of_one_array_are_tied(rng: np.random.Generator) -> None:
     weights = lru(rng)
     other = {name: value[...] for name, value in weights.items()}

@@ -280,7 +280,8 @@ def _like(array: Array, value: HostArray) -> Array:
 def _memory(array: Array) -> Any:
     """The same for two arrays that are one: torch makes new objects for one tensor, NumPy views."""
     if is_torch_array(array):
-        return array.device, array.data_ptr(), array.shape, array.stride(), array.dtype
+        place = array.device, array.data_ptr(), array.shape, array.stride(), array.dtype
+        return *place, array.is_conj(), array.is_neg()
     if isinstance(array, np.ndarray):
         return array.ctypes.data, array.shape, array.strides, array.dtype
     return id(array)
