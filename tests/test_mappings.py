@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from ssmreduce import (
     InTrainingReducer,
     ReductionSchedule,
     RollbackPolicy,
+    TotalBudget,
     balanced_truncation,
     load_reduced,
     read_system,
@@ -33,6 +36,9 @@ from ssmreduce import (
 )
 from ssmreduce.errors import OptimizerStateError, OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.linoss import LinOSS
+from ssmreduce.layers.s4 import S4
+from ssmreduce.layers.s4d import S4Diagonal
 from ssmreduce.layers.s5 import S5
 
 
@@ -134,6 +140,52 @@ def test_options_of_a_kind_are_those_of_an_instance() -> None:
     assert not np.allclose(own.eigenvalues, other.eigenvalues)
 
 
+def linoss(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        "A_diag": rng.uniform(0.5, 3.0, 8),
+        "steps": rng.standard_normal(8),
+        "B": rng.standard_normal((8, 2, 2)),
+        "C": rng.standard_normal((2, 8, 2)),
+        "D": rng.standard_normal(2),
+    }
+
+
+def s4(rng: np.random.Generator, low_rank: bool) -> dict[str, np.ndarray]:
+    P = {"P": rng.standard_normal((1, 2, 4, 2)), "l_kernel": np.zeros(())}
+    return {
+        "A_real": np.full((2, 4), -0.5),
+        "A_imag": -np.pi * np.tile(np.arange(4.0), (2, 1)),
+        "inv_dt": np.full((2, 1), -3.0),
+        "B": rng.standard_normal((1, 2, 4, 2)),
+        "C": rng.standard_normal((1, 2, 4, 2)),
+        **(P if low_rank else {}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["linoss", "s4_diagonal", "s4"])
+def test_options_that_arrays_do_not_tell_have_to_be_said(
+    kind: str, rng: np.random.Generator
+) -> None:
+    weights = linoss(rng) if kind == "linoss" else s4(rng, kind == "s4")
+    for holder in (weights, {name: jnp.asarray(value) for name, value in weights.items()}):
+        with pytest.raises(
+            UnsupportedLayerError, match=r"has no attribute .* Pass kind=.*register_layer"
+        ):
+            read_system(holder)
+        with pytest.raises(UnsupportedLayerError, match=r"has no attribute .* Pass kind="):
+            reduce_model({"x": holder}, 2, options=CutOptions(horizon=50))
+    default = {"linoss": LinOSS("IMEX", damped=False), "s4_diagonal": S4Diagonal(), "s4": S4()}[
+        kind
+    ]
+    assert np.array_equal(*(read_system(weights, kind=said).C for said in (kind, default)))
+
+
+def test_linoss_with_an_array_of_damping_tells_itself(rng: np.random.Generator) -> None:
+    weights = {**linoss(rng), "G_diag": rng.uniform(0.1, 1.0, 8)}
+    told = [read_system(weights, kind=kind) for kind in (None, "linoss", LinOSS())]
+    assert all(np.array_equal(told[0].C, each.C) for each in told[1:])
+
+
 def test_arrays_that_are_tied_stay_tied(rng: np.random.Generator) -> None:
     weights = lru(rng)
     model = {"a": dict(weights), "b": dict(weights)}
@@ -141,6 +193,60 @@ def test_arrays_that_are_tied_stay_tied(rng: np.random.Generator) -> None:
     for name in weights:
         assert np.array_equal(result.model["a"][name], result.model["b"][name])
     assert result.report.totals()[:2] == (12, 5)
+
+
+def test_ties_of_a_state_dict_are_seen() -> None:
+    model = network()
+    model[2] = model[1]
+    weights = model.state_dict()
+    assert weights["1.seq.B"] is not weights["2.seq.B"]
+    result = reduce_model(weights, TotalBudget(6), kind="s5")
+    assert {name: each.new_order for name, each in result.report.items()} == {
+        "1.seq": 6,
+        "2.seq": 6,
+    }
+    for name in ("Lambda", "B", "C"):
+        assert result.model[f"1.seq.{name}"] is result.model[f"2.seq.{name}"]
+
+
+def test_conjugates_that_torch_keeps_as_views_are_not_tied(rng: np.random.Generator) -> None:
+    parts = {name: torch.from_numpy(value) for name, value in lru(rng).items()}
+    weights = {name: parts[name] for name in ("nu_log", "theta_log", "gamma_log", "D")}
+    weights |= {name: torch.complex(parts[f"{name}_re"], parts[f"{name}_im"]) for name in "BC"}
+    other = {**weights, "B": weights["B"].conj()}
+    result = reduce_model({"a": weights, "b": other}, 5)
+    assert result.report.totals()[:2] == (24, 10)
+
+
+def test_views_of_one_array_are_tied(rng: np.random.Generator) -> None:
+    weights = lru(rng)
+    other = {name: value[...] for name, value in weights.items()}
+    result = reduce_model({"a": weights, "b": other}, 5)
+    assert result.report.totals()[:2] == (12, 5)
+    assert result.model["a"]["B_re"] is result.model["b"]["B_re"]
+
+
+@pytest.mark.parametrize("dtype", [complex, float])
+def test_squares_of_complex_weights_follow_as_in_optax(
+    dtype: type, rng: np.random.Generator
+) -> None:
+    parts = lru(rng)
+    weights = {name: parts[name] for name in ("nu_log", "theta_log", "gamma_log", "D")}
+    weights |= {name: parts[f"{name}_re"] + 1j * parts[f"{name}_im"] for name in "BC"}
+    squares = {name: rng.uniform(0.1, 1.0, value.shape) for name, value in weights.items()}
+    for name in "BC":
+        squares[name] = squares[name].astype(dtype)
+    result = reduce_model({"x": weights}, 5, opt_state={"nu": {"x": squares}})
+    params = {"x": {name: jnp.asarray(value) for name, value in weights.items()}}
+    state = optax.adam(1e-3).init(params)
+    state = eqx.tree_at(
+        lambda tree: tree[0].nu, state, {"x": {k: jnp.asarray(v) for k, v in squares.items()}}
+    )
+    (own, *_) = reduce_model(params, 5, opt_state=state).optimizer_state
+    for name, value in result.optimizer_state["nu"]["x"].items():
+        assert value.dtype == squares[name].dtype
+        assert np.all(value.imag == 0.0)
+        np.testing.assert_allclose(value, own.nu["x"][name], rtol=1e-5, atol=1e-7)
 
 
 def test_copies_follow(rng: np.random.Generator) -> None:
@@ -171,6 +277,7 @@ def test_a_reducer_cuts_mappings_and_undoes_it(rng: np.random.Generator) -> None
     reducer.step(1, model, state)
     reducer.report(1.0)
     smaller, smaller_state = reducer.step(2, model, state)
+    smaller_state = {**smaller_state, "count": 4}
     assert smaller["x"]["nu_log"].shape == smaller_state["exp_avg"]["x"]["nu_log"].shape == (5,)
     again = InTrainingReducer(
         ReductionSchedule.at(2), 5, rollback=RollbackPolicy(0.1), trace=HankelTrace(1)
@@ -182,7 +289,91 @@ def test_a_reducer_cuts_mappings_and_undoes_it(rng: np.random.Generator) -> None
         for name, value in model["x"].items():
             assert np.array_equal(back["x"][name], value)
             assert np.array_equal(back_state["exp_avg"]["x"][name], state["exp_avg"]["x"][name])
+        assert back_state["count"] == 3
     assert [record.layer for record in trace.records] == ["x"] * 3
+
+
+def test_the_trial_of_a_state_dict_is_saved() -> None:
+    def reducer() -> InTrainingReducer:
+        return InTrainingReducer(ReductionSchedule.at(1), 5, rollback=RollbackPolicy(0.1))
+
+    weights = {f"x.{k}": torch.from_numpy(v) for k, v in lru(np.random.default_rng(0)).items()}
+    first, again = reducer(), reducer()
+    first.report(1.0)
+    smaller, _ = first.step(1, weights, None)
+    saved = first.state_dict()
+    again.load_state_dict(saved)
+    again.report(9.0)
+    back, _ = again.step(2, smaller, None)
+    assert all(torch.equal(back[name], value) for name, value in weights.items())
+    tensors = saved["trial"]["snapshots"][0]["model"]
+    tensors["x.D"] = tensors["x.D"].to("meta")
+    with pytest.raises(ShapeError, match='is on the device "meta"'):
+        reducer().load_state_dict(saved)
+
+
+@pytest.mark.parametrize("extra", [np.int64(3), np.float32(0.1), 1j, (1, 2), [0.5]])
+def test_numbers_beside_arrays_stay(
+    extra: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "equinox")
+    result = reduce_model({"x": lru(rng), "extra": extra}, 5, opt_state={"betas": extra})
+    assert result.model["extra"] is extra
+    assert result.optimizer_state["betas"] is extra
+
+
+def test_what_keeps_a_mapping_from_being_a_model_is_named(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "equinox")
+    with pytest.raises(UnsupportedLayerError, match=r"dict that holds a .*object as `y\.odd`"):
+        reduce_model({"x": lru(rng), "y": {"odd": object()}}, 5)
+
+
+@pytest.mark.parametrize("other", [None, 1.0, np.ones(2)])
+def test_other_leaves_beside_jax_arrays_leave_a_pytree(
+    other: Any, rng: np.random.Generator
+) -> None:
+    params = {"x": {name: jnp.asarray(value) for name, value in lru(rng).items()}, "other": other}
+    result = reduce_model(params, 5, opt_state=optax.adam(1e-3).init(params))
+    assert result.optimizer_state[0].mu["x"]["B_re"].shape == (5, 3)
+    view = types.MappingProxyType({"x": params["x"]})
+    assert list(reduce_model(view, 5).report) == ["x"]
+
+
+def test_layers_of_numpy_beside_jax_arrays_are_found(rng: np.random.Generator) -> None:
+    result = reduce_model({"x": lru(rng), "w": jnp.ones(3)}, 5)
+    assert result.model["x"]["B_re"].shape == (5, 3)
+
+
+def test_centred_squares_belong_to_the_means_of_their_own_optimizer(
+    rng: np.random.Generator,
+) -> None:
+    model = {"x": lru(rng)}
+    squares = {"x": {name: np.ones_like(value) for name, value in model["x"].items()}}
+    means = {"x": {name: 0.5 * value for name, value in squares["x"].items()}}
+    alone = reduce_model(model, 5, opt_state={"opt1/square_avg": squares})
+    beside = reduce_model(model, 5, opt_state={"opt1/square_avg": squares, "opt2/grad_avg": means})
+    for name, value in alone.optimizer_state["opt1/square_avg"]["x"].items():
+        assert np.array_equal(beside.optimizer_state["opt1/square_avg"]["x"][name], value)
+
+
+@pytest.mark.parametrize("name", ["x.nu_log", "x/nu_log"])
+def test_a_name_given_twice_is_refused(name: str, rng: np.random.Generator) -> None:
+    weights = lru(rng)
+    joined = (
+        {f"x.{key}": value for key, value in weights.items()} if "/" in name else {"x": weights}
+    )
+    with pytest.raises(UnsupportedLayerError, match=f"`model` holds two arrays as `{name}`"):
+        reduce_model({**joined, name: weights["nu_log"]}, 5)
+    moments = {"mu": {"x": weights}, "mu.x.nu_log": weights["nu_log"]}
+    with pytest.raises(OptimizerStateError, match=r"holds two arrays as `mu\.x\.nu_log`"):
+        reduce_model({"x": weights}, 5, opt_state=moments)
+
+
+def test_a_state_dict_cannot_be_loaded_into_a_mapping(rng: np.random.Generator) -> None:
+    with pytest.raises(UnsupportedLayerError, match="a mapping has the shapes"):
+        load_reduced({"x": lru(rng)}, {})
 
 
 def test_dicts_of_jax_arrays_are_pytrees_with_optax(rng: np.random.Generator) -> None:
@@ -220,6 +411,11 @@ def test_dicts_of_jax_arrays_are_pytrees_with_optax(rng: np.random.Generator) ->
             {"opt_state": {"odd": {"x.nu_log": np.ones(12)}}},
             OptimizerStateError,
             "holds `odd` at odd",
+        ),
+        (
+            {"opt_state": {"adam": [{"mu": {"x.nu_log": np.ones(12)}}]}},
+            OptimizerStateError,
+            "`opt_state` holds a .*list as `adam`; expected arrays",
         ),
         ({"options": CutOptions(exclude=("y",))}, OrderError, "`exclude` names y"),
         ({"followers": [{"y": {}}]}, UnsupportedLayerError, "without a known layer"),

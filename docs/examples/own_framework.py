@@ -16,8 +16,6 @@ class Part:
 
 
 class Parts(Framework):
-    expects = "a Part"
-
     def find(self, model, stops, path=()):
         if stops(model):
             yield path, model

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from array_api_compat import is_jax_array
 
 from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework
-from ssmreduce.frameworks.mappings import MappingFramework, is_mapping_of_arrays
+from ssmreduce.frameworks.mappings import MappingFramework, is_mapping_of_arrays, odd_entry
 
 _REGISTERED: dict[type, Framework] = {}
 
@@ -72,19 +73,35 @@ def framework_of(model: Any, name: str = "model") -> Framework:
         else "Neither framework is imported; one that is missing comes with: pip install "
         "'ssmreduce[torch]' or 'ssmreduce[jax]'"
     )
+    odd = odd_entry(model) if isinstance(model, Mapping) else None
+    holding = f" that holds a {type_name(odd[1])} as `{odd[0]}`" if odd is not None else ""
     raise UnsupportedLayerError(
-        f"`{name}` is a {type_name(model)}; expected a PyTorch module, a pytree of Equinox modules, or a "
-        f"mapping of arrays by name. {advice}"
+        f"`{name}` is a {type_name(model)}{holding}; expected a PyTorch module, a pytree of Equinox modules, "
+        f"or a mapping of arrays by name. {advice}"
     )
 
 
 def _is_pytree(model: Mapping[str, Any]) -> bool:
-    """Whether a mapping is a pytree of JAX arrays: nested, with plain keys, where Equinox is there, too."""
-    if "equinox" not in sys.modules:
-        return False
-    return all(
+    """Whether a mapping is nested dicts with plain keys and JAX arrays, where Equinox is there, too."""
+    return "equinox" in sys.modules and _is_tree(model) and _holds_jax(model)
+
+
+def _is_tree(model: Mapping[str, Any]) -> bool:
+    return isinstance(model, dict) and all(
         isinstance(key, str)
         and not {".", "/"} & set(key)
-        and (_is_pytree(value) if isinstance(value, Mapping) else is_jax_array(value))
+        and (_is_tree(value) if isinstance(value, Mapping) else _is_leaf(value))
         for key, value in model.items()
+    )
+
+
+def _is_leaf(value: Any) -> bool:
+    numbers = bool | int | float | complex | np.ndarray | np.generic
+    return value is None or isinstance(value, numbers) or is_jax_array(value)
+
+
+def _holds_jax(model: Mapping[str, Any]) -> bool:
+    return any(
+        _holds_jax(value) if isinstance(value, Mapping) else is_jax_array(value)
+        for value in model.values()
     )

@@ -97,11 +97,6 @@ class LayerChange(NamedTuple):
 class Framework(ABC):
     """Where the arrays of layers live in a real object, and how they are replaced."""
 
-    @property
-    @abstractmethod
-    def expects(self) -> str:
-        """What a model of it is, for messages."""
-
     # --- Layers and their arrays
 
     @abstractmethod
@@ -193,7 +188,8 @@ class Framework(ABC):
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy every array to host memory; where several processes train the model, all have to call.
 
-        The layers say what else depends on their orders.
+        The layers say what else depends on their orders. So that a reducer can load it
+        again, a snapshot is ``{"model": {...}, "opt_state": {...}}``, in each arrays and numbers by name.
 
         Raises
         ------
@@ -236,8 +232,8 @@ class Framework(ABC):
     def check_loads(self, model: Any) -> None:
         """Raise `UnsupportedLayerError` unless a state dict can be loaded into `model` in place."""
         raise UnsupportedLayerError(
-            f"`model` is a {type_name(model)}; expected a torch.nn.Module. For a pytree or a mapping call "
-            "shaped_like(model, saved)."
+            f"`model` is a {type_name(model)}; expected a torch.nn.Module. For a pytree call "
+            "shaped_like(model, saved); a mapping has the shapes that it was saved with: take it as it is."
         )
 
     def check_shapes(self, model: Any) -> None:

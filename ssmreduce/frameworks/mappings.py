@@ -2,7 +2,8 @@
 
 Names lead from the outside in, ``"encoder.0.lru.nu_log"``, written with dots or slashes, or as mappings in
 mappings, or as both. The last part is the name of the weight and the rest that of the layer. Nothing changes
-in place: a cut returns dicts with new arrays for those that change, in their library, dtype and device.
+in place: a cut returns dicts with new arrays for all weights of the layers that are cut, in their library,
+dtype and device.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
+
+import numpy as np
+from array_api_compat import is_torch_array
 
 from ssmreduce._checks import type_name
 from ssmreduce._namespace import (
@@ -24,7 +28,7 @@ from ssmreduce._namespace import (
     namespace,
     to_double,
 )
-from ssmreduce.errors import OptimizerStateError, ShapeError
+from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import (
     Framework,
     LayerChange,
@@ -33,7 +37,7 @@ from ssmreduce.frameworks.framework import (
     Snapshot,
     listed,
 )
-from ssmreduce.frameworks.moments import Moments
+from ssmreduce.frameworks.moments import Moments, holds_moduli, in_halves, of_halves
 from ssmreduce.frameworks.transaction import Prepared
 from ssmreduce.layers.layer import PlainArrays
 
@@ -63,11 +67,6 @@ class ArrayGroup(PlainArrays):
 @final
 class MappingFramework(Framework):
     """A model is a mapping, a layer the arrays whose names begin alike, moments are a second mapping."""
-
-    @property
-    def expects(self) -> str:
-        """What a model is."""
-        return "a mapping of arrays by name"
 
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
         """Yield groups of arrays."""
@@ -112,7 +111,10 @@ class MappingFramework(Framework):
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether they hold the same arrays, as tied weights do in a state dict."""
         own, other = first.layer.arrays, second.layer.arrays
-        return all(own[name] is other.get(name) for name in first.kind.names())
+        return all(
+            name in other and _memory(own[name]) == _memory(other[name])
+            for name in first.kind.names()
+        )
 
     def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
         """Raise `OptimizerStateError` unless moments are a mapping."""
@@ -121,6 +123,12 @@ class MappingFramework(Framework):
                 f"`opt_state` is a {type_name(opt_state)} but `model` a mapping of arrays; expected a "
                 'mapping of moments, such as {"mu": {...}, "nu": {...}} with the names of the model in each. '
                 "Leave it out if there are none."
+            )
+        odd = odd_entry(opt_state or {})
+        if odd is not None:
+            raise OptimizerStateError(
+                f"`opt_state` holds a {type_name(odd[1])} as `{odd[0]}`; expected arrays, numbers and texts, "
+                "in mappings. Make what holds moments a mapping, such as its _asdict()."
             )
 
     def moments_of(
@@ -134,17 +142,19 @@ class MappingFramework(Framework):
         }
         own = _flat(model)
         groups: dict[tuple[str, Path], dict[str, tuple[Any, HostArray]]] = {}
-        for full, array in _flat(opt_state or {}).items():
+        for full, array in _flat(opt_state or {}, "opt_state").items():
             field, name = _field_and_name(full, own)
             if name is None:
                 _check_unrelated(array, full)
             elif name in weights:
                 handle, weight = weights[name]
                 group = groups.setdefault((field, handle.path), {})
-                group[weight] = full, to_double(array)
+                value = to_double(array)
+                if is_complex_array(own[name]) and holds_moduli(_last(field), value):
+                    value = in_halves(value)
+                group[weight] = full, value
         return [
-            Moments(_LAST.sub(r"\2", field), field, path, arrays)
-            for (field, path), arrays in groups.items()
+            Moments(_last(field), field, path, arrays) for (field, path), arrays in groups.items()
         ]
 
     def prepared(
@@ -156,30 +166,31 @@ class MappingFramework(Framework):
         gradients: Mapping[Any, HostArray],
     ) -> Prepared:
         """Make dicts with new arrays. Gradients of a mapping are another mapping."""
+        model = model.model if isinstance(model, ArrayGroup) else model
+        own = _flat(model)
         new = {
-            change.handle.layer.names[name]: _like(change.handle.layer.arrays[name], value)
+            change.handle.layer.names[name]: value
             for change in changes
             for name, value in change.values.items()
         }
-        state = None if opt_state is None else _flat(opt_state)
-        new_moments = {name: _like((state or {})[name], value) for name, value in moments.items()}
-        model = model.model if isinstance(model, ArrayGroup) else model
-        return Prepared(
-            _replaced(model, new), None if state is None else _replaced(opt_state, new_moments)
-        )
+        new_model = _replaced(model, _written(own, new))
+        if opt_state is None:
+            return Prepared(new_model, None)
+        state = _flat(opt_state, "opt_state")
+        for name, value in moments.items():
+            field = _last(_field_and_name(name, own)[0])
+            if np.iscomplexobj(value) and holds_moduli(field, to_double(state[name])):
+                moments = {**moments, name: of_halves(value)}
+        return Prepared(new_model, _replaced(opt_state, _written(state, moments)))
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
-        """Copy the arrays, each in its library."""
-        trees = {"model": model, "opt_state": opt_state or {}}
-        return {
-            what: {name: _copied(array) for name, array in _flat(tree).items()}
-            for what, tree in trees.items()
-        }
+        """Copy arrays, each in its library, and numbers."""
+        return {"model": _saved(model), "opt_state": _saved(opt_state or {})}
 
     def prepared_back(
         self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
     ) -> Prepared:
-        """Make dicts with the arrays of a snapshot."""
+        """Make dicts with the arrays and numbers of a snapshot."""
         restored = _restored(model, snapshot["model"], "model")
         if opt_state is None:
             return Prepared(restored, None)
@@ -188,12 +199,13 @@ class MappingFramework(Framework):
 
 def is_mapping_of_arrays(model: Any) -> bool:
     """Tell whether `model` is a mapping that holds arrays, and no objects, at any depth."""
-    if not isinstance(model, Mapping):
-        return False
-    values = list(model.values())
-    return all(
-        is_array(value) or is_mapping_of_arrays(value) or _is_plain(value) for value in values
-    )
+    return isinstance(model, Mapping) and odd_entry(model) is None
+
+
+def odd_entry(mapping: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Return the first entry, with its whole name, that is an object: no array, number or text."""
+    entries = _entries(mapping)
+    return next((each for each in entries if not (is_array(each[1]) or _is_plain(each[1]))), None)
 
 
 def opened(model: Any) -> Any:
@@ -206,27 +218,56 @@ def opened(model: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is none of ours, but no object either: a version, a count, a name."""
-    return value is None or isinstance(value, bool | int | float | str | bytes)
+    """Whether a value is none of ours, but no object either: a version, a count, a name, a few of them."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, _NUMBERS | np.generic | str | bytes)
 
 
-def _flat(mapping: Mapping[str, Any]) -> dict[str, Array]:
-    """The arrays of a mapping by their whole names."""
-    found: dict[str, Array] = {}
+_NUMBERS = bool | int | float | complex | np.number | np.bool_
+
+
+def _entries(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is in a mapping, and in those in it, with whole names."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
-            found |= {f"{key}.{name}": array for name, array in _flat(value).items()}
-        elif is_array(value):
-            found[str(key)] = value
+            yield from ((f"{key}.{name}", inner) for name, inner in _entries(value))
+        else:
+            yield str(key), value
+
+
+def _flat(mapping: Mapping[str, Any], what: str = "model") -> dict[str, Array]:
+    """The arrays of a mapping, called `what` in messages, by their whole names."""
+    found: dict[str, Array] = {}
+    for name, value in _entries(mapping):
+        if is_array(value):
+            if name in found:
+                raise _twice(name, what)
+            found[name] = value
     return found
+
+
+def _twice(name: str, what: str) -> UnsupportedLayerError | OptimizerStateError:
+    error = OptimizerStateError if what == "opt_state" else UnsupportedLayerError
+    return error(
+        f"`{what}` holds two arrays as `{name}`, under names that are nested or joined in two ways; expected "
+        "one. Leave out the other."
+    )
+
+
+def _last(name: str) -> str:
+    """The last part of a name."""
+    return _LAST.sub(r"\2", name)
 
 
 def _groups(model: Mapping[str, Any]) -> dict[str, ArrayGroup]:
     """The arrays of a model by the name of what may be a layer."""
     groups: dict[str, ArrayGroup] = {}
     for full, array in _flat(model).items():
-        prefix, last = _LAST.sub(r"\1", full), _LAST.sub(r"\2", full)
+        prefix, last = _LAST.sub(r"\1", full), _last(full)
         group = groups.setdefault(prefix, ArrayGroup({}, {}, model))
+        if last in group.arrays:
+            raise _twice(full, "model")
         group.arrays[last], group.names[last] = array, full
     return groups
 
@@ -237,14 +278,45 @@ def _like(array: Array, value: HostArray) -> Array:
     return namespace(array).astype(from_host(real, array), array.dtype)
 
 
-def _copied(array: Array) -> Array:
-    return namespace(array).asarray(array, copy=True)
+def _memory(array: Array) -> Any:
+    """The same for two arrays that are one: torch makes new objects for one tensor, NumPy views."""
+    if is_torch_array(array):
+        place = array.device, array.data_ptr(), array.shape, array.stride(), array.dtype
+        return *place, array.is_conj(), array.is_neg()
+    if isinstance(array, np.ndarray):
+        return array.ctypes.data, array.shape, array.strides, array.dtype
+    return id(array)
+
+
+def _written(old: Mapping[str, Array], values: Mapping[str, HostArray]) -> dict[str, Array]:
+    """New arrays by name; one for all names of one array, if they get the same values."""
+    made: dict[Any, tuple[HostArray, Array]] = {}
+    new: dict[str, Array] = {}
+    for name, value in values.items():
+        key = _memory(old[name])
+        if key not in made or not np.array_equal(made[key][0], value):
+            made[key] = value, _like(old[name], value)
+        new[name] = made[key][1]
+    return new
+
+
+def _copied(value: Any) -> Any:
+    return namespace(value).asarray(value, copy=True) if is_array(value) else value
+
+
+def _saved(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of the arrays and numbers in a mapping."""
+    return {
+        name: _copied(value)
+        for name, value in _entries(mapping)
+        if is_array(value) or isinstance(value, _NUMBERS)
+    }
 
 
 def _replaced(
-    mapping: Mapping[str, Any], new: Mapping[str, Array], before: str = ""
+    mapping: Mapping[str, Any], new: Mapping[str, Any], before: str = ""
 ) -> dict[str, Any]:
-    """Dicts with other arrays under some whole names."""
+    """Dicts with other arrays or numbers under some whole names."""
     return {
         key: _replaced(value, new, f"{before}{key}.")
         if isinstance(value, Mapping)
@@ -253,14 +325,14 @@ def _replaced(
     }
 
 
-def _restored(mapping: Mapping[str, Any], saved: Mapping[str, Array], what: str) -> dict[str, Any]:
-    other = sorted(_flat(mapping).keys() ^ saved.keys())
+def _restored(mapping: Mapping[str, Any], saved: Mapping[str, Any], what: str) -> dict[str, Any]:
+    other = sorted(_saved(mapping).keys() ^ saved.keys())
     if other:
         raise ShapeError(
             f"the snapshot from before the cut and `{what}` differ in {listed(other, 4)}; expected the same "
             f"names. Build `{what}` as it was."
         )
-    return _replaced(mapping, {name: _copied(array) for name, array in saved.items()})
+    return _replaced(mapping, {name: _copied(value) for name, value in saved.items()})
 
 
 def _field_and_name(full: str, own: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ssmreduce._namespace import HostArray
 
 
@@ -32,6 +34,25 @@ class Moments:
     where: str
     layer_path: tuple[Any, ...]
     arrays: dict[str, tuple[Any, HostArray]]
+
+
+_MODULI = frozenset({"nu", "nu_max", "sum_of_squares"})
+"""Fields in which optax keeps |g|² of complex weights."""
+
+
+def holds_moduli(field: str | None, value: HostArray) -> bool:
+    """Tell whether what a field holds for a complex weight is |g|², and no square of each part."""
+    return field in _MODULI and not np.any(np.imag(value))
+
+
+def in_halves(value: HostArray) -> HostArray:
+    """Return |g|² as half of it for each part: a sum of squares, and i times that of imaginary parts."""
+    return (0.5 + 0.5j) * np.real(value)
+
+
+def of_halves(value: HostArray) -> HostArray:
+    """Return the |g|² of squares of both parts."""
+    return np.asarray(value.real + value.imag)
 
 
 _REASONS = {

@@ -25,7 +25,7 @@ from ssmreduce.frameworks.framework import (
     Path,
     Snapshot,
 )
-from ssmreduce.frameworks.moments import Moments
+from ssmreduce.frameworks.moments import Moments, holds_moduli, in_halves, of_halves
 from ssmreduce.frameworks.pytree_snapshot import prepared_back, take
 from ssmreduce.frameworks.transaction import Prepared
 
@@ -33,11 +33,6 @@ from ssmreduce.frameworks.transaction import Prepared
 @final
 class PytreeFramework(Framework):
     """A model is a pytree, an Equinox module or a dict of arrays in it a layer. Nothing changes in place."""
-
-    @property
-    def expects(self) -> str:
-        """What a model is."""
-        return "a pytree of Equinox modules or of dicts of JAX arrays"
 
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
         """Yield modules and dicts."""
@@ -122,8 +117,9 @@ class PytreeFramework(Framework):
                 layer_path, name = weights[leaf_path[start:]]
                 group = groups.setdefault((leaf_path[:start], layer_path), {})
                 value = to_double(leaf)
-                if np.iscomplexobj(value) and _field_of(leaf_path[:start]) in _MODULI:
-                    value = (0.5 + 0.5j) * value.real
+                weight = weights_of_model[leaf_path[start:]]
+                if np.iscomplexobj(weight) and holds_moduli(_field_of(leaf_path[:start]), value):
+                    value = in_halves(value)
                 group[name] = leaf_path, value
         return [
             Moments(_centred_or_own(opt_state, prefix), self.path_name(prefix), layer_path, group)
@@ -150,8 +146,9 @@ class PytreeFramework(Framework):
             if path not in moments:
                 return leaf
             value = moments[path]
-            if np.iscomplexobj(value) and _field_of(path[: _start_of(path, weights)]) in _MODULI:
-                value = value.real + value.imag
+            field = _field_of(path[: _start_of(path, weights)])
+            if np.iscomplexobj(value) and holds_moduli(field, to_double(leaf)):
+                value = of_halves(value)
             return jnp.asarray(_like(leaf, value))
 
         return Prepared(new_model, jax.tree_util.tree_map_with_path(at, opt_state))
@@ -297,10 +294,6 @@ def _written(change: LayerChange) -> Any:
     return eqx.tree_at(
         lambda module: [getattr(module, name) for name in new], layer, list(new.values())
     )
-
-
-_MODULI = frozenset({"nu", "nu_max", "sum_of_squares"})
-"""Fields in which optax keeps |g|² of complex weights: to us half of it for each part."""
 
 
 def _start_of(leaf_path: Path, model_paths: set[Path]) -> int | None:

@@ -42,11 +42,6 @@ from ssmreduce.frameworks.transaction import Entry, Prepared, commit
 class TorchFramework(Framework):
     """A model is a module; a layer is a module that holds its arrays as parameters and buffers."""
 
-    @property
-    def expects(self) -> str:
-        """What a model is."""
-        return "a PyTorch module"
-
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
         """Yield modules."""
         inside: tuple[str, ...] = ()

@@ -133,13 +133,14 @@ def as_said(said: Layer | type[Layer], layer: Any, axes: Mapping[str, int]) -> L
     """Return what was said: an instance, or of a class the variant that arrays tell, or its defaults."""
     if isinstance(said, Layer):
         return said
+    has = HasArrays(axes)
     try:
-        found = said.recognise(layer, HasArrays(axes))
+        found = said.recognise(layer, has)
     except UnsupportedLayerError:
         if not isinstance(layer, dict | PlainArrays):
             raise
         found = None  # what arrays do not tell, the defaults do
-    return said() if found is None else found
+    return said.by_default(has) if found is None else found
 
 
 def with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:

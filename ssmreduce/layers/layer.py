@@ -95,6 +95,11 @@ class Layer(ABC):
         """
         return None
 
+    @classmethod
+    def by_default(cls, has: HasArrays) -> Layer:
+        """Return the kind with its default options, for a layer of which only arrays are known."""
+        return cls()
+
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights that `read` needs."""
@@ -325,4 +330,13 @@ def refusal(kind: str, reason: str, expected: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"this {kind} layer cannot be reduced because {reason}; expected {expected}. Leave it out with "
         "options=CutOptions(skip_unsupported=True)."
+    )
+
+
+def unsaid(kind: str, attribute: str, instance: str) -> UnsupportedLayerError:
+    """The error for a layer with an option that neither its arrays nor an attribute tells."""
+    return UnsupportedLayerError(
+        f"this {kind} layer cannot be reduced because it has no attribute `{attribute}`, which says what it "
+        f"computes; expected a module that has, or to be told. Pass kind={instance}, or bind its class with "
+        f"register_layer(type(layer), {instance})."
     )

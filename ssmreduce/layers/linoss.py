@@ -28,7 +28,7 @@ import numpy as np
 from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import OrderError, UnsupportedLayerError
-from ssmreduce.layers.layer import HasArrays, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Weights, check_shape, unsaid
 from ssmreduce.layers.oscillators import (
     Oscillators,
     damped_oscillators,
@@ -105,10 +105,17 @@ class LinOSS(SelectingLayer):
         if not has(A_diag=1, steps=1, B=3, C=3, D=1):
             return None
         found = has(G_diag=1)
+        if not found and not hasattr(layer, "discretization"):
+            raise unsaid("LinOSS", "discretization", 'LinOSS("IM", damped=False)')
         damped = bool(getattr(layer, "damping", found))
         if damped != found:
             raise _refusal(f"`damping` is {damped} but it has {'a' if found else 'no'} `G_diag`")
         return cls(getattr(layer, "discretization", "IMEX"), damped)
+
+    @classmethod
+    def by_default(cls, has: HasArrays) -> LinOSS:
+        """Return IMEX, with damping if there is an array of it."""
+        return cls(damped=has(G_diag=1))
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights."""

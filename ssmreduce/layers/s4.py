@@ -20,7 +20,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, unsaid
 from ssmreduce.layers.s4d import S4Diagonal
 from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -44,6 +44,8 @@ class S4(S4Diagonal):
         """Recognise the arrays of `SSMKernelDPLR`, and refuse channels that share their poles."""
         if not has("A_real", "A_imag", "inv_dt", B=4, C=4, P=4, l_kernel=0):
             return None
+        if not hasattr(layer, "real_transform"):
+            raise unsaid("S4", "real_transform", 'S4(real_transform="exp")')
         return cls(**cls._options(layer))
 
     def names(self) -> tuple[str, ...]:

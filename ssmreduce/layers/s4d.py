@@ -20,7 +20,7 @@ import numpy as np
 from ssmreduce._namespace import Array, HostArray, namespace
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, unsaid
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed, Storage, Whole
 from ssmreduce.layers.transforms import inverse_transformed, transformed
@@ -143,7 +143,9 @@ class S4Diagonal(LTILayer):
             raise _refusal("`is_real` is True: it cannot store the complex poles of a reduction")
         if not has(A_real=2, A_imag=2, inv_dt=2, B=4, C=4):
             return None
-        rule = getattr(layer, "disc", "zoh")
+        if not hasattr(layer, "disc"):
+            raise unsaid("S4D", "disc", "S4Diagonal(Discretisation.BILINEAR)")
+        rule = layer.disc
         if rule not in {item.value for item in Discretisation}:
             raise _refusal(f"`disc` is {rule!r}: its kernel depends on the sequence length")
         return cls(Discretisation(rule), **cls._options(layer))

@@ -133,10 +133,15 @@ def _check_finite(group: LayerMoments, old: dict[str, HostArray]) -> None:
 def _is_mean(group: LayerMoments, squares: LayerMoments) -> bool:
     """Whether a group holds the means about which centred RMSprop takes the mean squares of another."""
     fields = squares.field, group.field
-    together = group.where.rpartition(".")[0] == squares.where.rpartition(".")[0]
+    together = _holder(group.where) == _holder(squares.where)
     return (
         fields == ("square_avg", "grad_avg") and together and group.layer_path == squares.layer_path
     )
+
+
+def _holder(where: str) -> str:
+    """What a field belongs to: all before the last dot or slash."""
+    return where[: max(where.rfind("."), where.rfind("/")) + 1]
 
 
 def _carry_about(

@@ -24,6 +24,7 @@ from ssmreduce._checks import (
     shown,
     type_name,
 )
+from ssmreduce._namespace import is_array
 from ssmreduce.errors import OrderError, ShapeError, SSMReduceError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.training.policy import RollbackPolicy, Trial
@@ -36,7 +37,7 @@ _EVENT = tuple(item.name for item in fields(ReductionEvent))
 _TRACE = ("every", "share", "horizon", "records")
 _RECORD = tuple(item.name for item in fields(HankelRecord))
 _IN_TORCH = ("tensors", "attributes", "optimizer")
-_IN_JAX = ("model", "opt_state")
+_OF_ARRAYS = ("model", "opt_state")
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +280,7 @@ def _snapshots(saved: object, name: str) -> list[Snapshot]:
         raise _wrong(name, found, "one of the model at least")
     first = found[0]
     in_torch = isinstance(first, Mapping) and "tensors" in first
-    read = _torch_snapshot if in_torch else _jax_snapshot
+    read = _torch_snapshot if in_torch else _snapshot_of_arrays
     return [read(entry, f"{name}[{index}]") for index, entry in enumerate(found)]
 
 
@@ -292,10 +293,10 @@ def _torch_snapshot(saved: object, name: str) -> Snapshot:
     return {"tensors": tensors, "attributes": attributes, "optimizer": optimizer}
 
 
-def _jax_snapshot(saved: object, name: str) -> Snapshot:
-    """As `ssmreduce.frameworks.pytree_snapshot.take` makes it."""
-    entries = _dict_of(saved, name, _IN_JAX)
-    return {key: _dict_by(str, entries[key], f'{name}["{key}"]', _leaf) for key in _IN_JAX}
+def _snapshot_of_arrays(saved: object, name: str) -> Snapshot:
+    """As `ssmreduce.frameworks.pytree_snapshot.take` makes it, and of a mapping, in any library."""
+    entries = _dict_of(saved, name, _OF_ARRAYS)
+    return {key: _dict_by(str, entries[key], f'{name}["{key}"]', _leaf) for key in _OF_ARRAYS}
 
 
 def _named_values(saved: object, name: str) -> dict[Any, Any]:
@@ -326,7 +327,11 @@ def _tensor(saved: Any, name: str) -> Any:
 
 
 def _leaf(saved: Any, name: str) -> Any:
-    if isinstance(saved, bool | int | float | complex) or array_api_compat.is_jax_array(saved):
+    if isinstance(saved, bool | int | float | complex):
+        return saved
+    if array_api_compat.is_torch_array(saved):
+        return _tensor(saved, name)
+    if is_array(saved) and not isinstance(saved, np.ndarray):
         return saved
     # V: bfloat16 and its like, which have no fields.
     if (
