@@ -214,6 +214,7 @@ def test_a_model_without_layers_raises_when_an_attempt_is_due() -> None:
         reducer.step(10, model, None)
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_the_cuts() -> None:
     # The target is a small LRU: few states are enough to learn it.
     rng = np.random.default_rng(42)

@@ -110,6 +110,7 @@ def test_the_system_that_is_read_and_written_is_the_layer(
         assert np.all(np.asarray(written.Lambda_re) <= -1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "conj_sym", "clip", "layout"), VARIANTS)
 def test_a_cut_keeps_its_bound(
     x64: None, rng: np.random.Generator, rule: str, conj_sym: bool, clip: bool, layout: str
@@ -242,6 +243,7 @@ def test_a_dict_of_layers_with_order_rules(x64: None, rng: np.random.Generator) 
     assert fresh["b"].P == budget.model["b"].P
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("conj_sym", "layout"), [(True, "C"), (True, "two"), (False, "both")])
 def test_training_goes_on_after_a_cut(
     rng: np.random.Generator, conj_sym: bool, layout: str
@@ -283,6 +285,7 @@ def redundant_s5(rng: np.random.Generator, **options: Any) -> tuple[S5, int]:
     return make_s5(weights, bidirectional=True, **options), 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conj_sym", [True, False])
 def test_first_moments_are_the_gradients_of_the_reduced_layer(
     x64: None, rng: np.random.Generator, conj_sym: bool
@@ -323,6 +326,7 @@ def test_complex_moments_are_those_of_conjugated_gradients(
     assert np.abs(found - expected).max() <= 1e-8 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "amsgrad", "rmsprop", "centred", "adagrad"])
 def test_squares_of_complex_gradients_stay_real(rng: np.random.Generator, name: str) -> None:
     optimizer = {
@@ -409,6 +413,7 @@ def test_a_stream_goes_on_after_a_cut(x64: None, rng: np.random.Generator) -> No
 # --- Derivatives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "conj_sym", "clip", "layout"), VARIANTS[::3])
 def test_reading_follows_traced_layers(
     x64: None, rng: np.random.Generator, rule: str, conj_sym: bool, clip: bool, layout: str

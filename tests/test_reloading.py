@@ -72,6 +72,7 @@ def test_equinox_loads_into_the_shapes_of_a_report(reduction: Any, tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 def test_orbax_loads_by_name(reduction: Any, tmp_path: Path) -> None:
     checkpointer = ocp.StandardCheckpointer()
     arrays = eqx.filter(reduction.model, eqx.is_array_like)

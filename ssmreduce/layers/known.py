@@ -149,7 +149,7 @@ def with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:
     if missing:
         raise UnsupportedLayerError(
             f"`layer` is a {type_name(layer)} without the arrays {', '.join(missing)}; expected those of "
-            f"{type(kind).__name__}. Look at their names, or say another kind."
+            f"{type(kind).__name__}. Look at their names, or bind another kind with register_layer(...)."
         )
     return kind
 

@@ -16,6 +16,11 @@ from ssmreduce.layers.lti import LTILayer
 from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
+_ADVICE = (
+    "Cut the layers of a model with reduce_model(model, ...), pass the layer itself, or write a class for it "
+    "and call register_layer(...)."
+)
+
 
 def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     """Return the handle of a layer: of itself, or of the only one in a wrapper without weights.
@@ -32,11 +37,7 @@ def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     found = kind_of(inner, axes) if said is None else as_said(said, inner, axes)
     if found is None:
         near = Likeness(inner, axes)
-        advice = (
-            near.advice
-            if near.share
-            else "Cut the layers of a model with reduce_model(model, ...), or pass the layer itself."
-        )
+        advice = near.advice if near.share else _ADVICE
         raise UnsupportedLayerError(
             f"`layer` is a {type_name(layer)}; expected a known layer, but {near.reason}. {advice}"
         )

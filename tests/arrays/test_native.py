@@ -326,6 +326,7 @@ def test_jit(rng: np.random.Generator, on_device: None, kind: str, enabled: bool
             assert_close(np.asarray(found[name]), value, eps)
 
 
+@pytest.mark.slow
 def test_vmap(rng: np.random.Generator, on_device: None) -> None:
     singles = [dense_system(rng, 4, 1, 1, discrete=False) for _ in range(3)]
 
