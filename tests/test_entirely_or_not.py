@@ -224,17 +224,26 @@ def torn(name: str, count: int | None, *, lines: bool = False) -> tuple[int, lis
     return len(chosen), wrong
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # in generators that close
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_failure_in_any_call(name: str) -> None:
     assert torn(name, 3)[1] == []
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # in generators that close
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_failure_in_many_calls(name: str) -> None:
     assert torn(name, EVERY)[1] == []
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # in generators that close
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if not name.startswith("jax")])
 def test_a_failure_in_many_lines(name: str) -> None:
@@ -296,6 +305,9 @@ KINDS = ["cut on trial", "rollback", "jax cut on trial", "jax rollback"]
 
 @CTRL_C
 @IGNORED
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # in generators that close
 @pytest.mark.parametrize("name", KINDS)
 def test_ctrl_c(name: str) -> None:
     interrupts, wrong = torn_by_ctrl_c(name, 8)
@@ -305,6 +317,9 @@ def test_ctrl_c(name: str) -> None:
 
 @CTRL_C
 @IGNORED
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # in generators that close
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_ctrl_c_often(name: str) -> None:
