@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from ssmreduce.demo.data import SequenceData
+from ssmreduce.demo.experiment import Experiment, run_experiment
 from ssmreduce.demo.model import SequenceClassifier
 from ssmreduce.demo.settings import SettingsError, make_settings
 from ssmreduce.demo.training import Problem, Run, make_optimizer, train
@@ -126,6 +128,23 @@ def test_an_interrupted_run_keeps_what_it_reached(data, settings):
     assert run.states == 12
     assert run.curve[-1].step == 10
     assert run.seconds > 0.0
+
+
+@pytest.mark.slow
+def test_an_experiment_has_the_cuts_of_its_reduced_run(data, settings):
+    @contextmanager
+    def display(name, steps):
+        yield lambda progress: None
+
+    experiment = Experiment(dataclasses.replace(settings, states=12, tau=0.3))
+    run_experiment(experiment, data, display)
+    states = [
+        12 * settings.blocks,
+        *(experiment.runs[name].states for name in ("reduced", "small")),
+    ]
+    assert states[0] > states[1] == states[2]
+    cut = sum(event.old_order - event.new_order for event in experiment.events)
+    assert cut == states[0] - states[1]
 
 
 @pytest.mark.parametrize(
