@@ -196,10 +196,7 @@ class Framework(ABC):
         UnsupportedLayerError
             If the framework takes none, as here.
         """
-        raise UnsupportedLayerError(
-            f"`model` is a {type_name(model)}, of which {type(self).__name__} takes no snapshot; expected "
-            "cuts that stand. Leave out the RollbackPolicy."
-        )
+        raise _no_snapshots(self, model)
 
     def prepared_back(
         self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
@@ -211,7 +208,7 @@ class Framework(ABC):
         ShapeError
             If it is of another model or optimizer.
         """
-        raise NotImplementedError
+        raise _no_snapshots(self, model)
 
     # --- Several processes
 
@@ -229,55 +226,19 @@ class Framework(ABC):
 
     # --- Saved models
 
-    def check_loads(self, model: Any) -> None:
-        """Raise `UnsupportedLayerError` unless a state dict can be loaded into `model` in place."""
+    def state_dicts(self, model: Any) -> StateDicts:
+        """Return what loads state dicts into `model`; raise `UnsupportedLayerError` if nothing does."""
         raise UnsupportedLayerError(
             f"`model` is a {type_name(model)}; expected a torch.nn.Module. For a pytree call "
             "shaped_like(model, saved); a mapping has the shapes that it was saved with: take it as it is."
         )
 
-    def check_shapes(self, model: Any) -> None:
-        """Raise `UnsupportedLayerError` unless `model` can be copied in other shapes, and filled by name."""
+    def named_trees(self, model: Any) -> NamedTrees:
+        """Return what fills copies of `model` by name; raise `UnsupportedLayerError` if nothing does."""
         raise UnsupportedLayerError(
             f"`model` is a {type_name(model)}; expected a pytree of Equinox modules. A mapping of arrays has "
             "the shapes that it was saved with."
         )
-
-    def saved_arrays(self, model: Any, saved: Any) -> dict[Path, Any]:
-        """Return the leaves of `saved` by their names: one for each array of `model`.
-
-        Raises
-        ------
-        ShapeError
-            If a name is missing or left over, or what is under it no array with as many axes.
-        """
-        raise NotImplementedError
-
-    def shapes_of_layer(
-        self, given: Mapping[Path, Any], path: Path, names: Sequence[str]
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the shapes that saved arrays give to the layer at a path."""
-        raise NotImplementedError
-
-    def with_arrays(self, model: Any, given: Mapping[Path, Any]) -> Any:
-        """Return a copy of `model` with saved arrays; `ShapeError` if a shape or dtype differs."""
-        raise NotImplementedError
-
-    def check_saved(self, present: Any, saved: Any, name: str) -> None:
-        """Raise `ShapeError` unless `saved`, called so in messages, can replace an entry of a state dict."""
-        raise NotImplementedError
-
-    def saved_weights(
-        self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]
-    ) -> dict[str, HostArray]:
-        """Return what a state dict holds for the named arrays of a layer, at double precision."""
-        raise NotImplementedError
-
-    def load_state(
-        self, model: Any, state_dict: Mapping[str, Any], changes: Sequence[LayerChange]
-    ) -> None:
-        """Give layers the shapes of a state dict, whose names and shapes were checked, and load it."""
-        raise NotImplementedError
 
     def take_sizes(self, model: Any, handles: Sequence[LayerHandle]) -> None:
         """Give fresh layers as many states as something that is saved beside the weights says."""
@@ -288,6 +249,57 @@ class Framework(ABC):
     ) -> dict[Path, list[LayerHandle]]:
         """Return, by path of each layer that is a copy, the trained layers that it may be a copy of."""
         return {}
+
+
+class StateDicts(ABC):
+    """Loading of saved weights by name into a model, in place."""
+
+    @abstractmethod
+    def check_saved(self, present: Any, saved: Any, name: str) -> None:
+        """Raise `ShapeError` unless `saved`, called so in messages, can replace an entry of a state dict."""
+
+    @abstractmethod
+    def saved_weights(
+        self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]
+    ) -> dict[str, HostArray]:
+        """Return what a state dict holds for the named arrays of a layer, at double precision."""
+
+    @abstractmethod
+    def load_state(
+        self, model: Any, state_dict: Mapping[str, Any], changes: Sequence[LayerChange]
+    ) -> None:
+        """Give layers the shapes of a state dict, whose names and shapes were checked, and load it."""
+
+
+class NamedTrees(ABC):
+    """Copies of a model with saved arrays, by name."""
+
+    @abstractmethod
+    def saved_arrays(self, model: Any, saved: Any) -> dict[Path, Any]:
+        """Return the leaves of `saved` by their names: one for each array of `model`.
+
+        Raises
+        ------
+        ShapeError
+            If a name is missing or left over, or what is under it no array with as many axes.
+        """
+
+    @abstractmethod
+    def shapes_of_layer(
+        self, given: Mapping[Path, Any], path: Path, names: Sequence[str]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shapes that saved arrays give to the layer at a path."""
+
+    @abstractmethod
+    def with_arrays(self, model: Any, given: Mapping[Path, Any]) -> Any:
+        """Return a copy of `model` with saved arrays; `ShapeError` if a shape or dtype differs."""
+
+
+def _no_snapshots(framework: Framework, model: Any) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"`model` is a {type_name(model)}, of which {type(framework).__name__} takes no snapshot; expected "
+        "cuts that stand. Leave out the RollbackPolicy."
+    )
 
 
 def listed(names: Collection[str], most: int = 8) -> str:

@@ -22,6 +22,7 @@ from ssmreduce.frameworks.framework import (
     Framework,
     LayerChange,
     LayerHandle,
+    NamedTrees,
     Path,
     Snapshot,
 )
@@ -31,7 +32,7 @@ from ssmreduce.frameworks.transaction import Prepared
 
 
 @final
-class PytreeFramework(Framework):
+class PytreeFramework(Framework, NamedTrees):
     """A model is a pytree, an Equinox module or a dict of arrays in it a layer. Nothing changes in place."""
 
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
@@ -163,8 +164,9 @@ class PytreeFramework(Framework):
         """Make both trees with the leaves of a snapshot."""
         return Prepared(*prepared_back(model, opt_state, snapshot))
 
-    def check_shapes(self, model: Any) -> None:
-        """Nothing is in the way: the arrays of a pytree have names."""
+    def named_trees(self, model: Any) -> NamedTrees:
+        """The arrays of a pytree have names."""
+        return self
 
     def saved_arrays(self, model: Any, saved: Any) -> dict[Path, Any]:
         """Return the leaves of `saved` by the names of their keys: one for each array of `model`.

@@ -28,8 +28,10 @@ from ssmreduce.frameworks.framework import (
     Framework,
     LayerChange,
     LayerHandle,
+    NamedTrees,
     Path,
     Snapshot,
+    StateDicts,
 )
 from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.torch_arrays import host_array, replaced, tensor_like
@@ -39,7 +41,7 @@ from ssmreduce.frameworks.transaction import Entry, Prepared, commit
 
 
 @final
-class TorchFramework(Framework):
+class TorchFramework(Framework, StateDicts):
     """A model is a module; a layer is a module that holds its arrays as parameters and buffers."""
 
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
@@ -180,8 +182,9 @@ class TorchFramework(Framework):
             for name in handle.kind.names()
         }
 
-    def check_loads(self, model: Any) -> None:
+    def state_dicts(self, model: Any) -> StateDicts:
         """A module loads state dicts."""
+        return self
 
     def check_saved(self, present: Any, saved: Any, name: str) -> None:
         """Look at kind, dtype and numbers of a tensor."""
@@ -218,7 +221,7 @@ class TorchFramework(Framework):
         """Look for layers that are not trained, and like one that is."""
         return torch_copies.copies_inside(model, opt_state, handles)
 
-    def check_shapes(self, model: Any) -> None:
+    def named_trees(self, model: Any) -> NamedTrees:
         """Raise `UnsupportedLayerError`: a module brings a state dict."""
         raise UnsupportedLayerError(
             f"`model` is a {_checks.type_name(model)}; expected a pytree of Equinox modules. Load the state "

@@ -48,16 +48,6 @@ class WeightStorage(Protocol):
         """Return `values` as the object would hold them, at double precision."""
 
 
-class Exact:
-    """Storage at double precision."""
-
-    eps = float(np.finfo(np.float64).eps)
-
-    def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
-        """Return the values themselves."""
-        return dict(values)
-
-
 class Layer(ABC):
     """What the weights of one kind of layer mean, and how they get smaller.
 

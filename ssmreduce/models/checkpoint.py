@@ -10,7 +10,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce.errors import ShapeError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle, StateDicts
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import find_layers, search
 
@@ -58,7 +58,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     torch.Size([6])
     """
     framework = framework_of(model)
-    framework.check_loads(model)
+    loader = framework.state_dicts(model)
     if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
         raise ShapeError(
             f"`state_dict` is a {_checks.type_name(state_dict)}; expected a dict of tensors by name. "
@@ -70,26 +70,29 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
     state_dict = _with_ties(own, state_dict)
     _check_names(own, state_dict)
     for name, value in own.items():
-        framework.check_saved(value, state_dict[name], f"`{name}` of `state_dict`")
+        loader.check_saved(value, state_dict[name], f"`{name}` of `state_dict`")
         here, there = _shape(value), _shape(state_dict[name])
         if here is not None and there is not None and len(here) != len(there):
             raise _other_shape(name, there, here)
-    changes = [_resize(handle, own, state_dict) for handle in handles]
+    changes = [_resize(handle, own, state_dict, loader) for handle in handles]
     free = {name for handle in handles for name in _free_names(handle, own)}
     for name, value in own.items():
         if name not in free and _shape(value) != _shape(state_dict[name]):
             raise _other_shape(name, _shape(state_dict[name]), _shape(value))
-    framework.load_state(model, state_dict, changes)
+    loader.load_state(model, state_dict, changes)
     return model
 
 
 def _resize(
-    handle: LayerHandle, own: Mapping[str, Any], state_dict: Mapping[str, Any]
+    handle: LayerHandle,
+    own: Mapping[str, Any],
+    state_dict: Mapping[str, Any],
+    loader: StateDicts,
 ) -> LayerChange:
     """The change of one layer to the number of states in a state dict; `ShapeError` if it does not fit."""
     kind, prefix = handle.kind, _prefix(handle)
     names = [name for name in kind.names() if prefix + name in state_dict]
-    new = {**handle.weights, **handle.framework.saved_weights(state_dict, prefix, names)}
+    new = {**handle.weights, **loader.saved_weights(state_dict, prefix, names)}
     try:
         kind.read(new)
     except SSMReduceError as error:
@@ -176,7 +179,7 @@ def accept_reduced(model: Any) -> Any:
 
 def accept_shapes(model: Any) -> Any:
     """As `accept_reduced`, and leave a model as it is until then."""
-    framework_of(model).check_loads(model)
+    framework_of(model).state_dicts(model)
     return model.register_load_state_dict_pre_hook(_take_shapes)
 
 

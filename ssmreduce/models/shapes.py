@@ -10,7 +10,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle, NamedTrees
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.report import ModelReport
 from ssmreduce.models.search import find_layers
@@ -64,22 +64,22 @@ def shaped_like(model: Any, saved: Any) -> Any:
     True
     """
     framework = framework_of(model)
-    framework.check_shapes(model)
+    trees = framework.named_trees(model)
     layers = {
         handle.name: handle
         for handle in find_layers(model, CutOptions(skip_unsupported=True)).handles
     }
     if isinstance(saved, ModelReport):
         saved = saved.to_dict()
-    given = None if _is_report(saved) else framework.saved_arrays(model, saved)
+    given = None if _is_report(saved) else trees.saved_arrays(model, saved)
     if given is None:
         orders = _orders_of_report(saved, layers)
     else:
-        orders = {name: _order_of_arrays(handle, given) for name, handle in layers.items()}
+        orders = {name: _order_of_arrays(handle, given, trees) for name, handle in layers.items()}
     changes = [_change(layers[name], order) for name, order in orders.items()]
     real = [change for change in changes if change.ratio != 1.0]
     shaped = framework.prepared(model, real, None, {}, {}).model
-    return shaped if given is None else framework.with_arrays(shaped, given)
+    return shaped if given is None else trees.with_arrays(shaped, given)
 
 
 def _is_report(saved: Any) -> bool:
@@ -104,10 +104,10 @@ def _orders_of_report(
     return orders
 
 
-def _order_of_arrays(handle: LayerHandle, given: Mapping[Any, Any]) -> int:
+def _order_of_arrays(handle: LayerHandle, given: Mapping[Any, Any], trees: NamedTrees) -> int:
     """States of a layer whose arrays are `given`."""
     kind = handle.kind
-    shapes = handle.framework.shapes_of_layer(given, handle.path, kind.names())
+    shapes = trees.shapes_of_layer(given, handle.path, kind.names())
     try:
         order = kind.order({name: np.ones(shape) for name, shape in shapes.items()})
     except ValueError as error:
