@@ -79,7 +79,8 @@ def reduce_layer(
     (6, True)
     """
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
-    handle = handle_of(layer, kind)
+    options = options.with_kind(kind)
+    handle = handle_of(layer, options.kind)
     framework, inner = handle.framework, handle.layer
     framework.check_ready(inner, [handle])
     result = _planned(handle, order, options)
@@ -122,10 +123,8 @@ def reduce_model(
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
         same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
         returned in the result. Copies that are part of a PyTorch model are found, and need no mention.
-    kind : str or Layer, optional
-        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
-        ``"linoss"`` ... with its defaults, or an instance with others, such as
-        ``S5(Discretisation.BILINEAR)``.
+    kind : str, Layer, or dict of them by layer name, optional
+        What kind of layer arrays by name are, where no object says so; short for ``CutOptions(kind=...)``.
     options : CutOptions
         Which layers to leave alone, horizon, multiple, a common order, moments. What is skipped is named
         in the result.
@@ -166,7 +165,7 @@ def reduce_model(
     followers = checked_followers(followers)
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     state = _optimizer_of(optimizer, opt_state)
-    found = search(model, options, kind)
+    found = search(model, options.with_kind(kind))
     model = found.model
     framework = found.framework
     together(framework, model, found.check)

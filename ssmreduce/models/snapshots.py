@@ -12,24 +12,25 @@ from typing import Any
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.frameworks.transaction import Prepared
+from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import search
 
 
-def take_all(models: Sequence[Any], opt_state: Any) -> list[Snapshot]:
+def take_all(models: Sequence[Any], opt_state: Any, options: CutOptions) -> list[Snapshot]:
     """Copy every array of some models, and of the optimizer state of the first, to host memory.
 
     Each keeps its dtype. Where several processes train the models, all of them have to call this.
     """
-    return [_taken(model, state) for model, state in _with_states(models, opt_state)]
+    return [_taken(model, state, options) for model, state in _with_states(models, opt_state)]
 
 
-def _taken(model: Any, opt_state: Any) -> Snapshot:
-    found = search(model)
+def _taken(model: Any, opt_state: Any, options: CutOptions) -> Snapshot:
+    found = search(model, options)
     return found.framework.snapshot(model, opt_state, found.handles)
 
 
 def prepared_back(
-    models: Sequence[Any], opt_state: Any, snapshots: Sequence[Snapshot]
+    models: Sequence[Any], opt_state: Any, snapshots: Sequence[Snapshot], options: CutOptions
 ) -> list[Prepared]:
     """Prepare the way back to where `snapshots` were taken; nothing is changed yet.
 
@@ -46,7 +47,7 @@ def prepared_back(
     ready = []
     given = zip(_with_states(models, opt_state), snapshots, strict=True)
     for number, ((model, state), snapshot) in enumerate(given):
-        found = search(model)
+        found = search(model, options)
         try:
             ready.append(found.framework.prepared_back(model, state, snapshot, found.handles))
         except ShapeError as error:

@@ -485,7 +485,7 @@ class InTrainingReducer:
         try:
             plan = plan_cut(found, opt_state, self._accepted, followers)
             is_on_trial = bool(plan.results) and self.rollback is not None
-            snapshots = take_all(models, opt_state) if is_on_trial else None
+            snapshots = take_all(models, opt_state, self.options) if is_on_trial else None
             events = [
                 ReductionEvent.of(step, name_of(path), result, self.order)
                 for path, result in plan.results.items()
@@ -540,7 +540,7 @@ class InTrainingReducer:
         model, trial = models[0], books.trial
         assert trial is not None
         with_all = partial(together, framework_of(model), model)
-        ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots))
+        ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots, self.options))
         check_every_rank(models, self.options)
         undone = {
             index: replace(event, rolled_back=int(step))
