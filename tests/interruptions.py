@@ -27,6 +27,8 @@ WRITING = (
     "frameworks/torch_snapshot.py",
     "models/cut.py",
     "models/snapshots.py",
+    "training/attempts.py",
+    "training/books.py",
     "training/reducer.py",
 )
 """The modules of the write phase."""
