@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ssmreduce.errors import OptimizerStateError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
+from ssmreduce.models.optimizer_state import check_fields
 from ssmreduce.models.reduce import decide_cut
-from ssmreduce.models.search import Layers
+from ssmreduce.models.search import Layers, search
 from ssmreduce.models.snapshots import prepared_back, take_all
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.training.books import Books
@@ -32,6 +34,29 @@ class Outcome:
     opt_state: Any
     books: Books
     warning: str = ""
+
+
+def check_model(models: Sequence[Any], opt_state: Any, options: CutOptions) -> None:
+    """Raise, before any attempt is due, what would end all of them: no layer, or another optimizer.
+
+    What else goes wrong may be right again when one is.
+    """
+    found = search(models[0], options)
+    framework = found.framework
+
+    def check() -> None:
+        found.check()
+        framework.check_optimizer(found.model, opt_state, models[1:])
+        if framework.team_of(found.model) is not None:
+            return  # moments are spread over the processes
+        try:
+            check_fields(framework.moments_of(found.model, opt_state, found.meant), found.meant)
+        except OptimizerStateError:
+            raise
+        except SSMReduceError:
+            return
+
+    together(framework, found.model, check)
 
 
 def attempt(

@@ -26,7 +26,7 @@ from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import search
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
-from ssmreduce.training.attempts import Outcome, Turn, attempt, undo
+from ssmreduce.training.attempts import Outcome, Turn, attempt, check_model, undo
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.books import Books
 from ssmreduce.training.policy import RollbackPolicy
@@ -138,6 +138,7 @@ class InTrainingReducer:
         self._books = Books()
         self._idle_step = 0
         self._is_recording = True
+        self._is_checked = False
         self._writer: Any = None
 
     @property
@@ -215,9 +216,12 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If `step` is no positive int.
+            If `step` is no positive int, or the options name a layer that is none.
         UnsupportedLayerError
-            If an attempt is due and the model holds no supported layer.
+            At the first call, or when an attempt is due, if the model holds no supported layer, or a
+            variant of one that cannot be reduced.
+        OptimizerStateError
+            At the first call, if the optimizer is none of this model, or holds what cannot follow a cut.
         ShapeError
             If a cut is to be undone and this is not the model that was cut, or these not its followers.
         DistributedError
@@ -230,6 +234,9 @@ class InTrainingReducer:
             record, or if an attempt waits for the first metric.
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
+        if not self._is_checked:
+            check_model([model, *checked_followers(followers)], opt_state, self.options)
+            self._is_checked = True
         if self._is_idle(step):
             self._idle_step = max(step, self._idle_step)
             if followers is None:
