@@ -6,10 +6,14 @@ it can be saved with a checkpoint, and loaded by ``torch.load(..., weights_only=
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssmreduce.errors import ShapeError
+import numpy as np
+
+from ssmreduce._checks import shown
+from ssmreduce._namespace import is_array
+from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.frameworks.transaction import Prepared
 from ssmreduce.layers.options import CutOptions
@@ -26,7 +30,35 @@ def take_all(models: Sequence[Any], opt_state: Any, options: CutOptions) -> list
 
 def _taken(model: Any, opt_state: Any, options: CutOptions) -> Snapshot:
     found = search(model, options)
-    return found.framework.snapshot(model, opt_state, found.handles)
+    snapshot = found.framework.snapshot(model, opt_state, found.handles)
+    _check_form(snapshot, f"{type(found.framework).__name__}.snapshot")
+    return snapshot
+
+
+def _check_form(snapshot: Any, name: str) -> None:
+    """Raise `UnsupportedLayerError` unless a snapshot can be saved and loaded with a reducer's state."""
+    if isinstance(snapshot, Mapping) and "tensors" in snapshot:  # that of PyTorch modules
+        return
+    if not isinstance(snapshot, Mapping) or snapshot.keys() != {"model", "opt_state"}:
+        keys = list(snapshot) if isinstance(snapshot, Mapping) else snapshot
+        raise _other_form(name, shown(keys))
+    for part, entries in snapshot.items():
+        if not isinstance(entries, Mapping):
+            raise _other_form(name, f"{shown(entries)} as its {part!r}")
+        for key, value in entries.items():
+            if not isinstance(key, str) or not (is_array(value) or isinstance(value, _NUMBERS)):
+                raise _other_form(name, f"{shown(value)} as {part}[{shown(key)}]")
+
+
+_NUMBERS = bool | int | float | complex | np.generic
+
+
+def _other_form(name: str, found: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"{name} returned {found}; expected {{'model': {{...}}, 'opt_state': {{...}}}} with arrays and "
+        "numbers by name in each, so that the state of a reducer can be saved and loaded. Join nested names "
+        "with dots."
+    )
 
 
 def prepared_back(
