@@ -10,8 +10,11 @@ import copy
 import hashlib
 import io
 import json
+import os
 import sys
+import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ from ssmreduce import (
     register_layer,
 )
 from ssmreduce.frameworks.transaction import Entry
+from ssmreduce.models import cut as cut_of_models
 from ssmreduce.models.systems_of_layers import handle_of
 
 ORDERS = (6, 3)
@@ -249,6 +253,103 @@ def in_the_middle(_: Any) -> None:
     raise RuntimeError("in the middle")
 
 
+def undoing(kind: str, rank: int, rows: slice) -> dict[str, Any]:
+    """A rollback in the middle of which one rank fails, and then another try."""
+    model = wrapped(kind, model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    expected = fingerprint(model, optimizer)
+    reducer = InTrainingReducer(
+        ReductionSchedule(4, stop=1.0, attempts=4), order=4, rollback=RollbackPolicy(0.5)
+    )
+    reducer.report(1.0)
+    reducer.step(1, model, optimizer)
+    step(model, optimizer, rows)
+    reducer.report(9.0)
+    before, books, make = fingerprint(model, optimizer), books_of(reducer), Entry.make
+    if rank == 1:
+        Entry.make = in_the_middle
+    try:
+        reducer.step(2, model, optimizer)
+        seen = {"error": "none"}
+    except SSMReduceError as error:
+        seen = {"error": str(error), "kind": type(error).__name__}
+    Entry.make = make
+    seen["unchanged"] = (fingerprint(model, optimizer), books_of(reducer)) == (before, books)
+    reducer.step(2, model, optimizer)
+    seen["undone"] = fingerprint(model, optimizer) == expected != before
+    step(model, optimizer, rows)
+    seen["then"] = fingerprint(model, optimizer)
+    return seen
+
+
+def books_of(reducer: InTrainingReducer) -> str:
+    """Where a reducer stands."""
+    return repr({k: v for k, v in reducer.state_dict().items() if k != "trial"}) + repr(
+        (reducer.due(10**6), sorted(reducer.last_cut))
+    )
+
+
+TIMEOUT = timedelta(seconds=15)
+"""Of the group in which a rank is lost."""
+
+
+def losing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
+    """A cut or a rollback during which a rank ends, or is too late; all by what this rank itself holds."""
+    _, kind, place = scenario.split()
+    model = wrapped(kind, model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    reducer = InTrainingReducer(
+        ReductionSchedule(4, stop=1.0, attempts=4), order=4, rollback=RollbackPolicy(0.5)
+    )
+    reducer.report(1.0)
+    if place == "undoing":
+        reducer.step(1, model, optimizer)
+        step(model, optimizer, rows)
+        reducer.report(9.0)
+    if rank == 1 and place in ("writing", "undoing"):
+        Entry.make = lambda _: os._exit(0)
+    elif rank == 1 and place == "late":
+        Entry.make = late
+    elif rank == 1 and place == "checking":
+        cut_of_models._held = lambda *_: os._exit(0)
+    elif rank == 0 and place == "deciding":
+        InTrainingReducer._accepted = lambda *_: os._exit(0)
+    before, books = own_bytes(model, optimizer), books_of(reducer)
+    began = time.perf_counter()
+    try:
+        reducer.step(2, model, optimizer)
+        seen = {"error": "none"}
+    except Exception as error:
+        seen = {"error": str(error), "kind": type(error).__name__}
+    seen["seconds"] = time.perf_counter() - began
+    seen["unchanged"] = (own_bytes(model, optimizer), books_of(reducer)) == (before, books)
+    return seen
+
+
+def late(entry: Entry, make: Any = Entry.make) -> None:
+    """Make the others wait too long, once."""
+    Entry.make = make
+    time.sleep(2 * TIMEOUT.total_seconds())
+    entry.make()
+
+
+def own_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
+    """What this rank holds, without the others: shapes, and bits of parameters, gradients and moments."""
+    tensors = [
+        value
+        for parameter in model.parameters()
+        for value in (parameter, parameter.grad, *optimizer.state[parameter].values())
+        if value is not None
+    ]
+    parts = [each.to_local() if hasattr(each, "to_local") else each for each in tensors]
+    return [
+        (tuple(each.shape), part.detach().contiguous().numpy().tobytes())
+        for each, part in zip(tensors, parts, strict=True)
+    ]
+
+
 def checkpoints(rows: slice) -> dict[str, Any]:
     """A cut model that is saved whole and loaded by a plain one, and by one in DDP."""
     inputs, _ = batches()
@@ -435,7 +536,11 @@ def main() -> None:
     scenarios, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=TIMEOUT if scenarios.startswith("losing ") else None,
     )
     rows = slice(2 * rank, 2 * rank + 2)
     seen = {}
@@ -453,6 +558,10 @@ def main() -> None:
             seen[scenario] = carrying(scenario.removeprefix("carrying "), rows)
         elif scenario == "accumulating":
             seen[scenario] = accumulating(rows)
+        elif scenario.startswith("undoing "):
+            seen[scenario] = undoing(scenario.removeprefix("undoing "), rank, rows)
+        elif scenario.startswith("losing "):
+            seen[scenario] = losing(scenario, rank, rows)
         elif scenario == "in training":
             seen[scenario] = in_training(rows)
         elif scenario == "checkpoints":
