@@ -45,9 +45,10 @@ from ssmreduce import (
     reduce_model,
     register_layer,
 )
-from ssmreduce.frameworks.transaction import Entry
+from ssmreduce.frameworks.transaction import Entry, Step
 from ssmreduce.models import cut as cut_of_models
 from ssmreduce.models.systems_of_layers import handle_of
+from ssmreduce.training import reducer as reducer_module
 
 ORDERS = (6, 3)
 STEPS = 6
@@ -253,34 +254,76 @@ def in_the_middle(_: Any) -> None:
     raise RuntimeError("in the middle")
 
 
-def undoing(kind: str, rank: int, rows: slice) -> dict[str, Any]:
-    """A rollback in the middle of which one rank fails, and then another try."""
+def breaking(kind: str, rank: int, rows: slice) -> dict[str, Any]:
+    """A cut and a rollback that one rank cannot write, at any of their steps, and then can."""
     model = wrapped(kind, model_of())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     step(model, optimizer, rows)
-    expected = fingerprint(model, optimizer)
     reducer = InTrainingReducer(
         ReductionSchedule(4, stop=1.0, attempts=4), order=4, rollback=RollbackPolicy(0.5)
     )
     reducer.report(1.0)
+    before = fingerprint(model, optimizer)
+    cuts = broken(
+        cut_of_models, lambda: reduce_model(model, 4, optimizer=optimizer), model, optimizer, rank
+    )
     reducer.step(1, model, optimizer)
     step(model, optimizer, rows)
     reducer.report(9.0)
-    before, books, make = fingerprint(model, optimizer), books_of(reducer), Entry.make
-    if rank == 1:
-        Entry.make = in_the_middle
-    try:
-        reducer.step(2, model, optimizer)
-        seen = {"error": "none"}
-    except SSMReduceError as error:
-        seen = {"error": str(error), "kind": type(error).__name__}
-    Entry.make = make
-    seen["unchanged"] = (fingerprint(model, optimizer), books_of(reducer)) == (before, books)
+    books = books_of(reducer)
+    rollbacks = broken(
+        reducer_module, lambda: reducer.step(2, model, optimizer), model, optimizer, rank
+    )
+    kept = books_of(reducer) == books
     reducer.step(2, model, optimizer)
-    seen["undone"] = fingerprint(model, optimizer) == expected != before
+    undone = fingerprint(model, optimizer) == before
     step(model, optimizer, rows)
-    seen["then"] = fingerprint(model, optimizer)
+    return {
+        "cuts": cuts,
+        "rollbacks": rollbacks,
+        "kept": kept,
+        "undone": undone,
+        "then": fingerprint(model, optimizer),
+    }
+
+
+def broken(
+    module: Any, operate: Any, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int
+) -> dict[str, Any]:
+    """What is left after the second rank failed before each of the steps of a commit, and after them."""
+    commit, before = module.commit, fingerprint(model, optimizer)
+    seen: dict[str, Any] = {"steps": 0, "tried": 0, "errors": [], "torn": []}
+    while seen["tried"] <= seen["steps"]:
+
+        def fail(steps: Any, together: Any) -> None:
+            seen["steps"] = len(steps)
+            faulty = [Failing()] if rank == 1 else []
+            place = seen["tried"]
+            commit([*steps[:place], *faulty, *steps[place:]], together)
+
+        module.commit = fail
+        try:
+            operate()
+        except SSMReduceError as error:
+            seen["errors"] = sorted({*seen["errors"], f"{type(error).__name__}: {error}"})
+        else:
+            seen["errors"].append("none")
+        finally:
+            module.commit = commit
+        if fingerprint(model, optimizer) != before:
+            seen["torn"].append(seen["tried"])
+        seen["tried"] += 1
     return seen
+
+
+class Failing(Step):
+    """Fails when it is made."""
+
+    def make(self) -> None:
+        raise RuntimeError("in the middle")
+
+    def undo(self) -> None:
+        pass
 
 
 def books_of(reducer: InTrainingReducer) -> str:
@@ -558,8 +601,8 @@ def main() -> None:
             seen[scenario] = carrying(scenario.removeprefix("carrying "), rows)
         elif scenario == "accumulating":
             seen[scenario] = accumulating(rows)
-        elif scenario.startswith("undoing "):
-            seen[scenario] = undoing(scenario.removeprefix("undoing "), rank, rows)
+        elif scenario.startswith("breaking "):
+            seen[scenario] = breaking(scenario.removeprefix("breaking "), rank, rows)
         elif scenario.startswith("losing "):
             seen[scenario] = losing(scenario, rank, rows)
         elif scenario == "in training":

@@ -91,8 +91,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             "checkpoints",
             "in training",
             "accumulating",
-            "undoing ddp",
-            "undoing fsdp",
+            "breaking ddp",
+            "breaking fsdp",
             *FAULTS,
         ],
         tmp_path_factory.mktemp("two"),
@@ -163,14 +163,19 @@ def test_a_rank_that_fails_makes_all_fail(fault: str, ranks: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_rank_that_fails_in_a_rollback_makes_all_fail(
+def test_a_rank_that_fails_while_it_writes_makes_all_undo(
     kind: str, ranks: list[dict[str, Any]]
 ) -> None:
-    first, second = (seen[f"undoing {kind}"] for seen in ranks)
+    first, second = (seen[f"breaking {kind}"] for seen in ranks)
     assert first == second
-    assert first["error"] == "on rank 1: RuntimeError: in the middle No rank was changed."
-    assert first["kind"] == "DistributedError"
-    assert first["unchanged"]
+    for operation in ("cuts", "rollbacks"):
+        seen = first[operation]
+        assert seen["errors"] == [
+            "DistributedError: on rank 1: RuntimeError: in the middle. No rank was changed."
+        ]
+        assert seen["torn"] == []
+        assert seen["tried"] == seen["steps"] + 1 > 20
+    assert first["kept"]
     assert first["undone"]  # by the next step
 
 
