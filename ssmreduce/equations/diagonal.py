@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._lapack import inverse_of_triangle
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.time_domain import Discrete, TimeDomain
@@ -316,7 +317,7 @@ def _well_conditioned_pairs(
         except np.linalg.LinAlgError:
             accepted = accepted[: accepted.size // 2]
             continue
-        inverse = np.linalg.inv(L)
+        inverse = inverse_of_triangle(L, lower=True)
         growth = np.einsum("ij,ij->i", inverse, inverse).reshape(-1, 2).max(axis=1)
         limit = np.flatnonzero(growth * _ACCEPTED_PIVOT >= 1.0)
         length = max(1, int(limit[0])) if limit.size else accepted.size
@@ -371,7 +372,9 @@ def _block_reflector(columns: HostArray) -> tuple[HostArray, HostArray]:
     V[np.diag_indices(V.shape[1])] = 1.0
     used = tau != 0
     V, tau = V[:, used], tau[used]
-    return V, np.linalg.inv(np.triu(adjoint(V) @ V, 1) + np.diag(1.0 / tau))
+    T = adjoint(V) @ V
+    np.fill_diagonal(T, 1.0 / tau)
+    return V, inverse_of_triangle(np.triu(T))
 
 
 def _near_real_factor(
