@@ -273,18 +273,25 @@ def _pair_covariance(
     """Covariance of all active real states with the chosen pairs, shape (2, rows, pairs, 2)."""
     _, rows, m = parts.shape
     products = parts.reshape(2 * rows, m) @ adjoint(parts[:, chosen].reshape(-1, m))
-    products = products.reshape(2, rows, 2, chosen.size)
+    products = 0.5 * products.reshape(2, rows, 2, chosen.size)
     pick = np.ix_(active, active[chosen])
     real, imag = products[0, :, 0], products[1, :, 1]
     cross, swapped = products[1, :, 0], products[0, :, 1]
-    hermitian = ((real + imag) + 1j * (cross - swapped)) * kernels[0][pick]
-    symmetric = ((real - imag) + 1j * (cross + swapped)) * kernels[1][pick]
+    first, second = kernels[0][pick], kernels[1][pick]
+    # Half of E[h hᴴ] and of E[h hᵀ].
+    hermitian = _times(real + imag, cross - swapped, first.real, first.imag)
+    symmetric = _times(real - imag, cross + swapped, second.real, second.imag)
     covariance = np.empty((2, rows, chosen.size, 2))
-    covariance[0, :, :, 0] = 0.5 * (hermitian.real + symmetric.real)
-    covariance[0, :, :, 1] = 0.5 * (symmetric.imag - hermitian.imag)
-    covariance[1, :, :, 0] = 0.5 * (hermitian.imag + symmetric.imag)
-    covariance[1, :, :, 1] = 0.5 * (hermitian.real - symmetric.real)
+    np.add(hermitian[0], symmetric[0], out=covariance[0, :, :, 0])
+    np.subtract(symmetric[1], hermitian[1], out=covariance[0, :, :, 1])
+    np.add(hermitian[1], symmetric[1], out=covariance[1, :, :, 0])
+    np.subtract(hermitian[0], symmetric[0], out=covariance[1, :, :, 1])
     return covariance
+
+
+def _times(a: HostArray, b: HostArray, c: HostArray, d: HostArray) -> tuple[HostArray, HostArray]:
+    """Real and imaginary part of (a + i b)(c + i d)."""
+    return a * c - b * d, a * d + b * c
 
 
 def _interleave(block: HostArray) -> HostArray:
