@@ -28,7 +28,7 @@ On matrix balancing and eigenvector computation, arXiv 1401.5766 (2014).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -186,6 +186,8 @@ class SchurForm:
     balanced: HostArray
     order: HostArray
     parts: Edges
+    _known: dict[TimeDomain, float] = field(default_factory=dict, repr=False)
+    """Distance of the nearest pole from the boundary."""
 
     @classmethod
     def of(
@@ -263,7 +265,7 @@ class SchurForm:
         if dtype.kind != "c" or self.triangle.dtype.kind == "c":
             return self
         T, W = _complex_form(self.triangle, self.basis)
-        return replace(self, triangle=T, basis=W)
+        return replace(self, triangle=T, basis=W, _known={})
 
     # --- Coordinates
 
@@ -335,14 +337,11 @@ class SchurForm:
         return boundary_distance(self.triangle.diagonal(), time)
 
     def _nearest(self, time: TimeDomain) -> float:
-        if time not in self._known:
-            self._known[time] = float(np.minimum.reduce(self._distance(time), initial=np.inf))
-        return self._known[time]
-
-    @cached_property
-    def _known(self) -> dict[TimeDomain, float]:
-        """Distance of the nearest pole from the boundary."""
-        return {}
+        nearest = self._known.get(time)
+        if nearest is None:
+            nearest = float(np.minimum.reduce(self._distance(time), initial=np.inf))
+            self._known[time] = nearest
+        return nearest
 
     @cached_property
     def _doubtful(self) -> float:
@@ -500,9 +499,9 @@ def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
         poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)
     else:
         real, imaginary, _, _, failed = lapack.dgeev(A, compute_vl=0, compute_vr=0)
-        poles = real + 1j * imaginary
-    nearest = float(boundary_distance(poles, time).min())
-    return not failed and nearest > margin + _CLEARLY * size
+        poles = real + 1j * imaginary if isinstance(time, Discrete) else real
+    nearest = min(boundary_distance(poles, time).tolist())
+    return bool(not failed and nearest > margin + _CLEARLY * size)
 
 
 def _clearly(block: HostArray) -> float:
@@ -603,7 +602,10 @@ def _ordered_schur(A: HostArray) -> tuple[HostArray, HostArray]:
 
 def _fast_to_slow(A: HostArray) -> HostArray | None:
     """States by falling size of their rows; None where these are much alike."""
-    return np.argsort(-np.abs(A).max(axis=-1), kind="stable") if is_graded(A) else None
+    sizes = np.maximum.reduce(np.abs(A), axis=-1)
+    each = sizes.tolist()
+    graded = max(each, default=0.0) / _GRADED > min(each, default=np.inf)
+    return np.argsort(-sizes, kind="stable") if graded else None
 
 
 def is_graded(A: HostArray) -> HostArray:

@@ -25,6 +25,7 @@ from ssmreduce._lapack import (
     power_of_two,
     product,
     safe_unit,
+    sum_of_squares,
 )
 from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import on_gainful_threads
@@ -354,6 +355,8 @@ def _balance_factors(
 
 def _check_range(M: HostArray, factors: DenseFactors) -> None:
     """Raise `NoConvergenceError` if M = Yᴴ Z leaves the range of double precision."""
+    if M.size <= _SMALL**2 and _SMALLEST < sum_of_squares(M) < _LARGEST:
+        return
     largest = float(np.abs(M).max(initial=0.0))
     if _SMALLEST <= largest < _LARGEST:
         return
