@@ -19,12 +19,14 @@ from ssmreduce._namespace import HostArray
 _PIECES = 5
 """Pieces of a pair: five times 20 bits, or 19 and 18 where sums have more than 400 and 1600 terms."""
 
+_COMPENSATED = 3
+"""Units of which products are added up with compensation: those of the next are below 2^-54 of the largest,
+and their rounding below 2^-107."""
+
 _LARGEST = 850
 """Exponent of the largest and smallest entries that are cut: units of the last piece are doubles."""
 
-
-_LEVELLING = 1.5 * 2.0**52
-"""Units in a number whose last digit is one unit, and stays that when pieces are added to it."""
+_STEPS = np.arange(1, _PIECES + 1)
 
 
 def two_sum(one: HostArray, other: HostArray) -> tuple[HostArray, HostArray]:
@@ -45,6 +47,13 @@ class Sum:
         self.hi, error = two_sum(self.hi, term)
         self.lo = self.lo + error
 
+    def add_levels(self, terms: list[HostArray]) -> None:
+        """Add the products of falling units; the last ones need no compensation among themselves."""
+        for term in terms[:_COMPENSATED]:
+            self.add(term)
+        if len(terms) > _COMPENSATED:
+            self.add(sum(terms[_COMPENSATED + 1 :], start=terms[_COMPENSATED]))
+
     def rounded(self) -> HostArray:
         """Return the sum as one array."""
         return self.hi + self.lo
@@ -61,23 +70,34 @@ def pieces(hi: HostArray, lo: HostArray | None, axis: int | None, bits: int) -> 
     Both are cut at the same places: the smaller part brings nothing to the first pieces, and every later one
     of either part is at most half as large as a piece may be.
     """
-    kind = hi.dtype.kind
-    size = np.maximum(np.abs(hi.real), np.abs(hi.imag)) if kind == "c" else np.abs(hi)
-    if axis is not None:
-        size = size.max(axis=axis, keepdims=True, initial=0.0)
+    # Real and imaginary parts as numbers of their own, side by side.
+    parts = _parts(hi)
+    axes = -1 if axis is None else (axis - hi.ndim - 1, -1)
+    size = np.maximum.reduce(np.abs(parts), axis=axes, keepdims=True, initial=0.0)
     exponent = np.minimum(np.maximum(np.frexp(size)[1], -_LARGEST), _LARGEST)
-    # Beside a number that large nothing below a unit is left.
-    large = np.ldexp(_LEVELLING, exponent) * (1 + 1j if kind == "c" else 1)
-    rest = hi[None] if lo is None or not lo.any() else np.stack([hi, lo])
-    cut = np.empty((_PIECES, *hi.shape), dtype=hi.dtype)
-    for k in range(_PIECES):
-        large = large * 0.5**bits
-        piece = (rest + large) - large
-        rest = rest - piece
-        np.add.reduce(piece, axis=0, out=cut[k])
-        if len(rest) == 1 and not rest.any():
-            return cut[: k + 1]
-    return cut
+    scale = np.ldexp(1.0, np.subtract.outer(bits * _STEPS, exponent))
+    cut, whole = _pieces(parts, scale)
+    if lo is None or not lo.any():
+        cut = cut[: whole + 1]
+    else:
+        cut += _pieces(_parts(lo), scale)[0]
+    return cut.view(hi.dtype)[..., 0]
+
+
+def _pieces(numbers: HostArray, scale: HostArray) -> tuple[HostArray, int]:
+    """What each of ever smaller units adds, and the last that adds anything; `scale` holds their inverses."""
+    cut = numbers * scale
+    np.rint(cut, out=cut)
+    cut /= scale
+    reached = np.all(cut == numbers, axis=tuple(range(1, cut.ndim)))
+    reached[-1] = True
+    cut[1:] -= cut[:-1]
+    return cut, int(reached.argmax())
+
+
+def _parts(numbers: HostArray) -> HostArray:
+    """Numbers with their real and imaginary parts, or only themselves, on a last axis of their own."""
+    return np.ascontiguousarray(numbers)[..., None].view(np.float64)
 
 
 def side_by_side(left: HostArray) -> HostArray:
@@ -88,23 +108,26 @@ def side_by_side(left: HostArray) -> HostArray:
 def add_matrix_products(total: Sum, left: HostArray, right: HostArray) -> None:
     """Add a product of matrices, of `side_by_side` and `pieces`; one BLAS call for all of the same unit."""
     rows, _, n = left.shape
-    falling = np.ascontiguousarray(right[::-1])
+    falling, terms = np.ascontiguousarray(right[::-1]), []
     for level in range(_PIECES):
         first, last = _paired(level, left.shape[1], len(right))
         if first < last:
             start = len(right) - 1 - level + first
             ours = left[:, first:last].reshape(rows, -1)
             theirs = falling[start : start + last - first].reshape((last - first) * n, -1)
-            total.add(mixed_product(ours, theirs))
+            terms.append(mixed_product(ours, theirs))
+    total.add_levels(terms)
 
 
 def add_products(total: Sum, left: HostArray, right: HostArray) -> None:
     """Add a product entry by entry of two numbers in `pieces`."""
+    terms = []
     for level in range(_PIECES):
         first, last = _paired(level, len(left), len(right))
         if first < last:
             theirs = right[level - last + 1 : level - first + 1]
-            total.add(np.sum(left[first:last] * theirs[::-1], axis=0))
+            terms.append(np.add.reduce(left[first:last] * theirs[::-1], axis=0))
+    total.add_levels(terms)
 
 
 def _paired(level: int, left: int, right: int) -> tuple[int, int]:

@@ -114,12 +114,13 @@ class RefinedGain:
         finite = np.isfinite(omega)
         at = np.where(finite, omega, 0.0)
         z = np.exp(1j * at) if gain.discrete else 1j * at
-        through = Sum(np.zeros((gain.outputs, gain.inputs), dtype=np.complex128))
-        for sign, system in zip(gain.signs, gain.systems, strict=True):
-            through.add(sign * np.asarray(system.D))
-        D = through.rounded()
         total = Sum(np.zeros((omega.size, gain.outputs, gain.inputs), dtype=np.complex128))
-        total.add(z.conj()[:, None, None] * D if self.after else D)
+        if any(system.D.any() for system in gain.systems):
+            through = Sum(np.zeros((gain.outputs, gain.inputs), dtype=np.complex128))
+            for sign, system in zip(gain.signs, gain.systems, strict=True):
+                through.add(sign * np.asarray(system.D))
+            D = through.rounded()
+            total.add(z.conj()[:, None, None] * D if self.after else D)
         rounding = np.zeros(omega.size)
         if np.any(finite):
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
