@@ -602,7 +602,7 @@ def _ordered_schur(A: HostArray) -> tuple[HostArray, HostArray]:
 
 def _fast_to_slow(A: HostArray) -> HostArray | None:
     """States by falling size of their rows; None where these are much alike."""
-    sizes = np.maximum.reduce(np.abs(A), axis=-1)
+    sizes = np.maximum.reduce(np.abs(A), axis=-1, initial=0.0)
     each = sizes.tolist()
     graded = max(each, default=0.0) / _GRADED > min(each, default=np.inf)
     return np.argsort(-sizes, kind="stable") if graded else None

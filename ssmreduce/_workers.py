@@ -94,7 +94,7 @@ class _Foreman(Thread, Generic[Item, Result]):
 
 
 @contextmanager
-def naming_system(index: tuple[int, ...]) -> Iterator[None]:
+def naming_system(index: tuple[int, ...], name: str = "system") -> Iterator[None]:
     """Say in an error which system of a batch it is about; that of a single system stays as it is."""
     try:
         yield
@@ -102,4 +102,4 @@ def naming_system(index: tuple[int, ...]) -> Iterator[None]:
         if not index:
             raise
         at = ", ".join(map(str, index))
-        raise type(error)(f"in system[{at}] of the batch {error}") from error
+        raise type(error)(f"in {name}[{at}] of the batch {error}") from error

@@ -767,3 +767,13 @@ def test_states_out_of_reach_by_rounding() -> None:
     assert np.linalg.matrix_rank(Q, tol=1e-12) == 1
     residual = relative_residual(A, Q, adjoint(C) @ C, time=Continuous())
     assert residual <= C_RESIDUAL * 3 * EPS
+
+
+@pytest.mark.parametrize("solver", [AutoLyapunov(), Hammarling(), SmithDoubling()])
+def test_an_error_names_the_equation_of_a_batch(solver: LyapunovSolver) -> None:
+    A = np.array([[[-1.0, 1.0], [0.0, -2.0]], [[-1.0, 1.0], [1.0, 2.0]]])
+    with pytest.raises(UnstableSystemError, match=r"^in A\[1\] of the batch `A` has"):
+        solve_lyapunov_factor(A, np.ones((2, 2, 1)), time=Continuous(), solver=solver)
+    singular = np.stack([A[:1], np.array([[[1.0, 0.0], [0.0, -1.0]]])])
+    with pytest.raises(NoConvergenceError, match=r"^in A\[1, 0\] of the batch"):
+        solve_lyapunov(singular, np.ones((2, 1, 2, 2)), time=Continuous())

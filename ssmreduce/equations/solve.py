@@ -12,6 +12,7 @@ from ssmreduce._checks import shown
 from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double, to_host
 from ssmreduce._schur import balance_states
+from ssmreduce._workers import naming_system
 from ssmreduce.equations import native
 from ssmreduce.equations.arguments import equation
 from ssmreduce.equations.residual import BACKWARD_STABLE, relative_residual
@@ -214,7 +215,10 @@ def _solve(
     A, right = _checked(A, right, name, time, solver)
     A, right = to_double(A), to_double(right)
     n, batch = A.shape[-1], A.shape[:-2]
-    parts = [_solve_one(A[i], right[i], name, time, solver) for i in np.ndindex(batch)]
+    parts = []
+    for at in np.ndindex(batch):
+        with naming_system(at, "A"):
+            parts.append(_solve_one(A[at], right[at], name, time, solver))
     width = max(part.value.shape[1] for part in parts)
     values = [np.pad(part.value, ((0, 0), (0, width - part.value.shape[1]))) for part in parts]
     iterations = [part.iterations for part in parts if part.iterations is not None]
