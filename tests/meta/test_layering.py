@@ -50,6 +50,7 @@ ALLOWED = {
         "_checks",
         "_lapack",
         "_schur",
+        "_workers",
         "systems",
         "equations",
     },
