@@ -35,36 +35,13 @@ from typing import Any, cast
 import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
-from ssmreduce._lapack import frobenius_norm, product, safe_unit
+from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._pole_rounding import SMALL, clearly, complex_form, conditions_of, rounding_of
+from ssmreduce._state_units import Edges, balance_states, parts_of, whole
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
-
-Edges = list[tuple[int, int]]
-"""First and last plus one row of each diagonal block."""
-
-_ROUNDINGS = 2.0
-"""c of c n eps ‖A‖_F, beyond the backward error of QR algorithms, which in practice is a few eps ‖A‖_F."""
-
-_EPS = float(np.finfo(np.float64).eps)
-
-_CLEARLY = _EPS**0.5
-"""Distance from the boundary relative to ‖A‖_F beyond which no way to find poles leaves a doubt."""
-
-_LEAST_SCALED = 1e-120
-"""Norm below which, and over which in its inverse, LAPACK's geev scales a matrix."""
-
-_ROUNDS = 10
-"""Times that ports are made smaller; each time goes a good part of the way, counted in digits."""
-
-_FEW = 8
-"""Diagonal blocks, times this at most n, whose eigenvectors are found one by one."""
-
-_FAR = 1e300
-"""Size from which ports count as equally large."""
 
 _GRADED = 64.0
 """Ratio of the sizes of rows above which their order matters to more than two digits."""
@@ -72,94 +49,11 @@ _GRADED = 64.0
 _SMALLEST_FOR_PARTS = 100
 """Below this order the search for parts takes longer than the Schur form."""
 
-_SMALL = 64
-"""Up to this order LAPACK takes little work space, and is called without the checks of its wrapper, which
-cost more than a pair."""
-
 _WORK_PER_STATE = 40
 """Numbers of work space for each state, enough for blocks of 32 columns."""
 
 _SPARSE_SHARE = 0.2
 """Above this share of nonzero entries a matrix is not searched for parts: it would rarely have any."""
-
-
-def balance_states(
-    A: HostArray, B: HostArray | None = None, C: HostArray | None = None
-) -> tuple[HostArray, HostArray | None]:
-    """S⁻¹ A S with rows and columns of about equal size, and the powers of two in S as a column.
-
-    None stands for units that are all 1, where A itself is returned. Parts of A that act on others without
-    being acted on have units of their own, which A leaves open; with B and C, those of inputs and outputs
-    fix them. Cost O(n²).
-    """
-    n = A.shape[0]
-    if n < 2:
-        return A, None
-    if B is None or C is None or np.count_nonzero(A) == A.size:
-        even, units = balanced(A)
-    else:
-        units = _units_of_parts(A, B, C)
-        even = in_units(A, units)
-    if len(set(units.tolist())) == 1:
-        return A, None
-    return even, units[:, None]
-
-
-def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
-    """Units that balance each part of A on its own, then the parts, with what leads from one to the next.
-
-    Ports are made so small that nothing between two parts is larger than what is inside of them.
-    """
-    order, parts = parts_of(A)
-    part = np.zeros(A.shape[0], dtype=np.intp)
-    for k, (first, last) in enumerate(parts):
-        part[order[first:last]] = k
-    inside = part[:, None] == part
-    _, units = balanced(np.where(inside, A, 0.0))
-    if len(parts) == 1:
-        return units
-    sizes = in_units(np.abs(A), units)
-    size = float(sizes.max(initial=0.0, where=inside)) or float(sizes.max()) or 1.0
-    count = len(parts)
-    # One row and column for each part, and one for the ports.
-    whole = np.zeros((count + 1, count + 1))
-    np.maximum.at(whole, (part[:, None], part), sizes)
-    with np.errstate(over="ignore"):
-        into = np.minimum(np.abs(B).max(axis=1, initial=0.0) / units, _FAR)
-        out = np.minimum(np.abs(C).max(axis=0, initial=0.0) * units, _FAR)
-    np.maximum.at(whole[:, count], part, into)
-    np.maximum.at(whole[count], part, out)
-    ports = whole[:count, count], whole[count, :count]
-    for port in ports:
-        port /= port.max() or 1.0
-        port *= size
-    # A part without dynamics of its own, an integrator, counts as one as fast as the fastest.
-    np.fill_diagonal(whole[:count, :count], size)
-    change = np.ones(count + 1)
-    for _ in range(_ROUNDS):
-        even, change = balanced(whole)
-        excess = float(even[:count, :count].max()) / size
-        if excess <= 1.0:
-            break
-        ports[0][:] /= excess**2
-    found: HostArray = units * (change[:count] / change[count])[part]
-    return found
-
-
-def in_units(A: HostArray, units: HostArray) -> HostArray:
-    """S⁻¹ A S for S = diag(units); ratios first, since products may underflow where these do not."""
-    with np.errstate(over="ignore"):
-        ratios = units / units[:, None]
-    return np.multiply(A, ratios, out=np.zeros_like(A), where=A != 0.0)
-
-
-def balanced(A: HostArray) -> tuple[HostArray, HostArray]:
-    """S⁻¹ A S with rows and columns of about equal size, and the powers of two in S, shape (n,)."""
-    if not A.size:
-        return A, np.ones(len(A))
-    gebal = lapack.zgebal if A.dtype.kind == "c" else lapack.dgebal
-    even, _, _, units, _ = gebal(A, scale=1, permute=0)
-    return even, units
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +112,7 @@ class SchurForm:
         """The same for S⁻¹ A S."""
         try:
             n = balanced.shape[0]
-            order, parts = parts_of(balanced) if n >= _SMALLEST_FOR_PARTS else _whole(n)
+            order, parts = parts_of(balanced) if n >= _SMALLEST_FOR_PARTS else whole(n)
             form = cls._in_parts(balanced, order, parts, units)
             if time is None or len(parts) > 1 or n < 2:
                 return form
@@ -264,7 +158,7 @@ class SchurForm:
         """The complex form with the same eigenvalues where the type is complex and this one real."""
         if dtype.kind != "c" or self.triangle.dtype.kind == "c":
             return self
-        T, W = _complex_form(self.triangle, self.basis)
+        T, W = complex_form(self.triangle, self.basis)
         return replace(self, triangle=T, basis=W, _known={})
 
     # --- Coordinates
@@ -346,7 +240,7 @@ class SchurForm:
     @cached_property
     def _doubtful(self) -> float:
         """Distance from the boundary up to which rounding might decide."""
-        return _clearly(self.triangle)
+        return clearly(self.triangle)
 
     def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
         """Whether no pole is so near to the boundary, or the line at `margin`, that rounding might decide."""
@@ -363,8 +257,8 @@ class SchurForm:
             at = slice(first, last)
             if last - first > 1:
                 block = self.triangle[at, at]
-                condition = _conditions(block, (room[at] > 0.0) & (room[at] <= _clearly(block)))
-                rounding[at] = np.minimum(_rounding_of(block) * condition, _clearly(block))
+                condition = conditions_of(block, (room[at] > 0.0) & (room[at] <= clearly(block)))
+                rounding[at] = np.minimum(rounding_of(block) * condition, clearly(block))
                 decided = isinstance(time, Discrete) or (room[at] > rounding[at]).all()
                 if not decided:
                     by_inverse = self._rounding_by_inverse(at, poles[at], condition)
@@ -382,195 +276,9 @@ class SchurForm:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             slow = 1.0 / np.linalg.eigvals(inverse)
             nearest = slow[np.abs(poles[:, None] - slow).argmin(axis=1)]
-            rounding = np.abs(nearest) ** 2 * (_rounding_of(inverse) / conditioned) * condition
+            rounding = np.abs(nearest) ** 2 * (rounding_of(inverse) / conditioned) * condition
             rounding += np.abs(poles - nearest)
         return np.asarray(np.where(np.isfinite(rounding), rounding, np.inf))
-
-
-def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
-    """Eigenvalues and eigenvectors of one balanced matrix, in the order of its states from fast to slow."""
-    order = _fast_to_slow(A)
-    if order is None:
-        poles, vectors = np.linalg.eig(A)
-        return poles, vectors
-    poles, ordered = np.linalg.eig(A[np.ix_(order, order)])
-    vectors = np.empty_like(ordered)
-    vectors[order] = ordered
-    return poles, vectors
-
-
-def poles_of(A: HostArray) -> HostArray:
-    """Eigenvalues of each matrix of a stack (..., n, n), those of graded ones to their own digits."""
-    if A.shape[-1] == 1:
-        return A[..., 0].copy()
-    poles = np.linalg.eigvals(A)  # balances, but does not order
-    graded = is_graded(A)
-    if not graded.any():
-        return poles
-    poles = poles.astype(np.complex128)
-    for at in map(tuple, np.argwhere(graded)):
-        balanced, _ = balance_states(A[at])
-        if is_graded(balanced):
-            poles[at] = _poles_by_parts(balanced)
-    complex_valued = np.iscomplexobj(A) or np.any(poles.imag)
-    return poles if complex_valued else np.asarray(poles.real)
-
-
-def _poles_by_parts(A: HostArray) -> HostArray:
-    """Eigenvalues of one balanced matrix, of each part in its own scale and from fast to slow states."""
-    order, parts = parts_of(A)
-    poles = A.diagonal()[order].astype(np.complex128)
-    for first, last in parts:
-        if last - first > 1:
-            states = order[first:last]
-            block = A[np.ix_(states, states)]
-            falling = _fast_to_slow(block)
-            if falling is not None:
-                block = block[np.ix_(falling, falling)]
-            poles[first:last] = np.linalg.eigvals(block)
-    return poles
-
-
-def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray:
-    """Whether all poles of each matrix of a stack (..., n, n) are stable, shape (...).
-
-    A Schur form is taken where eigenvalues alone leave it to rounding.
-    """
-    if not A.shape[-1]:
-        return np.ones(A.shape[:-2], dtype=bool)
-    if A.ndim == 2 and len(A) <= _SMALL:  # LAPACK takes less than the checks of NumPy
-        if _plainly_stable(A, time, margin):
-            return np.asarray(True)
-        form = SchurForm.of(A, time=time)
-        return np.asarray(form.stable(time, margin).all() if margin else form.all_stable(time))
-    every = A.reshape(-1, *A.shape[-2:])
-    stable, doubtful = _by_eigenvalues(every, time, margin)
-    for k in np.flatnonzero(doubtful):
-        stable[k] = SchurForm.of(every[k], time=time).stable(time, margin).all()
-    return stable.reshape(A.shape[:-2])
-
-
-def _by_eigenvalues(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostArray, HostArray]:
-    """Which of a stack (K, n, n) are stable, and which of these answers are in doubt.
-
-    Of small ones with rows that slow, eigenvalues alone would leave a doubt.
-    """
-    small, room, doubtful = A.shape[-1] <= _SMALL, np.empty(len(A)), np.ones(len(A), dtype=bool)
-    with np.errstate(over="ignore", invalid="ignore"):
-        rows = np.linalg.norm(A, axis=-1)
-        size = np.linalg.norm(rows, axis=-1)
-        slow = small & (rows.min(axis=-1) < 2.0 * _CLEARLY * size)
-        if not slow.all():
-            distance = boundary_distance(np.linalg.eigvals(A[~slow]), time) - margin
-            room[~slow] = distance.min(axis=-1)
-            doubtful[~slow] = ~(np.abs(room[~slow]) > _CLEARLY * size[~slow])
-        rest = np.flatnonzero(doubtful)
-        if small and rest.size:
-            even = np.stack([balanced(A[k])[0] for k in rest])
-            room[rest], doubtful[rest] = _by_conditions(even, time, margin)
-    return room > 0.0, doubtful
-
-
-def _by_conditions(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostArray, HostArray]:
-    """How far inside the poles of balanced matrices lie, and whether rounding might decide about it.
-
-    It does not where all lie inside by twice what their conditions let it do.
-    """
-    poles, vectors = np.linalg.eig(A)
-    distance = boundary_distance(poles, time) - margin
-    room, size = distance.min(axis=-1), np.linalg.norm(A, axis=(-2, -1))
-    doubtful = ~(np.abs(room) > _CLEARLY * size)
-    try:
-        conditions = np.linalg.norm(np.linalg.inv(vectors), axis=-1)
-    except np.linalg.LinAlgError:
-        return room, doubtful
-    rounding = _ROUNDINGS * A.shape[-1] * _EPS * size
-    inside = distance > 2.0 * rounding[:, None] * conditions
-    return room, doubtful & ~inside.all(axis=-1)
-
-
-def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
-    """Whether eigenvalues alone show that all poles of a small matrix lie well inside the boundary."""
-    size = frobenius_norm(A)
-    # Elsewhere geev scales, and not all versions undo it.
-    if not _LEAST_SCALED < size < 1.0 / _LEAST_SCALED:
-        return False
-    if A.dtype.kind == "c":
-        poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)
-    else:
-        real, imaginary, _, _, failed = lapack.dgeev(A, compute_vl=0, compute_vr=0)
-        poles = real + 1j * imaginary if isinstance(time, Discrete) else real
-    nearest = min(boundary_distance(poles, time).tolist())
-    return bool(not failed and nearest > margin + _CLEARLY * size)
-
-
-def _clearly(block: HostArray) -> float:
-    doubtful: float = _CLEARLY * frobenius_norm(block)
-    return doubtful
-
-
-def _complex_form(T: HostArray, W: HostArray) -> tuple[HostArray, HostArray]:
-    """The complex triangle and basis of real ones."""
-    if not T.diagonal(-1).any():
-        return T.astype(np.complex128), W.astype(np.complex128)
-    unit = safe_unit(T)  # SciPy takes squares
-    T, W = scipy.linalg.rsf2csf(T / unit, W, check_finite=False)
-    return np.asfortranarray(T * unit), np.asfortranarray(W)
-
-
-def _conditions(T: HostArray, wanted: HostArray) -> HostArray:
-    """1/|yᴴ x| for the eigenvalues of a triangle with left and right eigenvectors y and x of length 1.
-
-    Inf for those that are not wanted, where only few blocks of T are.
-    """
-    n, below = len(T), np.append(T.diagonal(-1), 0.0) != 0.0
-    firsts = np.flatnonzero(~np.roll(below, 1)).tolist()
-    runs = [(k, k + 1 + int(below[k])) for k in firsts if wanted[k] or (below[k] and wanted[k + 1])]
-    if n <= _SMALL or _FEW * len(runs) > n:
-        runs = [(0, n)]
-    conditions = np.full(n, np.inf)
-    for first, last in runs:
-        conditions[first:last] = _conditions_of_run(T, first, last)
-    return conditions
-
-
-def _conditions_of_run(T: HostArray, first: int, last: int) -> HostArray:
-    """The same for diagonal blocks in a row; eigenvectors of T from theirs: [X x; x; 0] and [0; y; Yᴴ y]."""
-    run = T[first:last, first:last]
-    left, right = _eigenvectors(run)
-    X = _decoupling(T[:first, :first], run, T[:first, first:last])
-    Y = _decoupling(run, T[last:, last:], T[first:last, last:])
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        sizes = np.hypot(*(np.linalg.norm(x, axis=0) for x in (right, X @ right)))
-        sizes *= np.hypot(*(np.linalg.norm(y, axis=0) for y in (left, adjoint(Y) @ left)))
-        conditions = sizes / np.abs(np.sum(left.conj() * right, axis=0))
-    return np.where(np.isnan(conditions), np.inf, conditions)
-
-
-def _decoupling(one: HostArray, other: HostArray, between: HostArray) -> HostArray:
-    """X of T₁ X - X T₂ = T₁₂ for two triangles."""
-    if not between.size:
-        return between
-    trsyl = lapack.ztrsyl if between.dtype.kind == "c" else lapack.dtrsyl
-    X, scale, _ = trsyl(one, other, between, isgn=-1)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        return np.asarray(X / scale)
-
-
-def _eigenvectors(T: HostArray) -> tuple[HostArray, HostArray]:
-    """Left and right ones of a triangle, in the order of its diagonal."""
-    if T.dtype.kind != "c" and T.diagonal(-1).any():
-        T, W = _complex_form(T, np.eye(len(T)))
-        left, right = _eigenvectors(T)
-        return product(W, left), product(W, right)
-    # LAPACK keeps the order of a triangular matrix.
-    *_, left, right, _ = lapack.zgeev(T) if T.dtype.kind == "c" else lapack.dgeev(T)
-    return left, right
-
-
-def _rounding_of(block: HostArray) -> float:
-    rounding: float = _ROUNDINGS * block.shape[0] * _EPS * frobenius_norm(block)
-    return rounding
 
 
 def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
@@ -578,7 +286,7 @@ def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
     n = A.shape[0]
     if n < 2:
         return A, np.eye(n, dtype=A.dtype)
-    if n > _SMALL:
+    if n > SMALL:
         return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
     if A.dtype.kind == "c":
         T, _, _, basis, _, failed = lapack.zgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)
@@ -591,7 +299,7 @@ def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
 
 def _ordered_schur(A: HostArray) -> tuple[HostArray, HostArray]:
     """Triangle and basis, from the fast to the slow states of a graded matrix."""
-    order = _fast_to_slow(A)
+    order = fast_to_slow(A)
     if order is None:
         return _schur(A)
     T, ordered = _schur(A[np.ix_(order, order)])
@@ -600,7 +308,7 @@ def _ordered_schur(A: HostArray) -> tuple[HostArray, HostArray]:
     return T, basis
 
 
-def _fast_to_slow(A: HostArray) -> HostArray | None:
+def fast_to_slow(A: HostArray) -> HostArray | None:
     """States by falling size of their rows; None where these are much alike."""
     sizes = np.maximum.reduce(np.abs(A), axis=-1, initial=0.0)
     each = sizes.tolist()
@@ -613,26 +321,3 @@ def is_graded(A: HostArray) -> HostArray:
     sizes = np.maximum.reduce(np.abs(A), axis=-1, initial=0.0)
     largest = np.maximum.reduce(sizes, axis=-1, initial=0.0)
     return np.asarray(largest / _GRADED > np.minimum.reduce(sizes, axis=-1, initial=np.inf))
-
-
-def _whole(n: int) -> tuple[HostArray, Edges]:
-    return np.arange(n), [(0, n)]
-
-
-def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
-    """An order of the states that makes A block upper triangular, and its diagonal blocks."""
-    n = A.shape[0]
-    if np.count_nonzero(A) == A.size:
-        return _whole(n)
-    graph = csr_array(A != 0)
-    count, labels = connected_components(graph, directed=True, connection="strong")
-    if count == 1:
-        return _whole(n)
-    # Components come in topological order, in one direction or the other; the blocks are checked.
-    rows, columns = graph.nonzero()
-    for candidate in (labels, count - 1 - labels):
-        if np.all(candidate[rows] <= candidate[columns]):
-            order = np.argsort(candidate, kind="stable")
-            starts = np.concatenate([[0], np.cumsum(np.bincount(candidate))])
-            return order, list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
-    return _whole(n)

@@ -13,7 +13,8 @@ import scipy.linalg
 
 import ssmreduce as sr
 from ssmreduce import Continuous, Discrete, StateSpace, errors
-from ssmreduce._schur import SchurForm, _conditions
+from ssmreduce._pole_rounding import conditions_of
+from ssmreduce._schur import SchurForm
 from ssmreduce.equations.solvers import Hammarling, SmithDoubling
 from ssmreduce.errors import UnstableSystemError
 from ssmreduce.gramians.frequency import frequency_limited_factors
@@ -224,9 +225,9 @@ def test_conditions_of_few_poles_are_those_of_all(kind: str) -> None:
         1j * rng.standard_normal((80, 80)) if kind == "complex" else 0
     )
     T = np.asfortranarray(np.triu(A) if kind == "triangular" else scipy.linalg.schur(A)[0])
-    every = _conditions(T, np.ones(80, dtype=bool))
+    every = conditions_of(T, np.ones(80, dtype=bool))
     for k in range(0, 80, 9):
-        few = _conditions(T, np.arange(80) == k)
+        few = conditions_of(T, np.arange(80) == k)
         found = np.isfinite(few)
         assert found[k]
         assert found.sum() <= 2

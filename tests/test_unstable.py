@@ -20,7 +20,7 @@ from ssmreduce import (
     balance,
     balanced_truncation,
 )
-from ssmreduce._schur import balance_states
+from ssmreduce._state_units import balance_states
 from ssmreduce.errors import NoConvergenceError, OrderError, ShapeError, UnstableSystemError
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.unstable import split_unstable

@@ -11,7 +11,7 @@ from ssmreduce._boundary import any_library
 from ssmreduce._checks import shown
 from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double, to_host
-from ssmreduce._schur import balance_states
+from ssmreduce._state_units import balance_states
 from ssmreduce._workers import naming_system
 from ssmreduce.equations import native
 from ssmreduce.equations.arguments import equation

@@ -1,7 +1,7 @@
 """Where poles may lie: infinite-horizon Gramians and norms exist for stable systems only.
 
 A pole of a dense system that rounding cannot tell from the stability boundary counts as on it, see
-`ssmreduce._schur`; those of a diagonal system are numbers as given.
+`ssmreduce._poles`; those of a diagonal system are numbers as given.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce._schur import SchurForm, are_stable
+from ssmreduce._poles import are_stable
+from ssmreduce._schur import SchurForm
 from ssmreduce.errors import UnstableSystemError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance

@@ -24,7 +24,7 @@ from scipy.linalg import lapack
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import Edges as Edges
+from ssmreduce._state_units import Edges as Edges
 from ssmreduce.errors import NoConvergenceError
 
 stein: Callable[[HostArray, HostArray, HostArray, HostArray], bool] | None

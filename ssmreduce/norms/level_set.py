@@ -35,7 +35,7 @@ import scipy.linalg
 
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import balanced
+from ssmreduce._state_units import balanced
 from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.grid import refine

@@ -14,7 +14,7 @@ import numpy as np
 
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import eigenvectors_of
+from ssmreduce._poles import eigenvectors_of
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.linear_solve import solve_stacked
 from ssmreduce.systems.state_space import StateSpace

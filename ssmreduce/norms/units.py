@@ -19,7 +19,7 @@ import numpy as np
 
 from ssmreduce._lapack import shifted
 from ssmreduce._namespace import HostArray
-from ssmreduce._schur import balanced
+from ssmreduce._state_units import balanced
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.even_states import NO_SIZE, even_states, replaced, state_of

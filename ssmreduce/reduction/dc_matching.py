@@ -28,7 +28,7 @@ from scipy.linalg import lapack
 
 from ssmreduce._lapack import frobenius_norm, product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import balanced
+from ssmreduce._state_units import balanced
 from ssmreduce.errors import OrderError
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.real_form import real_input, real_output, real_state

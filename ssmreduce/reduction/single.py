@@ -15,7 +15,8 @@ import scipy.linalg
 
 from ssmreduce._lapack import product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import SchurForm, are_stable
+from ssmreduce._poles import are_stable
+from ssmreduce._schur import SchurForm
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError

@@ -16,7 +16,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._namespace import HostArray, to_double
-from ssmreduce._schur import balance_states
+from ssmreduce._state_units import balance_states
 from ssmreduce.errors import ShapeError, UnreachableToleranceError
 from ssmreduce.systems.diagonal import (
     DiagonalStateSpace,

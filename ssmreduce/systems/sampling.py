@@ -34,7 +34,8 @@ import scipy.linalg
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import is_one_of, shown
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import balanced, in_units, poles_of
+from ssmreduce._poles import poles_of
+from ssmreduce._state_units import balanced, in_units
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import NoConvergenceError, NonFiniteError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system

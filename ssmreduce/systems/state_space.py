@@ -21,14 +21,8 @@ from ssmreduce._namespace import (
     product_of,
     to_double,
 )
-from ssmreduce._schur import (
-    are_stable,
-    balance_states,
-    balanced,
-    in_units,
-    parts_of,
-    poles_of,
-)
+from ssmreduce._poles import are_stable, poles_of
+from ssmreduce._state_units import balance_states, balanced, in_units, parts_of
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import NonFiniteError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned

@@ -45,7 +45,8 @@ import numpy as np
 
 from ssmreduce._lapack import shifted
 from ssmreduce._namespace import HostArray
-from ssmreduce._schur import balanced, is_graded
+from ssmreduce._schur import is_graded
+from ssmreduce._state_units import balanced
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import NoConvergenceError, NonFiniteError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System

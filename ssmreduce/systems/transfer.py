@@ -23,7 +23,8 @@ import numpy as np
 
 from ssmreduce._lapack import mixed_product
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._schur import SchurForm, parts_of
+from ssmreduce._schur import SchurForm
+from ssmreduce._state_units import parts_of
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
 from ssmreduce.systems.linear_solve import solve_stacked
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units

@@ -1,0 +1,94 @@
+"""What rounding of a triangle does to its eigenvalues: their conditions."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+from scipy.linalg import lapack
+
+from ssmreduce._lapack import frobenius_norm, product, safe_unit
+from ssmreduce._namespace import HostArray, adjoint
+
+ROUNDINGS = 2.0
+"""c of c n eps ‖A‖_F, beyond the backward error of QR algorithms, which in practice is a few eps ‖A‖_F."""
+
+EPS = float(np.finfo(np.float64).eps)
+
+CLEARLY = EPS**0.5
+"""Distance from the boundary relative to ‖A‖_F beyond which no way to find poles leaves a doubt."""
+
+_FEW = 8
+"""Diagonal blocks, times this at most n, whose eigenvectors are found one by one."""
+
+SMALL = 64
+"""Up to this order LAPACK takes little work space, and is called without the checks of its wrapper, which
+cost more than a pair."""
+
+
+def clearly(block: HostArray) -> float:
+    doubtful: float = CLEARLY * frobenius_norm(block)
+    return doubtful
+
+
+def complex_form(T: HostArray, W: HostArray) -> tuple[HostArray, HostArray]:
+    """The complex triangle and basis of real ones."""
+    if not T.diagonal(-1).any():
+        return T.astype(np.complex128), W.astype(np.complex128)
+    unit = safe_unit(T)  # SciPy takes squares
+    T, W = scipy.linalg.rsf2csf(T / unit, W, check_finite=False)
+    return np.asfortranarray(T * unit), np.asfortranarray(W)
+
+
+def conditions_of(T: HostArray, wanted: HostArray) -> HostArray:
+    """1/|yᴴ x| for the eigenvalues of a triangle with left and right eigenvectors y and x of length 1.
+
+    Inf for those that are not wanted, where only few blocks of T are.
+    """
+    n, below = len(T), np.append(T.diagonal(-1), 0.0) != 0.0
+    firsts = np.flatnonzero(~np.roll(below, 1)).tolist()
+    runs = [(k, k + 1 + int(below[k])) for k in firsts if wanted[k] or (below[k] and wanted[k + 1])]
+    if n <= SMALL or _FEW * len(runs) > n:
+        runs = [(0, n)]
+    conditions = np.full(n, np.inf)
+    for first, last in runs:
+        conditions[first:last] = _conditions_of_run(T, first, last)
+    return conditions
+
+
+def _conditions_of_run(T: HostArray, first: int, last: int) -> HostArray:
+    """The same for diagonal blocks in a row; eigenvectors of T from theirs: [X x; x; 0] and [0; y; Yᴴ y]."""
+    run = T[first:last, first:last]
+    left, right = _eigenvectors(run)
+    X = _decoupling(T[:first, :first], run, T[:first, first:last])
+    Y = _decoupling(run, T[last:, last:], T[first:last, last:])
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        sizes = np.hypot(*(np.linalg.norm(x, axis=0) for x in (right, X @ right)))
+        sizes *= np.hypot(*(np.linalg.norm(y, axis=0) for y in (left, adjoint(Y) @ left)))
+        conditions = sizes / np.abs(np.sum(left.conj() * right, axis=0))
+    return np.where(np.isnan(conditions), np.inf, conditions)
+
+
+def _decoupling(one: HostArray, other: HostArray, between: HostArray) -> HostArray:
+    """X of T₁ X - X T₂ = T₁₂ for two triangles."""
+    if not between.size:
+        return between
+    trsyl = lapack.ztrsyl if between.dtype.kind == "c" else lapack.dtrsyl
+    X, scale, _ = trsyl(one, other, between, isgn=-1)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return np.asarray(X / scale)
+
+
+def _eigenvectors(T: HostArray) -> tuple[HostArray, HostArray]:
+    """Left and right ones of a triangle, in the order of its diagonal."""
+    if T.dtype.kind != "c" and T.diagonal(-1).any():
+        T, W = complex_form(T, np.eye(len(T)))
+        left, right = _eigenvectors(T)
+        return product(W, left), product(W, right)
+    # LAPACK keeps the order of a triangular matrix.
+    *_, left, right, _ = lapack.zgeev(T) if T.dtype.kind == "c" else lapack.dgeev(T)
+    return left, right
+
+
+def rounding_of(block: HostArray) -> float:
+    rounding: float = ROUNDINGS * block.shape[0] * EPS * frobenius_norm(block)
+    return rounding

@@ -1,0 +1,121 @@
+"""Units of states that balance a matrix, and its parts: powers of two, so that nothing is rounded."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import lapack
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from ssmreduce._namespace import HostArray
+
+Edges = list[tuple[int, int]]
+"""First and last plus one row of each diagonal block."""
+
+_ROUNDS = 10
+"""Times that ports are made smaller; each time goes a good part of the way, counted in digits."""
+
+_FAR = 1e300
+"""Size from which ports count as equally large."""
+
+
+def balance_states(
+    A: HostArray, B: HostArray | None = None, C: HostArray | None = None
+) -> tuple[HostArray, HostArray | None]:
+    """S⁻¹ A S with rows and columns of about equal size, and the powers of two in S as a column.
+
+    None stands for units that are all 1, where A itself is returned. Parts of A that act on others without
+    being acted on have units of their own, which A leaves open; with B and C, those of inputs and outputs
+    fix them. Cost O(n²).
+    """
+    n = A.shape[0]
+    if n < 2:
+        return A, None
+    if B is None or C is None or np.count_nonzero(A) == A.size:
+        even, units = balanced(A)
+    else:
+        units = _units_of_parts(A, B, C)
+        even = in_units(A, units)
+    if len(set(units.tolist())) == 1:
+        return A, None
+    return even, units[:, None]
+
+
+def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
+    """Units that balance each part of A on its own, then the parts, with what leads from one to the next.
+
+    Ports are made so small that nothing between two parts is larger than what is inside of them.
+    """
+    order, parts = parts_of(A)
+    part = np.zeros(A.shape[0], dtype=np.intp)
+    for k, (first, last) in enumerate(parts):
+        part[order[first:last]] = k
+    inside = part[:, None] == part
+    _, units = balanced(np.where(inside, A, 0.0))
+    if len(parts) == 1:
+        return units
+    sizes = in_units(np.abs(A), units)
+    size = float(sizes.max(initial=0.0, where=inside)) or float(sizes.max()) or 1.0
+    count = len(parts)
+    # One row and column for each part, and one for the ports.
+    whole = np.zeros((count + 1, count + 1))
+    np.maximum.at(whole, (part[:, None], part), sizes)
+    with np.errstate(over="ignore"):
+        into = np.minimum(np.abs(B).max(axis=1, initial=0.0) / units, _FAR)
+        out = np.minimum(np.abs(C).max(axis=0, initial=0.0) * units, _FAR)
+    np.maximum.at(whole[:, count], part, into)
+    np.maximum.at(whole[count], part, out)
+    ports = whole[:count, count], whole[count, :count]
+    for port in ports:
+        port /= port.max() or 1.0
+        port *= size
+    # A part without dynamics of its own, an integrator, counts as one as fast as the fastest.
+    np.fill_diagonal(whole[:count, :count], size)
+    change = np.ones(count + 1)
+    for _ in range(_ROUNDS):
+        even, change = balanced(whole)
+        excess = float(even[:count, :count].max()) / size
+        if excess <= 1.0:
+            break
+        ports[0][:] /= excess**2
+    found: HostArray = units * (change[:count] / change[count])[part]
+    return found
+
+
+def in_units(A: HostArray, units: HostArray) -> HostArray:
+    """S⁻¹ A S for S = diag(units); ratios first, since products may underflow where these do not."""
+    with np.errstate(over="ignore"):
+        ratios = units / units[:, None]
+    return np.multiply(A, ratios, out=np.zeros_like(A), where=A != 0.0)
+
+
+def balanced(A: HostArray) -> tuple[HostArray, HostArray]:
+    """S⁻¹ A S with rows and columns of about equal size, and the powers of two in S, shape (n,)."""
+    if not A.size:
+        return A, np.ones(len(A))
+    gebal = lapack.zgebal if A.dtype.kind == "c" else lapack.dgebal
+    even, _, _, units, _ = gebal(A, scale=1, permute=0)
+    return even, units
+
+
+def whole(n: int) -> tuple[HostArray, Edges]:
+    return np.arange(n), [(0, n)]
+
+
+def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
+    """An order of the states that makes A block upper triangular, and its diagonal blocks."""
+    n = A.shape[0]
+    if np.count_nonzero(A) == A.size:
+        return whole(n)
+    graph = csr_array(A != 0)
+    count, labels = connected_components(graph, directed=True, connection="strong")
+    if count == 1:
+        return whole(n)
+    # Components come in topological order, in one direction or the other; the blocks are checked.
+    rows, columns = graph.nonzero()
+    for candidate in (labels, count - 1 - labels):
+        if np.all(candidate[rows] <= candidate[columns]):
+            order = np.argsort(candidate, kind="stable")
+            starts = np.concatenate([[0], np.cumsum(np.bincount(candidate))])
+            return order, list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
+    return whole(n)
