@@ -60,12 +60,29 @@ def type_name(value: object) -> str:
 def floating_array(value: object, name: str, ndim_min: int) -> Array:
     """Return `value` as a finite real or complex floating array with at least `ndim_min` axes."""
     array = numeric_array(value, name, ndim_min)
-    if not _all_finite(array):
+    if isinstance(array, np.ndarray):
+        finite = all_finite(array)
+    elif not is_traced(array) and in_host_memory(array):
+        # JAX would compile its own functions for every new shape, 0.1 s each.
+        finite = all_finite(to_host(array))
+    else:  # what cannot be looked at counts as finite
+        finite = not refuted(array_api_compat.array_namespace(array).isfinite(array))
+    if not finite:
         raise NonFiniteError(
             f"`{name}` holds NaN or Inf; expected finite numbers. "
             "Look at the step before: a diverged training run or a damaged checkpoint."
         )
     return array
+
+
+def floating_arrays(values: Mapping[str, Any], ndim_min: Sequence[int]) -> list[Array]:
+    """Return several values as `floating_array` does, each under its name, with its number of axes."""
+    arrays = list(values.values())
+    plain = is_host_double(*arrays) and all_finite(*arrays)
+    if plain and all(x.ndim >= least for x, least in zip(arrays, ndim_min, strict=True)):
+        return arrays
+    named = zip(values.items(), ndim_min, strict=True)
+    return [floating_array(value, name, least) for (name, value), least in named]
 
 
 def numeric_array(value: object, name: str, ndim_min: int) -> Array:
@@ -121,16 +138,6 @@ def _as_numeric(value: object, name: str) -> Array:
             f"Convert it, for example {name}.astype('float64')."
         )
     return array
-
-
-def _all_finite(array: Array) -> bool:
-    """Tell whether no entry is NaN or Inf; what cannot be looked at counts as finite."""
-    if isinstance(array, np.ndarray):
-        return all_finite(array)
-    if not is_traced(array) and in_host_memory(array):
-        # JAX would compile its own functions for every new shape, 0.1 s each.
-        return all_finite(to_host(array))
-    return not refuted(array_api_compat.array_namespace(array).isfinite(array))
 
 
 def matching_batches(batches: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -142,9 +142,9 @@ def to_host(array: Array) -> HostArray:
     return np.asarray(array)
 
 
-def is_host_double(array: Array) -> bool:
-    """Tell whether `array` is a NumPy array of float64 or complex128, as `to_double` returns."""
-    return type(array) is np.ndarray and array.dtype in _DOUBLES
+def is_host_double(*arrays: Array) -> bool:
+    """Tell whether all are NumPy arrays of float64 or complex128, as `to_double` returns."""
+    return all(type(array) is np.ndarray and array.dtype in _DOUBLES for array in arrays)
 
 
 def to_double(array: Array) -> HostArray:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import array_api_compat
 import numpy as np
 
-from ssmreduce._checks import floating_array, numeric_array, type_name
+from ssmreduce._checks import floating_arrays, numeric_array, type_name
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.options import CutOptions
@@ -163,8 +163,7 @@ class Layer(ABC):
     def check_finite(self, weights: Weights) -> None:
         """Raise `NonFiniteError` if a weight holds NaN or Inf."""
         self.check_names(weights)
-        for name, value in weights.items():
-            floating_array(value, name, 0)
+        floating_arrays(weights, [0] * len(weights))
 
     def __repr__(self) -> str:
         options = (f"{name.lstrip('_')}={value!r}" for name, value in vars(self).items())

@@ -192,7 +192,7 @@ def _is_single_dense(system: object) -> TypeGuard[StateSpace]:
     return (
         isinstance(system, StateSpace)
         and not system.batch_shape
-        and all(map(is_host_double, (system.A, system.B, system.C, system.D)))
+        and is_host_double(system.A, system.B, system.C, system.D)
     )
 
 

@@ -26,10 +26,9 @@ from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
     StateSpace,
     check_index,
-    check_input_output,
+    checked_arrays,
     checked_margin,
     checked_readout,
-    feedthrough,
     finite_gain,
     no_steady_gain,
     system_line,
@@ -108,18 +107,8 @@ class DiagonalStateSpace:
 
     def __post_init__(self) -> None:
         real = _checks.flag(self.real_output, "real_output")
-        eigenvalues = _checks.floating_array(self.eigenvalues, "eigenvalues", 1)
-        B = _checks.floating_array(self.B, "B", 2)
-        C = _checks.floating_array(self.C, "C", 2)
-        D = feedthrough(self.D, B, C, real=real)
-        n = eigenvalues.shape[-1]
-        check_input_output(B, C, D, n, f"`eigenvalues` has {n} entries")
-        _checks.matching_batches(
-            {
-                "eigenvalues": tuple(eigenvalues.shape[:-1]),
-                **{name: tuple(x.shape[:-2]) for name, x in (("B", B), ("C", C), ("D", D))},
-            }
-        )
+        given = {"eigenvalues": self.eigenvalues, "B": self.B, "C": self.C, "D": self.D}
+        eigenvalues, B, C, D = checked_arrays(given, 1, real=real)
         after = checked_readout(self.read_after_update, check_time(self.time))
         xp = array_api_compat.array_namespace(D)
         if real and xp.isdtype(D.dtype, "complex floating"):
@@ -266,7 +255,7 @@ class DiagonalStateSpace:
 
     def to_host(self) -> DiagonalStateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
-        if all(map(is_host_double, (self.eigenvalues, self.B, self.C, self.D))):
+        if is_host_double(self.eigenvalues, self.B, self.C, self.D):
             return self
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
         eigenvalues = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)

@@ -40,8 +40,26 @@ _SUSPICIOUS = float(np.finfo(np.float64).eps) ** 0.5
 _NUMBERS = (int, float, complex, np.number)
 
 
-def check_input_output(B: Array, C: Array, D: Array, n: int, states: str) -> None:
-    """Check that B, C, D fit a system of `n` states; `states` names what has `n` rows."""
+def checked_arrays(
+    values: dict[str, Any], axes: int, *, real: bool
+) -> tuple[Array, Array, Array, Array]:
+    """State array, with `axes` axes, B, C and D as finite arrays that fit together.
+
+    `values` holds them in this order. D that is None or the number 0 becomes zeros like B; real ones where
+    `real`.
+    """
+    D = values["D"]
+    missing = D is None or (isinstance(D, _NUMBERS) and D == 0)
+    if missing:
+        del values["D"]
+    state, B, C, *given = _checks.floating_arrays(values, (axes, 2, 2, 2)[: len(values)])
+    D = _no_feedthrough(B, C, real=real) if missing else given[0]
+    name, n = next(iter(values)), state.shape[-1]
+    if axes == 2 and state.shape[-2] != n:
+        raise ShapeError(
+            f"`A` is {state.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
+        )
+    states = f"`A` is {n}x{n}" if axes == 2 else f"`{name}` has {n} entries"
     if B.shape[-2] != n:
         raise ShapeError(
             f"`B` has {B.shape[-2]} rows but {states}; expected `B` of shape (..., {n}, m)."
@@ -55,12 +73,15 @@ def check_input_output(B: Array, C: Array, D: Array, n: int, states: str) -> Non
             f"`D` is {D.shape[-2]}x{D.shape[-1]} but `C` has {C.shape[-2]} rows and `B` has "
             f"{B.shape[-1]} columns; expected `D` of shape (..., {C.shape[-2]}, {B.shape[-1]})."
         )
+    if state.ndim > axes or not B.ndim == C.ndim == D.ndim == 2:
+        batches = {name: tuple(state.shape[: state.ndim - axes])}
+        batches |= {key: tuple(x.shape[:-2]) for key, x in (("B", B), ("C", C), ("D", D))}
+        _checks.matching_batches(batches)
+    return state, B, C, D
 
 
-def feedthrough(D: Array, B: Array, C: Array, *, real: bool) -> Array:
-    """Return D as an array; zeros like B, of shape (..., p, m), where it is None or the number 0."""
-    if D is not None and not (isinstance(D, _NUMBERS) and D == 0):
-        return _checks.floating_array(D, "D", 2)
+def _no_feedthrough(B: Array, C: Array, *, real: bool) -> Array:
+    """Zeros like B, of shape (..., p, m)."""
     if type(B) is np.ndarray:
         like = B.real if real else B
         return np.zeros((*B.shape[:-2], C.shape[-2], B.shape[-1]), like.dtype)
@@ -185,20 +206,8 @@ class StateSpace:
     read_after_update: bool = False
 
     def __post_init__(self) -> None:
-        A = _checks.floating_array(self.A, "A", 2)
-        B = _checks.floating_array(self.B, "B", 2)
-        C = _checks.floating_array(self.C, "C", 2)
-        D = feedthrough(self.D, B, C, real=False)
-        n = A.shape[-1]
-        if A.shape[-2] != n:
-            raise ShapeError(
-                f"`A` is {A.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
-            )
-        check_input_output(B, C, D, n, f"`A` is {n}x{n}")
-        if not A.ndim == B.ndim == C.ndim == D.ndim == 2:
-            _checks.matching_batches(
-                {name: tuple(x.shape[:-2]) for name, x in (("A", A), ("B", B), ("C", C), ("D", D))}
-            )
+        given = {"A": self.A, "B": self.B, "C": self.C, "D": self.D}
+        A, B, C, D = checked_arrays(given, 2, real=False)
         after = checked_readout(self.read_after_update, check_time(self.time))
         vars(self).update(A=A, B=B, C=C, D=D, read_after_update=after)
         register_pytree(type(self))
@@ -283,10 +292,10 @@ class StateSpace:
     def to_host(self) -> StateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
         arrays = (self.A, self.B, self.C, self.D)
-        if all(map(is_host_double, arrays)):
+        if is_host_double(*arrays):
             return self
         return StateSpace(
-            *(to_double(x) for x in arrays),
+            *map(to_double, arrays),
             time=self.time,
             read_after_update=self.read_after_update,
         )
