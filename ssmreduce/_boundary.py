@@ -71,20 +71,21 @@ def _classified(value: object) -> str | tuple[str, ...]:
     return _PLAIN
 
 
-def _is_foreign(value: Any) -> bool:
-    """Whether there is an array of another library than NumPy in `value`; of a sequence the first counts."""
-    kind = _KINDS.get(type(value)) or _kind(value)
-    if kind is _PLAIN:
-        return False
-    if kind is _ARRAY:
-        return True
-    if kind is _SEQUENCE:
-        return bool(value) and _is_foreign(value[0])
-    for name in kind:
-        part = getattr(value, name)
-        # Written out, since this runs on every call with a system: 1 µs.
-        if type(part) is not np.ndarray and _is_foreign(part):
+def _is_foreign(*values: Any) -> bool:
+    """Whether there is an array of another library than NumPy in one; of a sequence the first counts."""
+    left = list(values)
+    for value in left:  # it grows
+        kind = _KINDS.get(type(value)) or _kind(value)
+        if kind is _ARRAY:
             return True
+        if kind is _SEQUENCE:
+            left += value[:1]
+        elif kind is not _PLAIN:
+            for name in kind:
+                part = getattr(value, name)
+                # Most are, and this runs on every call with a system: 1 µs.
+                if type(part) is not np.ndarray:
+                    left.append(part)
     return False
 
 
@@ -135,7 +136,7 @@ class Caller:
     @classmethod
     def of(cls, *values: Any) -> Caller:
         """Return the caller of a function with these arguments."""
-        return cls(deciding_array(*values) if any(map(_is_foreign, values)) else None)
+        return cls(deciding_array(*values) if _is_foreign(*values) else None)
 
     def host(self, value: Any) -> Any:
         """Return `value` with NumPy arrays for all arrays in it."""
@@ -176,7 +177,7 @@ def _urgency(array: Array) -> int:
 
 def needs_native(*values: Any) -> bool:
     """Whether arrays should be left where they are: on a device, traced, or recording gradients."""
-    return any(map(_is_foreign, values)) and _urgency(deciding_array(*values)) > 0
+    return _is_foreign(*values) and _urgency(deciding_array(*values)) > 0
 
 
 def announce_transfer(name: str, reason: str, *values: Any) -> None:
@@ -242,12 +243,8 @@ def any_library(
         is_foreign = _is_foreign
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            for value in args:
-                if is_foreign(value):
-                    return elsewhere(*args, **kwargs)
-            for value in kwargs.values():
-                if is_foreign(value):
-                    return elsewhere(*args, **kwargs)
+            if is_foreign(*args, *kwargs.values()):
+                return elsewhere(*args, **kwargs)
             return function(*args, **kwargs)
 
         def elsewhere(*args: Any, **kwargs: Any) -> Any:

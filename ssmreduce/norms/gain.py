@@ -12,16 +12,16 @@ underestimates. Points where a pole has rounded onto the boundary have no value 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from ssmreduce._lapack import safe_unit
-from ssmreduce._namespace import HostArray, adjoint, to_double
+from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.norms.modes import DiagonalModes, modes_of
-from ssmreduce.systems.diagonal import System, check_single, is_complex
+from ssmreduce.norms.modes import DenseModes, DiagonalModes
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transfer import Product, StatePart
 from ssmreduce.time_domain import Discrete
@@ -42,22 +42,22 @@ class Gain:
     Parameters
     ----------
     terms : tuple of (float, StateSpace or DiagonalStateSpace)
-        Signs and systems of equal sizes and time domain, without batch axes.
+        Signs and systems of equal sizes and time domain, without batch axes; see `check_alike`.
     """
 
     def __init__(self, *terms: tuple[float, System]) -> None:
         self.signs = [sign for sign, _ in terms]
         self.parts = [StatePart(system) for _, system in terms]
         self.systems = [part.system for part in self.parts]
-        first, *others = self.systems
-        for other in others:
-            check_alike(first, other)
-        self.discrete = isinstance(first.time, Discrete)
+        self.discrete = isinstance(self.systems[0].time, Discrete)
         self.real = not any(map(is_complex, self.systems))
-        self.inputs, self.outputs = first.inputs, first.outputs
-        D = [s * to_double(x.D) for s, x in zip(self.signs, self.systems, strict=True)]
+        D = [s * x.D for s, x in zip(self.signs, self.systems, strict=True)]
         self.D: HostArray = np.sum(D, axis=0)
-        self.modes = [modes_of(system) for system in self.systems]
+        self.outputs, self.inputs = self.D.shape
+        self.modes = [
+            DiagonalModes(system) if isinstance(system, DiagonalStateSpace) else DenseModes(system)
+            for system in self.systems
+        ]
 
     @property
     def is_dense(self) -> bool:
@@ -78,20 +78,30 @@ class Gain:
         return Gain(*zip(self.signs, systems, strict=True))
 
     def matrices(self, omega: HostArray) -> HostArray:
-        """Return G, shape (K, p, m), at frequencies ω; D alone at ω = ∞. May hold Inf and NaN."""
+        """Return G, shape (K, p, m), at frequencies ω; D alone at ω = ∞.
+
+        It is zero where a pole has rounded onto the point.
+        """
         values = np.zeros((omega.size, self.outputs, self.inputs), dtype=np.complex128)
         finite = np.isfinite(omega)
         at = slice(None) if finite.all() else finite
-        for i, sign in enumerate(self.signs if finite.any() else []):
-            values[at] += sign * self._part(i, omega[at])
-        return values + self.D
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            for i, sign in enumerate(self.signs if finite.any() else []):
+                modes, part = self.modes[i], self.parts[i]
+                plain = (
+                    isinstance(modes, DiagonalModes) or not modes.system.order or not modes.known
+                )
+                known = part.matrices(omega[at]) if plain else _by_modes(modes, part, omega[at])
+                values[at] += sign * known
+            values += self.D
+        values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
+        return values
 
     def exact(self, omega: HostArray) -> HostArray:
         """Return σ_max(G) at every frequency, from a singular value decomposition."""
         gains = np.zeros(omega.size)
         for chunk in self._chunks(omega):
-            values = self._finite(omega[chunk])
-            gains[chunk] = largest_singular_values(values)
+            gains[chunk] = largest_singular_values(self.matrices(omega[chunk]))
         return gains
 
     def estimate(self, omega: HostArray, iterations: int) -> HostArray:
@@ -102,43 +112,16 @@ class Gain:
             return _power_iteration(*self._products(omega), self.inputs, omega.size, iterations)
         gains = np.zeros(omega.size)
         for chunk in self._chunks(omega):
-            values = self._finite(omega[chunk])
+            values = self.matrices(omega[chunk])
             products = _columnwise(values), _columnwise(adjoint(values))
             gains[chunk] = _power_iteration(*products, self.inputs, len(values), iterations)
         return gains
 
-    def _chunks(self, omega: HostArray) -> Iterator[slice]:
-        if self.inputs == 0 or self.outputs == 0:
-            return
-        length = max(1, _WORKING_ENTRIES // (self.inputs * self.outputs))
-        for start in range(0, omega.size, length):
-            yield slice(start, start + length)
-
-    def _finite(self, omega: HostArray) -> HostArray:
-        """Matrices, zero where a pole has rounded onto the point."""
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            values = self.matrices(omega)
-        values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
-        return values
-
-    def _part(self, i: int, omega: HostArray) -> HostArray:
-        """One system without its feedthrough."""
-        if self.systems[i].order == 0:
-            return np.zeros((omega.size, self.outputs, self.inputs))
-        modes, part = self.modes[i], self.parts[i]
-        if isinstance(modes, DiagonalModes) or not modes.known:
-            return part.matrices(omega)
-        z = np.exp(1j * omega) if self.discrete else 1j * omega
-        values = np.empty((omega.size, self.outputs, self.inputs), dtype=np.complex128)
-        served = modes.serve(z)
-        at = np.flatnonzero(served)
-        for some in (at[k : k + _POINTS] for k in range(0, at.size, _POINTS)):
-            values[some] = modes.values(z[some])
-        if self.systems[i].read_after_update:
-            values *= z[:, None, None]
-        if at.size < z.size:
-            values[~served] = part.matrices(omega[~served])
-        return values
+    def _chunks(self, omega: HostArray) -> list[slice]:
+        if self.D.size == 0:
+            return []
+        length = max(1, _WORKING_ENTRIES // self.D.size)
+        return [slice(start, start + length) for start in range(0, omega.size, length)]
 
     def _products(self, omega: HostArray) -> tuple[Product, Product]:
         """G(z_k) v_k and G(z_k)ᴴ v_k for diagonal systems, without forming any G."""
@@ -156,6 +139,21 @@ class Gain:
 
         forward, backward = zip(*(part.products(omega) for part in self.parts), strict=True)
         return summed(self.D, forward), summed(adjoint(self.D), backward)
+
+
+def _by_modes(modes: DenseModes, part: StatePart, omega: HostArray) -> HostArray:
+    """One dense system without its feedthrough, by its modes where they serve."""
+    system, z = part.system, np.exp(1j * omega) if part.discrete else 1j * omega
+    values = np.empty((omega.size, system.outputs, system.inputs), dtype=np.complex128)
+    served = modes.serve(z)
+    at = np.flatnonzero(served)
+    for some in (at[k : k + _POINTS] for k in range(0, at.size, _POINTS)):
+        values[some] = modes.values(z[some])
+    if system.read_after_update:
+        values *= z[:, None, None]
+    if at.size < z.size:
+        values[~served] = part.matrices(omega[~served])
+    return values
 
 
 def largest_singular_values(matrices: HostArray) -> HostArray:

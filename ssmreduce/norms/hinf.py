@@ -225,6 +225,15 @@ def hinf_difference(
     grid = positive_count(grid, "grid", "the number of frequencies")
     refinements = nonnegative_count(refinements, "refinements", "how often to refine the grid")
     iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
+    return largest_difference(
+        first, second, grid=grid, refinements=refinements, iterations=iterations
+    )
+
+
+def largest_difference(
+    first: System, second: System, *, grid: int, refinements: int, iterations: int
+) -> float:
+    """`hinf_difference` of systems on the host."""
     gain, units = _difference(first, second)
     found = lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
     return units.gain_outside(found[0])

@@ -39,7 +39,7 @@ class DiagonalModes:
 
     def __init__(self, system: DiagonalStateSpace) -> None:
         self.system = system
-        self.poles = np.asarray(system.poles())
+        self.poles: HostArray = system.eigenvalues
 
     def diagonalised(self) -> System:
         """The system itself."""
@@ -47,7 +47,8 @@ class DiagonalModes:
 
     def rounding(self, z: HostArray) -> HostArray:
         """Of G(z_k) summed up from its terms, none of which cancels: c n eps Σ ‖c_i‖ ‖b_i‖ / |z_k - λ_i|."""
-        return _rounding(self.system) * self._sum(z, 1, np.ones(self.poles.size))
+        n = self.poles.size
+        return _ROUNDING * (n + 1) * _EPS * self._sum(z, 1, np.ones(n))
 
     def sensitivity(self, z: HostArray) -> HostArray:
         """What a relative change of every λ_i may move, Σ ‖c_i‖ |λ_i| ‖b_i‖ / |z_k - λ_i|²."""
@@ -152,7 +153,7 @@ class DenseModes:
 
     def rounding(self, z: HostArray) -> HostArray:
         """Of G(z_k) from solutions with z_k - A: c n eps ‖ |C R(z_k)| (|A| + |z_k|) |R(z_k) B| ‖."""
-        return _rounding(self.system) * self._moved(z, np.abs(z))
+        return _ROUNDING * (self.system.order + 1) * _EPS * self._moved(z, np.abs(z))
 
     def sensitivity(self, z: HostArray) -> HostArray:
         """What a relative change of every a_ij may move, ‖ |C R(z_k)| |A| |R(z_k) B| ‖ with R(z) = (z - A)⁻¹.
@@ -201,12 +202,3 @@ class DenseModes:
             return None
         condition = frobenius_norm(inverse) * frobenius_norm(vectors)
         return inverse if condition <= _CONDITION else None
-
-
-def _rounding(system: System) -> float:
-    return _ROUNDING * (system.order + 1) * float(np.finfo(np.float64).eps)
-
-
-def modes_of(system: System) -> DiagonalModes | DenseModes:
-    """The modes of a system on the host."""
-    return DiagonalModes(system) if isinstance(system, DiagonalStateSpace) else DenseModes(system)

@@ -22,7 +22,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce._state_units import balanced
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.systems.diagonal import System
-from ssmreduce.systems.even_states import NO_SIZE, even_states, replaced, state_of
+from ssmreduce.systems.even_states import even_states, replaced, state_of
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -76,42 +76,39 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
     """Return systems on the host in units common to all of them, and those."""
     hosts, known = [], []
     for system in systems:
-        host = even_states(system.to_host())
-        b, c = (max(_exponent(x), _SMALLEST) for x in (host.B, host.C))
-        scaled = replaced(host, state_of(host), B=shifted(host.B, -b), C=shifted(host.C, -c))
-        hosts.append(even_states(_balanced(scaled)))
-        known.append(b + c)
+        host, more = even_states(system.to_host()), 0
+        if isinstance(host, StateSpace) and host.order:
+            b, c = _exponents(host.B, host.C)
+            A, scale = balanced(host.A)
+            B, C = shifted(host.B, -b) / scale[:, None], shifted(host.C, -c) * scale
+            host, more = even_states(replaced(host, A, B=B, C=C)), b + c
+        hosts.append(host)
+        known.append(more)
     time = 0
     if not isinstance(hosts[0].time, Discrete):
-        time = max(_SMALLEST, *(_exponent(state_of(system)) for system in hosts))
-    sizes = [(max(_exponent(x.B), _SMALLEST), max(_exponent(x.C), _SMALLEST)) for x in hosts]
-    gains = [b + c + more - time for (b, c), more in zip(sizes, known, strict=True)]
-    gain = max(*gains, *(max(_exponent(np.asarray(x.D)), _SMALLEST) for x in hosts))
+        time = max(_exponents(*map(state_of, hosts)))
+    sizes = [_exponents(host.B, host.C, host.D) for host in hosts]
+    gains = [b + c + more - time for (b, c, _), more in zip(sizes, known, strict=True)]
+    gain = max(*gains, *(d for *_, d in sizes))
     result = []
-    for host, (b, c), own in zip(hosts, sizes, gains, strict=True):
+    for host, (b, c, _), own in zip(hosts, sizes, gains, strict=True):
         # What the gain of this system lacks to 1 is shared between its inputs and outputs.
         lacking = own - gain
         arrays = {
             "B": shifted(host.B, lacking // 2 - b),
             "C": shifted(host.C, lacking - lacking // 2 - c),
-            "D": shifted(np.asarray(host.D), -gain),
+            "D": shifted(host.D, -gain),
         }
         result.append(replaced(host, shifted(state_of(host), -time), **arrays))
     return result, Units(gain, time)
 
 
-def _balanced(system: System) -> System:
-    if not isinstance(system, StateSpace) or system.order == 0:
-        return system
-    A, scale = balanced(system.A)
-    return replaced(system, A, B=system.B / scale[:, None], C=system.C * scale)
-
-
-def _exponent(array: HostArray) -> int:
-    """Exponent e of the smallest power of two above all entries."""
-    if not array.size:
-        return NO_SIZE
-    largest = float(np.abs(array).max())
-    if math.isinf(largest):  # the modulus of a complex number
-        largest = max(float(np.abs(array.real).max()), float(np.abs(array.imag).max()))
-    return math.frexp(largest)[1] if largest else NO_SIZE
+def _exponents(*arrays: HostArray) -> list[int]:
+    """Of each array the exponent e of the smallest power of two above all entries, `_SMALLEST` of zeros."""
+    exponents = []
+    for array in arrays:
+        largest = float(np.abs(array).max(initial=0.0))
+        if math.isinf(largest):  # the modulus of a complex number
+            largest = max(float(np.abs(array.real).max()), float(np.abs(array.imag).max()))
+        exponents.append(max(math.frexp(largest)[1], _SMALLEST) if largest else _SMALLEST)
+    return exponents

@@ -11,7 +11,8 @@ from ssmreduce._checks import flag
 from ssmreduce._display import cell, html_table, short
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnreachableToleranceError
-from ssmreduce.norms import certified_difference, finite_horizon_difference, hinf_difference
+from ssmreduce.norms import certified_difference, finite_horizon_difference
+from ssmreduce.norms.hinf import largest_difference
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.transform import SlotMap
 
@@ -198,7 +199,7 @@ class Reduction:
             return finite_horizon_difference(
                 self.original, self.system, self.horizon, iterations=iterations
             )
-        return hinf_difference(
+        return largest_difference(
             self.original,
             self.system,
             grid=grid,

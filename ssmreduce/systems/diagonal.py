@@ -335,13 +335,10 @@ System = StateSpace | DiagonalStateSpace
 
 def is_complex(system: System) -> bool:
     """Tell whether the map of `system` is complex: not for real outputs, nor for real arrays."""
+    if isinstance(system, DiagonalStateSpace) and system.real_output:
+        return False
     host = system.to_host()
-    if isinstance(host, DiagonalStateSpace):
-        if host.real_output:
-            return False
-        state = host.eigenvalues
-    else:
-        state = host.A
+    state = host.eigenvalues if isinstance(host, DiagonalStateSpace) else host.A
     return any(np.iscomplexobj(x) for x in (state, host.B, host.C, host.D))
 
 

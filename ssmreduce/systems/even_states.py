@@ -71,18 +71,18 @@ def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, 
 
 def is_spread(system: System) -> bool:
     """Whether products of B and C might underflow, in one system of a batch at least."""
-    return system.order > 1 and (_spreads(system.B, -1) or _spreads(system.C, -2))
-
-
-def _spreads(array: HostArray, axis: int) -> bool:
-    """Whether sizes along an axis differ that much; zeros do not count."""
-    entries = np.abs(array)
-    smallest = float(np.minimum.reduce(entries, axis=None, initial=np.inf))
-    if float(np.maximum.reduce(entries, axis=None, initial=0.0)) < smallest * _MODERATE:
-        return False  # those of all entries do not
-    exponents = _exponents(array, axis)
-    known = exponents[exponents > NO_SIZE]
-    return bool(known.size and np.ptp(known) >= _SPREAD)
+    if system.C.shape[-1] <= 1:
+        return False
+    for array, axis in ((system.B, -1), (system.C, -2)):
+        entries = np.abs(array)
+        smallest = float(np.minimum.reduce(entries, axis=None, initial=np.inf))
+        if float(np.maximum.reduce(entries, axis=None, initial=0.0)) < smallest * _MODERATE:
+            continue  # sizes of all entries do not differ that much
+        exponents = _exponents(array, axis)
+        known = exponents[exponents > NO_SIZE]  # zeros do not count
+        if known.size and np.ptp(known) >= _SPREAD:
+            return True
+    return False
 
 
 def _exponents(array: HostArray, axis: int) -> HostArray:

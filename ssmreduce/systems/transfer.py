@@ -25,7 +25,7 @@ from ssmreduce._lapack import mixed_product
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce._state_units import parts_of
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.linear_solve import solve_stacked
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units
 from ssmreduce.time_domain import Discrete
@@ -57,7 +57,6 @@ class StatePart:
     """
 
     def __init__(self, system: System) -> None:
-        check_single(system)
         host = system.to_host()
         if isinstance(host, StateSpace):
             host = _in_triangular_order(in_balanced_units(host))
@@ -67,9 +66,9 @@ class StatePart:
 
     def matrices(self, omega: HostArray) -> HostArray:
         """Return G(z_k), shape (K, p, m)."""
-        host, z = self.system, self._points(omega)
+        host, z = self.system, np.exp(1j * omega) if self.discrete else 1j * omega
         if isinstance(host, DiagonalStateSpace):
-            values = self._diagonal_matrices(host, z)
+            values = _diagonal_matrices(host, z)
         elif host.inputs <= host.outputs:
             right = np.broadcast_to(host.B[:, None, :], (host.order, z.size, host.inputs))
             values = self._dense(z, host.A, right, host.C, mirrored=False)
@@ -83,7 +82,7 @@ class StatePart:
 
     def products(self, omega: HostArray) -> tuple[Product, Product]:
         """Return v -> G(z_k) v_k and v -> G(z_k)ᴴ v_k, for columns v_k, shape (m, K) and (p, K)."""
-        host, z = self.system, self._points(omega)
+        host, z = self.system, np.exp(1j * omega) if self.discrete else 1j * omega
         if isinstance(host, DiagonalStateSpace):
             return _diagonal_products(host, z, self._advanced(z))
 
@@ -99,23 +98,8 @@ class StatePart:
 
         return forward, backward
 
-    def _points(self, omega: HostArray) -> HostArray:
-        omega = np.asarray(omega, dtype=np.float64)
-        return np.asarray(np.exp(1j * omega) if self.discrete else 1j * omega)
-
     def _advanced(self, z: HostArray) -> HostArray:
         return z if self.system.read_after_update else np.ones_like(z)
-
-    def _diagonal_matrices(self, host: DiagonalStateSpace, z: HostArray) -> HostArray:
-        width = max(1, host.order * min(host.inputs, host.outputs))
-        blocks = []
-        for points in _chunks(z, width):
-            if host.real_output:
-                both = _resolvent(host, np.concatenate([points, points.conj()]))
-                blocks.append(0.5 * (both[: points.size] + both[points.size :].conj()))
-            else:
-                blocks.append(_resolvent(host, points))
-        return np.concatenate(blocks)
 
     def _dense(
         self, z: HostArray, A: HostArray, right: HostArray, left: HostArray, *, mirrored: bool
@@ -241,17 +225,26 @@ def _diagonal_products(
     return forward, backward
 
 
-def _resolvent(host: DiagonalStateSpace, z: HostArray) -> HostArray:
-    """C (z - Λ)⁻¹ B at every point; the smaller of B and C carries the points."""
-    resolvent = (1.0 / (z[:, None] - host.eigenvalues))[:, None, :]
-    if host.outputs <= host.inputs:
-        return _stacked(host.C * resolvent, host.B)
-    values = _stacked(np.swapaxes(host.B, 0, 1) * resolvent, np.swapaxes(host.C, 0, 1))
-    return np.swapaxes(values, 1, 2)
+def _diagonal_matrices(host: DiagonalStateSpace, z: HostArray) -> HostArray:
+    """C (z - Λ)⁻¹ B at every point, or its real-output form; the smaller of B and C carries the points.
 
-
-def _stacked(matrices: HostArray, right: HostArray) -> HostArray:
-    """Every matrix of a stack times another one, as one product."""
-    count, rows, n = matrices.shape
-    product = matrices.reshape(count * rows, n) @ right
-    return np.asarray(product.reshape(count, rows, right.shape[1]))
+    A stack of matrices times another one is one product.
+    """
+    left, right = host.C, host.B
+    mirrored = len(left) > right.shape[1]
+    if mirrored:
+        left, right = np.swapaxes(right, 0, 1), np.swapaxes(left, 0, 1)
+    rows, n = left.shape
+    blocks = []
+    for points in _chunks(z, max(1, left.size)):
+        count = points.size
+        if host.real_output:
+            points = np.concatenate([points, points.conj()])
+        resolvent = 1.0 / (points[:, None] - host.eigenvalues)
+        stacked = (left * resolvent[:, None, :]).reshape(points.size * rows, n)
+        values = (stacked @ right).reshape(points.size, rows, right.shape[1])
+        if host.real_output:
+            values = 0.5 * (values[:count] + values[count:].conj())
+        blocks.append(values)
+    found = np.concatenate(blocks)
+    return np.swapaxes(found, 1, 2) if mirrored else found

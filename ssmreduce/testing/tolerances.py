@@ -22,7 +22,7 @@ from ssmreduce.gramians.factors import controllability_gramian, observability_gr
 from ssmreduce.norms import hinf_difference
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.grid import peak
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -70,6 +70,7 @@ def largest_error(one: System, two: System) -> float:
 
 def largest_gain(system: System) -> float:
     """Lower bound on ‖G‖∞; of an unstable system, the largest gain on the stability boundary."""
+    check_single(system)
     gain = Gain((1.0, system))
     return peak(gain, grid=_GRID, refinements=_REFINEMENTS, iterations=_ITERATIONS)[0]
 
