@@ -78,9 +78,9 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
 def floating_arrays(values: Mapping[str, Any], ndim_min: Sequence[int]) -> list[Array]:
     """Return several values as `floating_array` does, each under its name, with its number of axes."""
     arrays = list(values.values())
-    if is_host_double(*arrays) and all_finite(*arrays):
-        if not any(x.ndim < least for x, least in zip(arrays, ndim_min, strict=True)):
-            return arrays
+    plain = is_host_double(*arrays) and all_finite(*arrays)
+    if plain and all(x.ndim >= least for x, least in zip(arrays, ndim_min, strict=True)):
+        return arrays
     named = zip(values.items(), ndim_min, strict=True)
     return [floating_array(value, name, least) for (name, value), least in named]
 

@@ -144,10 +144,7 @@ def to_host(array: Array) -> HostArray:
 
 def is_host_double(*arrays: Array) -> bool:
     """Tell whether all are NumPy arrays of float64 or complex128, as `to_double` returns."""
-    for array in arrays:
-        if type(array) is not np.ndarray or array.dtype not in _DOUBLES:
-            return False
-    return True
+    return all(type(array) is np.ndarray and array.dtype in _DOUBLES for array in arrays)
 
 
 def to_double(array: Array) -> HostArray:

@@ -68,8 +68,8 @@ _SMALL = 64
 
 def state_count(system: System) -> int:
     """Order of the system that is balanced: 2n where a diagonal system outputs a real part."""
-    real_output = isinstance(system, DiagonalStateSpace) and system.real_output
-    return 2 * system.order if real_output else system.order
+    n = int(system.C.shape[-1])
+    return 2 * n if isinstance(system, DiagonalStateSpace) and system.real_output else n
 
 
 @any_library(native_hankel.singular_values, has_derivative=True)
@@ -285,7 +285,7 @@ def balance_factors(
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
     if emphasis is not None:  # weights bring states of their own
         return _balance_factors(system, horizon, emphasis)
-    n, ports = state_count(system), max(system.inputs, system.outputs)
+    n, ports = state_count(system), max(system.B.shape[-1], system.C.shape[-2])
     return on_gainful_threads(n, ports, _balance_factors, system, horizon, None)
 
 

@@ -27,7 +27,7 @@ from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.diagonal import cauchy_kernels
 from ssmreduce.equations.solve import solve_lyapunov
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.pytree import arrays_of, with_arrays
+from ssmreduce.systems.even_states import replaced
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 
@@ -81,11 +81,15 @@ def _dense(
 
 def dual(system: DiagonalStateSpace) -> DiagonalStateSpace:
     """Return the system (λ̄, Cᴴ, Bᴴ), whose controllability Gramian is Q."""
-    state, B, C, D = arrays_of(system)
-    mirrored: DiagonalStateSpace = with_arrays(
-        system, (state.conj(), adjoint(C), adjoint(B), adjoint(D))
+    logarithms = system.log_eigenvalues
+    return replaced(
+        system,
+        system.eigenvalues.conj(),
+        B=adjoint(system.C),
+        C=adjoint(system.B),
+        D=adjoint(system.D),
+        log_eigenvalues=None if logarithms is None else logarithms.conj(),
     )
-    return mirrored
 
 
 @dataclass(frozen=True, eq=False)

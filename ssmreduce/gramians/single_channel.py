@@ -40,7 +40,8 @@ def single_channel(system: System) -> CauchyFactors | None:
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
     """
-    if not isinstance(system, DiagonalStateSpace) or system.inputs != 1 or system.outputs != 1:
+    ports = system.B.shape[-1], system.C.shape[-2]
+    if not isinstance(system, DiagonalStateSpace) or ports != (1, 1):
         return None
     if system.order > LARGEST_ROTATED // 2:
         return None

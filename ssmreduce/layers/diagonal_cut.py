@@ -17,9 +17,9 @@ from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import NoConvergenceError, SSMReduceError
 from ssmreduce.gramians.batch import map_parts, map_systems
 from ssmreduce.hankel import error_bounds
-from ssmreduce.reduction.balanced import balance
+from ssmreduce.reduction.balanced import BalancedSystems
 from ssmreduce.reduction.batch import assemble
-from ssmreduce.reduction.diagonal import balanced_system
+from ssmreduce.reduction.diagonal import balanced_system, balanced_systems
 from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.single import BalancedSystem
@@ -52,12 +52,14 @@ def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
     """Balance the systems that a layer runs."""
     if isinstance(system, StateSpace):
         return _DenseLayer(system, horizon)
+    host = system.to_host()
     if horizon is None:
-        host = system.to_host()
         check_stable(
             host.eigenvalues, host.time, log_eigenvalues=host.log_eigenvalues, advice=_ADVICE
         )
-    return balance(system, horizon=horizon)
+    systems = BalancedSystems(host, balanced_systems(host, horizon))
+    systems.warn_if_badly_scaled()
+    return systems
 
 
 class _DenseLayer:

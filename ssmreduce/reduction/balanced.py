@@ -259,10 +259,7 @@ class Balancing:
         self.hsv, self.rank, self.unstable = (
             self._gathered(name) for name in ("hsv", "rank", "unstable")
         )
-        for part in self._parts:
-            balanced = part.balanced_part
-            if balanced is not None and balanced.factors is not None:
-                warn_if_badly_scaled(balanced.original, balanced.factors)
+        self._on_host.warn_if_badly_scaled()
 
     def __repr__(self) -> str:
         parts = [repr(self.system), f"rank={short(self.rank)}"]
@@ -296,20 +293,18 @@ class Balancing:
             announce_fallback(name, reason, self.system)
 
     @cached_property
-    def _host(self) -> System:
-        host: System = self._caller.host(self.system)
-        return host
-
-    @cached_property
-    def _parts(self) -> list[Reducible]:
+    def _on_host(self) -> BalancedSystems:
         keep_unstable, margin = self._options
-        emphasis = self._caller.host(self.emphasis)
+        host, emphasis = self._caller.host(self.system), self._caller.host(self.emphasis)
+        parts: Sequence[Reducible]
         if keep_unstable:
-            return map_systems(self._host, lambda single: _keeping_unstable(single, margin))
-        return [*balanced_systems(self._host, self.horizon, emphasis)]
+            parts = map_systems(host, lambda single: _keeping_unstable(single, margin))
+        else:
+            parts = balanced_systems(host, self.horizon, emphasis)
+        return BalancedSystems(host, parts)
 
     def _gathered(self, name: str) -> Any:
-        values = [getattr(part, name) for part in self._parts]
+        values = [getattr(part, name) for part in self._on_host.parts]
         return self._caller.answer(in_batch_shape(values, self.system.batch_shape))
 
     def bound(self, order: int | OrderRule) -> float | HostArray | None:
@@ -323,10 +318,7 @@ class Balancing:
         every other one where a stored state stands for two real ones.
         """
         self._leave_device("budget_values", "it has no version for devices")
-        return self._budget_values()
-
-    def _budget_values(self) -> list[HostArray]:
-        return [part.budget_values() for part in self._parts]
+        return self._on_host.budget_values()
 
     def truncate(
         self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
@@ -349,12 +341,10 @@ class Balancing:
                 except NoNativeRoute as refusal:
                     reason = str(refusal)
             self._leave_device("truncate", reason)
-        return self._cut(
-            order,
-            lambda part, rule: part.truncate(rule, balancing_free=balancing_free),
-            common_order,
-            together=not balancing_free,
+        reduction: Reduction = self._caller.answer(
+            self._on_host.truncate(order, common_order=common_order, balancing_free=balancing_free)
         )
+        return reduction
 
     def match_dc(
         self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
@@ -366,13 +356,54 @@ class Balancing:
         """
         balancing_free = flag(balancing_free, "balancing_free")
         self._leave_device("match_dc", "it has no version for devices")
-        return self._cut(
+        reduction: Reduction = self._caller.answer(
+            self._on_host.cut(
+                order,
+                lambda part, rule: part.match_dc(rule, balancing_free=balancing_free),
+                common_order,
+            )
+        )
+        return reduction
+
+
+class BalancedSystems:
+    """Balanced systems on the host, one or those of a batch, ready for any number of cuts.
+
+    Parameters
+    ----------
+    system : StateSpace or DiagonalStateSpace
+        What was balanced.
+    parts : sequence of Reducible
+        Each of its systems, in C order.
+    """
+
+    def __init__(self, system: System, parts: Sequence[Reducible]) -> None:
+        self.system = system
+        self.parts = parts
+
+    def warn_if_badly_scaled(self) -> None:
+        """Issue a `ScalingWarning` where inputs or outputs of a system drown beside the strongest one."""
+        for part in self.parts:
+            balanced = part.balanced_part
+            if balanced is not None and balanced.factors is not None:
+                warn_if_badly_scaled(balanced.original, balanced.factors)
+
+    def budget_values(self) -> list[HostArray]:
+        """For each system, the values by which a `TotalBudget` shares out states."""
+        return [part.budget_values() for part in self.parts]
+
+    def truncate(
+        self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
+    ) -> Reduction:
+        """See `Balancing.truncate`."""
+        return self.cut(
             order,
-            lambda part, rule: part.match_dc(rule, balancing_free=balancing_free),
+            lambda part, rule: part.truncate(rule, balancing_free=balancing_free),
             common_order,
+            together=not balancing_free,
         )
 
-    def _cut(
+    def cut(
         self,
         order: int | OrderRule,
         cut: Callable[[Reducible, OrderRule], Reduction],
@@ -380,21 +411,25 @@ class Balancing:
         *,
         together: bool = False,
     ) -> Reduction:
-        rule, batch = as_rule(order), self.system.batch_shape
+        """Cut every system; `together` those that can be truncated in stacked arrays."""
+        rule = as_rule(order)
         common_order = flag(common_order, "common_order")
-        if isinstance(rule, TotalBudget) and common_order:
-            raise OrderError(
-                "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
-                "budget gives each system its own order. Pass an int for a common one."
-            )
-        rules = divided(rule, self._budget_values(), [part.unstable for part in self._parts])
+        rules = [rule] * len(self.parts)
+        if isinstance(rule, TotalBudget):
+            if common_order:
+                raise OrderError(
+                    "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
+                    "budget gives each system its own order. Pass an int for a common one."
+                )
+            rules = divided(rule, self.budget_values(), [part.unstable for part in self.parts])
+        if not self.system.batch_shape:
+            return _cut_one(self.parts[0], rules[0], cut)
         parts = self._cut_each(rules, cut, together)
-        if common_order and batch:
+        if common_order:
             largest = max(int(part.order) for part in parts)
-            common = [FixedOrder(part.available(largest)) for part in self._parts]
+            common = [FixedOrder(part.available(largest)) for part in self.parts]
             parts = self._cut_each(common, cut, together)
-        reduction: Reduction = self._caller.answer(assemble(self._host, parts))
-        return reduction
+        return assemble(self.system, parts)
 
     def _cut_each(
         self,
@@ -402,24 +437,26 @@ class Balancing:
         cut: Callable[[Reducible, OrderRule], Reduction],
         together: bool,
     ) -> list[Reduction]:
-        """Cut every system by its own rule; `together` those that can be truncated in stacked arrays."""
         done: list[Reduction | None] = [None] * len(rules)
-        balanced = [part for part in self._parts if isinstance(part, BalancedDiagonal)]
+        balanced = [part for part in self.parts if isinstance(part, BalancedDiagonal)]
         measured = any(isinstance(rule, MeasuredError) for rule in rules)
-        together = together and not measured and is_channel_batch(self._host)
+        together = together and not measured and is_channel_batch(self.system)
         if together and len(balanced) == len(rules):
             done = truncate_channels(balanced, rules)
-        tasks = dict(
-            zip(batch_indices(self._host), zip(self._parts, rules, done, strict=True), strict=True)
-        )
+        every = zip(self.parts, rules, done, strict=True)
+        tasks = dict(zip(batch_indices(self.system), every, strict=True))
 
         def one(index: tuple[int, ...]) -> Reduction:
             part, rule, ready = tasks[index]
-            if isinstance(rule, MeasuredError):
-                return smallest_cut(part, rule, cut)
-            return ready or cut(part, rule)
+            return ready or _cut_one(part, rule, cut)
 
-        return map_indices(self._host, one)
+        return map_indices(self.system, one)
+
+
+def _cut_one(
+    part: Reducible, rule: OrderRule, cut: Callable[[Reducible, OrderRule], Reduction]
+) -> Reduction:
+    return smallest_cut(part, rule, cut) if isinstance(rule, MeasuredError) else cut(part, rule)
 
 
 def _keeping_unstable(system: System, margin: float) -> Reducible:

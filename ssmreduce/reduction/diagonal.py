@@ -51,6 +51,8 @@ def balanced_systems(
     system: System, horizon: int | None = None, emphasis: Emphasis | None = None
 ) -> list[BalancedSystem]:
     """Balance every system of a batch, in C order."""
+    if not system.batch_shape:
+        return [balanced_system(system, horizon, emphasis)]
     kind = BalancedDense if isinstance(system, StateSpace) else BalancedDiagonal
     singles: list[Any] = single_systems(system)
     if system.order == 0:

@@ -30,7 +30,7 @@ round by a few n eps each."""
 
 def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
     """Issue a `ScalingWarning` where inputs or outputs drown beside the strongest one."""
-    if system.inputs == system.outputs == 1:
+    if system.B.shape[-1] == system.C.shape[-2] == 1:
         return
     host = system.to_host()
     B, C = host.B, host.C

@@ -96,8 +96,8 @@ def state_of(system: System) -> HostArray:
     return np.asarray(state)
 
 
-def replaced(system: SomeSystem, state: HostArray, **arrays: HostArray) -> SomeSystem:
-    """The system with other arrays of the same shapes, which need no second check."""
+def replaced(system: SomeSystem, state: HostArray, **arrays: HostArray | None) -> SomeSystem:
+    """The system with other arrays, which are known to fit."""
     copy = object.__new__(type(system))
     name = "eigenvalues" if isinstance(system, DiagonalStateSpace) else "A"
     vars(copy).update(vars(system) | arrays | {name: state})
