@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray
 from ssmreduce.layers.layer import LayerCut, WeightStorage
 from ssmreduce.layers.lti_copies import copied_parts, stored_together
-from ssmreduce.layers.lti_moments import carried
+from ssmreduce.layers.lti_moments import carried, moment_maps
 from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.layers.stored_states import state_maps
 from ssmreduce.reduction.report import Reduction
@@ -35,6 +36,11 @@ class LTICut(LayerCut):
     def without_image(self) -> tuple[str, ...]:
         """The poles."""
         return self.kind.poles
+
+    @cached_property
+    def moment_maps(self) -> list[tuple[HostArray, HostArray]]:
+        """How first moments of the matrices of each system go on; see `ssmreduce.layers.lti_moments`."""
+        return moment_maps(self)
 
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
         """Map moments through the change of states; see `ssmreduce.layers.lti_moments`."""

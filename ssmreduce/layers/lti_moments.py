@@ -27,11 +27,8 @@ import numpy as np
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.stored_states import stored_basis
-from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.real_form import real_input
 
 if TYPE_CHECKING:
-    from ssmreduce.layers.lti import LTILayer
     from ssmreduce.layers.lti_cut import LTICut
 
 
@@ -64,60 +61,63 @@ def _carried_matrices(
     full: dict[str, HostArray], cut: LTICut, *, squared: bool
 ) -> dict[str, HostArray]:
     """Map the moments of input and output matrix."""
+    stored_B, stored_C = cut.kind.matrices(full)
+    batch, r = stored_B.shape[:-2], cut.new_order
+    B = np.zeros((*batch, r, stored_B.shape[-1]), complex)
+    C_transposed = np.zeros((*batch, r, stored_C.shape[-2]), complex)
+    for maps, at in zip(cut.moment_maps, np.ndindex(batch), strict=True):
+        every = (B[at], stored_B[at]), (C_transposed[at], stored_C[at].swapaxes(0, 1))
+        for real_map, (new, old) in zip(maps, every, strict=True):
+            total = real_map**2 if squared else real_map
+            moved = total @ np.concatenate([old.real, old.imag])
+            kept = len(moved) // 2
+            new[:kept] = moved[:kept] + 1j * moved[kept:]
+            if squared:
+                new[kept:] = new[:kept].mean(axis=0)
+    return cut.kind.matrix_weights(B, C_transposed.swapaxes(-1, -2))
+
+
+def moment_maps(cut: LTICut) -> list[tuple[HostArray, HostArray]]:
+    """For each system, the real matrices on [Re; Im] that carry first moments of b, and of cᵀ."""
     kind = cut.kind
-    stored_B, stored_C = kind.matrices(full)
-    new_B, new_C = kind.matrices(cut.new_weights)
-    B, C = np.zeros(new_B.shape, complex), np.zeros(new_C.shape, complex)
     factors = (*kind.scales(cut.weights), *kind.scales(cut.new_weights))
     parts = cut.reduction.parts or (cut.reduction,)
-    for part, at in zip(parts, np.ndindex(B.shape[:-2]), strict=True):
+    maps = []
+    for part, at in zip(parts, np.ndindex(factors[0].shape[:-1]), strict=True):
+        slot_map, left, right = part.slot_map, part.left, part.right
+        assert slot_map is not None
+        assert left is not None
+        assert right is not None
         old_s, old_t, new_s, new_t = (factor[at] for factor in factors)
-        to_input, to_output = _state_maps(part, kind)
-        assert part.slot_map is not None
-        kept, is_pair = part.slot_map.order, part.slot_map.is_pair
-        columns = _moved(to_input, stored_B[at], old_s, new_s[:kept], is_pair, squared)
-        rows = _moved(to_output, stored_C[at].swapaxes(0, 1), old_t, new_t[:kept], is_pair, squared)
-        B[at][:kept], C[at][:, :kept] = columns, rows.swapaxes(0, 1)
-        if squared:
-            B[at][kept:] = columns.mean(axis=0)
-            C[at][:, kept:] = rows.mean(axis=0)[:, None]
-    return kind.matrix_weights(B, C)
+        vectors, inverse = stored_basis(part, kind)
+        weight = np.where(slot_map.is_pair, 2.0, 1.0)[:, None]
+        to_input = weight * (adjoint(vectors) @ adjoint(right))
+        # ∇c'ᵀ = conj(s) Wᵀ [Re; -Im] of ∇Cᵀ.
+        to_output = inverse.conj() @ adjoint(left)
+        to_output[:, left.shape[0] // 2 :] *= -1.0
+        maps.append(
+            (
+                _real_map(to_input, old_s, new_s, slot_map.is_pair),
+                _real_map(to_output, old_t, new_t, slot_map.is_pair),
+            )
+        )
+    return maps
 
 
-def _state_maps(part: Reduction, kind: LTILayer) -> tuple[HostArray, HostArray]:
-    """Complex maps from [Re; Im] of ∇B, and of conj(∇C)ᵀ, to ∇b' and ∇c'ᵀ, all (r, 2n)."""
-    slot_map, left, right = part.slot_map, part.left, part.right
-    assert slot_map is not None
-    assert left is not None
-    assert right is not None
-    vectors, inverse = stored_basis(part, kind)
-    weight = np.where(slot_map.is_pair, 2.0, 1.0)[:, None]
-    to_input = weight * (adjoint(vectors) @ adjoint(right))
-    # ∇c'ᵀ = conj(s) Wᵀ [Re; -Im] of ∇Cᵀ.
-    to_output = inverse.conj() @ adjoint(left)
-    n = left.shape[0] // 2
-    return to_input, to_output * np.where(np.arange(2 * n) < n, 1.0, -1.0)
-
-
-def _moved(
-    to_state: HostArray,
-    moments: HostArray,
-    old_factor: HostArray,
-    new_factor: HostArray,
-    is_pair: HostArray,
-    squared: bool,
+def _real_map(
+    to_state: HostArray, old_factor: HostArray, new_factor: HostArray, is_pair: HostArray
 ) -> HostArray:
-    """Moments (n, k) of a stored matrix in the new states, (r, k), by one real matrix on [Re; Im]."""
-    undone = _real_diagonal(1.0 / np.conj(old_factor))
-    system = to_state @ undone
-    parts = np.concatenate([system.real, np.where(is_pair[:, None], system.imag, 0.0)])
-    total = _real_diagonal(np.conj(new_factor)) @ parts
-    moved: HostArray = (total**2 if squared else total) @ real_input(moments)
-    r = is_pair.size
-    return moved[:r] + 1j * moved[r:]
-
-
-def _real_diagonal(factor: HostArray) -> HostArray:
-    """The real matrix on [Re; Im] that multiplies by complex factors."""
-    real, imag = np.diag(factor.real), np.diag(np.imag(factor))
-    return np.block([[real, -imag], [imag, real]])
+    """A map from [Re; Im], between factors 1/conj(old) and conj(new), as a real matrix on [Re; Im]."""
+    undone, factor = 1.0 / np.conj(old_factor), np.conj(new_factor[: is_pair.size])[:, None]
+    first, second = np.split(to_state, 2, axis=1)
+    total = np.concatenate(
+        [
+            first * undone.real + second * undone.imag,
+            second * undone.real - first * undone.imag,
+        ],
+        axis=1,
+    )
+    real, imag = total.real, np.where(is_pair[:, None], total.imag, 0.0)
+    return np.concatenate(
+        [factor.real * real - factor.imag * imag, factor.imag * real + factor.real * imag]
+    )

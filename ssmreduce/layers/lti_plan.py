@@ -14,7 +14,7 @@ from ssmreduce.errors import (
     UnreachableToleranceError,
     UnsupportedLayerError,
 )
-from ssmreduce.hankel import error_bounds
+from ssmreduce.hankel import tail_bound
 from ssmreduce.layers.diagonal_cut import balanced_layer
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut, as_written
@@ -60,10 +60,11 @@ class LTIPlan:
         if isinstance(self._order, MeasuredError):
             return self._smallest(self._order)
         reduction = self._reduced(self._order)
-        first = -(-self._stored_order(reduction) // self._multiple_of) * self._multiple_of
+        stored = self._stored_order(reduction)
+        first = -(-stored // self._multiple_of) * self._multiple_of
         if first >= self._old_order:
             return self._unchanged(self._reduced(self._old_order))
-        if first > self._stored_order(reduction):
+        if first > stored:
             reduction = self._reduced(first)
         return self._nearest(reduction, first)
 
@@ -80,19 +81,17 @@ class LTIPlan:
             except SSMReduceError as error:
                 failure = failure or error
                 continue
-            self._check_tolerance(outcome)
+            if isinstance(
+                self._order, ErrorBound
+            ):  # which the layer as it is written must meet too
+                hsv = outcome.reduction.hsv
+                worst = np.argmax(hsv[..., 0])
+                self._order.check(hsv.reshape(-1, hsv.shape[-1])[worst], outcome.measured_error)
             if keeps_bound:
                 return outcome
             failure = failure or self._too_coarse(outcome)
         assert failure is not None
         raise failure
-
-    def _check_tolerance(self, outcome: LTICut) -> None:
-        """Raise unless a tolerance that was asked for is met by the layer as it would be written."""
-        if isinstance(self._order, ErrorBound):
-            hsv = outcome.reduction.hsv
-            worst = np.argmax(hsv[..., 0])
-            self._order.check(hsv.reshape(-1, hsv.shape[-1])[worst], outcome.measured_error)
 
     def _too_coarse(self, outcome: LTICut) -> UnreachableToleranceError:
         parts = outcome.reduction.parts or (outcome.reduction,)
@@ -133,9 +132,10 @@ class LTIPlan:
 
     def _reduced(self, order: int | OrderRule) -> Reduction:
         """Cut to what a rule chooses, or to at most so many states as the layer stores them."""
-        reduction = self._balancing.truncate(order, common_order=True)
-        if isinstance(as_rule(order), FixedOrder):
-            limit = int(as_rule(order).choose(np.zeros(0)))
+        rule = as_rule(order)
+        reduction = self._balancing.truncate(rule, common_order=True)
+        if isinstance(rule, FixedOrder):
+            limit = rule.order
             while self._stored_order(reduction) > limit:
                 if reduction.system.order == 1:
                     raise OrderError(
@@ -182,5 +182,5 @@ def _allowed_error(reduction: Reduction, eps: float) -> float:
     """Largest error at which a written layer is taken at once."""
     if reduction.error_bound is None:
         return float("inf")
-    bound, gain = float(reduction.error_bound), float(error_bounds(reduction.hsv)[0])
+    bound, gain = float(reduction.error_bound), tail_bound(reduction.hsv, 0)
     return bound + max(_EXCESS * bound, _ROUNDINGS * eps * gain)

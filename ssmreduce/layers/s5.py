@@ -15,6 +15,7 @@ of the layer is then at most sqrt(2) times that of the system.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,9 @@ class S5(LTILayer):
 
     def read(self, weights: Weights) -> System:
         """Return the discrete system that the layer runs, which takes B in single precision."""
-        self.check_names(weights)
-        return super().read({**weights, "B": _single(weights["B"])})
+        if isinstance(weights, Mapping) and "B" in weights:
+            weights = {**weights, "B": _single(weights["B"])}
+        return super().read(weights)
 
     def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
         """Return the weights of a layer that runs `system`, with B in single precision."""

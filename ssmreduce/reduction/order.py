@@ -322,7 +322,7 @@ def as_rule(order: int | OrderRule) -> OrderRule:
     """Return the order rule that `order` stands for."""
     if isinstance(order, OrderRule):
         return order
-    return FixedOrder(_checks.positive_order(order))
+    return FixedOrder(order)
 
 
 def divided(rule: OrderRule, values: Sequence[HostArray], kept: Sequence[int]) -> list[OrderRule]:
