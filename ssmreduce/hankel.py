@@ -210,14 +210,13 @@ def error_bounds(hsv: HostArray) -> HostArray:
             "`hsv` is not sorted, negative or NaN somewhere; expected nonnegative numbers in "
             "descending order. Pass the result of hankel_singular_values."
         )
-    tails = np.cumsum(values[..., ::-1], axis=-1)[..., ::-1]
-    return 2.0 * np.concatenate([tails, np.zeros((*values.shape[:-1], 1))], axis=-1)
+    return tail_bounds(values)
 
 
-def tail_bound(hsv: HostArray, order: int) -> float:
-    """Entry `order` of ``error_bounds(hsv)``."""
-    tail = hsv[order:]
-    return 2.0 * float(tail[::-1].cumsum()[-1]) if tail.size else 0.0
+def tail_bounds(hsv: HostArray) -> HostArray:
+    """`error_bounds` of Hankel singular values that are known to be some."""
+    tails = np.cumsum(hsv[..., ::-1], axis=-1)[..., ::-1]
+    return 2.0 * np.concatenate([tails, np.zeros((*hsv.shape[:-1], 1))], axis=-1)
 
 
 def rank_tolerance(hsv: HostArray) -> float:

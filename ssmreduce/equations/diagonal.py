@@ -131,7 +131,8 @@ def state_factor(
     columns = []
     floor = (n * np.finfo(np.float64).eps) ** 2
     while active.size:
-        remaining = _row_energy(G) * gain[active]
+        parts = np.stack([G.real, G.imag])
+        remaining = np.einsum("pim,pim->i", parts, parts) * gain[active]
         pivot = int(np.argmax(remaining))
         if remaining[pivot] <= floor:
             break
@@ -200,13 +201,17 @@ def real_state_factor(
     floor = (n * np.finfo(np.float64).eps) ** 2
     blocks: list[tuple[HostArray, HostArray]] = []
     while True:
-        remaining = _row_energy(parts) * gain[active]
+        remaining = np.einsum("pim,pim->i", parts, parts) * gain[active]
         alive = remaining > floor
         parts, active, near_real = parts[:, alive], active[alive], near_real[alive]
         remaining = np.where(near_real, 0.0, remaining[alive])
-        if not np.any(remaining):
+        chosen = np.flatnonzero(remaining)
+        if not chosen.size:
             break
-        chosen = _largest(remaining, _PAIRS_PER_BLOCK)
+        if chosen.size > _PAIRS_PER_BLOCK:
+            first = np.argpartition(-remaining[chosen], _PAIRS_PER_BLOCK)
+            chosen = chosen[first[:_PAIRS_PER_BLOCK]]
+        chosen = chosen[np.argsort(-remaining[chosen], kind="stable")]
         covariance = _pair_covariance(parts, chosen, kernels, active)
         accepted, L, inverse, refused = _well_conditioned_pairs(covariance[:, chosen])
         near_real[chosen[refused]] = True
@@ -234,15 +239,8 @@ def real_state_factor(
 def _row_scale(parts: HostArray, gain: HostArray) -> HostArray:
     """Standard deviation of each state; the largest entry goes first, against over- and underflow."""
     largest = np.abs(parts).max(axis=(0, 2), initial=0.0)
-    safe = np.where(largest > 0, largest, 1.0)
-    return np.asarray(largest * np.sqrt(_row_energy(parts / safe[:, None]) * gain))
-
-
-def _row_energy(G: HostArray) -> HostArray:
-    """Squared norm of each row; the real and imaginary parts may come as a leading axis."""
-    parts = G if G.ndim == 3 else np.stack([G.real, G.imag])
-    energy: HostArray = np.einsum("pim,pim->i", parts, parts)
-    return energy
+    parts = parts / np.where(largest > 0, largest, 1.0)[:, None]
+    return np.asarray(largest * np.sqrt(np.einsum("pim,pim->i", parts, parts) * gain))
 
 
 def _compress_columns(parts: HostArray) -> HostArray:
@@ -252,16 +250,6 @@ def _compress_columns(parts: HostArray) -> HostArray:
         return parts
     triangle = np.asarray(np.linalg.qr(adjoint(parts.reshape(2 * n, m)), mode="r"))
     return np.asarray(adjoint(triangle).reshape(2, n, -1))
-
-
-def _largest(values: HostArray, count: int) -> HostArray:
-    """Indices of the `count` largest positive values, largest first."""
-    if values.size > count:
-        candidates = np.argpartition(-values, count)[:count]
-    else:
-        candidates = np.arange(values.size)
-    candidates = candidates[values[candidates] > 0]
-    return candidates[np.argsort(-values[candidates], kind="stable")]
 
 
 def _pair_covariance(
@@ -356,17 +344,17 @@ def _eliminate_pairs(
     width = 2 * pivots.size
     Z = (covariance.reshape(2 * rows, width) @ adjoint(inverse)).reshape(2, rows, width)
     Z[:, pivots] = np.swapaxes(L.reshape(pivots.size, 2, width), 0, 1)
-    pivot_generator = _interleave(parts[:, pivots])
     rest = np.ones(rows, dtype=bool)
     rest[pivots] = False
     count = int(rest.sum())
     G, Z_rest = parts[:, rest].reshape(2 * count, m), Z[:, rest].reshape(2 * count, width)
     if not isinstance(time, Discrete):
+        pivot_generator = _interleave(parts[:, pivots])
         return Z, (G - Z_rest @ (inverse @ pivot_generator)).reshape(2, count, m)
     stacked = np.swapaxes(L.reshape(pivots.size, 2, width), 0, 1).reshape(width, width)
     rotated = apply_real_state(eigenvalues[pivots], stacked).reshape(2, pivots.size, width)
-    known = np.concatenate([pivot_generator, _interleave(rotated)], axis=1)
-    V, T = _block_reflector(adjoint(inverse @ known))
+    known = np.concatenate([parts[:, pivots], rotated], axis=2)
+    V, T = _block_reflector(adjoint(inverse @ _interleave(known)))
     moving = np.concatenate([G, apply_real_state(eigenvalues[rest], Z_rest)], axis=1)
     moved = moving[:, width:] - ((moving @ V) @ T) @ adjoint(V[width:])
     return Z, moved.reshape(2, count, m)

@@ -14,7 +14,7 @@ from ssmreduce.errors import (
     UnreachableToleranceError,
     UnsupportedLayerError,
 )
-from ssmreduce.hankel import tail_bound
+from ssmreduce.hankel import tail_bounds
 from ssmreduce.layers.diagonal_cut import balanced_layer
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut, as_written
@@ -182,5 +182,5 @@ def _allowed_error(reduction: Reduction, eps: float) -> float:
     """Largest error at which a written layer is taken at once."""
     if reduction.error_bound is None:
         return float("inf")
-    bound, gain = float(reduction.error_bound), tail_bound(reduction.hsv, 0)
+    bound, gain = float(reduction.error_bound), float(tail_bounds(reduction.hsv)[0])
     return bound + max(_EXCESS * bound, _ROUNDINGS * eps * gain)

@@ -18,12 +18,12 @@ from ssmreduce._workers import map_workers
 from ssmreduce.equations.dense import DenseFactors
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.gramians.batch import chunks
-from ssmreduce.hankel import BalancedFactors, error_bounds
+from ssmreduce.hankel import BalancedFactors, tail_bounds
 from ssmreduce.reduction.diagonal import (
     BalancedDiagonal,
     Target,
     eigenvectors_are_safe,
-    size_of_states,
+    stored_system,
 )
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
@@ -74,7 +74,7 @@ def _truncated(
     else:
         moved, B, C = host.eigenvalues[..., None] * T, host.B, host.C
     state, B, C = adjoint(W) @ moved, adjoint(W) @ B, C @ T
-    bounds = error_bounds(factors.hsv)
+    bounds = tail_bounds(factors.hsv)
     # One order lower at a time for those that do not fit: real poles come and go with the order.
     pending = np.arange(len(parts))
     for order in range(target.order, 0, -1):
@@ -91,17 +91,9 @@ def _truncated(
             if slot_map.order >= host.order or not np.any(safe):
                 continue
             at, slot_map = at[safe], slot_map[safe]
-            reduced = DiagonalStateSpace(
-                slot_map.eigenvalues,
-                slot_map.input_matrix(B[at, :order]),
-                slot_map.output_matrix(C[at, :, :order]),
-                host.D[at],
-                time=host.time,
-                real_output=host.real_output,
-                read_after_update=host.read_after_update,
+            reduced, slot_map = stored_system(
+                host[at], slot_map, B[at, :order], C[at, :, :order], host.D[at]
             )
-            scale = size_of_states(host[at], reduced)
-            reduced, slot_map = reduced.rescaled(scale), slot_map.rescaled(scale)
             for j, k in enumerate(at):
                 projections = W[k, :, :order], T[k, :, :order]
                 yield int(k), order, reduced[j], projections, slot_map[j]

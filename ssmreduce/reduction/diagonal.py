@@ -17,7 +17,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.hankel import balance_every, error_bounds
+from ssmreduce.hankel import balance_every, tail_bounds
 from ssmreduce.reduction.batch import single_systems
 from ssmreduce.reduction.dc_matching import ShiftedSystem, are_invertible
 from ssmreduce.reduction.order import FixedOrder, OrderRule
@@ -27,7 +27,7 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
-from ssmreduce.time_domain import Discrete
+from ssmreduce.time_domain import Discrete, TimeDomain
 
 _DIAGONALISATION_FACTOR = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
@@ -144,34 +144,15 @@ class _DiagonalCut:
         if slot_map.order >= host.order:
             return balanced.unchanged()
         balanced.check_bound(rule, real_order)
-        B, C, D = self._ports(real_order)
-        reduced = DiagonalStateSpace(
-            slot_map.eigenvalues,
-            slot_map.input_matrix(B),
-            slot_map.output_matrix(C),
-            D,
-            time=host.time,
-            real_output=host.real_output,
-            read_after_update=host.read_after_update,
-        )
-        scale = size_of_states(balanced.original.to_host(), reduced)
-        slot_map, reduced = slot_map.rescaled(scale), reduced.rescaled(scale)
-        return balanced.report(
-            reduced,
-            real_order,
-            target.wanted,
-            self._projections(real_order),
-            slot_map,
-            self.method,
-        )
-
-    def _projections(self, real_order: int) -> tuple[HostArray, HostArray]:
-        return self._balanced.projections(real_order, balancing_free=self._balancing_free)
+        W, T = balanced.projections(real_order, balancing_free=self._balancing_free)
+        B, C, D = self._ports(real_order, W, T)
+        reduced, slot_map = stored_system(host, slot_map, B, C, D)
+        return balanced.report(reduced, real_order, target.wanted, (W, T), slot_map, self.method)
 
     def _dense_state(self, real_order: int) -> HostArray:
         """Wᴴ A T of this order: a leading block of that of any larger one, unless balancing-free."""
         if real_order > len(self._state) or self._balancing_free:
-            W, T = self._projections(real_order)
+            W, T = self._balanced.projections(real_order, balancing_free=self._balancing_free)
             eigenvalues = self._host.eigenvalues
             if self._host.real_output:
                 moved = apply_real_state(eigenvalues, T)
@@ -184,10 +165,11 @@ class _DiagonalCut:
         """A matrix with as many real poles as the dense system of this order."""
         return self._dense_state(real_order)
 
-    def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
+    def _ports(
+        self, real_order: int, W: HostArray, T: HostArray
+    ) -> tuple[HostArray, HostArray, HostArray]:
         """B, C and D of the dense system of this order."""
         host = self._host
-        W, T = self._projections(real_order)
         B, C = host.B, host.C
         if host.real_output:
             B, C = real_input(B), real_output(C)
@@ -212,7 +194,7 @@ class _DiagonalCut:
         Rounding is estimated as eps · condition · 2 Σσ. The given order is taken at once if that is
         below a tenth of its truncation bound, or of the square root of eps.
         """
-        bounds = error_bounds(self._balanced.hsv)
+        bounds = tail_bounds(self._balanced.hsv)
         best: tuple[float, int, SlotMap] | None = None
         for candidate in range(real_order, max(real_order - _NEARBY_ORDERS, 1) - 1, -1):
             slot_map = diagonalise(self._dense_state(candidate), real=self._host.real_output)
@@ -263,7 +245,9 @@ class _DCMatchingCut(_DiagonalCut):
         M = self._balanced.followers(real_order).inverse
         return M if np.all(np.isfinite(M)) else self._dense_state(real_order)
 
-    def _ports(self, real_order: int) -> tuple[HostArray, HostArray, HostArray]:
+    def _ports(
+        self, real_order: int, W: HostArray, T: HostArray
+    ) -> tuple[HostArray, HostArray, HostArray]:
         matched = self._matched(real_order)
         return matched.B, matched.C, matched.D.copy()
 
@@ -275,13 +259,17 @@ def eigenvectors_are_safe(slot_map: SlotMap, bounds: HostArray, order: int) -> H
     return np.asarray(rounding <= _DIAGONALISATION_FACTOR * limit)
 
 
-def size_of_states(original: DiagonalStateSpace, reduced: DiagonalStateSpace) -> HostArray:
-    """Scale of each stored state with which input and output weights share their product as before.
+def stored_system(
+    host: DiagonalStateSpace, slot_map: SlotMap, B: HostArray, C: HostArray, D: HostArray
+) -> tuple[DiagonalStateSpace, SlotMap]:
+    """The diagonal form of a dense system that `host` was cut to, and the map to its stored states.
 
     The size of a stored state is free. It is chosen so that ‖b‖/sqrt(1-|λ|²) over ‖c‖ is the median
-    of that ratio in the original: gradients of both then keep their proportions.
+    of that ratio in `host`: gradients of both then keep their proportions.
     """
-    before, after = _input_share(original), _input_share(reduced)
+    B, C = slot_map.input_matrix(B), slot_map.output_matrix(C)
+    before = _input_share(host.eigenvalues, host.B, host.C, host.time)
+    after = _input_share(slot_map.eigenvalues, B, C, host.time)
     usable = np.isfinite(before) & (before > 0)
     count = usable.sum(axis=-1, keepdims=True)
     ordered = np.sort(np.where(usable, before, np.inf), axis=-1)
@@ -291,22 +279,30 @@ def size_of_states(original: DiagonalStateSpace, reduced: DiagonalStateSpace) ->
     ]
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.sqrt(0.5) * np.hypot(middle[0], middle[1]) / after
-    return np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
+    scale = np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
+    reduced = DiagonalStateSpace(
+        slot_map.eigenvalues,
+        B * scale[..., :, None],
+        C / scale[..., None, :],
+        D,
+        time=host.time,
+        real_output=host.real_output,
+        read_after_update=host.read_after_update,
+    )
+    return reduced, slot_map.rescaled(scale)
 
 
-def _input_share(system: DiagonalStateSpace) -> HostArray:
+def _input_share(eigenvalues: HostArray, B: HostArray, C: HostArray, time: TimeDomain) -> HostArray:
     """Root of ‖b‖/sqrt(1-|λ|²) over ‖c‖ for every stored state; of a root since the ratio may overflow."""
-    if isinstance(system.time, Discrete):
-        decay = np.abs(1.0 - np.abs(system.eigenvalues) ** 2)
+    if isinstance(time, Discrete):
+        decay = np.abs(1.0 - np.abs(eigenvalues) ** 2)
     else:
-        decay = np.abs(2.0 * system.eigenvalues.real)
+        decay = np.abs(2.0 * eigenvalues.real)
+    norms = []
+    for matrix, axis in ((B, -1), (C, -2)):
+        # In units of the largest entries squares neither over- nor underflow.
+        largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
+        units = np.where(largest > 0.0, largest, 1.0)
+        norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
     with np.errstate(divide="ignore", invalid="ignore"):
-        root = np.sqrt(_norms(system.B, -1)) / np.sqrt(_norms(system.C, -2)) / decay**0.25
-    return np.asarray(root)
-
-
-def _norms(matrix: HostArray, axis: int) -> HostArray:
-    """Norms along an axis, without overflow or underflow of squares."""
-    largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
-    units = np.where(largest > 0.0, largest, 1.0)
-    return np.asarray(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
+        return np.asarray(np.sqrt(norms[0]) / np.sqrt(norms[1]) / decay**0.25)

@@ -26,7 +26,7 @@ from ssmreduce.hankel import (
     balance_factors,
     rank_tolerance,
     state_count,
-    tail_bound,
+    tail_bounds,
 )
 from ssmreduce.reduction.dc_matching import (
     Followers,
@@ -236,7 +236,7 @@ class BalancedSystem(Reducible):
                     f"`order` is an ErrorBound but the system was balanced for {emphasis}; expected a rule "
                     "without a promise: no theorem bounds that error. Try HankelMass(0.99), then verify()."
                 )
-            rule.check(self.hsv, tail_bound(self.hsv, real_order))
+            rule.check(self.hsv, float(tail_bounds(self.hsv)[real_order]))
 
     def report(
         self,
@@ -258,7 +258,7 @@ class BalancedSystem(Reducible):
             wanted_order=wanted_order,
             rank=self.rank,
             hsv=self.hsv,
-            error_bound=tail_bound(self.hsv, real_order) if bounded else None,
+            error_bound=float(tail_bounds(self.hsv)[real_order]) if bounded else None,
             left=left,
             right=right,
             slot_map=slot_map,

@@ -235,8 +235,10 @@ def _diagonal_matrices(host: DiagonalStateSpace, z: HostArray) -> HostArray:
     if mirrored:
         left, right = np.swapaxes(right, 0, 1), np.swapaxes(left, 0, 1)
     rows, n = left.shape
-    blocks = []
-    for points in _chunks(z, max(1, left.size)):
+    found = np.empty((z.size, rows, right.shape[1]), dtype=np.complex128)
+    length = max(1, _WORKING_ENTRIES // max(1, left.size))
+    for start in range(0, z.size, length):
+        points = z[start : start + length]
         count = points.size
         if host.real_output:
             points = np.concatenate([points, points.conj()])
@@ -245,6 +247,5 @@ def _diagonal_matrices(host: DiagonalStateSpace, z: HostArray) -> HostArray:
         values = (stacked @ right).reshape(points.size, rows, right.shape[1])
         if host.real_output:
             values = 0.5 * (values[:count] + values[count:].conj())
-        blocks.append(values)
-    found = np.concatenate(blocks)
+        found[start : start + count] = values
     return np.swapaxes(found, 1, 2) if mirrored else found

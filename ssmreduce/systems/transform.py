@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,12 +104,11 @@ def diagonalise(A: HostArray, *, real: bool) -> SlotMap | None:
     if A.size == 0:
         none = np.zeros(0, dtype=bool)
         return SlotMap(np.zeros(0, dtype=np.complex128), A, A, none, 1.0)
-    for _, slot_map in diagonalise_each(A[None], real=real):
-        return slot_map[0]
-    return None
+    found = diagonalise_each(A[None], real=real)
+    return found[0][1][0] if found else None
 
 
-def diagonalise_each(A: HostArray, *, real: bool) -> Iterator[tuple[HostArray, SlotMap]]:
+def diagonalise_each(A: HostArray, *, real: bool) -> list[tuple[HostArray, SlotMap]]:
     """Diagonalise stacked matrices, shape (count, R, R): which ones, and their stacked maps.
 
     One stack for each number of slots that they need; matrices whose eigenvectors are linearly dependent
@@ -123,11 +121,12 @@ def diagonalise_each(A: HostArray, *, real: bool) -> Iterator[tuple[HostArray, S
         basis = basis if real else vectors
         inverse = np.linalg.inv(basis)
     except np.linalg.LinAlgError:
-        if len(A) > 1:
-            for k in range(len(A)):
-                for _, slot_map in diagonalise_each(A[k : k + 1], real=real):
-                    yield np.array([k]), slot_map
-        return
+        alone = range(len(A)) if len(A) > 1 else ()
+        return [
+            (np.array([k]), slot_map)
+            for k in alone
+            for _, slot_map in diagonalise_each(A[k : k + 1], real=real)
+        ]
     condition = np.linalg.norm(basis, 1, axis=(1, 2)) * np.linalg.norm(inverse, 1, axis=(1, 2))
     is_pair = real & (eigenvalues.imag > 0)
     kept = (eigenvalues.imag >= 0) | (not real)
@@ -139,17 +138,17 @@ def diagonalise_each(A: HostArray, *, real: bool) -> Iterator[tuple[HostArray, S
     finite = np.all(np.isfinite(inverse), axis=(1, 2))
     count = kept.sum(axis=1)
     first = np.argsort(~kept, axis=1, kind="stable")
+    found = []
     for slots in np.unique(count[finite]):
         members = np.flatnonzero(finite & (count == slots))
         at = first[members, :slots]
         one, each = members[:, None], np.arange(A.shape[-1])
-        yield (
-            members,
-            SlotMap(
-                eigenvalues[one, at],
-                vectors[one[:, None], each[:, None], at[:, None]],
-                rows[one, at],
-                is_pair[one, at],
-                condition[members],
-            ),
+        slot_map = SlotMap(
+            eigenvalues[one, at],
+            vectors[one[:, None], each[:, None], at[:, None]],
+            rows[one, at],
+            is_pair[one, at],
+            condition[members],
         )
+        found.append((members, slot_map))
+    return found
