@@ -229,8 +229,10 @@ class LTILayer(Layer):
             B = np.where(upper[..., :, None], B.conj(), B)
             C = np.where(upper[..., None, :], C.conj(), C)
         idle = ~np.any(B, axis=-1) | ~np.any(C, axis=-2)
-        typical = _typical(self.logarithms(weights))
-        logarithms = np.where(idle, typical[..., None], logarithms)
+        old = self.logarithms(weights)
+        middle = np.argsort(old.real, axis=-1)[..., old.shape[-1] // 2, None]
+        typical = np.take_along_axis(old, middle, axis=-1)  # the pole of median decay
+        logarithms = np.where(idle, typical, logarithms)
         C = np.where(idle[..., None, :], 0.0, C)
         if self.stores_input:
             B = np.where(idle[..., :, None], 1.0, B)
@@ -255,12 +257,6 @@ def check_decay(logarithms: HostArray, kind: str) -> None:
             f"`system` has a pole with |λ| = {largest:.17g}; {kind} stores |λ| < 1 only. "
             f"Reduce to another order, or keep poles of the layer's own: {OWN_POLES}."
         )
-
-
-def _typical(logarithms: HostArray) -> HostArray:
-    """Of each system the pole of median decay, shape (...)."""
-    middle = np.argsort(logarithms.real, axis=-1)[..., logarithms.shape[-1] // 2]
-    return np.asarray(np.take_along_axis(logarithms, middle[..., None], axis=-1)[..., 0])
 
 
 def _shares(part: BalancedSystem, order: int) -> HostArray:

@@ -11,7 +11,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray
 from ssmreduce.layers.layer import LayerCut, WeightStorage
 from ssmreduce.layers.lti_copies import copied_parts, stored_together
-from ssmreduce.layers.lti_moments import carried, moment_maps
+from ssmreduce.layers.lti_moments import carry, moment_maps
 from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.layers.stored_states import state_maps
 from ssmreduce.reduction.report import Reduction
@@ -37,14 +37,9 @@ class LTICut(LayerCut):
         """The poles."""
         return self.kind.poles
 
-    @cached_property
-    def moment_maps(self) -> list[tuple[HostArray, HostArray]]:
-        """How first moments of the matrices of each system go on; see `ssmreduce.layers.lti_moments`."""
-        return moment_maps(self)
-
-    def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
-        """Map moments through the change of states; see `ssmreduce.layers.lti_moments`."""
-        return carried(self, moments, squared=squared)
+    # See `ssmreduce.layers.lti_moments`.
+    moment_maps = cached_property(moment_maps)
+    carry = carry
 
     def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> LTICut:
         """Project a copy with the same W and T; see `ssmreduce.layers.lti_copies`."""

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from ssmreduce.layers.lti_cut import LTICut
 
 
-def carried(cut: LTICut, old: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
+def carry(cut: LTICut, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
     """Map the moments of one layer; with `squared` through the squared coefficients."""
     # A weight for which the optimizer keeps no moment counts as one with moment zero.
-    full = {name: old.get(name, np.zeros_like(weight)) for name, weight in cut.weights.items()}
+    full = {name: moments.get(name, np.zeros_like(weight)) for name, weight in cut.weights.items()}
     new: dict[str, HostArray] = {}
     if cut.kind.carries_matrices:
         new |= _carried_matrices(full, cut, squared=squared)
@@ -47,14 +47,14 @@ def carried(cut: LTICut, old: dict[str, HostArray], *, squared: bool) -> dict[st
             at = axis.index(False)
             total = np.sum(full[name], axis=at, keepdims=True)
             new[name] = np.broadcast_to(total / shape[at], shape)
-    lost = [name for name in cut.changed if name in old and name not in new]
+    lost = [name for name in cut.changed if name in moments and name not in new]
     if lost:
         raise UnsupportedLayerError(
             f"`{lost[0]}` has a new shape, but is neither in `poles` of "
             f"{type(cut.kind).__name__} nor among its `matrix_weights`; expected one of them, since "
             "its moments follow by that. Name it in `poles` if it belongs to the poles."
         )
-    return {name: new[name] for name in old if name in new}
+    return {name: new[name] for name in moments if name in new}
 
 
 def _carried_matrices(

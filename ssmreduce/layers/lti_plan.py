@@ -169,18 +169,14 @@ class LTIPlan:
         written = as_written(reduction, read_back)
         parts = written.parts or (written,)
         errors = [float(part.quick_error()) for part in parts]
-        allowed = [_allowed_error(part, self._storage.eps) for part in parts]
-        keeps = all(error <= most for error, most in zip(errors, allowed, strict=True))
+        keeps = True
+        for part, error in zip(parts, errors, strict=True):
+            if part.error_bound is not None:
+                bound, gain = float(part.error_bound), float(tail_bounds(part.hsv)[0])
+                excess = max(_EXCESS * bound, _ROUNDINGS * self._storage.eps * gain)
+                keeps = keeps and error <= bound + excess
         error = self._kind.error_factor * max(errors)
         return LTICut(self._kind, written, error, self._weights, weights), keeps
 
     def _unchanged(self, whole: Reduction) -> LTICut:
         return LTICut(self._kind, whole, 0.0, self._weights, self._weights)
-
-
-def _allowed_error(reduction: Reduction, eps: float) -> float:
-    """Largest error at which a written layer is taken at once."""
-    if reduction.error_bound is None:
-        return float("inf")
-    bound, gain = float(reduction.error_bound), float(tail_bounds(reduction.hsv)[0])
-    return bound + max(_EXCESS * bound, _ROUNDINGS * eps * gain)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -55,16 +54,17 @@ def _difference(meant: DiagonalStateSpace, back: DiagonalStateSpace) -> float:
     """
     modulus = np.abs(meant.eigenvalues)
     radius = np.max(modulus, axis=-1, keepdims=True, initial=1.0)  # powers must not overflow
-    own, other = (_responses(each.eigenvalues / radius, each.B, each.C) for each in (meant, back))
+    responses = []  # C Λᵏ B, shape (..., 5, p, m)
+    for poles, B, C in (
+        (meant.eigenvalues, meant.B, meant.C),
+        (back.eigenvalues, back.B, back.C),
+        (modulus, np.abs(meant.B), np.abs(meant.C)),
+    ):
+        powers = (poles / radius)[..., None, :] ** _STEPS[:, None]
+        responses.append((C[..., None, :, :] * powers[..., None, :]) @ B[..., None, :, :])
+    own, other, whole = responses
     if meant.real_output:
         own, other = own.real, other.real
     apart = np.max(np.abs(own - other), axis=(-2, -1), initial=0.0) / (1 + _STEPS)
-    size = np.max(_responses(modulus / radius, np.abs(meant.B), np.abs(meant.C)), axis=(-3, -2, -1))
-    size = np.maximum(size, np.finfo(np.float64).tiny)[..., None]
+    size = np.maximum(np.max(whole, axis=(-3, -2, -1)), np.finfo(np.float64).tiny)[..., None]
     return float(np.max(apart / size))
-
-
-def _responses(poles: HostArray, B: HostArray, C: HostArray) -> HostArray:
-    """C Λᵏ B at these steps, shape (..., 5, p, m)."""
-    powers = poles[..., None, :] ** _STEPS[:, None]
-    return np.asarray((C[..., None, :, :] * powers[..., None, :]) @ B[..., None, :, :])

@@ -89,6 +89,10 @@ class S5(LTILayer):
         """Return the names of all weights."""
         return (*self.poles, "B", "C", "D")
 
+    def order(self, weights: Weights) -> int:
+        """Return the number of states."""
+        return len(weights["Lambda"])
+
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ."""
         return self._discretisation.logarithms(weights["Lambda"], np.exp(weights["log_step"]))

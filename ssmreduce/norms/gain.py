@@ -50,19 +50,16 @@ class Gain:
         self.parts = [StatePart(system) for _, system in terms]
         self.systems = [part.system for part in self.parts]
         self.discrete = isinstance(self.systems[0].time, Discrete)
+        self.is_dense = any(isinstance(x, StateSpace) and x.order for x in self.systems)
         self.real = not any(map(is_complex, self.systems))
         D = [s * x.D for s, x in zip(self.signs, self.systems, strict=True)]
         self.D: HostArray = np.sum(D, axis=0)
         self.outputs, self.inputs = self.D.shape
+        self._length = max(1, _WORKING_ENTRIES // max(1, self.D.size))
         self.modes = [
             DiagonalModes(system) if isinstance(system, DiagonalStateSpace) else DenseModes(system)
             for system in self.systems
         ]
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether a system that is not diagonal is in it."""
-        return any(isinstance(system, StateSpace) and system.order for system in self.systems)
 
     @property
     def poles(self) -> list[HostArray]:
@@ -88,10 +85,10 @@ class Gain:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for i, sign in enumerate(self.signs if finite.any() else []):
                 modes, part = self.modes[i], self.parts[i]
-                plain = (
-                    isinstance(modes, DiagonalModes) or not modes.system.order or not modes.known
-                )
-                known = part.matrices(omega[at]) if plain else _by_modes(modes, part, omega[at])
+                if isinstance(modes, DenseModes) and modes.system.order and modes.known:
+                    known = _by_modes(modes, part, omega[at])
+                else:
+                    known = part.matrices(omega[at])
                 values[at] += sign * known
             values += self.D
         values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
@@ -100,7 +97,8 @@ class Gain:
     def exact(self, omega: HostArray) -> HostArray:
         """Return σ_max(G) at every frequency, from a singular value decomposition."""
         gains = np.zeros(omega.size)
-        for chunk in self._chunks(omega):
+        for start in range(0, omega.size if self.D.size else 0, self._length):
+            chunk = slice(start, start + self._length)
             gains[chunk] = largest_singular_values(self.matrices(omega[chunk]))
         return gains
 
@@ -111,17 +109,12 @@ class Gain:
         if not self.is_dense:
             return _power_iteration(*self._products(omega), self.inputs, omega.size, iterations)
         gains = np.zeros(omega.size)
-        for chunk in self._chunks(omega):
+        for start in range(0, omega.size, self._length):
+            chunk = slice(start, start + self._length)
             values = self.matrices(omega[chunk])
             products = _columnwise(values), _columnwise(adjoint(values))
             gains[chunk] = _power_iteration(*products, self.inputs, len(values), iterations)
         return gains
-
-    def _chunks(self, omega: HostArray) -> list[slice]:
-        if self.D.size == 0:
-            return []
-        length = max(1, _WORKING_ENTRIES // self.D.size)
-        return [slice(start, start + length) for start in range(0, omega.size, length)]
 
     def _products(self, omega: HostArray) -> tuple[Product, Product]:
         """G(z_k) v_k and G(z_k)ᴴ v_k for diagonal systems, without forming any G."""
@@ -202,7 +195,7 @@ def check_alike(first: System, other: System) -> None:
             f"`second` has time {other.time} but `first` has {first.time}; expected the same. "
             "Convert one of them before you compare."
         )
-    sizes = [(x.outputs, x.inputs) for x in (first, other)]
+    sizes = [(x.C.shape[-2], x.B.shape[-1]) for x in (first, other)]
     if sizes[0] != sizes[1]:
         raise ShapeError(
             f"`second` has (outputs, inputs) = {sizes[1]} but `first` has {sizes[0]}; expected the "

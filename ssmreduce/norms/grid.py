@@ -103,7 +103,10 @@ def refine(
 
 
 def frequencies(gain: Gain, count: int) -> HostArray:
-    """Sorted frequencies: a uniform or logarithmic grid, and `count` resonances of each system."""
+    """Sorted frequencies: a uniform or logarithmic grid, and `count` resonances of each system.
+
+    Rounding tells them apart, for their own size or that of a turn: others would give no slope.
+    """
     poles = np.concatenate(
         [
             _sharpest(system, poles, count)
@@ -111,29 +114,23 @@ def frequencies(gain: Gain, count: int) -> HostArray:
         ]
     )
     if gain.discrete:
-        angles = np.angle(poles)
-        uniform = np.linspace(0.0 if gain.real else -np.pi, np.pi, count + 1)
+        resonances = np.angle(poles)
+        grid = np.linspace(0.0 if gain.real else -np.pi, np.pi, count + 1)
         if not gain.real:
             # A peak at an end would have neighbours on one side alone.
-            uniform = np.append(uniform, np.pi + 2.0 * np.pi / count)
-        return _apart(np.concatenate([uniform, np.abs(angles) if gain.real else angles]), 1.0)
-    sizes = np.abs(poles)
-    sizes = sizes[sizes > 0]
-    decades = np.empty(0)
-    if sizes.size:
-        slowest = max(sizes.min() / 100, np.finfo(np.float64).tiny)
-        decades = np.geomspace(slowest, sizes.max() * 100, count)
-    sides = [decades] if gain.real else [decades, -decades]
-    # What rounding leaves of the imaginary part of a real pole is no frequency of its own.
-    imaginary = np.where(np.abs(poles.imag) > _CLOSEST * _EPS * np.abs(poles), poles.imag, 0.0)
-    imaginary = np.abs(imaginary) if gain.real else imaginary
-    return _apart(np.concatenate([[0.0], *sides, imaginary]), 0.0)
-
-
-def _apart(omega: HostArray, size: float) -> HostArray:
-    """Sorted frequencies that rounding tells apart, for their own size or `size`: others give no slope."""
-    omega = np.unique(omega)
-    near = np.diff(omega) <= _CLOSEST * _EPS * np.maximum(np.abs(omega[1:]), size)
+            grid = np.append(grid, np.pi + 2.0 * np.pi / count)
+    else:
+        sizes = np.abs(poles)
+        # What rounding leaves of the imaginary part of a real pole is no frequency of its own.
+        resonances = np.where(np.abs(poles.imag) > _CLOSEST * _EPS * sizes, poles.imag, 0.0)
+        sizes, grid = sizes[sizes > 0], np.zeros(1)
+        if sizes.size:
+            slowest = max(sizes.min() / 100, np.finfo(np.float64).tiny)
+            decades = np.geomspace(slowest, sizes.max() * 100, count)
+            grid = np.concatenate([grid, decades, decades[:0] if gain.real else -decades])
+    omega = np.unique(np.concatenate([grid, np.abs(resonances) if gain.real else resonances]))
+    size = np.maximum(np.abs(omega[1:]), 1.0 if gain.discrete else 0.0)
+    near = np.diff(omega) <= _CLOSEST * _EPS * size
     return np.asarray(omega[np.concatenate([[True], ~near])])
 
 

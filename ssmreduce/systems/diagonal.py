@@ -164,7 +164,8 @@ class DiagonalStateSpace:
         >>> bool(abs(controllability_gramian(system)[0, 0] * 2e-13 - 1) < 1e-12)
         True
         """
-        if not isinstance(check_time(time), Discrete):
+        if not isinstance(time, Discrete):
+            check_time(time)
             raise TimeDomainError(
                 f"`time` is {_checks.shown(time)}; expected Discrete(): the logarithm of a pole belongs to "
                 "discrete time. Use the constructor for continuous systems."
