@@ -30,6 +30,9 @@ from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete
 
+_STEPS = Discrete()
+"""The time of layers, which count steps."""
+
 _SMALLEST_MODULUS = 1e-6
 """Poles below decay within one step; at exactly zero the gradients of most layers are NaN."""
 
@@ -139,7 +142,7 @@ class LTILayer(Layer):
             s[..., :, None] * B,
             C * t[..., None, :],
             self.feedthrough(weights),
-            time=Discrete(),
+            time=_STEPS,
             real_output=True,
             read_after_update=True,
         )
@@ -170,7 +173,7 @@ class LTILayer(Layer):
             np.full((*batch, order), 0.5),
             np.ones((*batch, order, inputs)),
             np.ones((*batch, outputs, order)),
-            time=Discrete(),
+            time=_STEPS,
             real_output=True,
             read_after_update=True,
         )

@@ -345,24 +345,25 @@ def is_complex(system: System) -> bool:
 
 def check_single(system: System) -> None:
     """Raise unless `system` is a system without batch axes: `UnsupportedLayerError`, `ShapeError`."""
-    check_system(system)
-    if system.batch_shape:
+    batch = check_system(system)
+    if batch:
         raise ShapeError(
-            f"`system` has batch axes {system.batch_shape}; expected a single system. "
-            "Index it first: system[0]."
+            f"`system` has batch axes {batch}; expected a single system. Index it first: system[0]."
         )
 
 
-def check_system(system: object, name: str = "system") -> None:
-    """Raise `UnsupportedLayerError`, a TypeError, unless `system` is a system."""
+def check_system(system: object, name: str = "system") -> tuple[int, ...]:
+    """Return the batch axes; raise `UnsupportedLayerError`, a TypeError, unless `system` is a system."""
     if not isinstance(system, StateSpace | DiagonalStateSpace):
         raise UnsupportedLayerError(
             f"`{name}` is a {_checks.type_name(system)}; expected a "
             "StateSpace or a DiagonalStateSpace. Build one from arrays, with read_system(layer), or with "
             "from_control, from_scipy or from_pymor of ssmreduce.adapters."
         )
-    if 0 in system.batch_shape:
+    batch = system.batch_shape
+    if 0 in batch:
         raise ShapeError(
-            f"`{name}` has batch axes {system.batch_shape} and so no entries; expected at least one "
+            f"`{name}` has batch axes {batch} and so no entries; expected at least one "
             "system. Look at how the batch was selected."
         )
+    return batch
