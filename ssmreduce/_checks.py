@@ -79,7 +79,7 @@ def floating_arrays(values: Mapping[str, Any], ndim_min: Sequence[int]) -> list[
     """Return several values as `floating_array` does, each under its name, with its number of axes."""
     arrays = list(values.values())
     plain = is_host_double(*arrays) and all_finite(*arrays)
-    if plain and all(x.ndim >= least for x, least in zip(arrays, ndim_min, strict=True)):
+    if plain and all(map(operator.ge, [x.ndim for x in arrays], ndim_min)):
         return arrays
     named = zip(values.items(), ndim_min, strict=True)
     return [floating_array(value, name, least) for (name, value), least in named]

@@ -81,15 +81,10 @@ def _dense(
 
 def dual(system: DiagonalStateSpace) -> DiagonalStateSpace:
     """Return the system (λ̄, Cᴴ, Bᴴ), whose controllability Gramian is Q."""
-    logarithms = system.log_eigenvalues
-    return replaced(
-        system,
-        system.eigenvalues.conj(),
-        B=adjoint(system.C),
-        C=adjoint(system.B),
-        D=adjoint(system.D),
-        log_eigenvalues=None if logarithms is None else logarithms.conj(),
-    )
+    state, logarithms = system.eigenvalues.conj(), system.log_eigenvalues
+    logarithms = None if logarithms is None else logarithms.conj()
+    B, C, D = (adjoint(x) for x in (system.C, system.B, system.D))
+    return replaced(system, state, B=B, C=C, D=D, log_eigenvalues=logarithms)
 
 
 @dataclass(frozen=True, eq=False)

@@ -367,15 +367,7 @@ class Balancing:
 
 
 class BalancedSystems:
-    """Balanced systems on the host, one or those of a batch, ready for any number of cuts.
-
-    Parameters
-    ----------
-    system : StateSpace or DiagonalStateSpace
-        What was balanced.
-    parts : sequence of Reducible
-        Each of its systems, in C order.
-    """
+    """A system on the host and its balanced parts, one or those of a batch in C order, ready for cuts."""
 
     def __init__(self, system: System, parts: Sequence[Reducible]) -> None:
         self.system = system

@@ -260,9 +260,8 @@ class DiagonalStateSpace:
             return self
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
         eigenvalues = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
-        return self._with(
-            eigenvalues, to_double(self.B), to_double(self.C), to_double(self.D), logarithms
-        )
+        B, C, D = map(to_double, (self.B, self.C, self.D))
+        return self._with(eigenvalues, B, C, D, logarithms)
 
     @any_library()
     def to_dense(self) -> StateSpace:
