@@ -81,9 +81,8 @@ class LTIPlan:
             except SSMReduceError as error:
                 failure = failure or error
                 continue
-            if isinstance(
-                self._order, ErrorBound
-            ):  # which the layer as it is written must meet too
+            # A tolerance that was asked for is one for the layer as it would be written.
+            if isinstance(self._order, ErrorBound):
                 hsv = outcome.reduction.hsv
                 worst = np.argmax(hsv[..., 0])
                 self._order.check(hsv.reshape(-1, hsv.shape[-1])[worst], outcome.measured_error)

@@ -299,10 +299,10 @@ def _input_share(eigenvalues: HostArray, B: HostArray, C: HostArray, time: TimeD
     else:
         decay = np.abs(2.0 * eigenvalues.real)
     norms = []
-    for matrix, axis in ((B, -1), (C, -2)):
-        # In units of the largest entries squares neither over- nor underflow.
-        largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
-        units = np.where(largest > 0.0, largest, 1.0)
-        norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
     with np.errstate(divide="ignore", invalid="ignore"):
+        for matrix, axis in ((B, -1), (C, -2)):
+            # In units of the largest entries squares neither over- nor underflow.
+            largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
+            units = np.where(largest > 0.0, largest, 1.0)
+            norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
         return np.asarray(np.sqrt(norms[0]) / np.sqrt(norms[1]) / decay**0.25)
