@@ -100,14 +100,22 @@ def kind_of(
     for base in type(layer).__mro__:
         if base in _REGISTERED:
             return with_arrays(_REGISTERED[base], layer, axes)
-    if not axes:
+    asked = [known for known in KNOWN if known.known_by in axes]
+    if not asked:
         return None
     has = HasArrays(axes)
-    for known in KNOWN:
+    for known in asked:
         kind = known.recognise(layer, has)
         if kind is not None:
             return kind
-    _check_single(layer, has.unstacked())
+    one = HasArrays({name: count - 1 for name, count in axes.items() if count})
+    for known in asked:
+        try:
+            is_stack = known.recognise(layer, one) is not None
+        except UnsupportedLayerError:
+            is_stack = True
+        if is_stack:
+            raise stack_refusal(known.__name__)
     return None
 
 
@@ -152,14 +160,3 @@ def with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:
             f"{type(kind).__name__}. Look at their names, or bind another kind with register_layer(...)."
         )
     return kind
-
-
-def _check_single(layer: Any, one: HasArrays) -> None:
-    """Raise `UnsupportedLayerError` for several layers of a kind in arrays with one more axis."""
-    for known in KNOWN:
-        try:
-            is_stack = known.recognise(layer, one) is not None
-        except UnsupportedLayerError:
-            is_stack = True
-        if is_stack:
-            raise stack_refusal(known.__name__)

@@ -16,7 +16,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._checks import floating_array, numeric_array, type_name
-from ssmreduce._namespace import Array, HostArray
+from ssmreduce._namespace import Array, HostArray, is_host_double
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.order import OrderRule
@@ -56,6 +56,8 @@ class Layer(ABC):
 
     Attributes
     ----------
+    known_by : str
+        An array that all layers of a kind that is recognised have.
     sizes : tuple of str
         Attributes of a layer object that count its states (or a multiple of them).
     states : tuple of str
@@ -68,6 +70,7 @@ class Layer(ABC):
         How much larger the layer's error may be than its system's.
     """
 
+    known_by: str = ""
     sizes: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
@@ -151,9 +154,10 @@ class Layer(ABC):
 
     def check_names(self, weights: Weights) -> None:
         """Raise `ShapeError` unless all weights are there."""
-        missing = self.names()
-        if isinstance(weights, Mapping):
-            missing = tuple(name for name in self.names() if name not in weights)
+        names = self.names()
+        missing = [
+            name for name in names if not isinstance(weights, Mapping) or name not in weights
+        ]
         if missing:
             raise ShapeError(
                 f"`weights` is a {type_name(weights)} without {', '.join(missing)}; expected a dict of the "
@@ -164,7 +168,8 @@ class Layer(ABC):
         """Raise `NonFiniteError` if a weight holds NaN or Inf."""
         self.check_names(weights)
         for name, value in weights.items():
-            floating_array(value, name, 0)
+            if not (is_host_double(value) and np.isfinite(value).all()):
+                floating_array(value, name, 0)
 
     def is_same(self, other: Layer) -> bool:
         """Tell whether both give weights the same meaning."""
@@ -286,10 +291,6 @@ class HasArrays:
         """Tell whether there is an array under each name, with so many axes where told."""
         found = self._axes
         return found.keys() >= {*names, *axes} and axes.items() <= found.items()
-
-    def unstacked(self) -> HasArrays:
-        """The same of one layer, where each array is a stack of those of several."""
-        return HasArrays({name: count - 1 for name, count in self._axes.items() if count})
 
 
 def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: str = "") -> None:

@@ -83,6 +83,7 @@ class LinOSS(SelectingLayer):
     (array([0]), array([1.]))
     """
 
+    known_by = "A_diag"
     sizes = ("state_dim",)
 
     def __init__(self, discretisation: Rule = "IMEX", damped: bool = True) -> None:

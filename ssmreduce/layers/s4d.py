@@ -37,6 +37,7 @@ class S4D(LTILayer):
         Name of the logarithms of -Re Λ.
     """
 
+    known_by = "log_dt"
     poles: tuple[str, ...] = ("log_A_real", "A_imag")
     stores_input = False
 
@@ -116,6 +117,7 @@ class S4Diagonal(LTILayer):
         The kernel's `dt_fast`: whether the step is a transform of sinh(inv_dt).
     """
 
+    known_by = "inv_dt"
     poles: tuple[str, ...] = ("A_real", "A_imag", "inv_dt")
     sizes = ("N", "d_state")
     caches: tuple[str, ...] = ("dA", "dB", "dC")

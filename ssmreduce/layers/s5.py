@@ -45,6 +45,7 @@ class S5(LTILayer):
         Whether C is (m, 2n), for both directions.
     """
 
+    known_by = "Lambda"
     poles = ("Lambda", "log_step")
     eps = float(np.finfo(np.float32).eps)  # of B
 

@@ -40,6 +40,7 @@ class S5RealInput(LTILayer):
         Whether the rule is zero-order hold; otherwise inputs are impulses ("dirac").
     """
 
+    known_by = "log_dt"
     poles = ("A", "log_dt", "B", "C")
     sizes = ("d_state", "state_dim")
     carries_matrices = False
