@@ -61,15 +61,15 @@ class Entry(Step):
 
     def make(self) -> None:
         """Set the entry, or remove it."""
-        self._put(self._value, is_there=not self._removes)
+        if self._removes:
+            self._mapping.pop(self._key, None)
+        else:
+            self._mapping[self._key] = self._value
 
     def undo(self) -> None:
         """Set what was there."""
-        self._put(self._before, is_there=self._was_there)
-
-    def _put(self, value: Any, *, is_there: bool) -> None:
-        if is_there:
-            self._mapping[self._key] = value
+        if self._was_there:
+            self._mapping[self._key] = self._before
         else:
             self._mapping.pop(self._key, None)
 
@@ -95,36 +95,28 @@ def commit(
     try:
         try:
             hold.begin()
-            _make(steps, together)
+            with ExitStack() as undoing:  # goes on where a step cannot be undone
+
+                def make() -> None:
+                    for step in steps:
+                        undoing.callback(step.undo)
+                        step.make()
+
+                make() if together is None else together(make)
+                undoing.pop_all()
         finally:
             hold.end()
     finally:
         hold.end()  # again: a signal that is not held may end the first call before its first line
 
 
-def _make(steps: Sequence[Step], together: Callable[[Callable[[], None]], None] | None) -> None:
-    with ExitStack() as undoing:  # goes on where a step cannot be undone
-
-        def make() -> None:
-            for step in steps:
-                undoing.callback(step.undo)
-                step.make()
-
-        if together is None:
-            make()
-        else:
-            together(make)
-        undoing.pop_all()
-
-
 class _Hold:
     """Keeps Ctrl-C back, in the main thread, where Python runs its handlers."""
 
-    def __init__(self) -> None:
-        self._handler: Any = None
-        self._held: list[tuple[int, Any]] = []
+    _handler: Any = None
 
     def begin(self) -> None:
+        self._held: list[tuple[int, Any]] = []
         handler = signal.getsignal(signal.SIGINT)
         if threading.current_thread() is threading.main_thread() and callable(handler):
             self._handler = handler
