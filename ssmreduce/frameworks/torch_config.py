@@ -9,7 +9,7 @@ the innermost model that has a config: the same whether a head is on top of it o
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,12 @@ from ssmreduce.layers.options import plain_name
 _FIELD = "ssm_states"
 
 
-class WrittenSizes(Step):
+class _WrittenSizes(Step):
     """Writes how many states layers have, once they have them, into the configs of their models."""
 
-    def __init__(self, model: Any, handles: Sequence[LayerHandle]) -> None:
-        self._places = list(_places(model, handles))
-        self._before = [(config, vars(config).get(_FIELD)) for config, _, _ in self._places]
+    def __init__(self, places: Sequence[tuple[Any, str, LayerHandle]]) -> None:
+        self._places = places
+        self._before = [(config, vars(config).get(_FIELD)) for config, _, _ in places]
 
     def make(self) -> None:
         """Write them."""
@@ -44,6 +44,12 @@ class WrittenSizes(Step):
                 vars(config).pop(_FIELD, None)
             else:
                 setattr(config, _FIELD, sizes)
+
+
+def size_steps(model: Any, handles: Sequence[LayerHandle]) -> list[Step]:
+    """What writes how many states layers have, once they have them, where there are configs."""
+    places = _places(model, handles)
+    return [_WrittenSizes(places)] if places else []
 
 
 def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
@@ -63,20 +69,18 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     commit(steps)
 
 
-def _places(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[Any, str, LayerHandle]]:
-    """Yield each layer that is in a model with a config, the latter, and its name there."""
+def _places(model: Any, handles: Sequence[LayerHandle]) -> list[tuple[Any, str, LayerHandle]]:
+    """Each layer that is in a model with a config, the latter, and its name there."""
     library = sys.modules.get("transformers.modeling_utils")
     if library is None:
-        return
+        return []
     names = {
         id(part): (owner.config, plain_name(name))
         for owner in model.modules()  # the innermost comes last
         if isinstance(owner, library.PreTrainedModel)
         for name, part in owner.named_modules()
     }
-    for handle in handles:
-        if id(handle.layer) in names:
-            yield (*names[id(handle.layer)], handle)
+    return [(*names[id(handle.layer)], handle) for handle in handles if id(handle.layer) in names]
 
 
 def _sizes(config: Any) -> Mapping[str, Any]:
@@ -105,7 +109,7 @@ def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
     change = LayerChange(handle, values, order / _order(handle))
     tensors = [(getattr(handle.layer, name), value.shape) for name, value in values.items()]
     return [
-        *(replaced(model, tensor, _leading(tensor, shape)) for tensor, shape in tensors),
+        *replaced(model, [(tensor, _leading(tensor, shape)) for tensor, shape in tensors]),
         *(each.assignment() for each in dependents(model, change)),
     ]
 
