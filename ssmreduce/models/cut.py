@@ -79,14 +79,13 @@ def plan_cut(
         Names of all layers that `decide` may cut, but for tied ones and copies; the others need not be ready
         for it.
     """
-    framework, model = found.framework, found.model
-    together(framework, model, lambda: framework.check_optimizer(model, opt_state, followers))
-    team = framework.team_of(model)
+    framework, team = found.framework, found.team
+    on_all(team, lambda: framework.check_optimizer(found.model, opt_state, followers))
     if team is None:
         return _planned(found.with_copies(opt_state), opt_state, decide, followers, only)
     team.check_same(lambda: _shapes(found, opt_state))
     view, state = _gathered(found, opt_state)
-    full = together(framework, model, lambda: found.of(view).with_copies(state))
+    full = on_all(team, lambda: found.of(view).with_copies(state))
     copies = [_gathered(found.of(each), None)[0] for each in followers]
     team.check_same(
         lambda: _held([full, *(found.of(each) for each in copies)], full.with_same(only))
@@ -121,17 +120,11 @@ def _planned(
         path: cuts[found.copies[path].path] if path in found.copies else cut
         for path, cut in cuts.items()
     }
-    framework = found.framework
-    groups = (
-        framework.moments_of(
-            found.model, opt_state, [each for each in handles if each.path in cuts]
-        )
-        if cuts
-        else []
-    )
+    changing = [each for each in handles if each.path in cuts]
+    held = found.framework.moments_of(found.model, opt_state, changing) if cuts else []
     return CutPlan(
         results,
-        reduced_moments(groups, cuts, found.options.moments),
+        reduced_moments(held, cuts, found.options.moments),
         tuple(
             {
                 handle.path: LayerReduction(handle.layer, cut, handle.item_sizes)
@@ -162,20 +155,24 @@ def make_cut(
     All is prepared, for the followers too and on all processes, before anything is changed. `books` are
     changed with a model that is changed in place; with another one they are left to who returns it.
     """
-    copies = [found.of(each) for each in followers]
-    parts = [
-        (found, opt_state, plan.results, plan.moments),
-        *((copy, None, done, {}) for copy, done in zip(copies, plan.followers, strict=True)),
+    parts = [(found, opt_state, plan.results, plan.moments)] + [
+        (found.of(each), None, done, {})
+        for each, done in zip(followers, plan.followers, strict=True)
     ]
-    gradients = [_gradients(each, results) for each, _, results, _ in parts]
-    ready = together(
-        found.framework,
-        found.model,
-        lambda: [_prepared(*part, new) for part, new in zip(parts, gradients, strict=True)],
-    )
+    changes = [changes_of(each, results) for each, _, results, _ in parts]
+
+    def prepare() -> list[Prepared]:
+        return [
+            each.framework.prepared(each.model, new, state, moments, gradients)
+            if new
+            else Prepared(each.model, state)
+            for (each, state, _, moments), (new, gradients) in zip(parts, changes, strict=True)
+        ]
+
+    ready = on_all(found.team, prepare)
     steps = [step for each in ready for step in each.steps]
     if steps:
-        commit([*steps, *books], partial(together, found.framework, found.model))
+        commit([*steps, *books], None if found.team is None else partial(on_all, found.team))
     (model, own), *others = [
         (each.model, _with_layers(part.framework, each.model, results))
         for each, (part, _, results, _) in zip(ready, parts, strict=True)
@@ -183,28 +180,15 @@ def make_cut(
     return Cut(model, ready[0].opt_state, own, tuple(others))
 
 
-def _gradients(found: Layers, results: Results) -> dict[Any, HostArray]:
-    """Gradients of the new layers; where they are sharded, every rank has to call this."""
+def changes_of(found: Layers, results: Results) -> tuple[list[LayerChange], dict[Any, HostArray]]:
+    """What is to become of the layers that are cut, and of their gradients.
+
+    Where gradients are sharded, every rank has to call this.
+    """
     cuts = really_cut(results)
     handles = [each for each in found.handles if each.path in cuts]
-    return reduced_gradients(found.framework.gradients_of(found.model, handles), cuts)
-
-
-def _prepared(
-    found: Layers,
-    opt_state: Any,
-    results: Results,
-    moments: dict[Any, HostArray],
-    gradients: dict[Any, HostArray],
-) -> Prepared:
-    """Prepare what was planned for one model."""
-    cuts = really_cut(results)
-    changes = [
-        change_of(handle, cuts[handle.path]) for handle in found.handles if handle.path in cuts
-    ]
-    if not changes:
-        return Prepared(found.model, opt_state)
-    return found.framework.prepared(found.model, changes, opt_state, moments, gradients)
+    gradients = reduced_gradients(found.framework.gradients_of(found.model, handles), cuts)
+    return [change_of(each, cuts[each.path]) for each in handles], gradients
 
 
 def change_of(handle: LayerHandle, cut: LayerCut) -> LayerChange:
@@ -215,7 +199,11 @@ def change_of(handle: LayerHandle, cut: LayerCut) -> LayerChange:
 
 def together(framework: Framework, model: Any, function: Callable[[], T]) -> T:
     """Call a function on all processes that train `model`; where it raises on one, it does on all."""
-    team = framework.team_of(model)
+    return on_all(framework.team_of(model), function)
+
+
+def on_all(team: Any, function: Callable[[], T]) -> T:
+    """Call a function on all processes of a team, or here if it is None; raise on all where one does."""
     if team is None:
         return function()
     answers: list[T] = []
@@ -228,19 +216,12 @@ def together(framework: Framework, model: Any, function: Callable[[], T]) -> T:
     return answers[0]
 
 
-def first_decides(framework: Framework, model: Any, function: Callable[[], T]) -> T:
-    """What a function returns, or raises, on the first of the processes that train `model`, on all."""
-    team = framework.team_of(model)
-    if team is None:
-        return function()
-    answer: T = team.decide(function)
-    return answer
-
-
 def really_cut(results: Results) -> dict[Path, LayerCut]:
     """The cuts that make a layer smaller."""
     return {
-        path: result.cut for path, result in results.items() if result.new_order < result.old_order
+        path: result.cut
+        for path, result in results.items()
+        if result.cut.new_order < result.cut.old_order
     }
 
 
@@ -260,21 +241,19 @@ def check_every_rank(models: Sequence[Any], options: CutOptions) -> None:
     The same is raised on all processes that train the model, for a copy that one of them keeps too. What
     the weights hold does not matter: they may be NaN.
     """
-    found = [with_full_layers(search(each, options)) for each in models]
+    found = [search(each, options) for each in models]
+    full = [with_full_layers(each) for each in found]
 
     def check() -> None:
-        for each in found:
+        for each in full:
             each.framework.check_ready(each.model, find_layers(each.model, options).meant)
 
-    first = found[0]
-    together(first.framework, models[0], check)
+    on_all(found[0].team, check)
 
 
 def with_full_layers(found: Layers) -> Layers:
     """The layers, or where they are sharded those of a view in which they are full; all ranks must call."""
-    if found.framework.team_of(found.model) is None:
-        return found
-    return found.of(_gathered(found, None)[0])
+    return found if found.team is None else found.of(_gathered(found, None)[0])
 
 
 # --- What a rank holds, for comparison with the others
@@ -289,7 +268,7 @@ def _shapes(found: Layers, opt_state: Any) -> dict[str, str]:
     """What has to be the same before arrays can be gathered."""
     shapes = {"the type of its optimizer": type(opt_state).__qualname__}
     for handle in found.handles:
-        sizes = {key: tuple(getattr(handle.layer, key).shape) for key in handle.kind.names()}
+        sizes = {key: tuple(getattr(handle.layer, key).shape) for key in handle.names}
         shapes[f"the shapes of layer `{handle.name}`"] = str(sizes)
         shapes[f"the optimizer state of layer `{handle.name}`"] = str(
             found.framework.fields_of(opt_state, handle)
