@@ -42,7 +42,7 @@ from ssmreduce import (
     reduce_model,
     register_layer,
 )
-from ssmreduce.frameworks.transaction import Entry
+from ssmreduce.frameworks.transaction import Entries
 from ssmreduce.models.systems_of_layers import handle_of
 
 ORDERS = (6, 3)
@@ -212,9 +212,9 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         optimizer = torch.optim.SGD(model.parameters(), 1e-2)
     if fault == "gone":
         distributed.destroy_process_group()
-    before, make = fingerprint(model, optimizer), Entry.make
+    before, make = fingerprint(model, optimizer), Entries.make
     if fault == "writing" and rank == 1:
-        Entry.make = in_the_middle
+        Entries.make = in_the_middle
     if kind == "trainer":
         order = ErrorBound(relative=1e-17) if fault == "planning" and rank == 0 else 4
         reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=order)
@@ -237,7 +237,7 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     else:
         return {"error": None}
     if fault == "writing":
-        Entry.make = make
+        Entries.make = make
         reduce_model(model, 4, optimizer=optimizer)
         step(model, optimizer, rows)
         seen["then"] = fingerprint(model, optimizer)

@@ -33,7 +33,7 @@ from ssmreduce.frameworks.framework import (
 )
 from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, shards_like, tensors_like
 from ssmreduce.frameworks.torch_attributes import dependents
-from ssmreduce.frameworks.transaction import Entry, Prepared, commit
+from ssmreduce.frameworks.transaction import Entries, Prepared, commit
 
 
 @final
@@ -123,11 +123,20 @@ class TorchFramework(Framework, StateDicts):
             pairs += zip(old.values(), tensors_like(old, change.values).values(), strict=True)
         shapes = [*replaced(model, pairs), *torch_optimizer.new_gradients(model, layers, gradients)]
         states = {
-            (path, name, field): opt_state.state[getattr(layers[path], name)]
-            for path, name, field in moments
+            (path, name): opt_state.state[getattr(layers[path], name)] for path, name, _ in moments
         }
-        new = shards_like({key: state[key[-1]] for key, state in states.items()}, moments)
-        entries = [Entry(state, key[-1], new[key]) for key, state in states.items()]
+        held = {
+            (*weight, field): value
+            for weight, state in states.items()
+            for field, value in state.items()
+        }
+        new = shards_like(held, moments)
+        entries = [
+            Entries(
+                state, {field: new[*weight, field] for field in state if (*weight, field) in new}
+            )
+            for weight, state in states.items()
+        ]
         attributes = [each.assignment() for change in changes for each in dependents(model, change)]
         sizes = torch_config.size_steps(model, handles)
         return Prepared(

@@ -7,6 +7,7 @@ elsewhere all stay valid.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -15,10 +16,33 @@ import torch
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.frameworks.torch_distributed import managed, sharded_like, sharded_type
+from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
 
 K = TypeVar("K", bound=Hashable)
+
+
+def sharded_type() -> Any:
+    """Return the class of tensors of which this rank holds a part: DTensor, no class before its import."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return () if module is None else module.DTensor
+
+
+def whole(tensor: Any) -> Any:
+    """Return the full tensor of a DTensor, which every rank has to call; any other tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, sharded_type()) else tensor
+
+
+def sharded_like(tensor: Any, full: Any) -> Any:
+    """Return the part of `full` that is this rank's, distributed as `tensor` is; without communication.
+
+    A tensor that is not distributed gets `full` itself.
+    """
+    if not isinstance(tensor, sharded_type()):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
 def host_arrays(tensors: Mapping[K, Any]) -> dict[K, HostArray]:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ssmreduce.errors import ShapeError
-from ssmreduce.frameworks.framework import LayerChange
-from ssmreduce.frameworks.torch_sharing import holders
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.frameworks.transaction import Assignment
 
 
@@ -24,6 +23,16 @@ class Dependent(NamedTuple):
     def assignment(self) -> Assignment:
         """What gives it the new value, or removes it."""
         return Assignment(self.owner, self.name, self.value, removes=self.is_cache)
+
+
+def holders(model: Any, handle: LayerHandle) -> list[Any]:
+    """Return every module of `model` that holds an array of a layer: itself, and others that share one."""
+    own = {id(getattr(handle.layer, name)) for name in handle.names}
+    return [
+        module
+        for module in model.modules()
+        if not own.isdisjoint(map(id, (*module._parameters.values(), *module._buffers.values())))
+    ]
 
 
 def dependents(model: Any, change: LayerChange) -> Iterator[Dependent]:

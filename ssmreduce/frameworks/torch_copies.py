@@ -21,7 +21,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ssmreduce.frameworks.framework import LayerHandle, Path
-from ssmreduce.frameworks.torch_distributed import whole
+from ssmreduce.frameworks.torch_arrays import whole
 
 Name = tuple[str, ...]
 

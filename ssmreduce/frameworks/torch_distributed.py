@@ -9,7 +9,6 @@ them: DDP gets a new reducer, as its buckets have the old sizes, and FSDP2 param
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,16 +17,11 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from ssmreduce.errors import DistributedError, SSMReduceError, UnsupportedLayerError
-from ssmreduce.frameworks.torch_fsdp import ShardedParameter, sharded_modules, sharded_parameters
+from ssmreduce.frameworks.torch_arrays import sharded_type, whole
+from ssmreduce.frameworks.torch_fsdp import sharded_modules, sharded_parameters
 from ssmreduce.frameworks.transaction import Step
 
 T = TypeVar("T")
-
-
-def sharded_type() -> Any:
-    """Return the class of tensors of which this rank holds a part: DTensor, no class before its import."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return () if module is None else module.DTensor
 
 
 def team_of(model: Any) -> Team | None:
@@ -245,37 +239,3 @@ def gradient_holders(model: Any) -> list[tuple[Any, str]]:
     held = [(parameter, "grad") for parameter in model.parameters()]
     records = [(record, "accumulated_gradient") for record in sharded_parameters(model)]
     return [*held, *records]
-
-
-def whole(tensor: Any) -> Any:
-    """Return the full tensor of a DTensor, which every rank has to call; any other tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, sharded_type()) else tensor
-
-
-def sharded_like(tensor: Any, full: Any) -> Any:
-    """Return the part of `full` that is this rank's, distributed as `tensor` is; without communication.
-
-    A tensor that is not distributed gets `full` itself.
-    """
-    if not isinstance(tensor, sharded_type()):
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
-
-
-def managed(model: Any, tensor: Any) -> ShardedParameter:
-    """Return FSDP2's record of a sharded parameter.
-
-    Raises
-    ------
-    UnsupportedLayerError
-        If there is none.
-    """
-    found = next((each for each in sharded_parameters(model) if each.tensor is tensor), None)
-    if found is None:
-        raise UnsupportedLayerError(
-            "`model` holds a DTensor that FSDP2 does not manage; expected parameters sharded by "
-            "fully_shard. Reduce the model before it is distributed."
-        )
-    return found

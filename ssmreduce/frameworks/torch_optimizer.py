@@ -12,8 +12,8 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments
-from ssmreduce.frameworks.torch_arrays import host_arrays, shards_like
-from ssmreduce.frameworks.torch_distributed import managed, sharded_type, whole
+from ssmreduce.frameworks.torch_arrays import host_arrays, sharded_type, shards_like, whole
+from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
 
 MomentKey = tuple[Path, str, str]

@@ -10,7 +10,7 @@ import torch
 
 from ssmreduce import _checks
 from ssmreduce.errors import NonFiniteError, ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks.torch_distributed import sharded_type
+from ssmreduce.frameworks.torch_arrays import sharded_type
 from ssmreduce.frameworks.transaction import Step
 
 

@@ -91,13 +91,3 @@ def _tied(first: str, second: str, names: str, *, only: bool = False) -> Unsuppo
         f"layer `{first}` {what} {names} with `{second}`; expected layers that share all "
         "weights or none: one cut has to fit both. Untie them first."
     )
-
-
-def holders(model: Any, handle: LayerHandle) -> list[Any]:
-    """Return every module of `model` that holds an array of a layer: itself, and others that share one."""
-    own = {id(getattr(handle.layer, name)) for name in handle.names}
-    return [
-        module
-        for module in model.modules()
-        if not own.isdisjoint(map(id, (*module._parameters.values(), *module._buffers.values())))
-    ]

@@ -16,18 +16,15 @@ import torch
 
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle, Snapshot
-from ssmreduce.frameworks.torch_arrays import replaced
-from ssmreduce.frameworks.torch_attributes import Dependent, dependents
+from ssmreduce.frameworks.torch_arrays import replaced, sharded_like, whole
+from ssmreduce.frameworks.torch_attributes import Dependent, dependents, holders
 from ssmreduce.frameworks.torch_config import size_steps
 from ssmreduce.frameworks.torch_distributed import (
     bucket_steps,
     gradient_holders,
     reshard,
-    sharded_like,
-    whole,
 )
-from ssmreduce.frameworks.torch_sharing import holders
-from ssmreduce.frameworks.transaction import Assignment, Entry, Prepared, Step
+from ssmreduce.frameworks.transaction import Assignment, Entries, Prepared, Step
 
 
 def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
@@ -69,7 +66,7 @@ def prepared_back(
     ]
     steps = bucket_steps(model, [_NoGradients(model), *tensors])
     attributes = _attribute_steps(model, snapshot["attributes"], handles)
-    entries = _entry_steps(opt_state, parameters, snapshot["optimizer"])
+    entries = _entries(opt_state, parameters, snapshot["optimizer"])
     sizes = size_steps(model, handles)
     return Prepared(model, opt_state, [*steps, *attributes, *entries, *sizes])
 
@@ -130,17 +127,16 @@ def _attribute_steps(
     return [*given, *stale]
 
 
-def _entry_steps(optimizer: Any, parameters: dict[int, Any], saved: dict[int, Any]) -> list[Step]:
-    steps: list[Step] = []
-    for index, parameter in parameters.items():
-        if index in saved:
-            present = optimizer.state.get(parameter, {})
-            steps.append(
-                Entry(optimizer.state, parameter, _entry(saved[index], present, parameter))
-            )
-        else:
-            steps.append(Entry(optimizer.state, parameter, removes=True))
-    return steps
+def _entries(optimizer: Any, parameters: dict[int, Any], saved: dict[int, Any]) -> list[Step]:
+    if optimizer is None:
+        return []
+    held = optimizer.state
+    new = {
+        parameter: _entry(saved[index], held.get(parameter, {}), parameter)
+        for index, parameter in parameters.items()
+        if index in saved
+    }
+    return [Entries(held, new, [each for each in parameters.values() if each not in new])]
 
 
 def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,27 +51,24 @@ class Assignment(Step):
             vars(self._owner).pop(self._name, None)
 
 
-class Entry(Step):
-    """``mapping[key] = value``, or with `removes` no entry."""
+class Entries(Step):
+    """``mapping[key] = value`` for all of `new`, and no entries for the keys of `stale`."""
 
-    def __init__(self, mapping: Any, key: Any, value: Any = None, *, removes: bool = False) -> None:
-        self._mapping, self._key, self._value, self._removes = mapping, key, value, removes
-        self._was_there = key in mapping
-        self._before = mapping[key] if self._was_there else None
+    def __init__(self, mapping: Any, new: Mapping[Any, Any], stale: Collection[Any] = ()) -> None:
+        self._mapping, self._new, self._stale = mapping, new, stale
+        self._before = {key: mapping[key] for key in (*new, *stale) if key in mapping}
 
     def make(self) -> None:
-        """Set the entry, or remove it."""
-        if self._removes:
-            self._mapping.pop(self._key, None)
-        else:
-            self._mapping[self._key] = self._value
+        """Set the entries, and remove others."""
+        self._mapping.update(self._new)
+        for key in self._stale:
+            self._mapping.pop(key, None)
 
     def undo(self) -> None:
         """Set what was there."""
-        if self._was_there:
-            self._mapping[self._key] = self._before
-        else:
-            self._mapping.pop(self._key, None)
+        for key in self._new.keys() - self._before.keys():
+            self._mapping.pop(key, None)
+        self._mapping.update(self._before)
 
 
 @dataclass(frozen=True, eq=False)
