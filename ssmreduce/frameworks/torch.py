@@ -137,7 +137,7 @@ class TorchFramework(Framework, StateDicts):
             )
             for weight, state in states.items()
         ]
-        attributes = [each.assignment() for change in changes for each in dependents(model, change)]
+        attributes = [step for change in changes for step in dependents(model, change)]
         sizes = torch_config.size_steps(model, handles)
         return Prepared(
             model,
@@ -171,7 +171,7 @@ class TorchFramework(Framework, StateDicts):
         self, model: Any, state_dict: Mapping[str, Any], changes: Sequence[LayerChange]
     ) -> None:
         """Give attributes and parameters the sizes, then load strictly."""
-        attributes = [each.assignment() for change in changes for each in dependents(model, change)]
+        attributes = [step for change in changes for step in dependents(model, change)]
         pairs = [
             (tensor, tensor.detach().new_zeros(shape))
             for name, tensor in model.state_dict(keep_vars=True).items()

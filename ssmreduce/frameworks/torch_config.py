@@ -110,7 +110,7 @@ def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
     tensors = [(getattr(handle.layer, name), value.shape) for name, value in values.items()]
     return [
         *replaced(model, [(tensor, _leading(tensor, shape)) for tensor, shape in tensors]),
-        *(each.assignment() for each in dependents(model, change)),
+        *dependents(model, change),
     ]
 
 

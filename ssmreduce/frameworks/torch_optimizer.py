@@ -119,20 +119,6 @@ def _by_field(handle: LayerHandle, held: Mapping[MomentKey, Any]) -> list[Moment
     ]
 
 
-def _check_state(optimizer: Any) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise OptimizerStateError(
-            f"`optimizer` is a {_checks.type_name(optimizer)}; expected a "
-            "torch.optim.Optimizer. Pass the one that trains the model, or none."
-        )
-    if hasattr(optimizer, "consolidate_state_dict"):
-        raise OptimizerStateError(
-            f"`optimizer` is a {type(optimizer).__qualname__}, which keeps most of its state on other "
-            "processes; expected one whose state is here. Shard the model with fully_shard instead, or "
-            "make the optimizer anew after the cut."
-        )
-
-
 class _NewGradient(Step):
     """Gives a parameter that has got another shape its gradient."""
 

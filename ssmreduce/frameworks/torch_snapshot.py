@@ -17,7 +17,7 @@ import torch
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle, Snapshot
 from ssmreduce.frameworks.torch_arrays import replaced, sharded_like, whole
-from ssmreduce.frameworks.torch_attributes import Dependent, dependents, holders
+from ssmreduce.frameworks.torch_attributes import dependents
 from ssmreduce.frameworks.torch_config import size_steps
 from ssmreduce.frameworks.torch_distributed import (
     bucket_steps,
@@ -34,10 +34,8 @@ def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot
     """
     reshard(model)
     attributes: dict[str, dict[str, Any]] = {}
-    for path, name in _empty_states(model, handles):
-        attributes.setdefault(path, {})[name] = None
     for path, each in _dependents(model, handles):
-        if not each.is_cache and each.name in vars(each.owner):  # buffers are among the tensors
+        if not each.removes and each.name in vars(each.owner):  # buffers are among the tensors
             attributes.setdefault(path, {})[each.name] = _copied(vars(each.owner)[each.name])
     entries = {}
     if isinstance(opt_state, torch.optim.Optimizer):
@@ -208,26 +206,12 @@ def _parameters(model: Any, optimizer: Any) -> Iterator[tuple[int, Any]]:
             yield index, parameter
 
 
-def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, Dependent]]:
+def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, Assignment]]:
     """Module name and what depends on layer orders."""
-    names = _module_names(model)
+    names = {id(part): _plain(name) for name, part in _unwrapped(model).named_modules()}
     for handle in handles:
         for each in dependents(model, LayerChange(handle, {}, 1.0)):
             yield names[id(each.owner)], each
-
-
-def _empty_states(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, str]]:
-    """Module name and attribute of every state between calls that has not begun."""
-    names = _module_names(model)
-    for handle in handles:
-        for owner in holders(model, handle):
-            for name in handle.kind.states:
-                if vars(owner).get(name, owner) is None:
-                    yield names[id(owner)], name
-
-
-def _module_names(model: Any) -> dict[int, str]:
-    return {id(part): _plain(name) for name, part in _unwrapped(model).named_modules()}
 
 
 def _device(value: Any) -> Any:

@@ -32,23 +32,24 @@ class Assignment(Step):
     """``setattr(owner, name, value)``; for a `value` None with `removes` the attribute goes."""
 
     def __init__(self, owner: Any, name: str, value: Any, *, removes: bool = False) -> None:
-        self._owner, self._name, self._value, self._removes = owner, name, value, removes
+        self.owner, self.name, self.removes = owner, name, removes
+        self._value = value
         self._was_there = hasattr(owner, name)
         self._before = getattr(owner, name, None)
 
     def make(self) -> None:
         """Assign, or remove."""
-        if self._removes:
-            vars(self._owner).pop(self._name, None)
+        if self.removes:
+            vars(self.owner).pop(self.name, None)
         else:
-            setattr(self._owner, self._name, self._value)
+            setattr(self.owner, self.name, self._value)
 
     def undo(self) -> None:
         """Assign what was there."""
         if self._was_there:
-            setattr(self._owner, self._name, self._before)
+            setattr(self.owner, self.name, self._before)
         else:
-            vars(self._owner).pop(self._name, None)
+            vars(self.owner).pop(self.name, None)
 
 
 class Entries(Step):

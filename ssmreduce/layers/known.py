@@ -108,14 +108,7 @@ def kind_of(
         kind = known.recognise(layer, has)
         if kind is not None:
             return kind
-    one = HasArrays({name: count - 1 for name, count in axes.items() if count})
-    for known in asked:
-        try:
-            is_stack = known.recognise(layer, one) is not None
-        except UnsupportedLayerError:
-            is_stack = True
-        if is_stack:
-            raise stack_refusal(known.__name__)
+    _check_single(layer, has.unstacked())
     return None
 
 
@@ -160,3 +153,14 @@ def with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:
             f"{type(kind).__name__}. Look at their names, or bind another kind with register_layer(...)."
         )
     return kind
+
+
+def _check_single(layer: Any, one: HasArrays) -> None:
+    """Raise `UnsupportedLayerError` for several layers of a kind in arrays with one more axis."""
+    for known in KNOWN:
+        try:
+            is_stack = known.recognise(layer, one) is not None
+        except UnsupportedLayerError:
+            is_stack = True
+        if is_stack:
+            raise stack_refusal(known.__name__)

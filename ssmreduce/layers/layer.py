@@ -16,7 +16,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._checks import floating_array, numeric_array, type_name
-from ssmreduce._namespace import Array, HostArray, is_host_double
+from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.order import OrderRule
@@ -168,8 +168,7 @@ class Layer(ABC):
         """Raise `NonFiniteError` if a weight holds NaN or Inf."""
         self.check_names(weights)
         for name, value in weights.items():
-            if not (is_host_double(value) and np.isfinite(value).all()):
-                floating_array(value, name, 0)
+            floating_array(value, name, 0)
 
     def is_same(self, other: Layer) -> bool:
         """Tell whether both give weights the same meaning."""
@@ -291,6 +290,10 @@ class HasArrays:
         """Tell whether there is an array under each name, with so many axes where told."""
         found = self._axes
         return found.keys() >= {*names, *axes} and axes.items() <= found.items()
+
+    def unstacked(self) -> HasArrays:
+        """The same of one layer, where each array is a stack of those of several."""
+        return HasArrays({name: count - 1 for name, count in self._axes.items() if count})
 
 
 def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: str = "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -159,7 +159,10 @@ def make_cut(
         (found.of(each), None, done, {})
         for each, done in zip(followers, plan.followers, strict=True)
     ]
-    changes = [changes_of(each, results) for each, _, results, _ in parts]
+    changes = [
+        changes_of(each.framework, each.model, each.handles, really_cut(results))
+        for each, _, results, _ in parts
+    ]
 
     def prepare() -> list[Prepared]:
         return [
@@ -180,21 +183,23 @@ def make_cut(
     return Cut(model, ready[0].opt_state, own, tuple(others))
 
 
-def changes_of(found: Layers, results: Results) -> tuple[list[LayerChange], dict[Any, HostArray]]:
+def changes_of(
+    framework: Framework,
+    model: Any,
+    handles: Sequence[LayerHandle],
+    cuts: Mapping[Path, LayerCut],
+) -> tuple[list[LayerChange], dict[Any, HostArray]]:
     """What is to become of the layers that are cut, and of their gradients.
 
     Where gradients are sharded, every rank has to call this.
     """
-    cuts = really_cut(results)
-    handles = [each for each in found.handles if each.path in cuts]
-    gradients = reduced_gradients(found.framework.gradients_of(found.model, handles), cuts)
-    return [change_of(each, cuts[each.path]) for each in handles], gradients
-
-
-def change_of(handle: LayerHandle, cut: LayerCut) -> LayerChange:
-    """What is to become of a layer that is cut."""
-    ratio = cut.new_order / cut.old_order
-    return LayerChange(handle, cut.new_weights, ratio, cut.reduce_state)
+    handles = [each for each in handles if each.path in cuts]
+    changes = [
+        LayerChange(each, cut.new_weights, cut.new_order / cut.old_order, cut.reduce_state)
+        for each in handles
+        for cut in [cuts[each.path]]
+    ]
+    return changes, reduced_gradients(framework.gradients_of(model, handles), cuts)
 
 
 def together(framework: Framework, model: Any, function: Callable[[], T]) -> T:

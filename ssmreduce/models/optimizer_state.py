@@ -55,11 +55,10 @@ def reduced_moments(
     for group in groups:
         cut = cuts[group.layer_path]
         old = {name: array for name, (_, array) in group.arrays.items()}
-        changed = [name for name in cut.changed if name in old]
         _check_field(group, old, cut)
         if moments == "carry":
-            for name in changed:
-                if not np.isfinite(old[name]).all():
+            for name in cut.changed:
+                if name in old and not np.isfinite(old[name]).all():
                     raise NonFiniteError(
                         f"`{group.field}` of `{name}` at {group.where} holds NaN or Inf, which a cut would "
                         "carry to all states; expected finite moments. Look at the step before, or pass "
@@ -70,9 +69,9 @@ def reduced_moments(
             if mean is not None:
                 carried |= _carry_about(mean, old, cut)
         else:
-            carried = {name: np.zeros_like(cut.new_weights[name]) for name in changed}
+            carried = {name: np.zeros_like(cut.new_weights[name]) for name in old}
         values |= {
-            key: carried[name] if name in changed else array
+            key: carried[name] if name in cut.changed else array
             for name, (key, array) in group.arrays.items()
         }
     return values

@@ -15,13 +15,12 @@ from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.cut import (
     Results,
-    change_of,
+    changes_of,
     make_cut,
     on_all,
     plan_cut,
 )
 from ssmreduce.models.followers import checked_followers
-from ssmreduce.models.optimizer_state import reduced_gradients
 from ssmreduce.models.orders import Order, layer_orders, names_in_model
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
 from ssmreduce.models.search import Layers, search
@@ -85,9 +84,8 @@ def reduce_layer(
     result = _reduced(handle, order, options)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
-    held = framework.gradients_of(inner, [handle])
-    gradients = reduced_gradients(held, {handle.path: result.cut})
-    ready = framework.prepared(inner, [change_of(handle, result.cut)], None, {}, gradients)
+    changes, gradients = changes_of(framework, inner, [handle], {handle.path: result.cut})
+    ready = framework.prepared(inner, changes, None, {}, gradients)
     commit(ready.steps)
     return replace(result, layer=layer if ready.model is inner else ready.model)
 

@@ -49,26 +49,16 @@ class Layers:
     copies: dict[Path, LayerHandle] = field(default_factory=dict)
 
     @cached_property
-    def team(self) -> Any:
-        """The processes that train the model; None if it is one."""
-        return self.framework.team_of(self.model)
-
-    @cached_property
     def meant(self) -> list[LayerHandle]:
         """The layers that are not excluded."""
+        if not self.options.exclude:
+            return self.handles
         return [each for each in self.handles if each.name not in self._excluded]
 
     @cached_property
-    def passed_over(self) -> dict[str, str]:
-        """The variants that cannot be reduced and are not excluded."""
-        return {name: why for name, why in self.refused.items() if name not in self._excluded}
-
-    @cached_property
     def _excluded(self) -> set[str]:
-        return self.options.excluded(self._names()) if self.options.exclude else set()
-
-    def _names(self) -> list[str]:
-        return [*(handle.name for handle in self.handles), *self.refused]
+        names = [*(handle.name for handle in self.handles), *self.refused]
+        return self.options.excluded(names)
 
     @cached_property
     def firsts(self) -> dict[str, str]:
@@ -83,6 +73,11 @@ class Layers:
             else firsts[each.name]
             for each in self.meant
         }
+
+    @cached_property
+    def team(self) -> Any:
+        """The processes that train the model; None if it is one."""
+        return self.framework.team_of(self.model)
 
     def of(self, model: Any) -> Layers:
         """The layers of another model, found alike."""
@@ -132,21 +127,20 @@ class Layers:
         OrderError
             If a name to exclude is that of no layer of the model.
         """
-        exclude = self.options.exclude
-        if exclude and not callable(exclude):
-            names = self._names()
-            unknown = [name for name in exclude if not names_meant(name, names)]
-            if unknown:
-                raise OrderError(
-                    f"`exclude` names {listed(unknown)}, but the layers are {listed(names)}; expected some "
-                    "of these. Leave out what is no layer."
-                )
+        _check_excluded(self)
         refused = self.passed_over
         if refused and not self.options.skip_unsupported:
             name, why = next(iter(refused.items()))
             raise UnsupportedLayerError(f"while looking at layer `{name}`: {why}")
         if not self.meant:
             raise _nothing_to_cut(self)
+
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """The variants that cannot be reduced and are not excluded."""
+        if not self.options.exclude:
+            return self.refused
+        return {name: why for name, why in self.refused.items() if name not in self._excluded}
 
 
 def search(model: Any, options: CutOptions = CutOptions(), kind: object = None) -> Layers:
@@ -221,6 +215,19 @@ def _most_alike(found: Layers) -> tuple[Path, Likeness]:
 
     near = [(path, asked[-1]) for path, _ in framework.find(found.model, asks)]
     return max(near, key=lambda each: each[1].share, default=((), Likeness(found.model, {})))
+
+
+def _check_excluded(found: Layers) -> None:
+    exclude = found.options.exclude
+    if callable(exclude) or not exclude:
+        return
+    names = [*(handle.name for handle in found.handles), *found.refused]
+    unknown = [name for name in exclude if not names_meant(name, names)]
+    if unknown:
+        raise OrderError(
+            f"`exclude` names {listed(unknown)}, but the layers are {listed(names)}; expected some of "
+            "these. Leave out what is no layer."
+        )
 
 
 def first_of_same(handles: Sequence[LayerHandle]) -> dict[str, str]:
