@@ -31,7 +31,7 @@ from ssmreduce.frameworks.framework import (
     Path,
     StateDicts,
 )
-from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, shards_like, tensors_like
+from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, tensors_like
 from ssmreduce.frameworks.torch_attributes import dependents
 from ssmreduce.frameworks.transaction import Entries, Prepared, commit
 
@@ -130,7 +130,7 @@ class TorchFramework(Framework, StateDicts):
             for weight, state in states.items()
             for field, value in state.items()
         }
-        new = shards_like(held, moments)
+        new = tensors_like(held, moments, in_shards=True)
         entries = [
             Entries(
                 state, {field: new[*weight, field] for field in state if (*weight, field) in new}

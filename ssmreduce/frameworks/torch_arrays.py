@@ -72,23 +72,21 @@ def host_arrays(tensors: Mapping[K, Any]) -> dict[K, HostArray]:
     return arrays
 
 
-def tensors_like(tensors: Mapping[K, Any], values: Mapping[K, HostArray]) -> dict[K, Any]:
-    """New tensors with the values of `values`, each in the dtype and on the device of that in `tensors`."""
-    new = {}
+def tensors_like(
+    tensors: Mapping[K, Any], values: Mapping[K, HostArray], *, in_shards: bool = False
+) -> dict[K, Any]:
+    """New tensors with the values of `values`, each in the dtype and on the device of that in `tensors`.
+
+    With `in_shards` of one like a tensor that is sharded the part that is this rank's.
+    """
+    sharded = sharded_type()
+    made = {}
     for key, value in values.items():
         tensor = tensors[key]
         value = value if tensor.is_complex() else value.real
-        new[key] = torch.from_numpy(np.array(value)).to(tensor.device, tensor.dtype)
-    return new
-
-
-def shards_like(tensors: Mapping[K, Any], values: Mapping[K, HostArray]) -> dict[K, Any]:
-    """The same, each distributed as that in `tensors`: of one that is sharded the part of this rank."""
-    sharded = sharded_type()
-    return {
-        key: sharded_like(tensors[key], new) if isinstance(tensors[key], sharded) else new
-        for key, new in tensors_like(tensors, values).items()
-    }
+        new = torch.from_numpy(np.array(value)).to(tensor.device, tensor.dtype)
+        made[key] = sharded_like(tensor, new) if in_shards and isinstance(tensor, sharded) else new
+    return made
 
 
 class NewTensor(Step):

@@ -23,6 +23,8 @@ from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import plain_name
 
 _FIELD = "ssm_states"
+_LIBRARY = "transformers.modeling_utils"
+"""Has been imported by who has a model with a config."""
 
 
 class _WrittenSizes(Step):
@@ -48,7 +50,8 @@ class _WrittenSizes(Step):
 
 def size_steps(model: Any, handles: Sequence[LayerHandle]) -> list[Step]:
     """What writes how many states layers have, once they have them, where there are configs."""
-    places = _places(model, handles)
+    library = sys.modules.get(_LIBRARY)
+    places = _places(library, model, handles) if library is not None else []
     return [_WrittenSizes(places)] if places else []
 
 
@@ -60,8 +63,11 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     ShapeError, OrderError
         If a config holds something else than numbers of states by name.
     """
+    library = sys.modules.get(_LIBRARY)
+    if library is None:
+        return
     steps: list[Step] = []
-    for config, name, handle in _places(model, handles):
+    for config, name, handle in _places(library, model, handles):
         if name in (sizes := _sizes(config)):
             what = f"config.{_FIELD}[{name!r}]"
             order = _checks.positive_count(sizes[name], what, "what a cut wrote")
@@ -69,11 +75,10 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     commit(steps)
 
 
-def _places(model: Any, handles: Sequence[LayerHandle]) -> list[tuple[Any, str, LayerHandle]]:
+def _places(
+    library: Any, model: Any, handles: Sequence[LayerHandle]
+) -> list[tuple[Any, str, LayerHandle]]:
     """Each layer that is in a model with a config, the latter, and its name there."""
-    library = sys.modules.get("transformers.modeling_utils")
-    if library is None:
-        return []
     names = {
         id(part): (owner.config, plain_name(name))
         for owner in model.modules()  # the innermost comes last

@@ -12,7 +12,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments
-from ssmreduce.frameworks.torch_arrays import host_arrays, sharded_type, shards_like, whole
+from ssmreduce.frameworks.torch_arrays import host_arrays, sharded_type, tensors_like, whole
 from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
 
@@ -142,5 +142,6 @@ def new_gradients(
         tensor = getattr(layers[path], name)
         owner = managed(model, tensor) if field == _KEPT else tensor
         old = {field: getattr(owner, field)}
-        steps.append(_NewGradient(owner, field, shards_like(old, {field: value})[field]))
+        new = tensors_like(old, {field: value}, in_shards=True)
+        steps.append(_NewGradient(owner, field, new[field]))
     return steps

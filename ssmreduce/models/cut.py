@@ -18,7 +18,7 @@ from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.followers import counterparts, followed
 from ssmreduce.models.optimizer_state import reduced_gradients, reduced_moments
-from ssmreduce.models.report import LayerReduction
+from ssmreduce.models.report import LayerReduction, ModelReport
 from ssmreduce.models.search import Layers, find_layers, search
 
 T = TypeVar("T")
@@ -33,8 +33,8 @@ class Cut:
 
     model: Any
     optimizer_state: Any
-    results: Results
-    followers: tuple[tuple[Any, Results], ...]
+    report: ModelReport
+    followers: tuple[tuple[Any, ModelReport], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,10 +230,13 @@ def really_cut(results: Results) -> dict[Path, LayerCut]:
     }
 
 
-def _with_layers(framework: Framework, model: Any, results: Results) -> Results:
-    return {
-        path: replace(result, layer=framework.at(model, path)) for path, result in results.items()
-    }
+def _with_layers(framework: Framework, model: Any, results: Results) -> ModelReport:
+    return ModelReport(
+        {
+            framework.path_name(path): replace(result, layer=framework.at(model, path))
+            for path, result in results.items()
+        }
+    )
 
 
 def _without_layers(results: Results) -> Results:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ssmreduce._checks import check_instance
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.frameworks.framework import Framework, LayerHandle
+from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.cut import (
@@ -22,7 +22,7 @@ from ssmreduce.models.cut import (
 )
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.orders import Order, layer_orders, names_in_model
-from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
+from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.reduction.order import OrderRule
@@ -170,7 +170,7 @@ def reduce_model(
         )
     state = opt_state if optimizer is None else optimizer
     found = search(model, options, kind)
-    framework, team = found.framework, found.team
+    team = found.team
     on_all(team, found.check)
     only = None
     if isinstance(order, Mapping):
@@ -181,11 +181,10 @@ def reduce_model(
     return ModelReduction(
         cut.model,
         cut.optimizer_state,
-        _report(framework, cut.results),
+        cut.report,
         skipped=found.passed_over,
         followers=tuple(
-            ModelReduction(follower, None, _report(framework, results))
-            for follower, results in cut.followers
+            ModelReduction(follower, None, report) for follower, report in cut.followers
         ),
     )
 
@@ -240,10 +239,6 @@ def _copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> Laye
             f"To leave it as it is, pass options=CutOptions(exclude=({handle.name!r},))."
         ) from error
     return LayerReduction(handle.layer, cut, handle.item_sizes)
-
-
-def _report(framework: Framework, results: Results) -> ModelReport:
-    return ModelReport({framework.path_name(path): result for path, result in results.items()})
 
 
 def _reduced(
