@@ -22,7 +22,7 @@ import numpy as np
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer
 from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -143,7 +143,4 @@ def _single(array: HostArray) -> HostArray:
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"this S5 layer cannot be reduced because {reason}; expected the linear time-invariant "
-        "layer. Leave it out with options=CutOptions(skip_unsupported=True)."
-    )
+    return refusal("S5", reason, "the linear time-invariant layer")
