@@ -87,9 +87,7 @@ def plan_cut(
     view, state = _gathered(found, opt_state)
     full = on_all(team, lambda: found.of(view).with_copies(state))
     copies = [_gathered(found.of(each), None)[0] for each in followers]
-    team.check_same(
-        lambda: _held([full, *(found.of(each) for each in copies)], full.with_same(only))
-    )
+    team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
     plan: CutPlan = team.decide(
         lambda: _planned(full, state, decide, copies, only).without_layers()
     )
@@ -103,7 +101,8 @@ def _planned(
     followers: Sequence[Any],
     only: Collection[str] | None,
 ) -> CutPlan:
-    handles, only = found.meant, found.with_same(only)
+    handles = found.meant
+    only = None if only is None else found.with_same(only)
     copies = [_checked_copy(found.of(each)) for each in followers]
     paired = [counterparts(handles, copy.meant) for copy in copies]
     for each, own in zip((found, *copies), (handles, *paired), strict=True):
@@ -288,6 +287,7 @@ def _held(models: Sequence[Layers], only: Collection[str] | None) -> dict[str, s
     """Hashes of the layers of a model and of its followers, which this rank could cut."""
     held: dict[str, str] = {}
     first = models[0].meant
+    only = None if only is None else models[0].with_same(only)
     for number, found in enumerate(models):
         layers = counterparts(first, found.meant) if number else first
         own = [

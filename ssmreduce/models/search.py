@@ -83,10 +83,8 @@ class Layers:
         """The layers of another model, found alike."""
         return search(model, self.options, self.kind)
 
-    def with_same(self, names: Collection[str] | None) -> set[str] | None:
-        """The names, and those of all layers that change with them; None, which means all, as it is."""
-        if names is None:
-            return None
+    def with_same(self, names: Collection[str]) -> set[str]:
+        """The names, and those of all layers that change with them."""
         firsts = {self.firsts[name] for name in names}
         return {name for name, first in self.firsts.items() if first in firsts}
 
