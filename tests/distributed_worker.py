@@ -10,8 +10,11 @@ import copy
 import hashlib
 import io
 import json
+import os
 import sys
+import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +45,10 @@ from ssmreduce import (
     reduce_model,
     register_layer,
 )
-from ssmreduce.frameworks.transaction import Entries
+from ssmreduce.frameworks.transaction import Entries, Step
+from ssmreduce.models import cut as cut_of_models
 from ssmreduce.models.systems_of_layers import handle_of
+from ssmreduce.training import reducer as reducer_module
 
 ORDERS = (6, 3)
 STEPS = 6
@@ -249,6 +254,145 @@ def in_the_middle(_: Any) -> None:
     raise RuntimeError("in the middle")
 
 
+def breaking(kind: str, rank: int, rows: slice) -> dict[str, Any]:
+    """A cut and a rollback that one rank cannot write, at any of their steps, and then can."""
+    model = wrapped(kind, model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    reducer = InTrainingReducer(
+        ReductionSchedule(4, stop=1.0, attempts=4), order=4, rollback=RollbackPolicy(0.5)
+    )
+    reducer.report(1.0)
+    before = fingerprint(model, optimizer)
+    cuts = broken(
+        cut_of_models, lambda: reduce_model(model, 4, optimizer=optimizer), model, optimizer, rank
+    )
+    reducer.step(1, model, optimizer)
+    step(model, optimizer, rows)
+    reducer.report(9.0)
+    books = books_of(reducer)
+    rollbacks = broken(
+        reducer_module, lambda: reducer.step(2, model, optimizer), model, optimizer, rank
+    )
+    kept = books_of(reducer) == books
+    reducer.step(2, model, optimizer)
+    undone = fingerprint(model, optimizer) == before
+    step(model, optimizer, rows)
+    return {
+        "cuts": cuts,
+        "rollbacks": rollbacks,
+        "kept": kept,
+        "undone": undone,
+        "then": fingerprint(model, optimizer),
+    }
+
+
+def broken(
+    module: Any, operate: Any, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int
+) -> dict[str, Any]:
+    """What is left after the second rank failed before each of the steps of a commit, and after them."""
+    commit, before = module.commit, fingerprint(model, optimizer)
+    seen: dict[str, Any] = {"steps": 0, "tried": 0, "errors": [], "torn": []}
+    while seen["tried"] <= seen["steps"]:
+
+        def fail(steps: Any, together: Any) -> None:
+            seen["steps"] = len(steps)
+            faulty = [Failing()] if rank == 1 else []
+            place = seen["tried"]
+            commit([*steps[:place], *faulty, *steps[place:]], together)
+
+        module.commit = fail
+        try:
+            operate()
+        except SSMReduceError as error:
+            seen["errors"] = sorted({*seen["errors"], f"{type(error).__name__}: {error}"})
+        else:
+            seen["errors"].append("none")
+        finally:
+            module.commit = commit
+        if fingerprint(model, optimizer) != before:
+            seen["torn"].append(seen["tried"])
+        seen["tried"] += 1
+    return seen
+
+
+class Failing(Step):
+    """Fails when it is made."""
+
+    def make(self) -> None:
+        raise RuntimeError("in the middle")
+
+    def undo(self) -> None:
+        pass
+
+
+def books_of(reducer: InTrainingReducer) -> str:
+    """Where a reducer stands."""
+    return repr({k: v for k, v in reducer.state_dict().items() if k != "trial"}) + repr(
+        (reducer.due(10**6), sorted(reducer.last_cut))
+    )
+
+
+TIMEOUT = timedelta(seconds=15)
+"""Of the group in which a rank is lost."""
+
+
+def losing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
+    """A cut or a rollback during which a rank ends, or is too late; all by what this rank itself holds."""
+    _, kind, place = scenario.split()
+    model = wrapped(kind, model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    reducer = InTrainingReducer(
+        ReductionSchedule(4, stop=1.0, attempts=4), order=4, rollback=RollbackPolicy(0.5)
+    )
+    reducer.report(1.0)
+    if place == "undoing":
+        reducer.step(1, model, optimizer)
+        step(model, optimizer, rows)
+        reducer.report(9.0)
+    if rank == 1 and place in ("writing", "undoing"):
+        Entries.make = lambda _: os._exit(0)
+    elif rank == 1 and place == "late":
+        Entries.make = late
+    elif rank == 1 and place == "checking":
+        cut_of_models._held = lambda *_: os._exit(0)
+    elif rank == 0 and place == "deciding":
+        InTrainingReducer._accepted = lambda *_: os._exit(0)
+    before, books = own_bytes(model, optimizer), books_of(reducer)
+    began = time.perf_counter()
+    try:
+        reducer.step(2, model, optimizer)
+        seen = {"error": "none"}
+    except Exception as error:
+        seen = {"error": str(error), "kind": type(error).__name__}
+    seen["seconds"] = time.perf_counter() - began
+    seen["unchanged"] = (own_bytes(model, optimizer), books_of(reducer)) == (before, books)
+    return seen
+
+
+def late(entry: Entries, make: Any = Entries.make) -> None:
+    """Make the others wait too long, once."""
+    Entries.make = make
+    time.sleep(2 * TIMEOUT.total_seconds())
+    entry.make()
+
+
+def own_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
+    """What this rank holds, without the others: shapes, and bits of parameters, gradients and moments."""
+    tensors = [
+        value
+        for parameter in model.parameters()
+        for value in (parameter, parameter.grad, *optimizer.state[parameter].values())
+        if value is not None
+    ]
+    parts = [each.to_local() if hasattr(each, "to_local") else each for each in tensors]
+    return [
+        (tuple(each.shape), part.detach().contiguous().numpy().tobytes())
+        for each, part in zip(tensors, parts, strict=True)
+    ]
+
+
 def checkpoints(rows: slice) -> dict[str, Any]:
     """A cut model that is saved whole and loaded by a plain one, and by one in DDP."""
     inputs, _ = batches()
@@ -435,7 +579,11 @@ def main() -> None:
     scenarios, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=TIMEOUT if scenarios.startswith("losing ") else None,
     )
     rows = slice(2 * rank, 2 * rank + 2)
     seen = {}
@@ -453,6 +601,10 @@ def main() -> None:
             seen[scenario] = carrying(scenario.removeprefix("carrying "), rows)
         elif scenario == "accumulating":
             seen[scenario] = accumulating(rows)
+        elif scenario.startswith("breaking "):
+            seen[scenario] = breaking(scenario.removeprefix("breaking "), rank, rows)
+        elif scenario.startswith("losing "):
+            seen[scenario] = losing(scenario, rank, rows)
         elif scenario == "in training":
             seen[scenario] = in_training(rows)
         elif scenario == "checkpoints":

@@ -27,6 +27,8 @@ WRITING = (
     "frameworks/torch_snapshot.py",
     "models/cut.py",
     "models/snapshots.py",
+    "training/attempts.py",
+    "training/books.py",
     "training/reducer.py",
 )
 """The modules of the write phase."""
@@ -151,3 +153,89 @@ def interrupted(
             raise
         return True
     return False
+
+
+# --- Every call
+
+
+class Calls:
+    """Numbers the calls in an operation, and raises at the one with a given number.
+
+    Counted are all calls of functions of the package; within `commit` those of other functions too, and of
+    functions in C, before and after each. With `lines` all lines within `commit` are counted instead.
+    """
+
+    def __init__(self, at: int | None = None, failure: Any = None, *, lines: bool = False) -> None:
+        self.count = 0
+        self.where = ""
+        self._at, self._failure, self._lines = -1 if at is None else at, failure, lines
+
+    def run(self, operate: Callable[[Any], Any], subject: Any) -> bool:
+        """Whether the operation ended in an exception."""
+        get, put = (sys.gettrace, sys.settrace) if self._lines else (sys.getprofile, sys.setprofile)
+        before = get()
+        put(self._tracer() if self._lines else self._profiler())
+        try:
+            operate(subject)
+        except BaseException:
+            put(before)
+            if not self.where:
+                raise
+            return True
+        finally:
+            put(before)
+        return False
+
+    def _profiler(self) -> Callable[[Any, str, Any], None]:
+        # A closure that looks at nothing it need not: there are 20,000 events in a cut.
+        is_ours, is_writing = _IS_OURS, False
+        committing = transaction.commit.__code__
+
+        def visit(frame: Any, event: str, _: Any) -> None:
+            nonlocal is_writing
+            if event == "call":
+                code = frame.f_code
+                key = id(code)
+                if key not in is_ours:
+                    is_ours[key] = code.co_filename.startswith(PACKAGE)
+                    _SEEN.append(code)
+                if is_ours[key]:
+                    is_writing = is_writing or code is committing
+                    self._visit(frame, event)
+                elif is_writing:
+                    self._visit(frame, event)
+            elif is_writing:
+                if event != "return":
+                    self._visit(frame, event)
+                elif frame.f_code is committing:
+                    is_writing = False
+
+        return visit
+
+    def _tracer(self) -> Callable[[Any, str, Any], Any]:
+        is_writing = False
+        committing = transaction.commit.__code__
+
+        def visit(frame: Any, event: str, _: Any) -> Any:
+            nonlocal is_writing
+            if frame.f_code is committing:
+                is_writing = event != "return"
+            if not is_writing:
+                return None
+            if event == "line":
+                self._visit(frame, event)
+            return visit
+
+        return visit
+
+    def _visit(self, frame: Any, event: str) -> None:
+        number = self.count
+        self.count = number + 1
+        if number == self._at:
+            self.where = f"{event} at {frame.f_code.co_filename}:{frame.f_lineno}"
+            raise self._failure
+
+
+_IS_OURS: dict[int, bool] = {}
+_SEEN: list[Any] = []
+"""By the identity of code objects, whose hashes are slow, and these objects themselves."""

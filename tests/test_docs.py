@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from ssmreduce import (
 )
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.current import register_framework
+from ssmreduce.frameworks.transaction import Prepared
 
 FOLDER = Path(__file__).parents[1] / "docs/examples"
 TRAINING = [FOLDER / "torch_penalty.py", FOLDER / "train_and_cut.py"]
@@ -71,6 +75,70 @@ def test_a_framework_of_ones_own() -> None:
     watched.report(1.0)
     with pytest.warns(UserWarning, match="takes no snapshot"):
         watched.step(1, model, None)
+
+
+def snapshots_of(module: dict[str, Any]) -> tuple[Any, Any]:
+    """The framework of the example, with snapshots, and one whose snapshots have another form."""
+    Part, Parts = module["Part"], module["Parts"]
+
+    def arrays_of(part: Any, before: str = "") -> dict[str, Any]:
+        found = {}
+        for name, value in vars(part).items():
+            inner = arrays_of(value, f"{before}{name}.") if isinstance(value, Part) else None
+            found |= {before + name: value.copy()} if inner is None else inner
+        return found
+
+    class Watched(Parts):  # type: ignore[misc,valid-type]
+        def snapshot(self, model: Any, opt_state: Any, handles: Any) -> Any:
+            return {"model": arrays_of(model), "opt_state": {}}
+
+        def prepared_back(self, model: Any, opt_state: Any, snapshot: Any, handles: Any) -> Any:
+            made = copy.deepcopy(model)
+            for name, value in snapshot["model"].items():
+                *path, last = name.split(".")
+                setattr(self.at(made, path), last, value.copy())
+            return Prepared(made, opt_state)
+
+    class Odd(Watched):
+        def snapshot(self, model: Any, opt_state: Any, handles: Any) -> Any:
+            return self.form(super().snapshot(model, opt_state, handles)["model"])
+
+    return Watched(), Odd()
+
+
+def test_a_framework_of_ones_own_with_snapshots() -> None:
+    module = runpy.run_path(str(FOLDER / "own_framework.py"))
+    Part = module["Part"]
+    watched, odd = snapshots_of(module)
+    weights = lru_weights(np.random.default_rng(0), 16, 3)
+    model = Part(encoder=Part(W=np.eye(3)), ssm=Part(**weights))
+
+    def reducer() -> InTrainingReducer:
+        return InTrainingReducer(ReductionSchedule.at(1), 5, rollback=RollbackPolicy(0.1))
+
+    register_framework(Part, watched)
+    first, again = reducer(), reducer()
+    first.report(1.0)
+    cut, _ = first.step(1, model, None)
+    assert cut.ssm.nu_log.shape == (5,)
+    again.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+    assert again.events == first.events
+    again.report(2.0)
+    back, _ = again.step(2, cut, None)
+    assert np.array_equal(back.ssm.B_re, weights["B_re"])
+    register_framework(Part, odd)
+    for form, message in (
+        (lambda arrays: arrays, r"Odd\.snapshot returned \['encoder\.W'.*expected \{'model'"),
+        (lambda arrays: [arrays], r"Odd\.snapshot returned "),
+        (lambda arrays: {"model": [arrays], "opt_state": {}}, r"as its 'model'; expected"),
+        (lambda arrays: {"model": {"x": arrays}, "opt_state": {}}, r"as model\['x'\]; expected"),
+    ):
+        odd.form = form
+        third = reducer()
+        third.report(1.0)
+        with pytest.warns(UserWarning, match=rf"(?s)no cut after step 1.*{message}"):
+            same, _ = third.step(1, model, None)
+        assert same is model
 
 
 def test_what_is_no_framework_is_refused() -> None:

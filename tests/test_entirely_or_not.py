@@ -321,7 +321,7 @@ def test_ctrl_c(name: str) -> None:
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # in generators that close
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["reduce_model", *KINDS])
 def test_ctrl_c_often(name: str) -> None:
     interrupts, wrong = torn_by_ctrl_c(name, 200)
     assert interrupts > 20

@@ -23,7 +23,12 @@ from ssmreduce import (
     ReductionSchedule,
     reduce_model,
 )
-from ssmreduce.errors import NonFiniteError, OrderError, UnsupportedLayerError
+from ssmreduce.errors import (
+    NonFiniteError,
+    OptimizerStateError,
+    OrderError,
+    UnsupportedLayerError,
+)
 from ssmreduce.training.tracking import ReductionEvent
 
 
@@ -206,12 +211,50 @@ def test_the_gate_is_per_layer() -> None:
     assert strict.events == []
 
 
-def test_a_model_without_layers_raises_when_an_attempt_is_due() -> None:
-    model = eqx.nn.Linear(2, 2, key=jax.random.key(0))
-    reducer = InTrainingReducer(ReductionSchedule(100))
-    assert reducer.step(1, model, None) == (model, None)
-    with pytest.raises(UnsupportedLayerError):
-        reducer.step(10, model, None)
+def test_what_ends_every_attempt_is_raised_in_the_first_step() -> None:
+    linear, model = eqx.nn.Linear(2, 2, key=jax.random.key(0)), make_model()
+    adam = optax.adam(1e-3)
+    cases: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
+        (linear, None, {}, UnsupportedLayerError, "`model` is a .* without a known layer"),
+        (
+            model,
+            None,
+            {"exclude": ("x",)},
+            OrderError,
+            "`exclude` names x, but the layers are first",
+        ),
+        (
+            model,
+            None,
+            {"kind": {"x": "lru"}},
+            OrderError,
+            "`kind` names x, but the layers are first",
+        ),
+        (model, adam, {}, OptimizerStateError, "expected the state of an optimizer"),
+        (
+            model,
+            adam.init(parameters(make_model(sizes=(6, 20)))),
+            {},
+            OptimizerStateError,
+            r"`mu` of `nu_log` has shape \(6,\); expected \(24,\)",
+        ),
+    ]
+    for given, state, options, error, message in cases:
+        reducer = InTrainingReducer(ReductionSchedule(100), options=CutOptions(**options))
+        for _ in range(2):
+            with pytest.raises(error, match=message):
+                reducer.step(1, given, state)
+        assert reducer.state_dict()["step"] == 0
+
+
+def test_what_may_be_right_again_is_left_to_the_attempt() -> None:
+    model = make_model()
+    broken = eqx.tree_at(lambda m: m.first.B_re, model, model.first.B_re.at[0, 0].set(jnp.nan))
+    state = optax.adam(1e-3).init(parameters(broken))
+    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(4))
+    assert reducer.step(1, broken, state) == (broken, state)
+    cut, _ = reducer.step(10, model, state)
+    assert cut.first.nu_log.size == 4
 
 
 @pytest.mark.slow
@@ -378,11 +421,16 @@ def test_a_failed_cut_warns_and_changes_nothing(layer: str) -> None:
     assert_untouched((broken, state), before)
 
 
-def test_a_failed_optimizer_state_warns_and_changes_nothing() -> None:
+def test_an_optimizer_that_cannot_follow_is_refused_and_nothing_changes() -> None:
     model = make_model()
     state = optax.rprop(1e-3).init(parameters(model))
     before = frozen((model, state))
     reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(4))
+    with pytest.raises(OptimizerStateError, match=r"step_sizes|prev_updates"):
+        reducer.step(1, model, state)
+    assert_untouched((model, state), before)
+    # One that comes later, as where a loop changes it, ends an attempt with a warning.
+    reducer.step(1, model, None)
     with pytest.warns(UserWarning, match="no cut after step 10"):
         same, same_state = reducer.step(10, model, state)
     assert same is model

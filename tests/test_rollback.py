@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import pickle
@@ -819,6 +820,31 @@ def test_events_come_back_from_json() -> None:
     for event in reducer.events:
         back = ReductionEvent.from_dict(json.loads(json.dumps(event.to_dict(), allow_nan=False)))
         assert fingerprint([vars(back)]) == fingerprint([vars(event)])
+        assert back == event
+        assert hash(back) == hash(event)
+
+
+def test_events_are_compared_by_their_values() -> None:
+    run, reducer = TorchRun(), InTrainingReducer(ReductionSchedule(10, attempts=1), 4)
+    run.reduce(reducer, 1)
+    again = InTrainingReducer(ReductionSchedule(10, attempts=1), 4)
+    again.load_state_dict(json.loads(json.dumps(reducer.state_dict())))
+    assert again.events == reducer.events
+    assert {*again.events} == {*reducer.events}
+    first, second = reducer.events
+    assert first != second
+    assert first != "an event"
+    changes = {
+        "step": 2,
+        "layer": "x",
+        "tau": 0.1,
+        "error_bound": None,
+        "hsv": first.hsv[:-1],
+        "poles_after": first.poles_after + 1e-9,
+        "rolled_back": 3,
+    }
+    for name, value in changes.items():
+        assert dataclasses.replace(first, **{name: value}) != first
 
 
 def test_warnings_in_code_without_a_module() -> None:

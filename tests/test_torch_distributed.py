@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed_worker import ORDERS, carrying, model_of, train
+from distributed_worker import ORDERS, TIMEOUT, carrying, model_of, train
 from torch import distributed
 
 import ssmreduce
@@ -32,8 +32,10 @@ ENVIRONMENT = {
 }
 
 
-def run(scenarios: list[str], folder: Path, world: int = 2) -> list[dict[str, Any]]:
-    """What each process saw."""
+def run(
+    scenarios: list[str], folder: Path, world: int = 2, lost: int | None = None
+) -> list[dict[str, Any]]:
+    """What each process saw, but for one that is lost on the way."""
     command = [
         sys.executable,
         "-W",
@@ -59,7 +61,9 @@ def run(scenarios: list[str], folder: Path, world: int = 2) -> list[dict[str, An
     for worker, output in zip(workers, outputs, strict=True):
         assert worker.returncode == 0, output
     return [
-        json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)
+        json.loads((folder / f"{rank}.json").read_text(encoding="utf-8"))
+        for rank in range(world)
+        if rank != lost
     ]
 
 
@@ -87,6 +91,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             "checkpoints",
             "in training",
             "accumulating",
+            "breaking ddp",
+            "breaking fsdp",
             *FAULTS,
         ],
         tmp_path_factory.mktemp("two"),
@@ -154,6 +160,49 @@ def test_a_rank_that_fails_makes_all_fail(fault: str, ranks: list[dict[str, Any]
     assert first["unchanged"]
     assert second["unchanged"]
     assert first.get("then") == second.get("then")
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_rank_that_fails_while_it_writes_makes_all_undo(
+    kind: str, ranks: list[dict[str, Any]]
+) -> None:
+    first, second = (seen[f"breaking {kind}"] for seen in ranks)
+    assert first == second
+    for operation in ("cuts", "rollbacks"):
+        seen = first[operation]
+        assert seen["errors"] == [
+            "DistributedError: on rank 1: RuntimeError: in the middle. No rank was changed."
+        ]
+        assert seen["torn"] == []
+        assert seen["tried"] == seen["steps"] + 1 > 20
+    assert first["kept"]
+    assert first["undone"]  # by the next step
+
+
+LOSSES = {
+    "ddp checking": 1,
+    "ddp deciding": 0,
+    "ddp writing": 1,
+    "fsdp writing": 1,
+    "ddp undoing": 1,
+    "fsdp undoing": 1,
+}
+"""Where a rank ends, and which."""
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_rank_that_ends_leaves_the_other_unchanged(loss: str, tmp_path: Path) -> None:
+    (left,) = run([f"losing {loss}"], tmp_path, lost=LOSSES[loss])
+    seen = left[f"losing {loss}"]
+    assert seen["kind"] == "RuntimeError"  # torch's own
+    assert seen["seconds"] < 2 * TIMEOUT.total_seconds()
+    assert seen["unchanged"]
+
+
+def test_a_rank_that_is_late_leaves_both_unchanged(tmp_path: Path) -> None:
+    for seen in run(["losing ddp late"], tmp_path):
+        assert seen["losing ddp late"]["kind"] == "RuntimeError"
+        assert seen["losing ddp late"]["unchanged"]
 
 
 def test_sharded_models_are_saved_whole(ranks: list[dict[str, Any]]) -> None:

@@ -193,8 +193,9 @@ class Framework(ABC):
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy every array to host memory; where several processes train the model, all have to call.
 
-        The layers say what else depends on their orders. So that a reducer can load it
-        again, a snapshot is ``{"model": {...}, "opt_state": {...}}``, in each arrays and numbers by name.
+        The layers say what else depends on their orders. So that the state of a reducer can be saved and
+        loaded again, a snapshot is ``{"model": {...}, "opt_state": {...}}``, in each arrays and numbers by
+        name; any other is refused when it is taken.
 
         Raises
         ------

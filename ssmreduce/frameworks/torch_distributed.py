@@ -131,7 +131,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, tuple[type[Exception]
 
 
 def _same_error(rank: int, kind: type[Exception], text: str) -> Exception:
-    return kind(f"on rank {rank}: {text} No rank was changed.")
+    return kind(f"on rank {rank}: {text.removesuffix('.')}. No rank was changed.")
 
 
 # --- DDP

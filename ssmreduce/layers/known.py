@@ -36,6 +36,9 @@ KINDS: dict[str, type[Layer]] = {
 }
 """What arrays alone may be said to be."""
 
+ENOUGH = 0.5
+"""Share of the names that a layer is known by, from which an object is called near to it."""
+
 _REGISTERED: dict[type, Layer] = {}
 
 
@@ -76,7 +79,11 @@ def register_layer(layer_type: type, kind: Layer) -> None:
 
 
 def kind_of(
-    layer: Any, axes: Mapping[str, int], said: Layer | type[Layer] | None = None
+    layer: Any,
+    axes: Mapping[str, int],
+    said: Layer | type[Layer] | None = None,
+    *,
+    least: float = ENOUGH,
 ) -> Layer | None:
     """Return the kind of a layer object with arrays of so many axes; None for anything else.
 
@@ -88,15 +95,17 @@ def kind_of(
         Number of axes of each.
     said : Layer or type of one, optional
         What the layers are, where arrays alone do not tell.
+    least : float
+        The share of the arrays of that, from which an object without the others is refused.
 
     Raises
     ------
     UnsupportedLayerError
-        If it is a variant of a known layer that cannot be reduced, or a registered one lacks arrays.
+        If it is a variant of a known layer that cannot be reduced, or a registered one lacks arrays, or one
+        that was said.
     """
     if said is not None:
-        told = as_said(said, layer, axes)
-        return told if axes.keys() >= {*told.names()} else None
+        return _near_to(as_said(said, layer, axes), axes, least)
     for base in type(layer).__mro__:
         if base in _REGISTERED:
             return with_arrays(_REGISTERED[base], layer, axes)
@@ -153,6 +162,22 @@ def with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:
             f"{type(kind).__name__}. Look at their names, or bind another kind with register_layer(...)."
         )
     return kind
+
+
+def _near_to(kind: Layer, axes: Mapping[str, int], least: float) -> Layer | None:
+    """The kind that was said, if its arrays are there; None if most of them are not."""
+    names = kind.names()
+    has = [name for name in names if name in axes]
+    if len(has) == len(names):
+        return kind
+    if len(has) < least * len(names):
+        return None
+    missing = ", ".join(f"`{name}`" for name in names if name not in axes)
+    raise UnsupportedLayerError(
+        f"it has {len(has)} of the {len(names)} arrays of {type(kind).__name__}, which `kind` says, and "
+        f"lacks {missing}; expected all of them. Look at the names, write kind={{name: ...}} with what each "
+        "layer is, or leave it out with options=CutOptions(skip_unsupported=True)."
+    )
 
 
 def _check_single(layer: Any, one: HasArrays) -> None:

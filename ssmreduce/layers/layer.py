@@ -170,6 +170,10 @@ class Layer(ABC):
         for name, value in weights.items():
             floating_array(value, name, 0)
 
+    def __repr__(self) -> str:
+        options = (f"{name.lstrip('_')}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({', '.join(options)})"
+
     def is_same(self, other: Layer) -> bool:
         """Tell whether both give weights the same meaning."""
         return self is other or (type(self) is type(other) and vars(self) == vars(other))

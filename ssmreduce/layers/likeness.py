@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.layers.known import KNOWN
+from ssmreduce.layers.known import ENOUGH, KNOWN
 from ssmreduce.layers.layer import HasArrays, PlainArrays
 
 _SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
@@ -16,9 +16,6 @@ _SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
     (set(), ("q_proj", "k_proj", "v_proj"), "attention, selective where it is linear"),
 )
 """Arrays, other attributes, and what has both: layers whose systems depend on their inputs."""
-
-_ENOUGH = 0.5
-"""Share of the names that a layer is known by, from which an object is called near to it."""
 
 
 class Likeness:
@@ -64,7 +61,7 @@ def _nearest(layer: Any, axes: Mapping[str, int]) -> tuple[float, str]:
         asked = _Asked(axes)
         with suppress(UnsupportedLayerError):
             known.recognise(layer, asked)
-        if asked.share >= _ENOUGH and asked.share > best:
+        if asked.share >= ENOUGH and asked.share > best:
             best, reason = asked.share, f"the nearest is {known.__name__}: {asked.reason}"
     return best, reason
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ssmreduce._checks import (
     check_text,
@@ -15,7 +15,10 @@ from ssmreduce._checks import (
     positive_horizon,
     shown,
 )
-from ssmreduce.errors import OptimizerStateError, OrderError
+from ssmreduce.errors import OptimizerStateError, OrderError, UnsupportedLayerError
+
+if TYPE_CHECKING:
+    from ssmreduce.layers.layer import Layer
 
 Moments = Literal["carry", "reset"]
 
@@ -41,10 +44,16 @@ class CutOptions:
     exclude : tuple of str, or callable
         Layers to leave as they are: their names as a report has them, or a function that takes a name
         and tells whether to. Names with and without the wrappers of DDP and ``torch.compile`` are the same.
+    kind : str, Layer, or dict of them by layer name
+        What kind of layer arrays are, where neither they nor an object tell: ``"lru"``, ``"s5"``, ``"s4d"``,
+        ``"linoss"`` ... with its defaults, or an instance with others, such as
+        ``S5(Discretisation.BILINEAR)``. With one for the whole model other layers are not looked for, and
+        what has most of its arrays counts as a variant that cannot be reduced. Layers that a dict does not
+        name are recognised by their arrays.
 
     Raises
     ------
-    OrderError, OptimizerStateError
+    OrderError, OptimizerStateError, UnsupportedLayerError
         If a value is none of these.
 
     Examples
@@ -60,6 +69,7 @@ class CutOptions:
     moments: Moments = "carry"
     skip_unsupported: bool = False
     exclude: tuple[str, ...] | Callable[[str], bool] = ()
+    kind: str | Layer | Mapping[str, str | Layer] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not is_one_of(self.moments, get_args(Moments)):
@@ -75,18 +85,30 @@ class CutOptions:
             "uniform": flag(self.uniform, "uniform"),
             "skip_unsupported": flag(self.skip_unsupported, "skip_unsupported"),
             "exclude": self.exclude if callable(self.exclude) else _names(self.exclude),
+            "kind": _kinds(self.kind),
         }
         vars(self).update(values)
 
     def __repr__(self) -> str:
         given = {
-            field.name: value
-            for field in fields(self)
-            if (value := getattr(self, field.name)) != field.default
+            own.name: value
+            for own in fields(self)
+            if (value := getattr(self, own.name)) != own.default
         }
         if callable(self.exclude):  # by name: the settings of a run are compared with a later one's
             given["exclude"] = getattr(self.exclude, "__qualname__", type(self.exclude).__name__)
         return f"CutOptions({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+    def with_kind(self, kind: Any) -> CutOptions:
+        """Return the options with a kind that was said apart from them; `self` if there is none."""
+        if kind is None:
+            return self
+        if self.kind is not None:
+            raise UnsupportedLayerError(
+                f"`kind` is {shown(kind)} but `options` has kind={self.kind!r}; expected one of them. Leave "
+                "out the other."
+            )
+        return replace(self, kind=kind)
 
     def excluded(self, names: Collection[str]) -> set[str]:
         """Return those of the layers of a model that stay as they are."""
@@ -125,3 +147,15 @@ def _names(exclude: object) -> tuple[str, ...]:
             "(name,) for one."
         )
     return tuple(sorted(exclude)) if isinstance(exclude, set | frozenset) else tuple(exclude)
+
+
+def _kinds(kind: object) -> object:
+    from ssmreduce.layers.known import said_kind  # all layers, which know these options
+
+    if not isinstance(kind, Mapping):
+        said_kind(kind)
+        return kind
+    for name, own in kind.items():
+        check_text(name, "kind", "the names of layers, each with what it is")
+        said_kind(shown(own) if own is None else own)
+    return dict(kind) or None

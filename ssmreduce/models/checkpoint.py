@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import find_layers, search
 
 
-def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
+def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: object = None) -> Any:
     """Load the state dict of a reduced model into a model of any order, in place.
 
     The shapes of the saved weights say how many states each layer has: the layers of `model` take
@@ -28,6 +29,8 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
         Built like the model that was saved, with any number of states.
     state_dict : dict of str to tensor
         From ``state_dict()`` of the reduced model.
+    kind : str, Layer, or dict of them by layer name, optional
+        What kind of layer arrays are, where nothing else tells; see `CutOptions`.
 
     Returns
     -------
@@ -64,7 +67,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any]) -> Any:
             f"`state_dict` is a {_checks.type_name(state_dict)}; expected a dict of tensors by name. "
             "Read a file with torch.load(path) first."
         )
-    handles = find_layers(model, CutOptions(skip_unsupported=True)).handles
+    handles = find_layers(model, CutOptions(skip_unsupported=True).with_kind(kind)).handles
     framework.check_ready(model, handles)
     own = model.state_dict(keep_vars=True)
     state_dict = _with_ties(own, state_dict)
@@ -132,7 +135,7 @@ def _prefix(handle: LayerHandle) -> str:
     return f"{handle.path[0]}." if handle.path[0] else ""
 
 
-def accept_reduced(model: Any) -> Any:
+def accept_reduced(model: Any, *, kind: object = None) -> Any:
     """Let ``model.load_state_dict`` take the weights of a reduced model, whoever calls it.
 
     Training frameworks load checkpoints themselves. A hook before every load gives the layers
@@ -142,6 +145,8 @@ def accept_reduced(model: Any) -> Any:
     ----------
     model : torch.nn.Module
         Of any number of states.
+    kind : str, Layer, or dict of them by layer name, optional
+        What kind of layer arrays are, where nothing else tells; see `CutOptions`.
 
     Returns
     -------
@@ -172,23 +177,26 @@ def accept_reduced(model: Any) -> Any:
     >>> model.load_state_dict(saved)
     <All keys matched successfully>
     """
-    hook = accept_shapes(model)
-    framework_of(model).take_sizes(model, search(model).handles)
+    options = CutOptions().with_kind(kind)
+    hook = accept_shapes(model, options.kind)
+    framework_of(model).take_sizes(model, search(model, options).handles)
     return hook
 
 
-def accept_shapes(model: Any) -> Any:
+def accept_shapes(model: Any, kind: object) -> Any:
     """As `accept_reduced`, and leave a model as it is until then."""
     framework_of(model).state_dicts(model)
-    return model.register_load_state_dict_pre_hook(_take_shapes)
+    return model.register_load_state_dict_pre_hook(partial(_take_shapes, kind=kind))
 
 
-def _take_shapes(model: Any, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+def _take_shapes(
+    model: Any, state_dict: Mapping[str, Any], prefix: str, *_: Any, kind: object
+) -> None:
     own = model.state_dict()
     given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
     # Names are the business of whoever loads.
     if any(_shape(own[name]) != _shape(value) for name, value in given.items()):
-        load_reduced(model, {**own, **given})
+        load_reduced(model, {**own, **given}, kind=kind)
 
 
 def _with_ties(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

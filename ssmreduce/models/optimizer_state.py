@@ -14,7 +14,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import NonFiniteError, OptimizerStateError
-from ssmreduce.frameworks.framework import Path
+from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments as LayerMoments
 from ssmreduce.frameworks.moments import reason_against
 from ssmreduce.layers.layer import LayerCut
@@ -55,7 +55,7 @@ def reduced_moments(
     for group in groups:
         cut = cuts[group.layer_path]
         old = {name: array for name, (_, array) in group.arrays.items()}
-        _check_field(group, old, cut)
+        _check_field(group, old, cut.weights)
         if moments == "carry":
             for name in cut.changed:
                 if name in old and not np.isfinite(old[name]).all():
@@ -105,7 +105,17 @@ _ADVICE = {
 """By whether the moment is one number."""
 
 
-def _check_field(group: LayerMoments, old: dict[str, HostArray], cut: LayerCut) -> None:
+def check_fields(groups: Sequence[LayerMoments], handles: Sequence[LayerHandle]) -> None:
+    """Raise `OptimizerStateError` unless what an optimizer holds for these layers can follow a cut."""
+    weights = {handle.path: handle.weights for handle in handles}
+    for group in groups:
+        own = {name: array for name, (_, array) in group.arrays.items()}
+        _check_field(group, own, weights[group.layer_path])
+
+
+def _check_field(
+    group: LayerMoments, old: dict[str, HostArray], weights: Mapping[str, HostArray]
+) -> None:
     if group.field not in _FIRST | _SECOND:
         raise OptimizerStateError(
             f"the optimizer state holds `{group.field}` at {group.where}, which is "
@@ -113,7 +123,7 @@ def _check_field(group: LayerMoments, old: dict[str, HostArray], cut: LayerCut) 
             "entry. Use Adam, AdamW, SGD, RMSprop or Lion, or cut without the optimizer and start it anew."
         )
     for name, array in old.items():
-        expected = cut.weights[name].shape
+        expected = weights[name].shape
         if array.shape != expected:
             raise OptimizerStateError(
                 f"`{group.field}` of `{name}` has shape {array.shape}; expected {expected}, that of the "

@@ -78,7 +78,8 @@ def reduce_layer(
     (6, True)
     """
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
-    handle = handle_of(layer, kind)
+    options = options.with_kind(kind)
+    handle = handle_of(layer, options.kind)
     framework, inner = handle.framework, handle.layer
     framework.check_ready(inner, [handle])
     result = _reduced(handle, order, options)
@@ -120,10 +121,8 @@ def reduce_model(
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
         same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
         returned in the result. Copies that are part of a PyTorch model are found, and need no mention.
-    kind : str or Layer, optional
-        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
-        ``"linoss"`` ... with its defaults, or an instance with others, such as
-        ``S5(Discretisation.BILINEAR)``.
+    kind : str, Layer, or dict of them by layer name, optional
+        What kind of layer arrays by name are, where no object says so; short for ``CutOptions(kind=...)``.
     options : CutOptions
         Which layers to leave alone, horizon, multiple, a common order, moments. What is skipped is named
         in the result.
@@ -169,7 +168,7 @@ def reduce_model(
             "PyTorch, `opt_state` for optax."
         )
     state = opt_state if optimizer is None else optimizer
-    found = search(model, options, kind)
+    found = search(model, options.with_kind(kind))
     team = found.team
     on_all(team, found.check)
     only = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import Framework, LayerHandle, Path, listed
 from ssmreduce.frameworks.mappings import opened
-from ssmreduce.layers.known import kind_of, said_kind
+from ssmreduce.layers.known import ENOUGH, kind_of, said_kind
 from ssmreduce.layers.layer import Layer
 from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.options import CutOptions, names_meant
@@ -33,9 +33,7 @@ class Layers:
     refused : dict of str to str
         Variants of known layers that cannot, by name, with the reason.
     options : CutOptions
-        Which of them are meant.
-    kind : str, Layer or None
-        What they are, as was said.
+        Which of them are meant, and what they are where it was said.
     copies : dict
         By path of a layer, the one that it is a copy of.
     """
@@ -45,7 +43,6 @@ class Layers:
     handles: list[LayerHandle]
     refused: dict[str, str]
     options: CutOptions
-    kind: object = None
     copies: dict[Path, LayerHandle] = field(default_factory=dict)
 
     @cached_property
@@ -81,7 +78,7 @@ class Layers:
 
     def of(self, model: Any) -> Layers:
         """The layers of another model, found alike."""
-        return search(model, self.options, self.kind)
+        return search(model, self.options)
 
     def with_same(self, names: Collection[str]) -> set[str]:
         """The names, and those of all layers that change with them."""
@@ -123,9 +120,9 @@ class Layers:
         UnsupportedLayerError
             If there is none, or, unless they are skipped, a variant of a known layer that cannot be reduced.
         OrderError
-            If a name to exclude is that of no layer of the model.
+            If a name to exclude, or one that is said to be of a kind, is that of no layer of the model.
         """
-        _check_excluded(self)
+        _check_names(self)
         refused = self.passed_over
         if refused and not self.options.skip_unsupported:
             name, why = next(iter(refused.items()))
@@ -141,34 +138,36 @@ class Layers:
         return {name: why for name, why in self.refused.items() if name not in self._excluded}
 
 
-def search(model: Any, options: CutOptions = CutOptions(), kind: object = None) -> Layers:
-    """Find the layers of a model, the outermost ones only: what is inside of one is its own business.
-
-    `kind` says what they are, where their arrays alone do not tell.
-    """
-    model, said = opened(model), said_kind(kind)
+def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
+    """Find the layers of a model, the outermost ones only: what is inside of one is its own business."""
+    model = opened(model)
     framework = framework_of(model)
-    kinds: dict[int, Layer | str] = {}
-    refused: dict[str, str] = {}
+    by_name = options.kind if isinstance(options.kind, Mapping) else {}
+    said = {name: said_kind(kind) for name, kind in by_name.items()}
+    usual = None if by_name else said_kind(options.kind)
+
+    def kind_or_reason(candidate: Any, told: Any, least: float = ENOUGH) -> Layer | str | None:
+        try:
+            return kind_of(candidate, framework.array_axes(candidate), told, least=least)
+        except UnsupportedLayerError as error:
+            return str(error)
 
     def stops(candidate: Any) -> bool:
-        try:
-            found = kind_of(candidate, framework.array_axes(candidate), said)
-        except UnsupportedLayerError as error:
-            kinds[id(candidate)] = str(error)
-            return True
-        if found is not None:
-            kinds[id(candidate)] = found
-        return found is not None
+        kinds = (usual, *said.values())
+        return any(kind_or_reason(candidate, told) is not None for told in kinds)
 
+    found = {framework.path_name(path): (path, at) for path, at in framework.find(model, stops)}
+    told = {own: said[name] for name in said for own in names_meant(name, found)}
     handles: list[LayerHandle] = []
-    for path, layer in framework.find(model, stops):
-        found = kinds[id(layer)]
-        if isinstance(found, str):
-            refused[framework.path_name(path)] = found
-        else:
-            handles.append(LayerHandle(framework, path, layer, found))
-    return Layers(framework, model, handles, refused, options, kind)
+    refused: dict[str, str] = {}
+    for name, (path, layer) in found.items():
+        # What is named has to be what it is said to be; what is not, and is like it, may be anything.
+        kind = kind_or_reason(layer, *((told[name], 0.0) if name in told else (usual,)))
+        if isinstance(kind, str):
+            refused[name] = kind
+        elif kind is not None:
+            handles.append(LayerHandle(framework, path, layer, kind))
+    return Layers(framework, model, handles, refused, options)
 
 
 def find_layers(model: Any, options: CutOptions) -> Layers:
@@ -189,9 +188,10 @@ def _nothing_to_cut(found: Layers) -> UnsupportedLayerError:
             f"`exclude` names all {len(found.handles)} layers of `model` that can be reduced; expected one "
             "that is left. Exclude fewer."
         )
-    if found.kind is not None:
+    if found.options.kind is not None:
         return UnsupportedLayerError(
-            f"`model` is a {type_name(found.model)} in which nothing has the arrays of kind={found.kind!r}; "
+            f"`model` is a {type_name(found.model)} in which nothing has the arrays of "
+            f"kind={found.options.kind!r}; "
             "expected at least one layer of it. Look at the names, or leave `kind` out."
         )
     path, near = _most_alike(found)
@@ -215,17 +215,21 @@ def _most_alike(found: Layers) -> tuple[Path, Likeness]:
     return max(near, key=lambda each: each[1].share, default=((), Likeness(found.model, {})))
 
 
-def _check_excluded(found: Layers) -> None:
-    exclude = found.options.exclude
-    if callable(exclude) or not exclude:
-        return
+def _check_names(found: Layers) -> None:
+    options = found.options
     names = [*(handle.name for handle in found.handles), *found.refused]
-    unknown = [name for name in exclude if not names_meant(name, names)]
-    if unknown:
-        raise OrderError(
-            f"`exclude` names {listed(unknown)}, but the layers are {listed(names)}; expected some of "
-            "these. Leave out what is no layer."
-        )
+    kinds = options.kind if isinstance(options.kind, Mapping) else ()
+    exclude = () if callable(options.exclude) else options.exclude
+    for argument, given, advice in (
+        ("kind", kinds, "Look at the names of the arrays there."),
+        ("exclude", exclude, "Leave out what is no layer."),
+    ):
+        unknown = [name for name in given if not names_meant(name, names)]
+        if unknown:
+            raise OrderError(
+                f"`{argument}` names {listed(unknown)}, but the layers are {listed(names) or 'none'}; "
+                f"expected some of these. {advice}"
+            )
 
 
 def first_of_same(handles: Sequence[LayerHandle]) -> dict[str, str]:

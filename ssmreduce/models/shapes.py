@@ -16,7 +16,7 @@ from ssmreduce.models.report import ModelReport
 from ssmreduce.models.search import find_layers
 
 
-def shaped_like(model: Any, saved: Any) -> Any:
+def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
     """Return a copy of an Equinox model in which layers have as many states as when it was saved.
 
     The copy is what ``equinox.tree_deserialise_leaves`` and Orbax's ``restore`` load into. With a report the
@@ -30,6 +30,8 @@ def shaped_like(model: Any, saved: Any) -> Any:
     saved : ModelReport or dict or pytree of arrays
         The report of the reduction, its ``to_dict()``, also when read back from JSON, or the saved
         arrays: a model, or dicts and lists of arrays by name, as Orbax restores them.
+    kind : str, Layer, or dict of them by layer name, optional
+        What kind of layer arrays are, where nothing else tells; see `CutOptions`.
 
     Returns
     -------
@@ -65,10 +67,8 @@ def shaped_like(model: Any, saved: Any) -> Any:
     """
     framework = framework_of(model)
     trees = framework.named_trees(model)
-    layers = {
-        handle.name: handle
-        for handle in find_layers(model, CutOptions(skip_unsupported=True)).handles
-    }
+    options = CutOptions(skip_unsupported=True).with_kind(kind)
+    layers = {handle.name: handle for handle in find_layers(model, options).handles}
     if isinstance(saved, ModelReport):
         saved = saved.to_dict()
     given = None if _is_report(saved) else trees.saved_arrays(model, saved)

@@ -6,30 +6,63 @@ it can be saved with a checkpoint, and loaded by ``torch.load(..., weights_only=
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssmreduce.errors import ShapeError
+import numpy as np
+
+from ssmreduce._checks import shown
+from ssmreduce._namespace import is_array
+from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.frameworks.transaction import Prepared
+from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import search
 
 
-def take_all(models: Sequence[Any], opt_state: Any) -> list[Snapshot]:
+def take_all(models: Sequence[Any], opt_state: Any, options: CutOptions) -> list[Snapshot]:
     """Copy every array of some models, and of the optimizer state of the first, to host memory.
 
     Each keeps its dtype. Where several processes train the models, all of them have to call this.
     """
-    return [_taken(model, state) for model, state in _with_states(models, opt_state)]
+    return [_taken(model, state, options) for model, state in _with_states(models, opt_state)]
 
 
-def _taken(model: Any, opt_state: Any) -> Snapshot:
-    found = search(model)
-    return found.framework.snapshot(model, opt_state, found.handles)
+def _taken(model: Any, opt_state: Any, options: CutOptions) -> Snapshot:
+    found = search(model, options)
+    snapshot = found.framework.snapshot(model, opt_state, found.handles)
+    _check_form(snapshot, f"{type(found.framework).__name__}.snapshot")
+    return snapshot
+
+
+def _check_form(snapshot: Any, name: str) -> None:
+    """Raise `UnsupportedLayerError` unless a snapshot can be saved and loaded with a reducer's state."""
+    if isinstance(snapshot, Mapping) and "tensors" in snapshot:  # that of PyTorch modules
+        return
+    if not isinstance(snapshot, Mapping) or snapshot.keys() != {"model", "opt_state"}:
+        keys = list(snapshot) if isinstance(snapshot, Mapping) else snapshot
+        raise _other_form(name, shown(keys))
+    for part, entries in snapshot.items():
+        if not isinstance(entries, Mapping):
+            raise _other_form(name, f"{shown(entries)} as its {part!r}")
+        for key, value in entries.items():
+            if not isinstance(key, str) or not (is_array(value) or isinstance(value, _NUMBERS)):
+                raise _other_form(name, f"{shown(value)} as {part}[{shown(key)}]")
+
+
+_NUMBERS = bool | int | float | complex | np.generic
+
+
+def _other_form(name: str, found: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"{name} returned {found}; expected {{'model': {{...}}, 'opt_state': {{...}}}} with arrays and "
+        "numbers by name in each, so that the state of a reducer can be saved and loaded. Join nested names "
+        "with dots."
+    )
 
 
 def prepared_back(
-    models: Sequence[Any], opt_state: Any, snapshots: Sequence[Snapshot]
+    models: Sequence[Any], opt_state: Any, snapshots: Sequence[Snapshot], options: CutOptions
 ) -> list[Prepared]:
     """Prepare the way back to where `snapshots` were taken; nothing is changed yet.
 
@@ -46,7 +79,7 @@ def prepared_back(
     ready = []
     given = zip(_with_states(models, opt_state), snapshots, strict=True)
     for number, ((model, state), snapshot) in enumerate(given):
-        found = search(model)
+        found = search(model, options)
         try:
             ready.append(found.framework.prepared_back(model, state, snapshot, found.handles))
         except ShapeError as error:

@@ -80,7 +80,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let the module load the weights of a reduced one, also to test and predict."""
-        self._hooks.append(accept_shapes(pl_module))
+        self._hooks.append(accept_shapes(pl_module, self.reducer.options.kind))
         if stage == "fit" and self.followers is not None:
             self._hooks.append(pl_module.register_load_state_dict_pre_hook(_let_followers_load))
 
@@ -137,7 +137,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             # Of an AveragedModel Lightning loads the whole, or the module inside.
             for part in parts:
                 if part is follower or isinstance(part, LightningModule):
-                    self._hooks.append(accept_shapes(part))
+                    self._hooks.append(accept_shapes(part, self.reducer.options.kind))
 
 
 def _let_followers_load(module: Any, *_: Any) -> None:

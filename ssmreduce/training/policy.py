@@ -8,6 +8,7 @@ from typing import Literal
 from ssmreduce._checks import is_number, is_one_of, metric_value, positive_count, shown
 from ssmreduce.errors import OrderError
 from ssmreduce.frameworks.framework import Snapshot
+from ssmreduce.training.tracking import ReductionEvent
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,7 @@ class Trial:
     snapshots: list[Snapshot]
     misses: int = 0
     stands: bool = False
+
+    def is_of(self, event: ReductionEvent) -> bool:
+        """Whether an event is one of the cut."""
+        return event.step == self.step and event.layer in self.layers

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -20,67 +19,21 @@ from ssmreduce._checks import (
 )
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import Path, Snapshot
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
-from ssmreduce.layers.options import CutOptions, plain_name
-from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
+from ssmreduce.layers.options import CutOptions
+from ssmreduce.models.cut import together
 from ssmreduce.models.followers import checked_followers
-from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.report import LayerReduction
-from ssmreduce.models.search import Layers, search
-from ssmreduce.models.snapshots import prepared_back, take_all
+from ssmreduce.models.search import search
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
+from ssmreduce.training.attempts import Outcome, Turn, attempt, check_model, undo
 from ssmreduce.training.board import write_event, write_trace
-from ssmreduce.training.policy import RollbackPolicy, Trial
+from ssmreduce.training.books import Books
+from ssmreduce.training.policy import RollbackPolicy
 from ssmreduce.training.saved_state import checked_state
 from ssmreduce.training.schedule import ReductionSchedule
 from ssmreduce.training.trace import HankelRecord, HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
-
-
-@dataclass(frozen=True)
-class Books:
-    """Where a run stands; replaced as a whole, so that it always fits the model.
-
-    Attributes
-    ----------
-    events : tuple of ReductionEvent
-        The cuts so far.
-    last_cut : dict of str to LayerReduction
-        What the last one did.
-    step : int
-        The last step that changed them.
-    waiting : bool
-        Whether an attempt is due that has not been made.
-    metric : float or None
-        The last metric reported before a cut.
-    stopped : frozenset of str
-        Layers that are not cut again.
-    trial : Trial or None
-        The cut that can still be undone.
-    was_told : bool
-        Whether a metric was reported since the last step.
-    """
-
-    events: tuple[ReductionEvent, ...] = ()
-    last_cut: dict[str, LayerReduction] = field(default_factory=dict)
-    step: int = 0
-    waiting: bool = False
-    metric: float | None = None
-    stopped: frozenset[str] = frozenset()
-    trial: Trial | None = None
-    was_told: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """What a step leads to; the books are the reducer's once the models are the caller's."""
-
-    models: Sequence[Any]
-    opt_state: Any
-    books: Books
-    events: Sequence[ReductionEvent] = ()
-    warning: str = ""
 
 
 class InTrainingReducer:
@@ -185,6 +138,7 @@ class InTrainingReducer:
         self._books = Books()
         self._idle_step = 0
         self._is_recording = True
+        self._is_checked = False
         self._writer: Any = None
 
     @property
@@ -223,10 +177,10 @@ class InTrainingReducer:
     def due(self, step: int) -> bool:
         """Tell whether `step` would cut layers, or undo a cut, after this update."""
         step = whole_number(step, "step", "the number of updates done")
-        trial = self._books.trial
-        if trial is not None and not trial.stands:
-            return self._has_failed(trial)
-        return self._may_cut(self._books) and (self._books.waiting or self._comes_due(step))
+        books = self._books
+        if books.on_trial is not None:
+            return books.has_failed(self.rollback)
+        return books.may_cut(self.rollback) and (books.waiting or self._comes_due(step))
 
     @overload
     def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]: ...
@@ -262,9 +216,12 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If `step` is no positive int.
+            If `step` is no positive int, or the options name a layer that is none.
         UnsupportedLayerError
-            If an attempt is due and the model holds no supported layer.
+            At the first call, or when an attempt is due, if the model holds no supported layer, or a
+            variant of one that cannot be reduced.
+        OptimizerStateError
+            At the first call, if the optimizer is none of this model, or holds what cannot follow a cut.
         ShapeError
             If a cut is to be undone and this is not the model that was cut, or these not its followers.
         DistributedError
@@ -277,6 +234,9 @@ class InTrainingReducer:
             record, or if an attempt waits for the first metric.
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
+        if not self._is_checked:
+            check_model([model, *checked_followers(followers)], opt_state, self.options)
+            self._is_checked = True
         if self._is_idle(step):
             self._idle_step = max(step, self._idle_step)
             if followers is None:
@@ -286,13 +246,14 @@ class InTrainingReducer:
         trace = HankelTrace(1) if self.trace is None else self.trace
         records = self._recorded(step, model)
         books = self._seen(step, model)
-        if books.trial is not None and self._has_failed(books.trial):
-            made = self._undo(step, models, opt_state, books, records)
+        turn = partial(self._turned, records=records)
+        if books.has_failed(self.rollback):
+            made = undo(step, models, opt_state, books, turn, self.options)
         elif books.trial is None and books.waiting:
-            made = self._attempt(step, models, opt_state, books, records)
+            made = self._attempt(step, models, opt_state, books, turn)
         else:
-            made = _Outcome(models, opt_state, books)
-        self._write(made.events)
+            made = Outcome(models, opt_state, books)
+        self._write(made.books.news(books))
         (model, *copies), opt_state = made.models, made.opt_state
         answer = (model, opt_state) if followers is None else (model, opt_state, copies)
         # Pytrees are the caller's when this returns: no call in between, where Ctrl-C could come.
@@ -320,20 +281,7 @@ class InTrainingReducer:
                 "`metric` was reported but the reducer has no rollback policy; expected one. Try "
                 "InTrainingReducer(schedule, rollback=RollbackPolicy(tolerance))."
             )
-        value = metric_value(metric)
-        books = replace(self._books, was_told=True)
-        trial = books.trial
-        if trial is not None and not trial.stands:
-            if self._has_failed(trial):
-                self._books = books
-                return
-            assert books.metric is not None
-            if self.rollback.is_worse(value, than=books.metric):
-                self._books = replace(books, trial=replace(trial, misses=trial.misses + 1))
-                return
-            trial = replace(trial, stands=True)
-        metric = value if math.isfinite(value) else None
-        self._books = replace(books, trial=trial, metric=metric)
+        self._books = self._books.with_report(metric_value(metric), self.rollback)
 
     def check_metric(self, name: str | None) -> None:
         """Raise `OrderError` unless a metric is named exactly where a rollback policy watches one."""
@@ -352,7 +300,6 @@ class InTrainingReducer:
         ``weights_only=True`` accepts, and NumPy arrays in JAX.
         """
         books = self._books
-        on_trial = books.trial is not None and not books.trial.stands
         return {
             "settings": self._settings(),
             "step": self._last_step,
@@ -360,7 +307,7 @@ class InTrainingReducer:
             "waiting": books.waiting,
             "metric": books.metric,
             "stopped": sorted(books.stopped),
-            "trial": dict(vars(books.trial)) if on_trial else None,
+            "trial": None if books.on_trial is None else dict(vars(books.on_trial)),
             "trace": None if self.trace is None else self.trace.to_dict(),
         }
 
@@ -406,9 +353,6 @@ class InTrainingReducer:
             steps.append(Assignment(self.trace, "records", records))
         return steps
 
-    def _has_failed(self, trial: Trial) -> bool:
-        return self.rollback is not None and trial.misses >= self.rollback.patience
-
     @property
     def _last_step(self) -> int:
         return max(self._books.step, self._idle_step)
@@ -430,10 +374,6 @@ class InTrainingReducer:
             f"the next attempt is due after step {later[0]}" if later else "it was the last attempt"
         )
 
-    def _may_cut(self, books: Books) -> bool:
-        """Whether a cut made now could be judged later, if it is to be."""
-        return self.rollback is None or books.metric is not None
-
     def _recorded(self, step: int, model: Any) -> list[HankelRecord]:
         """The records of the trace with those of this step."""
         if self.trace is None:
@@ -454,135 +394,43 @@ class InTrainingReducer:
 
     def _seen(self, step: int, model: Any) -> Books:
         """The books at the beginning of a step."""
-        books = self._agreed(model) if self._books.was_told else self._books
+        books = self._books
+        if books.was_told:
+            books = books.agreed(framework_of(model).team_of(model))
         return replace(
             books,
-            trial=None if books.trial is None or books.trial.stands else books.trial,
+            trial=books.on_trial,
             step=max(step, self._last_step),
             waiting=books.waiting or self._comes_due(step),
         )
 
     def _attempt(
-        self,
-        step: int,
-        models: Sequence[Any],
-        opt_state: Any,
-        books: Books,
-        records: Sequence[HankelRecord],
-    ) -> _Outcome:
-        if not self._may_cut(books):
+        self, step: int, models: Sequence[Any], opt_state: Any, books: Books, turn: Turn
+    ) -> Outcome:
+        if not books.may_cut(self.rollback):
             warning = (
                 f"the attempt due after step {step} waits: no finite metric was reported. Call "
                 "reducer.report(metric) before the first attempt, or leave `rollback` out."
             )
-            return _Outcome(
-                models, opt_state, books, warning=warning if self._comes_due(step) else ""
-            )
-        model, *followers = models
-        found = search(model, self.options)
-        together(found.framework, model, found.check)  # an error of the user, not of this attempt
-        name_of = found.framework.path_name
+            return Outcome(models, opt_state, books, warning if self._comes_due(step) else "")
+        found = search(models[0], self.options)
+        together(
+            found.framework, models[0], found.check
+        )  # an error of the user, not of this attempt
+        settings = self.order, self.gate, self.rollback is not None
         try:
-            plan = plan_cut(found, opt_state, self._accepted, followers)
-            is_on_trial = bool(plan.results) and self.rollback is not None
-            snapshots = take_all(models, opt_state) if is_on_trial else None
-            events = [
-                ReductionEvent.of(step, name_of(path), result, self.order)
-                for path, result in plan.results.items()
-            ]
-            new = _after_cut(books, step, events, plan.results, snapshots, name_of)
-            cut = make_cut(found, opt_state, plan, followers, self._turned(new, records))
+            return attempt(step, found, models, opt_state, books, turn, *settings)
         except SSMReduceError as error:
             warning = (
                 f"no cut after step {step}, {self._outlook(step)}; model and optimizer state are as they "
                 f"were: {error}"
             )
-            return _Outcome(models, opt_state, replace(books, waiting=False), warning=warning)
-        made = [cut.model, *(follower for follower, _ in cut.followers)]
-        return _Outcome(made, cut.optimizer_state, new, events)
-
-    def _accepted(self, found: Layers) -> Results:
-        """The cuts that are worth it; where several processes train, the first alone is asked."""
-        stopped = self._books.stopped
-        if self.options.uniform and stopped:
-            return {}
-        results = decide_cut(found, self.order, leave_out=lambda name: plain_name(name) in stopped)
-        worth_it = {
-            path: result
-            for path, result in results.items()
-            if result.new_order < self.gate * result.old_order
-        }
-        if not self.options.uniform or not worth_it:
-            return worth_it
-        return {path: each for path, each in results.items() if each.new_order < each.old_order}
-
-    def _agreed(self, model: Any) -> Books:
-        """The books, once the first process decided what the reports since the last step mean."""
-        books = replace(self._books, was_told=False)
-        team = framework_of(model).team_of(model)
-        if team is None:
-            return books
-        trial = books.trial
-        verdict = None if trial is None else (trial.misses, trial.stands)
-        metric, verdict = team.decide(lambda: (books.metric, verdict))
-        if trial is not None and verdict is not None:
-            trial = replace(trial, misses=verdict[0], stands=verdict[1])
-        return replace(books, metric=metric, trial=trial)
-
-    def _undo(
-        self,
-        step: int,
-        models: Sequence[Any],
-        opt_state: Any,
-        books: Books,
-        records: Sequence[HankelRecord],
-    ) -> _Outcome:
-        model, trial = models[0], books.trial
-        assert trial is not None
-        with_all = partial(together, framework_of(model), model)
-        ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots))
-        check_every_rank(models, self.options)
-        undone = {
-            index: replace(event, rolled_back=int(step))
-            for index, event in enumerate(books.events)
-            if event.step == trial.step and event.layer in trial.layers
-        }
-        books = replace(
-            books,
-            events=tuple(undone.get(index, event) for index, event in enumerate(books.events)),
-            stopped=books.stopped | {plain_name(name) for name in trial.layers},
-            trial=None,
-            last_cut={},
-        )
-        steps = [step for each in ready for step in each.steps]
-        if steps:
-            commit([*steps, *self._turned(books, records)], with_all)
-        made = [each.model for each in ready]
-        return _Outcome(made, ready[0].opt_state, books, list(undone.values()))
+            return Outcome(models, opt_state, replace(books, waiting=False), warning)
 
     def _write(self, events: Iterable[ReductionEvent]) -> None:
         if self._writer is not None:
             for event in events:
                 write_event(self._writer, event)
-
-
-def _after_cut(
-    books: Books,
-    step: int,
-    events: Sequence[ReductionEvent],
-    results: Results,
-    snapshots: list[Snapshot] | None,
-    name_of: Callable[[Path], str],
-) -> Books:
-    """The books with a cut in them."""
-    books = replace(books, waiting=False)
-    if not events:
-        return books
-    trial = books.trial
-    if snapshots is not None:
-        trial = Trial(int(step), [event.layer for event in events], snapshots)
-    last_cut = {name_of(path): replace(result, layer=None) for path, result in results.items()}
-    return replace(books, events=(*books.events, *events), trial=trial, last_cut=last_cut)
 
 
 def _warn(message: str) -> None:

@@ -194,7 +194,7 @@ class HankelTrace:
     def record(self, step: int, model: Any, options: CutOptions = CutOptions()) -> None:
         """Record every layer of `model` now; either all of them or, if one cannot be balanced, none.
 
-        Of `options` counts what they say about layers to exclude or to pass over.
+        Of `options` counts what they say about layers to exclude or to pass over, and what they are.
 
         Raises
         ------

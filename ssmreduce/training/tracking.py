@@ -39,7 +39,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ReductionEvent:
-    """One cut of one layer during training.
+    """One cut of one layer during training; events with the same values are equal.
 
     Attributes
     ----------
@@ -101,6 +101,15 @@ class ReductionEvent:
             floating_array(getattr(self, name), name, 1) for name in ("poles_before", "poles_after")
         )
         vars(self).update(hsv=hsv, poles_before=before, poles_after=after)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ReductionEvent):
+            return NotImplemented
+        names = [own.name for own in fields(self)]
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+    def __hash__(self) -> int:
+        return hash((self.step, self.layer, self.old_order, self.new_order, self.rolled_back))
 
     def __repr__(self) -> str:
         parts = [

@@ -101,7 +101,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the model load the weights of a reduced one."""
-        accept_shapes(kwargs["model"])
+        accept_shapes(kwargs["model"], self.reducer.options.kind)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Load the reducer if the run is resumed."""

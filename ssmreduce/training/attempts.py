@@ -1,0 +1,111 @@
+"""One attempt to cut a model in training, and the way back from a cut: entirely or not at all.
+
+Both return what becomes of the models; the books are changed together with models that change in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ssmreduce.errors import OptimizerStateError, SSMReduceError
+from ssmreduce.frameworks.current import framework_of
+from ssmreduce.frameworks.transaction import Step, commit
+from ssmreduce.layers.options import CutOptions, plain_name
+from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
+from ssmreduce.models.optimizer_state import check_fields
+from ssmreduce.models.reduce import decide_cut
+from ssmreduce.models.search import Layers, search
+from ssmreduce.models.snapshots import prepared_back, take_all
+from ssmreduce.reduction.order import OrderRule
+from ssmreduce.training.books import Books
+
+Turn = Callable[[Books], list[Step]]
+"""What puts books in the place of those of the reducer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a step leads to; the books are the reducer's once the models are the caller's."""
+
+    models: Sequence[Any]
+    opt_state: Any
+    books: Books
+    warning: str = ""
+
+
+def check_model(models: Sequence[Any], opt_state: Any, options: CutOptions) -> None:
+    """Raise, before any attempt is due, what would end all of them: no layer, or another optimizer.
+
+    What else goes wrong may be right again when one is.
+    """
+    found = search(models[0], options)
+    framework = found.framework
+
+    def check() -> None:
+        found.check()
+        framework.check_optimizer(found.model, opt_state, models[1:])
+        if framework.team_of(found.model) is not None:
+            return  # moments are spread over the processes
+        try:
+            check_fields(framework.moments_of(found.model, opt_state, found.meant), found.meant)
+        except OptimizerStateError:
+            raise
+        except SSMReduceError:
+            return
+
+    together(framework, found.model, check)
+
+
+def attempt(
+    step: int,
+    found: Layers,
+    models: Sequence[Any],
+    opt_state: Any,
+    books: Books,
+    turn: Turn,
+    order: OrderRule,
+    gate: float,
+    is_watched: bool,
+) -> Outcome:
+    """Cut the layers found in the first of the models where the gate lets them pass; the others follow."""
+    followers, decide = models[1:], partial(_accepted, books.stopped, order, gate)
+    plan = plan_cut(found, opt_state, decide, followers)
+    on_trial = is_watched and bool(plan.results)
+    snapshots = take_all(models, opt_state, found.options) if on_trial else None
+    books = books.with_cut(step, plan.results, order, found.framework.path_name, snapshots)
+    cut = make_cut(found, opt_state, plan, followers, turn(books))
+    made = [cut.model, *(follower for follower, _ in cut.followers)]
+    return Outcome(made, cut.optimizer_state, books)
+
+
+def _accepted(stopped: frozenset[str], order: OrderRule, gate: float, found: Layers) -> Results:
+    """The cuts that are worth it; where several processes train, the first alone is asked."""
+    is_uniform = found.options.uniform
+    if is_uniform and stopped:
+        return {}
+    results = decide_cut(found, order, leave_out=lambda name: plain_name(name) in stopped)
+    worth_it = {
+        path: each for path, each in results.items() if each.new_order < gate * each.old_order
+    }
+    if not is_uniform or not worth_it:
+        return worth_it
+    return {path: each for path, each in results.items() if each.new_order < each.old_order}
+
+
+def undo(
+    step: int, models: Sequence[Any], opt_state: Any, books: Books, turn: Turn, options: CutOptions
+) -> Outcome:
+    """Bring models and optimizer state back to where they were before the cut on trial."""
+    model, trial = models[0], books.trial
+    assert trial is not None
+    with_all = partial(together, framework_of(model), model)
+    ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots, options))
+    check_every_rank(models, options)
+    books = books.with_rollback(step)
+    steps = [step for each in ready for step in each.steps]
+    if steps:
+        commit([*steps, *turn(books)], with_all)
+    return Outcome([each.model for each in ready], ready[0].opt_state, books)
