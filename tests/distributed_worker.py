@@ -45,7 +45,7 @@ from ssmreduce import (
     reduce_model,
     register_layer,
 )
-from ssmreduce.frameworks.transaction import Entry, Step
+from ssmreduce.frameworks.transaction import Entries, Step
 from ssmreduce.models import cut as cut_of_models
 from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.training import reducer as reducer_module
@@ -217,9 +217,9 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         optimizer = torch.optim.SGD(model.parameters(), 1e-2)
     if fault == "gone":
         distributed.destroy_process_group()
-    before, make = fingerprint(model, optimizer), Entry.make
+    before, make = fingerprint(model, optimizer), Entries.make
     if fault == "writing" and rank == 1:
-        Entry.make = in_the_middle
+        Entries.make = in_the_middle
     if kind == "trainer":
         order = ErrorBound(relative=1e-17) if fault == "planning" and rank == 0 else 4
         reducer = InTrainingReducer(ReductionSchedule(1, stop=1.0, attempts=1), order=order)
@@ -242,7 +242,7 @@ def failing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     else:
         return {"error": None}
     if fault == "writing":
-        Entry.make = make
+        Entries.make = make
         reduce_model(model, 4, optimizer=optimizer)
         step(model, optimizer, rows)
         seen["then"] = fingerprint(model, optimizer)
@@ -352,9 +352,9 @@ def losing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
         step(model, optimizer, rows)
         reducer.report(9.0)
     if rank == 1 and place in ("writing", "undoing"):
-        Entry.make = lambda _: os._exit(0)
+        Entries.make = lambda _: os._exit(0)
     elif rank == 1 and place == "late":
-        Entry.make = late
+        Entries.make = late
     elif rank == 1 and place == "checking":
         cut_of_models._held = lambda *_: os._exit(0)
     elif rank == 0 and place == "deciding":
@@ -371,9 +371,9 @@ def losing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     return seen
 
 
-def late(entry: Entry, make: Any = Entry.make) -> None:
+def late(entry: Entries, make: Any = Entries.make) -> None:
     """Make the others wait too long, once."""
-    Entry.make = make
+    Entries.make = make
     time.sleep(2 * TIMEOUT.total_seconds())
     entry.make()
 

@@ -21,7 +21,7 @@ WRITING = (
     "frameworks/torch.py",
     "frameworks/torch_arrays.py",
     "frameworks/torch_attributes.py",
-    "frameworks/torch_buckets.py",
+    "frameworks/torch_distributed.py",
     "frameworks/torch_optimizer.py",
     "frameworks/torch_saved.py",
     "frameworks/torch_snapshot.py",

@@ -54,19 +54,24 @@ class LayerHandle:
         return self.framework.path_name(self.path)
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of its weights."""
+        return self.kind.names()
+
+    @cached_property
     def weights(self) -> dict[str, HostArray]:
         """Arrays by name, at double precision on the host."""
-        return NamedWeights(self.framework.read_arrays(self.layer, self.kind.names()))
+        return NamedWeights(self.framework.read_arrays(self.layer, self.names))
 
     @cached_property
     def eps(self) -> float:
         """The rounding of its weights, relative."""
-        return max(self.framework.precision(self.layer, self.kind.names()), self.kind.eps)
+        return max(self.framework.precision(self.layer, self.names), self.kind.eps)
 
     @cached_property
     def item_sizes(self) -> dict[str, int]:
         """Bytes of one entry of each weight."""
-        return self.framework.item_sizes(self.layer, self.kind.names())
+        return self.framework.item_sizes(self.layer, self.names)
 
     def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
         """Return `values` as the layer would hold them, at double precision."""

@@ -37,7 +37,7 @@ from ssmreduce.frameworks.framework import (
     Snapshot,
     listed,
 )
-from ssmreduce.frameworks.moments import Moments, holds_moduli, in_halves, of_halves
+from ssmreduce.frameworks.moments import Moments, read_moment, written_moment
 from ssmreduce.frameworks.transaction import Prepared
 from ssmreduce.layers.layer import PlainArrays
 
@@ -150,9 +150,10 @@ class MappingFramework(Framework):
                 handle, weight = weights[name]
                 group = groups.setdefault((field, handle.path), {})
                 value = to_double(array)
-                if is_complex_array(own[name]) and holds_moduli(_last(field), value):
-                    value = in_halves(value)
-                group[weight] = full, value
+                group[weight] = (
+                    full,
+                    read_moment(_last(field), value, is_complex=is_complex_array(own[name])),
+                )
         return [
             Moments(_last(field), field, path, arrays) for (field, path), arrays in groups.items()
         ]
@@ -177,11 +178,13 @@ class MappingFramework(Framework):
         if opt_state is None:
             return Prepared(new_model, None)
         state = _flat(opt_state, "opt_state")
-        for name, value in moments.items():
-            field = _last(_field_and_name(name, own)[0])
-            if np.iscomplexobj(value) and holds_moduli(field, to_double(state[name])):
-                moments = {**moments, name: of_halves(value)}
-        return Prepared(new_model, _replaced(opt_state, _written(state, moments)))
+        kept = {
+            name: written_moment(
+                _last(_field_and_name(name, own)[0]), value, to_double(state[name])
+            )
+            for name, value in moments.items()
+        }
+        return Prepared(new_model, _replaced(opt_state, _written(state, kept)))
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy arrays, each in its library, and numbers."""

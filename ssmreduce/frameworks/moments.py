@@ -40,19 +40,16 @@ _MODULI = frozenset({"nu", "nu_max", "sum_of_squares"})
 """Fields in which optax keeps |g|² of complex weights."""
 
 
-def holds_moduli(field: str | None, value: HostArray) -> bool:
-    """Tell whether what a field holds for a complex weight is |g|², and no square of each part."""
-    return field in _MODULI and not np.any(np.imag(value))
+def read_moment(field: str | None, value: HostArray, *, is_complex: bool) -> HostArray:
+    """Return what a field holds for a weight; of |g|² of a complex one half, as the square of each part."""
+    moduli = is_complex and field in _MODULI and not np.any(np.imag(value))
+    return (0.5 + 0.5j) * np.real(value) if moduli else value
 
 
-def in_halves(value: HostArray) -> HostArray:
-    """Return |g|² as half of it for each part: a sum of squares, and i times that of imaginary parts."""
-    return (0.5 + 0.5j) * np.real(value)
-
-
-def of_halves(value: HostArray) -> HostArray:
-    """Return the |g|² of squares of both parts."""
-    return np.asarray(value.real + value.imag)
+def written_moment(field: str | None, value: HostArray, old: HostArray) -> HostArray:
+    """Return `value`, that `read_moment` returned for `old` or its like, as the field holds it."""
+    moduli = np.iscomplexobj(value) and field in _MODULI and not np.any(np.imag(old))
+    return np.asarray(value.real + value.imag) if moduli else value
 
 
 _REASONS = {

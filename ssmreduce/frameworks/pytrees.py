@@ -26,8 +26,7 @@ from ssmreduce.frameworks.framework import (
     Path,
     Snapshot,
 )
-from ssmreduce.frameworks.moments import Moments, holds_moduli, in_halves, of_halves
-from ssmreduce.frameworks.pytree_snapshot import prepared_back, take
+from ssmreduce.frameworks.moments import Moments, read_moment, written_moment
 from ssmreduce.frameworks.transaction import Prepared
 
 
@@ -117,11 +116,12 @@ class PytreeFramework(Framework, NamedTrees):
             elif leaf_path[start:] in weights:
                 layer_path, name = weights[leaf_path[start:]]
                 group = groups.setdefault((leaf_path[:start], layer_path), {})
-                value = to_double(leaf)
-                weight = weights_of_model[leaf_path[start:]]
-                if np.iscomplexobj(weight) and holds_moduli(_field_of(leaf_path[:start]), value):
-                    value = in_halves(value)
-                group[name] = leaf_path, value
+                is_complex = np.iscomplexobj(weights_of_model[leaf_path[start:]])
+                field = _field_of(leaf_path[:start])
+                group[name] = (
+                    leaf_path,
+                    read_moment(field, to_double(leaf), is_complex=is_complex),
+                )
         return [
             Moments(_centred_or_own(opt_state, prefix), self.path_name(prefix), layer_path, group)
             for (prefix, layer_path), group in groups.items()
@@ -146,23 +146,23 @@ class PytreeFramework(Framework, NamedTrees):
         def at(path: Path, leaf: Any) -> Any:
             if path not in moments:
                 return leaf
-            value = moments[path]
             field = _field_of(path[: _start_of(path, weights)])
-            if np.iscomplexobj(value) and holds_moduli(field, to_double(leaf)):
-                value = of_halves(value)
-            return jnp.asarray(_like(leaf, value))
+            return jnp.asarray(_like(leaf, written_moment(field, moments[path], to_double(leaf))))
 
         return Prepared(new_model, jax.tree_util.tree_map_with_path(at, opt_state))
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
-        """Copy the arrays and numbers of both trees."""
-        return take(model, opt_state)
+        """Copy the arrays and numbers of both trees, safe from donated buffers."""
+        return {"model": _leaves(model), "opt_state": _leaves(opt_state)}
 
     def prepared_back(
         self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
     ) -> Prepared:
-        """Make both trees with the leaves of a snapshot."""
-        return Prepared(*prepared_back(model, opt_state, snapshot))
+        """Make both trees with the leaves of a snapshot, on the devices of the present ones."""
+        return Prepared(
+            _restored(model, snapshot["model"], "model"),
+            _restored(opt_state, snapshot["opt_state"], "opt_state"),
+        )
 
     def named_trees(self, model: Any) -> NamedTrees:
         """The arrays of a pytree have names."""
@@ -367,3 +367,50 @@ def _is_array(leaf: Any) -> bool:
 
 def _name(path: Path) -> str:
     return PytreeFramework().path_name(path)
+
+
+_NUMBERS = bool | int | float | complex
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path)
+        if isinstance(leaf, jax.Array):
+            leaves[name] = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        elif isinstance(leaf, np.ndarray):
+            leaves[name] = leaf.copy()
+        elif isinstance(leaf, _NUMBERS):
+            leaves[name] = leaf
+    return leaves
+
+
+def _kind(leaf: Any) -> Any:
+    """What a cut leaves as it is."""
+    return (leaf.dtype, leaf.ndim) if hasattr(leaf, "dtype") else None
+
+
+def _restored(tree: Any, saved: dict[str, Any], what: str) -> Any:
+    here = _leaves(tree)
+    other = sorted(saved.keys() ^ here.keys()) + [
+        name for name in here.keys() & saved.keys() if _kind(here[name]) != _kind(saved[name])
+    ]
+    if other:
+        raise ShapeError(
+            f"the snapshot from before the cut and `{what}` differ in {', '.join(other[:4])}; "
+            f"expected the same leaves, dtypes and numbers of axes. Build `{what}` as it was."
+        )
+
+    def restore(path: Any, leaf: Any) -> Any:
+        value = saved.get(jax.tree_util.keystr(path), leaf)
+        if not isinstance(leaf, jax.Array):
+            return value.copy() if isinstance(value, np.ndarray) else value
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+        return jax.device_put(value, leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(restore, tree)

@@ -6,7 +6,6 @@ Imported only once the user's own object proves that torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -30,14 +29,11 @@ from ssmreduce.frameworks.framework import (
     LayerHandle,
     NamedTrees,
     Path,
-    Snapshot,
     StateDicts,
 )
-from ssmreduce.frameworks.moments import Moments
-from ssmreduce.frameworks.torch_arrays import host_array, replaced, tensor_like
+from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, tensors_like
 from ssmreduce.frameworks.torch_attributes import dependents
-from ssmreduce.frameworks.torch_buckets import bucket_steps
-from ssmreduce.frameworks.transaction import Entry, Prepared, commit
+from ssmreduce.frameworks.transaction import Entries, Prepared, commit
 
 
 @final
@@ -81,7 +77,7 @@ class TorchFramework(Framework, StateDicts):
 
     def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, HostArray]:
         """Return tensors at double precision on the host."""
-        return {name: host_array(getattr(layer, name)) for name in names}
+        return host_arrays({name: getattr(layer, name) for name in names})
 
     def precision(self, layer: Any, names: Sequence[str]) -> float:
         """Return the largest eps."""
@@ -95,35 +91,21 @@ class TorchFramework(Framework, StateDicts):
 
     def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
         """Round through the dtype of each tensor."""
-        return {
-            name: host_array(tensor_like(getattr(layer, name), value))
-            for name, value in values.items()
-        }
+        tensors = {name: getattr(layer, name) for name in values}
+        return host_arrays(tensors_like(tensors, values))
 
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether they hold the same parameters."""
         return all(
-            getattr(first.layer, name) is getattr(second.layer, name, None)
-            for name in first.kind.names()
+            getattr(first.layer, name) is getattr(second.layer, name, None) for name in first.names
         )
 
-    def check_ready(self, model: Any, handles: Sequence[LayerHandle]) -> None:
-        """Look for parametrizations, shared parameters, and inference mode."""
-        torch_sharing.check_ready(model, handles)
-
-    def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
-        """Look whether it trains `model`, no follower, weight by weight."""
-        torch_optimizer.check_optimizer(model, opt_state, followers)
-
-    def moments_of(
-        self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
-    ) -> list[Moments]:
-        """Return the tensors that an optimizer holds."""
-        return torch_optimizer.moments_of(opt_state, handles)
-
-    def gradients_of(self, model: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
-        """Return ``.grad``, and what FSDP2 keeps beside it."""
-        return torch_optimizer.gradients_of(model, handles)
+    # Each in the file of its topic, with the arguments of the method.
+    check_ready = staticmethod(torch_sharing.check_ready)
+    check_optimizer = staticmethod(torch_optimizer.check_optimizer)
+    moments_of = staticmethod(torch_optimizer.moments_of)
+    gradients_of = staticmethod(torch_optimizer.gradients_of)
+    copies_inside = staticmethod(torch_copies.copies_inside)
 
     def prepared(
         self,
@@ -135,91 +117,75 @@ class TorchFramework(Framework, StateDicts):
     ) -> Prepared:
         """Prepare new tensors for the same parameters, their gradients, buckets, moments and attributes."""
         layers = {change.handle.path: change.handle.layer for change in changes}
-        tensors = [
-            replaced(model, old, tensor_like(old, value))
-            for change in changes
-            for name, value in change.values.items()
-            for old in [getattr(change.handle.layer, name)]
+        handles = [change.handle for change in changes]
+        pairs: list[tuple[Any, Any]] = []
+        for change in changes:
+            old = {name: getattr(change.handle.layer, name) for name in change.values}
+            pairs += zip(old.values(), tensors_like(old, change.values).values(), strict=True)
+        shapes = [*replaced(model, pairs), *torch_optimizer.new_gradients(model, layers, gradients)]
+        states = {
+            (path, name): opt_state.state[getattr(layers[path], name)] for path, name, _ in moments
+        }
+        held = {
+            (*weight, field): value
+            for weight, state in states.items()
+            for field, value in state.items()
+        }
+        new = tensors_like(held, moments, in_shards=True)
+        entries = [
+            Entries(
+                state, {field: new[*weight, field] for field in state if (*weight, field) in new}
+            )
+            for weight, state in states.items()
         ]
-        new_gradients = [
-            torch_optimizer.held_gradients(model, getattr(layers[path], name))[field].renewed(value)
-            for (path, name, field), value in gradients.items()
-        ]
-        states = []
-        for (path, name, field), value in moments.items():
-            state = opt_state.state[getattr(layers[path], name)]
-            new = torch_distributed.sharded_like(state[field], tensor_like(state[field], value))
-            states.append(Entry(state, field, new))
-        attributes = [each.assignment() for change in changes for each in dependents(model, change)]
-        steps = bucket_steps(model, [*tensors, *new_gradients])
-        sizes = torch_config.WrittenSizes(model, [change.handle for change in changes])
-        return Prepared(model, opt_state, [*steps, *states, *attributes, sizes])
+        attributes = [step for change in changes for step in dependents(model, change)]
+        sizes = torch_config.size_steps(model, handles)
+        return Prepared(
+            model,
+            opt_state,
+            [*torch_distributed.bucket_steps(model, shapes), *entries, *attributes, *sizes],
+        )
 
-    def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
-        """Copy tensors, counts, kept states and the optimizer's state."""
-        return torch_snapshot.take(model, opt_state, handles)
-
-    def prepared_back(
-        self, model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
-    ) -> Prepared:
-        """Prepare what gives them back, in place."""
-        back = torch_snapshot.prepared_back(model, opt_state, snapshot, handles)
-        return replace(back, steps=[*back.steps, torch_config.WrittenSizes(model, handles)])
-
-    def team_of(self, model: Any) -> Any:
-        """Return the processes of DDP or FSDP2."""
-        return torch_distributed.team_of(model)
-
-    def gathered(self, model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, Any]:
-        """Gather what FSDP2 shards."""
-        return torch_distributed.gathered(model, opt_state, layers)
+    snapshot = staticmethod(torch_snapshot.take)
+    prepared_back = staticmethod(torch_snapshot.prepared_back)
+    team_of = staticmethod(torch_distributed.team_of)
+    gathered = staticmethod(torch_distributed.gathered)
 
     def fields_of(self, opt_state: Any, handle: LayerHandle) -> dict[str, list[str]]:
         """Return the names of an optimizer's fields."""
         states = getattr(opt_state, "state", {})
-        return {
-            name: sorted(states.get(getattr(handle.layer, name), {}))
-            for name in handle.kind.names()
-        }
+        return {name: sorted(states.get(getattr(handle.layer, name), {})) for name in handle.names}
 
     def state_dicts(self, model: Any) -> StateDicts:
         """A module loads state dicts."""
         return self
 
-    def check_saved(self, present: Any, saved: Any, name: str) -> None:
-        """Look at kind, dtype and numbers of a tensor."""
-        torch_saved.check_tensor(present, saved, name)
+    check_saved = staticmethod(torch_saved.check_tensor)
 
     def saved_weights(
         self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]
     ) -> dict[str, HostArray]:
         """Return what a state dict holds for the named arrays of a layer."""
-        return {name: host_array(state_dict[prefix + name]) for name in names}
+        return host_arrays({name: state_dict[prefix + name] for name in names})
 
     def load_state(
         self, model: Any, state_dict: Mapping[str, Any], changes: Sequence[LayerChange]
     ) -> None:
         """Give attributes and parameters the sizes, then load strictly."""
-        attributes = [each.assignment() for change in changes for each in dependents(model, change)]
-        tensors = [
-            replaced(model, tensor, tensor.detach().new_zeros(shape))
+        attributes = [step for change in changes for step in dependents(model, change)]
+        pairs = [
+            (tensor, tensor.detach().new_zeros(shape))
             for name, tensor in model.state_dict(keep_vars=True).items()
             if torch.is_tensor(tensor) and tensor.shape != (shape := state_dict[name].shape)
         ]
-        resizes = [*attributes, *tensors]
-        steps = bucket_steps(model, torch_saved.loading_steps(model, state_dict, resizes))
-        sizes = torch_config.WrittenSizes(model, [change.handle for change in changes])
-        commit([*steps, sizes])
+        resizes = [*attributes, *replaced(model, pairs)]
+        steps = torch_distributed.bucket_steps(
+            model, torch_saved.loading_steps(model, state_dict, resizes)
+        )
+        sizes = torch_config.size_steps(model, [change.handle for change in changes])
+        commit([*steps, *sizes])
 
-    def take_sizes(self, model: Any, handles: Sequence[LayerHandle]) -> None:
-        """Look at the configs of Hugging Face."""
-        torch_config.take_sizes(model, handles)
-
-    def copies_inside(
-        self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
-    ) -> dict[Path, list[LayerHandle]]:
-        """Look for layers that are not trained, and like one that is."""
-        return torch_copies.copies_inside(model, opt_state, handles)
+    take_sizes = staticmethod(torch_config.take_sizes)
 
     def named_trees(self, model: Any) -> NamedTrees:
         """Raise `UnsupportedLayerError`: a module brings a state dict."""

@@ -7,44 +7,86 @@ elsewhere all stay valid.
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.frameworks.torch_distributed import is_sharded, managed
+from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
 
+K = TypeVar("K", bound=Hashable)
 
-def host_array(tensor: Any) -> HostArray:
-    """Return a tensor at double precision on the host.
+
+def sharded_type() -> Any:
+    """Return the class of tensors of which this rank holds a part: DTensor, no class before its import."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return () if module is None else module.DTensor
+
+
+def whole(tensor: Any) -> Any:
+    """Return the full tensor of a DTensor, which every rank has to call; any other tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, sharded_type()) else tensor
+
+
+def sharded_like(tensor: Any, full: Any) -> Any:
+    """Return the part of `full` that is this rank's, distributed as `tensor` is; without communication.
+
+    A tensor that is not distributed gets `full` itself.
+    """
+    if not isinstance(tensor, sharded_type()):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def host_arrays(tensors: Mapping[K, Any]) -> dict[K, HostArray]:
+    """Return tensors at double precision on the host.
 
     Raises
     ------
     UnsupportedLayerError
-        If this process holds a part of it only, or it holds no numbers.
+        If this process holds a part of one only, or it holds no numbers.
     """
-    if tensor.is_meta:
-        raise UnsupportedLayerError(
-            'the layer is on the device "meta", without numbers; expected weights. Load them with '
-            "model.to_empty(device=...) and then load_state_dict, or load_reduced after a cut."
-        )
-    if is_sharded(tensor):
-        raise UnsupportedLayerError(
-            "the layer has parameters that are sharded over processes (DTensor); expected plain ones. Cut "
-            "the whole model with reduce_model, on all ranks; load and read layers before fully_shard."
-        )
-    double = torch.complex128 if tensor.is_complex() else torch.float64
-    return np.array(tensor.detach().to("cpu", double).resolve_conj().numpy())
+    sharded = sharded_type()
+    arrays = {}
+    for key, tensor in tensors.items():
+        if tensor.is_meta:
+            raise UnsupportedLayerError(
+                'the layer is on the device "meta", without numbers; expected weights. Load them with '
+                "model.to_empty(device=...) and then load_state_dict, or load_reduced after a cut."
+            )
+        if isinstance(tensor, sharded):
+            raise UnsupportedLayerError(
+                "the layer has parameters that are sharded over processes (DTensor); expected plain ones. "
+                "Cut the whole model with reduce_model, on all ranks; load and read layers before "
+                "fully_shard."
+            )
+        double = torch.complex128 if tensor.is_complex() else torch.float64
+        arrays[key] = np.array(tensor.detach().to("cpu", double).resolve_conj().numpy())
+    return arrays
 
 
-def tensor_like(tensor: Any, value: HostArray) -> Any:
-    """A new tensor with the values of `value`, in the dtype and on the device of `tensor`."""
-    if np.iscomplexobj(value) and not tensor.is_complex():
-        value = value.real
-    return torch.from_numpy(np.array(value)).to(tensor.device, tensor.dtype)
+def tensors_like(
+    tensors: Mapping[K, Any], values: Mapping[K, HostArray], *, in_shards: bool = False
+) -> dict[K, Any]:
+    """New tensors with the values of `values`, each in the dtype and on the device of that in `tensors`.
+
+    With `in_shards` of one like a tensor that is sharded the part that is this rank's.
+    """
+    sharded = sharded_type()
+    made = {}
+    for key, value in values.items():
+        tensor = tensors[key]
+        value = value if tensor.is_complex() else value.real
+        new = torch.from_numpy(np.array(value)).to(tensor.device, tensor.dtype)
+        made[key] = sharded_like(tensor, new) if in_shards and isinstance(tensor, sharded) else new
+    return made
 
 
 class NewTensor(Step):
@@ -55,15 +97,7 @@ class NewTensor(Step):
         self._before, self._gradient = tensor.data, tensor.grad
 
     def make(self) -> None:
-        """Put the new one in its place."""
-        self._put(self._new, None)
-
-    def undo(self) -> None:
-        """Put back the old one, with its gradient."""
-        self._put(self._before, self._gradient)
-
-    def _put(self, data: Any, gradient: Any) -> None:
-        """Replace the data.
+        """Put the new one in its place.
 
         A graph that is still alive (that of the last loss, say) holds the node that accumulates the
         gradient, with the old shape, and the next graph would use it again. torch drops that
@@ -73,8 +107,13 @@ class NewTensor(Step):
         tensor.grad = None
         other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
-        tensor.data = data
-        tensor.grad = gradient
+        tensor.data = self._new
+
+    def undo(self) -> None:
+        """Put back the old one, with its gradient."""
+        self._tensor.grad = None
+        self._tensor.data = self._before
+        self._tensor.grad = self._gradient
 
 
 class NewShards(Step):
@@ -92,6 +131,10 @@ class NewShards(Step):
         self._record.restore()
 
 
-def replaced(model: Any, tensor: Any, full: Any) -> Step:
-    """What gives a parameter or buffer of `model`, in shards or not, another full tensor of any shape."""
-    return NewShards(model, tensor, full) if is_sharded(tensor) else NewTensor(tensor, full)
+def replaced(model: Any, tensors: Iterable[tuple[Any, Any]]) -> list[Step]:
+    """What gives parameters or buffers of `model`, in shards or not, other full tensors of any shape."""
+    sharded = sharded_type()
+    return [
+        NewShards(model, tensor, full) if isinstance(tensor, sharded) else NewTensor(tensor, full)
+        for tensor, full in tensors
+    ]

@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerChange
-from ssmreduce.frameworks.torch_sharing import holders
 from ssmreduce.frameworks.transaction import Assignment
 
 
-class Dependent(NamedTuple):
-    """An attribute that depends on the number of states, and its new value; a cache has none."""
+def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
+    """Yield what changes with the number of states of a layer, in every module that holds one of its arrays.
 
-    owner: Any
-    name: str
-    value: Any
-    is_cache: bool = False
-
-    def assignment(self) -> Assignment:
-        """What gives it the new value, or removes it."""
-        return Assignment(self.owner, self.name, self.value, removes=self.is_cache)
-
-
-def dependents(model: Any, change: LayerChange) -> Iterator[Dependent]:
-    """Yield what depends on the number of states of a layer, in every module that holds one of its arrays.
-
-    States between calls, which may be buffers, follow by `reduce_state`, or begin with zeros.
+    States between calls, which may be buffers, follow by `reduce_state`, or begin with zeros; one that has
+    not begun stays None. Caches go.
     """
     kind = change.handle.kind
-    for module in holders(model, change.handle):
+    own = {id(getattr(change.handle.layer, name)) for name in change.handle.names}
+    for module in model.modules():
+        if own.isdisjoint(map(id, (*module._parameters.values(), *module._buffers.values()))):
+            continue
         values = vars(module)
         for name in kind.sizes:
             if isinstance(values.get(name), int):
-                yield Dependent(module, name, round(values[name] * change.ratio))
+                yield Assignment(module, name, round(values[name] * change.ratio))
         for name in kind.states:
             kept = values.get(name, module._buffers.get(name))
             if torch.is_tensor(kept):
-                yield Dependent(module, name, _state(kept.detach(), change))
+                yield Assignment(module, name, _state(kept.detach(), change))
+            elif name in values and kept is None:
+                yield Assignment(module, name, None)
         for name in kind.caches:
             if name in values:
-                yield Dependent(module, name, None, is_cache=True)
+                yield Assignment(module, name, None, removes=True)
 
 
 def _state(old: Any, change: LayerChange) -> Any:

@@ -9,7 +9,7 @@ the innermost model that has a config: the same whether a head is on top of it o
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,16 @@ from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import plain_name
 
 _FIELD = "ssm_states"
+_LIBRARY = "transformers.modeling_utils"
+"""Has been imported by who has a model with a config."""
 
 
-class WrittenSizes(Step):
+class _WrittenSizes(Step):
     """Writes how many states layers have, once they have them, into the configs of their models."""
 
-    def __init__(self, model: Any, handles: Sequence[LayerHandle]) -> None:
-        self._places = list(_places(model, handles))
-        self._before = [(config, vars(config).get(_FIELD)) for config, _, _ in self._places]
+    def __init__(self, places: Sequence[tuple[Any, str, LayerHandle]]) -> None:
+        self._places = places
+        self._before = [(config, vars(config).get(_FIELD)) for config, _, _ in places]
 
     def make(self) -> None:
         """Write them."""
@@ -46,6 +48,13 @@ class WrittenSizes(Step):
                 setattr(config, _FIELD, sizes)
 
 
+def size_steps(model: Any, handles: Sequence[LayerHandle]) -> list[Step]:
+    """What writes how many states layers have, once they have them, where there are configs."""
+    library = sys.modules.get(_LIBRARY)
+    places = _places(library, model, handles) if library is not None else []
+    return [_WrittenSizes(places)] if places else []
+
+
 def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     """Give layers as many states as the configs of their models say, with or without numbers in them.
 
@@ -54,8 +63,11 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     ShapeError, OrderError
         If a config holds something else than numbers of states by name.
     """
+    library = sys.modules.get(_LIBRARY)
+    if library is None:
+        return
     steps: list[Step] = []
-    for config, name, handle in _places(model, handles):
+    for config, name, handle in _places(library, model, handles):
         if name in (sizes := _sizes(config)):
             what = f"config.{_FIELD}[{name!r}]"
             order = _checks.positive_count(sizes[name], what, "what a cut wrote")
@@ -63,20 +75,17 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     commit(steps)
 
 
-def _places(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[Any, str, LayerHandle]]:
-    """Yield each layer that is in a model with a config, the latter, and its name there."""
-    library = sys.modules.get("transformers.modeling_utils")
-    if library is None:
-        return
+def _places(
+    library: Any, model: Any, handles: Sequence[LayerHandle]
+) -> list[tuple[Any, str, LayerHandle]]:
+    """Each layer that is in a model with a config, the latter, and its name there."""
     names = {
         id(part): (owner.config, plain_name(name))
         for owner in model.modules()  # the innermost comes last
         if isinstance(owner, library.PreTrainedModel)
         for name, part in owner.named_modules()
     }
-    for handle in handles:
-        if id(handle.layer) in names:
-            yield (*names[id(handle.layer)], handle)
+    return [(*names[id(handle.layer)], handle) for handle in handles if id(handle.layer) in names]
 
 
 def _sizes(config: Any) -> Mapping[str, Any]:
@@ -105,8 +114,8 @@ def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
     change = LayerChange(handle, values, order / _order(handle))
     tensors = [(getattr(handle.layer, name), value.shape) for name, value in values.items()]
     return [
-        *(replaced(model, tensor, _leading(tensor, shape)) for tensor, shape in tensors),
-        *(each.assignment() for each in dependents(model, change)),
+        *replaced(model, [(tensor, _leading(tensor, shape)) for tensor, shape in tensors]),
+        *dependents(model, change),
     ]
 
 

@@ -21,7 +21,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ssmreduce.frameworks.framework import LayerHandle, Path
-from ssmreduce.frameworks.torch_distributed import whole
+from ssmreduce.frameworks.torch_arrays import whole
 
 Name = tuple[str, ...]
 
@@ -31,7 +31,7 @@ _LEAST_SIZE = 8
 
 
 def copies_inside(
-    model: Any, optimizer: Any, handles: Sequence[LayerHandle]
+    model: Any, opt_state: Any, handles: Sequence[LayerHandle]
 ) -> dict[Path, list[LayerHandle]]:
     """Return, by path of each layer that is a copy, the trained layers that it may be a copy of."""
     averages = {
@@ -40,7 +40,7 @@ def copies_inside(
         if isinstance(each, AveragedModel) and each is not model
         for part in each.modules()
     }
-    trainable = _trainable(model, optimizer)
+    trainable = _trainable(model, opt_state)
     trained = [
         each
         for each in handles

@@ -9,7 +9,7 @@ them: DDP gets a new reducer, as its buckets have the old sizes, and FSDP2 param
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,14 +17,11 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from ssmreduce.errors import DistributedError, SSMReduceError, UnsupportedLayerError
-from ssmreduce.frameworks.torch_fsdp import ShardedParameter, sharded_modules, sharded_parameters
+from ssmreduce.frameworks.torch_arrays import sharded_type, whole
+from ssmreduce.frameworks.torch_fsdp import sharded_modules, sharded_parameters
+from ssmreduce.frameworks.transaction import Step
 
 T = TypeVar("T")
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Tell whether a tensor is a DTensor, of which this rank holds a part."""
-    return hasattr(tensor, "full_tensor")
 
 
 def team_of(model: Any) -> Team | None:
@@ -37,9 +34,10 @@ def team_of(model: Any) -> Team | None:
     UnsupportedLayerError
         If parameters are spread over more than one axis of a device mesh, or DDP keeps copies of them.
     """
-    _reshard(model)
+    reshard(model)
     wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
-    sharded = [tensor for tensor in model.parameters() if is_sharded(tensor)]
+    sharded_tensor = sharded_type()
+    sharded = [tensor for tensor in model.parameters() if isinstance(tensor, sharded_tensor)]
     if not wrapped and not sharded:
         return None
     if not distributed.is_initialized():
@@ -139,63 +137,80 @@ def _same_error(rank: int, kind: type[Exception], text: str) -> Exception:
 # --- DDP
 
 
-def with_buckets(model: Any) -> list[tuple[Any, dict[str, Any], list[Any]]]:
-    """Return every DDP module in `model`, what it holds, and its communication hooks."""
-    return [
-        (module, dict(vars(module)), list(module._comm_hooks))
-        for module in model.modules()
-        if isinstance(module, DistributedDataParallel)
-    ]
-
-
-def renew_buckets(module: Any, values: dict[str, Any], hooks: list[Any]) -> None:
-    """Give a DDP module that held `values` a reducer for its parameters as they are now.
+class _BucketsAfter(Step):
+    """Gives a DDP module a reducer for its parameters as they are, once their shapes have changed.
 
     The way to one is DDP's own pickling protocol, which keeps its settings; communication hooks belong
     to the old reducer and are registered again.
     """
-    for parameter in module.parameters():
-        if parameter.grad is not None:  # maybe a view of an old bucket
-            parameter.grad = parameter.grad.detach().clone()
-    module.__setstate__({**values, "_comm_hooks": []})
-    module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
-    for hook, state in hooks:
-        module.register_comm_hook(state, hook)
+
+    def __init__(self, module: Any) -> None:
+        self._module, self._held, self._hooks = module, dict(vars(module)), [*module._comm_hooks]
+
+    def make(self) -> None:
+        module = self._module
+        for parameter in module.parameters():
+            if parameter.grad is not None:  # maybe a view of an old bucket
+                parameter.grad = parameter.grad.detach().clone()
+        module.__setstate__({**self._held, "_comm_hooks": []})
+        module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
+        for hook, state in self._hooks:
+            module.register_comm_hook(state, hook)
+
+    def undo(self) -> None:
+        """Nothing: the shapes are not back yet."""
+
+
+class _BucketsBefore(_BucketsAfter):
+    """The same when the shapes are back: undone last, since it was made first."""
+
+    def make(self) -> None:
+        """Nothing: the shapes have not changed yet."""
+
+    def undo(self) -> None:
+        super().make()
+
+
+def bucket_steps(model: Any, steps: Sequence[Step]) -> list[Step]:
+    """The steps that change shapes, and those that make DDP's buckets anew, there and back."""
+    wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
+    return [*map(_BucketsBefore, wrapped), *steps, *map(_BucketsAfter, wrapped)]
 
 
 # --- FSDP2
 
 
-def _reshard(model: Any) -> None:
+def reshard(model: Any) -> None:
     """Give FSDP2 modules their shards back: a forward pass alone may leave full parameters in them."""
     for module in sharded_modules(model):
         module.reshard()
 
 
-def gathered(model: Any, optimizer: Any, layers: Iterable[Any]) -> tuple[Any, Any]:
+def gathered(model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, Any]:
     """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this."""
-    _reshard(model)
+    reshard(model)
+    sharded = sharded_type()
     full = {
         id(tensor): (tensor, _full_parameter(tensor))
         for layer in layers
         for tensor in layer.parameters()
-        if is_sharded(tensor)
+        if isinstance(tensor, sharded)
     }
     if not full:
-        return model, optimizer
+        return model, opt_state
     view = _viewed(model, {key: new for key, (_, new) in full.items()}, {})
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        return view, optimizer
-    states = object.__new__(type(optimizer))
-    states.__dict__.update(vars(optimizer))
+    if not isinstance(opt_state, torch.optim.Optimizer):
+        return view, opt_state
+    states = object.__new__(type(opt_state))
+    states.__dict__.update(vars(opt_state))
     entries: dict[Any, dict[str, Any]] = {
-        new: {field: whole(value) for field, value in optimizer.state.get(tensor, {}).items()}
+        new: {field: whole(value) for field, value in opt_state.state.get(tensor, {}).items()}
         for tensor, new in full.values()
     }
     states.__dict__["state"] = entries
     states.__dict__["param_groups"] = [
         {**group, "params": [full.get(id(p), (p, p))[1] for p in group["params"]]}
-        for group in optimizer.param_groups
+        for group in opt_state.param_groups
     ]
     return view, states
 
@@ -224,37 +239,3 @@ def gradient_holders(model: Any) -> list[tuple[Any, str]]:
     held = [(parameter, "grad") for parameter in model.parameters()]
     records = [(record, "accumulated_gradient") for record in sharded_parameters(model)]
     return [*held, *records]
-
-
-def whole(tensor: Any) -> Any:
-    """Return the full tensor of a DTensor, which every rank has to call; any other tensor itself."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-def sharded_like(tensor: Any, full: Any) -> Any:
-    """Return the part of `full` that is this rank's, distributed as `tensor` is; without communication.
-
-    A tensor that is not distributed gets `full` itself.
-    """
-    if not is_sharded(tensor):
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
-
-
-def managed(model: Any, tensor: Any) -> ShardedParameter:
-    """Return FSDP2's record of a sharded parameter.
-
-    Raises
-    ------
-    UnsupportedLayerError
-        If there is none.
-    """
-    found = next((each for each in sharded_parameters(model) if each.tensor is tensor), None)
-    if found is None:
-        raise UnsupportedLayerError(
-            "`model` holds a DTensor that FSDP2 does not manage; expected parameters sharded by "
-            "fully_shard. Reduce the model before it is distributed."
-        )
-    return found

@@ -139,6 +139,23 @@ def sharded_parameters(model: torch.nn.Module) -> Iterator[ShardedParameter]:
         yield from map(ShardedParameter, records)
 
 
+def managed(model: Any, tensor: Any) -> ShardedParameter:
+    """Return FSDP2's record of a sharded parameter.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If there is none.
+    """
+    found = next((each for each in sharded_parameters(model) if each.tensor is tensor), None)
+    if found is None:
+        raise UnsupportedLayerError(
+            "`model` holds a DTensor that FSDP2 does not manage; expected parameters sharded by "
+            "fully_shard. Reduce the model before it is distributed."
+        )
+    return found
+
+
 def _other_version(name: str | None) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"`model` is sharded by FSDP2 of torch {torch.__version__}, which keeps its parameters in another "

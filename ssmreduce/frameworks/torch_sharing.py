@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,61 +29,44 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
             "Reduce outside of it; torch.no_grad() does no harm."
         )
     for handle in handles:
-        _check_plain(handle)
+        for name in handle.names:
+            if parametrize.is_parametrized(handle.layer, name):
+                raise UnsupportedLayerError(
+                    f"`{name}` of layer `{handle.name}` is computed by a parametrization; expected "
+                    "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
+                )
+        for name in handle.kind.states:
+            if handle.layer._parameters.get(name) is not None:
+                raise UnsupportedLayerError(
+                    f"`{name}` of layer `{handle.name}` is a parameter: an initial state that is learnt, "
+                    "which a cut does not carry; expected a buffer or attribute. Make it one first."
+                )
     _check_sharing(model, handles)
-
-
-def _check_plain(handle: LayerHandle) -> None:
-    for name in handle.kind.names():
-        if parametrize.is_parametrized(handle.layer, name):
-            raise UnsupportedLayerError(
-                f"`{name}` of layer `{handle.name}` is computed by a parametrization; expected "
-                "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
-            )
-    for name in handle.kind.states:
-        if handle.layer._parameters.get(name) is not None:
-            raise UnsupportedLayerError(
-                f"`{name}` of layer `{handle.name}` is a parameter: an initial state that is learnt, "
-                "which a cut does not carry; expected a buffer or attribute. Make it one first."
-            )
 
 
 def _check_sharing(model: Any, handles: Sequence[LayerHandle]) -> None:
     """Refuse parameters shared with another module, unless two layers share all of them."""
     owned: dict[int, tuple[LayerHandle, str]] = {}
     for handle in handles:
-        own = {name: getattr(handle.layer, name) for name in handle.kind.names()}
+        own = {name: getattr(handle.layer, name) for name in handle.names}
         twins = {owned[id(tensor)][0] for tensor in own.values() if id(tensor) in owned}
         for twin in twins:
             _check_twins(handle, twin)
         owned |= {id(tensor): (handle, name) for name, tensor in own.items()}
-    if not _has_sharing(model):
-        return
-    changing = {
-        key: entry
-        for key, entry in owned.items()
-        if entry[1] in entry[0].kind.changing(entry[0].weights)
-    }
     inside = {id(part) for handle in handles for part in handle.layer.modules()}
     layers = {id(handle.layer) for handle in handles}
     for name, module in model.named_modules():
-        if id(module) in inside or any(id(part) in layers for part in module.modules()):
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        shared = [owned[id(tensor)] for tensor in tensors if id(tensor) in owned]
+        if (
+            not shared
+            or id(module) in inside
+            or any(id(part) in layers for part in module.modules())
+        ):
             continue
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if id(tensor) in changing:
-                owner, weight = changing[id(tensor)]
+        for owner, weight in shared:
+            if weight in owner.kind.changing(owner.weights):
                 raise _tied(owner.name, name or "model", weight, only=True)
-
-
-def _has_sharing(model: Any) -> bool:
-    """Whether one tensor is held under two names."""
-    seen: set[int] = set()
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and id(tensor) in seen:
-                return True
-            seen.add(id(tensor))
-    return False
 
 
 def _check_twins(handle: LayerHandle, twin: LayerHandle) -> None:
@@ -95,7 +78,7 @@ def _check_twins(handle: LayerHandle, twin: LayerHandle) -> None:
         )
     apart = [
         name
-        for name in handle.kind.names()
+        for name in handle.names
         if getattr(twin.layer, name, None) is not getattr(handle.layer, name)
     ]
     if apart:
@@ -108,12 +91,3 @@ def _tied(first: str, second: str, names: str, *, only: bool = False) -> Unsuppo
         f"layer `{first}` {what} {names} with `{second}`; expected layers that share all "
         "weights or none: one cut has to fit both. Untie them first."
     )
-
-
-def holders(model: Any, handle: LayerHandle) -> Iterator[Any]:
-    """Yield every module of `model` that holds an array of a layer: itself, and others that share one."""
-    own = {id(getattr(handle.layer, name)) for name in handle.kind.names()}
-    for module in model.modules():
-        tensors = (*module._parameters.values(), *module._buffers.values())
-        if any(id(tensor) in own for tensor in tensors):
-            yield module

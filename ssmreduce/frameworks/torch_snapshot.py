@@ -15,38 +15,34 @@ from typing import Any
 import torch
 
 from ssmreduce.errors import ShapeError
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle
-from ssmreduce.frameworks.torch_arrays import replaced
-from ssmreduce.frameworks.torch_attributes import Dependent, dependents
-from ssmreduce.frameworks.torch_buckets import bucket_steps
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle, Snapshot
+from ssmreduce.frameworks.torch_arrays import replaced, sharded_like, whole
+from ssmreduce.frameworks.torch_attributes import dependents
+from ssmreduce.frameworks.torch_config import size_steps
 from ssmreduce.frameworks.torch_distributed import (
+    bucket_steps,
     gradient_holders,
-    sharded_like,
-    team_of,
-    whole,
+    reshard,
 )
-from ssmreduce.frameworks.torch_sharing import holders
-from ssmreduce.frameworks.transaction import Assignment, Entry, Prepared, Step
+from ssmreduce.frameworks.transaction import Assignment, Entries, Prepared, Step
 
 
-def take(model: Any, optimizer: Any, handles: Sequence[LayerHandle]) -> dict[str, Any]:
-    """Copy tensors, counts and kept states of `model`, and the state of `optimizer`, to the host.
+def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
+    """Copy tensors, counts and kept states of `model`, and the state of its optimizer, to the host.
 
     Where several processes train the model, all of them have to call this.
     """
-    team_of(model)
+    reshard(model)
     attributes: dict[str, dict[str, Any]] = {}
-    for path, name in _empty_states(model, handles):
-        attributes.setdefault(path, {})[name] = None
     for path, each in _dependents(model, handles):
-        if not each.is_cache and each.name in vars(each.owner):  # buffers are among the tensors
+        if not each.removes and each.name in vars(each.owner):  # buffers are among the tensors
             attributes.setdefault(path, {})[each.name] = _copied(vars(each.owner)[each.name])
     entries = {}
-    if isinstance(optimizer, torch.optim.Optimizer):
+    if isinstance(opt_state, torch.optim.Optimizer):
         entries = {
-            index: _copied(optimizer.state[parameter])
-            for index, parameter in _parameters(model, optimizer)
-            if parameter in optimizer.state
+            index: _copied(opt_state.state[parameter])
+            for index, parameter in _parameters(model, opt_state)
+            if parameter in opt_state.state
         }
     return {
         "tensors": {name: _copied(tensor) for name, tensor in _tensors(model)},
@@ -56,26 +52,29 @@ def take(model: Any, optimizer: Any, handles: Sequence[LayerHandle]) -> dict[str
 
 
 def prepared_back(
-    model: Any, optimizer: Any, snapshot: dict[str, Any], handles: Sequence[LayerHandle]
+    model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
 ) -> Prepared:
     """Copy what `snapshot` holds; the steps give it to model and optimizer, in place."""
-    team_of(model)  # FSDP2: shards, also after a forward pass
+    reshard(model)
     saved, here = snapshot["tensors"], dict(_tensors(model))
-    parameters = {} if optimizer is None else dict(_parameters(model, optimizer))
+    parameters = {} if opt_state is None else dict(_parameters(model, opt_state))
     _check(here, saved, parameters, snapshot["optimizer"])
-    tensors = [_tensor_step(model, tensor, saved[name]) for name, tensor in here.items()]
+    tensors = [
+        step for name, tensor in here.items() for step in _tensor_steps(model, tensor, saved[name])
+    ]
     steps = bucket_steps(model, [_NoGradients(model), *tensors])
     attributes = _attribute_steps(model, snapshot["attributes"], handles)
-    entries = _entry_steps(optimizer, parameters, snapshot["optimizer"])
-    return Prepared(model, optimizer, [*steps, *attributes, *entries])
+    entries = _entries(opt_state, parameters, snapshot["optimizer"])
+    sizes = size_steps(model, handles)
+    return Prepared(model, opt_state, [*steps, *attributes, *entries, *sizes])
 
 
-def _tensor_step(model: Any, tensor: Any, saved: Any) -> Step:
+def _tensor_steps(model: Any, tensor: Any, saved: Any) -> list[Step]:
     # One number that stands for several cannot be copied into.
     stands_for_several = tensor.layout is torch.strided and 0 in tensor.stride()
     if tensor.shape != saved.shape or stands_for_several:
-        return replaced(model, tensor, _copied(saved, tensor.device))
-    return _OldNumbers(tensor, saved)
+        return replaced(model, [(tensor, _copied(saved, tensor.device))])
+    return [_OldNumbers(tensor, saved)]
 
 
 class _OldNumbers(Step):
@@ -126,17 +125,16 @@ def _attribute_steps(
     return [*given, *stale]
 
 
-def _entry_steps(optimizer: Any, parameters: dict[int, Any], saved: dict[int, Any]) -> list[Step]:
-    steps: list[Step] = []
-    for index, parameter in parameters.items():
-        if index in saved:
-            present = optimizer.state.get(parameter, {})
-            steps.append(
-                Entry(optimizer.state, parameter, _entry(saved[index], present, parameter))
-            )
-        else:
-            steps.append(Entry(optimizer.state, parameter, removes=True))
-    return steps
+def _entries(optimizer: Any, parameters: dict[int, Any], saved: dict[int, Any]) -> list[Step]:
+    if optimizer is None:
+        return []
+    held = optimizer.state
+    new = {
+        parameter: _entry(saved[index], held.get(parameter, {}), parameter)
+        for index, parameter in parameters.items()
+        if index in saved
+    }
+    return [Entries(held, new, [each for each in parameters.values() if each not in new])]
 
 
 def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> dict[str, Any]:
@@ -208,26 +206,12 @@ def _parameters(model: Any, optimizer: Any) -> Iterator[tuple[int, Any]]:
             yield index, parameter
 
 
-def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, Dependent]]:
+def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, Assignment]]:
     """Module name and what depends on layer orders."""
-    names = _module_names(model)
+    names = {id(part): _plain(name) for name, part in _unwrapped(model).named_modules()}
     for handle in handles:
         for each in dependents(model, LayerChange(handle, {}, 1.0)):
             yield names[id(each.owner)], each
-
-
-def _empty_states(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, str]]:
-    """Module name and attribute of every state between calls that has not begun."""
-    names = _module_names(model)
-    for handle in handles:
-        for owner in holders(model, handle):
-            for name in handle.kind.states:
-                if vars(owner).get(name, owner) is None:
-                    yield names[id(owner)], name
-
-
-def _module_names(model: Any) -> dict[int, str]:
-    return {id(part): _plain(name) for name, part in _unwrapped(model).named_modules()}
 
 
 def _device(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,46 +32,44 @@ class Assignment(Step):
     """``setattr(owner, name, value)``; for a `value` None with `removes` the attribute goes."""
 
     def __init__(self, owner: Any, name: str, value: Any, *, removes: bool = False) -> None:
-        self._owner, self._name, self._value, self._removes = owner, name, value, removes
+        self.owner, self.name, self.removes = owner, name, removes
+        self._value = value
         self._was_there = hasattr(owner, name)
         self._before = getattr(owner, name, None)
 
     def make(self) -> None:
         """Assign, or remove."""
-        if self._removes:
-            vars(self._owner).pop(self._name, None)
+        if self.removes:
+            vars(self.owner).pop(self.name, None)
         else:
-            setattr(self._owner, self._name, self._value)
+            setattr(self.owner, self.name, self._value)
 
     def undo(self) -> None:
         """Assign what was there."""
         if self._was_there:
-            setattr(self._owner, self._name, self._before)
+            setattr(self.owner, self.name, self._before)
         else:
-            vars(self._owner).pop(self._name, None)
+            vars(self.owner).pop(self.name, None)
 
 
-class Entry(Step):
-    """``mapping[key] = value``, or with `removes` no entry."""
+class Entries(Step):
+    """``mapping[key] = value`` for all of `new`, and no entries for the keys of `stale`."""
 
-    def __init__(self, mapping: Any, key: Any, value: Any = None, *, removes: bool = False) -> None:
-        self._mapping, self._key, self._value, self._removes = mapping, key, value, removes
-        self._was_there = key in mapping
-        self._before = mapping[key] if self._was_there else None
+    def __init__(self, mapping: Any, new: Mapping[Any, Any], stale: Collection[Any] = ()) -> None:
+        self._mapping, self._new, self._stale = mapping, new, stale
+        self._before = {key: mapping[key] for key in (*new, *stale) if key in mapping}
 
     def make(self) -> None:
-        """Set the entry, or remove it."""
-        self._put(self._value, is_there=not self._removes)
+        """Set the entries, and remove others."""
+        self._mapping.update(self._new)
+        for key in self._stale:
+            self._mapping.pop(key, None)
 
     def undo(self) -> None:
         """Set what was there."""
-        self._put(self._before, is_there=self._was_there)
-
-    def _put(self, value: Any, *, is_there: bool) -> None:
-        if is_there:
-            self._mapping[self._key] = value
-        else:
-            self._mapping.pop(self._key, None)
+        for key in self._new.keys() - self._before.keys():
+            self._mapping.pop(key, None)
+        self._mapping.update(self._before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,36 +93,28 @@ def commit(
     try:
         try:
             hold.begin()
-            _make(steps, together)
+            with ExitStack() as undoing:  # goes on where a step cannot be undone
+
+                def make() -> None:
+                    for step in steps:
+                        undoing.callback(step.undo)
+                        step.make()
+
+                make() if together is None else together(make)
+                undoing.pop_all()
         finally:
             hold.end()
     finally:
         hold.end()  # again: a signal that is not held may end the first call before its first line
 
 
-def _make(steps: Sequence[Step], together: Callable[[Callable[[], None]], None] | None) -> None:
-    with ExitStack() as undoing:  # goes on where a step cannot be undone
-
-        def make() -> None:
-            for step in steps:
-                undoing.callback(step.undo)
-                step.make()
-
-        if together is None:
-            make()
-        else:
-            together(make)
-        undoing.pop_all()
-
-
 class _Hold:
     """Keeps Ctrl-C back, in the main thread, where Python runs its handlers."""
 
-    def __init__(self) -> None:
-        self._handler: Any = None
-        self._held: list[tuple[int, Any]] = []
+    _handler: Any = None
 
     def begin(self) -> None:
+        self._held: list[tuple[int, Any]] = []
         handler = signal.getsignal(signal.SIGINT)
         if threading.current_thread() is threading.main_thread() and callable(handler):
             self._handler = handler

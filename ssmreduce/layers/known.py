@@ -109,10 +109,11 @@ def kind_of(
     for base in type(layer).__mro__:
         if base in _REGISTERED:
             return with_arrays(_REGISTERED[base], layer, axes)
-    if not axes:
+    asked = [known for known in KNOWN if known.known_by in axes]
+    if not asked:
         return None
     has = HasArrays(axes)
-    for known in KNOWN:
+    for known in asked:
         kind = known.recognise(layer, has)
         if kind is not None:
             return kind

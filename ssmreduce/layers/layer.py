@@ -56,6 +56,8 @@ class Layer(ABC):
 
     Attributes
     ----------
+    known_by : str
+        An array that all layers of a kind that is recognised have.
     sizes : tuple of str
         Attributes of a layer object that count its states (or a multiple of them).
     states : tuple of str
@@ -68,6 +70,7 @@ class Layer(ABC):
         How much larger the layer's error may be than its system's.
     """
 
+    known_by: str = ""
     sizes: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
@@ -151,9 +154,10 @@ class Layer(ABC):
 
     def check_names(self, weights: Weights) -> None:
         """Raise `ShapeError` unless all weights are there."""
-        missing = self.names()
-        if isinstance(weights, Mapping):
-            missing = tuple(name for name in self.names() if name not in weights)
+        names = self.names()
+        missing = [
+            name for name in names if not isinstance(weights, Mapping) or name not in weights
+        ]
         if missing:
             raise ShapeError(
                 f"`weights` is a {type_name(weights)} without {', '.join(missing)}; expected a dict of the "

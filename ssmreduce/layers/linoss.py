@@ -21,14 +21,15 @@ Reference: Boyer, Rusch and Rus, Learning to dissipate energy in oscillatory sta
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
 from ssmreduce._namespace import HostArray, adjoint, to_double
-from ssmreduce.errors import OrderError, UnsupportedLayerError
-from ssmreduce.layers.layer import HasArrays, Weights, check_shape, unsaid
+from ssmreduce.errors import OrderError
+from ssmreduce.layers.layer import HasArrays, Weights, check_shape, refusal, unsaid
 from ssmreduce.layers.oscillators import (
     Oscillators,
     damped_oscillators,
@@ -46,6 +47,8 @@ Rule = Literal["IM", "IMEX"]
 
 _APART = float(np.finfo(np.float64).eps) ** 0.25
 """sin θ from which a pair is diagonalised: residues are 1/sin θ, so that it costs a quarter of the digits."""
+
+_refusal = partial(refusal, "LinOSS", expected="IM without damping, or IMEX")
 
 
 class LinOSS(SelectingLayer):
@@ -83,6 +86,7 @@ class LinOSS(SelectingLayer):
     (array([0]), array([1.]))
     """
 
+    known_by = "A_diag"
     sizes = ("state_dim",)
 
     def __init__(self, discretisation: Rule = "IMEX", damped: bool = True) -> None:
@@ -357,11 +361,4 @@ def _dense(found: Oscillators, B: HostArray, C: HostArray, D: HostArray) -> Stat
         D,
         time=Discrete(),
         read_after_update=True,
-    )
-
-
-def _refusal(reason: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"this LinOSS layer cannot be reduced because {reason}; expected IM without damping, or IMEX. "
-        "Leave it out with options=CutOptions(skip_unsupported=True)."
     )

@@ -35,6 +35,7 @@ class LRU(LTILayer):
         Where the matrices are: by default in the real arrays B_re, B_im, C_re and C_im.
     """
 
+    known_by = "nu_log"
     poles = ("nu_log", "theta_log", "gamma_log")
     sizes = ("d_state", "state_features")
     states = ("state",)

@@ -13,17 +13,21 @@ states, so a channel that needs fewer gets states with c = 0.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ssmreduce._namespace import Array, HostArray, namespace
-from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, unsaid
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal, unsaid
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed, Storage, Whole
 from ssmreduce.layers.transforms import inverse_transformed, transformed
+
+_refusal = partial(
+    refusal, "S4D", expected="a linear time-invariant layer with poles of its own for each channel"
+)
 
 
 class S4D(LTILayer):
@@ -37,6 +41,7 @@ class S4D(LTILayer):
         Name of the logarithms of -Re Λ.
     """
 
+    known_by = "log_dt"
     poles: tuple[str, ...] = ("log_A_real", "A_imag")
     stores_input = False
 
@@ -116,6 +121,7 @@ class S4Diagonal(LTILayer):
         The kernel's `dt_fast`: whether the step is a transform of sinh(inv_dt).
     """
 
+    known_by = "inv_dt"
     poles: tuple[str, ...] = ("A_real", "A_imag", "inv_dt")
     sizes = ("N", "d_state")
     caches: tuple[str, ...] = ("dA", "dB", "dC")
@@ -217,11 +223,3 @@ class S4Diagonal(LTILayer):
     def _step(self, weights: Weights) -> HostArray:
         inv_dt = np.sinh(weights["inv_dt"]) if self._fast_step else weights["inv_dt"]
         return transformed(inv_dt, self._dt)
-
-
-def _refusal(reason: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"this S4D layer cannot be reduced because {reason}; expected a linear time-invariant layer "
-        "with poles of its own for each channel. Leave it out with "
-        "options=CutOptions(skip_unsupported=True)."
-    )

@@ -23,7 +23,7 @@ import numpy as np
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -45,6 +45,7 @@ class S5(LTILayer):
         Whether C is (m, 2n), for both directions.
     """
 
+    known_by = "Lambda"
     poles = ("Lambda", "log_step")
     eps = float(np.finfo(np.float32).eps)  # of B
 
@@ -146,7 +147,4 @@ def _single(array: HostArray) -> HostArray:
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"this S5 layer cannot be reduced because {reason}; expected the linear time-invariant "
-        "layer. Leave it out with options=CutOptions(skip_unsupported=True)."
-    )
+    return refusal("S5", reason, "the linear time-invariant layer")

@@ -59,6 +59,7 @@ class S5HalfSpectrum(LTILayer):
         Names of the output matrix: of one array, or of one for each direction.
     """
 
+    known_by = "Lambda_re"
     poles = ("Lambda_re", "Lambda_im", "log_step")
     sizes = ("P", "state_dim", "d_state", "ssm_size")
 

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
 from ssmreduce.layers.transforms import inverse_transformed, transformed
@@ -40,6 +39,7 @@ class S5RealInput(LTILayer):
         Whether the rule is zero-order hold; otherwise inputs are impulses ("dirac").
     """
 
+    known_by = "log_dt"
     poles = ("A", "log_dt", "B", "C")
     sizes = ("d_state", "state_dim")
     carries_matrices = False
@@ -54,11 +54,8 @@ class S5RealInput(LTILayer):
             return None
         rule = getattr(layer.discretize_fn, "__name__", None)
         if rule not in ("zoh", "dirac"):
-            raise UnsupportedLayerError(
-                f"this S5 layer cannot be reduced because `discretization` is {rule!r}, which does not "
-                "take stable poles into the unit circle; expected 'zoh' or 'dirac'. Leave it out with "
-                "options=CutOptions(skip_unsupported=True)."
-            )
+            reason = "which does not take stable poles into the unit circle"
+            raise refusal("S5", f"`discretization` is {rule!r}, {reason}", "'zoh' or 'dirac'")
         return cls(holds=rule == "zoh")
 
     def names(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.followers import counterparts, followed
 from ssmreduce.models.optimizer_state import reduced_gradients, reduced_moments
-from ssmreduce.models.report import LayerReduction
+from ssmreduce.models.report import LayerReduction, ModelReport
 from ssmreduce.models.search import Layers, find_layers, search
 
 T = TypeVar("T")
@@ -33,8 +33,8 @@ class Cut:
 
     model: Any
     optimizer_state: Any
-    results: Results
-    followers: tuple[tuple[Any, Results], ...]
+    report: ModelReport
+    followers: tuple[tuple[Any, ModelReport], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +79,15 @@ def plan_cut(
         Names of all layers that `decide` may cut, but for tied ones and copies; the others need not be ready
         for it.
     """
-    framework, model = found.framework, found.model
-    together(framework, model, lambda: framework.check_optimizer(model, opt_state, followers))
-    team = framework.team_of(model)
+    framework, team = found.framework, found.team
+    on_all(team, lambda: framework.check_optimizer(found.model, opt_state, followers))
     if team is None:
         return _planned(found.with_copies(opt_state), opt_state, decide, followers, only)
     team.check_same(lambda: _shapes(found, opt_state))
     view, state = _gathered(found, opt_state)
-    full = together(framework, model, lambda: found.of(view).with_copies(state))
+    full = on_all(team, lambda: found.of(view).with_copies(state))
     copies = [_gathered(found.of(each), None)[0] for each in followers]
-    team.check_same(
-        lambda: _held([full, *(found.of(each) for each in copies)], full.with_same(only))
-    )
+    team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
     plan: CutPlan = team.decide(
         lambda: _planned(full, state, decide, copies, only).without_layers()
     )
@@ -104,7 +101,8 @@ def _planned(
     followers: Sequence[Any],
     only: Collection[str] | None,
 ) -> CutPlan:
-    handles, only = found.meant, found.with_same(only)
+    handles = found.meant
+    only = None if only is None else found.with_same(only)
     copies = [_checked_copy(found.of(each)) for each in followers]
     paired = [counterparts(handles, copy.meant) for copy in copies]
     for each, own in zip((found, *copies), (handles, *paired), strict=True):
@@ -121,17 +119,11 @@ def _planned(
         path: cuts[found.copies[path].path] if path in found.copies else cut
         for path, cut in cuts.items()
     }
-    framework = found.framework
-    groups = (
-        framework.moments_of(
-            found.model, opt_state, [each for each in handles if each.path in cuts]
-        )
-        if cuts
-        else []
-    )
+    changing = [each for each in handles if each.path in cuts]
+    held = found.framework.moments_of(found.model, opt_state, changing) if cuts else []
     return CutPlan(
         results,
-        reduced_moments(groups, cuts, found.options.moments),
+        reduced_moments(held, cuts, found.options.moments),
         tuple(
             {
                 handle.path: LayerReduction(handle.layer, cut, handle.item_sizes)
@@ -162,20 +154,27 @@ def make_cut(
     All is prepared, for the followers too and on all processes, before anything is changed. `books` are
     changed with a model that is changed in place; with another one they are left to who returns it.
     """
-    copies = [found.of(each) for each in followers]
-    parts = [
-        (found, opt_state, plan.results, plan.moments),
-        *((copy, None, done, {}) for copy, done in zip(copies, plan.followers, strict=True)),
+    parts = [(found, opt_state, plan.results, plan.moments)] + [
+        (found.of(each), None, done, {})
+        for each, done in zip(followers, plan.followers, strict=True)
     ]
-    gradients = [_gradients(each, results) for each, _, results, _ in parts]
-    ready = together(
-        found.framework,
-        found.model,
-        lambda: [_prepared(*part, new) for part, new in zip(parts, gradients, strict=True)],
-    )
+    changes = [
+        changes_of(each.framework, each.model, each.handles, really_cut(results))
+        for each, _, results, _ in parts
+    ]
+
+    def prepare() -> list[Prepared]:
+        return [
+            each.framework.prepared(each.model, new, state, moments, gradients)
+            if new
+            else Prepared(each.model, state)
+            for (each, state, _, moments), (new, gradients) in zip(parts, changes, strict=True)
+        ]
+
+    ready = on_all(found.team, prepare)
     steps = [step for each in ready for step in each.steps]
     if steps:
-        commit([*steps, *books], partial(together, found.framework, found.model))
+        commit([*steps, *books], None if found.team is None else partial(on_all, found.team))
     (model, own), *others = [
         (each.model, _with_layers(part.framework, each.model, results))
         for each, (part, _, results, _) in zip(ready, parts, strict=True)
@@ -183,39 +182,32 @@ def make_cut(
     return Cut(model, ready[0].opt_state, own, tuple(others))
 
 
-def _gradients(found: Layers, results: Results) -> dict[Any, HostArray]:
-    """Gradients of the new layers; where they are sharded, every rank has to call this."""
-    cuts = really_cut(results)
-    handles = [each for each in found.handles if each.path in cuts]
-    return reduced_gradients(found.framework.gradients_of(found.model, handles), cuts)
+def changes_of(
+    framework: Framework,
+    model: Any,
+    handles: Sequence[LayerHandle],
+    cuts: Mapping[Path, LayerCut],
+) -> tuple[list[LayerChange], dict[Any, HostArray]]:
+    """What is to become of the layers that are cut, and of their gradients.
 
-
-def _prepared(
-    found: Layers,
-    opt_state: Any,
-    results: Results,
-    moments: dict[Any, HostArray],
-    gradients: dict[Any, HostArray],
-) -> Prepared:
-    """Prepare what was planned for one model."""
-    cuts = really_cut(results)
+    Where gradients are sharded, every rank has to call this.
+    """
+    handles = [each for each in handles if each.path in cuts]
     changes = [
-        change_of(handle, cuts[handle.path]) for handle in found.handles if handle.path in cuts
+        LayerChange(each, cut.new_weights, cut.new_order / cut.old_order, cut.reduce_state)
+        for each in handles
+        for cut in [cuts[each.path]]
     ]
-    if not changes:
-        return Prepared(found.model, opt_state)
-    return found.framework.prepared(found.model, changes, opt_state, moments, gradients)
-
-
-def change_of(handle: LayerHandle, cut: LayerCut) -> LayerChange:
-    """What is to become of a layer that is cut."""
-    ratio = cut.new_order / cut.old_order
-    return LayerChange(handle, cut.new_weights, ratio, cut.reduce_state)
+    return changes, reduced_gradients(framework.gradients_of(model, handles), cuts)
 
 
 def together(framework: Framework, model: Any, function: Callable[[], T]) -> T:
     """Call a function on all processes that train `model`; where it raises on one, it does on all."""
-    team = framework.team_of(model)
+    return on_all(framework.team_of(model), function)
+
+
+def on_all(team: Any, function: Callable[[], T]) -> T:
+    """Call a function on all processes of a team, or here if it is None; raise on all where one does."""
     if team is None:
         return function()
     answers: list[T] = []
@@ -228,26 +220,22 @@ def together(framework: Framework, model: Any, function: Callable[[], T]) -> T:
     return answers[0]
 
 
-def first_decides(framework: Framework, model: Any, function: Callable[[], T]) -> T:
-    """What a function returns, or raises, on the first of the processes that train `model`, on all."""
-    team = framework.team_of(model)
-    if team is None:
-        return function()
-    answer: T = team.decide(function)
-    return answer
-
-
 def really_cut(results: Results) -> dict[Path, LayerCut]:
     """The cuts that make a layer smaller."""
     return {
-        path: result.cut for path, result in results.items() if result.new_order < result.old_order
+        path: result.cut
+        for path, result in results.items()
+        if result.cut.new_order < result.cut.old_order
     }
 
 
-def _with_layers(framework: Framework, model: Any, results: Results) -> Results:
-    return {
-        path: replace(result, layer=framework.at(model, path)) for path, result in results.items()
-    }
+def _with_layers(framework: Framework, model: Any, results: Results) -> ModelReport:
+    return ModelReport(
+        {
+            framework.path_name(path): replace(result, layer=framework.at(model, path))
+            for path, result in results.items()
+        }
+    )
 
 
 def _without_layers(results: Results) -> Results:
@@ -260,21 +248,19 @@ def check_every_rank(models: Sequence[Any], options: CutOptions) -> None:
     The same is raised on all processes that train the model, for a copy that one of them keeps too. What
     the weights hold does not matter: they may be NaN.
     """
-    found = [with_full_layers(search(each, options)) for each in models]
+    found = [search(each, options) for each in models]
+    full = [with_full_layers(each) for each in found]
 
     def check() -> None:
-        for each in found:
+        for each in full:
             each.framework.check_ready(each.model, find_layers(each.model, options).meant)
 
-    first = found[0]
-    together(first.framework, models[0], check)
+    on_all(found[0].team, check)
 
 
 def with_full_layers(found: Layers) -> Layers:
     """The layers, or where they are sharded those of a view in which they are full; all ranks must call."""
-    if found.framework.team_of(found.model) is None:
-        return found
-    return found.of(_gathered(found, None)[0])
+    return found if found.team is None else found.of(_gathered(found, None)[0])
 
 
 # --- What a rank holds, for comparison with the others
@@ -289,7 +275,7 @@ def _shapes(found: Layers, opt_state: Any) -> dict[str, str]:
     """What has to be the same before arrays can be gathered."""
     shapes = {"the type of its optimizer": type(opt_state).__qualname__}
     for handle in found.handles:
-        sizes = {key: tuple(getattr(handle.layer, key).shape) for key in handle.kind.names()}
+        sizes = {key: tuple(getattr(handle.layer, key).shape) for key in handle.names}
         shapes[f"the shapes of layer `{handle.name}`"] = str(sizes)
         shapes[f"the optimizer state of layer `{handle.name}`"] = str(
             found.framework.fields_of(opt_state, handle)
@@ -301,6 +287,7 @@ def _held(models: Sequence[Layers], only: Collection[str] | None) -> dict[str, s
     """Hashes of the layers of a model and of its followers, which this rank could cut."""
     held: dict[str, str] = {}
     first = models[0].meant
+    only = None if only is None else models[0].with_same(only)
     for number, found in enumerate(models):
         layers = counterparts(first, found.meant) if number else first
         own = [

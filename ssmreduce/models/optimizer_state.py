@@ -57,14 +57,23 @@ def reduced_moments(
         old = {name: array for name, (_, array) in group.arrays.items()}
         _check_field(group, old, cut.weights)
         if moments == "carry":
-            _check_finite(group, {name: old[name] for name in cut.changed if name in old})
+            for name in cut.changed:
+                if name in old and not np.isfinite(old[name]).all():
+                    raise NonFiniteError(
+                        f"`{group.field}` of `{name}` at {group.where} holds NaN or Inf, which a cut would "
+                        "carry to all states; expected finite moments. Look at the step before, or pass "
+                        "options=CutOptions(moments='reset')."
+                    )
             carried = cut.carry(old, squared=group.field in _SECOND)
-            mean = next((each for each in groups if _is_mean(each, group)), None)
+            mean = _mean_about(group, groups) if group.field == "square_avg" else None
             if mean is not None:
                 carried |= _carry_about(mean, old, cut)
         else:
             carried = {name: np.zeros_like(cut.new_weights[name]) for name in old}
-        values |= _by_key(group, old, carried, cut)
+        values |= {
+            key: carried[name] if name in cut.changed else array
+            for name, (key, array) in group.arrays.items()
+        }
     return values
 
 
@@ -81,19 +90,11 @@ def reduced_gradients(
         for name in cut.without_image:  # what a scaler looks for must not get lost
             if name in carried and not np.all(np.isfinite(old[name])):
                 carried[name] = np.full_like(carried[name], np.nan)
-        values |= _by_key(group, old, carried, cut)
+        values |= {
+            key: carried[name] if name in cut.changed else array
+            for name, (key, array) in group.arrays.items()
+        }
     return values
-
-
-def _by_key(
-    group: LayerMoments,
-    old: dict[str, HostArray],
-    carried: dict[str, HostArray],
-    cut: LayerCut,
-) -> dict[Any, HostArray]:
-    """Carried moments by the keys of the adapter, and those of weights that stay as they are."""
-    carried = carried | {name: old[name] for name in old if name not in cut.changed}
-    return {group.arrays[name][0]: array for name, array in carried.items()}
 
 
 _ADVICE = {
@@ -130,22 +131,16 @@ def _check_field(
             )
 
 
-def _check_finite(group: LayerMoments, old: dict[str, HostArray]) -> None:
-    for name, array in old.items():
-        if not np.isfinite(array).all():
-            raise NonFiniteError(
-                f"`{group.field}` of `{name}` at {group.where} holds NaN or Inf, which a cut would carry to "
-                "all states; expected finite moments. Look at the step before, or pass "
-                "options=CutOptions(moments='reset')."
-            )
-
-
-def _is_mean(group: LayerMoments, squares: LayerMoments) -> bool:
-    """Whether a group holds the means about which centred RMSprop takes the mean squares of another."""
-    fields = squares.field, group.field
-    together = _holder(group.where) == _holder(squares.where)
-    return (
-        fields == ("square_avg", "grad_avg") and together and group.layer_path == squares.layer_path
+def _mean_about(squares: LayerMoments, groups: Sequence[LayerMoments]) -> LayerMoments | None:
+    """The means about which centred RMSprop takes mean squares; None where these are about zero."""
+    place = squares.layer_path, _holder(squares.where)
+    return next(
+        (
+            each
+            for each in groups
+            if each.field == "grad_avg" and (each.layer_path, _holder(each.where)) == place
+        ),
+        None,
     )
 
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ssmreduce._checks import check_instance
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.frameworks.framework import Framework, LayerHandle
+from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.cut import (
     Results,
-    change_of,
-    first_decides,
+    changes_of,
     make_cut,
+    on_all,
     plan_cut,
-    together,
 )
 from ssmreduce.models.followers import checked_followers
-from ssmreduce.models.optimizer_state import reduced_gradients
 from ssmreduce.models.orders import Order, layer_orders, names_in_model
-from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
+from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.reduction.order import OrderRule
@@ -83,12 +82,11 @@ def reduce_layer(
     handle = handle_of(layer, options.kind)
     framework, inner = handle.framework, handle.layer
     framework.check_ready(inner, [handle])
-    result = _planned(handle, order, options)
+    result = _reduced(handle, order, options)
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
-    held = framework.gradients_of(inner, [handle])
-    gradients = reduced_gradients(held, {handle.path: result.cut})
-    ready = framework.prepared(inner, [change_of(handle, result.cut)], None, {}, gradients)
+    changes, gradients = changes_of(framework, inner, [handle], {handle.path: result.cut})
+    ready = framework.prepared(inner, changes, None, {}, gradients)
     commit(ready.steps)
     return replace(result, layer=layer if ready.model is inner else ready.model)
 
@@ -164,30 +162,28 @@ def reduce_model(
     """
     followers = checked_followers(followers)
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
-    state = _optimizer_of(optimizer, opt_state)
+    if optimizer is not None and opt_state is not None:
+        raise OrderError(
+            "`optimizer` and `opt_state` are both given; expected one of them. Pass `optimizer` for "
+            "PyTorch, `opt_state` for optax."
+        )
+    state = opt_state if optimizer is None else optimizer
     found = search(model, options.with_kind(kind))
-    model = found.model
-    framework = found.framework
-    together(framework, model, found.check)
+    team = found.team
+    on_all(team, found.check)
+    only = None
     if isinstance(order, Mapping):
-        given = order
-        order = first_decides(framework, model, lambda: names_in_model(given, found.meant))
-
-    def decide(layers: Layers) -> Results:
-        return decide_cut(layers, order)
-
-    plan = plan_cut(
-        found, state, decide, followers, only=order if isinstance(order, Mapping) else None
-    )
+        named = partial(names_in_model, order, found.meant)
+        only = order = named() if team is None else team.decide(named)
+    plan = plan_cut(found, state, partial(decide_cut, order=order), followers, only=only)
     cut = make_cut(found, state, plan, followers)
     return ModelReduction(
         cut.model,
         cut.optimizer_state,
-        _report(framework, cut.results),
+        cut.report,
         skipped=found.passed_over,
         followers=tuple(
-            ModelReduction(follower, None, _report(framework, results))
-            for follower, results in cut.followers
+            ModelReduction(follower, None, report) for follower, report in cut.followers
         ),
     )
 
@@ -200,14 +196,16 @@ def decide_cut(
     layers = {handle.name: handle for handle in found.meant}
     orders = layer_orders(layers, order, found.firsts, options)
     results = {
-        name: _reduced(layers[name], own, options)
+        name: _reduced(layers[name], own, options, f"while reducing layer `{name}`: ")
         for name, own in orders.items()
         if not leave_out(name)
     }
     if options.uniform and results:
         results = _uniform(results, layers, options)
     return {
-        handle.path: _of_same(handle, results[first], found)
+        handle.path: _copy_of(handle, results[first], found)
+        if handle.path in found.copies
+        else replace(results[first], layer=handle.layer)
         for handle, first in zip(found.meant, found.firsts.values(), strict=True)
         if first in results
     }
@@ -223,14 +221,14 @@ def _uniform(
     return {
         name: result
         if result.new_order == min(common, result.old_order)
-        else _reduced(layers[name], common, exactly)
+        else _reduced(layers[name], common, exactly, f"while reducing layer `{name}`: ")
         for name, result in results.items()
     }
 
 
-def _of_same(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
-    """What is planned for a layer: what was decided for it, or for the one it is tied to or a copy of."""
-    if handle.path not in found.copies or result.new_order == result.old_order:
+def _copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
+    """What is planned for a copy of the layer for which `result` was."""
+    if result.new_order == result.old_order:
         return replace(result, layer=handle.layer)
     try:
         cut = result.cut.follow(handle.weights, handle)
@@ -242,28 +240,15 @@ def _of_same(handle: LayerHandle, result: LayerReduction, found: Layers) -> Laye
     return LayerReduction(handle.layer, cut, handle.item_sizes)
 
 
-def _report(framework: Framework, results: Results) -> ModelReport:
-    return ModelReport({framework.path_name(path): result for path, result in results.items()})
-
-
-def _optimizer_of(optimizer: Any, opt_state: Any) -> Any:
-    if optimizer is not None and opt_state is not None:
-        raise OrderError(
-            "`optimizer` and `opt_state` are both given; expected one of them. Pass `optimizer` for "
-            "PyTorch, `opt_state` for optax."
-        )
-    return opt_state if optimizer is None else optimizer
-
-
-def _reduced(handle: LayerHandle, order: int | OrderRule, options: CutOptions) -> LayerReduction:
-    """Plan the reduction of one layer of a model; errors name it."""
-    try:
-        return _planned(handle, order, options)
-    except SSMReduceError as error:
-        raise type(error)(f"while reducing layer `{handle.name}`: {error}") from error
-
-
-def _planned(handle: LayerHandle, order: int | OrderRule, options: CutOptions) -> LayerReduction:
+def _reduced(
+    handle: LayerHandle, order: int | OrderRule, options: CutOptions, where: str = ""
+) -> LayerReduction:
+    """Plan the reduction of one layer; errors begin with `where`."""
     started = time.perf_counter()
-    cut = handle.kind.plan(handle.weights, order, options, handle)
+    try:
+        cut = handle.kind.plan(handle.weights, order, options, handle)
+    except SSMReduceError as error:
+        if not where:
+            raise
+        raise type(error)(f"{where}{error}") from error
     return LayerReduction(handle.layer, cut, handle.item_sizes, time.perf_counter() - started)

@@ -48,6 +48,8 @@ class Layers:
     @cached_property
     def meant(self) -> list[LayerHandle]:
         """The layers that are not excluded."""
+        if not self.options.exclude:
+            return self.handles
         return [each for each in self.handles if each.name not in self._excluded]
 
     @cached_property
@@ -69,14 +71,17 @@ class Layers:
             for each in self.meant
         }
 
+    @cached_property
+    def team(self) -> Any:
+        """The processes that train the model; None if it is one."""
+        return self.framework.team_of(self.model)
+
     def of(self, model: Any) -> Layers:
         """The layers of another model, found alike."""
         return search(model, self.options)
 
-    def with_same(self, names: Collection[str] | None) -> set[str] | None:
-        """The names, and those of all layers that change with them; None, which means all, as it is."""
-        if names is None:
-            return None
+    def with_same(self, names: Collection[str]) -> set[str]:
+        """The names, and those of all layers that change with them."""
         firsts = {self.firsts[name] for name in names}
         return {name for name, first in self.firsts.items() if first in firsts}
 
@@ -88,6 +93,8 @@ class Layers:
         UnsupportedLayerError
             If a layer could be a copy of several trained ones.
         """
+        if len(self.handles) < 2:
+            return self
         found = self.framework.copies_inside(self.model, opt_state, self.handles)
         copies = {
             each.path: self._original(each, found[each.path])
@@ -126,6 +133,8 @@ class Layers:
     @property
     def passed_over(self) -> dict[str, str]:
         """The variants that cannot be reduced and are not excluded."""
+        if not self.options.exclude:
+            return self.refused
         return {name: why for name, why in self.refused.items() if name not in self._excluded}
 
 

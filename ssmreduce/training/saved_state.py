@@ -294,7 +294,7 @@ def _torch_snapshot(saved: object, name: str) -> Snapshot:
 
 
 def _snapshot_of_arrays(saved: object, name: str) -> Snapshot:
-    """As `ssmreduce.frameworks.pytree_snapshot.take` makes it, and of a mapping, in any library."""
+    """As `ssmreduce.frameworks.pytrees` makes it, and of a mapping, in any library."""
     entries = _dict_of(saved, name, _OF_ARRAYS)
     return {key: _dict_by(str, entries[key], f'{name}["{key}"]', _leaf) for key in _OF_ARRAYS}
 

@@ -82,7 +82,6 @@ FRAMEWORKS = {
 FRAMEWORK_HOMES = {
     "frameworks/current.py",
     "frameworks/pytrees.py",
-    "frameworks/pytree_snapshot.py",
     "frameworks/torch.py",
     "frameworks/torch_copies.py",
     "frameworks/torch_distributed.py",
