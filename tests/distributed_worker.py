@@ -48,7 +48,7 @@ from ssmreduce import (
 from ssmreduce.frameworks.transaction import Entries, Step
 from ssmreduce.models import cut as cut_of_models
 from ssmreduce.models.systems_of_layers import handle_of
-from ssmreduce.training import reducer as reducer_module
+from ssmreduce.training import attempts as attempts_module
 
 ORDERS = (6, 3)
 STEPS = 6
@@ -272,7 +272,7 @@ def breaking(kind: str, rank: int, rows: slice) -> dict[str, Any]:
     reducer.report(9.0)
     books = books_of(reducer)
     rollbacks = broken(
-        reducer_module, lambda: reducer.step(2, model, optimizer), model, optimizer, rank
+        attempts_module, lambda: reducer.step(2, model, optimizer), model, optimizer, rank
     )
     kept = books_of(reducer) == books
     reducer.step(2, model, optimizer)
@@ -358,7 +358,7 @@ def losing(scenario: str, rank: int, rows: slice) -> dict[str, Any]:
     elif rank == 1 and place == "checking":
         cut_of_models._held = lambda *_: os._exit(0)
     elif rank == 0 and place == "deciding":
-        InTrainingReducer._accepted = lambda *_: os._exit(0)
+        attempts_module._accepted = lambda *_: os._exit(0)
     before, books = own_bytes(model, optimizer), books_of(reducer)
     began = time.perf_counter()
     try:

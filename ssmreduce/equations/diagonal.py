@@ -353,23 +353,18 @@ def _eliminate_pairs(
         return Z, (G - Z_rest @ (inverse @ pivot_generator)).reshape(2, count, m)
     stacked = np.swapaxes(L.reshape(pivots.size, 2, width), 0, 1).reshape(width, width)
     rotated = apply_real_state(eigenvalues[pivots], stacked).reshape(2, pivots.size, width)
-    known = np.concatenate([parts[:, pivots], rotated], axis=2)
-    V, T = _block_reflector(adjoint(inverse @ _interleave(known)))
     moving = np.concatenate([G, apply_real_state(eigenvalues[rest], Z_rest)], axis=1)
-    moved = moving[:, width:] - ((moving @ V) @ T) @ adjoint(V[width:])
-    return Z, moved.reshape(2, count, m)
-
-
-def _block_reflector(columns: HostArray) -> tuple[HostArray, HostArray]:
-    """Return V, T such that I - V T Vᵀ is the orthogonal factor of the QR decomposition."""
-    packed, tau = np.linalg.qr(columns, mode="raw")
+    known = inverse @ _interleave(np.concatenate([parts[:, pivots], rotated], axis=2))
+    # I - V T Vᵀ is the orthogonal factor of the QR decomposition of known rows, as columns.
+    packed, tau = np.linalg.qr(adjoint(known), mode="raw")
     V = np.tril(adjoint(packed), -1)
     V[np.diag_indices(V.shape[1])] = 1.0
     used = tau != 0
     V, tau = V[:, used], tau[used]
     T = adjoint(V) @ V
     np.fill_diagonal(T, 1.0 / tau)
-    return V, inverse_of_triangle(np.triu(T))
+    moved = (moving @ V) @ inverse_of_triangle(np.triu(T)) @ adjoint(V[width:])
+    return Z, (moving[:, width:] - moved).reshape(2, count, m)
 
 
 def _near_real_factor(

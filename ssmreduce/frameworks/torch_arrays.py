@@ -84,7 +84,7 @@ def tensors_like(
     for key, value in values.items():
         tensor = tensors[key]
         value = value if tensor.is_complex() else value.real
-        new = torch.from_numpy(np.array(value)).to(tensor.device, tensor.dtype)
+        new = torch.from_numpy(np.array(value, order="C")).to(tensor.device, tensor.dtype)
         made[key] = sharded_like(tensor, new) if in_shards and isinstance(tensor, sharded) else new
     return made
 

@@ -127,7 +127,7 @@ class _DiagonalCut:
 
     def __init__(self, balanced: BalancedDiagonal, *, balancing_free: bool) -> None:
         self._balanced = balanced
-        self._host = balanced.original.to_host()
+        self._host = balanced._host
         self._balancing_free = balancing_free
         self._state: HostArray = np.zeros((0, 0))
 

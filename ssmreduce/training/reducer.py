@@ -236,9 +236,8 @@ class InTrainingReducer:
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
         if not self._is_checked:
             check_model([model, *checked_followers(followers)], opt_state, self.options)
-            self._is_checked = True
         if self._is_idle(step):
-            self._idle_step = max(step, self._idle_step)
+            self._idle_step, self._is_checked = max(step, self._idle_step), True
             if followers is None:
                 return model, opt_state
             return model, opt_state, checked_followers(followers)
@@ -246,7 +245,7 @@ class InTrainingReducer:
         trace = HankelTrace(1) if self.trace is None else self.trace
         records = self._recorded(step, model)
         books = self._seen(step, model)
-        turn = partial(self._turned, records=records)
+        turn = partial(self._turned, records=records, is_checked=True)
         if books.has_failed(self.rollback):
             made = undo(step, models, opt_state, books, turn, self.options)
         elif books.trial is None and books.waiting:
@@ -257,7 +256,7 @@ class InTrainingReducer:
         (model, *copies), opt_state = made.models, made.opt_state
         answer = (model, opt_state) if followers is None else (model, opt_state, copies)
         # Pytrees are the caller's when this returns: no call in between, where Ctrl-C could come.
-        self._books, trace.records = made.books, records
+        self._books, trace.records, self._is_checked = made.books, records, True
         if made.warning:  # nothing was cut
             _warn(made.warning)
         return answer
@@ -341,13 +340,16 @@ class InTrainingReducer:
             stopped=frozenset(saved.stopped),
             trial=saved.trial,
         )
-        commit(self._turned(books, saved.records))
+        commit(self._turned(books, saved.records, is_checked=False))
 
-    def _turned(self, books: Books, records: Sequence[HankelRecord]) -> list[Step]:
+    def _turned(
+        self, books: Books, records: Sequence[HankelRecord], *, is_checked: bool
+    ) -> list[Step]:
         """What puts these books and records in the place of the present ones."""
         steps: list[Step] = [
             Assignment(self, "_books", books),
             Assignment(self, "_idle_step", 0),
+            Assignment(self, "_is_checked", is_checked),
         ]
         if self.trace is not None:
             steps.append(Assignment(self.trace, "records", records))
