@@ -71,5 +71,9 @@ class ScalingWarning(UserWarning):
     """Inputs or outputs differ so much in size that the small ones drown in rounding."""
 
 
+class CalibrationWarning(UserWarning):
+    """A cut was fitted to fewer data than it has unknowns for."""
+
+
 class HostTransferWarning(UserWarning):
     """Arrays were moved from a device to the host and back, or a gradient ends; the message says why."""

@@ -343,10 +343,37 @@ def _balance_factors(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
             "the range of double precision. Look for a pole at the stability boundary."
         ) from error
-    n = state_count(system)
-    hsv = _pad(values, n)
+    hsv = _pad(values, state_count(system))
+    return _ranked(hsv, factors, M, V, pool, is_channel=channel is not None)
+
+
+def balance_between(Z: HostArray, Y: HostArray) -> BalancedFactors:
+    """Decompose Yᴴ Z for given factors of P = Z Zᴴ and Q = Y Yᴴ, such as those of data.
+
+    Raises
+    ------
+    NoConvergenceError
+        If the values leave the range of double precision.
+    """
+    factors = DenseFactors(Z, Y)
+    M = product(Y, Z, adjoint_left=True)
+    _check_range(M, factors)
+    values, V = _right_singular(M, NUMPY)
+    return _ranked(_pad(values, len(Z)), factors, M, V, NUMPY, is_channel=False)
+
+
+def _ranked(
+    hsv: HostArray,
+    factors: DenseFactors,
+    M: HostArray,
+    V: HostArray,
+    pool: Pool,
+    *,
+    is_channel: bool,
+) -> BalancedFactors:
+    """The factors with their numerical rank, which is 0 if all of Yᴴ Z may be rounding."""
     rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
-    floor = _product_rounding(factors, float(hsv[0])) if rank and channel is None else 0.0
+    floor = 0.0 if is_channel or not rank else _product_rounding(factors, float(hsv[0]))
     if rank and hsv[0] <= floor:
         rank = 0
     return BalancedFactors(hsv, rank, factors, M, V, pool, floor)

@@ -17,6 +17,7 @@ from ssmreduce._checks import type_name
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.moments import Moments
+from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.frameworks.transaction import Prepared
 from ssmreduce.layers.layer import Layer, NamedWeights
 
@@ -188,6 +189,35 @@ class Framework(ABC):
         Arrays whose gradients are not among `gradients` lose them.
         """
 
+    # --- Runs of a model on data
+
+    def record(
+        self,
+        model: Any,
+        handles: Sequence[LayerHandle],
+        run: Callable[[], Any],
+        *,
+        differentiates: bool,
+    ) -> dict[Path, list[Recorded]]:
+        """Call `run`, which runs `model` once, and return the calls of each layer in it.
+
+        Where it differentiates, `run` returns a scalar. The model is afterwards as before.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the framework records nothing, as here.
+        """
+        raise _no_runs(self, model)
+
+    def evaluated(self, model: Any, run: Callable[[], Any]) -> float:
+        """Return the scalar of `run`, which runs `model` once in evaluation mode."""
+        raise _no_runs(self, model)
+
+    def scratch(self, model: Any) -> Any:
+        """Return a copy of `model`, without the wrappers of a distributed run, that may be cut and run."""
+        return model
+
     # --- Snapshots
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
@@ -299,6 +329,13 @@ class NamedTrees(ABC):
     @abstractmethod
     def with_arrays(self, model: Any, given: Mapping[Path, Any]) -> Any:
         """Return a copy of `model` with saved arrays; `ShapeError` if a shape or dtype differs."""
+
+
+def _no_runs(framework: Framework, model: Any) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"`model` is a {type_name(model)}, in which {type(framework).__name__} records nothing; expected a "
+        "PyTorch module. Record what goes into the layers, and pass Calibration.of_inputs({name: inputs})."
+    )
 
 
 def _no_snapshots(framework: Framework, model: Any) -> UnsupportedLayerError:

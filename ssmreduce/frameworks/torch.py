@@ -19,6 +19,7 @@ from ssmreduce.frameworks import (
     torch_copies,
     torch_distributed,
     torch_optimizer,
+    torch_recording,
     torch_saved,
     torch_sharing,
     torch_snapshot,
@@ -146,6 +147,9 @@ class TorchFramework(Framework, StateDicts):
             [*torch_distributed.bucket_steps(model, shapes), *entries, *attributes, *sizes],
         )
 
+    record = staticmethod(torch_recording.record)
+    evaluated = staticmethod(torch_recording.evaluated)
+    scratch = staticmethod(torch_recording.scratch)
     snapshot = staticmethod(torch_snapshot.take)
     prepared_back = staticmethod(torch_snapshot.prepared_back)
     team_of = staticmethod(torch_distributed.team_of)

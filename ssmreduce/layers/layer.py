@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 from ssmreduce._checks import floating_arrays, numeric_array, type_name
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
@@ -66,8 +67,8 @@ class Layer(ABC):
         Attributes computed from the weights on demand; deleted after a cut.
     eps : float
         Rounding of the layer itself, where that is coarser than the dtype of its weights.
-    error_factor : float
-        How much larger the layer's error may be than its system's.
+    both_directions : bool
+        Whether the layer runs its system over the sequence from either end, with half of the outputs each.
     """
 
     known_by: str = ""
@@ -75,7 +76,7 @@ class Layer(ABC):
     states: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
     eps: float = 0.0
-    error_factor: float = 1.0
+    both_directions: bool = False
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
@@ -87,6 +88,11 @@ class Layer(ABC):
             If it is a variant of this layer that cannot be reduced.
         """
         return None
+
+    @property
+    def error_factor(self) -> float:
+        """How much larger the layer's error may be than its system's."""
+        return 2.0**0.5 if self.both_directions else 1.0
 
     @classmethod
     def by_default(cls, has: HasArrays) -> Layer:
@@ -148,6 +154,28 @@ class Layer(ABC):
             If no layer of that order holds what it should; never a half truth.
         """
 
+    def candidates(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> list[LayerCut]:
+        """Plan cuts of one order that know what the layer is given; the first is the one without data.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the layer has no cut by the method that `options` asks for.
+        """
+        if options.method not in ("best", "white"):
+            raise UnsupportedLayerError(
+                f"`method` is {options.method!r}, but {type(self).__name__} is cut without data alone; "
+                "expected 'best' or 'white'."
+            )
+        return [self.plan(weights, order, options, storage)]
+
     def changing(self, weights: Weights) -> set[str]:
         """Return the names of the weights whose shape depends on the order."""
         return set(self.resized(weights, 1))
@@ -192,6 +220,9 @@ class LayerCut(ABC):
         What the error of the written layer is at least.
     weights, new_weights : dict of arrays
         Weights before and after.
+    output_error : float or None
+        Root of the mean squared error of its outputs over their mean square, feedthrough apart, on data
+        that nothing was fitted to; None where no data are known.
     """
 
     kind: Layer
@@ -199,6 +230,8 @@ class LayerCut(ABC):
     measured_error: float
     weights: dict[str, HostArray]
     new_weights: dict[str, HostArray]
+    _: KW_ONLY
+    output_error: float | None = None
 
     @cached_property
     def old_order(self) -> int:

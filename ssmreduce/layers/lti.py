@@ -17,10 +17,12 @@ import numpy as np
 from ssmreduce._checks import type_name
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
+from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.layers.diagonal_cut import balanced_layer
-from ssmreduce.layers.layer import Layer, Weights, WeightStorage
+from ssmreduce.layers.layer import Layer, LayerCut, Weights, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
+from ssmreduce.layers.lti_data import DataPlan
 from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.read_back import OWN_POLES
@@ -203,6 +205,17 @@ class LTILayer(Layer):
     ) -> LTICut:
         """Cut by balanced truncation, and measure the layer as it would be written."""
         return LTIPlan(self, weights, order, options, storage).cut()
+
+    def candidates(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> list[LayerCut]:
+        """Plan by each method, or the one that is asked for; see `ssmreduce.layers.lti_data`."""
+        return [*DataPlan(self, weights, order, options, storage, data).candidates()]
 
     def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
         """Return the weights, all but the feedthrough, of a layer that runs a storable system.

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from ssmreduce.layers.lti import LTILayer
 
 
-def copied_parts(reduction: Reduction, system: System, kind: LTILayer) -> tuple[Reduction, ...]:
-    """Project each system of a copy as that of the layer was.
+def copied_parts(
+    reduction: Reduction, system: System, kind: LTILayer, change: HostArray
+) -> tuple[Reduction, ...]:
+    """Project each system of a copy as that of the layer was, and change its output weights as much.
 
     Raises
     ------
@@ -42,7 +44,12 @@ def copied_parts(reduction: Reduction, system: System, kind: LTILayer) -> tuple[
         If one is unstable then.
     """
     return tuple(
-        _copied_part(part, system[at] if system.batch_shape else system, kind)
+        _copied_part(
+            part,
+            system[at] if system.batch_shape else system,
+            kind,
+            change[at][:, : part.system.order] if change.ndim else change,
+        )
         for part, at in zip(
             reduction.parts or (reduction,), np.ndindex(system.batch_shape), strict=True
         )
@@ -71,7 +78,7 @@ def stored_together(
     )
 
 
-def _copied_part(part: Reduction, system: System, kind: LTILayer) -> Reduction:
+def _copied_part(part: Reduction, system: System, kind: LTILayer, change: HostArray) -> Reduction:
     """Project one system as another one was, and diagonalise it alike."""
     W, T, slot_map = part.left, part.right, part.slot_map
     assert W is not None
@@ -95,7 +102,7 @@ def _copied_part(part: Reduction, system: System, kind: LTILayer) -> Reduction:
     reduced = DiagonalStateSpace(
         own.eigenvalues,
         own.input_matrix(adjoint(W) @ B),
-        own.output_matrix(C @ T),
+        own.output_matrix(C @ T) + change / scale,
         system.D,
         time=system.time,
         real_output=True,

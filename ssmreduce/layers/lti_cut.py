@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LTICut(LayerCut):
-    """A linear layer before and after balanced truncation; moments and copies follow its change of states."""
+    """A linear layer before and after balanced truncation; moments and copies follow its change of states.
+
+    Attributes
+    ----------
+    readout_change : (..., p, r) array
+        What a fit to data has added to the output weights of the reduced system.
+    """
 
     kind: LTILayer
+    _: KW_ONLY
+    readout_change: HostArray = field(default_factory=lambda: np.zeros(()))
 
     @property
     def scores(self) -> HostArray:
@@ -45,7 +53,7 @@ class LTICut(LayerCut):
         """Project a copy with the same W and T; see `ssmreduce.layers.lti_copies`."""
         kind, own = self.kind, self.reduction
         system = kind.read(weights)
-        parts = copied_parts(own, system, kind)
+        parts = copied_parts(own, system, kind, self.readout_change)
         stored = stored_together(parts, system, kind, self.new_order)
         new = {**weights, **storage.rounded(kind.write(stored, weights))}
         read_back = kind.read(new)

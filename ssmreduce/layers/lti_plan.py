@@ -15,7 +15,7 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.hankel import tail_bounds
-from ssmreduce.layers.diagonal_cut import balanced_layer
+from ssmreduce.layers.diagonal_cut import LayerBalancing, balanced_layer
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut, as_written
 from ssmreduce.layers.options import CutOptions
@@ -49,23 +49,26 @@ class LTIPlan:
         order: int | OrderRule,
         options: CutOptions,
         storage: WeightStorage,
+        balancing: LayerBalancing | None = None,
     ) -> None:
         self._kind, self._weights, self._storage = kind, weights, storage
         self._order, self._multiple_of = order, options.multiple_of
-        self._balancing = balanced_layer(kind.read(weights), options.horizon)
+        if balancing is None:
+            balancing = balanced_layer(kind.read(weights), options.horizon)
+        self._balancing = balancing
         self._old_order = kind.order(weights)
 
     def cut(self) -> LTICut:
         """The cut whose written layer keeps its bound, of the order that was asked for or one below."""
         if isinstance(self._order, MeasuredError):
             return self._smallest(self._order)
-        reduction = self._reduced(self._order)
+        reduction = self.reduced(self._order)
         stored = self._stored_order(reduction)
         first = -(-stored // self._multiple_of) * self._multiple_of
         if first >= self._old_order:
-            return self._unchanged(self._reduced(self._old_order))
+            return self.unchanged()
         if first > stored:
-            reduction = self._reduced(first)
+            reduction = self.reduced(first)
         return self._nearest(reduction, first)
 
     def _nearest(self, reduction: Reduction, first: int) -> LTICut:
@@ -76,8 +79,8 @@ class LTIPlan:
             lowest = first  # a lower order would break the promise
         for limit in range(first, lowest - 1, -self._multiple_of):
             try:
-                candidate = reduction if limit == first else self._reduced(limit)
-                outcome, keeps_bound = self._written(candidate)
+                candidate = reduction if limit == first else self.reduced(limit)
+                outcome, keeps_bound = self.written(candidate)
             except SSMReduceError as error:
                 failure = failure or error
                 continue
@@ -106,30 +109,30 @@ class LTIPlan:
 
     def _smallest(self, rule: MeasuredError) -> LTICut:
         """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
-        whole = self._reduced(self._old_order)
+        whole = self.reduced(self._old_order)
         parts = whole.parts or (whole,)
         gain = self._kind.error_factor * max(float(to_nothing(x).quick_error()) for x in parts)
         if not np.any(whole.hsv):
-            self._reduced(1)  # refuses
+            self.reduced(1)  # refuses
         best = smallest(
             1,
             -(-self._old_order // self._multiple_of),
-            self._at_multiple,
+            self.at_multiple,
             lambda found: found.measured_error <= rule.relative * gain,
         )
-        return self._unchanged(whole) if best is None else best
+        return self._whole(whole) if best is None else best
 
-    def _at_multiple(self, count: int) -> LTICut | None:
+    def at_multiple(self, count: int) -> LTICut | None:
         """The layer as it is written with at most so many multiples of states; None if it cannot be."""
         try:
-            outcome, _ = self._written(self._reduced(count * self._multiple_of))
+            outcome, _ = self.written(self.reduced(count * self._multiple_of))
         except UnsupportedLayerError:
             raise
         except SSMReduceError:
             return None
         return outcome
 
-    def _reduced(self, order: int | OrderRule) -> Reduction:
+    def reduced(self, order: int | OrderRule) -> Reduction:
         """Cut to what a rule chooses, or to at most so many states as the layer stores them."""
         rule = as_rule(order)
         reduction = self._balancing.truncate(rule, common_order=True)
@@ -150,7 +153,7 @@ class LTIPlan:
         assert isinstance(reduction.system, DiagonalStateSpace)
         return self._kind.storable(reduction.system).order
 
-    def _written(self, reduction: Reduction) -> tuple[LTICut, bool]:
+    def written(self, reduction: Reduction) -> tuple[LTICut, bool]:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
         assert isinstance(reduction.system, DiagonalStateSpace)
         stored = self._kind.storable(reduction.system)
@@ -177,5 +180,9 @@ class LTIPlan:
         error = self._kind.error_factor * max(errors)
         return LTICut(self._kind, written, error, self._weights, weights), keeps
 
-    def _unchanged(self, whole: Reduction) -> LTICut:
+    def unchanged(self) -> LTICut:
+        """The layer as it is."""
+        return self._whole(self.reduced(self._old_order))
+
+    def _whole(self, whole: Reduction) -> LTICut:
         return LTICut(self._kind, whole, 0.0, self._weights, self._weights)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Moments = Literal["carry", "reset"]
 
+Method = Literal["best", "white", "white refit", "balanced", "selected"]
+"""How a cut uses data; see `ssmreduce.layers.lti_data`."""
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CutOptions:
@@ -38,6 +41,10 @@ class CutOptions:
         Give all layers the largest of their orders, for libraries that need one.
     moments : {"carry", "reset"}
         Whether first and second moments of the optimizer follow the states of a cut layer or become zero.
+    method : {"best", "white", "white refit", "balanced", "selected"}
+        How a cut with data is made: by what is best on the data that are held out; by balanced truncation as
+        without data, which alone has a bound; by that with output weights fitted to the data; by balancing
+        what the data excite; or by a selection of the layer's own modes.
     skip_unsupported : bool
         Pass over variants of known layers that cannot be reduced, and stacks of layers, instead of refusing
         the model.
@@ -67,6 +74,7 @@ class CutOptions:
     multiple_of: int = 1
     uniform: bool = False
     moments: Moments = "carry"
+    method: Method = "best"
     skip_unsupported: bool = False
     exclude: tuple[str, ...] | Callable[[str], bool] = ()
     kind: str | Layer | Mapping[str, str | Layer] | None = field(default=None, hash=False)
@@ -76,6 +84,12 @@ class CutOptions:
             raise OptimizerStateError(
                 f"`moments` is {shown(self.moments)}; expected one of "
                 f"{', '.join(map(repr, get_args(Moments)))}. Leave it out for the first."
+            )
+        methods = get_args(Method)
+        if not is_one_of(self.method, methods):
+            raise OrderError(
+                f"`method` is {shown(self.method)}; expected one of {', '.join(map(repr, methods))}. Leave "
+                "it out for the best."
             )
         values = {
             "horizon": positive_horizon(self.horizon),

@@ -53,8 +53,8 @@ class S5(LTILayer):
         self, discretisation: Discretisation = Discretisation.ZOH, *, bidirectional: bool = False
     ) -> None:
         self._discretisation = discretisation
-        self._bidirectional = bidirectional
-        self.error_factor = 2.0**0.5 if bidirectional else 1.0
+        self.both_directions = bidirectional
+        self._B = Packed("B")
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
@@ -106,13 +106,13 @@ class S5(LTILayer):
 
     def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
         """Return B and C, the two directions of C one below the other."""
-        B, C = weights["B"][..., 0] + 1j * weights["B"][..., 1], weights["C"]
-        return B, np.concatenate(np.split(C, 2, axis=1)) if self._bidirectional else C
+        B, C = self._B.get(weights), weights["C"]
+        return B, np.concatenate(np.split(C, 2, axis=1)) if self.both_directions else C
 
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the arrays of B and C."""
-        stored = np.concatenate(np.split(C, 2), axis=1) if self._bidirectional else C
-        return {"B": np.stack([B.real, B.imag], axis=-1), "C": stored}
+        stored = np.concatenate(np.split(C, 2), axis=1) if self.both_directions else C
+        return self._B.put(B) | {"C": stored}
 
     def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
         """Return s and ones."""
@@ -122,7 +122,7 @@ class S5(LTILayer):
     def feedthrough(self, weights: Weights) -> HostArray:
         """Return the diagonal matrix of D, above zeros for the second direction."""
         D = np.diag(weights["D"])
-        return np.concatenate([D, np.zeros_like(D)]) if self._bidirectional else D
+        return np.concatenate([D, np.zeros_like(D)]) if self.both_directions else D
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
@@ -132,7 +132,7 @@ class S5(LTILayer):
         check_shape(weights, "log_step", (n,), why)
         check_shape(weights, "B", (n, "m", 2), why)
         m = weights["B"].shape[1]
-        check_shape(weights, "C", (m, 2 * n if self._bidirectional else n), why)
+        check_shape(weights, "C", (m, 2 * n if self.both_directions else n), why)
         check_shape(weights, "D", (m,))
         if self._discretisation is Discretisation.ZOH and np.any(weights["Lambda"] == 0.0):
             raise ShapeError(

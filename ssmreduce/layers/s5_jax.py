@@ -76,11 +76,10 @@ class S5HalfSpectrum(LTILayer):
         self._discretisation = discretisation
         self._factor = 2.0 if conj_sym else 1.0
         self._clips = clip_eigs
-        self._bidirectional = bidirectional
+        self.both_directions = bidirectional
         self._step_rescale = step_rescale
         self._B = Packed("B")
         self._C = tuple(map(Packed, C))
-        self.error_factor = 2.0**0.5 if bidirectional else 1.0
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
@@ -136,14 +135,14 @@ class S5HalfSpectrum(LTILayer):
     def matrices(self, weights: Weights) -> tuple[Array, Array]:
         """Return B and C, the two directions of C one below the other."""
         B, parts = self._B.get(weights), [part.get(weights) for part in self._C]
-        if self._bidirectional and len(parts) == 1:
+        if self.both_directions and len(parts) == 1:
             n = B.shape[0]
             parts = [parts[0][:, :n], parts[0][:, n:]]
         return B, namespace(B).concat(parts) if len(parts) > 1 else parts[0]
 
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the arrays of B and C."""
-        parts = np.split(C, 2) if self._bidirectional else [C]
+        parts = np.split(C, 2) if self.both_directions else [C]
         if len(self._C) == 1:
             parts = [np.concatenate(parts, axis=1)]
         new = self._B.put(B)
@@ -162,7 +161,7 @@ class S5HalfSpectrum(LTILayer):
         D = weights["D"]
         xp = namespace(D)
         full = D[:, None] * xp.eye(D.shape[0], dtype=D.dtype)
-        return xp.concat([full, xp.zeros_like(full)]) if self._bidirectional else full
+        return xp.concat([full, xp.zeros_like(full)]) if self.both_directions else full
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
@@ -173,7 +172,7 @@ class S5HalfSpectrum(LTILayer):
         check_shape(weights, "log_step", (n, 1), why)
         check_shape(weights, "B", (n, "m", 2), why)
         m = weights["B"].shape[1]
-        columns = 2 * n if self._bidirectional and len(self._C) == 1 else n
+        columns = 2 * n if self.both_directions and len(self._C) == 1 else n
         for part in self._C:
             check_shape(weights, part.name, (m, columns, 2), why)
         check_shape(weights, "D", (m,))

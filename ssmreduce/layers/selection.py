@@ -83,25 +83,99 @@ def pursue(
     weights = C * lengths
     unit = _unit(weights)
     groups = len(scaled) // size
-    rows = np.arange(len(scaled)).reshape(groups, size)
-    left = scaled[rows[:, :, None], rows[:, None, :]]  # what is new in each group
-    seen = scaled @ adjoint(weights / unit)  # what the outputs hold of the features
-    alike = len(scaled) * _EPS * energy(scaled, weights / unit)
     steps = groups if count is None else _checked_count(count, groups)
-    factor = np.zeros((len(scaled), 0), scaled.dtype)
-    picked, scores = np.zeros(steps, dtype=np.intp), np.zeros(steps)
-    free = np.ones(groups, dtype=bool)
-    for k in range(steps):
-        roots = _inverse_roots(left, _tolerance(len(scaled)))
-        explained = np.sum(np.abs(adjoint(roots) @ seen[rows]) ** 2, axis=(1, 2))
+    alike = len(scaled) * _EPS * energy(scaled, weights / unit)
+    seen = scaled @ adjoint(weights / unit)  # what the outputs hold of the features
+    picked, scores = _picked(_Features(scaled, seen, size), steps, alike, _tolerance(len(scaled)))
+    return picked, scores * unit
+
+
+def pursue_target(
+    gram: HostArray, seen: HostArray, size: int, count: int, *, tolerance: float, sweeps: int = 2
+) -> HostArray:
+    """Groups, ascending, whose features fit a target best, as matching pursuit and a few swaps find them.
+
+    Parameters
+    ----------
+    gram : (n, n) array
+        Φ, positive semidefinite; features of a group are neighbours.
+    seen : (n, p) array
+        Inner products of the features with the target.
+    size : int
+        Number of features in each group.
+    count : int
+        How many groups to take.
+    tolerance : float
+        Share of its energy below which what is new in a feature counts as nothing.
+    sweeps : int
+        How often each group that was taken is given up for the best one in its place, as long as that helps.
+    """
+    scaled, lengths = _normalised(gram)
+    inverse = np.where(lengths > 0.0, 1.0 / np.where(lengths > 0.0, lengths, 1.0), 0.0)
+    seen = inverse[:, None] * seen
+    picked, _ = _picked(_Features(scaled, seen, size), count, 0.0, tolerance)
+    for _ in range(sweeps):
+        before = picked
+        for group in before:
+            others = picked[picked != group]
+            features = _Features(scaled, seen, size)
+            features.take(others, tolerance)
+            explained = features.explained(tolerance)
+            explained[others] = -1.0
+            picked = np.append(others, np.argmax(explained))
+        if set(picked.tolist()) == set(before.tolist()):
+            break
+    return np.sort(picked)
+
+
+class _Features:
+    """Features of length one in groups of a size, what a target holds of them, and what is new in them.
+
+    Block Cholesky factorisation with pivots: once groups are taken, the Gram matrix of the others is the
+    Schur complement, of which only the blocks of single groups are formed.
+    """
+
+    def __init__(self, gram: HostArray, seen: HostArray, size: int) -> None:
+        self.gram, self.size = gram, size
+        self._rows = np.arange(len(gram)).reshape(-1, size)
+        self._seen = seen
+        self._new = gram[self._rows[:, :, None], self._rows[:, None, :]]
+        self._factor = np.zeros((len(gram), 0), gram.dtype)
+
+    def explained(self, tolerance: float) -> HostArray:
+        """How much of the target the new part of each group explains."""
+        roots = _inverse_roots(self._new, tolerance)
+        explained: HostArray = np.sum(
+            np.abs(adjoint(roots) @ self._seen[self._rows]) ** 2, axis=(1, 2)
+        )
+        return explained
+
+    def take(self, groups: HostArray, tolerance: float) -> None:
+        """Take these groups; of the others what is new beside them remains."""
+        at = self._rows[groups].ravel()
+        new = self.gram[np.ix_(at, at)] - self._factor[at] @ adjoint(self._factor[at])
+        roots = _inverse_roots(new, tolerance)
+        columns = (self.gram[:, at] - self._factor @ adjoint(self._factor[at])) @ roots
+        self._seen = self._seen - columns @ (adjoint(roots) @ self._seen[at])
+        self._new = self._new - columns[self._rows] @ adjoint(columns[self._rows])
+        self._factor = np.concatenate([self._factor, columns], axis=1)
+
+
+def _picked(
+    features: _Features, count: int, alike: float, tolerance: float
+) -> tuple[HostArray, HostArray]:
+    """Groups as they are picked, and the roots of what they explain.
+
+    Of groups that explain as much as the best but for `alike` the first is picked.
+    """
+    picked, scores = np.zeros(count, dtype=np.intp), np.zeros(count)
+    free = np.ones(len(features.gram) // features.size, dtype=bool)
+    for k in range(count):
+        explained = features.explained(tolerance)
         best = int(np.argmax(free & (explained >= np.max(explained[free]) - alike)))
         picked[k], scores[k], free[best] = best, np.sqrt(explained[best]), False
-        at = rows[best]
-        column = (scaled[:, at] - factor @ adjoint(factor[at])) @ roots[best]
-        seen = seen - column @ (adjoint(roots[best]) @ seen[at])
-        left = left - column[rows] @ adjoint(column[rows])
-        factor = np.concatenate([factor, column], axis=1)
-    return picked, scores * unit
+        features.take(picked[k : k + 1], tolerance)
+    return picked, scores
 
 
 def refit(gram: HostArray, C: HostArray, kept: HostArray) -> HostArray:

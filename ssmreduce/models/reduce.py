@@ -13,6 +13,7 @@ from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.options import CutOptions
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import (
     Results,
     changes_of,
@@ -20,6 +21,7 @@ from ssmreduce.models.cut import (
     on_all,
     plan_cut,
 )
+from ssmreduce.models.data_cut import DataCut, planned_with_data
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.orders import Order, layer_orders, names_in_model
 from ssmreduce.models.report import LayerReduction, ModelReduction
@@ -33,6 +35,7 @@ def reduce_layer(
     order: int | OrderRule,
     *,
     kind: object = None,
+    data: Calibration | None = None,
     options: CutOptions = CutOptions(),
 ) -> LayerReduction:
     """Reduce the states of one layer by balanced truncation, and measure what was written.
@@ -49,6 +52,8 @@ def reduce_layer(
         What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
         ``"linoss"`` ... with its defaults, or an instance with others, such as
         ``S5(Discretisation.BILINEAR)``.
+    data : Calibration, optional
+        What the layer is given, under its name or as the only one; see `reduce_model`.
     options : CutOptions
         Horizon and multiple; what is about several layers does not matter here.
 
@@ -78,11 +83,16 @@ def reduce_layer(
     (6, True)
     """
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
+    if data is not None:
+        check_instance(data, Calibration, "data", "calibrate(model, batches)")
     options = options.with_kind(kind)
     handle = handle_of(layer, options.kind)
     framework, inner = handle.framework, handle.layer
     framework.check_ready(inner, [handle])
-    result = _reduced(handle, order, options)
+    if data is None:
+        result = _reduced(handle, order, options)
+    else:
+        result = planned_with_data(handle, order, options, data.only())
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
     changes, gradients = changes_of(framework, inner, [handle], {handle.path: result.cut})
@@ -99,6 +109,7 @@ def reduce_model(
     opt_state: Any = None,
     followers: Sequence[Any] = (),
     kind: object = None,
+    data: Calibration | None = None,
     options: CutOptions = CutOptions(),
 ) -> ModelReduction:
     """Reduce every supported layer of a model, and its optimizer state with it.
@@ -123,6 +134,11 @@ def reduce_model(
         returned in the result. Copies that are part of a PyTorch model are found, and need no mention.
     kind : str, Layer, or dict of them by layer name, optional
         What kind of layer arrays by name are, where no object says so; short for ``CutOptions(kind=...)``.
+    data : Calibration, optional
+        What the layers are given, from `calibrate`. Layers are then cut one after the other by the method
+        that is best on the part that is held out: `CutOptions` names them, the report says which was taken.
+        Only a cut by ``method="white"`` has an error bound. Orders are chosen as without data, but for
+        `MeasuredError`, whose tolerance is then that of the outputs that were held out.
     options : CutOptions
         Which layers to leave alone, horizon, multiple, a common order, moments. What is skipped is named
         in the result.
@@ -161,6 +177,8 @@ def reduce_model(
     {"['first']": 6}
     """
     followers = checked_followers(followers)
+    if data is not None:
+        check_instance(data, Calibration, "data", "calibrate(model, batches)")
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     if optimizer is not None and opt_state is not None:
         raise OrderError(
@@ -175,7 +193,7 @@ def reduce_model(
     if isinstance(order, Mapping):
         named = partial(names_in_model, order, found.meant)
         only = order = named() if team is None else team.decide(named)
-    plan = plan_cut(found, state, partial(decide_cut, order=order), followers, only=only)
+    plan = plan_cut(found, state, partial(decide_cut, order=order, data=data), followers, only=only)
     cut = make_cut(found, state, plan, followers)
     return ModelReduction(
         cut.model,
@@ -189,19 +207,18 @@ def reduce_model(
 
 
 def decide_cut(
-    found: Layers, order: Order, leave_out: Callable[[str], bool] = lambda name: False
+    found: Layers,
+    order: Order,
+    leave_out: Callable[[str], bool] = lambda name: False,
+    data: Calibration | None = None,
 ) -> Results:
     """Plan all layers of a model; those left out by name count in a total budget alone."""
-    options = found.options
     layers = {handle.name: handle for handle in found.meant}
-    orders = layer_orders(layers, order, found.firsts, options)
-    results = {
-        name: _reduced(layers[name], own, options, f"while reducing layer `{name}`: ")
-        for name, own in orders.items()
-        if not leave_out(name)
-    }
-    if options.uniform and results:
-        results = _uniform(results, layers, options)
+    orders = layer_orders(layers, order, found.firsts, found.options)
+    orders = {name: own for name, own in orders.items() if not leave_out(name)}
+    results = _all_reduced(found, orders, data)
+    if found.options.uniform and results:
+        results = _uniform(results, found, data)
     return {
         handle.path: _copy_of(handle, results[first], found)
         if handle.path in found.copies
@@ -211,19 +228,35 @@ def decide_cut(
     }
 
 
+def _all_reduced(
+    found: Layers, orders: Mapping[str, int | OrderRule], data: Calibration | None
+) -> dict[str, LayerReduction]:
+    """Plan each layer by itself, or with data one after the other."""
+    layers = {handle.name: handle for handle in found.meant}
+    if data is not None:
+        return DataCut(found, data).decide(layers, orders)
+    return {
+        name: _reduced(layers[name], own, found.options, f"while reducing layer `{name}`: ")
+        for name, own in orders.items()
+    }
+
+
 def _uniform(
-    results: dict[str, LayerReduction], layers: Mapping[str, LayerHandle], options: CutOptions
+    results: dict[str, LayerReduction], found: Layers, data: Calibration | None
 ) -> dict[str, LayerReduction]:
     """The results with the largest of their orders for all."""
+    options = found.options
     largest = max(result.new_order for result in results.values())
     common = -(-largest // options.multiple_of) * options.multiple_of
-    exactly = replace(options, multiple_of=common)
-    return {
-        name: result
-        if result.new_order == min(common, result.old_order)
-        else _reduced(layers[name], common, exactly, f"while reducing layer `{name}`: ")
+    exactly = replace(found, options=replace(options, multiple_of=common))
+    unlike = {
+        name: common
         for name, result in results.items()
+        if result.new_order != min(common, result.old_order)
     }
+    if data is not None and unlike:  # what follows a layer depends on its cut
+        unlike = dict.fromkeys(results, common)
+    return results | _all_reduced(exactly, unlike, data)
 
 
 def _copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:

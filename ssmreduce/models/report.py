@@ -25,6 +25,22 @@ _VALUES = (
 """What a dict says of it."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a method was chosen among cuts of one order.
+
+    Attributes
+    ----------
+    by : {"loss", "output error"}
+        What was compared, on data that were held out.
+    values : dict of str to float
+        That of each method; the smallest was taken.
+    """
+
+    by: str
+    values: dict[str, float]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerReduction:
     """A layer before and after.
@@ -40,12 +56,15 @@ class LayerReduction:
         Bytes of one entry of each weight.
     seconds : float
         Wall-clock time of reading, balancing, writing and measuring; 0 for a follower.
+    choice : Choice or None
+        How the method was chosen, where the layer was cut by data.
     """
 
     layer: Any
     cut: LayerCut
     item_sizes: dict[str, int]
     seconds: float = 0.0
+    choice: Choice | None = None
 
     def __repr__(self) -> str:
         return (

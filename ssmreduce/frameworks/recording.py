@@ -1,0 +1,26 @@
+"""`Recorded`: what one layer was given in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ssmreduce._namespace import HostArray
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """One call of one layer, in a run of the model it is part of.
+
+    Attributes
+    ----------
+    inputs : (N, L, m) array
+        The sequences that it was given, in their own dtype.
+    first_output : (L, p) array or None
+        What it put out for the first of them; None where the object computes something else, a kernel say.
+    squares : (N, L) array or None
+        Mean squares over channels of the loss's derivative by what comes out; None without a loss.
+    """
+
+    inputs: HostArray
+    first_output: HostArray | None
+    squares: HostArray | None

@@ -1,0 +1,269 @@
+"""Cuts of a linear layer that know its data: candidates, each measured on sequences that none was fitted to.
+
+White-noise balancing asks what a layer could do. Inside a network it is given inputs with structure. From
+recorded inputs, and outputs that are to be reproduced, come up to four candidates of one order:
+
+- balanced truncation as without data, with its bound where there is one;
+- the same poles and input weights with output weights by least squares on the sequences;
+- balanced truncation with P = E[x xᵀ] of the states x = [Re h; Im h] on the sequences in place of the
+  controllability Gramian, and such output weights;
+- the layer's own modes that fit the outputs best, by matching pursuit, with such output weights.
+
+With Q from a Lyapunov equation the third is stable whatever P is, since A₁₁ᵀ Σ A₁₁ - Σ ≤ 0 holds for any P.
+Only the first has a bound: data say nothing about inputs that they do not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import OrderError, SSMReduceError, UnstableSystemError, UnsupportedLayerError
+from ssmreduce.gramians.factors import gramian_factor
+from ssmreduce.gramians.sequences import (
+    RIDGE,
+    FeatureSums,
+    LayerData,
+    Sequences,
+    feature_sums,
+    output_error,
+    output_matrix,
+    state_moment,
+)
+from ssmreduce.hankel import balance_between
+from ssmreduce.layers.layer import WeightStorage
+from ssmreduce.layers.lti_cut import LTICut
+from ssmreduce.layers.lti_plan import LTIPlan
+from ssmreduce.layers.lti_selection import LTISelection
+from ssmreduce.layers.options import CutOptions, Method
+from ssmreduce.layers.selection import pursue_target
+from ssmreduce.reduction.batch import assemble, single_systems
+from ssmreduce.reduction.diagonal import BalancedDiagonal
+from ssmreduce.reduction.measured import smallest
+from ssmreduce.reduction.order import ErrorBound, MeasuredError, OrderRule, as_rule
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.systems.even_states import replaced
+
+if TYPE_CHECKING:
+    from ssmreduce.layers.lti import LTILayer
+
+_EPS = float(np.finfo(np.float64).eps)
+
+_ROUNDINGS = 16.0
+"""Directions of the states below 16 k eps of P, in units in which its diagonal is 1, are rounding."""
+
+
+class DataPlan:
+    """Makes the candidates for one layer."""
+
+    def __init__(
+        self,
+        kind: LTILayer,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> None:
+        self._kind, self._weights, self._storage = kind, weights, storage
+        self._order, self._multiple_of, self._data = order, options.multiple_of, data
+        self._method, self._horizon = options.method, options.horizon
+        try:
+            self._white = LTIPlan(kind, weights, order, options, storage)
+        except (
+            UnstableSystemError
+        ):  # poles of trained layers may lie a little outside of the circle
+            if options.horizon is not None:
+                raise
+            self._horizon = data.horizon
+            options = replace(options, horizon=data.horizon)
+            self._white = LTIPlan(kind, weights, order, options, storage)
+        self._makers: dict[Method, Callable[[int], LTICut]] = {
+            "white refit": partial(self._refitted, self._white, "balanced truncation with refit")
+        }
+        system = kind.read(weights).to_host()
+        if isinstance(system, DiagonalStateSpace):
+            sums = self._sums_of(system)
+            balanced = LTIPlan(kind, weights, order, options, storage, self._balanced(system, sums))
+            method = "data-driven balanced truncation with refit"
+            self._makers["balanced"] = partial(self._refitted, balanced, method)
+            self._makers["selected"] = partial(self._selected, system, sums)
+        if options.method not in ("best", "white", *self._makers):
+            raise UnsupportedLayerError(
+                f"`method` is {options.method!r}, but {type(kind).__name__} has a state matrix that is not "
+                "diagonal; expected 'best', 'white' or 'white refit'."
+            )
+
+    def _balanced(self, system: DiagonalStateSpace, sums: FeatureSums) -> _DataBalancing:
+        """The systems between what the sequences excite and what is observed."""
+        data, both = self._data, self._kind.both_directions
+        if np.ptp(
+            data.fitting.weights
+        ):  # P of all steps alike: one with their weights is far worse
+            sums = self._sums_of(system, data.fitting.unweighted())
+        P = state_moment(sums.gram, both_directions=both) / np.count_nonzero(data.fitting.weights)
+        return _DataBalancing(system, P, self._horizon, data.horizon)
+
+    def candidates(self) -> list[LTICut]:
+        """The cuts of one order, the white one first; those that the layer cannot store are left out.
+
+        Raises
+        ------
+        OrderError
+            If the order is above the number of states that the sequences excite.
+        SSMReduceError
+            If there is no white one.
+        """
+        rule = as_rule(self._order)
+        if isinstance(rule, MeasuredError):
+            return self._smallest(rule)
+        white = self._white.cut()
+        if white.new_order == white.old_order:
+            return [white]
+        if not isinstance(rule, ErrorBound):
+            return self._of_order(white, white.new_order)
+        if self._method not in ("best", "white"):
+            raise OrderError(
+                f"`order` is an ErrorBound but `method` is {self._method!r}; expected 'white', which "
+                "alone has a bound. Try MeasuredError."
+            )
+        return [self._measured(white)]
+
+    def _smallest(self, rule: MeasuredError) -> list[LTICut]:
+        """The candidates of the smallest order of which one is within the tolerance on what was held out."""
+
+        def attempt(count: int) -> list[LTICut] | None:
+            return self._of_order(self._white.at_multiple(count), count * self._multiple_of) or None
+
+        best = smallest(
+            1,
+            -(-self._kind.order(self._weights) // self._multiple_of),
+            attempt,
+            lambda cuts: min(cut.output_error or 0.0 for cut in cuts) <= rule.relative,
+        )
+        return [self._white.unchanged()] if best is None else best
+
+    def _of_order(self, white: LTICut | None, order: int) -> list[LTICut]:
+        """The white cut, and those of the same order that know the data, as far as they are wanted."""
+        if self._method == "white":
+            return [] if white is None else [self._measured(white)]
+        if self._method != "best":
+            return [self._measured(self._makers[self._method](order))]
+        found = [] if white is None else [white]
+        for make in self._makers.values():
+            try:
+                found.append(make(order))
+            except OrderError:
+                raise
+            except SSMReduceError:  # poles that the layer cannot store
+                continue
+        return [self._measured(cut) for cut in found]
+
+    def _refitted(self, plan: LTIPlan, method: str, order: int) -> LTICut:
+        """A cut whose output weights fit the sequences, in the states of a reduction."""
+        reduction = plan.reduced(order)
+        system = reduction.system
+        assert isinstance(system, DiagonalStateSpace)
+        K = self._sums_of(system.to_host()).fitted()
+        C = output_matrix(K, both_directions=self._kind.both_directions)
+        change = C - system.C
+        parts = tuple(
+            _with_readout(part, C[at][:, : part.system.order], method)
+            for part, at in zip(reduction.parts, np.ndindex(system.batch_shape), strict=False)
+        )
+        fitted = replace(_with_readout(reduction, C, method), parts=parts)
+        cut, _ = plan.written(fitted)
+        return replace(cut, readout_change=change)
+
+    def _selected(self, system: DiagonalStateSpace, sums: FeatureSums, order: int) -> LTISelection:
+        """The cut that keeps modes of the layer, picked for each channel by itself."""
+        size = 4 if self._kind.both_directions else 2
+        batch, n = system.batch_shape, system.order
+        kept = np.stack(
+            [
+                pursue_target(gram, seen, size, order, tolerance=RIDGE)
+                for gram, seen in zip(
+                    sums.gram.reshape(-1, n * size, n * size),
+                    sums.seen.reshape(-1, n * size, sums.seen.shape[-1]),
+                    strict=True,
+                )
+            ]
+        ).reshape(*batch, order)
+        K = sums.of_groups(kept, size).fitted()
+        fitted = output_matrix(K, both_directions=self._kind.both_directions)
+        change = fitted - np.take_along_axis(system.C, kept[..., None, :], axis=-1)
+        whole = self._white.unchanged().reduction
+        return LTISelection.made(self._kind, self._weights, kept, change, self._storage, whole)
+
+    def _measured(self, cut: LTICut) -> LTICut:
+        """The cut with its output error on what was held out."""
+        error = output_error(
+            cut.reduction.system,
+            self._data.held_out,
+            both_directions=self._kind.both_directions,
+        )
+        return replace(cut, output_error=error)
+
+    def _sums_of(
+        self, system: DiagonalStateSpace, sequences: Sequences | None = None
+    ) -> FeatureSums:
+        sequences = self._data.fitting if sequences is None else sequences
+        return feature_sums(system, sequences, both_directions=self._kind.both_directions)
+
+
+class _DataBalancing:
+    """The systems of a layer balanced between P of data and the observability Gramian."""
+
+    def __init__(
+        self, system: DiagonalStateSpace, P: HostArray, horizon: int | None, length: int
+    ) -> None:
+        self._system = system
+        moments = P.reshape(-1, *P.shape[-2:])
+        self._parts = []
+        for single, moment in zip(single_systems(system), moments, strict=True):
+            factors = balance_between(_factor(moment), gramian_factor(single, 1, horizon))
+            # No theorem bounds the error, nor any theorem the poles of a finite horizon.
+            self._parts.append(BalancedDiagonal(single, length, None, factors))
+
+    def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
+        """Cut every system to at most `order` states."""
+        rule = as_rule(order)
+        self._check_excited(rule.choose(self._parts[0].hsv))
+        cuts = [part.truncate(rule) for part in self._parts]
+        return replace(assemble(self._system, cuts), method="data-driven balanced truncation")
+
+    def budget_values(self) -> list[HostArray]:
+        """Every other value: a stored state stands for two real ones."""
+        return [part.budget_values() for part in self._parts]
+
+    def _check_excited(self, order: int) -> None:
+        excited = max(-(-part.rank // 2) for part in self._parts)
+        if order > excited:
+            raise OrderError(
+                f"`order` is {order}, but the sequences of `data` excite {excited} of {self._system.order} "
+                f"states; expected at most {excited}. Ask for that, or calibrate with more sequences."
+            )
+
+
+def _factor(P: HostArray) -> HostArray:
+    """Z with P = Z Zᵀ, without the directions that rounding of P made."""
+    lengths = np.sqrt(np.maximum(np.diagonal(P), 0.0))
+    units = np.where(lengths > 0.0, lengths, 1.0)
+    values, vectors = np.linalg.eigh(P / units[:, None] / units)
+    used = values > _ROUNDINGS * len(P) * _EPS
+    return np.asarray(lengths[:, None] * vectors[:, used] * np.sqrt(values[used]))
+
+
+def _with_readout(reduction: Reduction, C: HostArray, method: str) -> Reduction:
+    """A reduction with other output weights, about which no theorem says anything."""
+    old = reduction.system
+    assert isinstance(old, DiagonalStateSpace)
+    return replace(
+        reduction, system=replaced(old, old.eigenvalues, C=C), error_bound=None, method=method
+    )

@@ -1,0 +1,126 @@
+"""`LTISelection`: a linear layer that keeps some of its own modes, with other output weights to read them.
+
+Poles, steps and input weights of the modes that stay are rows of the old weights, and so are their moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.layers.layer import WeightStorage
+from ssmreduce.layers.lti_cut import LTICut
+from ssmreduce.layers.read_back import check_read_back
+from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import DiagonalStateSpace
+
+if TYPE_CHECKING:
+    from ssmreduce.layers.lti import LTILayer
+
+
+@dataclass(frozen=True, eq=False)
+class LTISelection(LTICut):
+    """A linear layer before and after a selection of its modes.
+
+    Attributes
+    ----------
+    kept : (..., r) int array
+        Modes that stay, ascending; of each channel its own.
+    """
+
+    kept: HostArray
+
+    @classmethod
+    def made(
+        cls,
+        kind: LTILayer,
+        weights: dict[str, HostArray],
+        kept: HostArray,
+        change: HostArray,
+        storage: WeightStorage,
+        whole: Reduction,
+    ) -> LTISelection:
+        """Keep these modes, and add `change`, shape (..., p, r), to how the system reads them.
+
+        `whole` is the reduction of the layer that cuts nothing.
+        """
+        old = kind.read(weights).to_host()
+        assert isinstance(old, DiagonalStateSpace)
+        meant = DiagonalStateSpace(
+            np.take_along_axis(old.eigenvalues, kept, axis=-1),
+            np.take_along_axis(old.B, kept[..., :, None], axis=-2),
+            np.take_along_axis(old.C, kept[..., None, :], axis=-1) + change,
+            old.D,
+            time=old.time,
+            real_output=True,
+            read_after_update=True,
+        )
+        new = _rows(kind, weights, kept)
+        _, t = kind.scales({**weights, **new})
+        b, _ = kind.matrices({**weights, **new})
+        written = storage.rounded({**new, **kind.matrix_weights(b, meant.C / t[..., None, :])})
+        system = kind.read({**weights, **written}).to_host()
+        check_read_back(kind, meant, system, storage.eps)
+        order = kept.shape[-1]
+        reduction = Reduction(
+            original=old,
+            system=system,
+            order=order,
+            real_order=2 * order,
+            wanted_order=2 * order,
+            rank=whole.rank,
+            hsv=whole.hsv,
+            error_bound=None,
+            horizon=whole.horizon,
+            method="selection with refit",
+        )
+        error = kind.error_factor * float(np.max(reduction.quick_error()))
+        return cls(
+            kind, reduction, error, weights, {**weights, **written}, kept, readout_change=change
+        )
+
+    @property
+    def without_image(self) -> tuple[str, ...]:
+        """None: what is kept is kept as it is."""
+        return ()
+
+    def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
+        """Keep the moments of the modes that are kept."""
+        full = {name: moments.get(name, np.zeros_like(old)) for name, old in self.weights.items()}
+        rows = _rows(self.kind, full, self.kept)
+        return {name: rows.get(name, value) for name, value in moments.items()}
+
+    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> LTISelection:
+        """Keep the same modes of a copy, and change how it reads them as much."""
+        return LTISelection.made(
+            self.kind, weights, self.kept, self.readout_change, storage, self.reduction
+        )
+
+    def state_maps(self) -> tuple[HostArray, HostArray]:
+        """Return the rows of the identity that are kept, and zero."""
+        rows = np.eye(self.old_order)[self.kept]
+        return rows, np.zeros_like(rows)
+
+
+def _rows(kind: LTILayer, values: dict[str, HostArray], kept: HostArray) -> dict[str, HostArray]:
+    """What belongs to the kept modes in all weights, or moments of them, that have a place for each mode."""
+    B, C = kind.matrices(values)
+    rows = kind.matrix_weights(
+        np.take_along_axis(B, kept[..., :, None], axis=-2),
+        np.take_along_axis(C, kept[..., None, :], axis=-1),
+    )
+    sizes = kind.resized(values, kept.shape[-1])
+    for name in kind.poles:
+        before, after = values[name].shape, sizes[name].shape
+        if before == after:
+            continue
+        axis = next(k for k in range(len(before)) if before[k] != after[k])
+        if kept.ndim == 1:
+            rows[name] = np.take(values[name], kept, axis=axis)
+            continue
+        at = kept.reshape(*kept.shape, *(1,) * (len(before) - axis - 1))
+        rows[name] = np.take_along_axis(values[name], at, axis=axis)
+    return rows

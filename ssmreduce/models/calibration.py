@@ -1,0 +1,519 @@
+"""`Calibration`: what the layers of a model are given, and which steps a loss reads.
+
+Of each layer only the sequences that go into it are kept, and a weight for each step. What its states do on
+them follows from its weights. Part of the sequences is held out: what is fitted to the others is compared
+on these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._checks import check_instance, floating_array, positive_count
+from ssmreduce._display import html_table, text_table
+from ssmreduce._namespace import HostArray, to_host
+from ssmreduce.errors import NonFiniteError, OrderError, ShapeError, UnsupportedLayerError
+from ssmreduce.frameworks.framework import LayerHandle, listed
+from ssmreduce.frameworks.recording import Recorded
+from ssmreduce.gramians.sequences import LayerData, Sequences, output
+from ssmreduce.layers.options import CutOptions, plain_name
+from ssmreduce.models.search import Layers, search
+
+_EACH = 4
+"""One of so many is held out: batches, or sequences where there is one batch."""
+
+_FLOOR = 1e-3
+"""Added to weights with mean 1, so that each step counts a little."""
+
+_PADDED = -1.0
+"""In place of a square where a sequence is padded."""
+
+_SAME = 1e-2
+"""Relative difference up to which a layer puts out what its weights say, in half precision too."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRecord:
+    """What one layer is given.
+
+    Attributes
+    ----------
+    inputs : (N, L, m) array
+        Sequences, padded with zeros to the longest.
+    weights : (N, L) array
+        How much each step counts: 0 where padded.
+    held_out : (N,) bool array
+        Which of them nothing is fitted to.
+    targets : (N, L, p) array, optional
+        What is to come out; by default what the layer as it is puts out.
+    """
+
+    inputs: HostArray
+    weights: HostArray
+    held_out: HostArray
+    targets: HostArray | None = None
+
+    def outputs(self, handle: LayerHandle) -> HostArray:
+        """What is to come out of a layer."""
+        if self.targets is not None:
+            return self.targets
+        kind, inputs = handle.kind, self.inputs.astype(np.float64)
+        return output(kind.read(handle.weights), inputs, both_directions=kind.both_directions)
+
+    def data(self, targets: HostArray) -> LayerData:
+        """The part to fit to, and the part that is held out."""
+        fitting, held_out = (
+            Sequences(self.inputs[rows].astype(np.float64), targets[rows], self.weights[rows])
+            for rows in (~self.held_out, self.held_out)
+        )
+        return LayerData(fitting, held_out)
+
+    def joined(self, *others: LayerRecord) -> LayerRecord:
+        """All of them in one, padded to the longest."""
+        return _joined([self, *others])
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """How a model is run: what it takes to look behind layers that were cut, and at a loss.
+
+    Attributes
+    ----------
+    forward, loss, mask : callable
+        As `calibrate` is told.
+    batches : tuple
+        What was recorded.
+    held_out : tuple of bool
+        Which of them nothing is fitted to; none of them where there is one batch.
+    """
+
+    forward: Callable[[Any, Any], Any]
+    loss: Callable[[Any, Any], Any] | None
+    mask: Callable[[Any], Any] | None
+    batches: tuple[Any, ...] = ()
+    held_out: tuple[bool, ...] = ()
+
+    def recorded(self, found: Layers, batch: Any) -> dict[str, LayerRecord]:
+        """What the layers of a model are given in one batch, with plain derivatives for weights."""
+        run = self.forward if self.loss is None else self.loss
+        calls = found.framework.record(
+            found.model,
+            found.meant,
+            lambda: run(found.model, batch),
+            differentiates=self.loss is not None,
+        )
+        mask = None if self.mask is None else np.asarray(to_host(self.mask(batch)), dtype=bool)
+        records: dict[str, LayerRecord] = {}
+        for handle in found.meant:
+            for call in calls[handle.path]:
+                _check_call(handle, call)
+                record = LayerRecord(
+                    call.inputs, _squares(handle, call, mask), np.zeros(len(call.inputs), bool)
+                )
+                earlier = records.get(handle.name)
+                records[handle.name] = record if earlier is None else earlier.joined(record)
+        return records
+
+    def inputs(self, found: Layers, name: str) -> HostArray:
+        """What one layer of a model is given in all batches."""
+        alone = replace(found, handles=[each for each in found.handles if each.name == name])
+        parts = [self.recorded(alone, batch)[name] for batch in self.batches]
+        return _joined(parts).inputs
+
+    def held_out_loss(self, found: Layers) -> float:
+        """Mean loss of a model on the batches that were held out."""
+        loss = self.loss
+        assert loss is not None
+        values = [
+            found.framework.evaluated(found.model, partial(loss, found.model, batch))
+            for batch, held_out in zip(self.batches, self.held_out, strict=True)
+            if held_out
+        ]
+        return float(np.mean(values))
+
+    @property
+    def tells_loss(self) -> bool:
+        """Whether there is a loss, and a batch that was held out."""
+        return self.loss is not None and any(self.held_out)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration:
+    """What the layers of a model are given: the data by which `reduce_model` cuts.
+
+    Parameters
+    ----------
+    layers : dict of str to LayerRecord
+        By name of the layer, in the order in which the model runs them.
+    runs : Runs, optional
+        The model's batches, where they are at hand: layers are then recorded again behind those that were
+        cut, and candidates may be compared by a loss. Without, each layer is looked at by itself.
+
+    Examples
+    --------
+    Of one layer whose inputs are known:
+
+    >>> import numpy as np
+    >>> from ssmreduce import reduce_layer
+    >>> from ssmreduce.demo.lru import LRU
+    >>> from ssmreduce.models.calibration import Calibration
+    >>> rng = np.random.default_rng(0)
+    >>> steps = rng.normal(size=(64, 50, 4)).cumsum(axis=1)
+    >>> data = Calibration.of_inputs({"model": steps})
+    >>> print(data)
+    layer  sequences  held out  steps  effective rows
+    model         64        16     50           2,400
+    >>> reduce_layer(LRU(16, 4, rng=rng), 6, data=data).new_order
+    6
+    """
+
+    layers: dict[str, LayerRecord]
+    runs: Runs | None = None
+
+    @classmethod
+    def of_inputs(
+        cls, inputs: Mapping[str, Any], weights: Mapping[str, Any] | None = None
+    ) -> Calibration:
+        """Return the calibration of layers whose inputs are known, by name; every fourth is held out.
+
+        Parameters
+        ----------
+        inputs : dict of (N, L, m) arrays
+            Sequences that go into each layer.
+        weights : dict of (N, L) arrays, optional
+            How much each step counts, nonnegative; 0 where padded.
+
+        Raises
+        ------
+        ShapeError
+            If shapes do not fit, or there are fewer than two sequences.
+        NonFiniteError
+            If an array holds NaN or Inf.
+        """
+        layers = {}
+        for name, value in inputs.items():
+            array = np.asarray(to_host(floating_array(value, f"inputs[{name!r}]", 3)))
+            if array.ndim != 3 or len(array) < 2:
+                raise ShapeError(
+                    f"`inputs[{name!r}]` has shape {array.shape}; expected (N, L, m) with at least two "
+                    "sequences. Some are held out."
+                )
+            given = np.ones(array.shape[:2])
+            if weights is not None and name in weights:
+                given = np.asarray(to_host(floating_array(weights[name], f"weights[{name!r}]", 2)))
+            if given.shape != array.shape[:2] or np.any(given < 0.0) or not np.any(given):
+                raise ShapeError(
+                    f"`weights[{name!r}]` has shape {given.shape} or a negative entry, or is zero; expected "
+                    f"{array.shape[:2]}, one nonnegative number for each step."
+                )
+            layers[name] = LayerRecord(array, given.astype(np.float64), _held_out(len(array)))
+        return cls(layers)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Calibration:
+        """Return what `to_arrays` gave, as from ``numpy.load(path, allow_pickle=False)``."""
+        names = [key.removesuffix("/inputs") for key in arrays if key.endswith("/inputs")]
+        parts = ("inputs", "weights", "held_out")
+        missing = [
+            f"{name}/{part}" for name in names for part in parts if f"{name}/{part}" not in arrays
+        ]
+        if not names or missing:
+            raise ShapeError(
+                f"`arrays` lacks {listed(missing) or 'layers'}; expected what to_arrays() returns: "
+                "<layer>/inputs, <layer>/weights and <layer>/held_out."
+            )
+        found = cls.of_inputs(
+            {name: arrays[f"{name}/inputs"] for name in names},
+            {name: arrays[f"{name}/weights"] for name in names},
+        )
+        for name, record in found.layers.items():
+            held_out = np.asarray(arrays[f"{name}/held_out"])
+            if held_out.dtype != bool or held_out.shape != record.held_out.shape:
+                raise ShapeError(
+                    f"`{name}/held_out` has shape {held_out.shape} and dtype {held_out.dtype}; expected "
+                    f"bools of shape {record.held_out.shape}."
+                )
+            found.layers[name] = replace(record, held_out=held_out)
+        return found
+
+    def to_arrays(self) -> dict[str, HostArray]:
+        """Return plain arrays by name, for ``numpy.savez`` or safetensors; batches stay behind."""
+        return {
+            f"{name}/{part}": getattr(record, part)
+            for name, record in self.layers.items()
+            for part in ("inputs", "weights", "held_out")
+        }
+
+    def merged(self, *others: Calibration) -> Calibration:
+        """Return this and others of the same model, from other processes say, as one."""
+        layers = dict(self.layers)
+        for other in others:
+            if other.layers.keys() != layers.keys():
+                raise ShapeError(
+                    f"a calibration of `others` has the layers {listed(other.layers)}, this one "
+                    f"{listed(layers)}; expected the same."
+                )
+            for name, record in other.layers.items():
+                both = layers[name].joined(record)
+                layers[name] = replace(both, weights=np.maximum(both.weights, 0.0))
+        return Calibration(layers)
+
+    def __repr__(self) -> str:
+        largest = max(len(record.inputs) for record in self.layers.values())
+        return f"Calibration({len(self.layers)} layers, {largest} sequences)"
+
+    def __str__(self) -> str:
+        return text_table(self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [
+            ("layer", "sequences", "held out", "steps", "effective rows")
+        ]
+        for name, record in self.layers.items():
+            weights = record.weights[~record.held_out]
+            effective = np.sum(weights) ** 2 / np.sum(weights**2)
+            count, length = record.weights.shape
+            rows.append(
+                (
+                    name,
+                    f"{count:,}",
+                    f"{record.held_out.sum():,}",
+                    f"{length:,}",
+                    f"{effective:,.0f}",
+                )
+            )
+        return rows
+
+    def only(self) -> LayerRecord:
+        """Return the record of the only layer; raise `ShapeError` if there are several."""
+        if len(self.layers) > 1:
+            raise ShapeError(
+                f"`data` has the layers {listed(self.layers)}; expected one, that of `layer`. Pass "
+                "Calibration({name: data.layers[name]})."
+            )
+        return next(iter(self.layers.values()))
+
+    def record_of(self, handle: LayerHandle) -> LayerRecord:
+        """Return the record of a layer.
+
+        Raises
+        ------
+        ShapeError
+            If there is none, or it is that of a layer of another width.
+        """
+        by_name = {plain_name(name): record for name, record in self.layers.items()}
+        record = by_name.get(plain_name(handle.name))
+        if record is None:
+            raise ShapeError(
+                f"`data` has the layers {listed(self.layers)}; expected one of the name `{handle.name}`. "
+                "Calibrate this model."
+            )
+        batch, inputs, _ = handle.kind.ports(handle.weights)
+        width = batch[0] if batch else inputs
+        if record.inputs.shape[2] != width:
+            raise ShapeError(
+                f"`data` has inputs of shape {record.inputs.shape} for layer `{handle.name}`; expected "
+                f"{width} channels. Calibrate this model."
+            )
+        return record
+
+
+def calibrate(
+    model: Any,
+    batches: Iterable[Any],
+    *,
+    loss: Callable[[Any, Any], Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+    mask: Callable[[Any], Any] | None = None,
+    options: CutOptions = CutOptions(),
+    max_sequences: int = 512,
+    progress: Callable[[int, int], object] | None = None,
+) -> Calibration:
+    """Record what the layers of a model are given in a few batches, as the data to cut by.
+
+    Parameters
+    ----------
+    model : object
+        A PyTorch module. It runs in evaluation mode; modes, buffers, gradients and the states of random
+        number generators are afterwards as before.
+    batches : iterable
+        Batches as the model takes them, such as a data loader; as many as `max_sequences` needs are taken.
+        One in four is held out, or one sequence in four of a single batch.
+    loss : callable, optional
+        ``loss(model, batch)`` returns a scalar. With it, steps count as much as the loss depends on what
+        comes out of a layer there, and candidates are compared by their loss on what was held out.
+    forward : callable, optional
+        ``forward(model, batch)``, where there is no loss; by default ``model(batch)``, or
+        ``model(batch[0])`` for tuples and lists.
+    mask : callable, optional
+        ``mask(batch)`` returns an (N, L) array that is true where sequences are not padded.
+    options : CutOptions
+        Which layers to leave out; what is about cuts does not matter here.
+    max_sequences : int
+        How many sequences of each layer to keep: at least four times the unknowns of a fit, which are 2 for
+        each state that is to be kept, where a loss reads one step.
+    progress : callable, optional
+        Takes the number of sequences so far and `max_sequences`.
+
+    Returns
+    -------
+    Calibration
+        It keeps the batches that were taken.
+
+    Raises
+    ------
+    OrderError
+        If there are no batches, or fewer than two sequences.
+    NonFiniteError
+        If a layer is given NaN or Inf.
+    ShapeError
+        If the loss is no scalar, or a mask does not fit.
+    UnsupportedLayerError
+        If batches do not reach a layer, or a layer puts out something else than its weights say.
+
+    Notes
+    -----
+    Cost: a run of the model for each batch, forward and, with a loss, backward. Memory: N L m numbers a
+    layer.
+
+    Examples
+    --------
+    See `Calibration`; of a PyTorch model ``calibrate(model, loader, loss=loss)``, then
+    ``reduce_model(model, 8, data=calibration)``.
+    """
+    check_instance(options, CutOptions, "options", "CutOptions(exclude=...)")
+    most = positive_count(max_sequences, "max_sequences", "how many sequences to keep")
+    found = search(model, options)
+    found.check()
+    runs = Runs(_run if forward is None else forward, loss, mask)
+    parts: list[dict[str, LayerRecord]] = []
+    taken: list[Any] = []
+    count = 0
+    for batch in batches:
+        part = runs.recorded(found, batch)
+        missing = [each.name for each in found.meant if each.name not in part]
+        if missing:
+            raise UnsupportedLayerError(
+                f"batch {len(taken)} of `batches` does not reach layer `{missing[0]}`; expected batches that "
+                "reach every layer. Leave it out with options=CutOptions(exclude=...)."
+            )
+        parts.append(part)
+        taken.append(batch)
+        count += max(len(record.inputs) for record in part.values())
+        if progress is not None:
+            progress(min(count, most), most)
+        if count >= most:
+            break
+    if count < 2:
+        raise OrderError(
+            f"`batches` has {count} sequences; expected at least two, as some are held out. Pass a data "
+            "loader, or a list of batches."
+        )
+    held_out = _held_out(len(parts))
+    layers = {
+        name: _weighted(
+            _joined(
+                [
+                    replace(part[name], held_out=np.full(len(part[name].inputs), out))
+                    for part, out in zip(parts, held_out, strict=True)
+                ]
+            )
+        )
+        for name in parts[0]
+    }
+    if len(parts) == 1:
+        layers = {
+            name: replace(record, held_out=_held_out(len(record.inputs)))
+            for name, record in layers.items()
+        }
+    kept = replace(runs, batches=tuple(taken), held_out=tuple(map(bool, held_out)))
+    return Calibration(layers, kept)
+
+
+def _run(model: Any, batch: Any) -> Any:
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def _held_out(count: int) -> HostArray:
+    """Every fourth of so many, or the last; none of one."""
+    out: HostArray = np.arange(count) % _EACH == _EACH - 1
+    if not out.any() and count > 1:
+        out[-1] = True
+    return out
+
+
+def _joined(records: Sequence[LayerRecord]) -> LayerRecord:
+    length = max(record.inputs.shape[1] for record in records)
+    padded = [_padded(record, length) for record in records]
+    return LayerRecord(
+        np.concatenate([record.inputs for record in padded]),
+        np.concatenate([record.weights for record in padded]),
+        np.concatenate([record.held_out for record in padded]),
+    )
+
+
+def _padded(record: LayerRecord, length: int) -> LayerRecord:
+    missing = length - record.inputs.shape[1]
+    return replace(
+        record,
+        inputs=np.pad(record.inputs, ((0, 0), (0, missing), (0, 0))),
+        weights=np.pad(record.weights, ((0, 0), (0, missing)), constant_values=_PADDED),
+    )
+
+
+def _squares(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> HostArray:
+    """Squares of derivatives by what comes out at each step, or ones; negative where padded."""
+    steps = call.inputs.shape[:2]
+    squares = np.ones(steps) if call.squares is None else call.squares.astype(np.float64)
+    if mask is None:
+        return squares
+    if mask.shape != steps:
+        raise ShapeError(
+            f"`mask` returned shape {mask.shape}, but layer `{handle.name}` is given {steps[0]} sequences of "
+            f"{steps[1]} steps; expected one entry for each."
+        )
+    return np.where(mask, squares, _PADDED)
+
+
+def _weighted(record: LayerRecord) -> LayerRecord:
+    """The record with weights of mean 1 over each sequence, and a floor, 0 where padded.
+
+    A loss reads each sequence as much as any other: one that the model knows has small derivatives, and
+    would hardly count if they were compared.
+    """
+    counted = record.weights >= 0.0
+    squares = np.where(counted, record.weights, 0.0)
+    steps = np.maximum(np.sum(counted, axis=1, keepdims=True), 1)
+    mean = np.sum(squares, axis=1, keepdims=True) / steps
+    weights = np.where(mean > 0.0, squares / np.where(mean > 0.0, mean, 1.0), 1.0) + _FLOOR
+    return replace(record, weights=np.where(counted, weights, 0.0))
+
+
+def _check_call(handle: LayerHandle, call: Recorded) -> None:
+    """Raise unless the inputs are finite, and what came out is what the weights say."""
+    if not np.all(np.isfinite(call.inputs)):
+        raise NonFiniteError(
+            f"layer `{handle.name}` is given NaN or Inf; expected finite inputs. Look at the batches, and at "
+            "the layers before."
+        )
+    if call.first_output is None:
+        return
+    system = handle.kind.read(handle.weights)
+    inputs = call.inputs[:1].astype(np.float64)
+    own = output(system, inputs, both_directions=handle.kind.both_directions)[0]
+    size = float(np.max(np.abs(own), initial=0.0))
+    apart = float(np.max(np.abs(own - call.first_output), initial=0.0))
+    if own.shape != call.first_output.shape or not apart <= _SAME * size:
+        raise UnsupportedLayerError(
+            f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
+            f"{size:.3g}; expected a run from rest with steps of one length. Leave out initial states and "
+            "step_scale, or the layer with options=CutOptions(exclude=...)."
+        )
