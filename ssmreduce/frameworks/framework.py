@@ -214,8 +214,12 @@ class Framework(ABC):
         """Return the scalar of `run`, which runs `model` once in evaluation mode."""
         raise _no_runs(self, model)
 
+    def plain(self, model: Any) -> Any:
+        """Return `model` without the wrappers of a distributed or compiled run."""
+        return model
+
     def scratch(self, model: Any) -> Any:
-        """Return a copy of `model`, without the wrappers of a distributed run, that may be cut and run."""
+        """Return a copy of a plain model that may be cut and run."""
         return model
 
     # --- Snapshots

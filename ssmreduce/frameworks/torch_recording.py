@@ -8,7 +8,6 @@ gradients of parameters are never touched.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,11 +66,11 @@ def evaluated(model: Any, run: Callable[[], Any]) -> float:
         return float(_checked_scalar(run()))
 
 
-def scratch(model: Any) -> Any:
-    """Return a deep copy of what is inside of the wrappers of DDP and ``torch.compile``."""
+def plain(model: Any) -> Any:
+    """Return what is inside of the wrappers of DDP and ``torch.compile``."""
     while isinstance(model, DistributedDataParallel | OptimizedModule):
         model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
-    return copy.deepcopy(model)
+    return model
 
 
 class _Seen:

@@ -225,9 +225,11 @@ class _DataBalancing:
     ) -> None:
         self._system = system
         moments = P.reshape(-1, *P.shape[-2:])
-        self._parts = []
+        self._parts, self._excited = [], 0
         for single, moment in zip(single_systems(system), moments, strict=True):
-            factors = balance_between(_factor(moment), gramian_factor(single, 1, horizon))
+            Z = _factor(moment)
+            self._excited = max(self._excited, -(-Z.shape[1] // 2))
+            factors = balance_between(Z, gramian_factor(single, 1, horizon))
             # No theorem bounds the error, nor any theorem the poles of a finite horizon.
             self._parts.append(BalancedDiagonal(single, length, None, factors))
 
@@ -243,11 +245,11 @@ class _DataBalancing:
         return [part.budget_values() for part in self._parts]
 
     def _check_excited(self, order: int) -> None:
-        excited = max(-(-part.rank // 2) for part in self._parts)
-        if order > excited:
+        if order > self._excited:
             raise OrderError(
-                f"`order` is {order}, but the sequences of `data` excite {excited} of {self._system.order} "
-                f"states; expected at most {excited}. Ask for that, or calibrate with more sequences."
+                f"`order` is {order}, but the sequences of `data` excite {self._excited} of "
+                f"{self._system.order} states; expected at most {self._excited}. Ask for that, or calibrate "
+                "with more sequences."
             )
 
 

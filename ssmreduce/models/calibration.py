@@ -392,6 +392,7 @@ def calibrate(
     check_instance(options, CutOptions, "options", "CutOptions(exclude=...)")
     most = positive_count(max_sequences, "max_sequences", "how many sequences to keep")
     found = search(model, options)
+    found = found.of(found.framework.plain(found.model))
     found.check()
     runs = Runs(_run if forward is None else forward, loss, mask)
     parts: list[dict[str, LayerRecord]] = []

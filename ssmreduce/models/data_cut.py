@@ -78,7 +78,7 @@ class DataCut:
         """The model with the layers that were cut so far, and this one."""
         base = self._found if self._behind is None else self._behind
         framework = self._found.framework
-        model = framework.scratch(base.model)
+        model = framework.scratch(framework.plain(base.model))
         copy = self._found.of(model)
         change = change_of(self._at(copy, handle), cut)
         ready = framework.prepared(model, [change], None, {}, {})

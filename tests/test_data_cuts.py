@@ -1,0 +1,653 @@
+"""Cuts that know their data: candidates of each kind of layer, calibration, models of PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from s5 import S5
+from samples import lru_weights
+from torch import nn
+from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
+
+from ssmreduce import (
+    CutOptions,
+    ErrorBound,
+    HankelMass,
+    MeasuredError,
+    read_system,
+    reduce_layer,
+    reduce_model,
+)
+from ssmreduce.errors import (
+    CalibrationWarning,
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    SSMReduceError,
+    UnsupportedLayerError,
+)
+from ssmreduce.gramians.sequences import feedthrough, output
+from ssmreduce.models.calibration import Calibration, calibrate
+
+Array = np.ndarray
+
+
+def lru() -> dict[str, Array]:
+    return lru_weights(np.random.default_rng(0), 24, 6)
+
+
+LAYERS: dict[str, tuple[Any, bool]] = {
+    "S5": (lambda: S5(6, 24).seq, False),
+    "S5 in both directions": (lambda: S5(6, 24, bidir=True).seq, True),
+    "S4D": (lambda: S4D(6, 24).kernel, False),
+    "S4D with options": (lambda: SSMKernelDiag(6, 24), False),
+    "LRU": (lru, False),
+}
+"""A layer of each kind, and whether it reads its sequence in both directions."""
+
+METHODS = {
+    "white": "balanced truncation",
+    "white refit": "balanced truncation with refit",
+    "balanced": "data-driven balanced truncation with refit",
+    "selected": "selection with refit",
+}
+
+
+def slow_inputs(count: int, steps: int, width: int, seed: int = 0) -> Array:
+    """Sequences with a long memory, which white noise is not."""
+    u = np.random.default_rng(seed).normal(size=(count, steps, width))
+    for k in range(1, steps):
+        u[:, k] = 0.95 * u[:, k - 1] + 0.3 * u[:, k]
+    return u
+
+
+def data(count: int = 64, steps: int = 60, seed: int = 0) -> Calibration:
+    return Calibration.of_inputs({"model": slow_inputs(count, steps, 6, seed)})
+
+
+def kind_of(name: str) -> str | None:
+    return "lru" if name == "LRU" else None
+
+
+# --- Candidates
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_data_say_more_than_white_noise(name):
+    make, both = LAYERS[name]
+    fresh, errors = slow_inputs(50, 60, 6, seed=9), {}
+    for method, words in METHODS.items():
+        torch.manual_seed(0)
+        layer = make()
+        before = read_system(layer, kind=kind_of(name))
+        direct = feedthrough(before.to_host(), fresh, both_directions=both)
+        wanted = output(before, fresh, both_directions=both) - direct
+        result = reduce_layer(
+            layer, 4, kind=kind_of(name), data=data(), options=CutOptions(method=method)
+        )
+        assert result.new_order in (3, 4)  # an upper limit
+        assert result.reduction.method == words
+        assert (result.error_bound is not None) == (method == "white")
+        after = read_system(result.layer, kind=kind_of(name))
+        found = output(after, fresh, both_directions=both) - direct
+        errors[method] = np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2))
+        # Sixteen that were held out say what fifty fresh ones of the same process lose.
+        assert result.cut.output_error == pytest.approx(errors[method], rel=0.25)
+    assert errors["white refit"] < errors["white"]
+    assert min(errors["balanced"], errors["selected"]) < 0.8 * errors["white"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_best_on_what_was_held_out_is_taken(name):
+    torch.manual_seed(0)
+    result = reduce_layer(LAYERS[name][0](), 4, kind=kind_of(name), data=data())
+    choice = result.choice
+    assert choice is not None
+    assert choice.by == "output error"
+    assert {*choice.values} == {*METHODS.values()}
+    assert choice.values[result.reduction.method] == min(choice.values.values())
+    assert result.cut.output_error == min(choice.values.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_copy_with_the_same_weights_becomes_the_same(name, method):
+    torch.manual_seed(0)
+    layer = LAYERS[name][0]()
+    options = CutOptions(method=method)
+    result = reduce_layer(copy.deepcopy(layer), 4, kind=kind_of(name), data=data(), options=options)
+
+    class Storage:
+        eps = float(np.finfo(np.float64).eps)
+
+        @staticmethod
+        def rounded(values):
+            return dict(values)
+
+    followed = result.cut.follow(result.weights, Storage())
+    for key, value in result.new_weights.items():
+        size = np.abs(value).max()
+        np.testing.assert_allclose(followed.new_weights[key], value, atol=1e-5 * size, err_msg=key)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_selection_keeps_rows_of_the_weights_and_of_their_moments(name):
+    torch.manual_seed(0)
+    layer = LAYERS[name][0]()
+    options = CutOptions(method="selected")
+    cut = reduce_layer(layer, 4, kind=kind_of(name), data=data(), options=options).cut
+    # Moments that number the entries tell which ones are kept.
+    numbered = {
+        key: np.arange(value.size, dtype=float).reshape(value.shape)
+        for key, value in cut.weights.items()
+    }
+    kept = cut.carry(numbered, squared=False)
+    for key in cut.kind.poles:
+        moved = cut.weights[key].ravel()[kept[key].astype(int)]
+        np.testing.assert_allclose(moved, cut.new_weights[key], rtol=1e-6)
+    assert {key: value.shape for key, value in kept.items()} == {
+        key: value.shape for key, value in cut.new_weights.items()
+    }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_stream_goes_on_after_a_selection(name):
+    torch.manual_seed(0)
+    options = CutOptions(method="selected")
+    result = reduce_layer(LAYERS[name][0](), 4, kind=kind_of(name), data=data(), options=options)
+    shape = result.cut.state_shape
+    state = np.random.default_rng(0).normal(size=shape) + 1j
+    np.testing.assert_array_equal(
+        result.reduce_state(state), np.take_along_axis(state, result.cut.kept, axis=-1)
+    )
+
+
+def test_a_stable_layer_stays_stable_whatever_the_data_are():
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        weights = lru_weights(np.random.default_rng(seed), 16, 3, r_min=0.9, r_max=0.999)
+        mixed = rng.normal(size=(20, 1, 3)) * np.exp(rng.normal(size=(20, 30, 3)))
+        calibration = Calibration.of_inputs({"model": mixed})
+        result = reduce_layer(
+            weights, 5, kind="lru", data=calibration, options=CutOptions(method="balanced")
+        )
+        assert result.reduction.system.is_stable()
+
+
+def test_poles_outside_of_the_circle_do_not_stop_a_cut():
+    torch.manual_seed(0)
+    layer = S5(6, 24).seq
+    with torch.no_grad():
+        layer.Lambda[3] = 0.05 + 2j  # |λ| a little above 1
+    assert not read_system(layer).is_stable()
+    result = reduce_layer(layer, 6, data=data())
+    assert result.new_order == 6
+    assert result.reduction.horizon == 60
+    assert result.error_bound is None
+
+
+def test_full_order_changes_nothing():
+    weights = lru()
+    result = reduce_layer(weights, 24, kind="lru", data=data())
+    assert result.choice is None
+    for name, value in weights.items():
+        assert result.layer[name] is value
+
+
+def test_an_order_rule_chooses_as_without_data():
+    plain = reduce_layer(lru(), HankelMass(0.9), kind="lru")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        cut = reduce_layer(lru(), HankelMass(0.9), kind="lru", data=data())
+    assert cut.new_order == plain.new_order
+
+
+@pytest.mark.parametrize("relative", [0.3, 0.05])
+def test_a_measured_error_is_that_of_held_out_outputs(relative):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        cut = reduce_layer(lru(), MeasuredError(relative), kind="lru", data=data()).cut
+        assert cut.output_error <= relative
+        less = reduce_layer(lru(), cut.new_order - 1, kind="lru", data=data()).cut
+    assert less.output_error > relative
+
+
+def test_a_bound_is_promised_by_the_white_cut_alone():
+    result = reduce_layer(lru(), ErrorBound(relative=0.5), kind="lru", data=data())
+    assert result.reduction.method == "balanced truncation"
+    assert result.error_bound is not None
+    options = CutOptions(method="balanced")
+    with pytest.raises(OrderError, match="`method` is 'balanced'"):
+        reduce_layer(lru(), ErrorBound(relative=0.5), kind="lru", data=data(), options=options)
+
+
+def test_multiples_hold_with_data():
+    options = CutOptions(multiple_of=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        assert reduce_layer(lru(), 5, kind="lru", data=data(), options=options).new_order == 8
+
+
+def test_s4_is_refitted_but_not_selected_from():
+    torch.manual_seed(0)
+    kernel = SSMKernelDPLR(6, 24)
+    kernel(60)
+    with pytest.raises(UnsupportedLayerError, match="not diagonal"):
+        reduce_layer(kernel, 4, data=data(), options=CutOptions(method="selected"))
+    result = reduce_layer(kernel, 4, data=data())
+    assert {*result.choice.values} == {METHODS["white"], METHODS["white refit"]}
+    assert result.reduction.method == METHODS["white refit"]
+
+
+def test_an_order_above_what_the_data_excite_is_refused():
+    weights = lru()
+    constant = np.zeros((8, 60, 6))
+    constant[:, 0, 0] = 1.0  # one pulse at one time: each of 60 steps adds one direction
+    short = Calibration.of_inputs({"model": constant[:, :5]})
+    with pytest.raises(OrderError, match="excite 3 of 24 states"):
+        reduce_layer(weights, 8, kind="lru", data=short, options=CutOptions(method="balanced"))
+
+
+def test_few_sequences_are_said_to_be_few():
+    few = Calibration.of_inputs({"model": slow_inputs(4, 5, 6)})
+    with pytest.warns(CalibrationWarning, match=r"15 effective rows; expected 64"):
+        reduce_layer(lru(), 8, kind="lru", data=few, options=CutOptions(method="white refit"))
+
+
+# --- Calibrations of plain arrays
+
+
+@pytest.mark.parametrize(
+    ("inputs", "weights", "message"),
+    [
+        (np.zeros((4, 5)), None, "has shape"),
+        (np.zeros((1, 5, 6)), None, "at least two"),
+        (np.full((4, 5, 6), np.nan), None, "NaN"),
+        (np.zeros((4, 5, 6)), np.ones((4, 4)), "expected \\(4, 5\\)"),
+        (np.zeros((4, 5, 6)), -np.ones((4, 5)), "negative"),
+        (np.zeros((4, 5, 6)), np.zeros((4, 5)), "zero"),
+    ],
+)
+def test_inputs_that_are_no_sequences_are_refused(inputs, weights, message):
+    given = None if weights is None else {"model": weights}
+    with pytest.raises((ShapeError, NonFiniteError), match=message):
+        Calibration.of_inputs({"model": inputs}, given)
+
+
+def test_arrays_of_a_calibration_make_it_again():
+    calibration = data()
+    file = io.BytesIO()
+    np.savez(file, **calibration.to_arrays())
+    file.seek(0)
+    loaded = Calibration.from_arrays(np.load(file, allow_pickle=False))
+    assert str(loaded) == str(calibration)
+    own = reduce_layer(lru(), 4, kind="lru", data=calibration)
+    again = reduce_layer(lru(), 4, kind="lru", data=loaded)
+    for name, value in own.new_weights.items():
+        np.testing.assert_array_equal(again.new_weights[name], value)
+
+
+def test_damaged_arrays_are_refused():
+    arrays = data().to_arrays()
+    with pytest.raises(ShapeError, match="lacks model/weights"):
+        Calibration.from_arrays({k: v for k, v in arrays.items() if "weights" not in k})
+    with pytest.raises(ShapeError, match="expected bools"):
+        Calibration.from_arrays({**arrays, "model/held_out": np.ones(3)})
+    with pytest.raises(ShapeError, match="lacks layers"):
+        Calibration.from_arrays({})
+
+
+def test_calibrations_of_several_processes_are_merged():
+    first, second = data(seed=1), data(count=20, steps=40, seed=2)
+    both = first.merged(second)
+    record = both.layers["model"]
+    assert record.inputs.shape == (84, 60, 6)
+    np.testing.assert_array_equal(record.weights[64:, 40:], 0.0)
+    assert reduce_layer(lru(), 4, kind="lru", data=both).new_order <= 4
+    with pytest.raises(ShapeError, match="expected the same"):
+        first.merged(Calibration.of_inputs({"other": slow_inputs(4, 5, 6)}))
+
+
+# --- Recording in PyTorch
+
+
+class Model(nn.Module):
+    """Two layers behind a batch norm and dropout, read at the last step."""
+
+    def __init__(self, make=lambda: S5(6, 24), *, channels_first: bool = False) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.first, self.second = make(), make()
+        self.dropout = nn.Dropout(0.5)
+        self.decoder = nn.Linear(6, 4)
+        self._channels_first = channels_first
+
+    def forward(self, inputs):
+        hidden = self.norm(self.encoder(inputs).transpose(1, 2))
+        for layer in (self.first, self.second):
+            if self._channels_first:
+                hidden = hidden + layer(hidden)
+            else:
+                hidden = hidden + layer(hidden.transpose(1, 2)).transpose(1, 2)
+            hidden = self.dropout(torch.tanh(hidden))
+        return self.decoder(hidden[..., -1])
+
+
+def model_and_batches(make=lambda: S5(6, 24), *, channels_first=False, count=8, size=16):
+    torch.manual_seed(0)
+    model = Model(make, channels_first=channels_first)
+    inputs = torch.tensor(slow_inputs(count * size, 40, 3), dtype=torch.float32)
+    labels = torch.randint(0, 4, (count * size,))
+    return model, list(zip(inputs.split(size), labels.split(size), strict=True))
+
+
+def cross_entropy(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def everything(model):
+    """Modes, values and gradients, and the state of the generator."""
+    return (
+        [module.training for module in model.modules()],
+        [value.clone() for value in model.state_dict().values()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        [p.requires_grad for p in model.parameters()],
+        torch.get_rng_state(),
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+    )
+
+
+def same(first, second):
+    return str(first) == str(second) and all(
+        torch.equal(torch.nan_to_num(a, 7.0), torch.nan_to_num(b, 7.0))
+        for one, other in zip(first[1:3], second[1:3], strict=True)
+        for a, b in zip(one, other, strict=True)
+        if a is not None
+    )
+
+
+@pytest.mark.parametrize("loss", [None, cross_entropy])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_is_as_before_it_was_recorded(loss, frozen):
+    model, batches = model_and_batches()
+    cross_entropy(model, batches[0]).backward()
+    model.second.requires_grad_(not frozen)
+    before = everything(model)
+    found = calibrate(model, batches, loss=loss)
+    assert same(everything(model), before)
+    assert [*found.layers] == ["first.seq", "second.seq"]
+    assert found.layers["first.seq"].inputs.shape == (128, 40, 6)
+    assert found.layers["first.seq"].held_out.sum() == 32
+
+
+@pytest.mark.parametrize("loss", [None, cross_entropy])
+def test_a_model_is_as_before_when_recording_fails(loss):
+    model, batches = model_and_batches()
+    before = everything(model)
+
+    def forward(model, batch):
+        model(batch[0])
+        raise RuntimeError("in the middle")
+
+    arguments = {"forward": forward} if loss is None else {"loss": forward}
+    with pytest.raises(RuntimeError, match="in the middle"):
+        calibrate(model, batches, **arguments)
+    assert same(everything(model), before)
+
+
+def test_inputs_are_those_that_a_layer_is_given():
+    model, batches = model_and_batches()
+    seen = []
+    hook = model.second.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    found = calibrate(model, batches)
+    hook.remove()
+    given = torch.cat(seen).detach().numpy()
+    np.testing.assert_array_equal(found.layers["second.seq"].inputs, given)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recomputed_outputs_are_those_of_the_layer(bidirectional):
+    model, batches = model_and_batches(lambda: S5(6, 24, bidir=bidirectional))
+    found = calibrate(model, batches).layers["first.seq"]
+    with torch.no_grad():
+        own = model.first(torch.tensor(found.inputs)).numpy()
+    again = output(
+        read_system(model.first), found.inputs.astype(float), both_directions=bidirectional
+    )
+    np.testing.assert_allclose(again, own, atol=1e-5 * np.abs(own).max())
+
+
+def test_steps_count_by_what_the_loss_reads_of_them():
+    model, batches = model_and_batches()
+    found = calibrate(model, batches, loss=cross_entropy)
+    last = found.layers["second.seq"].weights  # read at the last step alone
+    np.testing.assert_allclose(last[:, -1], 40.0, rtol=1e-2)
+    np.testing.assert_allclose(last[:, :-1], 1e-3, rtol=1e-6)
+    assert np.all(calibrate(model, batches).layers["second.seq"].weights == 1.0 + 1e-3)
+    # A layer before it counts earlier, as much as the second remembers.
+    first = found.layers["first.seq"].weights
+    assert np.all(first[:, -2] > 1e-3 * (1 + 1e-3))
+
+
+def test_a_kernel_is_recorded_in_the_module_that_uses_it():
+    model, batches = model_and_batches(lambda: S4D(6, 24), channels_first=True)
+    seen = []
+    hook = model.second.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    found = calibrate(model, batches, loss=cross_entropy)
+    hook.remove()
+    record = found.layers["second.kernel"]
+    given = torch.cat(seen).detach().numpy()
+    np.testing.assert_array_equal(record.inputs, np.swapaxes(given, 1, 2))
+    np.testing.assert_allclose(record.weights[:, -1], 40.0, rtol=1e-2)
+
+
+def test_calls_of_one_layer_add_up():
+    torch.manual_seed(0)
+    layer = S5(6, 24)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, inputs):
+            return self.layer(torch.tanh(self.layer(inputs)))
+
+    batches = [torch.tensor(slow_inputs(8, 20, 6, seed), dtype=torch.float32) for seed in range(4)]
+    found = calibrate(Twice(), batches)
+    assert found.layers["layer.seq"].inputs.shape == (64, 20, 6)
+    assert found.layers["layer.seq"].held_out.sum() == 16
+
+
+def test_batches_of_other_lengths_are_padded_and_masks_leave_steps_out():
+    model, batches = model_and_batches(count=4)
+    batches = [(inputs[:, : 40 - 5 * k], labels) for k, (inputs, labels) in enumerate(batches)]
+    found = calibrate(model, batches, mask=lambda batch: torch.ones(batch[0].shape[:2]) > 0)
+    weights = found.layers["first.seq"].weights
+    assert weights.shape == (64, 40)
+    np.testing.assert_array_equal(weights[16:32, 35:], 0.0)
+    half = calibrate(
+        model, batches, mask=lambda batch: np.arange(batch[0].shape[1]) % 2 * np.ones((16, 1)) > 0
+    )
+    np.testing.assert_array_equal(half.layers["first.seq"].weights[:, ::2], 0.0)
+    with pytest.raises(ShapeError, match="`mask` returned shape"):
+        calibrate(model, batches, mask=lambda batch: np.ones((2, 2), bool))
+
+
+def test_a_compiled_model_is_recorded_and_cut():
+    model, batches = model_and_batches()
+    compiled = torch.compile(model, backend="eager")
+    data = calibrate(compiled, batches, loss=cross_entropy)
+    result = reduce_model(compiled, 6, data=data)
+    assert {*result.report} == {"_orig_mod.first.seq", "_orig_mod.second.seq"}
+    assert model.first.seq.Lambda.numel() == 6
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_recorded(autocast):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), S4D(6, 24))
+    batches = [torch.randn(8, 6, 3) for _ in range(4)]
+
+    def forward(model, batch):
+        with torch.autocast("cpu", dtype=autocast):
+            return model[1](model[0](batch).float().transpose(1, 2))
+
+    found = calibrate(model, batches, forward=forward)
+    assert found.layers["1.kernel"].inputs.dtype == np.float32
+
+
+# --- Bad calls
+
+
+def test_what_is_no_data_is_refused():
+    model, batches = model_and_batches()
+    with pytest.raises(OrderError, match="has 0 sequences"):
+        calibrate(model, [])
+    with pytest.raises(OrderError, match="has 1 sequences"):
+        calibrate(model, [batches[0][0][:1]])
+    with pytest.raises(NonFiniteError, match=r"`first\.seq` is given NaN"):
+        calibrate(model, [torch.full((4, 10, 3), torch.nan)])
+    with pytest.raises(ShapeError, match="`loss` returned a tensor of shape"):
+        calibrate(model, batches, loss=lambda model, batch: model(batch[0]))
+    with pytest.raises(ShapeError, match="`loss` returned builtins.NoneType"):
+        calibrate(model, batches, loss=lambda model, batch: [model(batch[0]), None][1])
+    with pytest.raises(UnsupportedLayerError, match=r"does not reach layer `second\.seq`"):
+        calibrate(model, batches, forward=lambda model, batch: model.first(torch.ones(2, 5, 6)))
+    with pytest.raises(UnsupportedLayerError, match="records nothing"):
+        calibrate({"lru": lru()}, batches)
+
+
+def test_a_layer_that_runs_otherwise_than_its_weights_say_is_refused():
+    model, batches = model_and_batches()
+    with pytest.raises(UnsupportedLayerError, match="something else than its weights say"):
+        calibrate(
+            model,
+            batches,
+            forward=lambda model, batch: model.first(batch[0] @ torch.ones(3, 6), 2.0),
+        )
+
+
+def test_a_calibration_of_another_model_is_refused():
+    model, batches = model_and_batches()
+    before = everything(model)
+    other = Calibration.of_inputs({"first.seq": slow_inputs(8, 20, 6)})
+    with pytest.raises(ShapeError, match=r"expected one of the name `second\.seq`"):
+        reduce_model(model, 6, data=other)
+    wide = Calibration.of_inputs(
+        {name: slow_inputs(8, 20, 7) for name in ("first.seq", "second.seq")}
+    )
+    with pytest.raises(ShapeError, match="expected 6 channels"):
+        reduce_model(model, 6, data=wide)
+    with pytest.raises(SSMReduceError, match="`data`"):
+        reduce_model(model, 6, data=batches)
+    assert same(everything(model), before)
+
+
+# --- Models
+
+
+def disagreement(model, uncut, batches):
+    with torch.no_grad():
+        inputs = torch.cat([batch[0] for batch in batches])
+        return float((model.eval()(inputs) - uncut.eval()(inputs)).square().mean())
+
+
+def test_a_model_cut_by_data_computes_what_it_did_more_nearly():
+    model, batches = model_and_batches()
+    calibration = calibrate(model, batches)
+    lost = {}
+    for method in ("white", "best"):
+        cut = copy.deepcopy(model)
+        result = reduce_model(cut, 5, data=calibration, options=CutOptions(method=method))
+        lost[method] = disagreement(cut, model, batches)
+    assert lost["best"] < 0.5 * lost["white"]
+    assert [part.choice.by for part in result.report.values()] == ["output error"] * 2
+
+
+def test_later_layers_make_up_for_earlier_ones():
+    model, batches = model_and_batches()
+    calibration = calibrate(model, batches)
+    apart = Calibration(calibration.layers)  # no batches: each layer is looked at by itself
+    lost = []
+    for each in (calibration, apart):
+        cut = copy.deepcopy(model)
+        reduce_model(cut, 5, data=each, options=CutOptions(method="white refit"))
+        lost.append(disagreement(cut, model, batches))
+    assert lost[0] < lost[1]
+
+
+def test_a_loss_chooses_where_there_is_one():
+    model, batches = model_and_batches()
+    result = reduce_model(model, 5, data=calibrate(model, batches, loss=cross_entropy))
+    for part in result.report.values():
+        assert part.choice.by == "loss"
+        assert part.choice.values[part.reduction.method] == min(part.choice.values.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_optimizer_and_an_average_follow(method):
+    model, batches = model_and_batches()
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+
+    def step():
+        optimizer.zero_grad()
+        cross_entropy(model, batches[0]).backward()
+        optimizer.step()
+        average.update_parameters(model)
+
+    for _ in range(3):
+        step()
+    calibration = calibrate(model, batches, loss=cross_entropy)
+    reduce_model(
+        model,
+        5,
+        optimizer=optimizer,
+        followers=[average],
+        data=calibration,
+        options=CutOptions(method=method),
+    )
+    for parameter in model.parameters():
+        for value in optimizer.state[parameter].values():
+            assert value.ndim == 0 or value.shape == parameter.shape
+    assert average.module.first.seq.Lambda.shape == model.first.seq.Lambda.shape
+    # Three steps apart: both still compute nearly the same.
+    assert disagreement(average.module, model, batches) < 1e-2
+    model.train()
+    step()
+
+
+def test_uniform_orders_hold_with_data():
+    model, batches = model_and_batches()
+    with torch.no_grad():
+        model.second.seq.C[:, 4:] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        result = reduce_model(
+            model,
+            HankelMass(0.9),
+            data=calibrate(model, batches),
+            options=CutOptions(uniform=True),
+        )
+    assert len({part.new_order for part in result.report.values()}) == 1
+
+
+def test_a_cut_that_fails_at_the_last_layer_changes_nothing():
+    model, batches = model_and_batches()
+    calibration = calibrate(model, batches)
+    with torch.no_grad():
+        model.second.seq.B[:] = torch.nan
+    before = everything(model)
+    with pytest.raises(SSMReduceError, match=r"second\.seq"):
+        reduce_model(model, 5, data=calibration)
+    assert same(everything(model), before)

@@ -1,0 +1,245 @@
+"""What states do on sequences: sums against brute force, fits against dense least squares."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ssmreduce import DiagonalStateSpace, Discrete, StateSpace, controllability_gramian, simulate
+from ssmreduce.errors import ShapeError
+from ssmreduce.gramians import sequences as module
+from ssmreduce.gramians.sequences import (
+    FeatureSums,
+    Sequences,
+    feature_sums,
+    output,
+    output_error,
+    output_matrix,
+    readout,
+    state_moment,
+)
+from ssmreduce.layers.selection import pursue_target
+
+Array = np.ndarray
+
+CASES = {
+    "one system": ((), 3, 2, False),
+    "both directions": ((), 3, 4, True),
+    "channels": ((5,), 1, 1, False),
+    "channels with two heads": ((5,), 1, 2, False),
+}
+
+
+def drawn(batch: tuple[int, ...], m: int, p: int, n: int = 4, seed: int = 0) -> DiagonalStateSpace:
+    rng = np.random.default_rng(seed)
+    modulus = rng.uniform(0.5, 0.95, (*batch, n))
+    D = rng.normal(size=(*batch, p, m))
+    return DiagonalStateSpace(
+        modulus * np.exp(1j * rng.uniform(0, 3, (*batch, n))),
+        rng.normal(size=(*batch, n, m)) + 1j * rng.normal(size=(*batch, n, m)),
+        rng.normal(size=(*batch, p, n)) + 1j * rng.normal(size=(*batch, p, n)),
+        D,
+        time=Discrete(),
+        real_output=True,
+        read_after_update=True,
+    )
+
+
+def inputs_of(system: DiagonalStateSpace, count: int = 6, steps: int = 20) -> Array:
+    width = system.batch_shape[0] if system.batch_shape else system.inputs
+    return np.random.default_rng(1).normal(size=(count, steps, width))
+
+
+def simulated(system: DiagonalStateSpace, u: Array, both: bool) -> Array:
+    """The output for one sequence, (L, p), by `simulate`."""
+    if system.batch_shape:
+        each = [simulate(system[k], u[:, k : k + 1]) for k in range(len(u.T))]
+        return np.stack(each, axis=1).reshape(len(u), -1)
+    if not both:
+        return simulate(system, u)
+    half = system.outputs // 2
+    parts = [
+        DiagonalStateSpace(
+            system.eigenvalues,
+            system.B,
+            system.C[rows],
+            system.D[rows],
+            time=Discrete(),
+            real_output=True,
+            read_after_update=True,
+        )
+        for rows in (slice(half), slice(half, None))
+    ]
+    return simulate(parts[0], u) + simulate(parts[1], u[::-1])[::-1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_those_of_simulate(case):
+    batch, m, p, both = CASES[case]
+    system = drawn(batch, m, p)
+    u = inputs_of(system)
+    found = output(system, u, both_directions=both)
+    for own, given in zip(found, u, strict=True):
+        np.testing.assert_allclose(own, simulated(system, given, both), rtol=1e-12, atol=1e-12)
+
+
+def test_outputs_of_dense_channels_are_those_of_simulate():
+    rng = np.random.default_rng(0)
+    A = 0.4 * rng.normal(size=(3, 4, 4))
+    B, C, D = (rng.normal(size=shape) for shape in ((3, 4, 1), (3, 2, 4), (3, 2, 1)))
+    system = StateSpace(A, B, C, D, time=Discrete(), read_after_update=True)
+    u = rng.normal(size=(2, 15, 3))
+    for own, given in zip(output(system, u), u, strict=True):
+        np.testing.assert_allclose(own, simulated(system, given, False), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_readout_and_output_matrix_are_inverse(case):
+    batch, m, p, both = CASES[case]
+    system = drawn(batch, m, p)
+    K = readout(system, both_directions=both)
+    np.testing.assert_array_equal(output_matrix(K, both_directions=both), system.C)
+
+
+def test_sums_are_those_of_brute_force():
+    system = drawn((), 3, 2)
+    u = inputs_of(system)
+    rng = np.random.default_rng(2)
+    y, weights = rng.normal(size=(6, 20, 2)), rng.uniform(size=(6, 20))
+    sums = feature_sums(system, Sequences(u, y, weights))
+    gram, seen, energy = np.zeros((8, 8)), np.zeros((8, 2)), 0.0
+    for k in range(6):
+        h = np.zeros(4, complex)
+        for t in range(20):
+            h = system.eigenvalues * h + system.B @ u[k, t]
+            f = np.stack([h.real, h.imag], axis=-1).ravel()
+            wanted = y[k, t] - system.D @ u[k, t]
+            gram += weights[k, t] * np.outer(f, f)
+            seen += weights[k, t] * np.outer(f, wanted)
+            energy += weights[k, t] * wanted @ wanted
+    np.testing.assert_allclose(sums.gram, gram, rtol=1e-12, atol=1e-12 * np.abs(gram).max())
+    np.testing.assert_allclose(sums.seen, seen, rtol=1e-12, atol=1e-12 * np.abs(gram).max())
+    np.testing.assert_allclose(sums.energy, energy, rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sums_add_over_few_sequences_at_a_time(case, monkeypatch):
+    batch, m, p, both = CASES[case]
+    system = drawn(batch, m, p)
+    u = inputs_of(system)
+    y = output(system, u, both_directions=both)
+    data = Sequences(u, y, np.ones(u.shape[:2]))
+    whole = feature_sums(system, data, both_directions=both)
+    monkeypatch.setattr(module, "_BYTES", 1)
+    parts = feature_sums(system, data, both_directions=both)
+    for name in ("gram", "seen", "energy"):
+        np.testing.assert_allclose(
+            getattr(parts, name), getattr(whole, name), rtol=1e-11, atol=1e-9
+        )
+    np.testing.assert_allclose(output(system, u, both_directions=both), y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fit_to_the_own_output_gives_the_own_weights(case):
+    batch, m, p, both = CASES[case]
+    system = drawn(batch, m, p)
+    u = inputs_of(system, 40, 60)
+    data = Sequences(u, output(system, u, both_directions=both), np.ones(u.shape[:2]))
+    sums = feature_sums(system, data, both_directions=both)
+    K, own = sums.fitted(), readout(system, both_directions=both)
+    lengths = np.sqrt(np.diagonal(sums.gram, axis1=-2, axis2=-1))
+    unit = sums.gram / lengths[..., :, None] / lengths[..., None, :]
+    moved = 10 * module.RIDGE * np.max(np.linalg.cond(unit))  # by the ridge
+    size = np.abs(own * lengths[..., None, :]).max()
+    np.testing.assert_allclose((K - own) * lengths[..., None, :], 0.0, atol=moved * size)
+    fitted = DiagonalStateSpace(
+        system.eigenvalues,
+        system.B,
+        output_matrix(K, both_directions=both),
+        system.D,
+        time=Discrete(),
+        real_output=True,
+        read_after_update=True,
+    )
+    assert output_error(fitted, data, both_directions=both) < 1e-4
+
+
+def test_a_fit_is_that_of_dense_least_squares():
+    rng = np.random.default_rng(0)
+    X, Y, weights = rng.normal(size=(300, 6)), rng.normal(size=(300, 2)), rng.uniform(size=300)
+    X[:, 4] = 0.0  # a feature that rests gets no weight
+    W = X * weights[:, None]
+    K = FeatureSums(W.T @ X, W.T @ Y, np.asarray(0.0)).fitted()
+    root = np.sqrt(weights)[:, None]
+    expected = np.linalg.lstsq(root * np.delete(X, 4, 1), root * Y, rcond=None)[0].T
+    np.testing.assert_allclose(np.delete(K, 4, 1), expected, atol=1e-5)
+    np.testing.assert_array_equal(K[:, 4], 0.0)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_state_moments_of_white_inputs_tend_to_the_gramian(both):
+    system = drawn((), 2, 4 if both else 2, n=3)
+    u = np.random.default_rng(3).normal(size=(2000, 120, 2))
+    targets = np.zeros((2000, 120, 2))
+    late = np.zeros((2000, 120))
+    late[:, 60] = 1.0  # away from both ends
+    gram = feature_sums(system, Sequences(u, targets, late), both_directions=both).gram
+    P = state_moment(gram, both_directions=both) / late.sum()
+    expected = (2 if both else 1) * controllability_gramian(system)
+    # 2,000 samples: 1/sqrt(2000) of the largest entry is one standard deviation.
+    np.testing.assert_allclose(P, expected, atol=0.1 * np.abs(expected).max())
+
+
+def test_groups_of_sums_are_those_of_their_features():
+    system = drawn((5,), 1, 1)
+    u = inputs_of(system)
+    sums = feature_sums(system, Sequences(u, output(system, u), np.ones(u.shape[:2])))
+    kept = np.array([[0, 2], [1, 3], [0, 1], [2, 3], [0, 3]])
+    part = sums.of_groups(kept, 2)
+    for k, modes in enumerate(kept):
+        at = np.concatenate([[2 * each, 2 * each + 1] for each in modes])
+        np.testing.assert_array_equal(part.gram[k], sums.gram[k][np.ix_(at, at)])
+        np.testing.assert_array_equal(part.seen[k], sums.seen[k][at])
+
+
+def test_pursuit_of_a_target_finds_the_best_groups():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        X = rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12))
+        Y = rng.normal(size=(200, 3))
+
+        def lost(groups, X=X, Y=Y):
+            at = (np.asarray(groups)[:, None] * 2 + np.arange(2)).ravel()
+            K = np.linalg.lstsq(X[:, at], Y, rcond=None)[0]
+            return np.sum((Y - X[:, at] @ K) ** 2)
+
+        found = pursue_target(X.T @ X, X.T @ Y, 2, 3, tolerance=1e-12)
+        assert np.all(np.diff(found) > 0)
+        losses = sorted(map(lost, itertools.combinations(range(6), 3)))
+        # Swaps end in a local optimum: among the three best of twenty here.
+        assert lost(found) <= losses[2] * (1 + 1e-9)
+
+
+def test_pursuit_of_a_target_leaves_out_what_rests():
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(100, 8)), rng.normal(size=(100, 2))
+    X[:, 2:4] = 0.0
+    assert 1 not in pursue_target(X.T @ X, X.T @ Y, 2, 3, tolerance=1e-9)
+
+
+def test_sequences_that_do_not_fit_together_are_refused():
+    u, y = np.zeros((2, 5, 3)), np.zeros((2, 5, 1))
+    with pytest.raises(ShapeError, match="have shapes"):
+        Sequences(u, y[:, :4], np.ones((2, 5)))
+    with pytest.raises(ShapeError, match="have shapes"):
+        Sequences(u, y, np.ones((2, 4)))
+
+
+def test_effective_rows_count_steps_that_matter():
+    weights = np.zeros((10, 7))
+    weights[:, -1] = 1.0
+    data = Sequences(np.zeros((10, 7, 1)), np.zeros((10, 7, 1)), weights)
+    assert data.effective_rows == 10.0
+    assert data.unweighted().effective_rows == 10.0
