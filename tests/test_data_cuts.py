@@ -18,8 +18,12 @@ from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
 from ssmreduce import (
     CutOptions,
     ErrorBound,
+    FixedOrder,
     HankelMass,
+    InTrainingReducer,
     MeasuredError,
+    ReductionSchedule,
+    RollbackPolicy,
     read_system,
     reduce_layer,
     reduce_model,
@@ -517,7 +521,7 @@ def test_what_is_no_data_is_refused():
         calibrate(model, [torch.full((4, 10, 3), torch.nan)])
     with pytest.raises(ShapeError, match="`loss` returned a tensor of shape"):
         calibrate(model, batches, loss=lambda model, batch: model(batch[0]))
-    with pytest.raises(ShapeError, match="`loss` returned builtins.NoneType"):
+    with pytest.raises(ShapeError, match=r"`loss` returned builtins\.NoneType"):
         calibrate(model, batches, loss=lambda model, batch: [model(batch[0]), None][1])
     with pytest.raises(UnsupportedLayerError, match=r"does not reach layer `second\.seq`"):
         calibrate(model, batches, forward=lambda model, batch: model.first(torch.ones(2, 5, 6)))
@@ -651,3 +655,61 @@ def test_a_cut_that_fails_at_the_last_layer_changes_nothing():
     with pytest.raises(SSMReduceError, match=r"second\.seq"):
         reduce_model(model, 5, data=calibration)
     assert same(everything(model), before)
+
+
+# --- In training
+
+
+def trained_with(reducer, model, batches, steps=6):
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        cross_entropy(model, batches[step % len(batches)]).backward()
+        optimizer.step()
+        reducer.step(step, model, optimizer)
+    return optimizer
+
+
+def test_a_reducer_cuts_by_what_it_is_given_at_each_attempt():
+    model, batches = model_and_batches()
+    asked = []
+
+    def data(model):
+        asked.append(model.first.seq.Lambda.numel())
+        return calibrate(model, batches, loss=cross_entropy)
+
+    schedule = ReductionSchedule.at(2, 4)
+    reducer = InTrainingReducer(schedule, FixedOrder(5), data=data, rollback=RollbackPolicy(0.5))
+    reducer.report(1.0)
+    trained_with(reducer, model, batches)
+    assert asked == [24]
+    reducer.report(1.0)
+    assert [event.new_order for event in reducer.events] == [5, 5]
+    assert all(part.choice.by == "loss" for part in reducer.last_cut.values())
+    assert model.training
+
+
+def test_data_that_fail_leave_model_and_reducer_as_they_were():
+    model, batches = model_and_batches()
+
+    def broken(model):
+        calibrate(model, batches)
+        raise RuntimeError("no such loader")
+
+    reducer = InTrainingReducer(ReductionSchedule.at(1), FixedOrder(5), data=broken)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    before = everything(model)
+    with pytest.raises(RuntimeError, match="no such loader"):
+        reducer.step(1, model, optimizer)
+    assert same(everything(model), before)
+    assert reducer.due(1)
+    empty = InTrainingReducer(
+        ReductionSchedule.at(1), FixedOrder(5), data=lambda model: calibrate(model, [])
+    )
+    with pytest.warns(UserWarning, match="no cut after step 1.*has 0 sequences"):
+        empty.step(1, model, optimizer)
+    with pytest.raises(OrderError, match="`data` is"):
+        InTrainingReducer(ReductionSchedule.at(1), data=batches)
+    other = InTrainingReducer(ReductionSchedule.at(1), FixedOrder(5), data=lambda model: batches)
+    with pytest.warns(UserWarning, match=r"`data\(model\)` is"):
+        other.step(1, model, optimizer)

@@ -5,7 +5,6 @@ Imported only once the user's own object proves that torch is loaded.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
@@ -151,7 +150,7 @@ class TorchFramework(Framework, StateDicts):
     record = staticmethod(torch_recording.record)
     evaluated = staticmethod(torch_recording.evaluated)
     plain = staticmethod(torch_recording.plain)
-    scratch = staticmethod(copy.deepcopy)
+    scratch = staticmethod(torch_recording.scratch)
     snapshot = staticmethod(torch_snapshot.take)
     prepared_back = staticmethod(torch_snapshot.prepared_back)
     team_of = staticmethod(torch_distributed.team_of)

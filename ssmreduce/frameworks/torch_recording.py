@@ -8,6 +8,7 @@ gradients of parameters are never touched.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ def plain(model: Any) -> Any:
     while isinstance(model, DistributedDataParallel | OptimizedModule):
         model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
     return model
+
+
+def scratch(model: Any) -> Any:
+    """Return a deep copy."""
+    return copy.deepcopy(model)
 
 
 class _Seen:

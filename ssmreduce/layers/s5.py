@@ -25,6 +25,7 @@ from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer
+from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _FUNCTIONS = {

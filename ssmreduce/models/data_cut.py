@@ -20,7 +20,7 @@ from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration, LayerRecord, Runs
-from ssmreduce.models.cut import change_of
+from ssmreduce.models.cut import changes_of
 from ssmreduce.models.report import Choice, LayerReduction
 from ssmreduce.models.search import Layers
 from ssmreduce.reduction.order import OrderRule
@@ -80,8 +80,9 @@ class DataCut:
         framework = self._found.framework
         model = framework.scratch(framework.plain(base.model))
         copy = self._found.of(model)
-        change = change_of(self._at(copy, handle), cut)
-        ready = framework.prepared(model, [change], None, {}, {})
+        own = self._at(copy, handle)
+        changes, gradients = changes_of(framework, model, [own], {own.path: cut})
+        ready = framework.prepared(model, changes, None, {}, gradients)
         commit(ready.steps)
         return self._found.of(ready.model)
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ssmreduce._checks import check_instance
 from ssmreduce.errors import OptimizerStateError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.optimizer_state import check_fields
 from ssmreduce.models.reduce import decide_cut
@@ -69,9 +71,10 @@ def attempt(
     order: OrderRule,
     gate: float,
     is_watched: bool,
+    data: Callable[[Any], Calibration] | None,
 ) -> Outcome:
     """Cut the layers found in the first of the models where the gate lets them pass; the others follow."""
-    followers, decide = models[1:], partial(_accepted, books.stopped, order, gate)
+    followers, decide = models[1:], partial(_accepted, books.stopped, order, gate, data)
     plan = plan_cut(found, opt_state, decide, followers)
     on_trial = is_watched and bool(plan.results)
     snapshots = take_all(models, opt_state, found.options) if on_trial else None
@@ -81,12 +84,23 @@ def attempt(
     return Outcome(made, cut.optimizer_state, books)
 
 
-def _accepted(stopped: frozenset[str], order: OrderRule, gate: float, found: Layers) -> Results:
+def _accepted(
+    stopped: frozenset[str],
+    order: OrderRule,
+    gate: float,
+    data: Callable[[Any], Calibration] | None,
+    found: Layers,
+) -> Results:
     """The cuts that are worth it; where several processes train, the first alone is asked."""
     is_uniform = found.options.uniform
     if is_uniform and stopped:
         return {}
-    results = decide_cut(found, order, leave_out=lambda name: plain_name(name) in stopped)
+    calibration = None if data is None else data(found.model)
+    if calibration is not None:
+        check_instance(calibration, Calibration, "data(model)", "calibrate(model, batches)")
+    results = decide_cut(
+        found, order, leave_out=lambda name: plain_name(name) in stopped, data=calibration
+    )
     worth_it = {
         path: each for path, each in results.items() if each.new_order < gate * each.old_order
     }

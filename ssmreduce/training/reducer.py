@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -15,12 +15,14 @@ from ssmreduce._checks import (
     fraction,
     metric_value,
     positive_count,
+    shown,
     whole_number,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import together
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.report import LayerReduction
@@ -55,6 +57,10 @@ class InTrainingReducer:
         When to undo a cut by the metric that `report` is told; without it cuts are final.
     trace : HankelTrace, optional
         Records the Hankel singular values of all layers as training goes on.
+    data : callable, optional
+        Takes the model to the `Calibration` by which an attempt cuts, such as
+        ``lambda model: calibrate(model, batches, loss=loss)``. Where several processes train the model, the
+        first alone is asked.
 
     Attributes
     ----------
@@ -122,6 +128,7 @@ class InTrainingReducer:
         options: CutOptions = CutOptions(),
         rollback: RollbackPolicy | None = None,
         trace: HankelTrace | None = None,
+        data: Callable[[Any], Calibration] | None = None,
     ) -> None:
         check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
         check_instance(schedule, ReductionSchedule, "schedule", "ReductionSchedule(total_steps)")
@@ -135,6 +142,12 @@ class InTrainingReducer:
         self.options = options
         self.rollback = rollback
         self.trace = trace
+        if data is not None and not callable(data):
+            raise OrderError(
+                f"`data` is {shown(data)}; expected a function that takes the model to a calibration. Try "
+                "lambda model: calibrate(model, batches, loss=loss)."
+            )
+        self.data = data
         self._books = Books()
         self._idle_step = 0
         self._is_recording = True
@@ -419,7 +432,7 @@ class InTrainingReducer:
         together(
             found.framework, models[0], found.check
         )  # an error of the user, not of this attempt
-        settings = self.order, self.gate, self.rollback is not None
+        settings = self.order, self.gate, self.rollback is not None, self.data
         try:
             return attempt(step, found, models, opt_state, books, turn, *settings)
         except SSMReduceError as error:
