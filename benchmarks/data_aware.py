@@ -19,8 +19,7 @@ from s5 import S5
 from sklearn.datasets import load_digits
 from torch import nn
 
-from ssmreduce import CutOptions, reduce_model
-from ssmreduce.models.calibration import calibrate
+from ssmreduce import CutOptions, calibrate, reduce_model
 
 METHODS = ("white", "white refit", "balanced", "selected", "best")
 WIDTH, STATES, LAYERS = 16, 64, 4

@@ -11,11 +11,11 @@ from ssmreduce.hankel import error_bounds as error_bounds
 from ssmreduce.hankel import hankel_singular_values as hankel_singular_values
 from ssmreduce.layers.known import register_layer as register_layer
 from ssmreduce.layers.options import CutOptions as CutOptions
+from ssmreduce.models.calibration import Calibration as Calibration
+from ssmreduce.models.calibration import calibrate as calibrate
 from ssmreduce.models.checkpoint import load_reduced as load_reduced
 from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model
-from ssmreduce.models.report import LayerReduction as LayerReduction
-from ssmreduce.models.report import ModelReduction as ModelReduction
 from ssmreduce.models.shapes import shaped_like as shaped_like
 from ssmreduce.models.sweep import sweep as sweep
 from ssmreduce.models.systems_of_layers import read_system as read_system
@@ -64,6 +64,7 @@ from ssmreduce.training.trace import HankelTrace as HankelTrace
 
 __all__ = [
     "Balancing",
+    "Calibration",
     "Continuous",
     "CutOptions",
     "DiagonalStateSpace",
@@ -74,9 +75,7 @@ __all__ = [
     "HankelMass",
     "HankelTrace",
     "InTrainingReducer",
-    "LayerReduction",
     "MeasuredError",
-    "ModelReduction",
     "OrderRule",
     "Reduction",
     "ReductionSchedule",
@@ -88,6 +87,7 @@ __all__ = [
     "balance",
     "balanced_realisation",
     "balanced_truncation",
+    "calibrate",
     "controllability_gramian",
     "diagonalised",
     "difference",

@@ -236,6 +236,15 @@ def check_instance(value: object, expected: type, name: str, example: str) -> No
         )
 
 
+def check_functions(**functions: object) -> None:
+    """Raise `OrderError` unless each of these arguments is a function or None."""
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise OrderError(
+                f"`{name}` is {shown(function)}; expected a function. Leave it out if there is none."
+            )
+
+
 def items(value: Any, name: str, meaning: str) -> list[Any]:
     """Return the entries of a list, tuple or array."""
     if isinstance(value, list | tuple):

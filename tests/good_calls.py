@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import scipy.signal
 import torch
 from LRU_pytorch import LRU
+from s5 import S5
 from samples import dense_system, diagonal_system, lru_system
 
 import ssmreduce as sr
@@ -42,6 +43,12 @@ def rng() -> np.random.Generator:
 @cache
 def dense() -> StateSpace:
     return dense_system(rng(), 4, 2, 2)
+
+
+@cache
+def s5_model() -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(S5(3, 8))
 
 
 @cache
@@ -467,6 +474,27 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
             **MODEL,
             "followers": (),
         },
+    ),
+    "calibrate": lambda: (
+        # What a model says of bad batches is its own word.
+        partial(sr.calibrate, batches=[torch.ones(2, 6, 3), torch.zeros(2, 6, 3)]),
+        {
+            "model": s5_model(),
+            "loss": None,
+            "forward": None,
+            "mask": None,
+            "options": sr.CutOptions(),
+            "max_sequences": 4,
+            "progress": None,
+        },
+    ),
+    "Calibration.of_inputs": lambda: (
+        sr.Calibration.of_inputs,
+        {"inputs": {"model": np.ones((4, 6, 3))}, "weights": {"model": np.ones((4, 6))}},
+    ),
+    "Calibration.from_arrays": lambda: (
+        sr.Calibration.from_arrays,
+        {"arrays": sr.Calibration.of_inputs({"model": np.ones((4, 6, 3))}).to_arrays()},
     ),
     "sweep": lambda: (
         sr.sweep,

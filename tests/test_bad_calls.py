@@ -30,12 +30,11 @@ from ssmreduce.errors import OrderError, ShapeError, TimeDomainError
 from ssmreduce.plotting import plot_hsv_decay, plot_poles
 
 RESULTS = {
+    "Calibration",
     "Continuous",  # takes no arguments
     "H2Reduction",
     "HinfNorm",
-    "LayerReduction",
     "LyapunovSolution",
-    "ModelReduction",
     "OrderRule",
     "Reduction",
     "Sweep",

@@ -18,13 +18,13 @@ from ssmreduce import (
     CutOptions,
     HankelMass,
     InTrainingReducer,
-    ModelReduction,
     ReductionSchedule,
     RollbackPolicy,
     TotalBudget,
     reduce_model,
 )
 from ssmreduce.errors import OrderError, UnsupportedLayerError
+from ssmreduce.models.report import ModelReduction
 from ssmreduce.models.search import search
 
 OPTIONS = CutOptions(horizon=40)

@@ -16,6 +16,7 @@ from torch import nn
 from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
 
 from ssmreduce import (
+    Calibration,
     CutOptions,
     ErrorBound,
     FixedOrder,
@@ -24,6 +25,7 @@ from ssmreduce import (
     MeasuredError,
     ReductionSchedule,
     RollbackPolicy,
+    calibrate,
     read_system,
     reduce_layer,
     reduce_model,
@@ -37,7 +39,6 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.gramians.sequences import feedthrough, output
-from ssmreduce.models.calibration import Calibration, calibrate
 
 Array = np.ndarray
 
@@ -515,6 +516,8 @@ def test_what_is_no_data_is_refused():
     model, batches = model_and_batches()
     with pytest.raises(OrderError, match="has 0 sequences"):
         calibrate(model, [])
+    with pytest.raises(OrderError, match="`batches` is 3; expected batches"):
+        calibrate(model, 3)
     with pytest.raises(OrderError, match="has 1 sequences"):
         calibrate(model, [batches[0][0][:1]])
     with pytest.raises(NonFiniteError, match=r"`first\.seq` is given NaN"):

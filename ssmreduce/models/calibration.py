@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._checks import check_instance, floating_array, positive_count
+from ssmreduce._checks import (
+    check_functions,
+    check_instance,
+    check_text,
+    floating_array,
+    positive_count,
+    shown,
+)
 from ssmreduce._display import html_table, text_table
 from ssmreduce._namespace import HostArray, to_host
 from ssmreduce.errors import NonFiniteError, OrderError, ShapeError, UnsupportedLayerError
@@ -159,9 +166,8 @@ class Calibration:
     Of one layer whose inputs are known:
 
     >>> import numpy as np
-    >>> from ssmreduce import reduce_layer
+    >>> from ssmreduce import Calibration, reduce_layer
     >>> from ssmreduce.demo.lru import LRU
-    >>> from ssmreduce.models.calibration import Calibration
     >>> rng = np.random.default_rng(0)
     >>> steps = rng.normal(size=(64, 50, 4)).cumsum(axis=1)
     >>> data = Calibration.of_inputs({"model": steps})
@@ -195,8 +201,12 @@ class Calibration:
         NonFiniteError
             If an array holds NaN or Inf.
         """
+        check_instance(inputs, Mapping, "inputs", '{"encoder.0": u}')
+        given_weights = {} if weights is None else weights
+        check_instance(given_weights, Mapping, "weights", '{"encoder.0": ones}')
         layers = {}
         for name, value in inputs.items():
+            check_text(name, "inputs", "the names of the layers")
             array = np.asarray(to_host(floating_array(value, f"inputs[{name!r}]", 3)))
             if array.ndim != 3 or len(array) < 2:
                 raise ShapeError(
@@ -204,8 +214,9 @@ class Calibration:
                     "sequences. Some are held out."
                 )
             given = np.ones(array.shape[:2])
-            if weights is not None and name in weights:
-                given = np.asarray(to_host(floating_array(weights[name], f"weights[{name!r}]", 2)))
+            if name in given_weights:
+                array_of = floating_array(given_weights[name], f"weights[{name!r}]", 2)
+                given = np.asarray(to_host(array_of))
             if given.shape != array.shape[:2] or np.any(given < 0.0) or not np.any(given):
                 raise ShapeError(
                     f"`weights[{name!r}]` has shape {given.shape} or a negative entry, or is zero; expected "
@@ -217,6 +228,9 @@ class Calibration:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Calibration:
         """Return what `to_arrays` gave, as from ``numpy.load(path, allow_pickle=False)``."""
+        check_instance(arrays, Mapping, "arrays", "numpy.load(path, allow_pickle=False)")
+        for key in arrays:
+            check_text(key, "arrays", "what to_arrays() returned")
         names = [key.removesuffix("/inputs") for key in arrays if key.endswith("/inputs")]
         parts = ("inputs", "weights", "held_out")
         missing = [
@@ -386,10 +400,18 @@ def calibrate(
 
     Examples
     --------
-    See `Calibration`; of a PyTorch model ``calibrate(model, loader, loss=loss)``, then
-    ``reduce_model(model, 8, data=calibration)``.
+    >>> import torch
+    >>> from s5 import S5
+    >>> from ssmreduce import calibrate, reduce_model
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 4), S5(4, 16))
+    >>> batches = [torch.randn(16, 50, 2) for _ in range(4)]
+    >>> result = reduce_model(model, 6, data=calibrate(model, batches))
+    >>> result.report["1.seq"].choice.by
+    'output error'
     """
     check_instance(options, CutOptions, "options", "CutOptions(exclude=...)")
+    check_functions(loss=loss, forward=forward, mask=mask, progress=progress)
     most = positive_count(max_sequences, "max_sequences", "how many sequences to keep")
     found = search(model, options)
     found = found.of(found.framework.plain(found.model))
@@ -398,7 +420,7 @@ def calibrate(
     parts: list[dict[str, LayerRecord]] = []
     taken: list[Any] = []
     count = 0
-    for batch in batches:
+    for batch in _iterated(batches):
         part = runs.recorded(found, batch)
         missing = [each.name for each in found.meant if each.name not in part]
         if missing:
@@ -437,6 +459,15 @@ def calibrate(
         }
     kept = replace(runs, batches=tuple(taken), held_out=tuple(map(bool, held_out)))
     return Calibration(layers, kept)
+
+
+def _iterated(batches: Iterable[Any]) -> Iterable[Any]:
+    try:
+        return iter(batches)
+    except TypeError:
+        raise OrderError(
+            f"`batches` is {shown(batches)}; expected batches. Pass a data loader or a list of them."
+        ) from None
 
 
 def _run(model: Any, batch: Any) -> Any:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._checks import (
+    check_functions,
     check_instance,
     finite_number,
     items,
     metric_value,
     positive_count,
-    shown,
     type_name,
     whole_number,
 )
@@ -202,11 +202,7 @@ def sweep(
     """
     wanted = _checked_orders(orders)
     check_instance(options, CutOptions, "options", "CutOptions(horizon=784)")
-    for name, function in (("metric", metric), ("progress", progress)):
-        if function is not None and not callable(function):
-            raise OrderError(
-                f"`{name}` is {shown(function)}; expected a function. Leave it out if there is none."
-            )
+    check_functions(metric=metric, progress=progress)
     cuts: _SystemCuts | _ModelCuts = (
         _SystemCuts(model, options)
         if isinstance(model, StateSpace | DiagonalStateSpace)

@@ -10,12 +10,12 @@ from typing import Any, overload
 
 from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import (
+    check_functions,
     check_instance,
     check_text,
     fraction,
     metric_value,
     positive_count,
-    shown,
     whole_number,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
@@ -142,11 +142,7 @@ class InTrainingReducer:
         self.options = options
         self.rollback = rollback
         self.trace = trace
-        if data is not None and not callable(data):
-            raise OrderError(
-                f"`data` is {shown(data)}; expected a function that takes the model to a calibration. Try "
-                "lambda model: calibrate(model, batches, loss=loss)."
-            )
+        check_functions(data=data)
         self.data = data
         self._books = Books()
         self._idle_step = 0

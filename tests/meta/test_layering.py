@@ -89,6 +89,7 @@ FRAMEWORK_HOMES = {
     "frameworks/torch_snapshot.py",
     "frameworks/torch_arrays.py",
     "frameworks/torch_optimizer.py",
+    "frameworks/torch_recording.py",
     "frameworks/torch_sharing.py",
     "frameworks/torch_attributes.py",
     "frameworks/torch_saved.py",

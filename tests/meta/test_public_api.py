@@ -62,8 +62,6 @@ RESULTS = {
     "UnstableSplit",
     "Reduction",
     "Balancing",
-    "LayerReduction",
-    "ModelReduction",
     "ReductionEvent",
     "Sweep",
 }
