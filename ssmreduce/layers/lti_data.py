@@ -167,7 +167,7 @@ class DataPlan:
 
     def _refitted(self, plan: LTIPlan, method: str, order: int) -> LTICut:
         """A cut whose output weights fit the sequences, in the states of a reduction."""
-        reduction = plan.reduced(order)
+        reduction, _ = plan.reduced(order)
         system = reduction.system
         assert isinstance(system, DiagonalStateSpace)
         K = self._sums_of(system.to_host()).fitted()

@@ -62,13 +62,12 @@ class LTIPlan:
         """The cut whose written layer keeps its bound, of the order that was asked for or one below."""
         if isinstance(self._order, MeasuredError):
             return self._smallest(self._order)
-        reduction = self.reduced(self._order)
-        stored = self._stored_order(reduction)
+        reduction, stored = self.reduced(self._order)
         first = -(-stored // self._multiple_of) * self._multiple_of
         if first >= self._old_order:
             return self.unchanged()
         if first > stored:
-            reduction = self.reduced(first)
+            reduction, _ = self.reduced(first)
         return self._nearest(reduction, first)
 
     def _nearest(self, reduction: Reduction, first: int) -> LTICut:
@@ -79,7 +78,7 @@ class LTIPlan:
             lowest = first  # a lower order would break the promise
         for limit in range(first, lowest - 1, -self._multiple_of):
             try:
-                candidate = reduction if limit == first else self.reduced(limit)
+                candidate = reduction if limit == first else self.reduced(limit)[0]
                 outcome, keeps_bound = self.written(candidate)
             except SSMReduceError as error:
                 failure = failure or error
@@ -109,7 +108,7 @@ class LTIPlan:
 
     def _smallest(self, rule: MeasuredError) -> LTICut:
         """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
-        whole = self.reduced(self._old_order)
+        whole, _ = self.reduced(self._old_order)
         parts = whole.parts or (whole,)
         gain = self._kind.error_factor * max(float(to_nothing(x).quick_error()) for x in parts)
         if not np.any(whole.hsv):
@@ -125,33 +124,31 @@ class LTIPlan:
     def at_multiple(self, count: int) -> LTICut | None:
         """The layer as it is written with at most so many multiples of states; None if it cannot be."""
         try:
-            outcome, _ = self.written(self.reduced(count * self._multiple_of))
+            outcome, _ = self.written(self.reduced(count * self._multiple_of)[0])
         except UnsupportedLayerError:
             raise
         except SSMReduceError:
             return None
         return outcome
 
-    def reduced(self, order: int | OrderRule) -> Reduction:
-        """Cut to what a rule chooses, or to at most so many states as the layer stores them."""
-        rule = as_rule(order)
-        reduction = self._balancing.truncate(rule, common_order=True)
-        if isinstance(rule, FixedOrder):
-            limit = rule.order
-            while self._stored_order(reduction) > limit:
-                if reduction.system.order == 1:
-                    raise OrderError(
-                        f"`order` is {limit} but the layer takes two states for one complex pole; "
-                        "expected at least 2."
-                    )
-                reduction = self._balancing.truncate(reduction.system.order - 1, common_order=True)
-        return reduction
-
-    def _stored_order(self, reduction: Reduction) -> int:
-        if reduction.system is reduction.original:
-            return self._old_order
-        assert isinstance(reduction.system, DiagonalStateSpace)
-        return self._kind.storable(reduction.system).order
+    def reduced(self, order: int | OrderRule) -> tuple[Reduction, int]:
+        """Cut to what a rule chooses, or to at most so many states as the layer stores them; and how many."""
+        rule = tried = as_rule(order)
+        while True:
+            reduction = self._balancing.truncate(tried, common_order=True)
+            system = reduction.system
+            if system is reduction.original:
+                return reduction, self._old_order
+            assert isinstance(system, DiagonalStateSpace)
+            stored = self._kind.storable(system).order
+            if not isinstance(rule, FixedOrder) or stored <= rule.order:
+                return reduction, stored
+            if system.order == 1:
+                raise OrderError(
+                    f"`order` is {rule.order} but the layer takes two states for one complex pole; "
+                    "expected at least 2."
+                )
+            tried = FixedOrder(system.order - 1)
 
     def written(self, reduction: Reduction) -> tuple[LTICut, bool]:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
@@ -160,7 +157,7 @@ class LTIPlan:
         system = padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
         new = self._storage.rounded(self._kind.write(system, self._weights))
         weights = {**self._weights, **new}
-        read_back = self._kind.read(weights).to_host()
+        read_back = self._kind.read(weights)
         check_read_back(self._kind, reduction.system, read_back, self._storage.eps)
         if reduction.horizon is None:
             check_stable_system(
@@ -182,7 +179,7 @@ class LTIPlan:
 
     def unchanged(self) -> LTICut:
         """The layer as it is."""
-        return self._whole(self.reduced(self._old_order))
+        return self._whole(self.reduced(self._old_order)[0])
 
     def _whole(self, whole: Reduction) -> LTICut:
         return LTICut(self._kind, whole, 0.0, self._weights, self._weights)

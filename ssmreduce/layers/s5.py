@@ -25,7 +25,6 @@ from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer
-from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _FUNCTIONS = {
@@ -55,7 +54,6 @@ class S5(LTILayer):
     ) -> None:
         self._discretisation = discretisation
         self.both_directions = bidirectional
-        self._B = Packed("B")
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
@@ -107,13 +105,13 @@ class S5(LTILayer):
 
     def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
         """Return B and C, the two directions of C one below the other."""
-        B, C = self._B.get(weights), weights["C"]
+        B, C = weights["B"][..., 0] + 1j * weights["B"][..., 1], weights["C"]
         return B, np.concatenate(np.split(C, 2, axis=1)) if self.both_directions else C
 
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the arrays of B and C."""
         stored = np.concatenate(np.split(C, 2), axis=1) if self.both_directions else C
-        return self._B.put(B) | {"C": stored}
+        return {"B": np.stack([B.real, B.imag], axis=-1), "C": stored}
 
     def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
         """Return s and ones."""

@@ -145,6 +145,7 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
     by_name = options.kind if isinstance(options.kind, Mapping) else {}
     said = {name: said_kind(kind) for name, kind in by_name.items()}
     usual = None if by_name else said_kind(options.kind)
+    as_usual: dict[int, Layer | str | None] = {}
 
     def kind_or_reason(candidate: Any, told: Any, least: float = ENOUGH) -> Layer | str | None:
         try:
@@ -153,8 +154,8 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
             return str(error)
 
     def stops(candidate: Any) -> bool:
-        kinds = (usual, *said.values())
-        return any(kind_or_reason(candidate, told) is not None for told in kinds)
+        own = as_usual[id(candidate)] = kind_or_reason(candidate, usual)
+        return own is not None or any(kind_or_reason(candidate, told) for told in said.values())
 
     found = {framework.path_name(path): (path, at) for path, at in framework.find(model, stops)}
     told = {own: said[name] for name in said for own in names_meant(name, found)}
@@ -162,7 +163,7 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
     refused: dict[str, str] = {}
     for name, (path, layer) in found.items():
         # What is named has to be what it is said to be; what is not, and is like it, may be anything.
-        kind = kind_or_reason(layer, *((told[name], 0.0) if name in told else (usual,)))
+        kind = kind_or_reason(layer, told[name], 0.0) if name in told else as_usual[id(layer)]
         if isinstance(kind, str):
             refused[name] = kind
         elif kind is not None:

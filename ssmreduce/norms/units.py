@@ -75,8 +75,8 @@ class Units:
 def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
     """Return systems on the host in units common to all of them, and those."""
     hosts, known = [], []
-    for system in systems:
-        host, more = even_states(system.to_host()), 0
+    for host in [system.to_host() for system in systems]:
+        host, more = even_states(host), 0
         if isinstance(host, StateSpace) and host.order:
             b, c = _exponents(host.B, host.C)
             A, scale = balanced(host.A)
@@ -94,12 +94,13 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
     for host, (b, c, _), own in zip(hosts, sizes, gains, strict=True):
         # What the gain of this system lacks to 1 is shared between its inputs and outputs.
         lacking = own - gain
+        state = shifted(state_of(host), -time)
         arrays = {
             "B": shifted(host.B, lacking // 2 - b),
             "C": shifted(host.C, lacking - lacking // 2 - c),
             "D": shifted(host.D, -gain),
         }
-        result.append(replaced(host, shifted(state_of(host), -time), **arrays))
+        result.append(replaced(host, state, **arrays))
     return result, Units(gain, time)
 
 

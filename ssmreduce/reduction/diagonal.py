@@ -134,14 +134,15 @@ class _DiagonalCut:
     def to(self, rule: OrderRule, *, invertible: bool = False) -> Reduction:
         """Cut to the order that `rule` chooses; where `invertible` to poles other than 0."""
         host, balanced = self._host, self._balanced
-        if host.order == 0:
+        stored = host.order
+        if stored == 0:
             return balanced.unchanged()
         target = balanced.target(rule)
         if target is None:
             return balanced.unchanged()
         real_order = self._largest_fit(target.order, target.limit)
         real_order, slot_map = self._safest_map(real_order, target.limit, invertible)
-        if slot_map.order >= host.order:
+        if slot_map.order >= stored:
             return balanced.unchanged()
         balanced.check_bound(rule, real_order)
         W, T = balanced.projections(real_order, balancing_free=self._balancing_free)

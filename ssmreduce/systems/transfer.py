@@ -56,12 +56,11 @@ class StatePart:
     points of a diagonal system together.
     """
 
-    def __init__(self, system: System) -> None:
-        host = system.to_host()
+    def __init__(self, host: System) -> None:
         if isinstance(host, StateSpace):
             host = _in_triangular_order(in_balanced_units(host))
         self.system = host
-        self.discrete = isinstance(system.time, Discrete)
+        self.discrete = isinstance(host.time, Discrete)
         self._schur: SchurForm | None = None
 
     def matrices(self, omega: HostArray) -> HostArray:

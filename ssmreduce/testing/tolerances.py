@@ -71,7 +71,7 @@ def largest_error(one: System, two: System) -> float:
 def largest_gain(system: System) -> float:
     """Lower bound on ‖G‖∞; of an unstable system, the largest gain on the stability boundary."""
     check_single(system)
-    gain = Gain((1.0, system))
+    gain = Gain((1.0, system.to_host()))
     return peak(gain, grid=_GRID, refinements=_REFINEMENTS, iterations=_ITERATIONS)[0]
 
 
