@@ -36,6 +36,7 @@ from ssmreduce.errors import (
     OrderError,
     ShapeError,
     SSMReduceError,
+    UnreachableToleranceError,
     UnsupportedLayerError,
 )
 from ssmreduce.gramians.sequences import feedthrough, output
@@ -230,6 +231,18 @@ def test_a_bound_is_promised_by_the_white_cut_alone():
     options = CutOptions(method="balanced")
     with pytest.raises(OrderError, match="`method` is 'balanced'"):
         reduce_layer(lru(), ErrorBound(relative=0.5), kind="lru", data=data(), options=options)
+
+
+def test_a_white_cut_that_misses_its_bound_is_left_out(monkeypatch):
+    def misses(self):
+        raise UnreachableToleranceError("none keeps its bound")
+
+    monkeypatch.setattr("ssmreduce.layers.lti_plan.LTIPlan.cut", misses)
+    result = reduce_layer(lru(), 4, kind="lru", data=data(), options=CutOptions(multiple_of=2))
+    assert METHODS["white"] not in result.choice.values
+    assert result.new_order == 4
+    with pytest.raises(UnreachableToleranceError):
+        reduce_layer(lru(), 4, kind="lru", data=data(), options=CutOptions(method="white"))
 
 
 def test_multiples_hold_with_data():

@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import OrderError, SSMReduceError, UnstableSystemError, UnsupportedLayerError
+from ssmreduce.errors import (
+    OrderError,
+    SSMReduceError,
+    UnreachableToleranceError,
+    UnstableSystemError,
+    UnsupportedLayerError,
+)
 from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.gramians.sequences import (
     RIDGE,
@@ -45,7 +51,13 @@ from ssmreduce.layers.selection import pursue_target
 from ssmreduce.reduction.batch import assemble, single_systems
 from ssmreduce.reduction.diagonal import BalancedDiagonal
 from ssmreduce.reduction.measured import smallest
-from ssmreduce.reduction.order import ErrorBound, MeasuredError, OrderRule, as_rule
+from ssmreduce.reduction.order import (
+    ErrorBound,
+    FixedOrder,
+    MeasuredError,
+    OrderRule,
+    as_rule,
+)
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.even_states import replaced
@@ -123,7 +135,12 @@ class DataPlan:
         rule = as_rule(self._order)
         if isinstance(rule, MeasuredError):
             return self._smallest(rule)
-        white = self._white.cut()
+        try:
+            white = self._white.cut()
+        except UnreachableToleranceError:  # none that keeps its bound in the dtype of the weights
+            if not isinstance(rule, FixedOrder) or self._method == "white":
+                raise
+            return self._of_order(None, -(-rule.order // self._multiple_of) * self._multiple_of)
         if white.new_order == white.old_order:
             return [white]
         if not isinstance(rule, ErrorBound):

@@ -105,14 +105,16 @@ class Runs:
     batches: tuple[Any, ...] = ()
     held_out: tuple[bool, ...] = ()
 
-    def recorded(self, found: Layers, batch: Any) -> dict[str, LayerRecord]:
-        """What the layers of a model are given in one batch, with plain derivatives for weights."""
+    def recorded(
+        self, found: Layers, batch: Any, *, differentiates: bool
+    ) -> dict[str, LayerRecord]:
+        """What the layers of a model are given in one batch; squares of derivatives, or ones, for weights."""
         run = self.forward if self.loss is None else self.loss
         calls = found.framework.record(
             found.model,
             found.meant,
             lambda: run(found.model, batch),
-            differentiates=self.loss is not None,
+            differentiates=differentiates,
         )
         mask = None if self.mask is None else np.asarray(to_host(self.mask(batch)), dtype=bool)
         records: dict[str, LayerRecord] = {}
@@ -129,7 +131,7 @@ class Runs:
     def inputs(self, found: Layers, name: str) -> HostArray:
         """What one layer of a model is given in all batches."""
         alone = replace(found, handles=[each for each in found.handles if each.name == name])
-        parts = [self.recorded(alone, batch)[name] for batch in self.batches]
+        parts = [self.recorded(alone, batch, differentiates=False)[name] for batch in self.batches]
         return _joined(parts).inputs
 
     def held_out_loss(self, found: Layers) -> float:
@@ -421,7 +423,7 @@ def calibrate(
     taken: list[Any] = []
     count = 0
     for batch in _iterated(batches):
-        part = runs.recorded(found, batch)
+        part = runs.recorded(found, batch, differentiates=loss is not None)
         missing = [each.name for each in found.meant if each.name not in part]
         if missing:
             raise UnsupportedLayerError(
