@@ -85,6 +85,7 @@ class _Seen:
     def __init__(self, tensor: torch.Tensor, *, channels_first: bool = False) -> None:
         batched = _functorch.is_batchedtensor(tensor)
         self.raw = _functorch.get_unwrapped(tensor) if batched else tensor
+        self._kept = self.raw.detach().clone()  # it may be changed in place afterwards
         self._axis = _functorch.maybe_get_bdim(tensor) if batched else 0
         self._channels_first = channels_first
 
@@ -96,8 +97,8 @@ class _Seen:
 
     @property
     def values(self) -> torch.Tensor:
-        """The tensor."""
-        return self.arranged(self.raw)
+        """The tensor as it was."""
+        return self.arranged(self._kept)
 
 
 @dataclass(eq=False)

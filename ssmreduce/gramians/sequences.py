@@ -262,12 +262,15 @@ def _states(system: DiagonalStateSpace, inputs: HostArray) -> HostArray:
 
 
 def _dense_output(system: StateSpace, inputs: HostArray) -> HostArray:
-    """The same for dense systems, one input for each of a batch of channels, read after the update."""
+    """The same for dense systems, of a batch one input for each, read after the update."""
     states = np.zeros((len(inputs), *system.batch_shape, system.order))
     outputs = []
     for k in range(inputs.shape[1]):
         states = (system.A @ states[..., None])[..., 0]
-        states = states + inputs[:, k, ..., None] * system.B[..., 0]
+        if system.batch_shape:
+            states = states + inputs[:, k, ..., None] * system.B[..., 0]
+        else:
+            states = states + inputs[:, k] @ np.swapaxes(system.B, -1, -2)
         outputs.append((system.C @ states[..., None])[..., 0].reshape(len(inputs), -1))
     return np.stack(outputs, axis=1) + feedthrough(system, inputs)
 

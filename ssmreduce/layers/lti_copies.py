@@ -43,17 +43,15 @@ def copied_parts(
     UnstableSystemError
         If one is unstable then.
     """
-    return tuple(
-        _copied_part(
-            part,
-            system[at] if system.batch_shape else system,
-            kind,
-            change[at][:, : part.system.order] if change.ndim else change,
-        )
-        for part, at in zip(
-            reduction.parts or (reduction,), np.ndindex(system.batch_shape), strict=True
-        )
-    )
+    parts = []
+    for part, at in zip(
+        reduction.parts or (reduction,), np.ndindex(system.batch_shape), strict=True
+    ):
+        single, own = system[at] if system.batch_shape else system, change
+        if change.ndim and part.slot_map is not None:
+            own = change[at][:, : part.slot_map.order]
+        parts.append(_copied_part(part, single, kind, own))
+    return tuple(parts)
 
 
 def stored_together(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,6 +86,7 @@ class DataPlan:
         self._kind, self._weights, self._storage = kind, weights, storage
         self._order, self._multiple_of, self._data = order, options.multiple_of, data
         self._method, self._horizon = options.method, options.horizon
+        self._is_fixed = isinstance(as_rule(order), FixedOrder) and options.multiple_of == 1
         try:
             self._white = LTIPlan(kind, weights, order, options, storage)
         except (
@@ -96,31 +97,16 @@ class DataPlan:
             self._horizon = data.horizon
             options = replace(options, horizon=data.horizon)
             self._white = LTIPlan(kind, weights, order, options, storage)
-        self._makers: dict[Method, Callable[[int], LTICut]] = {
-            "white refit": partial(self._refitted, self._white, "balanced truncation with refit")
-        }
-        system = kind.read(weights).to_host()
-        if isinstance(system, DiagonalStateSpace):
-            sums = self._sums_of(system)
-            balanced = LTIPlan(kind, weights, order, options, storage, self._balanced(system, sums))
-            method = "data-driven balanced truncation with refit"
-            self._makers["balanced"] = partial(self._refitted, balanced, method)
-            self._makers["selected"] = partial(self._selected, system, sums)
+        self._plans = kind, weights, order, options, storage
+        self._makers: dict[Method, Callable[[int], LTICut]] = {"white refit": self._white_refitted}
+        self._system = kind.read(weights).to_host()
+        if isinstance(self._system, DiagonalStateSpace):
+            self._makers |= {"balanced": self._balanced, "selected": self._selected}
         if options.method not in ("best", "white", *self._makers):
             raise UnsupportedLayerError(
                 f"`method` is {options.method!r}, but {type(kind).__name__} has a state matrix that is not "
                 "diagonal; expected 'best', 'white' or 'white refit'."
             )
-
-    def _balanced(self, system: DiagonalStateSpace, sums: FeatureSums) -> _DataBalancing:
-        """The systems between what the sequences excite and what is observed."""
-        data, both = self._data, self._kind.both_directions
-        if np.ptp(
-            data.fitting.weights
-        ):  # P of all steps alike: one with their weights is far worse
-            sums = self._sums_of(system, data.fitting.unweighted())
-        P = state_moment(sums.gram, both_directions=both) / np.count_nonzero(data.fitting.weights)
-        return _DataBalancing(system, P, self._horizon, data.horizon)
 
     def candidates(self) -> list[LTICut]:
         """The cuts of one order, the white one first; those that the layer cannot store are left out.
@@ -158,13 +144,16 @@ class DataPlan:
         def attempt(count: int) -> list[LTICut] | None:
             return self._of_order(self._white.at_multiple(count), count * self._multiple_of) or None
 
+        def within(cuts: list[LTICut]) -> list[LTICut]:
+            return [cut for cut in cuts if (cut.output_error or 0.0) <= rule.relative]
+
         best = smallest(
             1,
             -(-self._kind.order(self._weights) // self._multiple_of),
             attempt,
-            lambda cuts: min(cut.output_error or 0.0 for cut in cuts) <= rule.relative,
+            lambda cuts: bool(within(cuts)),
         )
-        return [self._white.unchanged()] if best is None else best
+        return [self._white.unchanged()] if best is None else within(best)
 
     def _of_order(self, white: LTICut | None, order: int) -> list[LTICut]:
         """The white cut, and those of the same order that know the data, as far as they are wanted."""
@@ -176,11 +165,37 @@ class DataPlan:
         for make in self._makers.values():
             try:
                 found.append(make(order))
-            except OrderError:
-                raise
+            except OrderError:  # more than the data excite
+                if self._is_fixed:
+                    raise
             except SSMReduceError:  # poles that the layer cannot store
                 continue
         return [self._measured(cut) for cut in found]
+
+    def _white_refitted(self, order: int) -> LTICut:
+        return self._refitted(self._white, "balanced truncation with refit", order)
+
+    def _balanced(self, order: int) -> LTICut:
+        return self._refitted(
+            self._balanced_plan, "data-driven balanced truncation with refit", order
+        )
+
+    @cached_property
+    def _own_sums(self) -> FeatureSums:
+        """Those of the layer as it is."""
+        assert isinstance(self._system, DiagonalStateSpace)
+        return self._sums_of(self._system)
+
+    @cached_property
+    def _balanced_plan(self) -> LTIPlan:
+        """Cuts between what the sequences excite and what is observed."""
+        assert isinstance(self._system, DiagonalStateSpace)
+        sums, fitting, both = self._own_sums, self._data.fitting, self._kind.both_directions
+        if np.ptp(fitting.weights):  # P of all steps alike: one with their weights is far worse
+            sums = self._sums_of(self._system, fitting.unweighted())
+        P = state_moment(sums.gram, both_directions=both) / np.count_nonzero(fitting.weights)
+        balancing = _DataBalancing(self._system, P, self._horizon, self._data.horizon)
+        return LTIPlan(*self._plans, balancing)
 
     def _refitted(self, plan: LTIPlan, method: str, order: int) -> LTICut:
         """A cut whose output weights fit the sequences, in the states of a reduction."""
@@ -189,29 +204,22 @@ class DataPlan:
         assert isinstance(system, DiagonalStateSpace)
         K = self._sums_of(system.to_host()).fitted()
         C = output_matrix(K, both_directions=self._kind.both_directions)
-        change = C - system.C
         parts = tuple(
             _with_readout(part, C[at][:, : part.system.order], method)
             for part, at in zip(reduction.parts, np.ndindex(system.batch_shape), strict=False)
         )
         fitted = replace(_with_readout(reduction, C, method), parts=parts)
         cut, _ = plan.written(fitted)
-        return replace(cut, readout_change=change)
+        return replace(cut, readout_change=C - system.C)
 
-    def _selected(self, system: DiagonalStateSpace, sums: FeatureSums, order: int) -> LTISelection:
+    def _selected(self, order: int) -> LTISelection:
         """The cut that keeps modes of the layer, picked for each channel by itself."""
+        sums, system = self._own_sums, self._system
         size = 4 if self._kind.both_directions else 2
-        batch, n = system.batch_shape, system.order
-        kept = np.stack(
-            [
-                pursue_target(gram, seen, size, order, tolerance=RIDGE)
-                for gram, seen in zip(
-                    sums.gram.reshape(-1, n * size, n * size),
-                    sums.seen.reshape(-1, n * size, sums.seen.shape[-1]),
-                    strict=True,
-                )
-            ]
-        ).reshape(*batch, order)
+        batch, k, p = system.batch_shape, sums.gram.shape[-1], sums.seen.shape[-1]
+        pairs = zip(sums.gram.reshape(-1, k, k), sums.seen.reshape(-1, k, p), strict=True)
+        picked = [pursue_target(gram, seen, size, order, tolerance=RIDGE) for gram, seen in pairs]
+        kept = np.stack(picked).reshape(*batch, order)
         K = sums.of_groups(kept, size).fitted()
         fitted = output_matrix(K, both_directions=self._kind.both_directions)
         change = fitted - np.take_along_axis(system.C, kept[..., None, :], axis=-1)
@@ -241,33 +249,38 @@ class _DataBalancing:
         self, system: DiagonalStateSpace, P: HostArray, horizon: int | None, length: int
     ) -> None:
         self._system = system
-        moments = P.reshape(-1, *P.shape[-2:])
         self._parts, self._excited = [], 0
-        for single, moment in zip(single_systems(system), moments, strict=True):
+        for single, moment in zip(
+            single_systems(system), P.reshape(-1, *P.shape[-2:]), strict=True
+        ):
             Z = _factor(moment)
-            self._excited = max(self._excited, -(-Z.shape[1] // 2))
+            self._excited = max(self._excited, Z.shape[1])
             factors = balance_between(Z, gramian_factor(single, 1, horizon))
             # No theorem bounds the error, nor any theorem the poles of a finite horizon.
             self._parts.append(BalancedDiagonal(single, length, None, factors))
 
     def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
-        """Cut every system to at most `order` states."""
+        """Cut every system to at most `order` states.
+
+        Raises
+        ------
+        OrderError
+            If the data excite fewer in all of them.
+        """
         rule = as_rule(order)
-        self._check_excited(rule.choose(self._parts[0].hsv))
+        wanted = rule.choose(self._parts[0].hsv)
         cuts = [part.truncate(rule) for part in self._parts]
+        most = max(int(cut.order) for cut in cuts)
+        if most < wanted and self._excited < 2 * wanted:
+            raise OrderError(
+                f"`order` is {wanted}, but the sequences of `data` excite {most} of {self._system.order} "
+                f"states; expected at most {most}. Ask for that, or calibrate with more sequences."
+            )
         return replace(assemble(self._system, cuts), method="data-driven balanced truncation")
 
     def budget_values(self) -> list[HostArray]:
         """Every other value: a stored state stands for two real ones."""
         return [part.budget_values() for part in self._parts]
-
-    def _check_excited(self, order: int) -> None:
-        if order > self._excited:
-            raise OrderError(
-                f"`order` is {order}, but the sequences of `data` excite {self._excited} of "
-                f"{self._system.order} states; expected at most {self._excited}. Ask for that, or calibrate "
-                "with more sequences."
-            )
 
 
 def _factor(P: HostArray) -> HostArray:

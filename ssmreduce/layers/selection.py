@@ -30,6 +30,10 @@ from ssmreduce.errors import OrderError, ShapeError
 _EPS = float(np.finfo(np.float64).eps)
 
 
+_SWEPT = 64
+"""Features that are kept, up to which groups are swapped: each swap factors all the others."""
+
+
 def pursue(
     gram: HostArray, C: HostArray, size: int = 1, count: int | None = None
 ) -> tuple[HostArray, HostArray]:
@@ -108,13 +112,14 @@ def pursue_target(
     tolerance : float
         Share of its energy below which what is new in a feature counts as nothing.
     sweeps : int
-        How often each group that was taken is given up for the best one in its place, as long as that helps.
+        How often each group that was taken is given up for the best one in its place, as long as that helps;
+        not for more than 64 features that are kept, which cost more than they gain.
     """
     scaled, lengths = _normalised(gram)
     inverse = np.where(lengths > 0.0, 1.0 / np.where(lengths > 0.0, lengths, 1.0), 0.0)
     seen = inverse[:, None] * seen
     picked, _ = _picked(_Features(scaled, seen, size), count, 0.0, tolerance)
-    for _ in range(sweeps):
+    for _ in range(sweeps if count * size <= _SWEPT else 0):
         before = picked
         for group in before:
             others = picked[picked != group]
