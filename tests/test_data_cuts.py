@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from LRU_pytorch import LRU
 from s5 import S5
 from samples import lru_weights
+from test_linoss import drawn
 from torch import nn
 from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
 
@@ -40,6 +42,7 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.gramians.sequences import feedthrough, output
+from ssmreduce.layers.linoss import LinOSS
 
 Array = np.ndarray
 
@@ -512,7 +515,7 @@ def test_a_compiled_model_is_recorded_and_cut():
 def test_mixed_precision_is_recorded(autocast):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 6), S4D(6, 24))
-    batches = [torch.randn(8, 6, 3) for _ in range(4)]
+    batches = [torch.randn(8, 9, 3) for _ in range(4)]
 
     def forward(model, batch):
         with torch.autocast("cpu", dtype=autocast):
@@ -729,3 +732,219 @@ def test_data_that_fail_leave_model_and_reducer_as_they_were():
     other = InTrainingReducer(ReductionSchedule.at(1), FixedOrder(5), data=lambda model: batches)
     with pytest.warns(UserWarning, match=r"`data\(model\)` is"):
         other.step(1, model, optimizer)
+
+
+# --- What must not be mistaken
+
+
+def test_a_calibration_from_before_other_weights_is_made_anew():
+    model, batches = model_and_batches()
+    old = calibrate(model, batches)
+    with torch.no_grad():
+        model.encoder.weight.copy_(3.0 * torch.randn(6, 3))
+    lost = []
+    for each in (old, calibrate(model, batches)):
+        cut = copy.deepcopy(model)
+        reduce_model(cut, 5, data=each)
+        lost.append(disagreement(cut, model, batches))
+    assert lost[0] == lost[1]
+
+
+@pytest.mark.parametrize("make", [lambda: S5(6, 24), lambda: S4D(6, 24)])
+def test_changes_in_place_do_not_reach_what_was_recorded(make):
+    torch.manual_seed(0)
+    layer = make()
+    is_kernel = isinstance(layer, S4D)
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, inputs):
+            inputs = inputs.clone()
+            out = self.layer(inputs)
+            out.relu_()
+            inputs += out
+            return inputs
+
+    batches = [torch.tensor(slow_inputs(8, 20, 6, k), dtype=torch.float32) for k in range(2)]
+    batches = [each.transpose(1, 2) for each in batches] if is_kernel else batches
+    found = calibrate(InPlace(), batches, loss=lambda model, batch: model(batch).square().mean())
+    (record,) = found.layers.values()
+    given = torch.cat(batches).numpy()
+    np.testing.assert_array_equal(record.inputs, np.swapaxes(given, 1, 2) if is_kernel else given)
+
+
+def test_a_measured_error_is_kept_by_what_the_loss_chooses():
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 6), S5(6, 24), nn.Linear(6, 4))
+        inputs = torch.tensor(slow_inputs(64, 30, 3, seed), dtype=torch.float32)
+        batches = list(zip(inputs.split(16), torch.randint(0, 4, (64,)).split(16), strict=True))
+
+        def loss(model, batch):
+            return nn.functional.cross_entropy(model(batch[0])[:, -1], batch[1])
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            data = calibrate(model, batches, loss=loss)
+            (part,) = reduce_model(model, MeasuredError(0.3), data=data).report.values()
+        assert part.cut.output_error <= 0.3
+
+
+def test_a_kernel_whose_input_is_made_in_the_same_module_is_refused():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            inner = S4D(6, 24)
+            self.norm, self.kernel, self.inner = nn.GroupNorm(1, 6), inner.kernel, [inner]
+
+        def forward(self, inputs):
+            return self.inner[0](self.norm(inputs)) + 0.0 * self.kernel(1).sum()
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.kernel = nn.GroupNorm(1, 6), S4D(6, 24).kernel
+
+        def forward(self, inputs):
+            hidden = self.norm(inputs)
+            return hidden * self.kernel(inputs.shape[-1])
+
+    with pytest.raises(UnsupportedLayerError, match="after a GroupNorm"):
+        calibrate(nn.Sequential(Block()), [torch.randn(4, 6, 20)])
+    with pytest.raises(UnsupportedLayerError, match="no shape tells apart"):
+        calibrate(nn.Sequential(S4D(6, 24)), [torch.randn(4, 6, 6)])
+    layer = S4D(6, 24)
+    layer.transposed = True
+    found = calibrate(nn.Sequential(layer), [torch.arange(144.0).reshape(4, 6, 6)])
+    np.testing.assert_array_equal(found.layers["0.kernel"].inputs[0, :, 0], np.arange(6.0))
+
+
+def test_followers_of_channels_get_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(S4D(6, 24))
+    twin = copy.deepcopy(model)
+    data = calibrate(model, [torch.tensor(slow_inputs(32, 40, 6)).float().transpose(1, 2)])
+    reduce_model(model, 4, data=data, followers=[twin])
+    for own, copied in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(copied, own, rtol=1e-4, atol=1e-4)
+
+
+def test_oscillators_are_cut_as_without_data():
+    weights = drawn(("IMEX", True), 12)
+    data = Calibration.of_inputs({"model": slow_inputs(16, 30, weights["D"].shape[0])})
+    kind = LinOSS()
+    own, plain = (
+        reduce_layer(weights, 5, kind=kind, data=each).new_weights for each in (data, None)
+    )
+    for name, value in plain.items():
+        np.testing.assert_array_equal(own[name], value)
+
+
+def test_state_that_a_run_changes_is_given_back():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = S5(6, 24)
+            self.register_buffer("count", torch.zeros(()))
+            self.frozen = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+            self.latest = None
+
+        def forward(self, inputs):
+            self.count = self.count + 1
+            self.latest = self.layer(inputs)
+            return self.latest
+
+    model = Counting()
+    before = model.count
+    batches = [torch.randn(8, 20, 6) for _ in range(4)]
+    data = calibrate(model, batches, loss=lambda model, batch: model(batch).square().mean())
+    assert model.count is before
+    assert float(before) == 0.0
+    assert model.latest.requires_grad  # a result that no deep copy takes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        assert reduce_model(model, 5, data=data).report["layer.seq"].new_order == 5
+
+
+def test_a_state_that_a_layer_keeps_is_given_back():
+    layer = LRU(6, 6, 24)
+    layer.state = torch.ones(24, dtype=torch.complex64)
+    with pytest.raises(UnsupportedLayerError, match="something else than its weights say"):
+        calibrate(nn.Sequential(layer), [torch.randn(4, 10, 6)])
+    assert torch.equal(layer.state, torch.ones(24, dtype=torch.complex64))
+
+
+def test_with_a_loss_one_batch_at_least_is_held_out():
+    model, batches = model_and_batches(count=3, size=32)
+    data = calibrate(model, batches, loss=cross_entropy, max_sequences=16)
+    assert len(data.runs.batches) == 2
+    assert data.runs.tells_loss
+
+
+def test_a_loss_that_says_nothing_leaves_the_choice_to_outputs():
+    model, batches = model_and_batches()
+    data = calibrate(model, batches, loss=lambda model, batch: 0.0 * model(batch[0]).sum())
+    result = reduce_model(model, 5, data=data)
+    assert {part.choice.by for part in result.report.values()} == {"output error"}
+    with pytest.raises(NonFiniteError, match="derivative of `loss`"):
+        calibrate(model, batches, loss=lambda model, batch: torch.nan * model(batch[0]).sum())
+
+
+def test_layers_are_in_the_order_in_which_they_run():
+    model, batches = model_and_batches()
+    model.first, model.second = model.second, model.first
+    swapped = nn.ModuleDict({"second": model.first, "first": model.second})
+    found = calibrate(
+        swapped, batches, forward=lambda m, b: m["first"](m["second"](b[0] @ torch.ones(3, 6)))
+    )
+    assert [*found.layers] == ["second.seq", "first.seq"]
+    turned = nn.ModuleDict({"first": model.second, "second": model.first})
+    found = calibrate(
+        turned, batches, forward=lambda m, b: m["first"](m["second"](b[0] @ torch.ones(3, 6)))
+    )
+    assert [*found.layers] == ["second.seq", "first.seq"]
+
+
+def test_sequences_of_tied_layers_add_up():
+    torch.manual_seed(0)
+    model = nn.Sequential(S5(6, 24), nn.Tanh(), S5(6, 24))
+    for name, parameter in model[0].seq.named_parameters():
+        setattr(model[2].seq, name, parameter)
+    batches = [torch.tensor(slow_inputs(16, 20, 6, k), dtype=torch.float32) for k in range(4)]
+    data = calibrate(model, batches)
+    alone = Calibration({**data.layers, "2.seq": data.layers["0.seq"]})
+    both, first = (
+        reduce_model(copy.deepcopy(model), 5, data=each).report["0.seq"].cut.output_error
+        for each in (Calibration(data.layers), alone)
+    )
+    assert both != first
+    reduce_model(model, 5, data=data)
+    assert model[0].seq.Lambda is model[2].seq.Lambda
+
+
+def test_data_of_another_width_are_refused_for_one_layer():
+    with pytest.raises(ShapeError, match="expected 6 channels"):
+        reduce_layer(lru(), 4, kind="lru", data=Calibration.of_inputs({"x": np.zeros((4, 5, 7))}))
+    two = Calibration.of_inputs({name: slow_inputs(4, 5, 6) for name in "ab"})
+    with pytest.raises(ShapeError, match="expected one of the name"):
+        reduce_layer(lru(), 4, kind="lru", data=two)
+    with pytest.raises(ShapeError, match="is empty"):
+        Calibration.of_inputs({})
+    with pytest.raises(ShapeError, match="channels in `model`"):
+        data().merged(Calibration.of_inputs({"model": slow_inputs(4, 5, 7)}))
+
+
+def test_real_poles_count_as_one_excited_state_each():
+    weights = lru_weights(np.random.default_rng(0), 8, 2, 2)
+    weights["theta_log"][:] = np.log(2.0 * np.pi)
+    short = Calibration.of_inputs({"model": slow_inputs(40, 30, 2)})
+    options = CutOptions(method="balanced")
+    assert reduce_layer(weights, 6, kind="lru", data=short, options=options).new_order <= 6
+    constant = Calibration.of_inputs({"model": np.ones((8, 6, 6))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        cut = reduce_layer(lru(), MeasuredError(0.2), kind="lru", data=constant).cut
+    assert cut.output_error <= 0.2

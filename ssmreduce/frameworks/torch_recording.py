@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch._C import _functorch
@@ -29,7 +29,7 @@ from ssmreduce.frameworks.recording import Recorded
 def record(
     model: Any, handles: Sequence[LayerHandle], run: Callable[[], Any], *, differentiates: bool
 ) -> dict[Path, list[Recorded]]:
-    """Run a model once and return the calls of each layer.
+    """Run a model once and return the calls of each layer, in the order in which they are called first.
 
     Raises
     ------
@@ -37,12 +37,16 @@ def record(
         If a layer is given something else than a batch of sequences, or `run`, whose derivative is
         wanted, does not return a scalar.
     """
+    calls: list[tuple[Path, _Call]] = []
     watched = [
-        _Kernel(model, each) if each.kind.ports(each.weights)[0] else _Watched(each)
+        _Kernel(model, each, calls) if each.kind.ports(each.weights)[0] else _Watched(each, calls)
         for each in handles
     ]
     hooks: list[Any] = []
-    with _untouched(model, differentiates=differentiates), torch.set_grad_enabled(differentiates):
+    with (
+        _untouched(model, handles, differentiates=differentiates),
+        torch.set_grad_enabled(differentiates),
+    ):
         try:
             for each in watched:
                 hooks += each.hooks()
@@ -51,8 +55,11 @@ def record(
             for hook in hooks:
                 hook.remove()
         if differentiates:
-            _differentiate(value, [call for each in watched for call in each.calls])
-    return {each.handle.path: [call.recorded() for call in each.calls] for each in watched}
+            _differentiate(value, [call for _, call in calls])
+    recorded: dict[Path, list[Recorded]] = {}
+    for path, call in calls:
+        recorded.setdefault(path, []).append(call.recorded())
+    return recorded
 
 
 def evaluated(model: Any, run: Callable[[], Any]) -> float:
@@ -63,7 +70,7 @@ def evaluated(model: Any, run: Callable[[], Any]) -> float:
     ShapeError
         If it is no scalar.
     """
-    with _untouched(model, differentiates=False), torch.no_grad():
+    with _untouched(model, (), differentiates=False), torch.no_grad():
         return float(_checked_scalar(run()))
 
 
@@ -75,30 +82,36 @@ def plain(model: Any) -> Any:
 
 
 def scratch(model: Any) -> Any:
-    """Return a deep copy."""
-    return copy.deepcopy(model)
+    """Return a deep copy; of results of earlier runs that modules keep, the values alone."""
+    kept = (value for module in model.modules() for value in vars(module).values())
+    results = [value for value in kept if torch.is_tensor(value) and not value.is_leaf]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in results})
 
 
 class _Seen:
     """A tensor of a run as a hook meets it, alone or batched by ``torch.vmap``, as (N, L, channels)."""
 
-    def __init__(self, tensor: torch.Tensor, *, channels_first: bool = False) -> None:
+    def __init__(self, tensor: torch.Tensor) -> None:
         batched = _functorch.is_batchedtensor(tensor)
         self.raw = _functorch.get_unwrapped(tensor) if batched else tensor
-        self._kept = self.raw.detach().clone()  # it may be changed in place afterwards
+        self.channels_first = False
         self._axis = _functorch.maybe_get_bdim(tensor) if batched else 0
-        self._channels_first = channels_first
+
+    def kept(self) -> _Seen:
+        """The same with values of its own: the model may change the tensor in place."""
+        self.raw = self.raw.detach().clone()
+        return self
 
     def arranged(self, tensor: torch.Tensor) -> torch.Tensor:
         """Axes of the tensor itself, or of its derivative, in their order."""
         tensor = tensor.movedim(self._axis, 0)
         tensor = tensor[None] if tensor.ndim == 2 else tensor
-        return tensor.movedim(1, 2) if self._channels_first else tensor
+        return tensor.movedim(1, 2) if self.channels_first else tensor
 
     @property
     def values(self) -> torch.Tensor:
-        """The tensor as it was."""
-        return self.arranged(self._kept)
+        """The tensor."""
+        return self.arranged(self.raw)
 
 
 @dataclass(eq=False)
@@ -125,14 +138,14 @@ class _Call:
 class _Watched:
     """A layer that is given the sequence itself."""
 
-    def __init__(self, handle: LayerHandle) -> None:
-        self.handle = handle
-        self.calls: list[_Call] = []
+    def __init__(self, handle: LayerHandle, calls: list[tuple[Path, _Call]]) -> None:
+        self._handle, self._calls = handle, calls
         _, self._width, _ = handle.kind.ports(handle.weights)
+        self._latest: _Call | None = None
 
     def hooks(self) -> list[Any]:
         """Register hooks that add to the calls."""
-        layer = self.handle.layer
+        layer = self._handle.layer
         return [
             layer.register_forward_pre_hook(self._enter, with_kwargs=True),
             layer.register_forward_hook(self._leave),
@@ -140,23 +153,30 @@ class _Watched:
 
     def _enter(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _first_tensor((*args, *kwargs.values()))
-        seen = None if given is None else _Seen(given)
+        seen = None if given is None else _Seen(given).kept()
         if seen is None or seen.values.ndim != 3 or seen.values.shape[-1] != self._width:
-            raise _no_sequences(self.handle, given, f"(N, L, {self._width})")
-        self.calls.append(_Call(seen))
+            raise _no_sequences(self._handle, given, f"(N, L, {self._width})")
+        self._latest = _Call(seen)
+        self._calls.append((self._handle.path, self._latest))
 
-    def _leave(self, layer: Any, args: tuple[Any, ...], output: Any) -> None:
-        first = _first_tensor(output if isinstance(output, tuple) else (output,))
-        if first is not None:
-            self.calls[-1].output = _Seen(first)
+    def _leave(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:
+        """Hand on a copy of what came out, which may be changed in place."""
+        parts = output if isinstance(output, tuple) else (output,)
+        first = _first_tensor(parts)
+        if first is None or self._latest is None:
+            return None
+        self._latest.output = _Seen(first)
+        if not isinstance(output, tuple):
+            return first.clone()
+        copied = [part.clone() if part is first else part for part in parts]
+        return output._make(copied) if isinstance(output, _NamedTuple) else tuple(copied)
 
 
 class _Kernel:
     """A layer that computes a kernel, in a module that is given the sequence, one channel for each system."""
 
-    def __init__(self, model: Any, handle: LayerHandle) -> None:
-        self.handle = handle
-        self.calls: list[_Call] = []
+    def __init__(self, model: Any, handle: LayerHandle, calls: list[tuple[Path, _Call]]) -> None:
+        self._handle, self._calls = handle, calls
         (self._width,), _, _ = handle.kind.ports(handle.weights)
         name = str(handle.path[0])
         if not name:
@@ -165,40 +185,64 @@ class _Kernel:
                 "module that uses it, or a model. Pass that."
             )
         self._holder = model.get_submodule(name.rpartition(".")[0])
-        self._given: torch.Tensor | None = None
-        self._channels_first = False
+        self._given: _Seen | None = None
+        self._latest: _Call | None = None
+        self._passed = ""
 
     def hooks(self) -> list[Any]:
         """Register hooks on the holder, the kernel and its siblings."""
-        siblings = [each for each in self._holder.children() if each is not self.handle.layer]
+        siblings = [each for each in self._holder.children() if each is not self._handle.layer]
         return [
             self._holder.register_forward_pre_hook(self._enter, with_kwargs=True),
-            self.handle.layer.register_forward_hook(self._used),
-            *(each.register_forward_pre_hook(self._after) for each in siblings),
+            self._handle.layer.register_forward_hook(self._used),
+            *(each.register_forward_pre_hook(self._pass) for each in siblings),
         ]
 
     def _enter(self, holder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._given = _first_tensor((*args, *kwargs.values()))
+        given = _first_tensor((*args, *kwargs.values()))
+        self._given = None if given is None else _Seen(given).kept()
+        self._latest, self._passed = None, ""
 
     def _used(self, kernel: Any, args: tuple[Any, ...], output: Any) -> None:
-        given = self._given
-        seen = None if given is None else _Seen(given)
-        if seen is None or seen.values.ndim != 3 or self._width not in seen.values.shape[1:]:
-            expected = f"(N, {self._width}, L) or (N, L, {self._width})"
-            raise _no_sequences(self.handle, given, expected)
-        self._channels_first = seen.values.shape[1] == self._width
-        assert given is not None
-        inputs = _Seen(given, channels_first=self._channels_first)
-        self.calls.append(_Call(inputs, computes_output=False))
+        seen, width = self._given, self._width
+        if seen is None or seen.values.ndim != 3 or width not in seen.values.shape[1:]:
+            raw = None if seen is None else seen.raw
+            raise _no_sequences(self._handle, raw, f"(N, {width}, L) or (N, L, {width})")
+        if self._passed:
+            raise UnsupportedLayerError(
+                f"layer `{self._handle.name}` is used after a {self._passed} in the same module, so that its "
+                "input is not what the module is given; expected the module's input. Record it yourself, and "
+                "pass Calibration.of_inputs."
+            )
+        first = seen.values.shape[1] == width
+        if first and seen.values.shape[2] == width:
+            told = getattr(self._holder, "transposed", None)
+            if not isinstance(told, bool):
+                raise UnsupportedLayerError(
+                    f"layer `{self._handle.name}` has {width} channels and is given sequences of {width} "
+                    "steps, which no shape tells apart; expected other lengths, or a module with "
+                    "`transposed`. Calibrate with longer sequences."
+                )
+            first = told
+        seen.channels_first = first
+        self._latest = _Call(seen, computes_output=False)
+        self._calls.append((self._handle.path, self._latest))
 
-    def _after(self, sibling: Any, args: tuple[Any, ...]) -> None:
+    def _pass(self, sibling: Any, args: tuple[Any, ...]) -> None:
         """What a sibling is given first after the kernel is what the layer puts out, or comes of it."""
-        given = _first_tensor(args)
-        if given is None or not self.calls or self.calls[-1].output is not None:
-            return
-        call, seen = self.calls[-1], _Seen(given, channels_first=self._channels_first)
-        if seen.values.shape == call.inputs.values.shape:
-            call.output = seen
+        given, call = _first_tensor(args), self._latest
+        if call is None:
+            self._passed = self._passed or type(sibling).__name__
+        elif given is not None and call.output is None:
+            seen = _Seen(given)
+            seen.channels_first = call.inputs.channels_first
+            if seen.values.shape == call.inputs.values.shape:
+                call.output = seen
+
+
+@runtime_checkable
+class _NamedTuple(Protocol):
+    def _make(self, parts: list[Any]) -> Any: ...
 
 
 def _first_tensor(given: Sequence[Any]) -> torch.Tensor | None:
@@ -237,14 +281,30 @@ def _differentiate(loss: Any, calls: Sequence[_Call]) -> None:
 
 
 @contextmanager
-def _untouched(model: Any, *, differentiates: bool) -> Iterator[None]:
-    """Run in evaluation mode, and leave modes, buffers and random states as they were.
+def _untouched(
+    model: Any, handles: Sequence[LayerHandle], *, differentiates: bool
+) -> Iterator[None]:
+    """Run in evaluation mode, and leave modes, buffers, kept states and torch's generators as they were.
 
     What a frozen layer puts out has a derivative, too.
     """
-    frozen = [each for each in model.parameters() if differentiates and not each.requires_grad]
+    frozen = [
+        each
+        for each in model.parameters()
+        if differentiates
+        and not each.requires_grad
+        and (each.is_floating_point() or each.is_complex())
+    ]
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    places = [module._buffers for module in model.modules()]
+    buffers = [(place, name, value) for place in places for name, value in place.items()]
+    buffers += [
+        (vars(each.layer), name, vars(each.layer)[name])
+        for each in handles
+        for name in each.kind.states
+        if name in vars(each.layer)
+    ]
+    copies = [value.detach().clone() if torch.is_tensor(value) else value for *_, value in buffers]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         model.eval()
@@ -258,8 +318,10 @@ def _untouched(model: Any, *, differentiates: bool) -> Iterator[None]:
         for each in frozen:
             each.requires_grad_(False)
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for (place, name, value), before in zip(buffers, copies, strict=True):
+                place[name] = value
+                if torch.is_tensor(value):
+                    value.copy_(before)
 
 
 def _host(tensor: torch.Tensor) -> HostArray:

@@ -7,7 +7,7 @@ on these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,13 @@ from ssmreduce._checks import (
 )
 from ssmreduce._display import html_table, text_table
 from ssmreduce._namespace import HostArray, to_host
-from ssmreduce.errors import NonFiniteError, OrderError, ShapeError, UnsupportedLayerError
+from ssmreduce.errors import (
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    SSMReduceError,
+    UnsupportedLayerError,
+)
 from ssmreduce.frameworks.framework import LayerHandle, listed
 from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.gramians.sequences import LayerData, Sequences, output
@@ -118,8 +124,10 @@ class Runs:
         )
         mask = None if self.mask is None else np.asarray(to_host(self.mask(batch)), dtype=bool)
         records: dict[str, LayerRecord] = {}
-        for handle in found.meant:
-            for call in calls[handle.path]:
+        by_path = {handle.path: handle for handle in found.meant}
+        for path, own in calls.items():
+            handle = by_path[path]
+            for call in own:
                 _check_call(handle, call)
                 record = LayerRecord(
                     call.inputs, _squares(handle, call, mask), np.zeros(len(call.inputs), bool)
@@ -128,11 +136,11 @@ class Runs:
                 records[handle.name] = record if earlier is None else earlier.joined(record)
         return records
 
-    def inputs(self, found: Layers, name: str) -> HostArray:
-        """What one layer of a model is given in all batches."""
-        alone = replace(found, handles=[each for each in found.handles if each.name == name])
-        parts = [self.recorded(alone, batch, differentiates=False)[name] for batch in self.batches]
-        return _joined(parts).inputs
+    def inputs(self, found: Layers, names: Collection[str]) -> dict[str, HostArray]:
+        """What some layers of a model are given in all batches."""
+        alone = replace(found, handles=[each for each in found.handles if each.name in names])
+        parts = [self.recorded(alone, batch, differentiates=False) for batch in self.batches]
+        return {name: _joined([part[name] for part in parts]).inputs for name in names}
 
     def held_out_loss(self, found: Layers) -> float:
         """Mean loss of a model on the batches that were held out."""
@@ -204,6 +212,8 @@ class Calibration:
             If an array holds NaN or Inf.
         """
         check_instance(inputs, Mapping, "inputs", '{"encoder.0": u}')
+        if not inputs:
+            raise ShapeError("`inputs` is empty; expected one layer at least, by name.")
         given_weights = {} if weights is None else weights
         check_instance(given_weights, Mapping, "weights", '{"encoder.0": ones}')
         layers = {}
@@ -266,7 +276,13 @@ class Calibration:
         }
 
     def merged(self, *others: Calibration) -> Calibration:
-        """Return this and others of the same model, from other processes say, as one."""
+        """Return this and others of the same model, from other processes say, as one; without batches.
+
+        Raises
+        ------
+        ShapeError
+            If they are of other layers, or of layers of another width.
+        """
         layers = dict(self.layers)
         for other in others:
             if other.layers.keys() != layers.keys():
@@ -275,6 +291,11 @@ class Calibration:
                     f"{listed(layers)}; expected the same."
                 )
             for name, record in other.layers.items():
+                if record.inputs.shape[2] != layers[name].inputs.shape[2]:
+                    raise ShapeError(
+                        f"a calibration of `others` has {record.inputs.shape[2]} channels in `{name}`, this "
+                        f"one {layers[name].inputs.shape[2]}; expected the same."
+                    )
                 both = layers[name].joined(record)
                 layers[name] = replace(both, weights=np.maximum(both.weights, 0.0))
         return Calibration(layers)
@@ -308,17 +329,8 @@ class Calibration:
             )
         return rows
 
-    def only(self) -> LayerRecord:
-        """Return the record of the only layer; raise `ShapeError` if there are several."""
-        if len(self.layers) > 1:
-            raise ShapeError(
-                f"`data` has the layers {listed(self.layers)}; expected one, that of `layer`. Pass "
-                "Calibration({name: data.layers[name]})."
-            )
-        return next(iter(self.layers.values()))
-
-    def record_of(self, handle: LayerHandle) -> LayerRecord:
-        """Return the record of a layer.
+    def record_of(self, handle: LayerHandle, *, alone: bool = False) -> LayerRecord:
+        """Return the record of a layer; of one that stands alone the only one, whatever its name.
 
         Raises
         ------
@@ -327,6 +339,8 @@ class Calibration:
         """
         by_name = {plain_name(name): record for name, record in self.layers.items()}
         record = by_name.get(plain_name(handle.name))
+        if alone and len(self.layers) == 1:
+            (record,) = self.layers.values()
         if record is None:
             raise ShapeError(
                 f"`data` has the layers {listed(self.layers)}; expected one of the name `{handle.name}`. "
@@ -358,8 +372,8 @@ def calibrate(
     Parameters
     ----------
     model : object
-        A PyTorch module. It runs in evaluation mode; modes, buffers, gradients and the states of random
-        number generators are afterwards as before.
+        A PyTorch module. It runs in evaluation mode; modes, buffers, gradients and torch's random number
+        generators are afterwards as before.
     batches : iterable
         Batches as the model takes them, such as a data loader; as many as `max_sequences` needs are taken.
         One in four is held out, or one sequence in four of a single batch.
@@ -435,8 +449,8 @@ def calibrate(
         count += max(len(record.inputs) for record in part.values())
         if progress is not None:
             progress(min(count, most), most)
-        if count >= most:
-            break
+        if count >= most and (loss is None or len(parts) > 1):
+            break  # with a loss one batch at least is held out
     if count < 2:
         raise OrderError(
             f"`batches` has {count} sequences; expected at least two, as some are held out. Pass a data "
@@ -487,15 +501,19 @@ def _held_out(count: int) -> HostArray:
 def _joined(records: Sequence[LayerRecord]) -> LayerRecord:
     length = max(record.inputs.shape[1] for record in records)
     padded = [_padded(record, length) for record in records]
+    targets = [record.targets for record in padded if record.targets is not None]
     return LayerRecord(
         np.concatenate([record.inputs for record in padded]),
         np.concatenate([record.weights for record in padded]),
         np.concatenate([record.held_out for record in padded]),
+        np.concatenate(targets) if len(targets) == len(padded) else None,
     )
 
 
 def _padded(record: LayerRecord, length: int) -> LayerRecord:
     missing = length - record.inputs.shape[1]
+    if not missing:
+        return record
     return replace(
         record,
         inputs=np.pad(record.inputs, ((0, 0), (0, missing), (0, 0))),
@@ -538,14 +556,24 @@ def _check_call(handle: LayerHandle, call: Recorded) -> None:
             f"layer `{handle.name}` is given NaN or Inf; expected finite inputs. Look at the batches, and at "
             "the layers before."
         )
+    if call.squares is not None and not np.all(np.isfinite(call.squares)):
+        raise NonFiniteError(
+            f"the derivative of `loss` by what layer `{handle.name}` puts out has NaN or Inf; expected "
+            "finite numbers. Look at the loss of each batch."
+        )
     if call.first_output is None:
         return
-    system = handle.kind.read(handle.weights)
+    try:
+        system = handle.kind.read(handle.weights)
+    except SSMReduceError as error:
+        raise type(error)(f"layer `{handle.name}`: {error}") from error
     inputs = call.inputs[:1].astype(np.float64)
     own = output(system, inputs, both_directions=handle.kind.both_directions)[0]
     size = float(np.max(np.abs(own), initial=0.0))
-    apart = float(np.max(np.abs(own - call.first_output), initial=0.0))
-    if own.shape != call.first_output.shape or not apart <= _SAME * size:
+    apart = np.inf
+    if own.shape == call.first_output.shape:
+        apart = float(np.max(np.abs(own - call.first_output), initial=0.0))
+    if not apart <= _SAME * size:
         raise UnsupportedLayerError(
             f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
             f"{size:.3g}; expected a run from rest with steps of one length. Leave out initial states and "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -43,21 +43,53 @@ class DataCut:
         self, layers: Mapping[str, LayerHandle], orders: Mapping[str, int | OrderRule]
     ) -> dict[str, LayerReduction]:
         """Plan all layers that have an order, in the order in which the model runs them."""
-        records = {name: self._data.record_of(layers[name]) for name in orders}
+        groups = {name: self._tied(name) for name in orders}
+        every = [each for group in groups.values() for each in group]
+        records = {each.name: self._data.record_of(each) for each in every}
         ranks = {id(record): rank for rank, record in enumerate(self._data.layers.values())}
+        ordered = sorted(orders, key=lambda name: ranks[id(records[name])])
+        if self._runs is not None:  # the weights may have changed since they were recorded
+            framework = self._found.framework
+            records = self._again(records, self._found.of(framework.plain(self._found.model)))
         results = {}
-        for name in sorted(orders, key=lambda each: ranks[id(records[each])]):
+        for name in ordered:
+            uncut = {each.name: records[each.name] for each in groups[name]}
+            own = uncut if self._behind is None else self._again(uncut, self._behind)
             try:
-                results[name] = self._decided(layers[name], orders[name])
+                first, *others = (
+                    replace(own[each.name], targets=uncut[each.name].outputs(each))
+                    for each in groups[name]
+                )
+                results[name] = self._decided(layers[name], orders[name], first.joined(*others))
             except SSMReduceError as error:
                 raise type(error)(f"while reducing layer `{name}`: {error}") from error
         return results
 
-    def _decided(self, handle: LayerHandle, order: int | OrderRule) -> LayerReduction:
-        record = self._data.record_of(handle)
-        if self._behind is not None and self._runs is not None:
-            inputs = self._runs.inputs(self._behind, self._at(self._behind, handle).name)
-            record = replace(record, inputs=inputs, targets=record.outputs(handle))
+    def _tied(self, name: str) -> list[LayerHandle]:
+        """A layer, and those that share its weights: their sequences add up."""
+        found = self._found
+        return [
+            each
+            for each in found.meant
+            if found.firsts[each.name] == name and each.path not in found.copies
+        ]
+
+    def _again(self, records: Mapping[str, LayerRecord], model: Layers) -> dict[str, LayerRecord]:
+        """Records with what the layers are given now, in the model or in a copy of it."""
+        assert self._runs is not None
+        names = {
+            each.name: own.name
+            for each, own in zip(self._found.meant, model.meant, strict=True)
+            if each.name in records
+        }
+        inputs = self._runs.inputs(model, set(names.values()))
+        return {
+            name: replace(record, inputs=inputs[names[name]]) for name, record in records.items()
+        }
+
+    def _decided(
+        self, handle: LayerHandle, order: int | OrderRule, record: LayerRecord
+    ) -> LayerReduction:
         loss = None
         if self._runs is not None and self._runs.tells_loss:
             loss = partial(self._loss, self._runs, handle)
@@ -100,20 +132,26 @@ def planned_with_data(
     cuts = handle.kind.candidates(handle.weights, order, options, handle, data)
     choice, best = None, cuts[0]
     if best.new_order < best.old_order:
-        by = "output error" if loss is None or len(cuts) == 1 else "loss"
-        values = [
-            np.inf if value is None or np.isnan(value) else value
-            for cut in cuts
-            for value in [loss(cut) if loss is not None and by == "loss" else cut.output_error]
-        ]
-        names = [cut.reduction.method for cut in cuts]
-        choice, best = (
-            Choice(by, dict(zip(names, values, strict=True))),
-            cuts[int(np.argmin(values))],
-        )
+        choice, best = _chosen(cuts, loss)
         _check_rows(handle, data.fitting.effective_rows, best)
     seconds = time.perf_counter() - started
     return LayerReduction(handle.layer, best, handle.item_sizes, seconds, choice)
+
+
+def _chosen(
+    cuts: Sequence[LayerCut], loss: Callable[[LayerCut], float] | None
+) -> tuple[Choice, LayerCut]:
+    """The best on what was held out: by a loss that tells them apart, else by output error."""
+    names, values = [cut.reduction.method for cut in cuts], []
+    if loss is not None and len(cuts) > 1:
+        values = [loss(cut) for cut in cuts]
+        if not np.all(np.isfinite(values)) or np.ptp(values) == 0.0:
+            values = []
+    by = "loss" if values else "output error"
+    if not values:
+        values = [np.inf if cut.output_error is None else cut.output_error for cut in cuts]
+    best = int(np.argmin(values))
+    return Choice(by, dict(zip(names, values, strict=True))), cuts[best]
 
 
 def _check_rows(handle: LayerHandle, rows: float, cut: LayerCut) -> None:

@@ -92,7 +92,7 @@ def reduce_layer(
     if data is None:
         result = _reduced(handle, order, options)
     else:
-        result = planned_with_data(handle, order, options, data.only())
+        result = planned_with_data(handle, order, options, data.record_of(handle, alone=True))
     if result.new_order == result.old_order:
         return replace(result, layer=layer)
     changes, gradients = changes_of(framework, inner, [handle], {handle.path: result.cut})
