@@ -476,13 +476,10 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         },
     ),
     "calibrate": lambda: (
-        # What a model says of bad batches is its own word.
+        # What a model says of bad batches, and a function of its arguments, is their own word.
         partial(sr.calibrate, batches=[torch.ones(2, 6, 3), torch.zeros(2, 6, 3)]),
         {
             "model": s5_model(),
-            "loss": None,
-            "forward": None,
-            "mask": None,
             "options": sr.CutOptions(),
             "max_sequences": 4,
             "progress": None,

@@ -534,6 +534,9 @@ def test_what_is_no_data_is_refused():
         calibrate(model, [])
     with pytest.raises(OrderError, match="`batches` is 3; expected batches"):
         calibrate(model, 3)
+    for name in ("loss", "forward", "mask", "progress"):
+        with pytest.raises(OrderError, match=f"`{name}` is 3; expected a function"):
+            calibrate(model, batches, **{name: 3})
     with pytest.raises(OrderError, match="has 1 sequences"):
         calibrate(model, [batches[0][0][:1]])
     with pytest.raises(NonFiniteError, match=r"`first\.seq` is given NaN"):

@@ -221,7 +221,10 @@ def sampled(injection: Injection, count: int) -> list[int]:
     return [*map(int, chosen), *range(injection.points - count // 4, injection.points)]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario",
+    [each for each in SCENARIOS if not each.startswith("jax")],  # compiles anew each time
+)
 def test_an_exception_at_some_calls(scenario: str) -> None:
     injection = Injection(scenario)
     points = sampled(injection, 12)
