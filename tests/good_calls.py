@@ -482,7 +482,6 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
             "model": s5_model(),
             "options": sr.CutOptions(),
             "max_sequences": 4,
-            "progress": None,
         },
     ),
     "Calibration.of_inputs": lambda: (

@@ -231,6 +231,7 @@ def test_what_ends_every_attempt_is_raised_in_the_first_step() -> None:
             "`kind` names x, but the layers are first",
         ),
         (model, adam, {}, OptimizerStateError, "expected the state of an optimizer"),
+        (model, iter([1]), {}, OptimizerStateError, "expected the state of an optimizer"),
         (
             model,
             adam.init(parameters(make_model(sizes=(6, 20)))),

@@ -87,11 +87,14 @@ class PytreeFramework(Framework, NamedTrees):
         }
 
     def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
-        """Raise `OptimizerStateError` for an optimizer in place of its state.
+        """Raise `OptimizerStateError` for an optimizer in place of its state, or an iterator.
 
         Whose state it is tells the structure of the model, by which its moments are read.
         """
-        if callable(getattr(opt_state, "init", None)) or hasattr(opt_state, "param_groups"):
+        is_optimizer = callable(getattr(opt_state, "init", None)) or hasattr(
+            opt_state, "param_groups"
+        )
+        if is_optimizer or isinstance(opt_state, Iterator):
             raise OptimizerStateError(
                 f"`opt_state` is a {_checks.type_name(opt_state)}; expected the state of an optimizer of "
                 "optax. Pass what its init(...) or its last update(...) returned."
