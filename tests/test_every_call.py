@@ -237,11 +237,13 @@ def test_an_exception_at_some_calls(scenario: str) -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_an_exception_at_every_call(scenario: str) -> None:
     injection = Injection(scenario)
-    injection.try_at(range(injection.points))
+    # What a call returns is its caller's at the end: there every fourth point tells.
+    points = range(0, injection.points, 1 if scenario.startswith("torch") else 4)
+    injection.try_at(points)
     assert injection.torn == []
-    assert injection.ends.total() == injection.points
-    assert injection.ends["before"] > 200
-    assert injection.ends["went on"] < injection.points / 20
+    assert injection.ends.total() == len(points)
+    assert injection.ends["before"] > len(points) / 2
+    assert injection.ends["went on"] < len(points) / 10
 
 
 IN_PLACE = [scenario for scenario in SCENARIOS if scenario.startswith("torch")]

@@ -56,6 +56,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: object = No
     >>> import torch
     >>> from LRU_pytorch import LRU
     >>> from ssmreduce import load_reduced, reduce_model
+    >>> _ = torch.manual_seed(0)
     >>> saved = reduce_model(LRU(3, 3, 16, rmin=0.5), 6).model.state_dict()
     >>> load_reduced(LRU(3, 3, 16), saved).nu_log.shape
     torch.Size([6])
@@ -168,9 +169,11 @@ def accept_reduced(model: Any, *, kind: object = None) -> Any:
 
     Examples
     --------
+    >>> import torch
     >>> from LRU_pytorch import LRU
     >>> from ssmreduce import reduce_model
     >>> from ssmreduce.models.checkpoint import accept_reduced
+    >>> _ = torch.manual_seed(0)
     >>> saved = reduce_model(LRU(3, 3, 16, rmin=0.5), 6).model.state_dict()
     >>> model = LRU(3, 3, 16)
     >>> hook = accept_reduced(model)
