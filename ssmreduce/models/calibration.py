@@ -7,7 +7,7 @@ on these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,62 +33,13 @@ from ssmreduce.errors import (
 )
 from ssmreduce.frameworks.framework import LayerHandle, listed
 from ssmreduce.frameworks.recording import Recorded
-from ssmreduce.gramians.sequences import LayerData, Sequences, output
+from ssmreduce.gramians.sequences import output
 from ssmreduce.layers.options import CutOptions, plain_name
+from ssmreduce.models.layer_records import PADDED, LayerRecord, every_fourth, joined, weighted
 from ssmreduce.models.search import Layers, search
-
-_EACH = 4
-"""One of so many is held out: batches, or sequences where there is one batch."""
-
-_FLOOR = 1e-3
-"""Added to weights with mean 1, so that each step counts a little."""
-
-_PADDED = -1.0
-"""In place of a square where a sequence is padded."""
 
 _SAME = 1e-2
 """Relative difference up to which a layer puts out what its weights say, in half precision too."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRecord:
-    """What one layer is given.
-
-    Attributes
-    ----------
-    inputs : (N, L, m) array
-        Sequences, padded with zeros to the longest.
-    weights : (N, L) array
-        How much each step counts: 0 where padded.
-    held_out : (N,) bool array
-        Which of them nothing is fitted to.
-    targets : (N, L, p) array, optional
-        What is to come out; by default what the layer as it is puts out.
-    """
-
-    inputs: HostArray
-    weights: HostArray
-    held_out: HostArray
-    targets: HostArray | None = None
-
-    def outputs(self, handle: LayerHandle) -> HostArray:
-        """What is to come out of a layer."""
-        if self.targets is not None:
-            return self.targets
-        kind, inputs = handle.kind, self.inputs.astype(np.float64)
-        return output(kind.read(handle.weights), inputs, both_directions=kind.both_directions)
-
-    def data(self, targets: HostArray) -> LayerData:
-        """The part to fit to, and the part that is held out."""
-        fitting, held_out = (
-            Sequences(self.inputs[rows].astype(np.float64), targets[rows], self.weights[rows])
-            for rows in (~self.held_out, self.held_out)
-        )
-        return LayerData(fitting, held_out)
-
-    def joined(self, *others: LayerRecord) -> LayerRecord:
-        """All of them in one, padded to the longest."""
-        return _joined([self, *others])
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +91,7 @@ class Runs:
         """What some layers of a model are given in all batches."""
         alone = replace(found, handles=[each for each in found.handles if each.name in names])
         parts = [self.recorded(alone, batch, differentiates=False) for batch in self.batches]
-        return {name: _joined([part[name] for part in parts]).inputs for name in names}
+        return {name: joined([part[name] for part in parts]).inputs for name in names}
 
     def held_out_loss(self, found: Layers) -> float:
         """Mean loss of a model on the batches that were held out."""
@@ -234,7 +185,7 @@ class Calibration:
                     f"`weights[{name!r}]` has shape {given.shape} or a negative entry, or is zero; expected "
                     f"{array.shape[:2]}, one nonnegative number for each step."
                 )
-            layers[name] = LayerRecord(array, given.astype(np.float64), _held_out(len(array)))
+            layers[name] = LayerRecord(array, given.astype(np.float64), every_fourth(len(array)))
         return cls(layers)
 
     @classmethod
@@ -456,10 +407,10 @@ def calibrate(
             f"`batches` has {count} sequences; expected at least two, as some are held out. Pass a data "
             "loader, or a list of batches."
         )
-    held_out = _held_out(len(parts))
+    held_out = every_fourth(len(parts))
     layers = {
-        name: _weighted(
-            _joined(
+        name: weighted(
+            joined(
                 [
                     replace(part[name], held_out=np.full(len(part[name].inputs), out))
                     for part, out in zip(parts, held_out, strict=True)
@@ -470,7 +421,7 @@ def calibrate(
     }
     if len(parts) == 1:
         layers = {
-            name: replace(record, held_out=_held_out(len(record.inputs)))
+            name: replace(record, held_out=every_fourth(len(record.inputs)))
             for name, record in layers.items()
         }
     kept = replace(runs, batches=tuple(taken), held_out=tuple(map(bool, held_out)))
@@ -490,37 +441,6 @@ def _run(model: Any, batch: Any) -> Any:
     return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
-def _held_out(count: int) -> HostArray:
-    """Every fourth of so many, or the last; none of one."""
-    out: HostArray = np.arange(count) % _EACH == _EACH - 1
-    if not out.any() and count > 1:
-        out[-1] = True
-    return out
-
-
-def _joined(records: Sequence[LayerRecord]) -> LayerRecord:
-    length = max(record.inputs.shape[1] for record in records)
-    padded = [_padded(record, length) for record in records]
-    targets = [record.targets for record in padded if record.targets is not None]
-    return LayerRecord(
-        np.concatenate([record.inputs for record in padded]),
-        np.concatenate([record.weights for record in padded]),
-        np.concatenate([record.held_out for record in padded]),
-        np.concatenate(targets) if len(targets) == len(padded) else None,
-    )
-
-
-def _padded(record: LayerRecord, length: int) -> LayerRecord:
-    missing = length - record.inputs.shape[1]
-    if not missing:
-        return record
-    return replace(
-        record,
-        inputs=np.pad(record.inputs, ((0, 0), (0, missing), (0, 0))),
-        weights=np.pad(record.weights, ((0, 0), (0, missing)), constant_values=_PADDED),
-    )
-
-
 def _squares(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> HostArray:
     """Squares of derivatives by what comes out at each step, or ones; negative where padded."""
     steps = call.inputs.shape[:2]
@@ -532,21 +452,7 @@ def _squares(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> Hos
             f"`mask` returned shape {mask.shape}, but layer `{handle.name}` is given {steps[0]} sequences of "
             f"{steps[1]} steps; expected one entry for each."
         )
-    return np.where(mask, squares, _PADDED)
-
-
-def _weighted(record: LayerRecord) -> LayerRecord:
-    """The record with weights of mean 1 over each sequence, and a floor, 0 where padded.
-
-    A loss reads each sequence as much as any other: one that the model knows has small derivatives, and
-    would hardly count if they were compared.
-    """
-    counted = record.weights >= 0.0
-    squares = np.where(counted, record.weights, 0.0)
-    steps = np.maximum(np.sum(counted, axis=1, keepdims=True), 1)
-    mean = np.sum(squares, axis=1, keepdims=True) / steps
-    weights = np.where(mean > 0.0, squares / np.where(mean > 0.0, mean, 1.0), 1.0) + _FLOOR
-    return replace(record, weights=np.where(counted, weights, 0.0))
+    return np.where(mask, squares, PADDED)
 
 
 def _check_call(handle: LayerHandle, call: Recorded) -> None:

@@ -19,8 +19,9 @@ from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.models.calibration import Calibration, LayerRecord, Runs
+from ssmreduce.models.calibration import Calibration, Runs
 from ssmreduce.models.cut import changes_of
+from ssmreduce.models.layer_records import LayerRecord
 from ssmreduce.models.report import Choice, LayerReduction
 from ssmreduce.models.search import Layers
 from ssmreduce.reduction.order import OrderRule

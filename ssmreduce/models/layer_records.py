@@ -1,0 +1,108 @@
+"""`LayerRecord`: the sequences that one layer is given, how much each step counts, and what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.gramians.sequences import LayerData, Sequences, output
+
+_EACH = 4
+"""One of so many is held out: batches, or sequences where there is one batch."""
+
+_FLOOR = 1e-3
+"""Added to weights with mean 1, so that each step counts a little."""
+
+PADDED = -1.0
+"""In place of a square where a sequence is padded."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRecord:
+    """What one layer is given.
+
+    Attributes
+    ----------
+    inputs : (N, L, m) array
+        Sequences, padded with zeros to the longest.
+    weights : (N, L) array
+        How much each step counts: 0 where padded.
+    held_out : (N,) bool array
+        Which of them nothing is fitted to.
+    targets : (N, L, p) array, optional
+        What is to come out; by default what the layer as it is puts out.
+    """
+
+    inputs: HostArray
+    weights: HostArray
+    held_out: HostArray
+    targets: HostArray | None = None
+
+    def outputs(self, handle: LayerHandle) -> HostArray:
+        """What is to come out of a layer."""
+        if self.targets is not None:
+            return self.targets
+        kind, inputs = handle.kind, self.inputs.astype(np.float64)
+        return output(kind.read(handle.weights), inputs, both_directions=kind.both_directions)
+
+    def data(self, targets: HostArray) -> LayerData:
+        """The part to fit to, and the part that is held out."""
+        fitting, held_out = (
+            Sequences(self.inputs[rows].astype(np.float64), targets[rows], self.weights[rows])
+            for rows in (~self.held_out, self.held_out)
+        )
+        return LayerData(fitting, held_out)
+
+    def joined(self, *others: LayerRecord) -> LayerRecord:
+        """All of them in one, padded to the longest."""
+        return joined([self, *others])
+
+
+def every_fourth(count: int) -> HostArray:
+    """Every fourth of so many, or the last; none of one."""
+    out: HostArray = np.arange(count) % _EACH == _EACH - 1
+    if not out.any() and count > 1:
+        out[-1] = True
+    return out
+
+
+def joined(records: Sequence[LayerRecord]) -> LayerRecord:
+    """Return all of them in one, padded to the longest."""
+    length = max(record.inputs.shape[1] for record in records)
+    padded = [_padded(record, length) for record in records]
+    targets = [record.targets for record in padded if record.targets is not None]
+    return LayerRecord(
+        np.concatenate([record.inputs for record in padded]),
+        np.concatenate([record.weights for record in padded]),
+        np.concatenate([record.held_out for record in padded]),
+        np.concatenate(targets) if len(targets) == len(padded) else None,
+    )
+
+
+def _padded(record: LayerRecord, length: int) -> LayerRecord:
+    missing = length - record.inputs.shape[1]
+    if not missing:
+        return record
+    return replace(
+        record,
+        inputs=np.pad(record.inputs, ((0, 0), (0, missing), (0, 0))),
+        weights=np.pad(record.weights, ((0, 0), (0, missing)), constant_values=PADDED),
+    )
+
+
+def weighted(record: LayerRecord) -> LayerRecord:
+    """The record with weights of mean 1 over each sequence, and a floor, 0 where padded.
+
+    A loss reads each sequence as much as any other: one that the model knows has small derivatives, and
+    would hardly count if they were compared.
+    """
+    counted = record.weights >= 0.0
+    squares = np.where(counted, record.weights, 0.0)
+    steps = np.maximum(np.sum(counted, axis=1, keepdims=True), 1)
+    mean = np.sum(squares, axis=1, keepdims=True) / steps
+    weights = np.where(mean > 0.0, squares / np.where(mean > 0.0, mean, 1.0), 1.0) + _FLOOR
+    return replace(record, weights=np.where(counted, weights, 0.0))
