@@ -58,8 +58,11 @@ def run(
     finally:
         for worker in workers:
             worker.kill()
-    for worker, output in zip(workers, outputs, strict=True):
-        assert worker.returncode == 0, output
+    ended = [worker.returncode for worker in workers]
+    assert ended == [0] * world, "\n".join(  # the one that others wait for in vain says why
+        f"rank {rank} ended with {code}:\n{output[-4000:]}"
+        for rank, (code, output) in enumerate(zip(ended, outputs, strict=True))
+    )
     return [
         json.loads((folder / f"{rank}.json").read_text(encoding="utf-8"))
         for rank in range(world)
