@@ -1,9 +1,9 @@
 """Settings and fixtures shared by all tests; counts of property examples and of what was skipped.
 
-Profiles: `dev` (the default: few examples), `ci` (the default where CI is set) and `long`
-(``pytest tests/laws --hypothesis-profile=long``, more than 100,000 examples in all). `dev` and `ci`
-are derandomised: a failure seen once is seen by everybody, and a run never depends on luck. `long`
-draws from a fixed seed, another one with ``--hypothesis-seed``. HYPOTHESIS_PROFILE names a profile too.
+Profiles: `dev` (the default: few examples) and `long` (``pytest tests/laws --hypothesis-profile=long``,
+more than 100,000 examples in all). `dev` is derandomised: a failure seen once is seen by everybody,
+and a run never depends on luck. `long` draws from a fixed seed, another one with
+``--hypothesis-seed``. HYPOTHESIS_PROFILE names a profile too.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ _COMMON: dict[str, Any] = {
     "suppress_health_check": [HealthCheck.too_slow],
 }
 settings.register_profile("dev", max_examples=8, derandomize=True, **_COMMON)
-settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("long", max_examples=3000, derandomize=False, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
 class ExampleCount:

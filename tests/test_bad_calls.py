@@ -74,7 +74,7 @@ def test_bad_calls_end_in_a_clear_word() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_many_bad_calls_end_in_a_clear_word(seed: int) -> None:
     check(10_000, seed)
 

@@ -394,7 +394,7 @@ def test_answers_do_not_depend_on_the_units_of_the_states(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ANSWERS)
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(case=systems_and_units())
 def test_answers_do_not_depend_on_the_units_of_the_states_of_many(
     name: str, case: tuple[StateSpace, Array]
