@@ -162,6 +162,6 @@ def opened(name: str) -> Iterator[Library]:
 def parameters(names: list[str]) -> list[Any]:
     """The names as parameters of a fixture, those of a GPU with their mark; twins are slow."""
     gpu = {"cupy", "torch-cuda", "jax-gpu"}
-    twins = {"jax-x32", "numpy-read-only"}
+    twins = {"jax-x32", "numpy-read-only", "strict"}
     marks = dict.fromkeys(gpu, pytest.mark.gpu) | dict.fromkeys(twins, pytest.mark.slow)
     return [pytest.param(name, marks=[marks[name]] if name in marks else []) for name in names]

@@ -28,18 +28,19 @@ from ssmreduce.frameworks.current import register_framework
 from ssmreduce.frameworks.transaction import Prepared
 
 FOLDER = Path(__file__).parents[1] / "docs/examples"
-TRAINING = [FOLDER / "torch_penalty.py", FOLDER / "train_and_cut.py"]
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "name", ["torch_penalty", pytest.param("train_and_cut", marks=pytest.mark.slow)]
+)
 def test_an_example_trains(
-    path: Path,
+    name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(path), run_name="__main__")
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     losses = [float(each) for each in re.findall(r"loss (\S+)", capsys.readouterr().out)]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3

@@ -274,6 +274,7 @@ def test_training_goes_on_after_a_cut() -> None:
     assert after < at_cut
 
 
+@pytest.mark.slow
 def test_a_cut_is_undone_where_the_metric_falls() -> None:
     model = net()
     state = OPTIMIZER.init(parameters(model))

@@ -221,6 +221,7 @@ def test_h2_with_feedthrough_in_continuous_time_is_infinite(rng: np.random.Gener
 # --- Hankel
 
 
+@pytest.mark.slow
 def test_hankel_norm_is_that_of_the_standard_form(rng: np.random.Generator) -> None:
     system = lru_system(rng, 6, 2)
     expected = hankel_singular_values(system.to_standard())[0]
@@ -698,6 +699,7 @@ def test_rounding_of_a_schur_form_is_no_error_of_a_reduction() -> None:
     assert abs(reduction.verify() - max(errors)) <= 2 * rounding
 
 
+@pytest.mark.slow
 def test_wide_differences_of_layers_hold_their_feedthrough(rng: np.random.Generator) -> None:
     one, two = lru_system(rng, 6, 24), lru_system(rng, 5, 24)
     omega = np.linspace(0, np.pi, 3000)

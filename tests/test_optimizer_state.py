@@ -68,6 +68,7 @@ def with_trace(layer: Any, values: Any) -> Any:
     return state
 
 
+@pytest.mark.slow
 def test_first_moments_are_the_gradients_of_the_reduced_layer(x64: None) -> None:
     layer, order = redundant_layer()
     gradient = gradient_of(layer)
@@ -372,6 +373,7 @@ def test_the_original_model_and_state_stay_alive(rng: np.random.Generator) -> No
         np.testing.assert_array_equal(leaf, copy)
 
 
+@pytest.mark.slow
 def test_variances_of_centred_rmsprop_stay_positive() -> None:
     # One gradient all along: no variance. Through squared coefficients alone it would become negative.
     optimizer, model = optax.rmsprop(1e-2, centered=True), stack()

@@ -598,6 +598,7 @@ def test_the_page_runs(page: str) -> None:
     assert results.attempted > 15
 
 
+@pytest.mark.slow
 def test_a_wrong_bound_is_found_as_the_page_says(page: str, capsys: Any) -> None:
     wrong = page.replace(
         "(1 - np.abs(system.eigenvalues[cut]))", "(1 - np.abs(system.eigenvalues[cut]) ** 2)"

@@ -59,9 +59,11 @@ def run(
         for worker in workers:
             worker.kill()
     ended = [worker.returncode for worker in workers]
-    assert ended == [0] * world, "\n".join(  # the one that others wait for in vain says why
-        f"rank {rank} ended with {code}:\n{output[-4000:]}"
-        for rank, (code, output) in enumerate(zip(ended, outputs, strict=True))
+    assert ended == [0] * world, (
+        "\n".join(  # the one that others wait for in vain says why
+            f"rank {rank} ended with {code}:\n{output[-4000:]}"
+            for rank, (code, output) in enumerate(zip(ended, outputs, strict=True))
+        )
     )
     return [
         json.loads((folder / f"{rank}.json").read_text(encoding="utf-8"))
