@@ -222,12 +222,12 @@ def output_matrix(K: HostArray, *, both_directions: bool = False) -> HostArray:
 
 
 def state_moment(gram: HostArray, *, both_directions: bool = False) -> HostArray:
-    """Return P = Σ x xᵀ of x = [Re h; Im h], shape (..., 2n, 2n), summed over directions, from Φ."""
+    """Return P = Σ x xᵀ of x = [Re h; Im h], shape (..., 2n, 2n), from Φ; the mean over directions."""
     size = 4 if both_directions else 2
     batch, n = gram.shape[:-2], gram.shape[-1] // size
     blocks = gram.reshape(*batch, n, size, n, size)
-    P = sum(blocks[..., :, k : k + 2, :, k : k + 2] for k in range(0, size, 2))
-    return np.asarray(np.moveaxis(np.asarray(P), (-3, -1), (-4, -2))).reshape(*batch, 2 * n, 2 * n)
+    P = np.mean([blocks[..., :, k : k + 2, :, k : k + 2] for k in range(0, size, 2)], axis=0)
+    return np.asarray(np.moveaxis(P, (-3, -1), (-4, -2))).reshape(*batch, 2 * n, 2 * n)
 
 
 def _features(

@@ -138,6 +138,16 @@ class Layer(ABC):
     def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
         """Return all scores, descending, and how their sum is shared out among the stored states."""
 
+    def data_scores(
+        self, weights: Weights, data: LayerData, horizon: int | None = None
+    ) -> HostArray | None:
+        """Return the scores by what sequences excite, as many as `shares` returns; None if there are none.
+
+        Singular values between P = E[x xᵀ] of the states on the sequences and the observability Gramian:
+        Hankel singular values, if the inputs are white noise with unit variance.
+        """
+        return None
+
     @abstractmethod
     def plan(
         self,

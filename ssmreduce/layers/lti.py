@@ -22,7 +22,7 @@ from ssmreduce.hankel import rank_tolerance
 from ssmreduce.layers.diagonal_cut import balanced_layer
 from ssmreduce.layers.layer import Layer, LayerCut, Weights, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
-from ssmreduce.layers.lti_data import DataPlan
+from ssmreduce.layers.lti_data import DataPlan, data_balancing
 from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.read_back import OWN_POLES
@@ -195,6 +195,22 @@ class LTILayer(Layer):
         shares = np.stack([_shares(part, system.order) for part in parts])
         batch = system.batch_shape
         return hsv.reshape(*batch, -1), shares.reshape(*batch, shares.shape[-1])
+
+    def data_scores(
+        self, weights: Weights, data: LayerData, horizon: int | None = None
+    ) -> HostArray | None:
+        """Return the values by which ``method="balanced"`` ranks; None if the state matrix is not diagonal.
+
+        Raises
+        ------
+        UnstableSystemError
+            If the layer is not stable and there is no horizon.
+        """
+        system = self.read(weights).to_host()
+        if not isinstance(system, DiagonalStateSpace):
+            return None
+        balancing = data_balancing(system, data, horizon, both_directions=self.both_directions)
+        return balancing.hsv.reshape(*system.batch_shape, -1)
 
     def plan(
         self,

@@ -190,11 +190,13 @@ class DataPlan:
     def _balanced_plan(self) -> LTIPlan:
         """Cuts between what the sequences excite and what is observed."""
         assert isinstance(self._system, DiagonalStateSpace)
-        sums, fitting, both = self._own_sums, self._data.fitting, self._kind.both_directions
-        if np.ptp(fitting.weights):  # P of all steps alike: one with their weights is far worse
-            sums = self._sums_of(self._system, fitting.unweighted())
-        P = state_moment(sums.gram, both_directions=both) / np.count_nonzero(fitting.weights)
-        balancing = _DataBalancing(self._system, P, self._horizon, self._data.horizon)
+        balancing = data_balancing(
+            self._system,
+            self._data,
+            self._horizon,
+            self._own_sums,
+            both_directions=self._kind.both_directions,
+        )
         return LTIPlan(*self._plans, balancing)
 
     def _refitted(self, plan: LTIPlan, method: str, order: int) -> LTICut:
@@ -242,7 +244,7 @@ class DataPlan:
         return feature_sums(system, sequences, both_directions=self._kind.both_directions)
 
 
-class _DataBalancing:
+class DataBalancing:
     """The systems of a layer balanced between P of data and the observability Gramian."""
 
     def __init__(
@@ -258,6 +260,11 @@ class _DataBalancing:
             factors = balance_between(Z, gramian_factor(single, 1, horizon))
             # No theorem bounds the error, nor any theorem the poles of a finite horizon.
             self._parts.append(BalancedDiagonal(single, length, None, factors))
+
+    @property
+    def hsv(self) -> HostArray:
+        """The singular values of each system, descending, shape (systems, 2n)."""
+        return np.stack([part.hsv for part in self._parts])
 
     def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
         """Cut every system to at most `order` states.
@@ -281,6 +288,23 @@ class _DataBalancing:
     def budget_values(self) -> list[HostArray]:
         """Every other value: a stored state stands for two real ones."""
         return [part.budget_values() for part in self._parts]
+
+
+def data_balancing(
+    system: DiagonalStateSpace,
+    data: LayerData,
+    horizon: int | None,
+    sums: FeatureSums | None = None,
+    *,
+    both_directions: bool,
+) -> DataBalancing:
+    """Balance between what the sequences excite and what is observed; `sums` are those of the fit, if known."""
+    fitting = data.fitting
+    if sums is None or np.ptp(fitting.weights):  # P of all steps alike: one with weights is far worse
+        fitting = fitting.unweighted()
+        sums = feature_sums(system, fitting, both_directions=both_directions)
+    P = state_moment(sums.gram, both_directions=both_directions) / np.sum(fitting.weights)
+    return DataBalancing(system, P, horizon, data.horizon)
 
 
 def _factor(P: HostArray) -> HostArray:
