@@ -171,8 +171,8 @@ class Layer(ABC):
         options: CutOptions,
         storage: WeightStorage,
         data: LayerData,
-    ) -> list[LayerCut]:
-        """Plan cuts of one order that know what the layer is given; the first is the one without data.
+    ) -> Candidates:
+        """Plan cuts of one order that know what the layer is given.
 
         Raises
         ------
@@ -184,7 +184,8 @@ class Layer(ABC):
                 f"`method` is {options.method!r}, but {type(self).__name__} is cut without data alone; "
                 "expected 'best' or 'white'."
             )
-        return [self.plan(weights, order, options, storage)]
+        white = self.plan(weights, order, options, storage)
+        return Candidates(white, [white])
 
     def changing(self, weights: Weights) -> set[str]:
         """Return the names of the weights whose shape depends on the order."""
@@ -320,6 +321,22 @@ class LayerCut(ABC):
         )
         column = state[..., None]
         return (direct @ column + conjugate @ xp.conj(column))[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Cuts of one layer to one order.
+
+    Attributes
+    ----------
+    white : LayerCut or None
+        The one without data, the only one that may have a bound; None where it cannot be made.
+    cuts : list of LayerCut
+        Those to choose from.
+    """
+
+    white: LayerCut | None
+    cuts: list[LayerCut]
 
 
 class PlainArrays:

@@ -20,7 +20,7 @@ from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.layers.diagonal_cut import balanced_layer
-from ssmreduce.layers.layer import Layer, LayerCut, Weights, WeightStorage
+from ssmreduce.layers.layer import Candidates, Layer, Weights, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_data import DataPlan, data_balancing
 from ssmreduce.layers.lti_plan import LTIPlan
@@ -229,9 +229,9 @@ class LTILayer(Layer):
         options: CutOptions,
         storage: WeightStorage,
         data: LayerData,
-    ) -> list[LayerCut]:
+    ) -> Candidates:
         """Plan by each method, or the one that is asked for; see `ssmreduce.layers.lti_data`."""
-        return [*DataPlan(self, weights, order, options, storage, data).candidates()]
+        return DataPlan(self, weights, order, options, storage, data).candidates()
 
     def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
         """Return the weights, all but the feedthrough, of a layer that runs a storable system.

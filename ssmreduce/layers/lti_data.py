@@ -42,7 +42,7 @@ from ssmreduce.gramians.sequences import (
     state_moment,
 )
 from ssmreduce.hankel import balance_between
-from ssmreduce.layers.layer import WeightStorage
+from ssmreduce.layers.layer import Candidates, LayerCut, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.lti_selection import LTISelection
@@ -108,8 +108,8 @@ class DataPlan:
                 "diagonal; expected 'best', 'white' or 'white refit'."
             )
 
-    def candidates(self) -> list[LTICut]:
-        """The cuts of one order, the white one first; those that the layer cannot store are left out.
+    def candidates(self) -> Candidates:
+        """The cuts of one order; those that the layer cannot store are left out.
 
         Raises
         ------
@@ -126,9 +126,12 @@ class DataPlan:
         except UnreachableToleranceError:  # none that keeps its bound in the dtype of the weights
             if not isinstance(rule, FixedOrder) or self._method == "white":
                 raise
-            return self._of_order(None, -(-rule.order // self._multiple_of) * self._multiple_of)
+            found = self._of_order(None, -(-rule.order // self._multiple_of) * self._multiple_of)
+            if not found.cuts:
+                raise
+            return found
         if white.new_order == white.old_order:
-            return [white]
+            return Candidates(white, [white])
         if not isinstance(rule, ErrorBound):
             return self._of_order(white, white.new_order)
         if self._method not in ("best", "white"):
@@ -136,32 +139,42 @@ class DataPlan:
                 f"`order` is an ErrorBound but `method` is {self._method!r}; expected 'white', which "
                 "alone has a bound. Try MeasuredError."
             )
-        return [self._measured(white)]
+        return Candidates(white, [self._measured(white)])
 
-    def _smallest(self, rule: MeasuredError) -> list[LTICut]:
+    def _smallest(self, rule: MeasuredError) -> Candidates:
         """The candidates of the smallest order of which one is within the tolerance on what was held out."""
 
-        def attempt(count: int) -> list[LTICut] | None:
-            return self._of_order(self._white.at_multiple(count), count * self._multiple_of) or None
+        def attempt(count: int) -> Candidates | None:
+            white = self._white.at_multiple(count)
+            try:
+                found = self._of_order(white, count * self._multiple_of)
+            except (
+                SSMReduceError
+            ):  # more than the data excite, or poles that the layer cannot store
+                return None
+            return found if found.cuts else None
 
-        def within(cuts: list[LTICut]) -> list[LTICut]:
-            return [cut for cut in cuts if (cut.output_error or 0.0) <= rule.relative]
+        def within(found: Candidates) -> list[LayerCut]:
+            return [cut for cut in found.cuts if (cut.output_error or 0.0) <= rule.relative]
 
         best = smallest(
             1,
             -(-self._kind.order(self._weights) // self._multiple_of),
             attempt,
-            lambda cuts: bool(within(cuts)),
+            lambda found: bool(within(found)),
         )
-        return [self._white.unchanged()] if best is None else within(best)
+        if best is None:
+            whole = self._white.unchanged()
+            return Candidates(whole, [whole])
+        return Candidates(best.white, within(best))
 
-    def _of_order(self, white: LTICut | None, order: int) -> list[LTICut]:
+    def _of_order(self, white: LTICut | None, order: int) -> Candidates:
         """The white cut, and those of the same order that know the data, as far as they are wanted."""
-        if self._method == "white":
-            return [] if white is None else [self._measured(white)]
-        if self._method != "best":
-            return [self._measured(self._makers[self._method](order))]
+        if self._method not in ("best", "white"):
+            return Candidates(white, [self._measured(self._makers[self._method](order))])
         found = [] if white is None else [white]
+        if self._method == "white":
+            return Candidates(white, [self._measured(cut) for cut in found])
         for make in self._makers.values():
             try:
                 found.append(make(order))
@@ -170,7 +183,7 @@ class DataPlan:
                     raise
             except SSMReduceError:  # poles that the layer cannot store
                 continue
-        return [self._measured(cut) for cut in found]
+        return Candidates(white, [self._measured(cut) for cut in found])
 
     def _white_refitted(self, order: int) -> LTICut:
         return self._refitted(self._white, "balanced truncation with refit", order)
@@ -298,9 +311,11 @@ def data_balancing(
     *,
     both_directions: bool,
 ) -> DataBalancing:
-    """Balance between what the sequences excite and what is observed; `sums` are those of the fit, if known."""
+    """Balance between what the sequences excite and what is observed; `sums` are those of the fit."""
     fitting = data.fitting
-    if sums is None or np.ptp(fitting.weights):  # P of all steps alike: one with weights is far worse
+    if sums is None or np.ptp(
+        fitting.weights
+    ):  # P of all steps alike: one with weights is far worse
         fitting = fitting.unweighted()
         sums = feature_sums(system, fitting, both_directions=both_directions)
     P = state_moment(sums.gram, both_directions=both_directions) / np.sum(fitting.weights)

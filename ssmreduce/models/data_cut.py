@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +17,7 @@ import numpy as np
 from ssmreduce.errors import CalibrationWarning, SSMReduceError
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.transaction import commit
-from ssmreduce.layers.layer import LayerCut
+from ssmreduce.layers.layer import Candidates, LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration, Runs
 from ssmreduce.models.cut import changes_of
@@ -130,19 +130,18 @@ def planned_with_data(
     """Plan the cut of one layer by what it is given; candidates are compared by a loss if there is one."""
     started = time.perf_counter()
     data = record.data(record.outputs(handle))
-    cuts = handle.kind.candidates(handle.weights, order, options, handle, data)
-    choice, best = None, cuts[0]
+    found = handle.kind.candidates(handle.weights, order, options, handle, data)
+    choice, best = None, found.cuts[0]
     if best.new_order < best.old_order:
-        choice, best = _chosen(cuts, loss)
+        choice, best = _chosen(found, loss)
         _check_rows(handle, data.fitting.effective_rows, best)
     seconds = time.perf_counter() - started
     return LayerReduction(handle.layer, best, handle.item_sizes, seconds, choice)
 
 
-def _chosen(
-    cuts: Sequence[LayerCut], loss: Callable[[LayerCut], float] | None
-) -> tuple[Choice, LayerCut]:
+def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> tuple[Choice, LayerCut]:
     """The best on what was held out: by a loss that tells them apart, else by output error."""
+    cuts = found.cuts
     names, values = [cut.reduction.method for cut in cuts], []
     if loss is not None and len(cuts) > 1:
         values = [loss(cut) for cut in cuts]
@@ -152,7 +151,7 @@ def _chosen(
     if not values:
         values = [np.inf if cut.output_error is None else cut.output_error for cut in cuts]
     best = int(np.argmin(values))
-    return Choice(by, dict(zip(names, values, strict=True))), cuts[best]
+    return Choice(by, dict(zip(names, values, strict=True)), found.white), cuts[best]
 
 
 def _check_rows(handle: LayerHandle, rows: float, cut: LayerCut) -> None:

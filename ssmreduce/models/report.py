@@ -35,10 +35,13 @@ class Choice:
         What was compared, on data that were held out.
     values : dict of str to float
         That of each method; the smallest was taken.
+    white : LayerCut or None
+        The cut without data, the only one that may have an error bound; None where it cannot be made.
     """
 
     by: str
     values: dict[str, float]
+    white: LayerCut | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
