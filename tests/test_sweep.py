@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import good_calls
@@ -12,21 +13,27 @@ import numpy as np
 import pytest
 import torch
 from fingerprints import fingerprint
+from test_data_cuts import cross_entropy, lru, model_and_batches, slow_inputs
+from test_linoss import drawn
 
 from ssmreduce import (
+    Calibration,
     CutOptions,
     DiagonalStateSpace,
     Discrete,
     ErrorBound,
     FixedOrder,
     HankelMass,
+    MeasuredError,
     balanced_truncation,
+    calibrate,
     hinf_norm,
     reduce_layer,
     reduce_model,
     sweep,
 )
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
+from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.models.sweep import Sweep, SweepRow
 from ssmreduce.reduction.measured import to_nothing
 
@@ -133,8 +140,7 @@ def test_the_table() -> None:
     ]
     assert "<tr><td>2</td><td>2</td><td>-</td><td>0.5</td>" in result._repr_html_()
     assert repr(result.rows[0]) == (
-        "SweepRow(wanted=2, order=2, error_bound=-, measured_error=0.5, relative_error=0.25, metric=-, "
-        "seconds=0.125)"
+        "SweepRow(wanted=2, order=2, error_bound=-, measured_error=0.5, relative_error=0.25, seconds=0.125)"
     )
     assert json.loads(json.dumps(result.to_dict())) == {
         "wanted": [2, "HankelMass(share=0.9)"],
@@ -142,10 +148,121 @@ def test_the_table() -> None:
         "error_bound": [None, 0.75],
         "measured_error": [0.5, 0.25],
         "relative_error": [0.25, 0.125],
+        "method": [None, None],
+        "output_error": [None, None],
+        "loss": [None, None],
         "metric": [None, None],
         "seconds": [0.125, 1.0],
     }
     assert "metric" in repr(Sweep((SweepRow(2, 2, None, 0.5, 0.25, 0.9),)))
+
+
+def test_the_table_with_data_tells_both_kinds_of_values_apart() -> None:
+    row = SweepRow(2, 4, None, 0.5, 0.25, None, 0.125, "selection with refit", 0.0625, 1.5)
+    result = Sweep((row, SweepRow(8, 8, 0.0, 0.0, 0.0, None, 1.0, None, 0.0, 1.25)))
+    assert repr(result).splitlines() == [
+        "wanted  order  white: bound  white: error at least  white: relative        method by data  "
+        "output error  loss  seconds",
+        "2           4             -                    0.5             0.25  selection with refit  "
+        "      0.0625   1.5    0.125",
+        "8           8             0                      0                0                     -  "
+        "           0  1.25        1",
+    ]
+    assert "<td>selection with refit</td><td>0.0625</td><td>1.5</td>" in result._repr_html_()
+    assert "method=selection with refit, output_error=0.0625, loss=1.5" in repr(row)
+    found = json.loads(json.dumps(result.to_dict()))
+    assert found["method"] == ["selection with refit", None]
+    assert (found["output_error"], found["loss"]) == ([0.0625, 0.0], [1.5, 1.25])
+    with pytest.raises(OrderError, match="the smallest of the sweep is unknown"):
+        Sweep((replace(row, relative_error=None),)).smallest(relative_error=0.1)
+
+
+# --- By data
+
+
+def test_rows_with_data_are_those_of_reduce_model() -> None:
+    model, batches = model_and_batches(count=4)
+    data = calibrate(model, batches, loss=cross_entropy)
+    before = fingerprint(model)
+    wanted = [3, MeasuredError(0.3), 24]
+    rows = sweep(model, wanted, data=data).rows
+    assert fingerprint(model) == before
+    for order, row in zip(wanted, rows, strict=True):
+        cut = copy.deepcopy(model)
+        report = reduce_model(cut, order, data=data).report
+        assert row.order == report.totals()[1]
+        errors = [part.cut.output_error or 0.0 for part in report.values()]
+        assert row.output_error == max(errors)
+        cut.eval()
+        with torch.no_grad():  # one batch in four is held out
+            assert row.loss == pytest.approx(float(cross_entropy(cut, batches[3])), rel=1e-6)
+        for part in report.values():
+            assert part.choice is None or part.reduction.method in (row.method or "")
+    assert rows[1].output_error is not None
+    assert 0.0 < rows[1].output_error <= 0.3
+    assert (rows[2].method, rows[2].output_error, rows[2].measured_error) == (None, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("method", ["best", "balanced"])
+def test_errors_beside_data_are_those_of_the_white_cut(method: Any) -> None:
+    model, batches = model_and_batches(count=4)
+    data = calibrate(model, batches)
+    (plain,) = sweep(model, [6]).rows
+    (row,) = sweep(model, [6], data=data, options=CutOptions(method=method)).rows
+    for name in ("order", "error_bound", "measured_error", "relative_error"):
+        assert getattr(row, name) == getattr(plain, name)
+    assert "refit" in str(row.method)
+    assert row.loss is None
+    (white,) = sweep(model, [6], data=data, options=CutOptions(method="white")).rows
+    assert white.method == "balanced truncation"
+    assert row.output_error is not None
+    assert white.output_error is not None
+    assert row.output_error < white.output_error
+
+
+def test_a_layer_alone_is_swept_with_its_only_record() -> None:
+    weights, options = lru(), CutOptions(kind="lru")
+    data = Calibration.of_inputs({"encoder.0": slow_inputs(64, 60, 6)})
+    (row,) = sweep(weights, [4], data=data, options=options).rows
+    cut = reduce_layer(weights, 4, kind="lru", data=data)
+    assert (row.order, row.output_error) == (cut.new_order, cut.cut.output_error)
+
+
+def test_oscillators_have_no_values_by_data() -> None:
+    weights = drawn(("IMEX", True), 12)
+    data = Calibration.of_inputs({"model": slow_inputs(16, 30, weights["D"].shape[0])})
+    options = CutOptions(kind=LinOSS())
+    (row,) = sweep(weights, [5], data=data, options=options).rows
+    (plain,) = sweep(weights, [5], options=options).rows
+    assert (row.output_error, row.loss) == (None, None)
+    assert row.measured_error == plain.measured_error
+    assert "output error" not in repr(Sweep((row,)))
+
+
+def test_data_that_do_not_fit_are_refused() -> None:
+    weights, options = lru(), CutOptions(kind="lru")
+    before = fingerprint(weights)
+    good = Calibration.of_inputs({"model": slow_inputs(8, 20, 6)})
+    with pytest.raises(OrderError, match=r"`data` are given but `model` is a .*StateSpace"):
+        sweep(good_calls.dense(), [1], data=good)
+    with pytest.raises(OrderError, match="`data` is"):
+        sweep(weights, [1], data={"model": slow_inputs(8, 20, 6)}, options=options)  # type: ignore[arg-type]
+    wide = Calibration.of_inputs({"model": slow_inputs(8, 20, 7)})
+    with pytest.raises(ShapeError, match=r"while trying order 4: .*expected 6 channels"):
+        sweep(weights, [4], data=wide, options=options)
+    two = Calibration.of_inputs({name: slow_inputs(8, 20, 6) for name in "ab"})
+    with pytest.raises(
+        ShapeError, match=r"`data` has the layers .*expected one of the name `model`"
+    ):
+        sweep(weights, [4], data=two, options=options)
+    pulse = np.zeros((8, 5, 6))
+    pulse[:, 0, 0] = 1.0
+    short = Calibration.of_inputs({"model": pulse})
+    with pytest.raises(
+        OrderError, match=r"trying order 8: .*excite 3 of 24 states; expected at most 3"
+    ):
+        sweep(weights, [8], data=short, options=options)
+    assert fingerprint(weights) == before
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +21,15 @@ from ssmreduce._checks import (
     type_name,
     whole_number,
 )
-from ssmreduce._display import cell, html_table, short, text_table
+from ssmreduce._display import cell, html_table, text_table
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import OrderError, SSMReduceError, UnsupportedLayerError
+from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.reduce import reduce_model
-from ssmreduce.models.report import LayerReduction
-from ssmreduce.models.search import find_layers
+from ssmreduce.models.report import LayerReduction, ModelReport
+from ssmreduce.models.search import find_layers, search
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.reduction.measured import to_nothing
 from ssmreduce.reduction.order import OrderRule
@@ -40,10 +43,23 @@ _HEADS = {
     "error_bound": "error bound",
     "measured_error": "error at least",
     "relative_error": "relative",
+    "method": "method by data",
+    "output_error": "output error",
+    "loss": "loss",
     "metric": "metric",
     "seconds": "seconds",
 }
 """Columns of the table and what is written above them."""
+
+_WHITE_HEADS = {
+    "error_bound": "white: bound",
+    "measured_error": "white: error at least",
+    "relative_error": "white: relative",
+}
+"""The same where there are columns by data."""
+
+_OPTIONAL = ("method", "output_error", "loss", "metric")
+"""Columns that are left out where they are empty."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,10 +73,12 @@ class SweepRow:
     order : int
         Stored states after the cut: of the largest system of a batch, of all layers of a model together.
     error_bound : float or None
-        Bound on the H-infinity error, the largest over a batch or the layers; None where one has none.
-    measured_error : float
-        What the error is at least, the largest over a batch or the layers.
-    relative_error : float
+        Bound on the H-infinity error, the largest over a batch or the layers; None where one has none. With
+        data, this and the next two are those of balanced truncation to the same order, without data.
+    measured_error : float or None
+        What the error is at least, the largest over a batch or the layers; None where, with data, a layer
+        has no cut without them.
+    relative_error : float or None
         The same over the gain of each system or layer, which is measured alike; of a layer that runs channels
         apart the largest of both.
     metric : float or None
@@ -68,24 +86,35 @@ class SweepRow:
     seconds : float
         Wall-clock time of the cut and of measuring its error, without the metric; for a system without
         balancing, which is done once.
+    method : str or None
+        With data, the method that was chosen; of layers that differ, each with the number of them.
+    output_error : float or None
+        With data, the error of the outputs that were held out, relative, the largest over the layers; None
+        where no layer tells.
+    loss : float or None
+        The loss of the reduced model on what was held out, where `data` has a loss.
     """
 
     wanted: int | OrderRule
     order: int
     error_bound: float | None
-    measured_error: float
-    relative_error: float
+    measured_error: float | None
+    relative_error: float | None
     metric: float | None = None
     seconds: float = 0.0
+    method: str | None = None
+    output_error: float | None = None
+    loss: float | None = None
 
     def __repr__(self) -> str:
-        values = (f"{name}={text}" for name, text in zip(_HEADS, self._cells(), strict=True))
-        return f"SweepRow({', '.join(values)})"
+        names = [
+            name for name in _HEADS if name not in _OPTIONAL or getattr(self, name) is not None
+        ]
+        return f"SweepRow({', '.join(f'{name}={self._cell(name)}' for name in names)})"
 
-    def _cells(self) -> tuple[str, ...]:
-        """Entries of the table."""
-        numbers = (cell(getattr(self, name)) for name in _HEADS if name != "wanted")
-        return (str(self.wanted), *numbers)
+    def _cell(self, name: str) -> str:
+        """Entry of the table."""
+        return str(self.wanted) if name == "wanted" else cell(getattr(self, name))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,7 +154,7 @@ class Sweep:
         Returns
         -------
         SweepRow
-            Its relative error was measured: a lower bound.
+            Its relative error was measured: a lower bound; with data that of the cut without.
 
         Raises
         ------
@@ -133,22 +162,28 @@ class Sweep:
             If there is none.
         """
         limit = finite_number(relative_error, "relative_error", "0.01 for 1 %")
-        good = [row for row in self.rows if row.relative_error <= limit]
+        known = [row for row in self.rows if row.relative_error is not None]
+        good = [row for row in known if _relative_error(row) <= limit]
         if not good:
-            best = min(self.rows, key=_relative_error)
+            best = min(known, key=_relative_error, default=None)
+            smallest = (
+                "unknown" if best is None else f"{_relative_error(best):.3g}, at order {best.order}"
+            )
             raise OrderError(
-                f"`relative_error` is {limit:g} but the smallest of the sweep is "
-                f"{short(best.relative_error)}, at order {best.order}; expected at least that. Sweep larger "
-                "orders."
+                f"`relative_error` is {limit:g} but the smallest of the sweep is {smallest}; expected at "
+                "least that. Sweep larger orders."
             )
         return min(good, key=_order_and_error)
 
     def _table(self) -> list[tuple[str, ...]]:
-        rows = [tuple(_HEADS.values()), *(row._cells() for row in self.rows)]
-        if all(row.metric is None for row in self.rows):
-            at = list(_HEADS).index("metric")
-            rows = [(*row[:at], *row[at + 1 :]) for row in rows]
-        return rows
+        names = [
+            name
+            for name in _HEADS
+            if name not in _OPTIONAL or any(getattr(row, name) is not None for row in self.rows)
+        ]
+        heads = _HEADS | (_WHITE_HEADS if {"method", "output_error"} & {*names} else {})
+        rows = (tuple(row._cell(name) for name in names) for row in self.rows)
+        return [tuple(heads[name] for name in names), *rows]
 
 
 def sweep(
@@ -156,6 +191,7 @@ def sweep(
     orders: Sequence[int | OrderRule],
     metric: Callable[[Any], float] | None = None,
     *,
+    data: Calibration | None = None,
     options: CutOptions = CutOptions(),
     progress: Callable[[int, int], object] | None = None,
 ) -> Sweep:
@@ -171,6 +207,10 @@ def sweep(
         int is an upper limit: a single dense system gets its numerical rank at most.
     metric : callable, optional
         Takes the reduced system, layer or model and returns a number, its accuracy for example.
+    data : Calibration, optional
+        What the layers of a layer or model are given: each order is then cut as `reduce_model` does with it.
+        The rows have the method that was chosen and what it loses on what was held out, beside the errors of
+        the cut without data.
     options : CutOptions
         As `reduce_model` takes them; of a system the horizon counts.
     progress : callable, optional
@@ -179,12 +219,13 @@ def sweep(
     Returns
     -------
     Sweep
-        With a row for each order: bound, measured error, metric, seconds.
+        With a row for each order: bound, measured error, metric, seconds; with data also method, output
+        error and loss.
 
     Raises
     ------
     OrderError
-        If there are no orders, or one of them cannot be delivered.
+        If there are no orders, or one of them cannot be delivered; or if `data` are given for a system.
     UnsupportedLayerError
         If `model` is nothing that can be reduced, or a PyTorch module that cannot be copied.
     SSMReduceError
@@ -203,11 +244,18 @@ def sweep(
     wanted = _checked_orders(orders)
     check_instance(options, CutOptions, "options", "CutOptions(horizon=784)")
     check_functions(metric=metric, progress=progress)
-    cuts: _SystemCuts | _ModelCuts = (
-        _SystemCuts(model, options)
-        if isinstance(model, StateSpace | DiagonalStateSpace)
-        else _ModelCuts(model, options)
-    )
+    if data is not None:
+        check_instance(data, Calibration, "data", "calibrate(model, batches)")
+    cuts: _SystemCuts | _ModelCuts
+    if not isinstance(model, StateSpace | DiagonalStateSpace):
+        cuts = _ModelCuts(model, data, options)
+    elif data is None:
+        cuts = _SystemCuts(model, options)
+    else:
+        raise OrderError(
+            f"`data` are given but `model` is a {type_name(model)}; expected a layer or a model. Leave "
+            "`data` out."
+        )
     rows: list[SweepRow] = []
     for order in wanted:
         started = time.perf_counter()
@@ -257,8 +305,8 @@ class _SystemCuts:
 class _ModelCuts:
     """Cuts of copies of a layer or a model."""
 
-    def __init__(self, model: Any, options: CutOptions) -> None:
-        self._model, self._options = model, options
+    def __init__(self, model: Any, data: Calibration | None, options: CutOptions) -> None:
+        self._model, self._data, self._options = model, data, options
         self._gains: dict[str, HostArray] = {}
         try:
             find_layers(model, options)
@@ -269,22 +317,53 @@ class _ModelCuts:
 
     def cut(self, order: int | OrderRule) -> tuple[Any, SweepRow]:
         """Return the reduced copy, and what the cut cost."""
-        result = reduce_model(self._copied(), order, options=self._options)
-        parts = list(result.report.values())
-        bounds = [part.error_bound for part in parts if part.error_bound is not None]
-        if not self._gains:
-            self._gains = {name: _gain_of(part) for name, part in result.report.items()}
-        row = SweepRow(
-            wanted=order,
-            order=result.report.totals()[1],
-            error_bound=max(bounds) if len(bounds) == len(parts) else None,
-            measured_error=max(part.measured_error for part in parts),
-            relative_error=max(
-                _relative(np.asarray(part.measured_error), self._gains[name])
-                for name, part in result.report.items()
-            ),
+        result = reduce_model(self._copied(), order, data=self._data, options=self._options)
+        report = result.report
+        if self._data is None:
+            cuts = {name: part.cut for name, part in report.items()}
+            return result.model, self._row(order, report, cuts)
+        # Copies that follow a layer are cut like it, without a choice of their own.
+        decided = {name: part for name, part in report.items() if part.choice or not _is_cut(part)}
+        whites = {
+            name: part.cut if part.choice is None else part.choice.white
+            for name, part in decided.items()
+        }
+        row = replace(
+            self._row(order, report, whites),
+            method=_methods([part for part in decided.values() if _is_cut(part)]),
+            output_error=_output_error(list(decided.values())),
+            loss=self._loss(result.model),
         )
         return result.model, row
+
+    def _row(
+        self, order: int | OrderRule, report: ModelReport, cuts: Mapping[str, LayerCut | None]
+    ) -> SweepRow:
+        """The row with the largest of the errors of some cuts, one for each layer."""
+        made = {name: cut for name, cut in cuts.items() if cut is not None}
+        for name, cut in made.items():
+            if name not in self._gains:
+                self._gains[name] = _gain_of(cut)
+        errors = {name: cut.measured_error for name, cut in made.items()}
+        relative = [
+            _relative(np.asarray(error), self._gains[name]) for name, error in errors.items()
+        ]
+        bounds = [cut.error_bound for cut in made.values() if cut.error_bound is not None]
+        is_whole = len(made) == len(cuts)
+        return SweepRow(
+            wanted=order,
+            order=report.totals()[1],
+            error_bound=max(bounds) if len(bounds) == len(cuts) else None,
+            measured_error=max(errors.values()) if is_whole else None,
+            relative_error=max(relative) if is_whole else None,
+        )
+
+    def _loss(self, model: Any) -> float | None:
+        """Loss of a reduced model on what was held out."""
+        runs = None if self._data is None else self._data.runs
+        if runs is None or not runs.tells_loss:
+            return None
+        return runs.held_out_loss(search(model, self._options))
 
     def _copied(self) -> Any:
         try:
@@ -301,10 +380,28 @@ def _gains(reduction: Reduction) -> HostArray:
     return np.array([to_nothing(part).verify() for part in reduction.parts or (reduction,)])
 
 
-def _gain_of(part: LayerReduction) -> HostArray:
-    parts = part.reduction.parts or (part.reduction,)
+def _gain_of(cut: LayerCut) -> HostArray:
+    parts = cut.reduction.parts or (cut.reduction,)
     gain = max(float(to_nothing(each).quick_error()) for each in parts)
-    return np.asarray(part.kind.error_factor * gain)
+    return np.asarray(cut.kind.error_factor * gain)
+
+
+def _is_cut(part: LayerReduction) -> bool:
+    return part.new_order < part.old_order
+
+
+def _methods(parts: Sequence[LayerReduction]) -> str | None:
+    """How layers were cut."""
+    counts = Counter(part.reduction.method for part in parts)
+    if len(counts) < 2:
+        return next(iter(counts), None)
+    return ", ".join(f"{count} {method}" for method, count in counts.items())
+
+
+def _output_error(parts: Sequence[LayerReduction]) -> float | None:
+    """Largest error of outputs that were held out, of the layers that tell; 0 where nothing was cut."""
+    errors = [part.cut.output_error for part in parts if part.cut.output_error is not None]
+    return max(errors, default=None if any(map(_is_cut, parts)) else 0.0)
 
 
 def _relative(error: HostArray, gain: HostArray) -> float:
@@ -326,8 +423,8 @@ def _checked_orders(orders: Any) -> list[int | OrderRule]:
 
 
 def _relative_error(row: SweepRow) -> float:
-    return row.relative_error
+    return np.inf if row.relative_error is None else row.relative_error
 
 
 def _order_and_error(row: SweepRow) -> tuple[int, float]:
-    return row.order, row.relative_error
+    return row.order, _relative_error(row)
