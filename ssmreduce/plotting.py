@@ -228,7 +228,7 @@ def plot_trace(trace: HankelTrace, events: Sequence[ReductionEvent] = ()) -> Fig
     ----------
     trace : HankelTrace
         What was recorded: one column for each layer. Of layers that run channels apart, the largest values
-        over the channels are shown.
+        over the channels are shown. Values by data are dashed.
     events : sequence of ReductionEvent, optional
         Cuts to mark at their steps, in the column of their layer.
 
@@ -253,10 +253,11 @@ def plot_trace(trace: HankelTrace, events: Sequence[ReductionEvent] = ()) -> Fig
     for column, layer in enumerate(layers):
         above, below = grid[:, column]
         _plot_values(above, trace, layer)
+        _plot_data_values(above, trace, layer)
         own = [event for event in events if event.layer == layer]
         _mark_cuts(above, own)
         _mark_changes(above, trace.of_layer(layer), own)
-        above.set_title(layer, fontsize=11)
+        above.set_title(_title(trace, layer), fontsize=11)
         agreement = trace.agreement(layer)
         steps = [entry.step for entry in agreement]
         curves = {
@@ -280,8 +281,15 @@ def plot_trace(trace: HankelTrace, events: Sequence[ReductionEvent] = ()) -> Fig
         below.legend(fontsize=8, framealpha=0.9)
     grid[0, 0].set_ylabel("Hankel singular value (gain)")
     grid[1, 0].set_ylabel("agreement with\nthe latest ranking")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    drawn = [axes.get_legend_handles_labels() for axes in grid[0]]
+    legend = {label: line for lines in drawn for line, label in zip(*lines, strict=True)}
+    place: dict[str, Any] = {
+        "loc": "outside lower center",
+        "ncols": 3,
+        "frameon": False,
+        "fontsize": 9,
+    }
+    figure.legend([*legend.values()], [*legend], **place)
     figure.suptitle("Hankel singular values over training", fontsize=11)
     return figure
 
@@ -332,11 +340,10 @@ def _checked_axis(values: object, name: str) -> HostArray:
 def _plot_values(axes: Axes, trace: HankelTrace, layer: str) -> None:
     """A line for each position in the ranking; it ends where a cut takes the position away."""
     records = trace.of_layer(layer)
-    values = [record.hsv.reshape(-1, record.hsv.shape[-1]).max(axis=0) for record in records]
-    table = np.full((len(records), max(value.size for value in values)), np.nan)
+    values = [_largest(record.hsv) for record in records]
+    table = _table(values)
     kept = []
-    for row, value in zip(table, values, strict=True):
-        row[: value.size] = np.where(value > _HSV_FLOOR * value[0], value, np.nan)
+    for value in values:
         mass = np.cumsum(value)
         kept.append(value[np.searchsorted(mass, trace.share * mass[-1])])
     steps = [record.step for record in records]
@@ -349,6 +356,42 @@ def _plot_values(axes: Axes, trace: HankelTrace, layer: str) -> None:
     axes.plot(
         steps, kept, color=_COLOURS[1], linewidth=1.8, label=f"last of {trace.share:.0%} of the sum"
     )
+
+
+def _plot_data_values(axes: Axes, trace: HankelTrace, layer: str) -> None:
+    """The values by data, dashed between the records that have some."""
+    found = [
+        (record.step, record.data_hsv)
+        for record in trace.of_layer(layer)
+        if record.data_hsv is not None
+    ]
+    if not found:
+        return
+    steps, table = [step for step, _ in found], _table([_largest(values) for _, values in found])
+    lines = axes.plot(
+        steps, table, "x--", color=_COLOURS[2], linewidth=0.7, alpha=0.6, markersize=3
+    )
+    lines[0].set_label("one value each, by data")
+
+
+def _title(trace: HankelTrace, layer: str) -> str:
+    """The layer, with a note where others alone have values by data."""
+    named = {record.layer for record in trace.records if record.data_hsv is not None}
+    return f"{layer} (no values by data)" if named and layer not in named else layer
+
+
+def _largest(values: HostArray) -> HostArray:
+    """Values over the channels."""
+    largest: HostArray = values.reshape(-1, values.shape[-1]).max(axis=0)
+    return largest
+
+
+def _table(rows: Sequence[HostArray]) -> HostArray:
+    """A row for each record, without what rounding makes."""
+    table = np.full((len(rows), max(row.size for row in rows)), np.nan)
+    for entries, row in zip(table, rows, strict=True):
+        entries[: row.size] = np.where(row > _HSV_FLOOR * row[0], row, np.nan)
+    return table
 
 
 def _mark_cuts(axes: Axes, events: Sequence[ReductionEvent]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,23 +14,38 @@ import good_calls
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from fingerprints import fingerprint
 from modules import KernelLRU, Stack, make_lru
 from samples import lru_weights
+from test_data_cuts import lru, model_and_batches, slow_inputs, trained_with
+from test_linoss import drawn
 from torch_modules import S4D, SSMKernelDPLR
 from torch_samples import s5
 
 from ssmreduce import (
+    Calibration,
+    CutOptions,
+    FixedOrder,
     HankelTrace,
     InTrainingReducer,
     ReductionSchedule,
+    calibrate,
     controllability_gramian,
     hankel_singular_values,
     observability_gramian,
     read_system,
 )
-from ssmreduce.errors import NonFiniteError, OrderError, UnstableSystemError, UnsupportedLayerError
+from ssmreduce.errors import (
+    CalibrationWarning,
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    UnstableSystemError,
+    UnsupportedLayerError,
+)
+from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.training.trace import Agreement, HankelRecord, thinned
 
 EPS = float(np.finfo(np.float64).eps)
@@ -319,6 +335,175 @@ def test_tensorboard_gets_every_record_of_a_long_trace(monkeypatch: pytest.Monke
     for step in range(20_000, 20_401, 100):
         reducer.step(step, model, None)
     assert written == {*range(20_000, 20_401, 100)}
+
+
+# --- By data
+
+
+def real_root(layer: Any, kind: Any, u: np.ndarray) -> np.ndarray:
+    """Roots of the eigenvalues of P Q, with P from states that run step by step, for each channel."""
+    system = read_system(layer, kind=kind)
+    parts = [system[index] for index in np.ndindex(system.batch_shape)] or [system]
+    found = []
+    for number, part in enumerate(parts):
+        own = u[:, :, number : number + 1] if system.batch_shape else u
+        P, n = np.zeros((2 * part.order, 2 * part.order)), part.order
+        for sequence in own:
+            h = np.zeros(n, complex)
+            for step in sequence:
+                h = part.eigenvalues * h + part.B @ step
+                P += np.outer(x := np.concatenate([h.real, h.imag]), x) / (len(u) * len(sequence))
+        re, im = np.diag(part.eigenvalues.real), np.diag(part.eigenvalues.imag)
+        A, C = np.block([[re, -im], [im, re]]), np.hstack([part.C.real, -part.C.imag])
+        Q = scipy.linalg.solve_discrete_lyapunov(A.T, C.T @ C)
+        squares = np.sort(np.linalg.eigvals(P @ Q).real)[::-1]
+        found.append(np.sqrt(np.maximum(squares, 0.0)))
+    return np.stack(found).reshape(*system.batch_shape, -1)
+
+
+@pytest.mark.parametrize("name", ["LRU", "S4D"])
+def test_values_by_data_are_those_of_brute_force(name: str) -> None:
+    torch.manual_seed(0)
+    layer, kind = (lru(), "lru") if name == "LRU" else (S4D(6, 8).kernel, None)
+    u = slow_inputs(8, 20, 6)
+    trace = HankelTrace(1)
+    options = CutOptions(kind=kind)
+    trace.record(1, layer, options, data=Calibration.of_inputs({"model": u}))
+    (record,) = trace.records
+    expected = real_root(layer, kind, np.delete(u, [3, 7], axis=0))  # those held out
+    assert record.data_hsv is not None
+    # A square root halves the digits.
+    np.testing.assert_allclose(record.data_hsv, expected, rtol=0, atol=1e-6 * expected.max())
+    plain = HankelTrace(1)
+    plain.record(1, layer, options)
+    np.testing.assert_array_equal(record.hsv, plain.records[0].hsv)
+    assert plain.records[0].data_hsv is None
+
+
+def test_values_by_white_noise_tend_to_hankel_singular_values() -> None:
+    errors: dict[str, list[float]] = {}
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        weights = lru_weights(rng, 8, 3, 3, r_min=0.2, r_max=0.7)
+        torch.manual_seed(seed)
+        both = s5(True, False, 6).seq
+        with torch.no_grad():  # no memory beyond some steps
+            both.Lambda.real.clamp_(max=-40.0)
+        for name, layer, kind in (("LRU", weights, "lru"), ("both directions", both, None)):
+            width = read_system(layer, kind=kind).inputs
+            for length in (200, 3200):
+                data = Calibration.of_inputs({"model": rng.normal(size=(16, length, width))})
+                trace = HankelTrace(1)
+                trace.record(1, layer, CutOptions(kind=kind), data=data)
+                (record,) = trace.records
+                apart = np.abs(record.data_hsv - record.hsv).max() / record.hsv[0]
+                errors.setdefault(f"{name} {length}", []).append(float(apart))
+    for name in ("LRU", "both directions"):
+        few, many = (np.mean(errors[f"{name} {length}"]) for length in (200, 3200))
+        assert few < 4.0 / np.sqrt(12 * 200)
+        assert many < 4.0 / np.sqrt(12 * 3200)
+        assert many < 0.5 * few  # a quarter, by the law of large numbers
+
+
+def test_layers_without_values_by_data_have_none() -> None:
+    torch.manual_seed(0)
+    kernel = SSMKernelDPLR(6, 8)
+    kernel(20)
+    oscillators = drawn(("IMEX", True), 4)
+    width = oscillators["D"].shape[0]
+    for layer, kind, inputs in ((kernel, None, 6), (oscillators, LinOSS(), width)):
+        data = Calibration.of_inputs({"model": slow_inputs(8, 20, inputs)})
+        trace = HankelTrace(1)
+        trace.record(1, layer, CutOptions(kind=kind), data=data)
+        assert trace.records[0].data_hsv is None
+
+
+def test_data_of_another_model_leave_no_record() -> None:
+    trace = HankelTrace(1)
+    other = Calibration.of_inputs({"first": slow_inputs(8, 20, 3)})
+    with pytest.raises(ShapeError, match="expected one of the name `second`"):
+        trace.record(1, stack(), data=other)
+    with pytest.raises(OrderError, match="`data` is"):
+        trace.record(1, stack(), data=slow_inputs(8, 20, 3))  # type: ignore[arg-type]
+    assert trace.records == []
+    both = Calibration.of_inputs({name: slow_inputs(8, 20, 3) for name in ("first", "second")})
+    trace.record(1, stack())
+    trace.record(1, stack(), data=both)  # takes the place of what was recorded without
+    assert [record.data_hsv is None for record in trace.records] == [False, False]
+
+
+def test_a_run_with_data_records_their_values_at_attempts() -> None:
+    model, batches = model_and_batches(count=4, size=8)
+    written: dict[tuple[str, int], float] = {}
+
+    class Writer:
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            written[tag, step] = value
+
+    trace = HankelTrace(2)
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(3, 4),
+        FixedOrder(20),
+        gate=0.9,  # the second attempt calibrates and cuts nothing
+        data=lambda model: calibrate(model, batches),
+        trace=trace,
+    )
+    reducer.log_to(Writer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        trained_with(reducer, model, batches, steps=6)
+    of_layer = trace.of_layer("second.seq")
+    found = {record.step: record.data_hsv for record in of_layer}
+    assert [*found] == [2, 3, 4, 6]
+    assert [step for step, values in found.items() if values is not None] == [3, 4]
+    assert [record.shares.size for record in of_layer] == [24, 24, 20, 20]
+    values = found[3]
+    assert values is not None
+    assert written["ssmreduce/second.seq/data_hsv_largest", 3] == values.max()
+    assert ("ssmreduce/second.seq/data_hsv_largest", 2) not in written
+    again = InTrainingReducer(
+        reducer.schedule, reducer.order, gate=0.9, data=reducer.data, trace=HankelTrace(2)
+    )
+    again.load_state_dict(json.loads(json.dumps(reducer.state_dict())))
+    assert again.trace is not None
+    assert again.trace.to_dict() == trace.to_dict()
+    broken = json.loads(json.dumps(reducer.state_dict()))
+    broken["trace"]["records"][2]["data_hsv"][0] = -1.0
+    with pytest.raises(ShapeError, match=r'"data_hsv"\]` is not sorted'):
+        again.load_state_dict(broken)
+
+
+def test_a_long_trace_keeps_values_by_data() -> None:
+    values = np.ones(3)
+    records = [
+        HankelRecord(step, "layer", values, values, values if step in (30, 170) else None)
+        for step in range(2000)
+    ]
+    kept = thinned(records, 1)
+    assert len(kept) <= 200
+    assert [record.step for record in kept if record.data_hsv is not None] == [30, 170]
+    everywhere = [HankelRecord(step, "layer", values, values, values) for step in range(2000)]
+    assert [r.step for r in thinned(everywhere, 1)] == [
+        r.step for r in thinned([dataclasses.replace(r, data_hsv=None) for r in everywhere], 1)
+    ]
+
+
+def test_the_picture_tells_values_by_data_apart() -> None:
+    trace = trace_of([4.0, 2.0], [4.0, 2.0], [4.0, 2.0])
+    first = dataclasses.replace(trace.records[0], data_hsv=np.array([8.0, 1.0]))
+    last = dataclasses.replace(trace.records[2], data_hsv=np.array([7.0, 0.5]))
+    trace.records[0], trace.records[2] = first, last
+    trace.records.append(dataclasses.replace(trace.records[1], layer="other"))
+    figure = trace.plot()
+    above, other = figure.axes[:2]
+    dashed = [line for line in above.lines if line.get_linestyle() == "--"]
+    np.testing.assert_array_equal([line.get_ydata() for line in dashed], [[8.0, 7.0], [1.0, 0.5]])
+    np.testing.assert_array_equal(dashed[0].get_xdata(), [0, 2])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:3] == ["one value each", "last of 90% of the sum", "one value each, by data"]
+    assert [axes.get_title() for axes in (above, other)] == ["layer", "other (no values by data)"]
+    with pytest.raises(ShapeError, match="`data_hsv` has shape"):
+        dataclasses.replace(first, data_hsv=np.ones(3))
 
 
 # --- What becomes of it

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ssmreduce._checks import check_instance
 from ssmreduce.errors import OptimizerStateError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Step, commit
@@ -71,7 +70,7 @@ def attempt(
     order: OrderRule,
     gate: float,
     is_watched: bool,
-    data: Callable[[Any], Calibration] | None,
+    data: Callable[[Layers], Calibration] | None,
 ) -> Outcome:
     """Cut the layers found in the first of the models where the gate lets them pass; the others follow."""
     followers, decide = models[1:], partial(_accepted, books.stopped, order, gate, data)
@@ -88,16 +87,14 @@ def _accepted(
     stopped: frozenset[str],
     order: OrderRule,
     gate: float,
-    data: Callable[[Any], Calibration] | None,
+    data: Callable[[Layers], Calibration] | None,
     found: Layers,
 ) -> Results:
     """The cuts that are worth it; where several processes train, the first alone is asked."""
     is_uniform = found.options.uniform
     if is_uniform and stopped:
         return {}
-    calibration = None if data is None else data(found.model)
-    if calibration is not None:
-        check_instance(calibration, Calibration, "data(model)", "calibrate(model, batches)")
+    calibration = None if data is None else data(found)
     results = decide_cut(
         found, order, leave_out=lambda name: plain_name(name) in stopped, data=calibration
     )

@@ -45,6 +45,8 @@ def write_trace(writer: Any, trace: HankelTrace) -> None:
             order=latest.shares.shape[-1],
             hsv_sum=float(latest.hsv.sum()),
             hsv_largest=float(latest.hsv.max()),
+            data_hsv_sum=None if latest.data_hsv is None else float(latest.data_hsv.sum()),
+            data_hsv_largest=None if latest.data_hsv is None else float(latest.data_hsv.max()),
             states_kept=latest.kept(trace.share).size,
             overlap=previous[0].overlap if previous else None,
             rank_correlation=previous[0].rank_correlation if previous else None,

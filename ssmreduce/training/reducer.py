@@ -26,7 +26,7 @@ from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import together
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.report import LayerReduction
-from ssmreduce.models.search import search
+from ssmreduce.models.search import Layers, search
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.attempts import Outcome, Turn, attempt, check_model, undo
 from ssmreduce.training.board import write_event, write_trace
@@ -56,11 +56,12 @@ class InTrainingReducer:
     rollback : RollbackPolicy, optional
         When to undo a cut by the metric that `report` is told; without it cuts are final.
     trace : HankelTrace, optional
-        Records the Hankel singular values of all layers as training goes on.
+        Records the Hankel singular values of all layers as training goes on; with `data` at each attempt the
+        data-driven ones beside them.
     data : callable, optional
         Takes the model to the `Calibration` by which an attempt cuts, such as
         ``lambda model: calibrate(model, batches, loss=loss)``. Where several processes train the model, the
-        first alone is asked.
+        first alone is asked, and its trace alone has their values.
 
     Attributes
     ----------
@@ -252,20 +253,22 @@ class InTrainingReducer:
             return model, opt_state, checked_followers(followers)
         models = (model, *checked_followers(followers))
         trace = HankelTrace(1) if self.trace is None else self.trace
-        records = self._recorded(step, model)
+        latest = trace.records[-1:]
+        recording = self._recorded(step, model)
         books = self._seen(step, model)
-        turn = partial(self._turned, records=records, is_checked=True)
+        turn = partial(self._turned, records=recording.records, is_checked=True)
         if books.has_failed(self.rollback):
             made = undo(step, models, opt_state, books, turn, self.options)
         elif books.trial is None and books.waiting:
-            made = self._attempt(step, models, opt_state, books, turn)
+            made = self._attempt(step, models, opt_state, books, turn, recording)
         else:
             made = Outcome(models, opt_state, books)
-        self._write(made.books.news(books))
+        if self._writer is not None:
+            self._write(made.books.news(books), recording, latest)
         (model, *copies), opt_state = made.models, made.opt_state
         answer = (model, opt_state) if followers is None else (model, opt_state, copies)
         # Pytrees are the caller's when this returns: no call in between, where Ctrl-C could come.
-        self._books, trace.records, self._is_checked = made.books, records, True
+        self._books, trace.records, self._is_checked = made.books, recording.records, True
         if made.warning:  # nothing was cut
             _warn(made.warning)
         return answer
@@ -385,23 +388,38 @@ class InTrainingReducer:
             f"the next attempt is due after step {later[0]}" if later else "it was the last attempt"
         )
 
-    def _recorded(self, step: int, model: Any) -> list[HankelRecord]:
-        """The records of the trace with those of this step."""
+    def _recorded(self, step: int, model: Any) -> HankelTrace:
+        """A copy of the trace with the records of this step."""
         if self.trace is None:
-            return []
-        before = self.trace.records
+            return HankelTrace(1)
         trace = copy.copy(self.trace)
-        trace.records = list(before)
+        trace.records = list(trace.records)
+        self._try_to_record(step, partial(trace.step, step, model, self.options))
+        return trace
+
+    def _try_to_record(self, step: int, record: Callable[[], None]) -> None:
         try:
-            trace.step(step, model, self.options)
+            record()
             self._is_recording = True
         except SSMReduceError as error:
             if self._is_recording:
                 _warn(f"no record of the trace after step {step}, nor while this lasts: {error}")
             self._is_recording = False
-        if self._writer is not None and trace.records[-1:] != before[-1:]:
-            write_trace(self._writer, trace)
-        return trace.records
+
+    def _calibrated(
+        self,
+        calibrate: Callable[[Any], Calibration],
+        step: int,
+        recording: HankelTrace,
+        found: Layers,
+    ) -> Calibration:
+        """What an attempt cuts by, which the trace shows too."""
+        data = calibrate(found.model)
+        check_instance(data, Calibration, "data(model)", "calibrate(model, batches)")
+        if self.trace is not None:
+            trained = [each for each in found.meant if each.path not in found.copies]
+            self._try_to_record(step, partial(recording.record_layers, step, trained, data))
+        return data
 
     def _seen(self, step: int, model: Any) -> Books:
         """The books at the beginning of a step."""
@@ -416,7 +434,13 @@ class InTrainingReducer:
         )
 
     def _attempt(
-        self, step: int, models: Sequence[Any], opt_state: Any, books: Books, turn: Turn
+        self,
+        step: int,
+        models: Sequence[Any],
+        opt_state: Any,
+        books: Books,
+        turn: Turn,
+        recording: HankelTrace,
     ) -> Outcome:
         if not books.may_cut(self.rollback):
             warning = (
@@ -428,7 +452,8 @@ class InTrainingReducer:
         together(
             found.framework, models[0], found.check
         )  # an error of the user, not of this attempt
-        settings = self.order, self.gate, self.rollback is not None, self.data
+        data = None if self.data is None else partial(self._calibrated, self.data, step, recording)
+        settings = self.order, self.gate, self.rollback is not None, data
         try:
             return attempt(step, found, models, opt_state, books, turn, *settings)
         except SSMReduceError as error:
@@ -438,10 +463,17 @@ class InTrainingReducer:
             )
             return Outcome(models, opt_state, replace(books, waiting=False), warning)
 
-    def _write(self, events: Iterable[ReductionEvent]) -> None:
-        if self._writer is not None:
-            for event in events:
-                write_event(self._writer, event)
+    def _write(
+        self,
+        events: Iterable[ReductionEvent],
+        recording: HankelTrace,
+        latest: Sequence[HankelRecord],
+    ) -> None:
+        """Tell the writer of events, and of records if the last of them is not the latest one any more."""
+        if recording.records[-1:] != latest:
+            write_trace(self._writer, recording)
+        for event in events:
+            write_event(self._writer, event)
 
 
 def _warn(message: str) -> None:

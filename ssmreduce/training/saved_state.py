@@ -228,10 +228,10 @@ def _check_arrays(event: ReductionEvent, name: str) -> None:
             )
 
 
-def _check_values(hsv: Any, name: str) -> None:
+def _check_values(hsv: Any, name: str, key: str = "hsv") -> None:
     if (hsv < 0).any() or (np.diff(hsv) > 0).any():
         raise ShapeError(
-            f'`{name}["hsv"]` is not sorted, or negative somewhere; expected nonnegative numbers in '
+            f'`{name}["{key}"]` is not sorted, or negative somewhere; expected nonnegative numbers in '
             "descending order. Take another file."
         )
 
@@ -370,11 +370,14 @@ def _records(saved: object, name: str, trace: HankelTrace | None) -> list[Hankel
 
 def _record(saved: object, name: str) -> HankelRecord:
     values = _dict_of(saved, name, _RECORD)
-    for key in ("hsv", "shares"):
+    has_data = values["data_hsv"] is not None
+    for key in ("hsv", "shares", "data_hsv") if has_data else ("hsv", "shares"):
         _check_plain(values[key], f'{name}["{key}"]')
     with _inside(name):
         record = HankelRecord.from_dict(values)
     _check_values(record.hsv, name)
+    if record.data_hsv is not None:
+        _check_values(record.data_hsv, name, "data_hsv")
     if record.shares.shape[:-1] != record.hsv.shape[:-1]:
         raise ShapeError(
             f'`{name}["shares"]` has shape {record.shares.shape} but "hsv" has {record.hsv.shape}; expected '

@@ -32,7 +32,9 @@ from ssmreduce._checks import (
 )
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.layers.options import CutOptions
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import with_full_layers
 from ssmreduce.models.search import find_layers
 
@@ -63,12 +65,17 @@ class HankelRecord:
         Hankel singular values, descending; for each channel where they run apart.
     shares : (..., n) array
         How Σ σ_k is shared out among the states.
+    data_hsv : (..., n) array or None
+        The same values between what recorded sequences excite and what is observed, descending: those by
+        which ``method="balanced"`` cuts, in proportion to the inputs. None without data, and for layers that
+        have none: LinOSS, and S4 with a state matrix that is not diagonal.
     """
 
     step: int
     layer: str
     hsv: HostArray = field(repr=False)
     shares: HostArray = field(repr=False)
+    data_hsv: HostArray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         step = whole_number(self.step, "step", "the number of updates done")
@@ -81,16 +88,24 @@ class HankelRecord:
                 "at least one state."
             )
         vars(self).update(step=step, hsv=hsv, shares=shares)
+        if self.data_hsv is not None:
+            by_data = real_values(self.data_hsv, "data_hsv", "as many values as hsv")
+            if by_data.shape != hsv.shape:
+                raise ShapeError(
+                    f"`data_hsv` has shape {by_data.shape} and `hsv` {hsv.shape}; expected the same."
+                )
+            vars(self).update(data_hsv=by_data)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON."""
         arrays = {"hsv": self.hsv.tolist(), "shares": self.shares.tolist()}
-        return {"step": self.step, "layer": self.layer, **arrays}
+        by_data = None if self.data_hsv is None else self.data_hsv.tolist()
+        return {"step": self.step, "layer": self.layer, **arrays, "data_hsv": by_data}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HankelRecord:
         """Return the record that `to_dict` made `values` of."""
-        return cls(**fields_of(values, "step", "layer", "hsv", "shares"))
+        return cls(**fields_of(values, "step", "layer", "hsv", "shares", "data_hsv"))
 
     def kept(self, share: float) -> HostArray:
         """Return the fewest states that make up `share` of the sum, largest first (flat indices)."""
@@ -148,11 +163,13 @@ class HankelTrace:
     Notes
     -----
     A record costs about as much as a cut of each layer, O(n³). Pass the trace to `InTrainingReducer`,
-    or call `step` in the loop, also without any cut.
+    or call `step` in the loop, also without any cut. With ``data`` a record has data-driven values too; a
+    reducer with ``data`` records them at its attempts, when it calibrates.
 
     A long trace thins itself. Once a layer has more than 200 records, its latest 50 stay, and the last before
-    and the first after a change of the number of states. Of the others every second one goes: twice as
-    many updates, or four times, lie between them then, which `spacing` tells.
+    and the first after a change of the number of states. Of the others every second one goes, one without
+    data if there is a choice: twice as many updates, or four times, lie between them then, which `spacing`
+    tells.
 
     References
     ----------
@@ -191,24 +208,58 @@ class HankelTrace:
         if whole_number(step, "step", "the number of updates done") % self.every == 0:
             self.record(step, model, options)
 
-    def record(self, step: int, model: Any, options: CutOptions = CutOptions()) -> None:
+    def record(
+        self,
+        step: int,
+        model: Any,
+        options: CutOptions = CutOptions(),
+        *,
+        data: Calibration | None = None,
+    ) -> None:
         """Record every layer of `model` now; either all of them or, if one cannot be balanced, none.
 
-        Of `options` counts what they say about layers to exclude or to pass over, and what they are.
+        Parameters
+        ----------
+        step : int
+            Number of updates done. Records of this step and as many states are replaced.
+        model : object
+            A model, or a layer.
+        options : CutOptions
+            What they say about layers to exclude or to pass over, and what they are.
+        data : Calibration, optional
+            What the layers are given: data-driven values stand beside the others then.
 
         Raises
         ------
         SSMReduceError
-            If a layer holds NaN, or is not stable and there is no horizon; or if there is no layer.
+            If a layer holds NaN, or is not stable and there is no horizon; or if there is no layer, or one of
+            which `data` has no record.
         """
         step = whole_number(step, "step", "the number of updates done")
         check_instance(options, CutOptions, "options", 'CutOptions(exclude=("name",))')
-        found = with_full_layers(find_layers(model, options))
-        new = [
-            HankelRecord(step, handle.name, *handle.kind.shares(handle.weights, self.horizon))
-            for handle in found.meant
+        if data is not None:
+            check_instance(data, Calibration, "data", "calibrate(model, batches)")
+        self.record_layers(step, with_full_layers(find_layers(model, options)).meant, data)
+
+    def record_layers(
+        self, step: int, handles: Sequence[LayerHandle], data: Calibration | None
+    ) -> None:
+        """The same of layers that were found."""
+        new = [self._record_of(step, handle, data) for handle in handles]
+        again = {(each.step, each.layer, each.shares.shape) for each in new}
+        kept = [
+            each for each in self.records if (each.step, each.layer, each.shares.shape) not in again
         ]
-        self.records[:] = thinned([*self.records, *new], self.every)
+        self.records[:] = thinned([*kept, *new], self.every)
+
+    def _record_of(self, step: int, handle: LayerHandle, data: Calibration | None) -> HankelRecord:
+        hsv, shares = handle.kind.shares(handle.weights, self.horizon)
+        by_data = None
+        if data is not None:
+            record = data.record_of(handle)
+            own = record.data(record.outputs(handle))
+            by_data = handle.kind.data_scores(handle.weights, own, self.horizon)
+        return HankelRecord(step, handle.name, hsv, shares, by_data)
 
     def of_layer(self, layer: str) -> list[HankelRecord]:
         """Return the records of one layer, in order.
@@ -330,9 +381,10 @@ def _thinned_layer(records: list[HankelRecord], every: int) -> list[HankelRecord
 
 
 def _apart(records: Sequence[HankelRecord], spacing: int) -> Iterator[HankelRecord]:
-    """The first record of every so many updates: those of twice as many are among them."""
+    """The first record of every so many updates, or with data: those of twice as many are among them."""
     for _, group in itertools.groupby(records, lambda record: record.step // spacing):
-        yield next(group)
+        own = list(group)
+        yield next((record for record in own if record.data_hsv is not None), own[0])
 
 
 def _agreement(earlier: HankelRecord, latest: HankelRecord, share: float) -> Agreement:
