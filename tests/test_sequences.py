@@ -6,8 +6,17 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from s5 import S5
 
-from ssmreduce import DiagonalStateSpace, Discrete, StateSpace, controllability_gramian, simulate
+from ssmreduce import (
+    DiagonalStateSpace,
+    Discrete,
+    StateSpace,
+    controllability_gramian,
+    read_system,
+    simulate,
+)
 from ssmreduce.errors import ShapeError
 from ssmreduce.gramians import sequences as module
 from ssmreduce.gramians.sequences import (
@@ -103,25 +112,83 @@ def test_readout_and_output_matrix_are_inverse(case):
     np.testing.assert_array_equal(output_matrix(K, both_directions=both), system.C)
 
 
-def test_sums_are_those_of_brute_force():
-    system = drawn((), 3, 2)
+@pytest.mark.parametrize("case", CASES)
+def test_sums_are_those_of_brute_force(case):
+    batch, m, p, both = CASES[case]
+    system = drawn(batch, m, p)
     u = inputs_of(system)
     rng = np.random.default_rng(2)
-    y, weights = rng.normal(size=(6, 20, 2)), rng.uniform(size=(6, 20))
-    sums = feature_sums(system, Sequences(u, y, weights))
-    gram, seen, energy = np.zeros((8, 8)), np.zeros((8, 2)), 0.0
-    for k in range(6):
-        h = np.zeros(4, complex)
-        for t in range(20):
-            h = system.eigenvalues * h + system.B @ u[k, t]
-            f = np.stack([h.real, h.imag], axis=-1).ravel()
-            wanted = y[k, t] - system.D @ u[k, t]
-            gram += weights[k, t] * np.outer(f, f)
-            seen += weights[k, t] * np.outer(f, wanted)
-            energy += weights[k, t] * wanted @ wanted
-    np.testing.assert_allclose(sums.gram, gram, rtol=1e-12, atol=1e-12 * np.abs(gram).max())
-    np.testing.assert_allclose(sums.seen, seen, rtol=1e-12, atol=1e-12 * np.abs(gram).max())
-    np.testing.assert_allclose(sums.energy, energy, rtol=1e-12)
+    width = p // 2 if both else p * (batch[0] if batch else 1)
+    y, weights = rng.normal(size=(6, 20, width)), rng.uniform(size=(6, 20))
+    sums = feature_sums(system, Sequences(u, y, weights), both_directions=both)
+    for k, part in enumerate([system[i] for i in range(5)] if batch else [system]):
+        own = (u[:, :, k : k + 1], y[:, :, p * k : p * (k + 1)]) if batch else (u, y)
+        expected = brute_force(part, *own, weights, both)
+        found = (each[k] if batch else each for each in (sums.gram, sums.seen, sums.energy))
+        size = np.abs(expected[0]).max()
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * size)
+
+
+def brute_force(system, u, y, weights, both):
+    """Φ, R and E of one system, summed step by step."""
+    n, D = system.order, system.D
+    D = np.add(*np.split(D, 2)) if both else D
+    gram = seen = energy = 0.0
+    for inputs, wanted, weight in zip(u, y, weights, strict=True):
+        forth, back = (np.zeros((len(inputs) + 1, n), complex) for _ in range(2))
+        for t in range(len(inputs)):  # the last row of each stays zero: the state at rest
+            forth[t] = system.eigenvalues * forth[t - 1] + system.B @ inputs[t]
+            last = len(inputs) - 1 - t
+            back[last] = system.eigenvalues * back[last + 1] + system.B @ inputs[last]
+        for t, step in enumerate(inputs):
+            states = (forth[t], back[t]) if both else (forth[t],)
+            f = np.stack([part for h in states for part in (h.real, h.imag)], axis=-1).ravel()
+            rest = wanted[t] - D @ step
+            gram = gram + weight[t] * np.outer(f, f)
+            seen = seen + weight[t] * np.outer(f, rest)
+            energy = energy + weight[t] * rest @ rest
+    return gram, seen, energy
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_states_are_those_of_the_real_layer(both):
+    torch.manual_seed(0)
+    layer = S5(6, 8, bidir=both)
+    kind = read_system(layer)
+    u = inputs_of(kind, 3, 15)
+    sums = feature_sums(
+        kind, Sequences(u, np.zeros((3, 15, 6)), np.ones((3, 15))), both_directions=both
+    )
+    own = []
+    for k in range(8):  # output weights that read one state after the other
+        with torch.no_grad():
+            layer.seq.C.zero_()
+            layer.seq.C[:2, k] = torch.tensor([1.0, -1.0j])
+            if both:
+                layer.seq.C[2:4, 8 + k] = torch.tensor([1.0, -1.0j])
+            layer.seq.D.zero_()
+            out = layer(torch.tensor(u, dtype=torch.float32)).double().numpy()
+        own.append(out[..., : 4 if both else 2] / read_system(layer).C[0, k].real)
+    features = np.stack(own, axis=-2).reshape(3 * 15, -1)
+    expected = features.T @ features
+    np.testing.assert_allclose(sums.gram, expected, rtol=0, atol=1e-5 * expected.max())
+
+
+def test_sums_of_sequences_add_up():
+    system = drawn((), 3, 4)
+    u = inputs_of(system, 7, 12)
+    y, weights = (
+        output(system, u, both_directions=True),
+        np.random.default_rng(0).uniform(size=(7, 12)),
+    )
+    whole, *parts = (
+        feature_sums(system, Sequences(u[at], y[at], weights[at]), both_directions=True)
+        for at in (slice(None), slice(3), slice(3, 7))
+    )
+    for name in ("gram", "seen", "energy"):
+        added = sum(getattr(part, name) for part in parts)
+        np.testing.assert_allclose(added, getattr(whole, name), rtol=1e-12, atol=1e-10)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -169,27 +236,39 @@ def test_a_fit_to_the_own_output_gives_the_own_weights(case):
 def test_a_fit_is_that_of_dense_least_squares():
     rng = np.random.default_rng(0)
     X, Y, weights = rng.normal(size=(300, 6)), rng.normal(size=(300, 2)), rng.uniform(size=300)
+    X = (
+        X @ rng.normal(size=(6, 6)) * 10.0 ** np.arange(-2, 4)
+    )  # features of unlike size that overlap
     X[:, 4] = 0.0  # a feature that rests gets no weight
     W = X * weights[:, None]
     K = FeatureSums(W.T @ X, W.T @ Y, np.asarray(0.0)).fitted()
-    root = np.sqrt(weights)[:, None]
-    expected = np.linalg.lstsq(root * np.delete(X, 4, 1), root * Y, rcond=None)[0].T
-    np.testing.assert_allclose(np.delete(K, 4, 1), expected, atol=1e-5)
+    root, kept = np.sqrt(weights)[:, None], np.delete(X, 4, 1)
+    lengths = np.linalg.norm(root * kept, axis=0)
+    rows = np.vstack([root * kept / lengths, np.sqrt(module.RIDGE) * np.eye(5)])
+    wanted = np.vstack([root * Y, np.zeros((5, 2))])
+    expected = np.linalg.lstsq(rows, wanted, rcond=None)[0].T
+    np.testing.assert_allclose(np.delete(K, 4, 1) * lengths, expected, atol=1e-10)
     np.testing.assert_array_equal(K[:, 4], 0.0)
 
 
 @pytest.mark.parametrize("both", [False, True])
 def test_state_moments_of_white_inputs_tend_to_the_gramian(both):
-    system = drawn((), 2, 4 if both else 2, n=3)
-    u = np.random.default_rng(3).normal(size=(2000, 120, 2))
-    targets = np.zeros((2000, 120, 2))
-    late = np.zeros((2000, 120))
-    late[:, 60] = 1.0  # away from both ends
-    gram = feature_sums(system, Sequences(u, targets, late), both_directions=both).gram
-    P = state_moment(gram, both_directions=both) / late.sum()
-    expected = controllability_gramian(system)
-    # 2,000 samples: 1/sqrt(2000) of the largest entry is one standard deviation.
-    np.testing.assert_allclose(P, expected, atol=0.1 * np.abs(expected).max())
+    errors = []
+    for count in (40, 640):
+        apart = []
+        for seed in range(5):
+            system = drawn((), 2, 4 if both else 2, n=3, seed=seed)
+            u = np.random.default_rng(seed).normal(size=(count, 300, 2))
+            middle = np.zeros((count, 300))
+            middle[:, 150] = 1.0  # away from both ends
+            data = Sequences(u, np.zeros((count, 300, 2)), middle)
+            gram = feature_sums(system, data, both_directions=both).gram
+            P = state_moment(gram, both_directions=both) / count
+            expected = controllability_gramian(system.to_dense())
+            apart.append(np.linalg.norm(P - expected) / np.linalg.norm(expected))
+        errors.append(np.mean(apart))
+    assert errors[0] < 2.0 / np.sqrt(40)
+    assert 0.15 < errors[1] / errors[0] < 0.4  # a quarter: 1/√N with 16 times as many
 
 
 def test_groups_of_sums_are_those_of_their_features():
