@@ -27,10 +27,12 @@ from ssmreduce import (
     MeasuredError,
     ReductionSchedule,
     RollbackPolicy,
+    TotalBudget,
     calibrate,
     read_system,
     reduce_layer,
     reduce_model,
+    simulate,
 )
 from ssmreduce.errors import (
     CalibrationWarning,
@@ -39,6 +41,7 @@ from ssmreduce.errors import (
     ShapeError,
     SSMReduceError,
     UnreachableToleranceError,
+    UnstableSystemError,
     UnsupportedLayerError,
 )
 from ssmreduce.gramians.sequences import feedthrough, output
@@ -201,12 +204,18 @@ def test_poles_outside_of_the_circle_do_not_stop_a_cut():
     assert result.error_bound is None
 
 
-def test_full_order_changes_nothing():
-    weights = lru()
-    result = reduce_layer(weights, 24, kind="lru", data=data())
+@pytest.mark.parametrize("order", [24, 30, MeasuredError(1e-9)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_full_order_changes_nothing(name, order):
+    torch.manual_seed(0)
+    layer = LAYERS[name][0]()
+    before = copy.deepcopy(dict(layer if name == "LRU" else layer.named_parameters()))
+    result = reduce_layer(layer, order, kind=kind_of(name), data=data())
     assert result.choice is None
-    for name, value in weights.items():
-        assert result.layer[name] is value
+    assert result.new_order == result.old_order
+    assert result.layer is layer
+    for key, value in dict(layer if name == "LRU" else layer.named_parameters()).items():
+        np.testing.assert_array_equal(np.asarray(value.data), np.asarray(before[key].data))
 
 
 def test_an_order_rule_chooses_as_without_data():
@@ -218,13 +227,94 @@ def test_an_order_rule_chooses_as_without_data():
 
 
 @pytest.mark.parametrize("relative", [0.3, 0.05])
-def test_a_measured_error_is_that_of_held_out_outputs(relative):
+@pytest.mark.parametrize("name", ["LRU", "S5", "S5 in both directions"])
+@pytest.mark.parametrize("method", ["best", "balanced"])
+def test_a_measured_error_is_that_of_held_out_outputs(name, relative, method):
+    options = CutOptions(method=method)
+
+    def cut(order):
+        torch.manual_seed(0)
+        layer = LAYERS[name][0]()
+        before = read_system(layer, kind=kind_of(name))
+        result = reduce_layer(layer, order, kind=kind_of(name), data=data(), options=options)
+        return result, held_out_error(before, read_system(result.layer, kind=kind_of(name)), name)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
-        cut = reduce_layer(lru(), MeasuredError(relative), kind="lru", data=data()).cut
-        assert cut.output_error <= relative
-        less = reduce_layer(lru(), cut.new_order - 1, kind="lru", data=data()).cut
-    assert less.output_error > relative
+        result, error = cut(MeasuredError(relative))
+        assert error <= relative * (1 + 1e-5)  # in float32 of the layer
+        assert error == pytest.approx(result.cut.output_error, rel=1e-4)
+        _, more = cut(result.new_order - 1)
+    assert more > relative
+
+
+def held_out_error(before, after, name):
+    """Error of outputs on every fourth sequence, by simulation, over what is not feedthrough."""
+    u = slow_inputs(64, 60, 6)[3::4]
+    both = LAYERS[name][1]
+    lost = total = 0.0
+    for sequence in u:
+        wanted, found = (both_ways(system, sequence, both) for system in (before, after))
+        rest = wanted - feedthrough(before, sequence[None], both_directions=both)[0]
+        lost, total = lost + np.sum((wanted - found) ** 2), total + np.sum(rest**2)
+    return np.sqrt(lost / total)
+
+
+def both_ways(system, sequence, both):
+    if not both:
+        return simulate(system, sequence)
+    forth, back = (
+        np.split(simulate(system, sequence), 2, axis=1)[0],
+        simulate(system, sequence[::-1]),
+    )
+    return forth + np.split(back, 2, axis=1)[1][::-1]
+
+
+def test_a_measured_error_in_a_model_holds_for_every_layer():
+    model, batches = model_and_batches(count=4)
+    calibration = calibrate(model, batches)
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1), MeasuredError(0.3), data=lambda model: calibration
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        reports = [reduce_model(copy.deepcopy(model), MeasuredError(0.3), data=calibration).report]
+        reducer.step(1, model, torch.optim.Adam(model.parameters()))
+    reports.append(reducer.last_cut)
+    for report in reports:
+        assert [part.cut.output_error <= 0.3 for part in report.values()] == [True, True]
+    orders = [[part.new_order for part in report.values()] for report in reports]
+    assert orders[0] == orders[1]
+
+
+def test_a_measured_error_stops_at_what_the_data_excite():
+    pulse = np.zeros((8, 5, 6))
+    pulse[:, 0, 0] = 1.0
+    short = Calibration.of_inputs({"model": pulse})
+    options = CutOptions(method="balanced")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        cut = reduce_layer(lru(), MeasuredError(0.1), kind="lru", data=short, options=options).cut
+    assert cut.new_order <= 3
+    assert cut.output_error <= 0.1
+
+
+def test_a_budget_is_shared_out_as_without_data():
+    model, batches = model_and_batches(count=4)
+    calibration = calibrate(model, batches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        plain, own = (
+            reduce_model(copy.deepcopy(model), TotalBudget(20), data=each).report.totals()
+            for each in (None, calibration)
+        )
+    assert plain[1] == own[1] == 20
+    with torch.no_grad():
+        model.second.seq.Lambda[3] = 0.05 + 2j  # |λ| a little above 1
+    with pytest.raises(UnstableSystemError):
+        reduce_model(copy.deepcopy(model), TotalBudget(20))
+    report = reduce_model(model, TotalBudget(20), data=calibrate(model, batches)).report
+    assert report.totals()[1] <= 20
 
 
 def test_a_bound_is_promised_by_the_white_cut_alone():
@@ -273,6 +363,22 @@ def test_an_order_above_what_the_data_excite_is_refused():
     short = Calibration.of_inputs({"model": constant[:, :5]})
     with pytest.raises(OrderError, match="excite 3 of 24 states"):
         reduce_layer(weights, 8, kind="lru", data=short, options=CutOptions(method="balanced"))
+
+
+@pytest.mark.parametrize("order", [8, MeasuredError(0.1), HankelMass(0.9)])
+@pytest.mark.parametrize("rest", [slice(None), slice(3, None, 4), np.arange(16) % 4 != 3])
+def test_data_that_excite_nothing_are_refused(order, rest):
+    u = slow_inputs(16, 20, 6)
+    u[rest] = 0.0
+    weights = lru()
+    still = Calibration.of_inputs({"model": u})
+    with pytest.raises(OrderError, match="excite 0 of 24 states of layer `model`"):
+        reduce_layer(weights, order, kind="lru", data=still)
+    nothing = still.to_arrays() | {"model/held_out": np.zeros(16, bool)}
+    with pytest.raises(OrderError, match="excite 0 of 24 states"):
+        reduce_model(weights, order, kind="lru", data=Calibration.from_arrays(nothing))
+    for name, value in lru().items():
+        np.testing.assert_array_equal(weights[name], value)
 
 
 def test_few_sequences_are_said_to_be_few():

@@ -294,7 +294,8 @@ class Calibration:
             (record,) = self.layers.values()
         if record is None:
             raise ShapeError(
-                f"`data` has the layers {listed(self.layers)}; expected one of the name `{handle.name}`. "
+                f"`data` has the layers {listed(self.layers) or 'none'}; expected one of the name "
+                f"`{handle.name}`. "
                 "Calibrate this model."
             )
         batch, inputs, _ = handle.kind.ports(handle.weights)

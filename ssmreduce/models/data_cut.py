@@ -14,9 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from ssmreduce.errors import CalibrationWarning, SSMReduceError
+from ssmreduce.errors import CalibrationWarning, OrderError, SSMReduceError
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.transaction import commit
+from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import Candidates, LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration, Runs
@@ -135,6 +136,7 @@ def planned_with_data(
     """Plan the cut of one layer by what it is given; candidates are compared by a loss if there is one."""
     started = time.perf_counter()
     data = record.data(record.outputs(handle))
+    _check_excites(handle, data)
     found = handle.kind.candidates(handle.weights, order, options, handle, data)
     choice, best = None, found.cuts[0]
     if best.new_order < best.old_order:
@@ -157,6 +159,17 @@ def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> tupl
         values = [np.inf if cut.output_error is None else cut.output_error for cut in cuts]
     best = int(np.argmin(values))
     return Choice(by, dict(zip(names, values, strict=True)), found.white), cuts[best]
+
+
+def _check_excites(handle: LayerHandle, data: LayerData) -> None:
+    """Raise `OrderError` unless something goes into a layer, in both parts of the sequences."""
+    for name, part in (("fitted to", data.fitting), ("held out", data.held_out)):
+        if not np.any(part.inputs[part.weights > 0.0]):
+            raise OrderError(
+                f"`data` excite 0 of {handle.kind.order(handle.weights)} states of layer `{handle.name}` by "
+                f"the sequences that are {name}; expected inputs that are not zero. Calibrate with more, or "
+                "other, batches."
+            )
 
 
 def _check_rows(handle: LayerHandle, rows: float, cut: LayerCut) -> None:

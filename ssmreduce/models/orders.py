@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ssmreduce.errors import OrderError
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import OrderError, UnstableSystemError
 from ssmreduce.frameworks.framework import LayerHandle, listed
 from ssmreduce.layers.options import CutOptions, names_meant
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.reduction.order import OrderRule, TotalBudget, as_rule
 
 Order = int | OrderRule | Mapping[str, int | OrderRule]
@@ -19,6 +21,7 @@ def layer_orders(
     order: Order,
     firsts: Mapping[str, str],
     options: CutOptions,
+    data: Calibration | None = None,
 ) -> dict[str, int | OrderRule]:
     """One order per layer by name: `order` itself, its own one, or its share in a total budget.
 
@@ -29,7 +32,7 @@ def layer_orders(
     if isinstance(order, Mapping):
         return _named_orders(order, firsts)
     if isinstance(order, TotalBudget):
-        return {**_shares(own, order, options)}
+        return {**_shares(own, order, options, data)}
     return dict.fromkeys(own, order)
 
 
@@ -83,6 +86,7 @@ def _shares(
     layers: Mapping[str, LayerHandle],
     budget: TotalBudget,
     options: CutOptions,
+    data: Calibration | None,
 ) -> dict[str, int]:
     """Shares, multiples if asked, whose sum with what stays as it is does not exceed the budget.
 
@@ -105,9 +109,7 @@ def _shares(
         return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, multiple_of)
     if not free:
         return fixed
-    scores = {
-        name: layers[name].kind.scores(layers[name].weights, options.horizon) for name in free
-    }
+    scores = {name: _scores(layers[name], options, data) for name in free}
     # Entry k: what is left out first where k multiples are kept.
     values = {name: each[::multiple_of] for name, each in scores.items()}
     shares = dict(fixed)
@@ -120,6 +122,16 @@ def _shares(
         whole = {name: sizes[name] for name in names if wanted[name] >= sizes[name]}
         shares |= whole or wanted
     return shares
+
+
+def _scores(handle: LayerHandle, options: CutOptions, data: Calibration | None) -> HostArray:
+    """Scores of a layer; with data, one that is not stable is looked at over the recorded sequences."""
+    try:
+        return handle.kind.scores(handle.weights, options.horizon)
+    except UnstableSystemError:
+        if data is None or options.horizon is not None:
+            raise
+        return handle.kind.scores(handle.weights, data.record_of(handle).inputs.shape[1])
 
 
 def _equal_shares(

@@ -214,7 +214,7 @@ def decide_cut(
 ) -> Results:
     """Plan all layers of a model; those left out by name count in a total budget alone."""
     layers = {handle.name: handle for handle in found.meant}
-    orders = layer_orders(layers, order, found.firsts, found.options)
+    orders = layer_orders(layers, order, found.firsts, found.options, data)
     orders = {name: own for name, own in orders.items() if not leave_out(name)}
     results = _all_reduced(found, orders, data)
     if found.options.uniform and results:
