@@ -500,6 +500,14 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         sr.sweep,
         {"model": model(), "orders": [2, sr.HankelMass(0.9)], "options": sr.CutOptions()},
     ),
+    "sweep of a layer with data": lambda: (
+        sr.sweep,
+        {
+            "model": equinox_layer(),
+            "orders": [2],
+            "data": sr.Calibration.of_inputs({"model": rng().normal(size=(8, 12, 2))}),
+        },
+    ),
     "Sweep.smallest": lambda: (
         sr.sweep(dense(), [1, 2, 4]).smallest,
         {"relative_error": 0.5},
@@ -552,6 +560,14 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "HankelTrace.record": lambda: (
         trace().record,
         {"step": 30, "model": equinox_layer(), "options": sr.CutOptions()},
+    ),
+    "HankelTrace.record with data": lambda: (
+        trace().record,
+        {
+            "step": 30,
+            "model": equinox_layer(),
+            "data": sr.Calibration.of_inputs({"model": rng().normal(size=(8, 12, 2))}),
+        },
     ),
     "HankelTrace.of_layer": lambda: (trace().of_layer, {"layer": "model"}),
     "HankelTrace.spacing": lambda: (trace().spacing, {"layer": "model"}),
