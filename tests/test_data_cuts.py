@@ -991,7 +991,7 @@ def test_with_a_loss_one_batch_at_least_is_held_out():
     model, batches = model_and_batches(count=3, size=32)
     data = calibrate(model, batches, loss=cross_entropy, max_sequences=16)
     assert len(data.runs.batches) == 2
-    assert data.runs.tells_loss
+    assert data.runs.held_out_loss is not None
 
 
 def test_a_loss_that_says_nothing_leaves_the_choice_to_outputs():

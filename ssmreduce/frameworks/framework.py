@@ -195,11 +195,11 @@ class Framework(ABC):
         self,
         model: Any,
         handles: Sequence[LayerHandle],
-        run: Callable[[], Any],
+        run: Callable[[Any], Any],
         *,
         differentiates: bool,
     ) -> dict[Path, list[Recorded]]:
-        """Call `run`, which runs `model` once, and return the calls of each layer in it.
+        """Call `run` with `model`, or a copy of it, and return the calls of each layer in it.
 
         Where it differentiates, `run` returns a scalar. The model is afterwards as before.
 
@@ -210,8 +210,8 @@ class Framework(ABC):
         """
         raise _no_runs(self, model)
 
-    def evaluated(self, model: Any, run: Callable[[], Any]) -> float:
-        """Return the scalar of `run`, which runs `model` once in evaluation mode."""
+    def evaluated(self, model: Any, run: Callable[[Any], Any]) -> float:
+        """Return the scalar of `run` with `model` in evaluation mode."""
         raise _no_runs(self, model)
 
     def plain(self, model: Any) -> Any:
@@ -338,7 +338,8 @@ class NamedTrees(ABC):
 def _no_runs(framework: Framework, model: Any) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"`model` is a {type_name(model)}, in which {type(framework).__name__} records nothing; expected a "
-        "PyTorch module. Record what goes into the layers, and pass Calibration.of_inputs({name: inputs})."
+        "PyTorch or Equinox module. Record what goes into the layers, and pass "
+        "Calibration.of_inputs({name: inputs})."
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
 from ssmreduce.errors import OptimizerStateError, ShapeError
+from ssmreduce.frameworks import pytree_recording
 from ssmreduce.frameworks.framework import (
     Framework,
     LayerChange,
@@ -153,6 +154,9 @@ class PytreeFramework(Framework, NamedTrees):
             return jnp.asarray(_like(leaf, written_moment(field, moments[path], to_double(leaf))))
 
         return Prepared(new_model, jax.tree_util.tree_map_with_path(at, opt_state))
+
+    record = staticmethod(pytree_recording.record)
+    evaluated = staticmethod(pytree_recording.evaluated)
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy the arrays and numbers of both trees, safe from donated buffers."""

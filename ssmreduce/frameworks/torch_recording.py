@@ -27,7 +27,7 @@ from ssmreduce.frameworks.recording import Recorded
 
 
 def record(
-    model: Any, handles: Sequence[LayerHandle], run: Callable[[], Any], *, differentiates: bool
+    model: Any, handles: Sequence[LayerHandle], run: Callable[[Any], Any], *, differentiates: bool
 ) -> dict[Path, list[Recorded]]:
     """Run a model once and return the calls of each layer, in the order in which they are called first.
 
@@ -50,7 +50,7 @@ def record(
         try:
             for each in watched:
                 hooks += each.hooks()
-            value = run()
+            value = run(model)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -62,7 +62,7 @@ def record(
     return recorded
 
 
-def evaluated(model: Any, run: Callable[[], Any]) -> float:
+def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
     """Return the scalar of a run in evaluation mode, without a graph.
 
     Raises
@@ -71,7 +71,7 @@ def evaluated(model: Any, run: Callable[[], Any]) -> float:
         If it is no scalar.
     """
     with _untouched(model, (), differentiates=False), torch.no_grad():
-        return float(_checked_scalar(run()))
+        return float(_checked_scalar(run(model)))
 
 
 def plain(model: Any) -> Any:

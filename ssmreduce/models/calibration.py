@@ -70,7 +70,7 @@ class Runs:
         calls = found.framework.record(
             found.model,
             found.meant,
-            lambda: run(found.model, batch),
+            lambda model: run(model, batch),
             differentiates=differentiates,
         )
         mask = None if self.mask is None else np.asarray(to_host(self.mask(batch)), dtype=bool)
@@ -93,21 +93,38 @@ class Runs:
         parts = [self.recorded(alone, batch, differentiates=False) for batch in self.batches]
         return {name: joined([part[name] for part in parts]).inputs for name in names}
 
-    def held_out_loss(self, found: Layers) -> float:
-        """Mean loss of a model on the batches that were held out."""
-        loss = self.loss
-        assert loss is not None
-        values = [
-            found.framework.evaluated(found.model, partial(loss, found.model, batch))
-            for batch, held_out in zip(self.batches, self.held_out, strict=True)
-            if held_out
-        ]
-        return float(np.mean(values))
-
     @property
-    def tells_loss(self) -> bool:
-        """Whether there is a loss, and a batch that was held out."""
-        return self.loss is not None and any(self.held_out)
+    def held_out_loss(self) -> HeldOutLoss | None:
+        """What candidates are compared by, where there is a loss, and a batch that was held out."""
+        pairs = zip(self.batches, self.held_out, strict=True)
+        batches = [batch for batch, held_out in pairs if held_out]
+        return HeldOutLoss(self.loss, batches) if self.loss is not None and batches else None
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutLoss:
+    """A loss, and the batches that nothing is fitted to.
+
+    Attributes
+    ----------
+    loss : callable
+        As `calibrate` is told.
+    batches : list
+        One at least.
+    """
+
+    loss: Callable[[Any, Any], Any]
+    batches: list[Any]
+
+    def of(self, found: Layers) -> float:
+        """Mean loss of a model."""
+        evaluated, model = found.framework.evaluated, found.model
+        return float(
+            np.mean([evaluated(model, partial(self._on, batch)) for batch in self.batches])
+        )
+
+    def _on(self, batch: Any, model: Any) -> Any:
+        return self.loss(model, batch)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -20,7 +20,7 @@ from ssmreduce.frameworks.transaction import commit
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import Candidates, LayerCut
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.models.calibration import Calibration, Runs
+from ssmreduce.models.calibration import Calibration, HeldOutLoss, Runs
 from ssmreduce.models.cut import changes_of
 from ssmreduce.models.layer_records import LayerRecord
 from ssmreduce.models.report import Choice, LayerReduction
@@ -50,13 +50,16 @@ class DataCut:
         records = {each.name: self._record_of(each) for each in every}
         ranks = {id(record): rank for rank, record in enumerate(self._data.layers.values())}
         ordered = sorted(orders, key=lambda name: ranks[id(records[name])])
-        if self._runs is not None:  # the weights may have changed since they were recorded
+        runs = self._runs
+        if runs is not None:  # the weights may have changed since they were recorded
             framework = self._found.framework
-            records = self._again(records, self._found.of(framework.plain(self._found.model)))
+            plain = self._found.of(framework.plain(self._found.model))
+            records = self._again(runs, records, plain)
         results = {}
         for name in ordered:
             uncut = {each.name: records[each.name] for each in groups[name]}
-            own = uncut if self._behind is None else self._again(uncut, self._behind)
+            behind = self._behind
+            own = uncut if runs is None or behind is None else self._again(runs, uncut, behind)
             try:
                 first, *others = (
                     replace(own[each.name], targets=uncut[each.name].outputs(each))
@@ -81,15 +84,16 @@ class DataCut:
             if found.firsts[each.name] == name and each.path not in found.copies
         ]
 
-    def _again(self, records: Mapping[str, LayerRecord], model: Layers) -> dict[str, LayerRecord]:
+    def _again(
+        self, runs: Runs, records: Mapping[str, LayerRecord], model: Layers
+    ) -> dict[str, LayerRecord]:
         """Records with what the layers are given now, in the model or in a copy of it."""
-        assert self._runs is not None
         names = {
             each.name: own.name
             for each, own in zip(self._found.meant, model.meant, strict=True)
             if each.name in records
         }
-        inputs = self._runs.inputs(model, set(names.values()))
+        inputs = runs.inputs(model, set(names.values()))
         return {
             name: replace(record, inputs=inputs[names[name]]) for name, record in records.items()
         }
@@ -97,17 +101,16 @@ class DataCut:
     def _decided(
         self, handle: LayerHandle, order: int | OrderRule, record: LayerRecord
     ) -> LayerReduction:
-        loss = None
-        if self._runs is not None and self._runs.tells_loss:
-            loss = partial(self._loss, self._runs, handle)
+        held_out = None if self._runs is None else self._runs.held_out_loss
+        loss = None if held_out is None else partial(self._loss, held_out, handle)
         result = planned_with_data(handle, order, self._found.options, record, loss)
         if self._runs is not None and result.new_order < result.old_order:
             self._behind = self._with_cut(handle, result.cut)
         return result
 
-    def _loss(self, runs: Runs, handle: LayerHandle, cut: LayerCut) -> float:
+    def _loss(self, held_out: HeldOutLoss, handle: LayerHandle, cut: LayerCut) -> float:
         """Loss of the model with a candidate, on what was held out."""
-        return runs.held_out_loss(self._with_cut(handle, cut))
+        return held_out.of(self._with_cut(handle, cut))
 
     def _at(self, found: Layers, handle: LayerHandle) -> LayerHandle:
         """The layer in a copy of the model, whose wrappers may be gone."""

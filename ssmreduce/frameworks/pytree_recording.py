@@ -1,0 +1,68 @@
+"""Runs of Equinox models: what their layers are given, and how a loss depends on what they put out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ssmreduce._checks import type_name
+from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.pytree_callbacks import Heard, numbered
+from ssmreduce.frameworks.pytree_stand_ins import with_stand_ins
+from ssmreduce.frameworks.recording import Recorded
+
+
+def record(
+    model: Any, handles: Sequence[LayerHandle], run: Callable[[Any], Any], *, differentiates: bool
+) -> dict[Path, list[Recorded]]:
+    """Run a copy of a model once and return the calls of each layer, in the order in which they come first.
+
+    Raises
+    ------
+    ShapeError
+        If `run`, whose derivative is wanted, does not return a scalar.
+    UnsupportedLayerError
+        If a layer is no module, is given something else than sequences, or runs on several devices.
+    """
+    heard, model = Heard(), eqx.nn.inference_mode(model)
+
+    def value_of(numbers: Sequence[jax.Array]) -> Any:
+        value = run(with_stand_ins(model, handles, numbers))
+        return _checked_scalar(value) if differentiates else value
+
+    try:
+        with numbered(heard, handles) as numbers:
+            jax.block_until_ready((jax.grad(value_of) if differentiates else value_of)(numbers))
+    except ValueError as error:
+        if "ordered effects" not in str(error):
+            raise
+        raise UnsupportedLayerError(
+            "`model` or a batch is spread over several devices, where calls have no order; expected one "
+            "device. Pass jax.device_put(model, jax.devices()[0]), and batches alike."
+        ) from error
+    return heard.recorded()
+
+
+def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
+    """Return the scalar of a run in inference mode.
+
+    Raises
+    ------
+    ShapeError
+        If it is no scalar.
+    """
+    return float(_checked_scalar(run(eqx.nn.inference_mode(model))))
+
+
+def _checked_scalar(loss: Any) -> jax.Array:
+    if isinstance(loss, jax.Array) and loss.size == 1 and jnp.issubdtype(loss.dtype, jnp.floating):
+        return jnp.reshape(loss, ())
+    found = f"an array of shape {loss.shape}" if isinstance(loss, jax.Array) else type_name(loss)
+    raise ShapeError(
+        f"`loss` returned {found}; expected a scalar array. Take its mean over the batch."
+    )

@@ -1,0 +1,591 @@
+"""Calibration of Equinox models: what is recorded under JAX's transformations, and cuts by it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax_modules import S4D, make_s4d, make_s5, s5_weights
+
+from ssmreduce import (
+    Calibration,
+    CutOptions,
+    FixedOrder,
+    InTrainingReducer,
+    ReductionSchedule,
+    calibrate,
+    reduce_model,
+)
+from ssmreduce.demo.lru import LRU
+from ssmreduce.demo.model import SequenceClassifier
+from ssmreduce.errors import (
+    CalibrationWarning,
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    UnsupportedLayerError,
+)
+from ssmreduce.frameworks import pytree_callbacks
+
+Array = np.ndarray
+STATES, WIDTH, STEPS, SIZE = 8, 4, 20, 8
+
+
+def s5(seed: int = 0, layout: str = "C", **options: Any) -> Any:
+    weights = s5_weights(np.random.default_rng(seed), STATES, WIDTH, layout)
+    return make_s5(weights, "float32", **options)
+
+
+class Model(eqx.Module):
+    """Two layers with dropout between them, on (L, 3), read at the last step."""
+
+    encoder: eqx.nn.Linear
+    blocks: list[Any]
+    dropout: eqx.nn.Dropout
+    decoder: eqx.nn.Linear
+
+    def __init__(self, *blocks: Any) -> None:
+        keys = jax.random.split(jax.random.key(0))
+        self.encoder = eqx.nn.Linear(3, WIDTH, key=keys[0])
+        self.blocks = [*blocks] or [s5(0), s5(1)]
+        self.dropout = eqx.nn.Dropout(0.5)
+        self.decoder = eqx.nn.Linear(WIDTH, 4, key=keys[1])
+
+    def __call__(self, inputs: Any, key: Any = None) -> Any:
+        hidden = jax.vmap(self.encoder)(inputs)
+        for block in self.blocks:
+            hidden = self.dropout(hidden + jnp.tanh(block(hidden)), key=key)
+        return self.decoder(hidden[-1])
+
+
+def slow_inputs(count: int, width: int = 3, steps: int = STEPS, seed: int = 0) -> Array:
+    noise = np.random.default_rng(seed).normal(size=(count, steps, width))
+    return (0.3 * noise.cumsum(axis=1)).astype(np.float32)
+
+
+def make_batches(count: int = 4) -> list[tuple[Array, Array]]:
+    inputs = slow_inputs(count * SIZE)
+    labels = np.random.default_rng(1).integers(0, 4, count * SIZE)
+    return [*zip(np.split(inputs, count), np.split(labels, count), strict=True)]
+
+
+def cross_entropy(model: Any, batch: Any) -> Any:
+    scores = jax.vmap(model)(batch[0])
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, batch[1]))
+
+
+compiled = eqx.filter_jit(cross_entropy)
+
+
+@eqx.filter_jit
+def every_call(model: Any, batch: Any) -> Any:
+    return jax.vmap(model)(batch[0])
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model()
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[tuple[Array, Array]]:
+    return make_batches()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open():
+    yield
+    assert not pytree_callbacks._OPEN
+
+
+# --- Under transformations, against a model that is taken apart by hand
+
+
+def in_each_sequence(model: Model, hidden: Any) -> Any:
+    def one(hidden: Any) -> Any:
+        for block in model.blocks:
+            hidden = hidden + jnp.tanh(block(hidden))
+        return hidden
+
+    return jax.vmap(one)(hidden)
+
+
+def over_two_axes_of_which_one_is_last(model: Model, hidden: Any) -> Any:
+    folded = jnp.moveaxis(hidden.reshape(2, -1, *hidden.shape[1:]), 1, -1)
+    found = jax.vmap(jax.vmap(lambda each: in_each_sequence(model, each[None])[0], 2, 2))(folded)
+    return jnp.moveaxis(found, -1, 1).reshape(hidden.shape)
+
+
+def scanned(model: Model, hidden: Any) -> Any:
+    parts = [eqx.partition(block, eqx.is_array) for block in model.blocks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(arrays for arrays, _ in parts))
+
+    @jax.checkpoint
+    def step(hidden: Any, arrays: Any) -> tuple[Any, None]:
+        block = eqx.combine(arrays, parts[0][1])
+        return hidden + jnp.tanh(jax.vmap(block)(hidden)), None
+
+    return jax.lax.scan(step, hidden, stacked)[0]
+
+
+def compiled_inside(model: Model, hidden: Any) -> Any:
+    one = eqx.filter_jit(lambda block, hidden: hidden + jnp.tanh(jax.vmap(block)(hidden)))
+    for block in model.blocks:
+        hidden = one(block, hidden)
+    return hidden
+
+
+WAYS = [in_each_sequence, over_two_axes_of_which_one_is_last, scanned, compiled_inside]
+
+
+def loss_of(way: Callable[[Model, Any], Any]) -> Callable[[Model, Any], Any]:
+    def loss(model: Model, batch: Any) -> Any:
+        hidden = way(model, jax.vmap(jax.vmap(model.encoder))(batch[0]))
+        scores = jax.vmap(model.decoder)(hidden[:, -1])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, batch[1]))
+
+    return eqx.filter_jit(loss)
+
+
+@pytest.fixture(scope="module")
+def by_hand(model: Model, batches: Any) -> list[tuple[Array, Array]]:
+    """What goes into each layer, and the weights from derivatives by what is added to its output."""
+
+    def run(added: Any, batch: Any) -> Any:
+        hidden, given = jax.vmap(jax.vmap(model.encoder))(batch[0]), []
+        for block, more in zip(model.blocks, added, strict=True):
+            given.append(hidden)
+            hidden = hidden + jnp.tanh(jax.vmap(block)(hidden) + more)
+        scores = jax.vmap(model.decoder)(hidden[:, -1])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, batch[1])), given
+
+    differentiated = jax.jit(jax.grad(run, has_aux=True))
+    zeros = [jnp.zeros((SIZE, STEPS, WIDTH))] * 2
+    found = [differentiated(zeros, batch) for batch in batches]
+    result = []
+    for k in range(2):
+        squares = np.concatenate([(np.asarray(each[k]) ** 2).mean(-1) for each, _ in found])
+        inputs = np.concatenate([np.asarray(given[k]) for _, given in found])
+        result.append((inputs, squares / squares.mean(axis=1, keepdims=True) + 1e-3))
+    return result
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_records_are_those_of_a_model_taken_apart(way, model, batches, by_hand):
+    data = calibrate(model, batches, loss=loss_of(way))
+    assert [*data.layers] == ["blocks[0]", "blocks[1]"]
+    for (inputs, weights), found in zip(by_hand, data.layers.values(), strict=True):
+        np.testing.assert_allclose(found.inputs, inputs, atol=1e-5 * np.abs(inputs).max())
+        np.testing.assert_allclose(found.weights, weights, rtol=1e-3)
+        assert found.inputs.dtype == np.float32
+
+
+@pytest.mark.parametrize("way", [scanned])
+def test_without_a_loss_the_same_inputs_are_recorded(way, model, batches, by_hand):
+    data = calibrate(model, batches, forward=loss_of(way))
+    for (inputs, _), found in zip(by_hand, data.layers.values(), strict=True):
+        np.testing.assert_allclose(found.inputs, inputs, atol=1e-5 * np.abs(inputs).max())
+        np.testing.assert_array_equal(found.weights, 1.0 + 1e-3)
+
+
+def test_nothing_compiled_is_lost_and_one_program_serves_all_batches(model, batches):
+    traced = []
+
+    @eqx.filter_jit
+    def loss(model: Any, batch: Any) -> Any:
+        traced.append(1)
+        return cross_entropy(eqx.nn.inference_mode(model), batch)
+
+    before, own = (
+        loss(model, batches[0]),
+        [np.array(x) for x in jax.tree.leaves(eqx.filter(model, eqx.is_array))],
+    )
+    calibrate(model, batches, loss=loss)
+    assert len(traced) == 2
+    calibrate(model, batches, loss=loss)
+    assert loss(model, batches[0]) == before
+    assert len(traced) == 2
+    for array, kept in zip(jax.tree.leaves(eqx.filter(model, eqx.is_array)), own, strict=True):
+        np.testing.assert_array_equal(array, kept)
+    assert model.dropout.inference is False
+    assert [type(block).__mro__[1] for block in model.blocks] == [eqx.Module] * 2
+
+
+def test_calls_of_one_layer_keep_their_order_and_their_derivatives():
+    layer = eqx.filter_jit(lambda block, inputs: jax.vmap(block)(inputs))
+    inputs = [slow_inputs(4, WIDTH, seed=seed) for seed in range(6)]
+
+    @eqx.filter_jit
+    def loss(block: Any, batch: Any) -> Any:
+        # Nothing says which of these comes first, and each has its own last step that counts.
+        return sum(jnp.sum(layer(block, each)[:, k]) for k, each in enumerate(batch))
+
+    for _ in range(3):
+        (found,) = calibrate(s5(), [inputs, inputs], loss=loss).layers.values()
+        np.testing.assert_array_equal(found.inputs, np.concatenate(inputs * 2))
+        counted = np.argmax(found.weights, axis=1)
+        np.testing.assert_array_equal(counted, np.tile(np.repeat(np.arange(6), 4), 2))
+
+
+def test_chunks_of_a_scan_are_sequences():
+    chunks = [slow_inputs(3, WIDTH, seed=seed) for seed in range(4)]
+
+    @eqx.filter_jit
+    def loss(block: Any, batch: Any) -> Any:
+        def step(total: Any, chunk: Any) -> tuple[Any, None]:
+            return total + jnp.sum(jax.vmap(block)(chunk)[:, -1] ** 2), None
+
+        return jax.lax.scan(step, 0.0, jnp.stack(batch))[0]
+
+    (found,) = calibrate(s5(), [chunks, chunks], loss=loss).layers.values()
+    np.testing.assert_array_equal(found.inputs, np.concatenate(chunks * 2))
+    np.testing.assert_allclose(found.weights[:, -1], STEPS, rtol=1e-2)
+
+
+# --- Kinds of layers
+
+
+class Batched(eqx.Module):
+    """A layer that is given batches, as the demo's."""
+
+    layer: LRU
+
+    def __call__(self, inputs: Any) -> Any:
+        return inputs + jnp.tanh(self.layer(inputs))
+
+
+class Single(eqx.Module):
+    """A layer that is given one sequence."""
+
+    layer: Any
+
+    def __call__(self, inputs: Any) -> Any:
+        return jax.vmap(lambda each: each + jnp.tanh(self.layer(each)))(inputs)
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "LRU": lambda: Batched(LRU(STATES, WIDTH, rng=np.random.default_rng(0))),
+    "S5, half of the spectrum": lambda: Single(s5()),
+    "S5, all of it": lambda: Single(s5(conj_sym=False)),
+    "S5 in both directions": lambda: Single(s5(layout="both", bidirectional=True)),
+    "S4D": lambda: Single(make_s4d(np.random.default_rng(0), STATES, WIDTH, "float32")),
+}
+
+
+@eqx.filter_jit
+def last_square(model: Any, batch: Any) -> Any:
+    return jnp.mean(model(batch)[:, -1] ** 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_recorded(kind):
+    model = KINDS[kind]()
+    given = [slow_inputs(16, WIDTH, seed=seed) for seed in range(4)]
+    (found,) = calibrate(model, given, loss=last_square).layers.values()
+    np.testing.assert_array_equal(found.inputs, np.concatenate(given))
+    np.testing.assert_allclose(found.weights[:, -1], STEPS, rtol=1e-2)  # read at the last alone
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "LRU" else pytest.mark.slow) for kind in KINDS]
+)
+def test_each_kind_is_cut_by_its_loss(kind):
+    model = KINDS[kind]()
+    data = calibrate(
+        model, [slow_inputs(16, WIDTH, seed=seed) for seed in range(4)], loss=last_square
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        (part,) = reduce_model(model, 3, data=data).report.values()
+    assert part.choice.by == "loss"
+    assert part.choice.values[part.reduction.method] == min(part.choice.values.values())
+    assert part.new_order in (2, 3)
+
+
+def test_a_kernel_is_recorded_with_channels_in_front_as_well():
+    class ChannelsFirst(eqx.Module):
+        kernel: Any
+
+        def __call__(self, inputs: Any) -> Any:
+            return S4D(2 * STATES, self.kernel)(inputs.T).T
+
+    given = slow_inputs(8, WIDTH)
+    kernel = make_s4d(np.random.default_rng(0), STATES, WIDTH, "float32").kernel
+    layer = ChannelsFirst(kernel)
+    turned = np.swapaxes(given, 1, 2)
+
+    @eqx.filter_jit
+    def loss(model: Any, batch: Any) -> Any:
+        return jnp.mean(jax.vmap(model)(batch)[:, :, 5] ** 2)
+
+    (found,) = calibrate(layer, [turned, turned], loss=loss).layers.values()
+    np.testing.assert_array_equal(found.inputs[:8], given)
+    np.testing.assert_allclose(found.weights[:, 5], STEPS, rtol=1e-2)
+
+
+def test_a_layer_that_puts_out_a_tuple_hands_on_the_rest():
+    class Pair(LRU):
+        def __call__(self, inputs: Any) -> Any:
+            return super().__call__(inputs), {"steps": inputs.shape[1]}, None
+
+    model = Batched(Pair(STATES, WIDTH, rng=np.random.default_rng(0)))
+    given = slow_inputs(8, WIDTH)
+
+    @eqx.filter_jit
+    def loss(model: Any, batch: Any) -> Any:
+        output, rest, nothing = model.layer(batch)
+        assert (rest, nothing) == ({"steps": STEPS}, None)
+        return jnp.mean(output[:, -1] ** 2)
+
+    (found,) = calibrate(model, [given, given], loss=loss).layers.values()
+    np.testing.assert_allclose(found.weights[:, -1], STEPS, rtol=1e-2)
+
+
+class Twice(eqx.Module):
+    first: Any
+    second: Any
+
+    def __call__(self, inputs: Any) -> Any:
+        return self.second(jnp.tanh(self.first(inputs)))
+
+
+def test_a_layer_in_two_places_is_recorded_in_both():
+    layer, given = s5(), slow_inputs(8, WIDTH)
+    model = Twice(layer, layer)
+    data = calibrate(model, [given, given], forward=jax.jit(lambda m, b: jax.vmap(m)(b)))
+    assert [*data.layers] == ["first", "second"]
+    inputs = [record.inputs[:8] for record in data.layers.values()]
+    np.testing.assert_array_equal(inputs[0], given)
+    again = jnp.tanh(jax.jit(jax.vmap(layer))(given))
+    np.testing.assert_allclose(inputs[1], again, atol=1e-5)
+    # Where Equinox keeps one of the two, it is given what both are.
+    tied = eqx.nn.Shared(model, lambda each: each.second, lambda each: each.first)
+    run = eqx.filter_jit(lambda m, b: jax.vmap(m())(b))
+    ((name, record),) = calibrate(tied, [given, given], forward=run).layers.items()
+    assert name == "pytree.first"
+    np.testing.assert_allclose(record.inputs[:16], np.concatenate(inputs), atol=1e-5)
+
+
+def test_masks_and_other_lengths(model):
+    batches = [
+        (inputs[:, : STEPS - 5 * k], labels) for k, (inputs, labels) in enumerate(make_batches(2))
+    ]
+    half = calibrate(
+        model,
+        batches,
+        loss=compiled,
+        mask=lambda batch: np.arange(batch[0].shape[1]) % 2 * np.ones((SIZE, 1)) > 0,
+    )
+    weights = half.layers["blocks[0]"].weights
+    assert weights.shape == (2 * SIZE, STEPS)
+    np.testing.assert_array_equal(weights[:, ::2], 0.0)
+    np.testing.assert_array_equal(weights[SIZE:, STEPS - 5 :], 0.0)
+    assert np.all(weights[:SIZE, 1::2] > 0.0)
+    with pytest.raises(ShapeError, match="`mask` returned shape"):
+        calibrate(model, batches, forward=every_call, mask=lambda batch: np.ones((2, 2), bool))
+
+
+# --- Models
+
+
+def disagreement(cut: Any, model: Any, batches: Any) -> float:
+    run = eqx.filter_jit(lambda model, inputs: jax.vmap(eqx.nn.inference_mode(model))(inputs))
+    inputs = np.concatenate([batch[0] for batch in batches])
+    return float(jnp.mean((run(cut, inputs) - run(model, inputs)) ** 2))
+
+
+def test_later_layers_make_up_for_earlier_ones(model):
+    batches = make_batches(16)
+    data = calibrate(model, batches, forward=every_call)
+    apart, options = Calibration(data.layers), CutOptions(method="white refit")
+    lost = {}
+    for name, given, how in (
+        ("white", data, CutOptions(method="white")),
+        ("apart", apart, options),
+        ("together", data, options),
+    ):
+        lost[name] = disagreement(
+            reduce_model(model, 3, data=given, options=how).model, model, batches
+        )
+    assert lost["together"] < lost["apart"] < lost["white"]
+
+
+@pytest.mark.slow
+def test_the_demo_is_recorded_and_cut():
+    model = SequenceClassifier([STATES] * 2, WIDTH, 4, rng=np.random.default_rng(0))
+    batches = [(inputs[..., 0], labels) for inputs, labels in make_batches(8)]
+
+    @jax.jit
+    def loss(model: Any, batch: Any) -> Any:
+        scores, _ = model(batch[0])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, batch[1]))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        result = reduce_model(model, 3, data=calibrate(model, batches, loss=loss))
+    assert {part.choice.by for part in result.report.values()} == {"loss"}
+    assert result.model.states == [3, 3]
+    assert type(result.model.blocks[0].lru) is LRU
+
+
+def test_a_reducer_calibrates_at_each_attempt(model, batches):
+    optimizer = optax.adamw(1e-3)
+    asked = []
+
+    @eqx.filter_jit
+    def update(model: Any, opt_state: Any, batch: Any) -> Any:
+        training = eqx.nn.inference_mode(model)
+        gradient = eqx.filter_grad(cross_entropy)(training, batch)
+        weights = eqx.filter(training, eqx.is_inexact_array)
+        updates, opt_state = optimizer.update(gradient, opt_state, weights)
+        return eqx.apply_updates(model, updates), opt_state
+
+    def data(model: Any) -> Calibration:
+        asked.append(model.blocks[0].P)
+        return calibrate(model, batches, loss=compiled)
+
+    reducer = InTrainingReducer(ReductionSchedule.at(1), FixedOrder(5), data=data)
+    opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    trained = model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        for step in range(1, 3):
+            trained, opt_state = update(trained, opt_state, batches[step])
+            trained, opt_state = reducer.step(step, trained, opt_state)
+    assert asked == [STATES]
+    assert [event.new_order for event in reducer.events] == [5, 5]
+    assert all(part.choice.by == "loss" for part in reducer.last_cut.values())
+    assert model.blocks[0].P == STATES
+
+
+# --- What is refused
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["loss", "forward"])
+def test_a_run_that_breaks_off_leaves_nothing(name, error, model, batches):
+    def broken(model: Any, batch: Any) -> Any:
+        compiled(model, batch)
+        raise error("in the middle")
+
+    with pytest.raises(error, match="in the middle"):
+        calibrate(model, batches, **{name: broken})
+    assert not pytree_callbacks._OPEN
+    data = calibrate(model, batches, loss=compiled)
+    assert data.layers["blocks[0]"].inputs.shape == (32, STEPS, WIDTH)
+
+
+def test_what_is_no_data_is_refused(model, batches):
+    nan = [(np.full((4, STEPS, 3), np.nan, np.float32), np.zeros(4, int))]
+    with pytest.raises(NonFiniteError, match=r"`blocks\[0\]` is given NaN"):
+        calibrate(model, nan, forward=every_call)
+    with pytest.raises(NonFiniteError, match="derivative of `loss`"):
+        calibrate(model, batches, loss=lambda m, b: jnp.nan * every_call(m, b).sum())
+    with pytest.raises(ShapeError, match=r"`loss` returned an array of shape \(8, 4\)"):
+        calibrate(model, batches, loss=every_call)
+    with pytest.raises(ShapeError, match=r"`loss` returned builtins\.tuple"):
+        calibrate(model, batches, loss=lambda m, b: (compiled(m, b), 1))
+    with pytest.raises(OrderError, match="has 0 sequences"):
+        calibrate(model, [])
+    with pytest.raises(UnsupportedLayerError, match=r"does not reach layer `blocks\[1\]`"):
+        calibrate(
+            model, batches, forward=lambda m, b: jax.vmap(m.blocks[0])(np.ones((2, 5, WIDTH)))
+        )
+    with pytest.raises(UnsupportedLayerError, match=r"S5 is given an array of shape \(20, 3\)"):
+        calibrate(model, batches, forward=lambda m, b: jax.vmap(m.blocks[0])(b[0]))
+    with pytest.raises(UnsupportedLayerError, match="given no array"):
+        calibrate(model, batches, forward=lambda m, b: m.blocks[0](np.arange(5)))
+
+
+def test_a_layer_that_runs_otherwise_than_its_weights_say_is_refused():
+    class Rescaled(LRU):
+        def __call__(self, inputs: Any) -> Any:
+            return 2.0 * super().__call__(inputs)
+
+    class Pooled(LRU):
+        def __call__(self, inputs: Any) -> Any:
+            return super().__call__(inputs).mean(axis=1)
+
+    given = [slow_inputs(4, WIDTH)] * 2
+    for layer, message in (
+        (Rescaled, "something else than its weights say"),
+        (Pooled, "a row for each"),
+    ):
+        with pytest.raises(UnsupportedLayerError, match=message):
+            calibrate(layer(STATES, WIDTH, rng=np.random.default_rng(0)), given)
+
+
+def test_arrays_without_a_call_are_to_be_recorded_by_hand():
+    class Weights(eqx.Module):
+        nu_log: Any
+        theta_log: Any
+        gamma_log: Any
+        B_re: Any
+        B_im: Any
+        C_re: Any
+        C_im: Any
+        D: Any
+
+    layer = LRU(STATES, WIDTH, rng=np.random.default_rng(0))
+    given = slow_inputs(8, WIDTH)
+    for tree in ({"lru": dict(vars(layer))}, {"lru": Weights(**vars(layer))}):
+        with pytest.raises(UnsupportedLayerError, match=r"without a call.*Calibration\.of_inputs"):
+            calibrate(tree, [given], forward=lambda m, b: 0.0)
+        data = Calibration.of_inputs({"['lru']": given})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            (part,) = reduce_model(tree, 3, data=data).report.values()
+        assert part.choice.by == "output error"
+
+
+def test_kernels_whose_input_is_not_that_of_their_module_are_refused():
+    layer = make_s4d(np.random.default_rng(0), STATES, WIDTH, "float32")
+
+    class Normed(eqx.Module):
+        norm: Any
+        kernel: Any
+        other: Any = None
+
+        def __call__(self, inputs: Any) -> Any:
+            return S4D(2 * STATES, self.kernel)(jax.vmap(self.norm)(inputs))
+
+    norm, given = eqx.nn.LayerNorm(WIDTH), [slow_inputs(4, WIDTH)] * 2
+    with pytest.raises(UnsupportedLayerError, match="after a LayerNorm"):
+        calibrate(Normed(norm, layer.kernel), given, forward=lambda m, b: jax.vmap(m)(b))
+    with pytest.raises(UnsupportedLayerError, match="holds two kernels"):
+        calibrate(
+            Normed(norm, layer.kernel, layer.kernel), given, forward=lambda m, b: jax.vmap(m)(b)
+        )
+    with pytest.raises(UnsupportedLayerError, match="no shape tells apart"):
+        calibrate(layer, [slow_inputs(4, WIDTH, WIDTH)], forward=lambda m, b: jax.vmap(m)(b))
+    with pytest.raises(UnsupportedLayerError, match="expected a module around it"):
+        calibrate(layer.kernel, given, forward=lambda m, b: m(STEPS))
+
+
+@pytest.mark.slow
+def test_several_devices_are_refused_by_name():
+    code = """
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np, pytest
+from test_data_jax import WIDTH, Single, s5, slow_inputs
+from ssmreduce import calibrate
+from ssmreduce.errors import UnsupportedLayerError
+sharding = jax.sharding.NamedSharding(jax.make_mesh((2,), ("b",)), jax.sharding.PartitionSpec("b"))
+given = [jax.device_put(slow_inputs(4, WIDTH), sharding)] * 2
+with pytest.raises(UnsupportedLayerError, match="several devices"):
+    calibrate(Single(s5()), given, forward=eqx.filter_jit(lambda m, b: m(b)))
+"""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(__file__).parent, env=environment
+    )
