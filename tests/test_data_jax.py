@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -146,9 +147,10 @@ def compiled_inside(model: Model, hidden: Any) -> Any:
     return hidden
 
 
-WAYS = [in_each_sequence, over_two_axes_of_which_one_is_last, scanned, compiled_inside]
+WAYS = [over_two_axes_of_which_one_is_last, scanned, compiled_inside]
 
 
+@functools.cache
 def loss_of(way: Callable[[Model, Any], Any]) -> Callable[[Model, Any], Any]:
     def loss(model: Model, batch: Any) -> Any:
         hidden = way(model, jax.vmap(jax.vmap(model.encoder))(batch[0]))
@@ -191,12 +193,15 @@ def test_records_are_those_of_a_model_taken_apart(way, model, batches, by_hand):
         assert found.inputs.dtype == np.float32
 
 
-@pytest.mark.parametrize("way", [scanned])
-def test_without_a_loss_the_same_inputs_are_recorded(way, model, batches, by_hand):
-    data = calibrate(model, batches, forward=loss_of(way))
+def test_without_a_loss_the_same_inputs_are_recorded(model, batches, by_hand):
+    data = calibrate(model, batches, forward=loss_of(scanned))
     for (inputs, _), found in zip(by_hand, data.layers.values(), strict=True):
         np.testing.assert_allclose(found.inputs, inputs, atol=1e-5 * np.abs(inputs).max())
         np.testing.assert_array_equal(found.weights, 1.0 + 1e-3)
+
+
+def arrays_of(model: Any) -> list[Any]:
+    return jax.tree.leaves(eqx.filter(model, eqx.is_array))
 
 
 def test_nothing_compiled_is_lost_and_one_program_serves_all_batches(model, batches):
@@ -207,16 +212,14 @@ def test_nothing_compiled_is_lost_and_one_program_serves_all_batches(model, batc
         traced.append(1)
         return cross_entropy(eqx.nn.inference_mode(model), batch)
 
-    before, own = (
-        loss(model, batches[0]),
-        [np.array(x) for x in jax.tree.leaves(eqx.filter(model, eqx.is_array))],
-    )
+    own = [np.array(array) for array in arrays_of(model)]
+    before = loss(model, batches[0])
     calibrate(model, batches, loss=loss)
     assert len(traced) == 2
     calibrate(model, batches, loss=loss)
     assert loss(model, batches[0]) == before
     assert len(traced) == 2
-    for array, kept in zip(jax.tree.leaves(eqx.filter(model, eqx.is_array)), own, strict=True):
+    for array, kept in zip(arrays_of(model), own, strict=True):
         np.testing.assert_array_equal(array, kept)
     assert model.dropout.inference is False
     assert [type(block).__mro__[1] for block in model.blocks] == [eqx.Module] * 2
@@ -283,6 +286,9 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
+GIVEN = [slow_inputs(16, WIDTH, seed=seed) for seed in range(4)]
+
+
 @eqx.filter_jit
 def last_square(model: Any, batch: Any) -> Any:
     return jnp.mean(model(batch)[:, -1] ** 2)
@@ -291,9 +297,8 @@ def last_square(model: Any, batch: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_recorded(kind):
     model = KINDS[kind]()
-    given = [slow_inputs(16, WIDTH, seed=seed) for seed in range(4)]
-    (found,) = calibrate(model, given, loss=last_square).layers.values()
-    np.testing.assert_array_equal(found.inputs, np.concatenate(given))
+    (found,) = calibrate(model, GIVEN, loss=last_square).layers.values()
+    np.testing.assert_array_equal(found.inputs, np.concatenate(GIVEN))
     np.testing.assert_allclose(found.weights[:, -1], STEPS, rtol=1e-2)  # read at the last alone
 
 
@@ -302,9 +307,7 @@ def test_each_kind_is_recorded(kind):
 )
 def test_each_kind_is_cut_by_its_loss(kind):
     model = KINDS[kind]()
-    data = calibrate(
-        model, [slow_inputs(16, WIDTH, seed=seed) for seed in range(4)], loss=last_square
-    )
+    data = calibrate(model, GIVEN, loss=last_square)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
         (part,) = reduce_model(model, 3, data=data).report.values()
@@ -377,23 +380,19 @@ def test_a_layer_in_two_places_is_recorded_in_both():
     np.testing.assert_allclose(record.inputs[:16], np.concatenate(inputs), atol=1e-5)
 
 
-def test_masks_and_other_lengths(model):
-    batches = [
-        (inputs[:, : STEPS - 5 * k], labels) for k, (inputs, labels) in enumerate(make_batches(2))
-    ]
-    half = calibrate(
-        model,
-        batches,
-        loss=compiled,
-        mask=lambda batch: np.arange(batch[0].shape[1]) % 2 * np.ones((SIZE, 1)) > 0,
-    )
-    weights = half.layers["blocks[0]"].weights
-    assert weights.shape == (2 * SIZE, STEPS)
-    np.testing.assert_array_equal(weights[:, ::2], 0.0)
-    np.testing.assert_array_equal(weights[SIZE:, STEPS - 5 :], 0.0)
-    assert np.all(weights[:SIZE, 1::2] > 0.0)
+def test_masks_and_other_lengths():
+    def odd_steps(batch: Any) -> Any:
+        return np.arange(batch.shape[1]) % 2 * np.ones((16, 1)) > 0
+
+    model, (whole, other) = KINDS["LRU"](), GIVEN[:2]
+    given = [whole, other[:, : STEPS - 5]]
+    (record,) = calibrate(model, given, loss=last_square, mask=odd_steps).layers.values()
+    assert record.weights.shape == (32, STEPS)
+    np.testing.assert_array_equal(record.weights[:, ::2], 0.0)
+    np.testing.assert_array_equal(record.weights[16:, STEPS - 5 :], 0.0)
+    assert np.all(record.weights[:16, 1::2] > 0.0)
     with pytest.raises(ShapeError, match="`mask` returned shape"):
-        calibrate(model, batches, forward=every_call, mask=lambda batch: np.ones((2, 2), bool))
+        calibrate(model, given, loss=last_square, mask=lambda batch: np.ones((2, 2), bool))
 
 
 # --- Models
@@ -405,6 +404,7 @@ def disagreement(cut: Any, model: Any, batches: Any) -> float:
     return float(jnp.mean((run(cut, inputs) - run(model, inputs)) ** 2))
 
 
+@pytest.mark.slow
 def test_later_layers_make_up_for_earlier_ones(model):
     batches = make_batches(16)
     data = calibrate(model, batches, forward=every_call)
@@ -439,34 +439,22 @@ def test_the_demo_is_recorded_and_cut():
     assert type(result.model.blocks[0].lru) is LRU
 
 
-def test_a_reducer_calibrates_at_each_attempt(model, batches):
-    optimizer = optax.adamw(1e-3)
-    asked = []
-
-    @eqx.filter_jit
-    def update(model: Any, opt_state: Any, batch: Any) -> Any:
-        training = eqx.nn.inference_mode(model)
-        gradient = eqx.filter_grad(cross_entropy)(training, batch)
-        weights = eqx.filter(training, eqx.is_inexact_array)
-        updates, opt_state = optimizer.update(gradient, opt_state, weights)
-        return eqx.apply_updates(model, updates), opt_state
+def test_a_reducer_calibrates_at_each_attempt():
+    model, optimizer, asked = KINDS["LRU"](), optax.adamw(1e-3), []
 
     def data(model: Any) -> Calibration:
-        asked.append(model.blocks[0].P)
-        return calibrate(model, batches, loss=compiled)
+        asked.append(model.layer.states)
+        return calibrate(model, GIVEN, loss=last_square)
 
-    reducer = InTrainingReducer(ReductionSchedule.at(1), FixedOrder(5), data=data)
-    opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-    trained = model
+    reducer = InTrainingReducer(ReductionSchedule.at(1), FixedOrder(3), data=data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)
-        for step in range(1, 3):
-            trained, opt_state = update(trained, opt_state, batches[step])
-            trained, opt_state = reducer.step(step, trained, opt_state)
+        cut, opt_state = reducer.step(1, model, optimizer.init(model))
     assert asked == [STATES]
-    assert [event.new_order for event in reducer.events] == [5, 5]
-    assert all(part.choice.by == "loss" for part in reducer.last_cut.values())
-    assert model.blocks[0].P == STATES
+    assert [event.new_order for event in reducer.events] == [3]
+    assert [part.choice.by for part in reducer.last_cut.values()] == ["loss"]
+    assert (type(cut.layer), cut.layer.states, model.layer.states) == (LRU, 3, STATES)
+    assert opt_state[0].mu.layer.B_re.shape == (3, WIDTH)
 
 
 # --- What is refused
@@ -474,34 +462,33 @@ def test_a_reducer_calibrates_at_each_attempt(model, batches):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", ["loss", "forward"])
-def test_a_run_that_breaks_off_leaves_nothing(name, error, model, batches):
+def test_a_run_that_breaks_off_leaves_nothing(name, error):
     def broken(model: Any, batch: Any) -> Any:
-        compiled(model, batch)
+        last_square(model, batch)
         raise error("in the middle")
 
+    model = KINDS["LRU"]()
     with pytest.raises(error, match="in the middle"):
-        calibrate(model, batches, **{name: broken})
+        calibrate(model, GIVEN, **{name: broken})
     assert not pytree_callbacks._OPEN
-    data = calibrate(model, batches, loss=compiled)
-    assert data.layers["blocks[0]"].inputs.shape == (32, STEPS, WIDTH)
+    (record,) = calibrate(model, GIVEN, loss=last_square).layers.values()
+    np.testing.assert_array_equal(record.inputs, np.concatenate(GIVEN))
 
 
 def test_what_is_no_data_is_refused(model, batches):
-    nan = [(np.full((4, STEPS, 3), np.nan, np.float32), np.zeros(4, int))]
-    with pytest.raises(NonFiniteError, match=r"`blocks\[0\]` is given NaN"):
-        calibrate(model, nan, forward=every_call)
+    layer = KINDS["LRU"]()
+    with pytest.raises(NonFiniteError, match="`layer` is given NaN"):
+        calibrate(layer, [np.full_like(GIVEN[0], np.nan)], loss=last_square)
     with pytest.raises(NonFiniteError, match="derivative of `loss`"):
-        calibrate(model, batches, loss=lambda m, b: jnp.nan * every_call(m, b).sum())
-    with pytest.raises(ShapeError, match=r"`loss` returned an array of shape \(8, 4\)"):
-        calibrate(model, batches, loss=every_call)
+        calibrate(layer, GIVEN, loss=lambda m, b: jnp.nan * last_square(m, b))
+    with pytest.raises(ShapeError, match=r"`loss` returned an array of shape \(3,\)"):
+        calibrate(model, batches, loss=lambda m, b: jnp.ones(3))
     with pytest.raises(ShapeError, match=r"`loss` returned builtins\.tuple"):
-        calibrate(model, batches, loss=lambda m, b: (compiled(m, b), 1))
+        calibrate(model, batches, loss=lambda m, b: (jnp.ones(()), 1))
     with pytest.raises(OrderError, match="has 0 sequences"):
         calibrate(model, [])
-    with pytest.raises(UnsupportedLayerError, match=r"does not reach layer `blocks\[1\]`"):
-        calibrate(
-            model, batches, forward=lambda m, b: jax.vmap(m.blocks[0])(np.ones((2, 5, WIDTH)))
-        )
+    with pytest.raises(UnsupportedLayerError, match=r"does not reach layer `blocks\[0\]`"):
+        calibrate(model, batches, forward=lambda m, b: None)
     with pytest.raises(UnsupportedLayerError, match=r"S5 is given an array of shape \(20, 3\)"):
         calibrate(model, batches, forward=lambda m, b: jax.vmap(m.blocks[0])(b[0]))
     with pytest.raises(UnsupportedLayerError, match="given no array"):
@@ -517,13 +504,13 @@ def test_a_layer_that_runs_otherwise_than_its_weights_say_is_refused():
         def __call__(self, inputs: Any) -> Any:
             return super().__call__(inputs).mean(axis=1)
 
-    given = [slow_inputs(4, WIDTH)] * 2
+    given, run = [slow_inputs(4, WIDTH)] * 2, eqx.filter_jit(lambda m, b: m(b))
     for layer, message in (
         (Rescaled, "something else than its weights say"),
         (Pooled, "a row for each"),
     ):
         with pytest.raises(UnsupportedLayerError, match=message):
-            calibrate(layer(STATES, WIDTH, rng=np.random.default_rng(0)), given)
+            calibrate(layer(STATES, WIDTH, rng=np.random.default_rng(0)), given, forward=run)
 
 
 def test_arrays_without_a_call_are_to_be_recorded_by_hand():
@@ -571,6 +558,14 @@ def test_kernels_whose_input_is_not_that_of_their_module_are_refused():
         calibrate(layer, [slow_inputs(4, WIDTH, WIDTH)], forward=lambda m, b: jax.vmap(m)(b))
     with pytest.raises(UnsupportedLayerError, match="expected a module around it"):
         calibrate(layer.kernel, given, forward=lambda m, b: m(STEPS))
+
+
+def test_a_mode_that_cannot_be_set_is_refused():
+    class Fixed(Single):
+        inference: bool = eqx.field(static=True, default=False)
+
+    with pytest.raises(UnsupportedLayerError, match="field `inference` is static"):
+        calibrate(Fixed(s5()), [slow_inputs(4, WIDTH)] * 2)
 
 
 @pytest.mark.slow

@@ -76,10 +76,10 @@ def numbered(heard: Heard, handles: Sequence[LayerHandle]) -> Iterator[list[jax.
     try:
         _OPEN.update({k: (heard, each) for k, each in zip(numbers, handles, strict=True)})
         yield [jnp.asarray(number, dtype=jnp.float32) for number in numbers]
-        jax.effects_barrier()
+        jax.effects_barrier()  # type: ignore[no-untyped-call]
     except BaseException:
         with suppress(Exception):  # nothing may arrive later; what failed is raised as it is
-            jax.effects_barrier()
+            jax.effects_barrier()  # type: ignore[no-untyped-call]
         raise
     finally:
         for number in numbers:

@@ -27,9 +27,10 @@ def record(
     ShapeError
         If `run`, whose derivative is wanted, does not return a scalar.
     UnsupportedLayerError
-        If a layer is no module, is given something else than sequences, or runs on several devices.
+        If a layer is no module, is given something else than sequences, or runs on several devices, or if
+        inference mode cannot be set.
     """
-    heard, model = Heard(), eqx.nn.inference_mode(model)
+    heard, model = Heard(), _in_inference_mode(model)
 
     def value_of(numbers: Sequence[jax.Array]) -> Any:
         value = run(with_stand_ins(model, handles, numbers))
@@ -37,7 +38,8 @@ def record(
 
     try:
         with numbered(heard, handles) as numbers:
-            jax.block_until_ready((jax.grad(value_of) if differentiates else value_of)(numbers))
+            found = (jax.grad(value_of) if differentiates else value_of)(numbers)
+            jax.block_until_ready(found)  # type: ignore[no-untyped-call]
     except ValueError as error:
         if "ordered effects" not in str(error):
             raise
@@ -56,7 +58,17 @@ def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
     ShapeError
         If it is no scalar.
     """
-    return float(_checked_scalar(run(eqx.nn.inference_mode(model))))
+    return float(_checked_scalar(run(_in_inference_mode(model))))
+
+
+def _in_inference_mode(model: Any) -> Any:
+    try:
+        return eqx.nn.inference_mode(model)
+    except TypeError as error:
+        raise UnsupportedLayerError(
+            "`model` has a module whose field `inference` is static, so that eqx.nn.inference_mode does not "
+            "set it; expected a field that is not. Leave out static=True."
+        ) from error
 
 
 def _checked_scalar(loss: Any) -> jax.Array:

@@ -67,7 +67,8 @@ def _replaced(
 ) -> Any:
     """A copy of a model in which the module at a path has another call."""
     module = handle.framework.at(model, path)
-    new = object.__new__(_class_below(type(module), call))
+    module_type: Any = type(module)
+    new = object.__new__(_class_below(module_type, call))
     own = {"ssmreduce_number": number, "ssmreduce_width": width}
     for name, value in {**vars(module), **own}.items():
         object.__setattr__(new, name, value)
@@ -75,7 +76,7 @@ def _replaced(
 
 
 @functools.cache
-def _class_below(module_type: type, call: Callable[..., Any]) -> type:
+def _class_below(module_type: Any, call: Callable[..., Any]) -> type:
     """A class below that of a module: always the same, so that what is compiled for it serves again."""
 
     class StandIn(module_type):  # type: ignore[misc]

@@ -341,8 +341,9 @@ def calibrate(
     Parameters
     ----------
     model : object
-        A PyTorch module. It runs in evaluation mode; modes, buffers, gradients and torch's random number
-        generators are afterwards as before.
+        A PyTorch module, which runs in evaluation mode: modes, buffers, gradients and torch's random number
+        generators are afterwards as before. Or an Equinox module, of which a copy runs in inference mode, on
+        one device; functions may be compiled, and layers mapped, scanned and checkpointed.
     batches : iterable
         Batches as the model takes them, such as a data loader; as many as `max_sequences` needs are taken.
         One in four is held out, or one sequence in four of a single batch.
@@ -351,7 +352,8 @@ def calibrate(
         comes out of a layer there, and candidates are compared by their loss on what was held out.
     forward : callable, optional
         ``forward(model, batch)``, where there is no loss; by default ``model(batch)``, or
-        ``model(batch[0])`` for tuples and lists.
+        ``model(batch[0])`` for tuples and lists. Of a module that takes one sequence,
+        ``jax.vmap(model)(batch)``.
     mask : callable, optional
         ``mask(batch)`` returns an (N, L) array that is true where sequences are not padded.
     options : CutOptions
@@ -376,12 +378,14 @@ def calibrate(
     ShapeError
         If the loss is no scalar, or a mask does not fit.
     UnsupportedLayerError
-        If batches do not reach a layer, or a layer puts out something else than its weights say.
+        If batches do not reach a layer, or a layer puts out something else than its weights say. If a layer
+        has no call that could be watched, as dicts of arrays have none: record what goes into it, and pass
+        `Calibration.of_inputs`.
 
     Notes
     -----
-    Cost: a run of the model for each batch, forward and, with a loss, backward. Memory: N L m numbers a
-    layer.
+    Cost: a run of the model for each batch, forward and, with a loss, backward; in JAX compiled once more.
+    Memory: N L m numbers a layer.
 
     Examples
     --------
@@ -394,6 +398,19 @@ def calibrate(
     >>> result = reduce_model(model, 6, data=calibrate(model, batches))
     >>> result.report["1.seq"].choice.by
     'output error'
+
+    In JAX, with a loss:
+
+    >>> import jax
+    >>> import numpy as np
+    >>> from ssmreduce.demo.lru import LRU
+    >>> rng = np.random.default_rng(0)
+    >>> model = LRU(16, 4, rng=rng)
+    >>> batches = [rng.normal(size=(16, 50, 4)).astype(np.float32) for _ in range(4)]
+    >>> loss = jax.jit(lambda model, batch: (model(batch)[:, -20:] ** 2).mean())
+    >>> result = reduce_model(model, 4, data=calibrate(model, batches, loss=loss))
+    >>> result.report["model"].choice.by
+    'loss'
     """
     check_instance(options, CutOptions, "options", "CutOptions(exclude=...)")
     check_functions(loss=loss, forward=forward, mask=mask, progress=progress)
