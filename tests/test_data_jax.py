@@ -294,7 +294,13 @@ def last_square(model: Any, batch: Any) -> Any:
     return jnp.mean(model(batch)[:, -1] ** 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] if kind.startswith("S5,") else [])
+        for kind in KINDS
+    ],
+)
 def test_each_kind_is_recorded(kind):
     model = KINDS[kind]()
     (found,) = calibrate(model, GIVEN, loss=last_square).layers.values()
@@ -569,13 +575,29 @@ def test_a_mode_that_cannot_be_set_is_refused():
 
 
 @pytest.mark.slow
+def test_one_processor_is_enough():
+    code = """
+import equinox as eqx, jax, numpy as np
+from test_data_jax import KINDS, STEPS, WIDTH, last_square, slow_inputs
+from ssmreduce import calibrate
+given = [slow_inputs(1000, WIDTH)] * 2  # 320 kB, which JAX copies in another thread
+(record,) = calibrate(KINDS["LRU"](), given, loss=last_square).layers.values()
+np.testing.assert_array_equal(record.inputs, np.concatenate(given))
+np.testing.assert_allclose(record.weights[:, -1], STEPS, rtol=1e-2)
+"""
+    one = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", code]
+    subprocess.run(one, check=True, cwd=Path(__file__).parent, timeout=120)
+
+
+@pytest.mark.slow
 def test_several_devices_are_refused_by_name():
     code = """
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, pytest
 from test_data_jax import WIDTH, Single, s5, slow_inputs
 from ssmreduce import calibrate
 from ssmreduce.errors import UnsupportedLayerError
-sharding = jax.sharding.NamedSharding(jax.make_mesh((2,), ("b",)), jax.sharding.PartitionSpec("b"))
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("b",))
+sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("b"))
 given = [jax.device_put(slow_inputs(4, WIDTH), sharding)] * 2
 with pytest.raises(UnsupportedLayerError, match="several devices"):
     calibrate(Single(s5()), given, forward=eqx.filter_jit(lambda m, b: m(b)))

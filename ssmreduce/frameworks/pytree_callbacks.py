@@ -8,7 +8,10 @@ program, so that layers may be stacked for a scan, and what was compiled for one
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -67,23 +70,28 @@ class Heard:
 _OPEN: dict[int, tuple[Heard, LayerHandle]] = {}
 """What the number of a layer means while a model runs."""
 
+_ONE_RUN = threading.RLock()
+"""Messages of two runs at once would mix."""
+
 
 @contextmanager
 def numbered(heard: Heard, handles: Sequence[LayerHandle]) -> Iterator[list[jax.Array]]:
     """Numbers by which `told` knows the layers: small ones, which half precision holds, too."""
-    free = (number for number in itertools.count() if number not in _OPEN)
-    numbers = list(itertools.islice(free, len(handles)))
-    try:
-        _OPEN.update({k: (heard, each) for k, each in zip(numbers, handles, strict=True)})
-        yield [jnp.asarray(number, dtype=jnp.float32) for number in numbers]
-        jax.effects_barrier()  # type: ignore[no-untyped-call]
-    except BaseException:
-        with suppress(Exception):  # nothing may arrive later; what failed is raised as it is
+    with _ONE_RUN:
+        free = (number for number in itertools.count() if number not in _OPEN)
+        numbers = list(itertools.islice(free, len(handles)))
+        try:
+            _OPEN.update({k: (heard, each) for k, each in zip(numbers, handles, strict=True)})
+            yield [jnp.asarray(number, dtype=jnp.float32) for number in numbers]
             jax.effects_barrier()  # type: ignore[no-untyped-call]
-        raise
-    finally:
-        for number in numbers:
-            _OPEN.pop(number, None)
+        except BaseException:
+            with suppress(Exception):  # nothing may arrive later; what failed is raised as it is
+                jax.effects_barrier()  # type: ignore[no-untyped-call]
+            raise
+        finally:
+            _PIECES.clear()
+            for number in numbers:
+                _OPEN.pop(number, None)
 
 
 def told(number: jax.Array, inputs: jax.Array, output: jax.Array) -> jax.Array:
@@ -102,48 +110,81 @@ def tell(number: jax.Array, inputs: jax.Array) -> None:
 # --- On the host
 
 
-def _rows(
-    numbers: jax.Array, *arrays: jax.Array
-) -> Iterator[tuple[Heard, LayerHandle, list[HostArray]]]:
-    """The rows of arrays with the axes of `numbers` in front, by layer."""
-    flat_numbers = np.rint(np.asarray(numbers, dtype=np.float64)).ravel()
-    flat = [
-        _host(array).reshape(flat_numbers.size, *array.shape[numbers.ndim :]) for array in arrays
-    ]
-    for number in dict.fromkeys(flat_numbers.tolist()):
-        if number in _OPEN:
-            yield *_OPEN[int(number)], [array[flat_numbers == number] for array in flat]
+_PIECES: list[HostArray] = []
+"""What has arrived of a message; messages come one after the other."""
 
 
-def _hear_call(numbers: jax.Array, inputs: jax.Array, output: jax.Array) -> None:
-    for heard, handle, (given, found) in _rows(numbers, inputs, output):
-        computes_kernel = bool(handle.kind.ports(handle.weights)[0])
-        heard.calls.append(_Call(handle.path, given, None if computes_kernel else found[0]))
+def _hear_piece(piece: jax.Array) -> None:
+    _PIECES.append(np.array(piece))
 
 
-def _hear_derivative(numbers: jax.Array, inputs: jax.Array, squares: jax.Array) -> None:
-    for heard, handle, (given, found) in _rows(numbers, inputs, squares):
-        heard.derivatives.append((handle.path, given, found))
+def _hear(is_call: bool, shapes: Sequence[tuple[int, ...]]) -> None:
+    """End a message: numbers, inputs, and an output or the squares of its derivative."""
+    arrays = [_joined(shape) for shape in shapes]
+    _PIECES.clear()
+    numbers = np.rint(arrays[0].astype(np.float64)).ravel()
+    flat = [each.reshape(numbers.size, *each.shape[arrays[0].ndim :]) for each in arrays[1:]]
+    for number in dict.fromkeys(numbers.tolist()):
+        if number not in _OPEN:
+            continue
+        heard, handle = _OPEN[int(number)]
+        inputs, other = (each[numbers == number] for each in flat)
+        if is_call:
+            computes_kernel = bool(handle.kind.ports(handle.weights)[0])
+            heard.calls.append(_Call(handle.path, inputs, None if computes_kernel else other[0]))
+        else:
+            heard.derivatives.append((handle.path, inputs, other))
 
 
-def _host(array: jax.Array) -> HostArray:
-    """A copy, of half precision in single."""
-    host: HostArray = np.array(array)
-    return host.astype(np.float32) if host.dtype.itemsize < 4 else host
+def _joined(shape: tuple[int, ...]) -> HostArray:
+    """The first array of a message, taken out of it; of half precision in single."""
+    size = math.prod(shape)
+    if not size:
+        return np.zeros(shape)
+    count = -(-size // _PIECES[0].size)
+    array = np.concatenate(_PIECES[:count])[:size].reshape(shape)
+    del _PIECES[:count]
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 # --- In the program
 
 
+_PIECE = 2**15
+"""Bytes that are told at once: JAX copies more than 100 kB in a thread that it may not have, and waits."""
+
+
+@jax.jit
+def _send(array: jax.Array) -> None:
+    """Send an array in pieces, the last one filled up."""
+    flat = array.ravel()
+    size = max(1, min(flat.size, _PIECE // array.dtype.itemsize))
+    pieces = jnp.pad(flat, (0, -flat.size % size)).reshape(-1, size)
+    jax.lax.map(_send_piece, pieces)
+
+
+def _send_piece(piece: jax.Array) -> tuple[()]:
+    jax.debug.callback(_hear_piece, piece, ordered=True)
+    return ()
+
+
+def _tell(is_call: bool, *arrays: jax.Array) -> None:
+    """Tell the host arrays, in the order of the program; all sequences of a batch at once."""
+    for array in arrays:
+        _send(array)
+    shapes = [array.shape for array in arrays]
+    jax.debug.callback(functools.partial(_hear, is_call, shapes), ordered=True)
+
+
 @custom_vmap
 def _tell_call(numbers: jax.Array, inputs: jax.Array, output: jax.Array) -> tuple[()]:
-    jax.debug.callback(_hear_call, numbers, inputs, output, ordered=True)
+    _tell(True, numbers, inputs, output)
     return ()
 
 
 @custom_vmap
 def _tell_derivative(numbers: jax.Array, inputs: jax.Array, squares: jax.Array) -> tuple[()]:
-    jax.debug.callback(_hear_derivative, numbers, inputs, squares)
+    _tell(False, numbers, inputs, squares)
     return ()
 
 

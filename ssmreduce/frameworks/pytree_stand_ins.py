@@ -68,7 +68,7 @@ def _replaced(
     """A copy of a model in which the module at a path has another call."""
     module = handle.framework.at(model, path)
     module_type: Any = type(module)
-    new = object.__new__(_class_below(module_type, call))
+    new: Any = object.__new__(_class_below(module_type, call))
     own = {"ssmreduce_number": number, "ssmreduce_width": width}
     for name, value in {**vars(module), **own}.items():
         object.__setattr__(new, name, value)

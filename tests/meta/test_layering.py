@@ -82,6 +82,9 @@ FRAMEWORKS = {
 FRAMEWORK_HOMES = {
     "frameworks/current.py",
     "frameworks/pytrees.py",
+    "frameworks/pytree_callbacks.py",
+    "frameworks/pytree_recording.py",
+    "frameworks/pytree_stand_ins.py",
     "frameworks/torch.py",
     "frameworks/torch_copies.py",
     "frameworks/torch_distributed.py",
