@@ -241,6 +241,27 @@ def test_calls_of_one_layer_keep_their_order_and_their_derivatives():
         np.testing.assert_array_equal(counted, np.tile(np.repeat(np.arange(6), 4), 2))
 
 
+@pytest.mark.slow
+def test_a_loss_may_take_derivatives_of_its_own():
+    block, given = s5(), slow_inputs(4, WIDTH)
+
+    def penalty(run: Callable[[Any], Any], batch: Any) -> Any:
+        slopes = jax.grad(lambda inputs: jnp.sum(jnp.tanh(run(inputs))[:, 5:9] ** 2))(batch)
+        return jnp.mean(slopes**2)
+
+    @eqx.filter_jit
+    def loss(block: Any, batch: Any) -> Any:
+        return penalty(jax.vmap(block), batch)
+
+    def added(more: Any) -> Any:
+        return penalty(lambda inputs: jax.vmap(block)(inputs) + more, given)
+
+    (found,) = calibrate(block, [given, given], loss=loss).layers.values()
+    squares = (np.asarray(jax.jit(jax.grad(added))(jnp.zeros(given.shape))) ** 2).mean(-1)
+    wanted = squares / squares.mean(axis=1, keepdims=True) + 1e-3
+    np.testing.assert_allclose(found.weights[:4], wanted, rtol=1e-3)
+
+
 def test_chunks_of_a_scan_are_sequences():
     chunks = [slow_inputs(3, WIDTH, seed=seed) for seed in range(4)]
 

@@ -45,7 +45,8 @@ class Heard:
 
     def recorded(self) -> dict[Path, list[Recorded]]:
         """The calls of each layer, with the derivative of each."""
-        for path, inputs, squares in self.derivatives:
+        # A loss may take derivatives of its own, which come before those of the loss.
+        for path, inputs, squares in reversed(self.derivatives):
             for call in self._calls_with(path, inputs)[:1]:
                 call.squares = squares
         found: dict[Path, list[Recorded]] = {}
@@ -220,14 +221,16 @@ def _passed_on(numbers: jax.Array, inputs: jax.Array, output: jax.Array) -> jax.
 def _passed_forward(
     numbers: jax.Array, inputs: jax.Array, output: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return output, (numbers, inputs)
+    # By itself again: a loss that has derivatives inside is differentiated through here.
+    return _passed_on(numbers, inputs, output), (numbers, inputs)
 
 
 def _passed_back(
     kept: tuple[jax.Array, jax.Array], derivative: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     numbers, inputs = kept
-    _tell_derivative(numbers, inputs, jnp.mean(jnp.abs(derivative) ** 2, axis=-1))
+    squares = jnp.mean(jnp.abs(derivative) ** 2, axis=-1)
+    _tell_derivative(*jax.lax.stop_gradient((numbers, inputs, squares)))
     return jnp.zeros_like(numbers), jnp.zeros_like(inputs), derivative
 
 
