@@ -32,6 +32,7 @@ from ssmreduce.demo.lru import LRU
 from ssmreduce.demo.model import SequenceClassifier
 from ssmreduce.errors import (
     CalibrationWarning,
+    MissingBackendError,
     NonFiniteError,
     OrderError,
     ShapeError,
@@ -585,6 +586,12 @@ def test_kernels_whose_input_is_not_that_of_their_module_are_refused():
         calibrate(layer, [slow_inputs(4, WIDTH, WIDTH)], forward=lambda m, b: jax.vmap(m)(b))
     with pytest.raises(UnsupportedLayerError, match="expected a module around it"):
         calibrate(layer.kernel, given, forward=lambda m, b: m(STEPS))
+
+
+def test_a_jax_that_drops_callbacks_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 8, 0))
+    with pytest.raises(MissingBackendError, match=r"expected 0\.8\.2 or newer"):
+        calibrate(s5(), GIVEN)
 
 
 def test_a_mode_that_cannot_be_set_is_refused():

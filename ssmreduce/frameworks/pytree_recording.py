@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from ssmreduce._checks import type_name
-from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.errors import MissingBackendError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.pytree_callbacks import Heard, numbered
 from ssmreduce.frameworks.pytree_stand_ins import with_stand_ins
 from ssmreduce.frameworks.recording import Recorded
+
+_OLDEST = (0, 8, 2)
+"""The first JAX whose ``custom_vmap`` keeps the callbacks inside of it."""
 
 
 def record(
@@ -29,7 +32,14 @@ def record(
     UnsupportedLayerError
         If a layer is no module, is given something else than sequences, or runs on several devices, or if
         inference mode cannot be set.
+    MissingBackendError
+        If JAX is too old.
     """
+    if jax.__version_info__ < _OLDEST:
+        raise MissingBackendError(
+            f"jax is {jax.__version__}, which drops callbacks of layers under vmap; expected 0.8.2 or newer. "
+            "Run: pip install -U jax"
+        )
     heard, model = Heard(), _in_inference_mode(model)
 
     def value_of(numbers: Sequence[jax.Array]) -> Any:

@@ -381,6 +381,8 @@ def calibrate(
         If batches do not reach a layer, or a layer puts out something else than its weights say. If a layer
         has no call that could be watched, as dicts of arrays have none: record what goes into it, and pass
         `Calibration.of_inputs`.
+    MissingBackendError
+        If JAX is older than 0.8.2.
 
     Notes
     -----
