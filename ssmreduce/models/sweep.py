@@ -360,10 +360,10 @@ class _ModelCuts:
 
     def _loss(self, model: Any) -> float | None:
         """Loss of a reduced model on what was held out."""
-        runs = None if self._data is None else self._data.runs
-        if runs is None or not runs.tells_loss:
+        if self._data is None or self._data.runs is None:
             return None
-        return runs.held_out_loss(search(model, self._options))
+        held_out = self._data.runs.held_out_loss
+        return None if held_out is None else held_out.of(search(model, self._options))
 
     def _copied(self) -> Any:
         try:
