@@ -11,6 +11,10 @@ from ssmreduce.errors import OrderError
 _MOST_ATTEMPTS = 10_000
 """All of them are looked through at every step."""
 
+_APART = 25
+"""Steps between attempts, and before the first: more than a warm-up of a tenth has in a run of 250 steps, and
+enough for Adam's mean of gradients, over ten of them, to settle after a cut."""
+
 _MOST_SHOWN = 8
 """Steps in a repr."""
 
@@ -28,8 +32,9 @@ class ReductionSchedule:
         Optimizer steps of the whole run.
     start, stop : float
         Where in the run attempts lie, as shares with 0 ≤ start < stop ≤ 1.
-    attempts : int
-        How many.
+    attempts : int, optional
+        How many. By default four, or in a short run as many as are 25 steps apart: one at least, which is not
+        due before step 25 or half of the run. Attempts inside of a warm-up cut what is not learned yet.
 
     Attributes
     ----------
@@ -50,15 +55,22 @@ class ReductionSchedule:
     >>> from ssmreduce import ReductionSchedule
     >>> ReductionSchedule(2000).steps
     (50, 100, 150, 200)
+    >>> ReductionSchedule(160).steps
+    (25,)
     """
 
     steps: tuple[int, ...]
 
     def __init__(
-        self, total_steps: int, *, start: float = 0.0, stop: float = 0.1, attempts: int = 4
+        self,
+        total_steps: int,
+        *,
+        start: float = 0.0,
+        stop: float = 0.1,
+        attempts: int | None = None,
     ) -> None:
         total = positive_count(total_steps, "total_steps", "the optimizer steps of the run")
-        count = positive_count(attempts, "attempts", "how often to try, 4 by default")
+        count = 4 if attempts is None else positive_count(attempts, "attempts", "how often to try")
         if count > _MOST_ATTEMPTS:
             raise OrderError(
                 f"`attempts` is {attempts}; expected at most {_MOST_ATTEMPTS}. Try 4: each new shape "
@@ -69,9 +81,12 @@ class ReductionSchedule:
                 f"`start` is {shown(start)} and `stop` is {shown(stop)}; expected shares of the "
                 "run with 0 <= start < stop <= 1."
             )
-        width = (float(stop) - float(start)) / count
-        shares = [float(start) + (i + 1) * width for i in range(count)]
-        self._set(max(1, round(share * total)) for share in shares)
+        first, length, earliest = float(start), float(stop) - float(start), 1
+        if attempts is None:
+            count = max(1, min(count, int(length * total) // _APART))
+            earliest = min(_APART, max(1, total // 2))
+        shares = [first + (i + 1) * length / count for i in range(count)]
+        self._set(max(earliest, round(share * total)) for share in shares)
 
     @classmethod
     def at(cls, *steps: int) -> ReductionSchedule:
