@@ -5,15 +5,20 @@ Importing this module imports Lightning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 
-from ssmreduce._checks import check_instance, shown
-from ssmreduce.errors import OptimizerStateError, OrderError
+from ssmreduce._checks import check_instance, shown, type_name
+from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
+from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches
 from ssmreduce.training.reducer import InTrainingReducer
 
 
@@ -35,12 +40,19 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         Takes the trainer to a list of copies of the model that follow its cuts, averages of its
         weights for example; see `InTrainingReducer.step`. Also called before the weights of a checkpoint are
         loaded: copies that are not made yet may be left out, or None, then.
+    data : int, optional
+        Calibrate at each attempt by so many batches of the training loader, read beside the run. The reducer
+        has no ``data`` of its own then.
+    loss : callable, optional
+        ``loss(module, batch)`` returns the scalar by which steps count and cuts are compared. By default what
+        ``training_step`` returns on a copy of the module that has no trainer: nothing is logged.
 
     Raises
     ------
     OrderError
-        If the reducer has a rollback policy and there is no `metric`, or the reverse; while fitting, if
-        nothing was logged under that name.
+        If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is no
+        positive int, or the reducer has data, too; while fitting, if nothing was logged under the name of
+        the metric.
     OptimizerStateError
         While fitting, if there is not exactly one optimizer.
 
@@ -59,6 +71,8 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         *,
         metric: str | None = None,
         followers: Callable[[Any], Sequence[Any]] | None = None,
+        data: int | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         check_instance(
             reducer,
@@ -72,6 +86,8 @@ class ReductionCallback(Callback):  # type: ignore[misc]
                 f"`followers` is {shown(followers)}; expected a function of the trainer. "
                 "Try lambda trainer: [copy]."
             )
+        self.data = checked_count(reducer, data, loss)
+        self.loss = loss
         self.followers = followers
         self.reducer = reducer
         self.metric = metric
@@ -97,6 +113,13 @@ class ReductionCallback(Callback):  # type: ignore[misc]
                 "reducer.step(...) in the training step yourself."
             )
         self._last_step = trainer.global_step
+        if self.data is not None:
+            self.reducer.data = partial(_calibration, trainer, self)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let go of the training loader."""
+        if self.data is not None:
+            self.reducer.data = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Run the reducer if this batch was followed by an update."""
@@ -138,6 +161,35 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             for part in parts:
                 if part is follower or isinstance(part, LightningModule):
                     self._hooks.append(accept_shapes(part, self.reducer.options.kind))
+
+
+def _calibration(trainer: Any, callback: ReductionCallback, model: Any) -> Calibration:
+    """Calibrate by the first batches of the training loader."""
+    assert callback.data is not None
+    batches = [
+        trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
+        for batch in first_batches(trainer.train_dataloader, callback.data)
+    ]
+    loss = partial(_own_loss, trainer.precision_plugin) if callback.loss is None else callback.loss
+    return calibrated_apart(model, batches, loss, callback.reducer.options)
+
+
+def _own_loss(precision: Any, module: Any, batch: Any) -> Any:
+    """What ``training_step`` returns; on a copy without a trainer ``self.log`` does nothing but warn."""
+    takes_index = len(inspect.signature(module.training_step).parameters) > 1
+    with precision.train_step_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"You are trying to `self\.log")
+        try:
+            value = module.training_step(batch, *((0,) if takes_index else ()))
+        except SSMReduceError:
+            raise
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise OrderError(
+                f"training_step of {type_name(module)} ends in {type_name(error)}: {error} (on a copy of the "
+                "module without a trainer, for the loss of a calibration); expected a loss. Pass "
+                "loss=lambda module, batch: ..., as training_step computes it."
+            ) from error
+    return value["loss"] if isinstance(value, Mapping) else value
 
 
 def _let_followers_load(module: Any, *_: Any) -> None:

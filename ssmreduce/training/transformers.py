@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ssmreduce._checks import check_instance, shown
+from ssmreduce._checks import check_instance, shown, type_name
 from ssmreduce._files import written_whole
 from ssmreduce.errors import DataFileError, DistributedError, OrderError
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
+from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches
 from ssmreduce.training.reducer import InTrainingReducer
 
 _FILE = "ssmreduce.pt"
@@ -38,12 +43,19 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     metric : str, optional
         Name of the metric that its rollback policy watches, as evaluations return it, for example
         ``"eval_loss"``. Evaluations without it do not count.
+    data : int, optional
+        Calibrate at each attempt by so many batches of the training loader, read beside the run. The reducer
+        has no ``data`` of its own then.
+    loss : callable, optional
+        ``loss(model, batch)`` returns the scalar by which steps count and cuts are compared. By default the
+        loss that ``model(**batch)`` returns; pass your own where the Trainer computes another.
 
     Raises
     ------
     OrderError
-        If the reducer has a rollback policy and there is no `metric`, or the reverse; while training, if
-        the checkpoint of a resumed run has no reducer in it.
+        If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is no
+        positive int, or the reducer has data, too; while training, if the checkpoint of a resumed run has
+        no reducer in it.
     DistributedError
         While training, if there are several processes: callbacks see the model without the wrapper, and
         that would keep the old shapes.
@@ -62,7 +74,14 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     >>> # trainer = transformers.Trainer(model, arguments, callbacks=[callback], ...)
     """
 
-    def __init__(self, reducer: InTrainingReducer, *, metric: str | None = None) -> None:
+    def __init__(
+        self,
+        reducer: InTrainingReducer,
+        *,
+        metric: str | None = None,
+        data: int | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
         check_instance(
             reducer,
             InTrainingReducer,
@@ -70,6 +89,8 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
             "InTrainingReducer(ReductionSchedule(total_steps))",
         )
         reducer.check_metric(metric)
+        self.data = checked_count(reducer, data, loss)
+        self.loss = loss
         self.reducer = reducer
         self.metric = metric
         self._loaded = False
@@ -113,6 +134,20 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step > 0 and not self._loaded:
             self.load(_folder(args, state))
         self._loaded = False
+        if self.data is not None:
+            loader = kwargs["train_dataloader"]
+            self.reducer.data = partial(self._calibration, loader, self.data, args.device)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let go of the training loader."""
+        if self.data is not None:
+            self.reducer.data = None
+
+    def _calibration(self, loader: Any, count: int, device: Any, model: Any) -> Calibration:
+        """Calibrate by the first batches of the training loader."""
+        batches = [send_to_device(batch, device) for batch in first_batches(loader, count)]
+        loss = _own_loss if self.loss is None else self.loss
+        return calibrated_apart(model, batches, loss, self.reducer.options)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Run the reducer: the update is done and gradients are cleared."""
@@ -132,6 +167,24 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             with written_whole(_folder(args, state) / _FILE) as path, path.open("wb") as file:
                 torch.save(self.reducer.state_dict(), file)
+
+
+def _own_loss(model: Any, batch: Any) -> Any:
+    """The loss that a model returns for a batch with labels."""
+    if not isinstance(batch, Mapping):
+        raise OrderError(
+            f"a batch of the training loader is a {type_name(batch)}; expected a dict for model(**batch). "
+            "Pass loss=lambda model, batch: ..."
+        )
+    outputs = model(**batch)
+    if not isinstance(outputs, Mapping):
+        return outputs[0]
+    if "loss" not in outputs:
+        raise OrderError(
+            f"model(**batch) returns {', '.join(outputs)}; expected a loss among them. Pass "
+            "loss=lambda model, batch: ..."
+        )
+    return outputs["loss"]
 
 
 def _read(file: Path) -> Any:

@@ -1,0 +1,137 @@
+"""The first batches of a training loader, read beside the run, in which nothing changes.
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from ssmreduce._checks import check_functions, positive_count, shown, type_name
+from ssmreduce.errors import OrderError
+from ssmreduce.frameworks.torch_recording import plain, scratch
+from ssmreduce.layers.options import CutOptions
+from ssmreduce.models.calibration import Calibration, calibrate
+from ssmreduce.training.reducer import InTrainingReducer
+
+_INSTEAD = "Give the reducer data=lambda model: calibrate(model, batches) instead."
+
+
+def checked_count(
+    reducer: InTrainingReducer, data: int | None, loss: Callable[[Any, Any], Any] | None
+) -> int | None:
+    """Return how many batches a callback is told to calibrate by; None if it is not to.
+
+    Raises
+    ------
+    OrderError
+        If the number is no positive int, the loss no function, or the reducer calibrates by itself.
+    """
+    check_functions(loss=loss)
+    if data is None:
+        if loss is not None:
+            raise OrderError(
+                f"`loss` is {shown(loss)} but `data` is None; expected a number of batches. Pass data=8."
+            )
+        return None
+    count = positive_count(data, "data", "how many batches of the training loader calibrate")
+    if reducer.data is not None:
+        raise OrderError(
+            f"`data` is {data} but the reducer has data={shown(reducer.data)}; expected one of them. Leave "
+            "out the other."
+        )
+    return count
+
+
+def first_batches(loader: Any, count: int) -> list[Any]:
+    """Return the first batches of a fresh pass over a loader, or all if there are fewer.
+
+    A loader of its own draws them, with copies of samplers and generators, and the default generators of
+    torch, NumPy and Python are put back. What a data set changes in itself as it is read stays changed.
+
+    Raises
+    ------
+    OrderError
+        If the loader, or its data set, can be read once only, or its samplers cannot be copied.
+    """
+    with _generators_kept():
+        return list(islice(iter(_fresh(loader)), count))
+
+
+def _fresh(loader: Any) -> Iterable[Any]:
+    """What reads a loader from its beginning, while another pass over it is on the way."""
+    if not isinstance(loader, DataLoader):
+        return _checked_batches(loader)
+    if isinstance(loader.dataset, Iterator):
+        raise OrderError(
+            f"the training loader reads a {type_name(loader.dataset)}, which can be read once only; expected "
+            f"a data set that gives a new iterator each time. {_INSTEAD}"
+        )
+    known = {id(loader.dataset): loader.dataset}
+    try:
+        sampler, batches, generator = copy.deepcopy(
+            (loader.sampler, loader.batch_sampler, loader.generator), known
+        )
+    except (TypeError, RuntimeError) as error:
+        raise OrderError(
+            f"the sampler of the training loader cannot be copied ({error}); expected one that can: a pass "
+            f"over itself would change what training reads. {_INSTEAD}"
+        ) from error
+    order: dict[str, Any] = {"batch_sampler": batches}
+    if isinstance(loader.dataset, IterableDataset):
+        order = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    elif batches is None:
+        order = {"batch_size": None, "sampler": sampler}
+    return DataLoader(
+        loader.dataset,
+        **order,
+        generator=generator,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
+def _checked_batches(loader: Any) -> Iterable[Any]:
+    several = isinstance(loader, list | tuple) and any(isinstance(e, DataLoader) for e in loader)
+    readable = isinstance(loader, Iterable) and not isinstance(loader, Iterator | Mapping)
+    if several or not readable:
+        raise OrderError(
+            f"the training loader is a {type_name(loader)}; expected one DataLoader, or batches that can be "
+            f"read more than once. {_INSTEAD}"
+        )
+    return loader  # type: ignore[no-any-return]
+
+
+def calibrated_apart(
+    model: Any, batches: list[Any], loss: Callable[[Any, Any], Any], options: CutOptions
+) -> Calibration:
+    """Calibrate a copy of a model by all of some batches: a step of training may change more than weights."""
+    return calibrate(
+        scratch(plain(model)), batches, loss=loss, options=options, max_sequences=sys.maxsize
+    )
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave the default generators of torch, NumPy and Python as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002, of data sets
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
