@@ -55,6 +55,10 @@ class DistributedError(SSMReduceError, RuntimeError):
     """The processes of a distributed training differ, or are not all there."""
 
 
+class CutRefusedError(SSMReduceError, RuntimeError):
+    """A cut is not made: it would cost more of the loss than a policy allows."""
+
+
 class TracedValueError(SSMReduceError, TypeError):
     """A function needs the entries of an array that has none while it is traced by jit or vmap."""
 
@@ -72,7 +76,7 @@ class ScalingWarning(UserWarning):
 
 
 class CalibrationWarning(UserWarning):
-    """A cut was fitted to fewer data than it has unknowns for."""
+    """Data are too few for a cut that is fitted to them, or the model is no better than chance on them."""
 
 
 class HostTransferWarning(UserWarning):

@@ -41,6 +41,7 @@ from ssmreduce import (
     ReductionSchedule,
     RollbackPolicy,
     SSMReduceError,
+    calibrate,
     load_reduced,
     reduce_model,
     register_layer,
@@ -489,6 +490,42 @@ def on_trial(kind: str, rank: int, rows: slice, *, resume: bool = False) -> dict
     }
 
 
+def by_data(kind: str, rank: int, rows: slice) -> dict[str, Any]:
+    """Cuts by what each rank is given: on the way, and where a rank has fewer batches, or NaN in one."""
+    model = wrapped(kind, model_of())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    step(model, optimizer, rows)
+    generator = torch.Generator().manual_seed(rank)  # each has its own
+    own = [torch.randn(8, 12, 2, generator=generator) for _ in range(4)]
+    faults = {1: own[: 4 - rank], 2: [*own[:3], own[3] * (float("nan") if rank else 1.0)], 3: own}
+    if kind == "ddp":
+        del faults[1]
+    given: list[Any] = []
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1, 2, 3),
+        order=4,
+        data=lambda model: calibrate(
+            model, given, loss=lambda model, batch: model(batch).square().mean()
+        ),
+    )
+    seen: dict[str, Any] = {"errors": []}
+    for number, batches_of in faults.items():
+        given[:] = batches_of
+        before = fingerprint(model, optimizer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            reducer.step(number, model, optimizer)
+        if number < 3:
+            seen["errors"].append(str(caught[-1].message))
+            seen["unchanged"] = fingerprint(model, optimizer) == before
+    step(model, optimizer, rows)
+    seen["orders"] = [event.new_order for event in reducer.events]
+    seen["by"] = sorted({part.choice.by for part in reducer.last_cut.values()})
+    seen["losses"] = [event.loss_after for event in reducer.events]
+    seen["print"] = fingerprint(model, optimizer)
+    return seen
+
+
 def carrying(kind: str, rows: slice) -> dict[str, Any]:
     """A cut between two batches of one update: before it gradients are summed over processes, or not yet."""
     wrapper, _, way = kind.partition(" ")
@@ -605,6 +642,8 @@ def main() -> None:
             seen[scenario] = breaking(scenario.removeprefix("breaking "), rank, rows)
         elif scenario.startswith("losing "):
             seen[scenario] = losing(scenario, rank, rows)
+        elif scenario.startswith("data "):
+            seen[scenario] = by_data(scenario.removeprefix("data "), rank, rows)
         elif scenario == "in training":
             seen[scenario] = in_training(rows)
         elif scenario == "checkpoints":

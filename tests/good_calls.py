@@ -546,7 +546,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "ReductionSchedule.due": lambda: (schedule().due, {"step": 5}),
     "RollbackPolicy": lambda: (
         sr.RollbackPolicy,
-        {"tolerance": 0.1, "mode": "max", "patience": 2},
+        {"tolerance": 0.1, "mode": "max", "patience": 2, "at_cut": 0.5},
     ),
     "RollbackPolicy.is_worse": lambda: (
         sr.RollbackPolicy(0.1).is_worse,
@@ -600,6 +600,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
             **MODEL,
             "rollback": sr.RollbackPolicy(0.1),
             "trace": sr.HankelTrace(10),
+            "above_chance": "warn",
         },
     ),
     "InTrainingReducer.due": lambda: (reducer().due, {"step": 3}),
@@ -616,11 +617,11 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "InTrainingReducer.log_to": lambda: (reducer().log_to, {"writer": None}),
     "lightning.ReductionCallback": lambda: (
         lightning.ReductionCallback,
-        {"reducer": watched(), "metric": "val_loss", "followers": None},
+        {"reducer": watched(), "metric": "val_loss", "followers": None, "data": 8, "loss": None},
     ),
     "transformers.ReductionCallback": lambda: (
         transformers.ReductionCallback,
-        {"reducer": watched(), "metric": "eval_loss"},
+        {"reducer": watched(), "metric": "eval_loss", "data": 8, "loss": None},
     ),
     "transformers.ReductionCallback.load": lambda: (
         transformers.ReductionCallback(reducer()).load,

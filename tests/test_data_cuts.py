@@ -47,6 +47,11 @@ from ssmreduce.errors import (
 from ssmreduce.gramians.sequences import feedthrough, output
 from ssmreduce.layers.linoss import LinOSS
 
+# Most of these models learned nothing.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the model is at chance:ssmreduce.errors.CalibrationWarning"
+)
+
 Array = np.ndarray
 
 

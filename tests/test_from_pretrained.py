@@ -144,7 +144,7 @@ def test_a_rollback_and_a_load_write_the_sizes(tmp_path: Path) -> None:
     model = WithAverage(Config())
     optimizer = torch.optim.Adam(model.net.parameters())
     reducer = InTrainingReducer(
-        ReductionSchedule(10), HankelMass(0.8), rollback=RollbackPolicy(0.02)
+        ReductionSchedule(10, attempts=4), HankelMass(0.8), rollback=RollbackPolicy(0.02)
     )
     reducer.report(1.0)
     reducer.step(1, model, optimizer)
@@ -209,7 +209,7 @@ def test_checkpoints_of_the_trainer(tmp_path: Path) -> None:
     from ssmreduce.training.transformers import ReductionCallback
 
     model = WithAverage(Config())
-    reducer = InTrainingReducer(ReductionSchedule(4), HankelMass(0.8))
+    reducer = InTrainingReducer(ReductionSchedule(4, attempts=4), HankelMass(0.8))
     data = [{"inputs": torch.randn(9, 2), "labels": torch.randn(9, 1)} for _ in range(8)]
     arguments = transformers.TrainingArguments(
         output_dir=tmp_path,

@@ -78,6 +78,24 @@ def test_schedules(arguments: dict[str, Any], steps: tuple[int, ...]) -> None:
     assert ReductionSchedule(100, **arguments).steps == steps
 
 
+@pytest.mark.parametrize(
+    ("total", "steps"),
+    [
+        (1000, (25, 50, 75, 100)),
+        (999, (33, 67, 100)),
+        (500, (25, 50)),
+        (499, (50,)),
+        (160, (25,)),
+        (50, (25,)),
+        (20, (10,)),
+        (1, (1,)),
+    ],
+)
+def test_short_runs_have_fewer_attempts(total: int, steps: tuple[int, ...]) -> None:
+    assert ReductionSchedule(total).steps == steps
+    assert ReductionSchedule(160, attempts=4).steps == (4, 8, 12, 16)
+
+
 def test_a_schedule_takes_the_steps_themselves() -> None:
     schedule = ReductionSchedule.at(400, 100, 400)
     assert schedule.steps == (100, 400)
@@ -130,7 +148,7 @@ def test_bad_schedules(arguments: dict[str, Any]) -> None:
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
-        InTrainingReducer(ReductionSchedule(10), **arguments)
+        InTrainingReducer(ReductionSchedule(10, attempts=4), **arguments)
 
 
 # --- Cuts
@@ -179,7 +197,7 @@ def test_events_are_plain_json() -> None:
     state = optax.adam(1e-3).init(parameters(model))
     for rule, horizon in ((HankelMass(0.9), None), (ErrorBound(relative=0.5), None), (4, 64)):
         reducer = InTrainingReducer(
-            ReductionSchedule(100), rule, options=CutOptions(horizon=horizon)
+            ReductionSchedule(100, attempts=4), rule, options=CutOptions(horizon=horizon)
         )
         reducer.step(10, model, state)
         event = reducer.events[0]
@@ -198,13 +216,13 @@ def test_the_gate_is_per_layer() -> None:
     model = make_model(sizes=(24, 20))
     state = optax.adam(1e-3).init(parameters(model))
     # 19 of 20 is not below 95 %, 19 of 24 is.
-    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(19))
+    reducer = InTrainingReducer(ReductionSchedule(100, attempts=4), FixedOrder(19))
     new, _ = reducer.step(10, model, state)
     assert new.first.nu_log.size <= 19
     assert new.second.nu_log is model.second.nu_log
     assert [event.layer for event in reducer.events] == ["first"]
     # A gate that lets nothing through returns the objects themselves.
-    strict = InTrainingReducer(ReductionSchedule(100), FixedOrder(19), gate=0.5)
+    strict = InTrainingReducer(ReductionSchedule(100, attempts=4), FixedOrder(19), gate=0.5)
     same, same_state = strict.step(10, model, state)
     assert same is model
     assert same_state is state
@@ -241,7 +259,9 @@ def test_what_ends_every_attempt_is_raised_in_the_first_step() -> None:
         ),
     ]
     for given, state, options, error, message in cases:
-        reducer = InTrainingReducer(ReductionSchedule(100), options=CutOptions(**options))
+        reducer = InTrainingReducer(
+            ReductionSchedule(100, attempts=4), options=CutOptions(**options)
+        )
         for _ in range(2):
             with pytest.raises(error, match=message):
                 reducer.step(1, given, state)
@@ -252,7 +272,7 @@ def test_what_may_be_right_again_is_left_to_the_attempt() -> None:
     model = make_model()
     broken = eqx.tree_at(lambda m: m.first.B_re, model, model.first.B_re.at[0, 0].set(jnp.nan))
     state = optax.adam(1e-3).init(parameters(broken))
-    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(4))
+    reducer = InTrainingReducer(ReductionSchedule(100, attempts=4), FixedOrder(4))
     assert reducer.step(1, broken, state) == (broken, state)
     cut, _ = reducer.step(10, model, state)
     assert cut.first.nu_log.size == 4
@@ -344,7 +364,7 @@ def test_attempts_passed_over_are_made_up_for_by_one() -> None:
 @pytest.mark.parametrize("step", [0, -1, 1.0, True, None])
 def test_a_step_is_a_positive_int(step: Any) -> None:
     with pytest.raises(OrderError, match="`step`"):
-        InTrainingReducer(ReductionSchedule(10)).step(step, make_model(), None)
+        InTrainingReducer(ReductionSchedule(10, attempts=4)).step(step, make_model(), None)
 
 
 @pytest.mark.parametrize(
@@ -352,33 +372,35 @@ def test_a_step_is_a_positive_int(step: Any) -> None:
     [{"order": 5}, {"gate": 0.5}, {"options": CutOptions(moments="reset")}],
 )
 def test_a_state_saved_with_other_options_is_refused(options: dict[str, Any]) -> None:
-    saved = InTrainingReducer(ReductionSchedule(10)).state_dict()
+    saved = InTrainingReducer(ReductionSchedule(10, attempts=4)).state_dict()
     with pytest.raises(OrderError, match=next(iter(options))):
-        InTrainingReducer(ReductionSchedule(10), **options).load_state_dict(saved)
+        InTrainingReducer(ReductionSchedule(10, attempts=4), **options).load_state_dict(saved)
 
 
 def test_orders_are_uniform_and_rounded_as_in_reduce_model() -> None:
     model = make_model()
     for values in ({"uniform": True}, {"multiple_of": 4}, {"uniform": True, "multiple_of": 4}):
         options = CutOptions(**values)
-        reducer = InTrainingReducer(ReductionSchedule(10), HankelMass(0.9), options=options)
+        reducer = InTrainingReducer(
+            ReductionSchedule(10, attempts=4), HankelMass(0.9), options=options
+        )
         cut, _ = reducer.step(1, model, None)
         expected = reduce_model(model, HankelMass(0.9), options=options).model
         for one, other in zip(jax.tree.leaves(cut), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(one, other)
     # The gate lets pass all or none, so that orders stay the same.
     reducer = InTrainingReducer(
-        ReductionSchedule(10), FixedOrder(19), options=CutOptions(uniform=True)
+        ReductionSchedule(10, attempts=4), FixedOrder(19), options=CutOptions(uniform=True)
     )
     cut, _ = reducer.step(1, model, None)
     assert cut.first.nu_log.size == cut.second.nu_log.size < 20
     with pytest.raises(OrderError, match="multiple_of"):
-        InTrainingReducer(ReductionSchedule(10), options=CutOptions(multiple_of=0))
+        InTrainingReducer(ReductionSchedule(10, attempts=4), options=CutOptions(multiple_of=0))
 
 
 def test_the_last_cut_carries_streams() -> None:
     model = make_model()
-    reducer = InTrainingReducer(ReductionSchedule(10), FixedOrder(6))
+    reducer = InTrainingReducer(ReductionSchedule(10, attempts=4), FixedOrder(6))
     assert reducer.last_cut == {}
     reducer.step(1, model, None)
     assert set(reducer.last_cut) == {"first", "second"}
@@ -390,7 +412,7 @@ def test_the_last_cut_carries_streams() -> None:
 
 
 def test_repr_tells_settings_and_cuts() -> None:
-    text = repr(InTrainingReducer(ReductionSchedule(10), 4))
+    text = repr(InTrainingReducer(ReductionSchedule(10, attempts=4), 4))
     assert "schedule=ReductionSchedule.at(1)" in text
     assert "gate=0.95" in text
     assert "0 events" in text
@@ -407,7 +429,7 @@ def test_a_failed_cut_warns_and_changes_nothing(layer: str) -> None:
     )
     state = optax.adam(1e-3).init(parameters(broken))
     before = frozen((broken, state))
-    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(4))
+    reducer = InTrainingReducer(ReductionSchedule(100, attempts=4), FixedOrder(4))
     with pytest.warns(
         UserWarning, match=rf"no cut after step 10, it was the last attempt.*`{layer}`.*NaN"
     ):
@@ -426,7 +448,7 @@ def test_an_optimizer_that_cannot_follow_is_refused_and_nothing_changes() -> Non
     model = make_model()
     state = optax.rprop(1e-3).init(parameters(model))
     before = frozen((model, state))
-    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(4))
+    reducer = InTrainingReducer(ReductionSchedule(100, attempts=4), FixedOrder(4))
     with pytest.raises(OptimizerStateError, match=r"step_sizes|prev_updates"):
         reducer.step(1, model, state)
     assert_untouched((model, state), before)
@@ -442,7 +464,7 @@ def test_an_optimizer_that_cannot_follow_is_refused_and_nothing_changes() -> Non
 
 def test_an_unreachable_tolerance_warns() -> None:
     model = make_model()
-    reducer = InTrainingReducer(ReductionSchedule(100), ErrorBound(relative=1e-17))
+    reducer = InTrainingReducer(ReductionSchedule(100, attempts=4), ErrorBound(relative=1e-17))
     with pytest.warns(UserWarning, match="lies below"):
         same, _ = reducer.step(10, model, None)
     assert same is model
@@ -453,12 +475,12 @@ def test_a_layer_outside_the_unit_circle_needs_a_horizon() -> None:
     marginal = eqx.tree_at(
         lambda m: m.first.nu_log, model, model.first.nu_log.at[0].set(jnp.float32(-1e3))
     )
-    reducer = InTrainingReducer(ReductionSchedule(100), FixedOrder(8))
+    reducer = InTrainingReducer(ReductionSchedule(100, attempts=4), FixedOrder(8))
     with pytest.warns(UserWarning, match="horizon"):
         same, _ = reducer.step(10, marginal, None)
     assert same is marginal
     within = InTrainingReducer(
-        ReductionSchedule(100), FixedOrder(8), options=CutOptions(horizon=30)
+        ReductionSchedule(100, attempts=4), FixedOrder(8), options=CutOptions(horizon=30)
     )
     cut, _ = within.step(10, marginal, None)
     assert cut.first.nu_log.size <= 8

@@ -240,7 +240,7 @@ def test_a_failing_decomposition_does_not_end_training(monkeypatch: pytest.Monke
 
     layer = make_lru(lru_weights(np.random.default_rng(0), 8, 2), "float32")
     monkeypatch.setattr("ssmreduce.hankel._right_singular", fails)
-    reducer = InTrainingReducer(ReductionSchedule(4), ErrorBound(relative=0.1))
+    reducer = InTrainingReducer(ReductionSchedule(4, attempts=4), ErrorBound(relative=0.1))
     with pytest.warns(UserWarning, match="SVD did not converge"):
         model, _ = reducer.step(1, layer, None)
     assert model is layer

@@ -216,7 +216,7 @@ def test_bad_policies(arguments: dict[str, Any]) -> None:
 def test_bad_options_of_the_reducer() -> None:
     for options in ({"rollback": 0.1}, {"trace": 10}):
         with pytest.raises(OrderError, match=next(iter(options))):
-            InTrainingReducer(ReductionSchedule(10), **options)
+            InTrainingReducer(ReductionSchedule(10, attempts=4), **options)
 
 
 # --- Undoing a cut
@@ -365,7 +365,7 @@ def test_without_a_metric_an_attempt_waits() -> None:
 
 def test_reports_that_make_no_sense() -> None:
     with pytest.raises(OrderError, match=r"no rollback policy.*RollbackPolicy\(tolerance\)"):
-        InTrainingReducer(ReductionSchedule(10)).report(1.0)
+        InTrainingReducer(ReductionSchedule(10, attempts=4)).report(1.0)
     for metric in ("good", None, torch.ones(2), {}):
         with pytest.raises(OrderError, match="`metric`"):
             reducer_of().report(metric)
@@ -399,7 +399,7 @@ def test_layers_that_cannot_be_reduced_are_passed_over_on_trial() -> None:
     model = nn.Sequential(s5(False, False, 12), S5(3, 8, liquid=True))
     before = fingerprint(model)
     reducer = InTrainingReducer(
-        ReductionSchedule(10),
+        ReductionSchedule(10, attempts=4),
         4,
         options=CutOptions(skip_unsupported=True),
         rollback=RollbackPolicy(0.1),
@@ -415,9 +415,12 @@ def test_layers_that_cannot_be_reduced_are_passed_over_on_trial() -> None:
 def test_layers_that_cannot_be_reduced_are_passed_over() -> None:
     model = nn.Sequential(s5(False, False, 12), S5(3, 8, liquid=True))
     with pytest.raises(UnsupportedLayerError, match="liquid"):
-        InTrainingReducer(ReductionSchedule(10), 4).step(1, model, None)
+        InTrainingReducer(ReductionSchedule(10, attempts=4), 4).step(1, model, None)
     reducer = InTrainingReducer(
-        ReductionSchedule(10), 4, options=CutOptions(skip_unsupported=True), trace=HankelTrace(1)
+        ReductionSchedule(10, attempts=4),
+        4,
+        options=CutOptions(skip_unsupported=True),
+        trace=HankelTrace(1),
     )
     reducer.step(1, model, None)
     assert [event.layer for event in reducer.events] == ["0.seq"]

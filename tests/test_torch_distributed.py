@@ -97,6 +97,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             "copies inside",
             "checkpoints",
             "in training",
+            "data ddp",
+            "data fsdp",
             "accumulating",
             "breaking ddp",
             "breaking fsdp",
@@ -223,6 +225,21 @@ def test_cuts_in_training(ranks: list[dict[str, Any]]) -> None:
     first, second = (seen["in training"] for seen in ranks)
     assert first == second
     assert len(first["orders"]) >= 2
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_cuts_by_what_each_rank_is_given(kind: str, ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen[f"data {kind}"] for seen in ranks)
+    assert first == second
+    assert len(first["orders"]) == 2
+    assert max(first["orders"]) <= 4
+    assert first["by"] == ["loss" if kind == "ddp" else "output error"]
+    assert all((loss is None) == (kind == "fsdp") for loss in first["losses"])
+    *fewer, nan = first["errors"]
+    assert "on rank 1: layer `1.lru` is given NaN" in nan
+    assert all("in the number of batches that it calibrates by" in error for error in fewer)
+    assert len(fewer) == (kind == "fsdp")
+    assert first["unchanged"]
 
 
 @pytest.mark.parametrize("trial", TRIALS)

@@ -214,6 +214,15 @@ class Framework(ABC):
         """Return the scalar of `run` with `model` in evaluation mode."""
         raise _no_runs(self, model)
 
+    def constant_losses(
+        self, model: Any, handles: Sequence[LayerHandle], run: Callable[[Any], Any]
+    ) -> dict[str, float]:
+        """Return what `run` returns where the model puts out the same for all sequences, by what that is.
+
+        Nothing where the framework cannot tell, as here.
+        """
+        return {}
+
     def plain(self, model: Any) -> Any:
         """Return `model` without the wrappers of a distributed or compiled run."""
         return model

@@ -16,6 +16,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks import (
     torch_config,
+    torch_constant,
     torch_copies,
     torch_distributed,
     torch_optimizer,
@@ -149,6 +150,7 @@ class TorchFramework(Framework, StateDicts):
 
     record = staticmethod(torch_recording.record)
     evaluated = staticmethod(torch_recording.evaluated)
+    constant_losses = staticmethod(torch_constant.constant_losses)
     plain = staticmethod(torch_recording.plain)
     scratch = staticmethod(torch_recording.scratch)
     snapshot = staticmethod(torch_snapshot.take)

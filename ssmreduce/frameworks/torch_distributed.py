@@ -23,6 +23,8 @@ from ssmreduce.frameworks.transaction import Step
 
 T = TypeVar("T")
 
+_UNCHANGED = "No rank was changed."
+
 
 def team_of(model: Any) -> Team | None:
     """Return the processes that train `model`; None if it is not distributed.
@@ -131,7 +133,9 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, tuple[type[Exception]
 
 
 def _same_error(rank: int, kind: type[Exception], text: str) -> Exception:
-    return kind(f"on rank {rank}: {text.removesuffix('.')}. No rank was changed.")
+    if text.endswith(_UNCHANGED):  # agreed on before, by what was called
+        return kind(text)
+    return kind(f"on rank {rank}: {text.removesuffix('.')}. {_UNCHANGED}")
 
 
 # --- DDP

@@ -169,7 +169,7 @@ class _Watched:
         if not isinstance(output, tuple):
             return first.clone()
         copied = [part.clone() if part is first else part for part in parts]
-        return output._make(copied) if isinstance(output, _NamedTuple) else tuple(copied)
+        return output._make(copied) if isinstance(output, NamedTuple) else tuple(copied)
 
 
 class _Kernel:
@@ -241,7 +241,9 @@ class _Kernel:
 
 
 @runtime_checkable
-class _NamedTuple(Protocol):
+class NamedTuple(Protocol):
+    """Any class of named tuples."""
+
     def _make(self, parts: list[Any]) -> Any: ...
 
 

@@ -35,8 +35,10 @@ from ssmreduce.frameworks.framework import LayerHandle, listed
 from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.gramians.sequences import output
 from ssmreduce.layers.options import CutOptions, plain_name
+from ssmreduce.models.cut import on_all
 from ssmreduce.models.layer_records import PADDED, LayerRecord, every_fourth, joined, weighted
 from ssmreduce.models.search import Layers, search
+from ssmreduce.models.shared_runs import as_many, with_full_weights
 
 _SAME = 1e-2
 """Relative difference up to which a layer puts out what its weights say, in half precision too."""
@@ -121,6 +123,17 @@ class HeldOutLoss:
         evaluated, model = found.framework.evaluated, found.model
         return float(
             np.mean([evaluated(model, partial(self._on, batch)) for batch in self.batches])
+        )
+
+    def of_constant(self, found: Layers) -> float | None:
+        """Mean loss of the best of a few constant predictions; None if there is none."""
+        constant_losses, model = found.framework.constant_losses, found.model
+        losses = [
+            constant_losses(model, found.meant, partial(self._on, batch)) for batch in self.batches
+        ]
+        kinds = set(losses[0]).intersection(*losses)
+        return min(
+            (float(np.mean([each[kind] for each in losses])) for kind in kinds), default=None
         )
 
     def _on(self, batch: Any, model: Any) -> Any:
@@ -268,6 +281,11 @@ class Calibration:
                 layers[name] = replace(both, weights=np.maximum(both.weights, 0.0))
         return Calibration(layers)
 
+    def for_first(self, found: Layers) -> Calibration:
+        """The same, without batches where one process cannot run the model: the first decides alone."""
+        team = found.framework.team_of(found.framework.plain(found.model))
+        return self if team is None else Calibration(self.layers)
+
     def __repr__(self) -> str:
         largest = max(len(record.inputs) for record in self.layers.values())
         return f"Calibration({len(self.layers)} layers, {largest} sequences)"
@@ -387,7 +405,8 @@ def calibrate(
     Notes
     -----
     Cost: a run of the model for each batch, forward and, with a loss, backward; in JAX compiled once more.
-    Memory: N L m numbers a layer.
+    Memory: N L m numbers a layer. Of a model under FSDP2 all processes have to call this, with as many
+    batches each; in DDP each may calibrate by itself.
 
     Examples
     --------
@@ -419,13 +438,15 @@ def calibrate(
     most = positive_count(max_sequences, "max_sequences", "how many sequences to keep")
     found = search(model, options)
     found = found.of(found.framework.plain(found.model))
-    found.check()
+    on_all(found.team, found.check)
+    found = with_full_weights(found)
     runs = Runs(_run if forward is None else forward, loss, mask)
     parts: list[dict[str, LayerRecord]] = []
     taken: list[Any] = []
     count = 0
-    for batch in _iterated(batches):
-        part = runs.recorded(found, batch, differentiates=loss is not None)
+    for batch in as_many(found.team, _iterated(batches)):
+        run = partial(runs.recorded, found, batch, differentiates=loss is not None)
+        part = on_all(found.team, run)
         missing = [each.name for each in found.meant if each.name not in part]
         if missing:
             raise UnsupportedLayerError(

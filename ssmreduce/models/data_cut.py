@@ -16,12 +16,11 @@ import numpy as np
 
 from ssmreduce.errors import CalibrationWarning, OrderError, SSMReduceError
 from ssmreduce.frameworks.framework import LayerHandle
-from ssmreduce.frameworks.transaction import commit
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import Candidates, LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration, HeldOutLoss, Runs
-from ssmreduce.models.cut import changes_of
+from ssmreduce.models.held_out import cut_copy
 from ssmreduce.models.layer_records import LayerRecord
 from ssmreduce.models.report import Choice, LayerReduction
 from ssmreduce.models.search import Layers
@@ -36,8 +35,7 @@ class DataCut:
 
     def __init__(self, found: Layers, data: Calibration) -> None:
         self._found, self._data = found, data
-        # On several processes the first decides alone, and cannot run a model that is spread over them.
-        self._runs = data.runs if found.team is None else None
+        self._runs = data.runs
         self._behind: Layers | None = None
         """The model with the layers that were cut so far; None for none."""
 
@@ -53,8 +51,8 @@ class DataCut:
         runs = self._runs
         if runs is not None:  # the weights may have changed since they were recorded
             framework = self._found.framework
-            plain = self._found.of(framework.plain(self._found.model))
-            records = self._again(runs, records, plain)
+            model = framework.scratch(framework.plain(self._found.model))
+            records = self._again(runs, records, self._found.of(model))
         results = {}
         for name in ordered:
             uncut = {each.name: records[each.name] for each in groups[name]}
@@ -119,14 +117,7 @@ class DataCut:
     def _with_cut(self, handle: LayerHandle, cut: LayerCut) -> Layers:
         """The model with the layers that were cut so far, and this one."""
         base = self._found if self._behind is None else self._behind
-        framework = self._found.framework
-        model = framework.scratch(framework.plain(base.model))
-        copy = self._found.of(model)
-        own = self._at(copy, handle)
-        changes, gradients = changes_of(framework, model, [own], {own.path: cut})
-        ready = framework.prepared(model, changes, None, {}, gradients)
-        commit(ready.steps)
-        return self._found.of(ready.model)
+        return cut_copy(base, {self._at(base, handle).path: cut})
 
 
 def planned_with_data(

@@ -23,6 +23,7 @@ from ssmreduce.models.cut import (
 )
 from ssmreduce.models.data_cut import DataCut, planned_with_data
 from ssmreduce.models.followers import checked_followers
+from ssmreduce.models.held_out import losses_in, warn_at_chance, with_losses
 from ssmreduce.models.orders import Order, layer_orders, names_in_model
 from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.models.search import Layers, search
@@ -189,11 +190,12 @@ def reduce_model(
     found = search(model, options.with_kind(kind))
     team = found.team
     on_all(team, found.check)
+    data = None if data is None else data.for_first(found)
     only = None
     if isinstance(order, Mapping):
         named = partial(names_in_model, order, found.meant)
         only = order = named() if team is None else team.decide(named)
-    plan = plan_cut(found, state, partial(decide_cut, order=order, data=data), followers, only=only)
+    plan = plan_cut(found, state, partial(_decided, order=order, data=data), followers, only=only)
     cut = make_cut(found, state, plan, followers)
     return ModelReduction(
         cut.model,
@@ -204,6 +206,13 @@ def reduce_model(
             ModelReduction(follower, None, report) for follower, report in cut.followers
         ),
     )
+
+
+def _decided(found: Layers, order: Order, data: Calibration | None) -> Results:
+    """Plan all layers, and warn where the model is no better than chance."""
+    results = with_losses(found, decide_cut(found, order, data=data), data)
+    warn_at_chance(losses_in(results))
+    return results
 
 
 def decide_cut(

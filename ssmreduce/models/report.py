@@ -44,6 +44,24 @@ class Choice:
     white: LayerCut | None = field(default=None, repr=False, compare=False)
 
 
+@dataclass(frozen=True)
+class LossAtCut:
+    """Mean loss of a model on the batches that were held out, the same for all layers of a cut.
+
+    Attributes
+    ----------
+    before, after : float
+        Just before the cut, and just after.
+    constant : float or None
+        That of a constant prediction: of zeros, or of the mean output over the sequences of each batch,
+        whichever loses less; None where it cannot be had.
+    """
+
+    before: float
+    after: float
+    constant: float | None
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerReduction:
     """A layer before and after.
@@ -61,6 +79,8 @@ class LayerReduction:
         Wall-clock time of reading, balancing, writing and measuring; 0 for a follower.
     choice : Choice or None
         How the method was chosen, where the layer was cut by data.
+    losses : LossAtCut or None
+        What the whole cut does to the loss, where the data have one and one process can run the model.
     """
 
     layer: Any
@@ -68,6 +88,7 @@ class LayerReduction:
     item_sizes: dict[str, int]
     seconds: float = 0.0
     choice: Choice | None = None
+    losses: LossAtCut | None = None
 
     def __repr__(self) -> str:
         return (

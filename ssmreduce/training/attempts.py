@@ -15,7 +15,8 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
+from ssmreduce.models.cut import Results, check_every_rank, make_cut, on_all, plan_cut, together
+from ssmreduce.models.held_out import check_losses, losses_in, warn_at_chance, with_losses
 from ssmreduce.models.optimizer_state import check_fields
 from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.search import Layers, search
@@ -35,6 +36,34 @@ class Outcome:
     opt_state: Any
     books: Books
     warning: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """On what terms an attempt cuts.
+
+    Attributes
+    ----------
+    order : OrderRule
+        How many states each layer keeps.
+    gate : float
+        A layer is cut only if it keeps fewer than this share.
+    data : callable or None
+        Takes the layers of the model to their calibration.
+    refuses : bool
+        Whether a cut is refused that leaves the model no better than chance; else there is a warning.
+    at_cut : float or None
+        By how much a cut may raise the loss.
+    is_watched : bool
+        Whether reports may undo it.
+    """
+
+    order: OrderRule
+    gate: float
+    data: Callable[[Layers], Calibration] | None
+    refuses: bool
+    at_cut: float | None
+    is_watched: bool
 
 
 def check_model(models: Sequence[Any], opt_state: Any, options: CutOptions) -> None:
@@ -67,15 +96,16 @@ def attempt(
     opt_state: Any,
     books: Books,
     turn: Turn,
-    order: OrderRule,
-    gate: float,
-    is_watched: bool,
-    data: Callable[[Layers], Calibration] | None,
+    terms: Terms,
 ) -> Outcome:
     """Cut the layers found in the first of the models where the gate lets them pass; the others follow."""
-    followers, decide = models[1:], partial(_accepted, books.stopped, order, gate, data)
+    followers, order = models[1:], terms.order
+    may_cut = not (found.options.uniform and books.stopped)
+    data = on_all(found.team, partial(_calibration, terms, found)) if may_cut else None
+    decide = partial(_accepted, books.stopped, terms, data)
     plan = plan_cut(found, opt_state, decide, followers)
-    on_trial = is_watched and bool(plan.results)
+    warn_at_chance(losses_in(plan.results))
+    on_trial = terms.is_watched and bool(plan.results)
     snapshots = take_all(models, opt_state, found.options) if on_trial else None
     books = books.with_cut(step, plan.results, order, found.framework.path_name, snapshots)
     cut = make_cut(found, opt_state, plan, followers, turn(books))
@@ -83,27 +113,30 @@ def attempt(
     return Outcome(made, cut.optimizer_state, books)
 
 
+def _calibration(terms: Terms, found: Layers) -> Calibration | None:
+    """What the layers of the model are given now."""
+    return None if terms.data is None else terms.data(found).for_first(found)
+
+
 def _accepted(
-    stopped: frozenset[str],
-    order: OrderRule,
-    gate: float,
-    data: Callable[[Layers], Calibration] | None,
-    found: Layers,
+    stopped: frozenset[str], terms: Terms, data: Calibration | None, found: Layers
 ) -> Results:
     """The cuts that are worth it; where several processes train, the first alone is asked."""
     is_uniform = found.options.uniform
     if is_uniform and stopped:
         return {}
-    calibration = None if data is None else data(found)
     results = decide_cut(
-        found, order, leave_out=lambda name: plain_name(name) in stopped, data=calibration
+        found, terms.order, leave_out=lambda name: plain_name(name) in stopped, data=data
     )
-    worth_it = {
-        path: each for path, each in results.items() if each.new_order < gate * each.old_order
+    accepted = {
+        path: each for path, each in results.items() if each.new_order < terms.gate * each.old_order
     }
-    if not is_uniform or not worth_it:
-        return worth_it
-    return {path: each for path, each in results.items() if each.new_order < each.old_order}
+    if is_uniform and accepted:
+        accepted = {path: each for path, each in results.items() if each.new_order < each.old_order}
+    accepted = with_losses(found, accepted, data)
+    if accepted:
+        check_losses(losses_in(accepted), refuses=terms.refuses, at_cut=terms.at_cut)
+    return accepted
 
 
 def undo(

@@ -30,6 +30,8 @@ def write_event(writer: Any, event: ReductionEvent) -> None:
         measured_error=event.measured_error,
         error_bound=event.error_bound,
         seconds=event.seconds,
+        loss_before=event.loss_before,
+        loss_after=event.loss_after,
     )
 
 

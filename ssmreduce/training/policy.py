@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -17,21 +18,26 @@ class RollbackPolicy:
 
     m₀ is the last value reported before the cut, m the next ones; for ``mode="max"`` (an accuracy) the
     test is m < m₀ - tolerance. A cut is undone once `patience` reports in a row are worse, and stands
-    from the first that is not. NaN is worse than anything.
+    from the first that is not. NaN is worse than anything. With data that have a loss ℓ, `at_cut` compares
+    the model just before and just after the same cut, on sequences that are held out: the cut is not made
+    if ℓ_after > ℓ_before + at_cut.
 
     Parameters
     ----------
-    tolerance : float
-        By how much the metric may get worse, in its own units; 0 or more.
+    tolerance : float, optional
+        By how much the metric may get worse, in its own units; 0 or more. Without it no metric is reported.
     mode : {"min", "max"}
         Whether the metric is to become small (a loss) or large (an accuracy).
     patience : int
         How many reports after the cut must all be worse; 1 decides at the next report.
+    at_cut : float, optional
+        By how much the loss on held-out sequences may be higher just after a cut; 0 or more. The reducer
+        needs ``data`` with a loss, and no FSDP2.
 
     Raises
     ------
     OrderError
-        If an argument is out of range.
+        If an argument is out of range, or neither `tolerance` nor `at_cut` is given.
 
     Examples
     --------
@@ -41,17 +47,19 @@ class RollbackPolicy:
     (True, False)
     """
 
-    tolerance: float
+    tolerance: float | None = None
     _: KW_ONLY
     mode: Literal["min", "max"] = "min"
     patience: int = 1
+    at_cut: float | None = None
 
     def __post_init__(self) -> None:
-        if not is_number(self.tolerance) or self.tolerance < 0:
+        if self.tolerance is None and self.at_cut is None:
             raise OrderError(
-                f"`tolerance` is {shown(self.tolerance)}; expected a finite number, 0 or more, in the units "
-                "of the metric. Try the spread of the metric between two reports."
+                "`tolerance` and `at_cut` are None; expected one of them, or both. Try RollbackPolicy(0.02)."
             )
+        _check_limit(self.tolerance, "tolerance", "metric", "metric between two reports")
+        _check_limit(self.at_cut, "at_cut", "loss", "loss between two batches")
         if not is_one_of(self.mode, ("min", "max")):
             raise OrderError(
                 f'`mode` is {shown(self.mode)}; expected "min" for a loss or "max" for an accuracy.'
@@ -59,13 +67,34 @@ class RollbackPolicy:
         patience = positive_count(
             self.patience, "patience", "how many reports must be worse, 1 by default"
         )
-        vars(self).update(tolerance=float(self.tolerance), patience=patience)
+        limits = {"tolerance": self.tolerance, "at_cut": self.at_cut}
+        numbers = {name: None if value is None else float(value) for name, value in limits.items()}
+        vars(self).update(**numbers, patience=patience)
+
+    def __repr__(self) -> str:
+        given = [] if self.tolerance is None else [f"tolerance={self.tolerance}"]
+        given += [f"mode={self.mode!r}", f"patience={self.patience}"]
+        given += [] if self.at_cut is None else [f"at_cut={self.at_cut}"]
+        return f"RollbackPolicy({', '.join(given)})"
+
+    @property
+    def watches(self) -> bool:
+        """Whether it decides by reports of a metric."""
+        return self.tolerance is not None
 
     def is_worse(self, metric: float, *, than: float) -> bool:
         """Tell whether `metric` is worse than `than` by more than the tolerance; NaN is."""
         metric, than = metric_value(metric), metric_value(than, "than")
         change = metric - than if self.mode == "min" else than - metric
-        return not change <= self.tolerance
+        return not change <= (math.inf if self.tolerance is None else self.tolerance)
+
+
+def _check_limit(value: float | None, name: str, unit: str, spread: str) -> None:
+    if value is not None and (not is_number(value) or value < 0):
+        raise OrderError(
+            f"`{name}` is {shown(value)}; expected a finite number, 0 or more, in the units of the {unit}. "
+            f"Try the spread of the {spread}."
+        )
 
 
 @dataclass(frozen=True)

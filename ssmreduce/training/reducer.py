@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import (
@@ -14,8 +14,10 @@ from ssmreduce._checks import (
     check_instance,
     check_text,
     fraction,
+    is_one_of,
     metric_value,
     positive_count,
+    shown,
     whole_number,
 )
 from ssmreduce.errors import OrderError, SSMReduceError
@@ -23,12 +25,12 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import together
+from ssmreduce.models.cut import together, with_full_layers
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import Layers, search
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
-from ssmreduce.training.attempts import Outcome, Turn, attempt, check_model, undo
+from ssmreduce.training.attempts import Outcome, Terms, Turn, attempt, check_model, undo
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.books import Books
 from ssmreduce.training.policy import RollbackPolicy
@@ -60,8 +62,11 @@ class InTrainingReducer:
         data-driven ones beside them.
     data : callable, optional
         Takes the model to the `Calibration` by which an attempt cuts, such as
-        ``lambda model: calibrate(model, batches, loss=loss)``. Where several processes train the model, the
-        first alone is asked, and its trace alone has their values.
+        ``lambda model: calibrate(model, batches, loss=loss)``. Where several processes train the model, all
+        of them are asked, and the calibration of the first counts.
+    above_chance : {"warn", "refuse"}
+        What to do about a cut after which the loss on sequences that are held out is no less than that of a
+        constant prediction; needs data with a loss.
 
     Attributes
     ----------
@@ -111,7 +116,7 @@ class InTrainingReducer:
     >>> from ssmreduce.demo.lru import LRU
     >>> model = LRU(32, 4, rng=np.random.default_rng(0))
     >>> opt_state = optax.adam(1e-3).init(eqx.filter(model, eqx.is_inexact_array))
-    >>> reducer = InTrainingReducer(ReductionSchedule(40), order=HankelMass(0.9))
+    >>> reducer = InTrainingReducer(ReductionSchedule.at(1, 40), order=HankelMass(0.9))
     >>> for step in range(1, 41):
     ...     # ... one update of model and opt_state ...
     ...     model, opt_state = reducer.step(step, model, opt_state)
@@ -130,6 +135,7 @@ class InTrainingReducer:
         rollback: RollbackPolicy | None = None,
         trace: HankelTrace | None = None,
         data: Callable[[Any], Calibration] | None = None,
+        above_chance: Literal["warn", "refuse"] = "warn",
     ) -> None:
         check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
         check_instance(schedule, ReductionSchedule, "schedule", "ReductionSchedule(total_steps)")
@@ -145,6 +151,11 @@ class InTrainingReducer:
         self.trace = trace
         check_functions(data=data)
         self.data = data
+        if not is_one_of(above_chance, ("warn", "refuse")):
+            raise OrderError(
+                f'`above_chance` is {shown(above_chance)}; expected "warn" or "refuse". Leave it out to warn.'
+            )
+        self.above_chance = above_chance
         self._books = Books()
         self._idle_step = 0
         self._is_recording = True
@@ -171,8 +182,13 @@ class InTrainingReducer:
 
     def _settings(self) -> dict[str, str]:
         """All that decides what is cut and when, for a checkpoint and for people."""
-        names = ("schedule", "order", "gate", "options", "rollback", "trace")
+        names = ("schedule", "order", "gate", "options", "rollback", "trace", "above_chance")
         return {name: repr(getattr(self, name)) for name in names}
+
+    @property
+    def _watched(self) -> RollbackPolicy | None:
+        """The policy, if it decides by reports of a metric."""
+        return self.rollback if self.rollback is not None and self.rollback.watches else None
 
     def log_to(self, writer: Any) -> None:
         """Write what happens from now on to TensorBoard.
@@ -189,8 +205,8 @@ class InTrainingReducer:
         step = whole_number(step, "step", "the number of updates done")
         books = self._books
         if books.on_trial is not None:
-            return books.has_failed(self.rollback)
-        return books.may_cut(self.rollback) and (books.waiting or self._comes_due(step))
+            return books.has_failed(self._watched)
+        return books.may_cut(self._watched) and (books.waiting or self._comes_due(step))
 
     @overload
     def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]: ...
@@ -257,7 +273,7 @@ class InTrainingReducer:
         recording = self._recorded(step, model)
         books = self._seen(step, model)
         turn = partial(self._turned, records=recording.records, is_checked=True)
-        if books.has_failed(self.rollback):
+        if books.has_failed(self._watched):
             made = undo(step, models, opt_state, books, turn, self.options)
         elif books.trial is None and books.waiting:
             made = self._attempt(step, models, opt_state, books, turn, recording)
@@ -287,18 +303,19 @@ class InTrainingReducer:
         OrderError
             If there is no rollback policy, or `metric` is not a number.
         """
-        if self.rollback is None:
+        policy = self._watched
+        if policy is None:
             raise OrderError(
-                "`metric` was reported but the reducer has no rollback policy; expected one. Try "
-                "InTrainingReducer(schedule, rollback=RollbackPolicy(tolerance))."
+                "`metric` was reported but the reducer has no rollback policy with a tolerance; expected "
+                "one. Try InTrainingReducer(schedule, rollback=RollbackPolicy(tolerance))."
             )
-        self._books = self._books.with_report(metric_value(metric), self.rollback)
+        self._books = self._books.with_report(metric_value(metric), policy)
 
     def check_metric(self, name: str | None) -> None:
         """Raise `OrderError` unless a metric is named exactly where a rollback policy watches one."""
         if name is not None:
             check_text(name, "metric", "the name under which the metric is logged")
-        if (name is None) != (self.rollback is None):
+        if (name is None) != (self._watched is None):
             raise OrderError(
                 f"`metric` is {name!r} and the reducer's rollback policy is {self.rollback!r}; expected "
                 "both or neither. Name the metric that the policy watches."
@@ -343,7 +360,7 @@ class InTrainingReducer:
         All of `state` is checked before the reducer changes, and it changes at once: neither an error nor
         Ctrl-C leaves it half-loaded.
         """
-        saved = checked_state(state, self._settings(), self.rollback, self.trace)
+        saved = checked_state(state, self._settings(), self._watched, self.trace)
         books = Books(
             events=tuple(saved.events),
             step=saved.step,
@@ -417,7 +434,8 @@ class InTrainingReducer:
         data = calibrate(found.model)
         check_instance(data, Calibration, "data(model)", "calibrate(model, batches)")
         if self.trace is not None:
-            trained = [each for each in found.meant if each.path not in found.copies]
+            full = with_full_layers(found)
+            trained = [each for each in full.meant if each.path not in full.copies]
             self._try_to_record(step, partial(recording.record_layers, step, trained, data))
         return data
 
@@ -442,7 +460,7 @@ class InTrainingReducer:
         turn: Turn,
         recording: HankelTrace,
     ) -> Outcome:
-        if not books.may_cut(self.rollback):
+        if not books.may_cut(self._watched):
             warning = (
                 f"the attempt due after step {step} waits: no finite metric was reported. Call "
                 "reducer.report(metric) before the first attempt, or leave `rollback` out."
@@ -453,9 +471,16 @@ class InTrainingReducer:
             found.framework, models[0], found.check
         )  # an error of the user, not of this attempt
         data = None if self.data is None else partial(self._calibrated, self.data, step, recording)
-        settings = self.order, self.gate, self.rollback is not None, data
+        terms = Terms(
+            self.order,
+            self.gate,
+            data,
+            refuses=self.above_chance == "refuse",
+            at_cut=None if self.rollback is None else self.rollback.at_cut,
+            is_watched=self._watched is not None,
+        )
         try:
-            return attempt(step, found, models, opt_state, books, turn, *settings)
+            return attempt(step, found, models, opt_state, books, turn, terms)
         except SSMReduceError as error:
             warning = (
                 f"no cut after step {step}, {self._outlook(step)}; model and optimizer state are as they "

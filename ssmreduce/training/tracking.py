@@ -32,9 +32,16 @@ _COLUMNS = (
     "error_bound",
     "measured_error",
     "seconds",
+    "loss_before",
+    "loss_after",
+    "constant_loss",
     "rolled_back",
 )
 """What a table says of an event."""
+
+
+_OPTIONAL = ("rolled_back", "loss_before", "loss_after", "constant_loss")
+"""What not every event has."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,6 +72,10 @@ class ReductionEvent:
         Stored poles.
     rolled_back : int or None
         Number of updates done when the cut was undone; None if it stands.
+    loss_before, loss_after : float or None
+        Loss on held-out data just before and just after the whole cut; None without data that have one.
+    constant_loss : float or None
+        That of a constant prediction; see `~ssmreduce.models.report.LossAtCut`.
     """
 
     step: int
@@ -80,13 +91,16 @@ class ReductionEvent:
     poles_before: HostArray
     poles_after: HostArray
     rolled_back: int | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    constant_loss: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("step", "old_order", "new_order", "real_order"):
             value = whole_number(getattr(self, name), name, "a number of updates, or of states")
             object.__setattr__(self, name, value)
         check_text(self.layer, "layer", "the name of the layer")
-        for name in ("tau", "error_bound", "rolled_back", "measured_error", "seconds"):
+        for name in ("tau", "error_bound", "measured_error", "seconds", *_OPTIONAL):
             value = getattr(self, name)
             if not is_extended(value) and (
                 value is not None or name in ("measured_error", "seconds")
@@ -131,7 +145,7 @@ class ReductionEvent:
         """Return the event of the cut `result` by the rule `order`, `step` updates into training."""
         check_instance(result, LayerReduction, "result", "reduce_layer(layer, order)")
         check_instance(order, OrderRule, "order", "FixedOrder(8)")
-        reduction = result.reduction
+        reduction, losses = result.reduction, result.losses
         return cls(
             step=step,
             layer=layer,
@@ -145,6 +159,9 @@ class ReductionEvent:
             seconds=result.seconds,
             poles_before=np.asarray(reduction.original.poles(), np.complex128),
             poles_after=np.asarray(reduction.system.poles(), np.complex128),
+            loss_before=None if losses is None else losses.before,
+            loss_after=None if losses is None else losses.after,
+            constant_loss=None if losses is None else losses.constant,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,8 +171,9 @@ class ReductionEvent:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ReductionEvent:
         """Return the event that `to_dict` made `values` of."""
-        own = fields_of(values, *(item.name for item in fields(cls) if item.name != "rolled_back"))
-        own["rolled_back"] = values.get("rolled_back")
+        names = (item.name for item in fields(cls) if item.name not in _OPTIONAL)
+        own = fields_of(values, *names)
+        own |= {name: values.get(name) for name in _OPTIONAL}
         poles = {name: _complex(own[name], name) for name in ("poles_before", "poles_after")}
         return cls(**{**own, **poles})
 

@@ -1,0 +1,123 @@
+"""What a cut does to the loss on sequences that were held out, beside what a constant prediction loses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ssmreduce._boundary import warn_caller
+from ssmreduce.errors import CalibrationWarning, CutRefusedError, NonFiniteError
+from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.transaction import commit
+from ssmreduce.layers.layer import LayerCut
+from ssmreduce.models.calibration import Calibration, HeldOutLoss
+from ssmreduce.models.cut import Results, changes_of, really_cut
+from ssmreduce.models.report import LossAtCut
+from ssmreduce.models.search import Layers
+
+
+def with_losses(found: Layers, results: Results, data: Calibration | None) -> Results:
+    """The results with the loss just before and just after; as they are where none can be had.
+
+    Raises
+    ------
+    NonFiniteError
+        If the loss is NaN or Inf.
+    """
+    cuts = really_cut(results)
+    held_out = None if data is None or data.runs is None else data.runs.held_out_loss
+    if held_out is None or not cuts:
+        return results
+    losses = _losses(found, cuts, held_out)
+    return {
+        path: replace(each, losses=losses) if path in cuts else each
+        for path, each in results.items()
+    }
+
+
+def _losses(found: Layers, cuts: Mapping[Path, LayerCut], held_out: HeldOutLoss) -> LossAtCut:
+    framework = found.framework
+    uncut = found.of(framework.scratch(framework.plain(found.model)))
+    before, constant = held_out.of(uncut), held_out.of_constant(uncut)
+    after = held_out.of(cut_copy(found, cuts))
+    for name, value in (("before", before), ("after", after)):
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"the loss on batches that were held out is {value} just {name} the cut; expected a finite "
+                "number. Look at the batches, and at the loss of each."
+            )
+    return LossAtCut(before, after, constant)
+
+
+def losses_in(results: Results) -> LossAtCut | None:
+    """What the results say about the loss."""
+    return next((each.losses for each in results.values() if each.losses is not None), None)
+
+
+def cut_copy(found: Layers, cuts: Mapping[Path, LayerCut]) -> Layers:
+    """The layers of a copy of a model, without wrappers, after some cuts."""
+    framework = found.framework
+    copy = found.of(framework.scratch(framework.plain(found.model)))
+    own: list[LayerHandle] = []
+    named: dict[Path, LayerCut] = {}
+    for here, there in zip(found.meant, copy.meant, strict=True):
+        if here.path in cuts:
+            own.append(there)
+            named[there.path] = cuts[here.path]
+    changes, gradients = changes_of(framework, copy.model, own, named)
+    ready = framework.prepared(copy.model, changes, None, {}, gradients)
+    commit(ready.steps)
+    return found.of(ready.model)
+
+
+def warn_at_chance(losses: LossAtCut | None) -> None:
+    """Warn where a model is no better than a constant prediction, before a cut or after it."""
+    if losses is None or losses.constant is None or losses.after < losses.constant:
+        return
+    if losses.before < losses.constant:
+        warn_caller(
+            f"the cut takes the loss on what was held out from {losses.before:.4g} to {losses.after:.4g}, "
+            f"and a constant prediction has {losses.constant:.4g}; expected less. Keep more states.",
+            CalibrationWarning,
+        )
+    else:
+        warn_caller(
+            f"the model is at chance when it is cut: its loss on what was held out is {losses.before:.4g}, "
+            f"and a constant prediction has {losses.constant:.4g}; expected less. Cut later in training.",
+            CalibrationWarning,
+        )
+
+
+def check_losses(losses: LossAtCut | None, *, refuses: bool, at_cut: float | None) -> None:
+    """Raise unless a cut keeps to what a policy says about the loss.
+
+    Raises
+    ------
+    CutRefusedError
+        If the loss after it is no less than that of a constant prediction, and that is refused, or more than
+        before by over `at_cut`, or if no loss is known where one decides.
+    """
+    if losses is None:
+        if refuses or at_cut is not None:
+            raise CutRefusedError(
+                "no loss on what was held out is known, by which the cut is to be judged; expected `data` "
+                "with a loss and two batches at least, and no FSDP2. Calibrate with loss=..."
+            )
+        return
+    if at_cut is not None and losses.after - losses.before > at_cut:
+        raise CutRefusedError(
+            f"the cut takes the loss on what was held out from {losses.before:.4g} to {losses.after:.4g}; "
+            f"expected at most {at_cut:g} more, `at_cut` of the policy. Keep more states."
+        )
+    if refuses and losses.constant is None:
+        raise CutRefusedError(
+            "the loss of a constant prediction, by which the cut is to be judged, cannot be had; expected a "
+            "model in PyTorch with one output for each of several sequences. Leave `above_chance` out."
+        )
+    if refuses and losses.constant is not None and not losses.after < losses.constant:
+        raise CutRefusedError(
+            f"the loss on what was held out is {losses.before:.4g} before the cut and {losses.after:.4g} "
+            f"after it, and a constant prediction has {losses.constant:.4g}; expected less. Cut later in "
+            "training, or keep more states."
+        )

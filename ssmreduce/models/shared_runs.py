@@ -1,0 +1,44 @@
+"""Runs of a model that is spread over several processes, which all of them have to make together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ssmreduce.models.cut import with_full_layers
+from ssmreduce.models.search import Layers
+
+_END = object()
+
+
+def with_full_weights(found: Layers) -> Layers:
+    """The layers themselves, with full weights where they are sharded; all ranks have to call."""
+    if found.team is not None:
+        for own, full in zip(found.meant, with_full_layers(found).meant, strict=True):
+            vars(own)["weights"] = full.weights
+    return found
+
+
+def as_many(team: Any, batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches of this rank, as long as all ranks have one.
+
+    Raises
+    ------
+    DistributedError
+        If one has fewer than another, or cannot read one.
+    """
+    if team is None:
+        yield from batches
+        return
+    taken = iter(batches)
+    while True:
+        latest: list[Any] = []
+
+        def take(latest: list[Any] = latest) -> dict[str, str]:
+            latest.append(next(taken, _END))
+            return {"the number of batches that it calibrates by": str(latest[0] is _END)}
+
+        team.check_same(take)
+        if latest[0] is _END:
+            return
+        yield latest[0]
