@@ -223,7 +223,7 @@ def laid_out(value: Any, layout: Callable[[Any], Any]) -> Any:
     return value
 
 
-TIMED = {"sweep"}
+TIMED = {"sweep", "sweep of a layer with data"}
 """Calls whose answers hold seconds."""
 
 
