@@ -39,6 +39,8 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.frameworks import pytree_callbacks
+from ssmreduce.frameworks.current import framework_of
+from ssmreduce.models.search import search
 
 Array = np.ndarray
 STATES, WIDTH, STEPS, SIZE = 8, 4, 20, 8
@@ -483,6 +485,39 @@ def test_a_reducer_calibrates_at_each_attempt():
     assert [part.choice.by for part in reducer.last_cut.values()] == ["loss"]
     assert (type(cut.layer), cut.layer.states, model.layer.states) == (LRU, 3, STATES)
     assert opt_state[0].mu.layer.B_re.shape == (3, WIDTH)
+
+
+def test_a_reducer_knows_the_loss_of_zeros(model, batches):
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1),
+        FixedOrder(3),
+        data=lambda model: calibrate(model, batches, loss=compiled),
+        above_chance="refuse",
+    )
+    optimizer = optax.sgd(1e-3)
+    with pytest.warns(UserWarning, match="a constant prediction has 1.386"):
+        cut, _ = reducer.step(1, model, optimizer.init(eqx.filter(model, eqx.is_array)))
+    assert cut is model
+    framework = framework_of(model)
+    handles = search(model, CutOptions()).meant
+    found = framework.constant_losses(model, handles, lambda model: compiled(model, batches[0]))
+    assert found == {"zero": pytest.approx(np.log(4.0))}
+    # Of what is inside, where the loss is not that of what the model puts out.
+    inside = framework.constant_losses(
+        Outside(model),
+        search(Outside(model), CutOptions()).meant,
+        lambda m: compiled(m.inner, batches[0]),
+    )
+    assert inside == found
+
+
+class Outside(eqx.Module):
+    """Holds a model, and puts out something else."""
+
+    inner: Model
+
+    def __call__(self, inputs: Any) -> Any:
+        return inputs
 
 
 # --- What is refused

@@ -8,12 +8,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmreduce._checks import type_name
 from ssmreduce.errors import MissingBackendError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.pytree_callbacks import Heard, numbered
-from ssmreduce.frameworks.pytree_stand_ins import with_stand_ins
+from ssmreduce.frameworks.pytree_stand_ins import with_stand_ins, with_zero_outputs
 from ssmreduce.frameworks.recording import Recorded
 
 _OLDEST = (0, 8, 2)
@@ -69,6 +70,16 @@ def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
         If it is no scalar.
     """
     return float(_checked_scalar(run(_in_inference_mode(model))))
+
+
+def constant_losses(
+    model: Any, handles: Sequence[LayerHandle], run: Callable[[Any], Any]
+) -> dict[str, float]:
+    """Return the loss of a run in which the model, or what the loss reads of it, puts out zeros."""
+    usual = evaluated(model, run)
+    losses = (evaluated(changed, run) for changed in with_zero_outputs(model, handles))
+    zero = next((loss for loss in losses if loss != usual), np.nan)
+    return {"zero": zero} if np.isfinite(zero) else {}
 
 
 def _in_inference_mode(model: Any) -> Any:

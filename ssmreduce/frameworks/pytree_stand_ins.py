@@ -7,7 +7,7 @@ model's code runs as it is. A layer that computes a kernel is not given the sequ
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,18 @@ def with_stand_ins(model: Any, handles: Sequence[LayerHandle], numbers: Sequence
     return model
 
 
+def with_zero_outputs(model: Any, handles: Sequence[LayerHandle]) -> Iterator[Any]:
+    """Copies of a model in which a module that holds all layers puts out zeros, the outermost one first."""
+    first, *others = handles
+    for end in range(len(first.path) + 1):
+        path = first.path[:end]
+        if any(each.path[:end] != path for each in others):
+            return
+        module = first.framework.at(model, path)
+        if isinstance(module, eqx.Module) and callable(module):
+            yield _replaced(model, first, path, _call_for_zeros)
+
+
 def _replaced(
     model: Any,
     handle: LayerHandle,
@@ -90,6 +102,10 @@ def _class_below(module_type: Any, call: Callable[..., Any]) -> type:
     StandIn.__name__, StandIn.__qualname__ = module_type.__name__, module_type.__qualname__
     StandIn.__module__ = module_type.__module__
     return StandIn
+
+
+def _call_for_zeros(module: Any, own: _Own, inputs: jax.Array | None) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if _is_inexact(leaf) else leaf, own())
 
 
 # --- Layers that are given the sequence

@@ -157,6 +157,7 @@ class PytreeFramework(Framework, NamedTrees):
 
     record = staticmethod(pytree_recording.record)
     evaluated = staticmethod(pytree_recording.evaluated)
+    constant_losses = staticmethod(pytree_recording.constant_losses)
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy the arrays and numbers of both trees, safe from donated buffers."""

@@ -113,7 +113,8 @@ def check_losses(losses: LossAtCut | None, *, refuses: bool, at_cut: float | Non
     if refuses and losses.constant is None:
         raise CutRefusedError(
             "the loss of a constant prediction, by which the cut is to be judged, cannot be had; expected a "
-            "model in PyTorch with one output for each of several sequences. Leave `above_chance` out."
+            "module around the layers on whose output the loss depends, given several sequences. Leave "
+            "`above_chance` out."
         )
     if refuses and losses.constant is not None and not losses.after < losses.constant:
         raise CutRefusedError(

@@ -54,7 +54,7 @@ class LossAtCut:
         Just before the cut, and just after.
     constant : float or None
         That of a constant prediction: of zeros, or of the mean output over the sequences of each batch,
-        whichever loses less; None where it cannot be had.
+        whichever loses less (in JAX of zeros); None where it cannot be had.
     """
 
     before: float
