@@ -113,7 +113,7 @@ def compiled_penalty(penalty: Penalty) -> Callable[..., Any]:
 
 
 def measure_closeness(warm_up: int, distances: list[int]) -> list[dict[str, Any]]:
-    settings = make_settings(quick=True)
+    settings = make_settings(dataset="digits", quick=True)
     data = load_digits()
     sequences, labels = jnp.asarray(data.train_sequences), jnp.asarray(data.train_labels)
     model, optimizer, moments = start(settings)

@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,9 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from ssmreduce.demo import lru
-from ssmreduce.demo.experiment import Experiment, load, run_experiment
+from ssmreduce.demo.experiment import train_chain
+from ssmreduce.demo.runs import Run
 from ssmreduce.demo.settings import make_settings
-from ssmreduce.demo.training import Progress, Watch
 
 
 def scan_recurrence(eigenvalues, B, C, D, inputs):
@@ -44,18 +42,21 @@ def scan_recurrence(eigenvalues, B, C, D, inputs):
     return jnp.einsum("hn,lbn->blh", C, states).real + D * inputs
 
 
-@contextmanager
-def plain_display(name: str, steps: int) -> Iterator[Watch]:
-    def watch(progress: Progress) -> None:
-        if progress.evaluated:
+class Record:
+    """Prints the evaluations of the runs, and keeps the runs."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.runs: dict[str, Run] = {}
+
+    def __call__(self, run: Run) -> None:
+        self.runs[run.name] = run
+        if run.curve and run.curve[-1].step == run.step and not run.complete:
             print(
-                f"  {name:8s} step {progress.step:5d}/{steps}  {progress.seconds:7.1f} s  "
-                f"loss {progress.loss:.3f}  accuracy {100 * progress.accuracy:.2f} %  "
-                f"{progress.states} states",
+                f"  {run.name:8s} step {run.step:5d}/{self.steps}  {run.seconds:7.1f} s  "
+                f"loss {run.loss:.3f}  accuracy {100 * run.accuracy:.2f} %  {run.states} states",
                 flush=True,
             )
-
-    yield watch
 
 
 def main() -> None:
@@ -78,21 +79,21 @@ def main() -> None:
         seed=arguments.seed,
         quick=arguments.quick,
     )
-    experiment = Experiment(settings)
+    record = Record(settings.steps)
     chosen = lru.diagonal_recurrence if arguments.recurrence == "chunked" else scan_recurrence
     with patch.object(lru, "diagonal_recurrence", chosen):
-        run_experiment(experiment, load(settings), plain_display)
-    if experiment.interrupted:
-        raise SystemExit("interrupted")
-    full = experiment.runs["full"]
+        train_chain(settings, ("full",), record)
+        train_chain(settings, ("reduced", "small"), record)
+    runs = record.runs
+    full, events = runs["full"], runs["reduced"].events
     platform = f"{os.cpu_count()} cores, {jax.devices()[0].platform}"
     print(f"{arguments.recurrence} recurrence, {settings.steps} steps, {platform}")
-    for name, run in experiment.runs.items():
+    for name, run in runs.items():
         print(
             f"{name:8s} accuracy {100 * run.accuracy:6.2f} %  states {run.states:4d}  "
             f"{run.seconds:7.1f} s  {full.seconds / run.seconds:5.2f}x"
         )
-    for event in experiment.events:
+    for event in events:
         print(
             f"cut after step {event.step}: {event.old_order} -> {event.new_order} states, bound "
             f"{event.error_bound:.3g}, measured {event.measured_error:.3g}, {event.seconds:.2f} s"
@@ -100,8 +101,8 @@ def main() -> None:
     if arguments.output:
         figures = {
             "settings": settings.to_dict(),
-            "runs": {name: run.to_dict() for name, run in experiment.runs.items()},
-            "cuts": [event.to_dict() for event in experiment.events],
+            "runs": {name: run.to_dict() for name, run in runs.items()},
+            "cuts": [event.to_dict() for event in events],
         }
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""Image data sets as sequences of one pixel per step: scikit-learn's digits and sequential MNIST."""
+"""Labelled sequences, and images read as sequences of one pixel per step: digits and sequential MNIST."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _LAYOUT = (
 
 @dataclass(frozen=True)
 class SequenceData:
-    """Training and test sequences with values in [0, 1], and their labels 0 … 9.
+    """Training and test sequences, and their labels 0 … classes - 1.
 
     Parameters
     ----------
@@ -63,6 +63,8 @@ class SequenceData:
         One number per step, float32.
     train_labels, test_labels : (n,) array
         Class of each sequence, int32.
+    classes : int
+        How many there are.
     """
 
     name: str
@@ -70,6 +72,7 @@ class SequenceData:
     train_labels: npt.NDArray[np.int32]
     test_sequences: npt.NDArray[np.float32]
     test_labels: npt.NDArray[np.int32]
+    classes: int = CLASSES
 
 
 def load_digits() -> SequenceData:

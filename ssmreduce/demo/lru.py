@@ -66,9 +66,13 @@ class LRU(eqx.Module):
         """Number of stored complex states."""
         return self.nu_log.shape[0]
 
+    @property
+    def eigenvalues(self) -> Array:
+        """Diagonal (N,) of Λ."""
+        return jnp.exp(jax.lax.complex(-jnp.exp(self.nu_log), jnp.exp(self.theta_log)))
+
     def __call__(self, inputs: Array) -> Array:
         """Run (batch, L, H) sequences from a zero state."""
-        eigenvalues = jnp.exp(jax.lax.complex(-jnp.exp(self.nu_log), jnp.exp(self.theta_log)))
         B = jnp.exp(self.gamma_log)[:, None] * jax.lax.complex(self.B_re, self.B_im)
         C = jax.lax.complex(self.C_re, self.C_im)
-        return diagonal_recurrence(eigenvalues, B, C, self.D, inputs)
+        return diagonal_recurrence(self.eigenvalues, B, C, self.D, inputs)

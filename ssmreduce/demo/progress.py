@@ -1,71 +1,73 @@
-"""Progress of a run: a bar on a terminal, a few plain lines elsewhere."""
+"""Progress of the runs: bars on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from ssmreduce.demo.training import Progress, Watch
+from ssmreduce.demo.runs import Run
 
-# Lines per run where there is no terminal.
-_LINES = 5
+_BETWEEN_LINES = 5
+"""Evaluations from one line to the next where there is no terminal."""
 
 
 class ProgressDisplay:
-    """Shows loss, accuracy, current states and time of the runs, one after the other.
+    """Shows loss, accuracy, current states and time of the runs.
 
     Parameters
     ----------
     console : Console
         Where to; without a terminal, a few lines per run are printed.
+    steps : int
+        Steps of each run.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, steps: int) -> None:
         self.console = console
-
-    @contextmanager
-    def __call__(self, name: str, steps: int) -> Iterator[Watch]:
-        """Show the run `name` of `steps` steps; gives the function to report progress to."""
-        if not self.console.is_terminal:
-            yield self._line_printer(name, steps)
-            return
-        columns = (
-            TextColumn("{task.description:8}"),
+        self.steps = steps
+        self._next_line: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._bars = Progress(
+            TextColumn("{task.description:10}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[reading]}"),
-            TimeElapsedColumn(),
+            console=console,
         )
-        with Bar(*columns, console=self.console) as bar:
-            task = bar.add_task(name, total=steps, reading="compiling …")
 
-            def show(progress: Progress) -> None:
-                bar.update(task, completed=progress.step, reading=_reading(progress))
+    def __enter__(self) -> ProgressDisplay:
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
 
-            yield show
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
 
-    def _line_printer(self, name: str, steps: int) -> Watch:
-        printed = 0
+    def show(self, run: Run) -> None:
+        """Show what `run` has reached."""
+        name = f"{run.name} {run.seed}"
+        reading = _reading(run) if run.step else "compiling …"
+        if self.console.is_terminal:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=self.steps, reading=reading)
+            self._bars.update(self._tasks[name], completed=run.step, reading=reading)
+        elif len(run.curve) >= self._next_line.get(name, 0):
+            # At the start, at the first evaluation, and at every fifth from there.
+            self._next_line[name] = len(run.curve) + (_BETWEEN_LINES if run.curve else 1)
+            self.console.print(
+                f"{name:10} step {run.step}/{self.steps}  {reading}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
-        def show(progress: Progress) -> None:
-            nonlocal printed
-            part = progress.step * _LINES // steps
-            if progress.evaluated and part > printed:
-                printed = part
-                self.console.print(
-                    f"{name:8} step {progress.step}/{steps}  {_reading(progress)}"
-                    f"  {progress.seconds:.1f} s",
-                    highlight=False,
-                    soft_wrap=True,
-                )
 
-        return show
-
-
-def _reading(progress: Progress) -> str:
-    accuracy = "–" if progress.accuracy is None else f"{100 * progress.accuracy:.1f} %"
-    return f"loss {progress.loss:.3f}  accuracy {accuracy}  states {progress.states}"
+def _reading(run: Run) -> str:
+    accuracy = "–" if run.accuracy is None else f"{100 * run.accuracy:.1f} %"
+    return f"loss {run.loss:.3f}  accuracy {accuracy}  states {run.states}  {run.seconds:.0f} s"

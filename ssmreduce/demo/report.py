@@ -6,23 +6,28 @@ import json
 import math
 import os
 import platform
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ssmreduce._files import written_whole
 from ssmreduce.demo.experiment import Experiment
-from ssmreduce.demo.training import Run
-from ssmreduce.plotting import plot_accuracy, plot_hsv_decay, plot_poles
+from ssmreduce.demo.pictures import accuracy_picture, tones_picture
+from ssmreduce.demo.runs import Run
+from ssmreduce.demo.tones import TONES, tones_found
+from ssmreduce.plotting import plot_hsv_decay, plot_poles
+from ssmreduce.training.tracking import ReductionEvent
 
 _ABSENT = "–"
-
-_HEADINGS = ("accuracy", "states", "seconds", "speed-up", "bound", "measured")
 
 _NUMBERS = "results.json"
 _HSV, _ACCURACY, _POLES = "hsv_decay.png", "accuracy.png", "poles.png"
@@ -46,11 +51,28 @@ def results(experiment: Experiment) -> dict[str, Any]:
                 "cores": os.cpu_count(),
             },
             "interrupted": experiment.interrupted,
-            "runs": {name: run.to_dict() for name, run in experiment.runs.items()},
-            "cuts": [event.to_dict() for event in experiment.events],
+            "runs": {name: _means(runs) for name, runs in experiment.runs.items()},
+            "cuts": [
+                {"seed": run.seed, **event.to_dict()} for run in experiment for event in run.events
+            ],
         }
     )
     return values
+
+
+def _means(runs: list[Run]) -> dict[str, Any]:
+    """Means over the seeds, then each of them."""
+    return {
+        "accuracy": _mean(run.accuracy for run in runs),
+        "states": _mean(run.states for run in runs),
+        "seconds": _mean(run.seconds for run in runs),
+        "seeds": [run.to_dict() for run in runs],
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def _finite(value: Any) -> Any:
@@ -72,20 +94,12 @@ def write_results(experiment: Experiment, folder: Path) -> list[Path]:
     text = json.dumps(results(experiment), indent=2, allow_nan=False)
     with written_whole(folder / _NUMBERS) as path:
         path.write_text(text + "\n", encoding="utf-8")
-    full_states = experiment.settings.states * experiment.settings.blocks
-    labels = {name: _label(run, full_states) for name, run in experiment.runs.items() if run.curve}
-    curves = {
-        label: (
-            [point.seconds for point in experiment.runs[name].curve],
-            [point.accuracy for point in experiment.runs[name].curve],
-        )
-        for name, label in labels.items()
-    }
-    cut_times = {label: experiment.runs[name].cut_times for name, label in labels.items()}
+    events = [event for run in experiment for event in _of_seed(run, experiment)]
+    has_tones = experiment.settings.dataset == "tones"
     pictures = {
-        _HSV: plot_hsv_decay(experiment.events),
-        _ACCURACY: plot_accuracy(curves, cut_times=cut_times),
-        _POLES: plot_poles(experiment.events),
+        _HSV: plot_hsv_decay(events),
+        _ACCURACY: accuracy_picture(experiment),
+        _POLES: tones_picture(experiment) if has_tones else plot_poles(events),
     }
     for name, figure in pictures.items():
         with written_whole(folder / name) as path:
@@ -93,48 +107,100 @@ def write_results(experiment: Experiment, folder: Path) -> list[Path]:
     return [folder / name for name in FILES]
 
 
-def print_table(experiment: Experiment, console: Console) -> None:
-    """Print one row per run, and below the reduced one a row per cut of a layer."""
-    runs = experiment.runs
-    table = Table(
-        title="Same seed, batches and steps; error bound and measured error of each cut",
-        title_justify="left",
-    )
-    table.add_column("run")
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
+def _of_seed(run: Run, experiment: Experiment) -> list[ReductionEvent]:
+    """The cuts of a run, with the seed in the layer's name where there are several."""
+    if experiment.settings.seeds == 1:
+        return run.events
     several = experiment.settings.blocks > 1
-    for name, run in runs.items():
+    names = {event.layer: f", {event.layer}" if several else "" for event in run.events}
+    return [replace(event, layer=f"seed {run.seed}{names[event.layer]}") for event in run.events]
+
+
+def print_table(experiment: Experiment, console: Console) -> None:
+    """Print one row per run, below a reduced one a row per cut of a layer, and what it all says."""
+    has_tones = experiment.settings.dataset == "tones"
+    headings = ["accuracy", "states", "seconds", "speed-up", "tones" if has_tones else "", "bound"]
+    headings = [heading for heading in [*headings, "measured"] if heading]
+    table = Table(
+        title="Same data, batches and steps; error bound and measured error of each cut",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("run, seed", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in experiment:
+        full = experiment.runs["full"][run.seed - experiment.settings.seed]
         table.add_row(
-            name if run.complete else f"{name} *",
-            _ABSENT if run.accuracy is None else f"{100 * run.accuracy:.1f} %",
+            f"{run.name} {run.seed}" + ("" if run.complete else " *"),
+            _percent(run.accuracy),
             " + ".join(map(str, run.states_per_layer)) or _ABSENT,
             f"{run.seconds:.1f}" if run.seconds else _ABSENT,
-            _speed_up(runs["full"], run),
+            f"{full.seconds / run.seconds:.1f}×" if full.complete and run.complete else _ABSENT,
+            *([_tones(run)] if has_tones else []),
         )
-        for event in experiment.events if name == "reduced" else ():
+        for event in run.events:
+            several = experiment.settings.blocks > 1
             table.add_row(
                 f"  step {event.step}" + (f", {escape(event.layer)}" if several else ""),
-                "",
+                _around(run, event.step),
                 f"{event.old_order} → {event.new_order}",
                 f"{event.seconds:.2f}",
                 "",
+                *([""] if has_tones else []),
                 _ABSENT if event.error_bound is None else f"{event.error_bound:.3g}",
                 f"{event.measured_error:.3g}",
             )
     console.print(table)
-    if not all(run.complete for run in runs.values()):
-        console.print("* unfinished")
-    if not experiment.events:
-        console.print("No cut was made; a larger --tau or --states gives one.")
+    for line in _conclusions(experiment):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
-def _speed_up(full: Run, run: Run) -> str:
-    if not (full.complete and run.complete):
+def _percent(accuracy: float | None) -> str:
+    return _ABSENT if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def _around(run: Run, step: int) -> str:
+    """Accuracies right before and right after a cut."""
+    points = [point.accuracy for point in run.curve if point.step == step]
+    return " → ".join(f"{100 * accuracy:.1f}" for accuracy in points) if len(points) == 2 else ""
+
+
+def _tones(run: Run) -> str:
+    """How many tones have a pole; among the many poles of the full model there is always one."""
+    if run.name == "full" or not run.poles.size:
         return _ABSENT
-    return f"{full.seconds / run.seconds:.1f}×"
+    return f"{tones_found(run.poles)} of {TONES.size}"
 
 
-def _label(run: Run, full_states: int) -> str:
-    cut = f"{full_states} → " if run.cut_times else ""
-    return f"{run.name}, {cut}{run.states} states"
+def _conclusions(experiment: Experiment) -> list[str]:
+    """What the runs say, and where cutting did not pay."""
+    if not all(run.complete for run in experiment):
+        return ["* unfinished"]
+    if not any(run.events for run in experiment):
+        return ["No cut was made; a larger --tau or --states gives one."]
+    full, reduced, small = (experiment.runs[name] for name in ("full", "reduced", "small"))
+    faster = sum(run.seconds for run in full) / sum(run.seconds for run in reduced)
+    lines = [
+        f"reduced against full: accuracy {_points(reduced, full)} points, {faster:.1f}× as fast",
+        f"reduced against small: accuracy {_points(reduced, small)} points",
+    ]
+    means = [statistics.mean(run.accuracy or 0.0 for run in runs) for runs in (reduced, small)]
+    if means[1] >= means[0]:
+        lines.append(
+            "Here the cut does not pay: the small model from scratch is as accurate, in less time."
+        )
+    return lines
+
+
+def _points(runs: list[Run], others: list[Run]) -> str:
+    """Differences in per cent, seed by seed."""
+    # Adding 0.0 makes 0.0 of -0.0.
+    pairs = zip(runs, others, strict=True)
+    return ", ".join(
+        f"{round(100 * (a.accuracy or 0.0) - 100 * (b.accuracy or 0.0), 2) + 0.0:+.2f}"
+        for a, b in pairs
+    )

@@ -1,12 +1,12 @@
-"""One training run of the demo, full, reduced or small, and what it records as it goes."""
+"""One training run of the demo, full, reduced or small."""
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,24 @@ import numpy.typing as npt
 import optax
 from jax import Array
 
-from ssmreduce.demo.data import CLASSES, SequenceData
+from ssmreduce.demo.data import SequenceData
 from ssmreduce.demo.model import SequenceClassifier, Statistics
+from ssmreduce.demo.runs import Clock, CurvePoint, Run, Watch
 from ssmreduce.demo.settings import Settings
+from ssmreduce.models.systems_of_layers import read_system
+from ssmreduce.regularizers import modal_l1
+from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.training.reducer import InTrainingReducer
 
 # Evaluations begin where the default schedule of cuts ends: the shapes between cuts are then never
 # compiled for evaluation.
 _EVALUATIONS = 20
 _FIRST_EVALUATION_SHARE = 0.1
-_EVALUATION_BATCH = 500
+_EVALUATION_BATCH = 1000
+_REFERENCE = 500
 # Test batches of the evaluations during a run; the one at its end sees all.
-_WATCHED_BATCHES = 4
-_LOSS_READINGS = 100
+_WATCHED_BATCHES = 1
+_READINGS = 100
 
 _WARM_UP_SHARE = 0.05
 _FINAL_LEARNING_RATE_SHARE = 0.01
@@ -36,82 +41,6 @@ _WEIGHT_DECAY = 0.05
 _RECURRENCE_LEARNING_RATE_SHARE = 0.25
 _RECURRENCE = frozenset({"nu_log", "theta_log", "gamma_log"})
 _NO_DECAY = _RECURRENCE | {"B_re", "B_im"}
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One evaluation: updates done, seconds since the run began, loss, test accuracy (0 … 1), states."""
-
-    step: int
-    seconds: float
-    loss: float
-    accuracy: float
-    states: int
-
-
-@dataclass
-class Run:
-    """What a run has reached so far.
-
-    Attributes
-    ----------
-    name : str
-        "full", "reduced" or "small".
-    states_per_layer : list of int
-        Stored states of each LRU, now.
-    seconds : float
-        Wall-clock time, compilation, cuts and evaluations included.
-    complete : bool
-        Whether it did all its steps.
-    curve : list of CurvePoint
-        Evaluations so far.
-    cut_times : list of float
-        Seconds since the run began, for every step at which layers were cut.
-    """
-
-    name: str
-    states_per_layer: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    complete: bool = False
-    curve: list[CurvePoint] = field(default_factory=list)
-    cut_times: list[float] = field(default_factory=list)
-
-    @property
-    def states(self) -> int:
-        """Stored states of all layers."""
-        return sum(self.states_per_layer)
-
-    @property
-    def accuracy(self) -> float | None:
-        """Test accuracy at the latest evaluation, 0 … 1; None before the first."""
-        return self.curve[-1].accuracy if self.curve else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return {
-            "accuracy": self.accuracy,
-            "states": self.states,
-            "states_per_layer": self.states_per_layer,
-            "seconds": self.seconds,
-            "complete": self.complete,
-            "cut_times": self.cut_times,
-            "curve": [asdict(point) for point in self.curve],
-        }
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A reading during a run, for display; `evaluated` marks those with a new accuracy."""
-
-    step: int
-    seconds: float
-    loss: float
-    accuracy: float | None
-    states: int
-    evaluated: bool
-
-
-Watch = Callable[[Progress], None]
 
 
 class Problem:
@@ -126,12 +55,13 @@ class Problem:
     """
 
     def __init__(self, data: SequenceData, settings: Settings) -> None:
+        self.classes = data.classes
         self.sequences = jnp.asarray(data.train_sequences)
         self.labels = jnp.asarray(data.train_labels)
         count = len(data.train_labels)
         generator = np.random.default_rng(settings.seed)
         self.batches = _batches(count, settings.batch_size, settings.steps, generator)
-        self.reference = self.sequences[generator.permutation(count)[:_EVALUATION_BATCH]]
+        self.reference = self.sequences[generator.permutation(count)[:_REFERENCE]]
         # Files may be sorted; the batches watched during a run must be like the rest.
         order = np.random.default_rng(0).permutation(len(data.test_labels))
         self.test_batches = [
@@ -170,51 +100,73 @@ def train(
     problem : Problem
         Data and batches.
     settings : Settings
-        Size of the model, steps, learning rate and seed.
+        Size of the model, steps, learning rate, penalty and seed.
     states_per_layer : sequence of int
         Stored states of each LRU at the start.
     watch : callable
-        Called with a `Progress` about a hundred times.
+        Called with `run` about a hundred times.
     reducer : InTrainingReducer, optional
-        Asked for a cut after every step.
+        Asked for a cut after every step. Up to its last attempt the loss has the penalty of the settings.
     """
-    started = time.perf_counter()
+    clock = Clock(run)
     # Every run pays for all of its compilations.
     jax.clear_caches()  # type: ignore[no-untyped-call]
     run.states_per_layer = list(states_per_layer)
+    watch(run)
     model = SequenceClassifier(
-        states_per_layer, settings.width, CLASSES, rng=np.random.default_rng(settings.seed)
+        states_per_layer, settings.width, problem.classes, rng=np.random.default_rng(settings.seed)
     )
     optimizer = make_optimizer(settings)
     optimizer_state = optimizer.init(model)
-    update = jax.jit(partial(update_model, optimizer), donate_argnums=(0, 1))
+    update = jax.jit(
+        partial(update_model, optimizer), donate_argnums=(0, 1), static_argnames="penalty"
+    )
+    penalised = 0 if reducer is None else reducer.schedule.steps[-1]
+    uncut = []
     try:
-        for step in range(1, settings.steps + 1):
-            batch = problem.batches[step - 1]
+        for run.step in range(1, settings.steps + 1):
+            batch = problem.batches[run.step - 1]
+            penalty = settings.penalty if run.step <= penalised else 0.0
             model, optimizer_state, loss = update(
-                model, optimizer_state, problem.sequences, problem.labels, batch
+                model, optimizer_state, problem.sequences, problem.labels, batch, penalty=penalty
             )
-            if reducer is not None:
-                before = len(reducer.events)
-                model, optimizer_state = reducer.step(step, model, optimizer_state)
-                if len(reducer.events) > before:
-                    run.states_per_layer = model.states
-                    run.cut_times.append(time.perf_counter() - started)
-            evaluated = (
-                _due(step, settings.steps, _EVALUATIONS)
-                and step >= _FIRST_EVALUATION_SHARE * settings.steps
-            )
-            if evaluated:
-                last = step == settings.steps
-                accuracy = _accuracy(model, problem, None if last else _WATCHED_BATCHES)
-                seconds = time.perf_counter() - started
-                run.curve.append(CurvePoint(step, seconds, float(loss), accuracy, run.states))
-            if evaluated or _due(step, settings.steps, _LOSS_READINGS):
-                seconds = time.perf_counter() - started
-                watch(Progress(step, seconds, float(loss), run.accuracy, run.states, evaluated))
-        run.complete = True
+            if reducer is not None and reducer.due(run.step):
+                run.loss = float(loss)
+                uncut.append((clock.point(math.nan), jax.tree.map(jnp.copy, model)))
+                model, optimizer_state = reducer.step(run.step, model, optimizer_state)
+                if len(reducer.events) > len(run.events):
+                    run.events, run.states_per_layer = reducer.events, model.states
+                    run.cut_times.append(clock.read())
+            if _due(run.step, settings.steps, _READINGS):
+                run.loss = float(loss)
+                if _evaluated(run.step, settings.steps):
+                    batches = None if run.step == settings.steps else _WATCHED_BATCHES
+                    run.curve.append(clock.point(_accuracy(model, problem, batches)))
+                clock.read()
+                watch(run)
     finally:
-        run.seconds = time.perf_counter() - started
+        clock.read()
+    _look_back(run, problem, model, uncut)
+    watch(run)
+
+
+def _evaluated(step: int, steps: int) -> bool:
+    return step >= _FIRST_EVALUATION_SHARE * steps and _due(step, steps, _EVALUATIONS)
+
+
+def _look_back(
+    run: Run,
+    problem: Problem,
+    model: SequenceClassifier,
+    uncut: Sequence[tuple[CurvePoint, SequenceClassifier]],
+) -> None:
+    """Complete a run, off the clock: points from right before the cuts, and the poles at the end."""
+    for point, before in uncut:
+        accuracy = _accuracy(before, problem, _WATCHED_BATCHES)
+        run.curve.append(replace(point, accuracy=accuracy))
+    run.curve.sort(key=lambda point: point.seconds)
+    run.poles = np.concatenate([np.asarray(block.lru.eigenvalues) for block in model.blocks])
+    run.complete = True
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
@@ -257,6 +209,7 @@ def update_model(
     sequences: Array,
     labels: Array,
     batch: Array,
+    penalty: float = 0.0,
 ) -> tuple[SequenceClassifier, Any, Array]:
     """Do one optimizer step on the sequences numbered `batch`.
 
@@ -274,20 +227,27 @@ def update_model(
         Their classes.
     batch : (k,) array of int
         Which of them to learn from.
+    penalty : float, optional
+        Factor of `modal_l1` of every LRU in the loss.
 
     Returns
     -------
     tuple
         Model, optimizer state, and the loss before the step.
     """
-    loss, gradient = jax.value_and_grad(_loss)(model, sequences[batch], labels[batch])
+    loss, gradient = jax.value_and_grad(loss_of)(model, sequences[batch], labels[batch], penalty)
     updates, optimizer_state = optimizer.update(gradient, optimizer_state, model)
     return optax.apply_updates(model, updates), optimizer_state, loss
 
 
-def _loss(model: SequenceClassifier, sequences: Array, labels: Array) -> Array:
+def loss_of(model: SequenceClassifier, sequences: Array, labels: Array, penalty: float) -> Array:
+    """Mean cross-entropy, and `penalty` times the `modal_l1` of every LRU."""
     scores, _ = model(sequences)
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, labels))
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, labels))
+    if penalty:
+        systems = [cast(DiagonalStateSpace, read_system(block.lru)) for block in model.blocks]
+        loss += penalty * sum(map(modal_l1, systems))
+    return loss
 
 
 def _accuracy(model: SequenceClassifier, problem: Problem, batches: int | None) -> float:

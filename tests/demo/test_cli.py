@@ -6,16 +6,20 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from ssmreduce.cli import main
 from ssmreduce.demo import experiment, report
-from ssmreduce.demo.training import CurvePoint
+from ssmreduce.demo.data import SequenceData
+from ssmreduce.demo.runs import CurvePoint, Run
+from ssmreduce.training.tracking import ReductionEvent
 
 FILES = ("results.json", "hsv_decay.png", "accuracy.png", "poles.png")
 
@@ -28,18 +32,27 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+def finished(name, seed):
+    """A run that pretends to have trained."""
+    run = Run(name, seed, step=10, loss=0.5, states_per_layer=[8], seconds=1.0, complete=True)
+    run.curve.append(CurvePoint(10, 1.0, 0.5, 0.75, run.states))
+    run.poles = 0.9 * np.exp(1j * np.arange(8))
+    return run
+
+
 @pytest.fixture
-def train(monkeypatch):
-    """Stands in for the training, which it pretends to have done; call it to do so."""
+def trained(monkeypatch):
+    """Stands in for the data and for the processes that train; call it for what those tell."""
 
-    def pretend(run, problem, settings, states_per_layer, watch, reducer=None):
-        run.states_per_layer = list(states_per_layer)
-        run.seconds = 1.0
-        run.curve.append(CurvePoint(10, 1.0, 0.5, 0.75, run.states))
-        run.complete = True
+    def told(function, tasks):
+        for settings, names in tasks:
+            for name in names:
+                yield finished(name, settings.seed)
 
-    monkeypatch.setattr(experiment, "train", pretend)
-    return pretend
+    few = np.zeros((2, 4), np.float32), np.zeros(2, np.int32)
+    monkeypatch.setattr(experiment, "load", lambda settings: SequenceData("tones", *few, *few))
+    monkeypatch.setattr(experiment, "told_by_processes", told)
+    return told
 
 
 def read_results(folder):
@@ -59,9 +72,9 @@ def test_help_names_every_option(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["demo", "--help"]) == 0
     out = capsys.readouterr().out
-    for option in ("--dataset", "--data", "--states", "--tau", "--steps", "--seed", "--quick"):
-        assert option in out
-    assert "--output" in out
+    options = "dataset", "data", "states", "tau", "steps", "seed", "seeds", "quick", "output"
+    for option in options:
+        assert f"--{option} " in out
 
 
 def test_help_needs_the_core_alone(capsys, monkeypatch):
@@ -84,7 +97,15 @@ def test_a_missing_package_is_one_line_with_the_pip_command(module, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--tau", "2"], ["--states", "0"], ["--steps", "0"], ["--dataset", "smnist"]]
+    "arguments",
+    [
+        ["--tau", "2"],
+        ["--states", "0"],
+        ["--steps", "0"],
+        ["--seeds", "0"],
+        ["--dataset", "smnist"],
+        ["--dataset", "cifar"],
+    ],
 )
 def test_impossible_options_are_one_line(arguments, tmp_path, capsys):
     output = tmp_path / "results"
@@ -136,7 +157,7 @@ def test_unknown_options_are_usage_errors():
 
 @pytest.mark.slow  # trains; .ci/run runs the demo itself too
 def test_demo_writes_numbers_and_pictures(tmp_path, capsys):
-    arguments = ["demo", "--quick", "--steps", "20", "--states", "32", "--tau", "0.3"]
+    arguments = ["demo", "--quick", "--steps", "20", "--states", "32", "--seed", "5"]
     assert main([*arguments, "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert set(results) == {"settings", "environment", "interrupted", "runs", "cuts"}
@@ -145,42 +166,87 @@ def test_demo_writes_numbers_and_pictures(tmp_path, capsys):
     assert results["settings"]["steps"] == 20
     runs = results["runs"]
     assert list(runs) == ["full", "reduced", "small"]
-    assert all(run["complete"] and 0.0 <= run["accuracy"] <= 1.0 for run in runs.values())
-    assert runs["full"]["states"] == 32
-    assert runs["reduced"]["states"] == sum(runs["reduced"]["states_per_layer"]) < 32
-    assert runs["small"]["states_per_layer"] == runs["reduced"]["states_per_layer"]
-    assert results["cuts"][-1]["new_order"] == runs["reduced"]["states"]
-    assert all(cut["measured_error"] <= cut["error_bound"] for cut in results["cuts"])
+    for run in runs.values():
+        (seed,) = run["seeds"]
+        assert seed["complete"]
+        assert seed["seed"] == 5
+        assert {key: run[key] for key in ("accuracy", "states", "seconds")}.items() <= seed.items()
+        assert 0.0 <= run["accuracy"] <= 1.0
+        assert len(seed["poles"]) == run["states"]
+        # One thread: nearly all of its processor time is on the wall, too.
+        assert seed["processor_seconds"] <= 1.1 * seed["seconds"]
+    assert [run["states"] for run in runs.values()] == [32, 8, 8]
+    (cut,) = results["cuts"]
+    assert (cut["seed"], cut["step"], cut["old_order"], cut["new_order"]) == (5, 2, 32, 8)
+    assert cut["measured_error"] <= cut["error_bound"]
     for name in ("hsv_decay.png", "accuracy.png", "poles.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
-    assert "Same seed, batches and steps" in out
-    assert "32 → " in out
+    assert "Same data, batches and steps" in out
+    assert "32 → 8" in out
 
 
 @pytest.mark.parametrize("interrupted", ["full", "reduced", "small"])
-def test_ctrl_c_saves_what_was_reached(interrupted, train, tmp_path, monkeypatch, capsys):
-    def interrupt(run, *args):
-        train(run, *args)
-        if run.name == interrupted:
-            run.complete = False
-            raise KeyboardInterrupt
+def test_ctrl_c_saves_what_was_reached(interrupted, trained, tmp_path, monkeypatch, capsys):
+    def interrupt(function, tasks):
+        for run in trained(function, tasks):
+            if run.name == interrupted:
+                run.complete = False
+                yield run
+                raise KeyboardInterrupt
+            yield run
 
-    monkeypatch.setattr(experiment, "train", interrupt)
-    assert main(["demo", "--output", str(tmp_path)]) == 130
+    monkeypatch.setattr(experiment, "told_by_processes", interrupt)
+    assert main(["demo", "--seeds", "1", "--output", str(tmp_path)]) == 130
     results = read_results(tmp_path)
     assert results["interrupted"] is True
     runs = results["runs"]
     names = list(runs)
     done = names.index(interrupted)
-    assert [runs[name]["complete"] for name in names] == [place < done for place in range(3)]
+    complete = [runs[name]["seeds"][0]["complete"] for name in names]
+    assert complete == [place < done for place in range(3)]
     assert runs[interrupted]["accuracy"] == 0.75
     if interrupted == "full":
         assert runs["small"]["accuracy"] is None
     assert (tmp_path / "poles.png").exists()
     out = capsys.readouterr().out
-    assert f"{interrupted} *" in out
+    assert f"{interrupted} 0 *" in out
     assert "* unfinished" in out
+
+
+def test_every_seed_is_shown(trained, tmp_path, monkeypatch, capsys):
+    def collapsed(function, tasks):
+        for run in trained(function, tasks):
+            if (run.name, run.seed) == ("small", 4):
+                run.curve = [CurvePoint(10, 1.0, 2.8, 0.05, 8)]
+                run.poles = run.poles.real * 1j
+            yield run
+
+    monkeypatch.setattr(experiment, "told_by_processes", collapsed)
+    assert main(["demo", "--seed", "3", "--seeds", "2", "--output", str(tmp_path)]) == 0
+    small = read_results(tmp_path)["runs"]["small"]
+    assert [run["seed"] for run in small["seeds"]] == [3, 4]
+    assert [run["accuracy"] for run in small["seeds"]] == [0.75, 0.05]
+    assert small["accuracy"] == pytest.approx(0.4)
+    assert small["states"] == 8
+    out = capsys.readouterr().out
+    assert re.search(r"small 4 +5.00 %", out)
+
+
+def test_a_small_model_as_good_is_said_to_win(trained, tmp_path, monkeypatch, capsys):
+    def cut(function, tasks):
+        for run in trained(function, tasks):
+            if run.name == "reduced":
+                poles = np.full(16, 0.5 + 0j)
+                event = ReductionEvent(
+                    2, "blocks[0].lru", 16, 8, 16, np.ones(32), 0.1, 2.0, 1.0, 0.1, poles, poles[:8]
+                )
+                run.events = [event]
+            yield run
+
+    monkeypatch.setattr(experiment, "told_by_processes", cut)
+    assert main(["demo", "--dataset", "digits", "--output", str(tmp_path)]) == 0
+    assert "the cut does not pay" in capsys.readouterr().out
 
 
 def test_ctrl_c_before_training_exits_with_its_code(tmp_path, monkeypatch, capsys):
@@ -192,7 +258,7 @@ def test_ctrl_c_before_training_exits_with_its_code(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_ctrl_c_while_the_files_are_written_writes_them_again(train, tmp_path, monkeypatch):
+def test_ctrl_c_while_the_files_are_written_writes_them_again(trained, tmp_path, monkeypatch):
     write, pressed = report.write_results, []
 
     def interrupt(*args):
@@ -208,7 +274,7 @@ def test_ctrl_c_while_the_files_are_written_writes_them_again(train, tmp_path, m
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_failure_while_printing_leaves_the_files(train, tmp_path, monkeypatch):
+def test_a_failure_while_printing_leaves_the_files(trained, tmp_path, monkeypatch):
     def fail(*args):
         raise UnicodeEncodeError("ascii", "→", 0, 1, "no good")
 
@@ -219,7 +285,7 @@ def test_a_failure_while_printing_leaves_the_files(train, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_consoles_without_unicode_show_what_they_can(encoding, train, tmp_path, monkeypatch):
+def test_consoles_without_unicode_show_what_they_can(encoding, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     output = tmp_path / "δ [bold]"
     assert main(["demo", "--output", str(output)]) == 0
@@ -227,7 +293,7 @@ def test_consoles_without_unicode_show_what_they_can(encoding, train, tmp_path, 
     assert b"? [bold]" in sys.stdout.buffer.getvalue()
 
 
-def test_the_demo_runs_outside_the_main_thread(train, tmp_path):
+def test_the_demo_runs_outside_the_main_thread(trained, tmp_path):
     codes = []
     thread = threading.Thread(
         target=lambda: codes.append(main(["demo", "--output", str(tmp_path)]))
@@ -237,14 +303,15 @@ def test_the_demo_runs_outside_the_main_thread(train, tmp_path):
     assert codes == [0]
 
 
-def test_numbers_that_json_does_not_have_are_null(train, tmp_path, monkeypatch):
-    def diverge(run, *args):
-        train(run, *args)
-        run.curve.append(CurvePoint(20, 2.0, math.nan, math.inf, 1))
+def test_numbers_that_json_does_not_have_are_null(trained, tmp_path, monkeypatch):
+    def diverge(function, tasks):
+        for run in trained(function, tasks):
+            run.curve.append(CurvePoint(20, 2.0, math.nan, math.inf, 1))
+            yield run
 
-    monkeypatch.setattr(experiment, "train", diverge)
+    monkeypatch.setattr(experiment, "told_by_processes", diverge)
     assert main(["demo", "--output", str(tmp_path)]) == 0
-    point = read_results(tmp_path)["runs"]["full"]["curve"][-1]
+    point = read_results(tmp_path)["runs"]["full"]["seeds"][0]["curve"][-1]
     assert point["loss"] is None
     assert point["accuracy"] is None
 
@@ -256,17 +323,22 @@ def test_a_real_interrupt_ends_the_demo_cleanly(tmp_path):
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from ssmreduce.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    arguments = ["demo", "--quick", "--states", "16", "--steps", "100000"]
+    arguments = ["demo", "--quick", "--states", "16", "--steps", "2000"]
     command = [sys.executable, "-c", program, *arguments, "--output", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", process_group=0
+    ) as process:
         try:
-            while "step " not in process.stdout.readline().partition("full")[2]:
+            while "step 200/" not in process.stdout.readline():
                 assert process.poll() is None
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 130
+    assert errors == ""
     results = read_results(tmp_path)
     assert results["interrupted"] is True
-    assert not results["runs"]["full"]["complete"]
+    assert not results["runs"]["full"]["seeds"][0]["complete"]
+    with pytest.raises(ProcessLookupError):  # none is left of its group
+        os.killpg(process.pid, 0)

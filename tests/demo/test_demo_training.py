@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
 from functools import partial
 
 import jax
@@ -11,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssmreduce.demo import experiment
 from ssmreduce.demo.data import SequenceData
-from ssmreduce.demo.experiment import Experiment, run_experiment
 from ssmreduce.demo.model import SequenceClassifier
+from ssmreduce.demo.processes import ProcessError, told_by_processes
+from ssmreduce.demo.runs import Run
 from ssmreduce.demo.settings import SettingsError, make_settings
-from ssmreduce.demo.training import Problem, Run, make_optimizer, train
+from ssmreduce.demo.training import Problem, loss_of, make_optimizer, train
 from ssmreduce.reduction.order import FixedOrder
 from ssmreduce.training.reducer import InTrainingReducer
 from ssmreduce.training.schedule import ReductionSchedule
@@ -83,6 +84,22 @@ def test_small_data_sets_make_smaller_batches(data, settings):
     assert problem.batches.shape == (20, 60)
 
 
+def test_the_penalty_is_the_sum_of_the_peaks_of_all_modes(data, settings):
+    model = SequenceClassifier([3, 2], 4, 10, rng=np.random.default_rng(0))
+    problem = Problem(data, settings)
+    batch = problem.sequences[:4], problem.labels[:4]
+    both = jax.jit(lambda model: [loss_of(model, *batch, penalty) for penalty in (0.0, 1e-2)])
+    plain, penalised = map(float, both(model))
+    peaks = 0.0
+    for block in model.blocks:
+        lru = block.lru
+        B = np.exp(np.asarray(lru.gamma_log))[:, None] * (lru.B_re + 1j * lru.B_im)
+        modulus = np.exp(-np.exp(np.asarray(lru.nu_log, np.float64)))
+        gains = np.linalg.norm(B, axis=1) * np.linalg.norm(lru.C_re + 1j * lru.C_im, axis=0)
+        peaks += np.sum(gains / (1.0 - modulus))
+    assert penalised - plain == pytest.approx(1e-2 * peaks, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_a_run_records_states_and_cuts(data, settings):
     run, readings = Run("reduced"), []
@@ -93,8 +110,15 @@ def test_a_run_records_states_and_cuts(data, settings):
     assert run.states == 4
     assert len(reducer.events) == 2
     assert len(run.cut_times) == 1  # both layers at one step
+    assert run.events == reducer.events
+    assert run.poles.shape == (4,)
+    before, after, *_ = run.curve
+    assert (before.step, before.states, after.step, after.states) == (2, 12, 2, 4)
+    assert before.seconds < run.cut_times[0] < after.seconds
+    assert 0.0 <= before.accuracy <= 1.0
     assert run.curve[-1].step == 20
-    assert run.accuracy == run.curve[-1].accuracy == readings[-1].accuracy
+    assert run.accuracy == run.curve[-1].accuracy
+    assert readings[-1] is run
     assert run.seconds >= run.curve[-1].seconds
 
 
@@ -104,13 +128,17 @@ def test_full_and_reduced_are_one_run_until_the_first_cut(data, settings):
     reducer = InTrainingReducer(
         ReductionSchedule(20, start=0.4, stop=0.5, attempts=1), order=FixedOrder(2)
     )
-    full, reduced = [], []
-    train(Run("full"), problem, settings, [6, 6], full.append)
-    train(Run("reduced"), problem, settings, [6, 6], reduced.append, reducer)
+    settings = dataclasses.replace(settings, penalty=0.0)
+    losses = {"full": {}, "reduced": {}}
+
+    def watch(run):
+        losses[run.name][run.step] = run.loss
+
+    train(Run("full"), problem, settings, [6, 6], watch)
+    train(Run("reduced"), problem, settings, [6, 6], watch, reducer)
     # The loss of a step is that before its update: the cut after step 10 shows in step 11.
     assert {event.step for event in reducer.events} == {10}
-    losses = {reading.step: reading.loss for reading in full}
-    differ = [reading.step for reading in reduced if reading.loss != losses[reading.step]]
+    differ = [step for step in range(1, 21) if losses["full"][step] != losses["reduced"][step]]
     assert differ[0] == 11
 
 
@@ -118,8 +146,8 @@ def test_full_and_reduced_are_one_run_until_the_first_cut(data, settings):
 def test_an_interrupted_run_keeps_what_it_reached(data, settings):
     run = Run("full")
 
-    def interrupt(progress):
-        if progress.step == 10:
+    def interrupt(run):
+        if run.step == 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -131,20 +159,31 @@ def test_an_interrupted_run_keeps_what_it_reached(data, settings):
 
 
 @pytest.mark.slow
-def test_an_experiment_has_the_cuts_of_its_reduced_run(data, settings):
-    @contextmanager
-    def display(name, steps):
-        yield lambda progress: None
+def test_the_small_run_begins_at_the_size_of_the_reduced_one(data, settings, monkeypatch):
+    monkeypatch.setattr(experiment, "load", lambda settings: data)
+    runs = {}
+    settings = dataclasses.replace(settings, states=12, tau=0.3)
+    experiment.train_chain(settings, ("reduced", "small"), lambda run: runs.update({run.name: run}))
+    reduced, small = runs["reduced"], runs["small"]
+    assert reduced.states < 24
+    assert reduced.states_per_layer == small.states_per_layer
+    cut = sum(event.old_order - event.new_order for event in reduced.events)
+    assert cut == 24 - reduced.states
+    assert small.events == []
 
-    experiment = Experiment(dataclasses.replace(settings, states=12, tau=0.3))
-    run_experiment(experiment, data, display)
-    states = [
-        12 * settings.blocks,
-        *(experiment.runs[name].states for name in ("reduced", "small")),
-    ]
-    assert states[0] > states[1] == states[2]
-    cut = sum(event.old_order - event.new_order for event in experiment.events)
-    assert cut == states[0] - states[1]
+
+def fail(tell):
+    tell("started")
+    raise ValueError("no good")
+
+
+@pytest.mark.slow  # starts a process
+def test_a_process_that_fails_is_an_error(capfd):
+    told = told_by_processes(fail, [()])
+    assert next(told) == "started"
+    with pytest.raises(ProcessError, match="exit code 1"):
+        next(told)
+    assert "ValueError: no good" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -155,6 +194,7 @@ def test_an_experiment_has_the_cuts_of_its_reduced_run(data, settings):
         ({"tau": float("nan")}, "--tau"),
         ({"states": 0}, "--states"),
         ({"steps": -1}, "--steps"),
+        ({"seeds": 0}, "--seeds"),
         ({"seed": -1}, "--seed"),
         ({"dataset": "cifar"}, "--dataset"),
         ({"dataset": "smnist"}, "--data"),
@@ -174,6 +214,6 @@ def test_output_that_is_a_file_is_refused(tmp_path):
 
 
 def test_quick_settings_are_shorter():
-    for dataset in ("digits", "smnist"):
+    for dataset in ("tones", "digits", "smnist"):
         make = partial(make_settings, dataset=dataset, data="x" if dataset == "smnist" else None)
         assert make(quick=True).steps < make().steps
