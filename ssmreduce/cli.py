@@ -153,7 +153,7 @@ def _run_demo(settings: Settings) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    experiment = Experiment(settings)
+    experiment = Experiment(settings, len(data.test_labels))
     with _one_interrupt():
         # Wherever the one interrupt comes, in the training, in the writing or between, and whatever
         # else ends the training, what was reached is written.

@@ -30,6 +30,8 @@ class Experiment:
     ----------
     settings : Settings
         What was asked for.
+    tested : int
+        Test sequences of each run.
     runs : dict
         For each of "full", "reduced" and "small" a `Run` per seed.
     interrupted : bool
@@ -37,6 +39,7 @@ class Experiment:
     """
 
     settings: Settings
+    tested: int = 1
     runs: dict[str, list[Run]] = field(init=False)
     interrupted: bool = False
 

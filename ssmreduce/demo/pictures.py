@@ -66,7 +66,9 @@ def accuracy_picture(experiment: Experiment) -> Figure:
 
 def _finish_accuracy(axes: Axes, experiment: Experiment, worst: float) -> None:
     axes.set_ylim(worst, 0.9 * _LEAST_ERROR)
-    axes.set_yticks(_ERRORS, [f"{100.0 * (1.0 - error):g}" for error in _ERRORS])
+    # The least error stands for none at all.
+    labels = [f"{100.0 * (1.0 - error):g}" for error in _ERRORS]
+    axes.set_yticks((*_ERRORS, _LEAST_ERROR), (*labels, "100"))
     axes.minorticks_off()
     axes.set_xlim(left=0.0)
     axes.set_xlabel("time of the run (s), compilation, cut and evaluations included")

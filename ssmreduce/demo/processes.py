@@ -70,6 +70,8 @@ def told_by_processes(
     finally:
         for process in busy.values():
             process.kill()
+        for process in busy.values():
+            process.join()
 
 
 def _work(connection: Connection, function: Callable[..., None], task: tuple[Any, ...]) -> None:

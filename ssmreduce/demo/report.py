@@ -29,6 +29,8 @@ from ssmreduce.training.tracking import ReductionEvent
 
 _ABSENT = "–"
 
+_HEADINGS = "accuracy", "states", "seconds", "speed-up"
+
 _NUMBERS = "results.json"
 _HSV, _ACCURACY, _POLES = "hsv_decay.png", "accuracy.png", "poles.png"
 
@@ -118,9 +120,6 @@ def _of_seed(run: Run, experiment: Experiment) -> list[ReductionEvent]:
 
 def print_table(experiment: Experiment, console: Console) -> None:
     """Print one row per run, below a reduced one a row per cut of a layer, and what it all says."""
-    has_tones = experiment.settings.dataset == "tones"
-    headings = ["accuracy", "states", "seconds", "speed-up", "tones" if has_tones else "", "bound"]
-    headings = [heading for heading in [*headings, "measured"] if heading]
     table = Table(
         title="Same data, batches and steps; error bound and measured error of each cut",
         title_justify="left",
@@ -130,7 +129,8 @@ def print_table(experiment: Experiment, console: Console) -> None:
         collapse_padding=True,
     )
     table.add_column("run, seed", no_wrap=True)
-    for heading in headings:
+    extra = ("tones",) if experiment.settings.dataset == "tones" else ()
+    for heading in (*_HEADINGS, *extra, "bound", "measured"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in experiment:
         full = experiment.runs["full"][run.seed - experiment.settings.seed]
@@ -140,17 +140,17 @@ def print_table(experiment: Experiment, console: Console) -> None:
             " + ".join(map(str, run.states_per_layer)) or _ABSENT,
             f"{run.seconds:.1f}" if run.seconds else _ABSENT,
             f"{full.seconds / run.seconds:.1f}×" if full.complete and run.complete else _ABSENT,
-            *([_tones(run)] if has_tones else []),
+            *(_tones(run) for _ in extra),
         )
+        several = experiment.settings.blocks > 1
         for event in run.events:
-            several = experiment.settings.blocks > 1
             table.add_row(
                 f"  step {event.step}" + (f", {escape(event.layer)}" if several else ""),
                 _around(run, event.step),
                 f"{event.old_order} → {event.new_order}",
                 f"{event.seconds:.2f}",
                 "",
-                *([""] if has_tones else []),
+                *("" for _ in extra),
                 _ABSENT if event.error_bound is None else f"{event.error_bound:.3g}",
                 f"{event.measured_error:.3g}",
             )
@@ -188,12 +188,21 @@ def _conclusions(experiment: Experiment) -> list[str]:
         f"reduced against full: accuracy {_points(reduced, full)} points, {faster:.1f}× as fast",
         f"reduced against small: accuracy {_points(reduced, small)} points",
     ]
-    means = [statistics.mean(run.accuracy or 0.0 for run in runs) for runs in (reduced, small)]
-    if means[1] >= means[0]:
+    if not _is_ahead(reduced, small, experiment.tested):
         lines.append(
-            "Here the cut does not pay: the small model from scratch is as accurate, in less time."
+            "Here the cut does not pay: the small model from scratch is as accurate, as far as "
+            f"{experiment.tested} test sequences tell, in less time."
         )
     return lines
+
+
+def _is_ahead(runs: list[Run], others: list[Run], tested: int) -> bool:
+    """Tell whether the mean accuracy is higher by more than two standard errors of such a difference."""
+    ahead, behind = (
+        statistics.mean(run.accuracy or 0.0 for run in each) for each in (runs, others)
+    )
+    variance = (ahead * (1.0 - ahead) + behind * (1.0 - behind)) / (tested * len(runs))
+    return ahead - behind > 2.0 * math.sqrt(variance)
 
 
 def _points(runs: list[Run], others: list[Run]) -> str:

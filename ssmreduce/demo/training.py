@@ -124,25 +124,21 @@ def train(
     penalised = 0 if reducer is None else reducer.schedule.steps[-1]
     uncut = []
     try:
-        for run.step in range(1, settings.steps + 1):
-            batch = problem.batches[run.step - 1]
-            penalty = settings.penalty if run.step <= penalised else 0.0
+        for step in range(1, settings.steps + 1):
+            batch = problem.batches[step - 1]
+            penalty = settings.penalty if step <= penalised else 0.0
             model, optimizer_state, loss = update(
                 model, optimizer_state, problem.sequences, problem.labels, batch, penalty=penalty
             )
-            if reducer is not None and reducer.due(run.step):
+            run.step = step
+            if reducer is not None and reducer.due(step):
                 run.loss = float(loss)
                 uncut.append((clock.point(math.nan), jax.tree.map(jnp.copy, model)))
-                model, optimizer_state = reducer.step(run.step, model, optimizer_state)
-                if len(reducer.events) > len(run.events):
-                    run.events, run.states_per_layer = reducer.events, model.states
-                    run.cut_times.append(clock.read())
-            if _due(run.step, settings.steps, _READINGS):
+                model, optimizer_state = reducer.step(step, model, optimizer_state)
+                _record_cut(run, clock, model, reducer)
+            if _due(step, settings.steps, _READINGS):
                 run.loss = float(loss)
-                if _evaluated(run.step, settings.steps):
-                    batches = None if run.step == settings.steps else _WATCHED_BATCHES
-                    run.curve.append(clock.point(_accuracy(model, problem, batches)))
-                clock.read()
+                _evaluate(run, clock, model, problem, settings.steps)
                 watch(run)
     finally:
         clock.read()
@@ -150,8 +146,23 @@ def train(
     watch(run)
 
 
-def _evaluated(step: int, steps: int) -> bool:
-    return step >= _FIRST_EVALUATION_SHARE * steps and _due(step, steps, _EVALUATIONS)
+def _record_cut(
+    run: Run, clock: Clock, model: SequenceClassifier, reducer: InTrainingReducer
+) -> None:
+    seconds = clock.read()
+    if len(reducer.events) > len(run.events):
+        run.events, run.states_per_layer = reducer.events, model.states
+        run.cut_times.append(seconds)
+
+
+def _evaluate(
+    run: Run, clock: Clock, model: SequenceClassifier, problem: Problem, steps: int
+) -> None:
+    """Add a point to the curve, if one is due."""
+    if run.step >= _FIRST_EVALUATION_SHARE * steps and _due(run.step, steps, _EVALUATIONS):
+        batches = None if run.step == steps else _WATCHED_BATCHES
+        run.curve.append(clock.point(_accuracy(model, problem, batches)))
+    clock.read()
 
 
 def _look_back(

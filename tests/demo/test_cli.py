@@ -49,7 +49,7 @@ def trained(monkeypatch):
             for name in names:
                 yield finished(name, settings.seed)
 
-    few = np.zeros((2, 4), np.float32), np.zeros(2, np.int32)
+    few = np.zeros((450, 4), np.float32), np.zeros(450, np.int32)
     monkeypatch.setattr(experiment, "load", lambda settings: SequenceData("tones", *few, *few))
     monkeypatch.setattr(experiment, "told_by_processes", told)
     return told
@@ -233,7 +233,14 @@ def test_every_seed_is_shown(trained, tmp_path, monkeypatch, capsys):
     assert re.search(r"small 4 +5.00 %", out)
 
 
-def test_a_small_model_as_good_is_said_to_win(trained, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("accuracy", "pays"),
+    # Two of 450 test sequences are chance, thirty are not: 6.7 points at a standard error of 2.8.
+    [(0.75, False), (0.75 + 2 / 450, False), (0.75 + 30 / 450, True)],
+)
+def test_a_small_model_as_good_is_said_to_win(
+    accuracy, pays, trained, tmp_path, monkeypatch, capsys
+):
     def cut(function, tasks):
         for run in trained(function, tasks):
             if run.name == "reduced":
@@ -242,11 +249,12 @@ def test_a_small_model_as_good_is_said_to_win(trained, tmp_path, monkeypatch, ca
                     2, "blocks[0].lru", 16, 8, 16, np.ones(32), 0.1, 2.0, 1.0, 0.1, poles, poles[:8]
                 )
                 run.events = [event]
+                run.curve = [CurvePoint(10, 1.0, 0.5, accuracy, 8)]
             yield run
 
     monkeypatch.setattr(experiment, "told_by_processes", cut)
     assert main(["demo", "--dataset", "digits", "--output", str(tmp_path)]) == 0
-    assert "the cut does not pay" in capsys.readouterr().out
+    assert ("the cut does not pay" in capsys.readouterr().out) is not pays
 
 
 def test_ctrl_c_before_training_exits_with_its_code(tmp_path, monkeypatch, capsys):
@@ -332,6 +340,7 @@ def test_a_real_interrupt_ends_the_demo_cleanly(tmp_path):
             while "step 200/" not in process.stdout.readline():
                 assert process.poll() is None
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            # Ends when none of its processes holds the pipes any more.
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
@@ -340,5 +349,3 @@ def test_a_real_interrupt_ends_the_demo_cleanly(tmp_path):
     results = read_results(tmp_path)
     assert results["interrupted"] is True
     assert not results["runs"]["full"]["seeds"][0]["complete"]
-    with pytest.raises(ProcessLookupError):  # none is left of its group
-        os.killpg(process.pid, 0)
