@@ -38,7 +38,7 @@ def data(rng):
 def settings():
     """A small model and few steps."""
     chosen = make_settings(states=6, steps=20)
-    return dataclasses.replace(chosen, width=4, blocks=2, batch_size=12)
+    return dataclasses.replace(chosen, width=4, blocks=2, batch_size=12, penalty=0.0)
 
 
 def test_evaluation_with_the_batch_statistics_is_the_training_pass(rng):
@@ -128,7 +128,6 @@ def test_full_and_reduced_are_one_run_until_the_first_cut(data, settings):
     reducer = InTrainingReducer(
         ReductionSchedule(20, start=0.4, stop=0.5, attempts=1), order=FixedOrder(2)
     )
-    settings = dataclasses.replace(settings, penalty=0.0)
     losses = {"full": {}, "reduced": {}}
 
     def watch(run):
