@@ -277,7 +277,7 @@ def test_a_follower_with_an_average_inside() -> None:
 def test_cuts_and_rollbacks_in_training(uniform: bool) -> None:
     model, optimizer = trained(3)
     reducer = InTrainingReducer(
-        ReductionSchedule(10),
+        ReductionSchedule(10, attempts=4),
         HankelMass(0.8),
         rollback=RollbackPolicy(0.02),
         options=CutOptions(horizon=40, uniform=uniform),

@@ -175,7 +175,7 @@ def test_a_state_that_a_layer_keeps_comes_back(rng: np.random.Generator, buffer:
     model = Stateful(3, 12, buffer=buffer)
     model(torch.tensor(rng.standard_normal((HALF, 3)), dtype=torch.float32))
     before = model.lru.state.detach().clone()
-    reducer = InTrainingReducer(ReductionSchedule(10), 5, rollback=RollbackPolicy(0.0))
+    reducer = InTrainingReducer(ReductionSchedule(10, attempts=4), 5, rollback=RollbackPolicy(0.0))
     reducer.report(1.0)
     reducer.step(1, model, None)
     assert model.lru.state.shape == (5,)

@@ -180,6 +180,7 @@ def test_the_table_with_data_tells_both_kinds_of_values_apart() -> None:
 # --- By data
 
 
+@pytest.mark.filterwarnings("ignore:the model is at chance:ssmreduce.errors.CalibrationWarning")
 def test_rows_with_data_are_those_of_reduce_model() -> None:
     model, batches = model_and_batches(count=4)
     data = calibrate(model, batches, loss=cross_entropy)

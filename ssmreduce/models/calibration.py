@@ -427,9 +427,10 @@ def calibrate(
     >>> from ssmreduce.demo.lru import LRU
     >>> rng = np.random.default_rng(0)
     >>> model = LRU(16, 4, rng=rng)
-    >>> batches = [rng.normal(size=(16, 50, 4)).astype(np.float32) for _ in range(4)]
-    >>> loss = jax.jit(lambda model, batch: (model(batch)[:, -20:] ** 2).mean())
-    >>> result = reduce_model(model, 4, data=calibrate(model, batches, loss=loss))
+    >>> inputs = [rng.normal(size=(16, 50, 4)).astype(np.float32) for _ in range(4)]
+    >>> batches = [(each, model(each)) for each in inputs]
+    >>> loss = jax.jit(lambda model, batch: ((model(batch[0]) - batch[1])[:, -20:] ** 2).mean())
+    >>> result = reduce_model(model, 8, data=calibrate(model, batches, loss=loss))
     >>> result.report["model"].choice.by
     'loss'
     """
