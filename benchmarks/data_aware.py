@@ -1,15 +1,21 @@
-"""Cuts with and without data: four S5 layers, trained on digits, cut after training, no further steps.
+"""Cuts with and without data: four layers, trained on digits or MNIST, cut after training, no further steps.
 
-    python benchmarks/data_aware.py            three seeds, orders 16, 8 and 4 (25 min on 2 cores)
-    python benchmarks/data_aware.py --quick    one seed, one epoch, order 8, two methods
+    python benchmarks/data_aware.py --results r.json                 S5, digits, three seeds (15 min)
+    python benchmarks/data_aware.py --results r.json --layer S4D     S4D, digits
+    python benchmarks/data_aware.py --results r.json --data mnist.npz --seeds 2
+    python benchmarks/data_aware.py --results r.json --seeds 0 --table table.txt --picture picture.png
+    python benchmarks/data_aware.py --quick                          one seed, one epoch, two methods
 
 Accuracy in % on test images that were neither trained on nor calibrated with. The layers have 64 states
-and width 16; 512 training images calibrate, of which 128 are held out. With `--table FILE` the figures are
-written as a table for the docs.
+(S4D: 32 complex ones for each channel) and width 16; 512 training images calibrate, of which 128 are held
+out. Seeds that the file of results has are not run again.
 """
 
 import argparse
 import copy
+import itertools
+import json
+import math
 import pathlib
 import time
 
@@ -22,30 +28,70 @@ from torch import nn
 from ssmreduce import CutOptions, calibrate, reduce_model
 
 METHODS = ("white", "white refit", "balanced", "selected", "best")
-WIDTH, STATES, LAYERS = 16, 64, 4
+WIDTH, STATES, LAYERS, BATCH = 16, 64, 4, 50
+ORDERS = {"S5": (16, 8, 4), "S4D": (8, 4, 2)}
+"""States that are stored: those of S4D stand for two each."""
+
+EPOCHS = {"digits": 25, "MNIST": 2}
+
+
+class S4DKernel(nn.Module):
+    """The minimal S4D kernel, of shape (H, L)."""
+
+    def __init__(self):
+        super().__init__()
+        count = STATES // 2
+        self.C = nn.Parameter(torch.randn(WIDTH, count, 2) * math.sqrt(0.5))
+        low, high = math.log(0.001), math.log(0.1)
+        self.log_dt = nn.Parameter(torch.rand(WIDTH) * (high - low) + low)
+        self.log_A_real = nn.Parameter(torch.full((WIDTH, count), math.log(0.5)))
+        self.A_imag = nn.Parameter(math.pi * torch.arange(count).float().repeat(WIDTH, 1))
+
+    def forward(self, length):
+        poles = -torch.exp(self.log_A_real) + 1j * self.A_imag
+        logarithms = poles * torch.exp(self.log_dt)[:, None]
+        C = torch.view_as_complex(self.C) * (torch.exp(logarithms) - 1) / poles
+        powers = torch.exp(logarithms[..., None] * torch.arange(length))
+        return 2 * torch.einsum("hn,hnl->hl", C, powers).real
+
+
+class S4D(nn.Module):
+    """The kernel, a feedthrough and an activation, on sequences (N, L, H)."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.activation = S4DKernel(), nn.GELU()
+        self.D = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, inputs):
+        length = inputs.shape[1]
+        response = torch.fft.rfft(self.kernel(length), n=2 * length)
+        spectrum = torch.fft.rfft(inputs.mT, n=2 * length)
+        outputs = torch.fft.irfft(spectrum * response, n=2 * length)[..., :length]
+        return self.activation(outputs.mT + inputs * self.D)
 
 
 class Block(nn.Module):
     """A layer between a norm and a gated mix of channels, beside a skip."""
 
-    def __init__(self):
+    def __init__(self, layer):
         super().__init__()
-        self.norm, self.ssm = nn.LayerNorm(WIDTH), S5(WIDTH, STATES)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.ssm = nn.Sequential(S5(WIDTH, STATES), nn.GELU()) if layer == "S5" else S4D()
         self.mix = nn.Linear(WIDTH, 2 * WIDTH)
 
     def forward(self, inputs):
-        hidden = nn.functional.gelu(self.ssm(self.norm(inputs)))
-        values, gates = self.mix(hidden).chunk(2, dim=-1)
+        values, gates = self.mix(self.ssm(self.norm(inputs))).chunk(2, dim=-1)
         return inputs + values * torch.sigmoid(gates)
 
 
 class Classifier(nn.Module):
     """Reads the pixels one by one, and decides after the last."""
 
-    def __init__(self):
+    def __init__(self, layer):
         super().__init__()
         self.encoder = nn.Linear(1, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
+        self.blocks = nn.Sequential(*(Block(layer) for _ in range(LAYERS)))
         self.decoder = nn.Linear(WIDTH, 10)
 
     def forward(self, inputs):
@@ -65,12 +111,23 @@ def digits(seed):
     return (inputs[:1347], targets[:1347]), (inputs[1347:], targets[1347:])
 
 
-def trained(training, seed, epochs):
+def mnist(path):
+    """Training and test images of 14 x 14 pixels, each the mean of four, with labels."""
+    with np.load(path, allow_pickle=False) as arrays:
+        sets = []
+        for name in ("train", "test"):
+            images = arrays[f"{name}_images"].reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
+            inputs = torch.tensor(images.reshape(-1, 196, 1) / 255.0, dtype=torch.float32)
+            sets.append((inputs, torch.tensor(arrays[f"{name}_labels"].astype(np.int64))))
+    return sets
+
+
+def trained(layer, training, seed, epochs):
     torch.manual_seed(seed)
-    model = Classifier()
+    model = Classifier(layer)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(epochs):
-        for rows in torch.randperm(len(training[0])).split(50):
+        for rows in torch.randperm(len(training[0])).split(BATCH):
             optimizer.zero_grad()
             cross_entropy(model, (training[0][rows], training[1][rows])).backward()
             optimizer.step()
@@ -78,73 +135,148 @@ def trained(training, seed, epochs):
 
 
 def accuracy(model, test):
+    """In %."""
     model.eval()
     with torch.no_grad():
-        return 100.0 * float((model(test[0]).argmax(-1) == test[1]).float().mean())
+        right = [
+            (model(inputs).argmax(-1) == labels).float().sum()
+            for inputs, labels in zip(test[0].split(500), test[1].split(500), strict=True)
+        ]
+    model.train()
+    return 100.0 * float(sum(right)) / test[1].numel()
 
 
-def batches(training):
-    return list(zip(training[0][:512].split(32), training[1][:512].split(32), strict=True))
+def calibrated(model, training, count=512):
+    rows = (part[:count].split(32) for part in training)
+    return calibrate(model, list(zip(*rows, strict=True)), loss=cross_entropy)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, order 8")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", type=pathlib.Path, help="where to write a table for the docs")
-    options = parser.parse_args()
-    seeds, epochs = (1, 1) if options.quick else (options.seeds, 25)
-    orders = (8,) if options.quick else (16, 8, 4)
-    methods = ("white", "best") if options.quick else METHODS
-    full, found, seconds = [], {}, {}
-    for seed in range(seeds):
-        training, test = digits(seed)
-        started = time.perf_counter()
-        model = trained(training, seed, epochs)
-        step = (time.perf_counter() - started) / (epochs * 27)
-        full.append(accuracy(model, test))
-        started = time.perf_counter()
-        data = calibrate(model, batches(training), loss=cross_entropy)
-        calibration = (time.perf_counter() - started) / step
-        print(
-            f"seed {seed}: full {full[-1]:.1f}; calibration took {calibration:.0f} training steps"
-        )
-        for order in orders:
-            for method in methods:
-                cut = copy.deepcopy(model)
-                started = time.perf_counter()
-                reduce_model(cut, order, data=data, options=CutOptions(method=method))
-                seconds.setdefault(method, []).append((time.perf_counter() - started) / step)
-                found.setdefault((order, method), []).append(accuracy(cut, test))
-                print(
-                    f"  {order:2d} states, {method:12s} {found[order, method][-1]:5.1f}", flush=True
-                )
-    rows = [("states", *methods)]
-    for order in orders:
-        cells = [found[order, method] for method in methods]
-        rows.append((str(order), *(f"{np.mean(x):.1f} ± {np.std(x):.1f}" for x in cells)))
-    rows.append(("steps", *(f"{np.median(seconds[method]):.0f}" for method in methods)))
-    text = "\n".join("  ".join(cell.ljust(12) for cell in row).rstrip() for row in rows)
-    print(f"full {np.mean(full):.1f} ± {np.std(full):.1f} ({seeds} seeds)\n{text}")
-    print("steps: what a cut of all layers takes, in training steps of 50 sequences")
-    if options.table:
-        options.table.write_text(table(rows, full, seeds))
+def one_seed(layer, sets, seed, epochs, orders, methods):
+    """Train a model, and cut copies of it by each method."""
+    training, test = sets
+    started = time.process_time()
+    model = trained(layer, training, seed, epochs)
+    step = (time.process_time() - started) / (epochs * -(-len(training[0]) // BATCH))
+    started = time.process_time()
+    data = calibrated(model, training)
+    calibration = (time.process_time() - started) / step
+    found = {"full": accuracy(model, test), "calibration": calibration, "cuts": {}, "taken": {}}
+    print(f"full {found['full']:.1f}; a step {step:.2f} s, calibration {calibration:.0f} of them")
+    print(data)
+    for order, method in itertools.product(orders, methods):
+        cut = copy.deepcopy(model)
+        started = time.process_time()
+        result = reduce_model(cut, order, data=data, options=CutOptions(method=method))
+        steps = (time.process_time() - started) / step
+        found["cuts"].setdefault(str(order), {})[method] = accuracy(cut, test), steps
+        print(f"  {order:2d}, {method:12s} {found['cuts'][str(order)][method][0]:5.1f}", flush=True)
+        if method == "best":
+            compared = [part.choice.values for part in result.report.values()]
+            found["taken"][str(order)] = compared
+    return found
 
 
-def table(rows, full, seeds):
+def table(results):
     """The figures as a page includes them."""
     lines = [
-        f"Accuracy in %, {seeds} seeds, mean and standard deviation; full, with 64 states, "
-        f"{np.mean(full):.1f} ± {np.std(full):.1f}. The last row is what a cut of all layers takes, "
-        "in training steps.",
+        "Accuracy in %, mean and standard deviation over seeds, whose number is in brackets. Steps: what a "
+        "cut of all layers takes, in training steps of 50 sequences.",
         "",
         ".. list-table::",
         "   :header-rows: 1",
         "",
     ]
-    for row in rows:
-        lines += [f"   {'*' if not k else ' '} - {cell}" for k, cell in enumerate(row)]
+    for row in itertools.chain(
+        [("", "states", *METHODS)], *(_rows(*run) for run in results.items())
+    ):
+        lines += [f"   {'*' if not k else ' '} - {cell}".rstrip() for k, cell in enumerate(row)]
     return "\n".join(lines) + "\n"
+
+
+def _rows(name, run):
+    """Of one layer and data set: orders, and what cuts cost."""
+    seeds = list(run.values())
+    full = [seed["full"] for seed in seeds]
+    title = f"{name} ({len(seeds)}), full {np.mean(full):.1f} ± {np.std(full):.1f}"
+    for order in seeds[0]["cuts"]:
+        at = [[seed["cuts"][order][method][0] for seed in seeds] for method in METHODS]
+        yield title, order, *(f"{np.mean(x):.1f} ± {np.std(x):.1f}" for x in at)
+        title = ""
+    every = [cuts for seed in seeds for cuts in seed["cuts"].values()]
+    costs = [np.median([cuts[method][1] for cuts in every]) for method in METHODS]
+    yield "", "steps", *(f"{cost:.0f}" for cost in costs)
+
+
+def picture(results, path):
+    """Accuracy against states that are kept, and that of the full model as a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(results), 3.0), layout="constrained")
+    lines = {
+        "white": ("#8C8C8C", "--s"),
+        "white refit": ("#0072B2", "-.^"),
+        "best": ("#D55E00", "-o"),
+    }
+    for axes, (name, run) in zip(
+        figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
+    ):
+        seeds = list(run.values())
+        orders = list(seeds[0]["cuts"])
+        for method, (colour, style) in lines.items():
+            values = np.array([[seed["cuts"][at][method][0] for at in orders] for seed in seeds])
+            axes.errorbar(
+                range(len(orders)),
+                values.mean(axis=0),
+                values.std(axis=0),
+                color=colour,
+                fmt=style,
+                capsize=3,
+                label={"best": "with data, chosen", "white refit": "white, refitted"}.get(
+                    method, method
+                ),
+            )
+        full = np.mean([seed["full"] for seed in seeds])
+        axes.axhline(full, color="black", linewidth=1, label="full")
+        axes.set(title=name, xlabel="states kept of each layer", ylabel="accuracy, %")
+        axes.set_xticks(range(len(orders)), orders)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, few cuts")
+    parser.add_argument("--layer", choices=tuple(ORDERS), default="S5")
+    parser.add_argument("--data", type=pathlib.Path, help="mnist.npz, in place of the digits")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--results", type=pathlib.Path, help="JSON to which each seed is added")
+    parser.add_argument("--table", type=pathlib.Path, help="where to write all results as a table")
+    parser.add_argument("--picture", type=pathlib.Path, help="where to draw all results")
+    options = parser.parse_args()
+    results = {}
+    if options.results and options.results.exists():
+        results = json.loads(options.results.read_text())
+    task = "MNIST" if options.data else "digits"
+    own = results.setdefault(f"{options.layer}, {task}", {})
+    seeds, epochs = (1, 1) if options.quick else (options.seeds, options.epochs or EPOCHS[task])
+    orders, methods = ORDERS[options.layer], METHODS
+    if options.quick:
+        orders, methods = orders[1:2], ("white", "best")
+    for seed in range(seeds):
+        if str(seed) in own:
+            continue
+        sets = mnist(options.data) if options.data else digits(seed)
+        if options.quick:
+            sets = [(inputs[:400], labels[:400]) for inputs, labels in sets]
+        own[str(seed)] = one_seed(options.layer, sets, seed, epochs, orders, methods)
+        if options.results:
+            options.results.write_text(json.dumps(results, indent=1))
+    results = {name: run for name, run in results.items() if run}
+    if options.table:
+        options.table.write_text(table(results))
+    if options.picture:
+        picture(results, options.picture)
 
 
 if __name__ == "__main__":
