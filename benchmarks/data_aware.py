@@ -193,14 +193,20 @@ def table(results):
     return "\n".join(lines) + "\n"
 
 
+def spread(values, sign=""):
+    """Mean and standard deviation, if there are several."""
+    more = f" ± {np.std(values):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):{sign}.1f}{more}"
+
+
 def _rows(name, run):
     """Of one layer and data set: orders, and what cuts cost."""
     seeds = list(run.values())
     full = [seed["full"] for seed in seeds]
-    title = f"{name} ({len(seeds)}), full {np.mean(full):.1f} ± {np.std(full):.1f}"
+    title = f"{name} ({len(seeds)}), full {spread(full)}"
     for order in seeds[0]["cuts"]:
         at = [[seed["cuts"][order][method][0] for seed in seeds] for method in METHODS]
-        yield title, order, *(f"{np.mean(x):.1f} ± {np.std(x):.1f}" for x in at)
+        yield title, order, *map(spread, at)
         title = ""
     every = [cuts for seed in seeds for cuts in seed["cuts"].values()]
     costs = [np.median([cuts[method][1] for cuts in every]) for method in METHODS]
@@ -213,33 +219,26 @@ def picture(results, path):
 
     figure = Figure(figsize=(3.4 * len(results), 3.0), layout="constrained")
     lines = {
-        "white": ("#8C8C8C", "--s"),
-        "white refit": ("#0072B2", "-.^"),
-        "best": ("#D55E00", "-o"),
+        "white": ("white", "#8C8C8C", "--s"),
+        "white refit": ("white, refitted", "#0072B2", "-.^"),
+        "best": ("with data, chosen", "#D55E00", "-o"),
     }
-    for axes, (name, run) in zip(
-        figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, (name, run) in zip(panels, results.items(), strict=True):
         seeds = list(run.values())
         orders = list(seeds[0]["cuts"])
-        for method, (colour, style) in lines.items():
+        for method, (label, colour, style) in lines.items():
             values = np.array([[seed["cuts"][at][method][0] for at in orders] for seed in seeds])
+            means, deviations = values.mean(axis=0), values.std(axis=0)
+            places = range(len(orders))
             axes.errorbar(
-                range(len(orders)),
-                values.mean(axis=0),
-                values.std(axis=0),
-                color=colour,
-                fmt=style,
-                capsize=3,
-                label={"best": "with data, chosen", "white refit": "white, refitted"}.get(
-                    method, method
-                ),
+                places, means, deviations, color=colour, fmt=style, capsize=3, label=label
             )
         full = np.mean([seed["full"] for seed in seeds])
         axes.axhline(full, color="black", linewidth=1, label="full")
         axes.set(title=name, xlabel="states kept of each layer", ylabel="accuracy, %")
         axes.set_xticks(range(len(orders)), orders)
-    axes.legend(fontsize="small")
+    panels[0].legend(fontsize="small", loc="lower left")
     figure.savefig(path, dpi=110)
 
 
