@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +75,22 @@ def states() -> list[Any]:
     return [random.getstate(), drawn, torch.get_rng_state().tolist()]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("own", [False, True])
-def test_reading_beside_a_pass_changes_nothing(own: bool, workers: int) -> None:
+def test_reading_beside_a_pass_changes_nothing(own: bool) -> None:
+    check_a_pass(own, 0)
+
+
+@pytest.mark.slow
+def test_reading_beside_a_pass_of_workers_changes_nothing() -> None:
+    # In a process without JAX, which other tests have loaded: it does not stand a fork.
+    code = "import test_callback_data as tests; tests.check_a_pass(True, 2)"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def check_a_pass(own: bool, workers: int) -> None:
+    """Two passes over a loader give what they give without the looks at it in between."""
+
     def loader() -> DataLoader:
         for seed in (torch.manual_seed, random.seed, np.random.seed):
             seed(0)

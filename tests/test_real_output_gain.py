@@ -21,7 +21,6 @@ TABLE = [
     pytest.param(64, 4, 16, 1.9, marks=pytest.mark.slow),
     pytest.param(64, 8, 32, 2.8, marks=pytest.mark.slow),
     pytest.param(256, 8, 64, 2.8, marks=pytest.mark.slow),
-    pytest.param(256, 8, 128, 41.0, marks=pytest.mark.slow),
 ]
 DRAWS = 20
 
