@@ -94,6 +94,8 @@ def test_schedules(arguments: dict[str, Any], steps: tuple[int, ...]) -> None:
 def test_short_runs_have_fewer_attempts(total: int, steps: tuple[int, ...]) -> None:
     assert ReductionSchedule(total).steps == steps
     assert ReductionSchedule(160, attempts=4).steps == (4, 8, 12, 16)
+    # 0.3 - 0.2 is less than 0.1 in floating point.
+    assert ReductionSchedule(1000, start=0.2, stop=0.3).steps == (225, 250, 275, 300)
 
 
 def test_a_schedule_takes_the_steps_themselves() -> None:

@@ -83,7 +83,7 @@ class ReductionSchedule:
             )
         first, length, earliest = float(start), float(stop) - float(start), 1
         if attempts is None:
-            count = max(1, min(count, int(length * total) // _APART))
+            count = max(1, min(count, int(round(length * total, 6)) // _APART))
             earliest = min(_APART, max(1, total // 2))
         shares = [first + (i + 1) * length / count for i in range(count)]
         self._set(max(earliest, round(share * total)) for share in shares)
