@@ -145,6 +145,17 @@ def test_there_is_no_constant_prediction_of_one_sequence_at_a_time() -> None:
     assert [*few] == ["zero"]  # a mean over four tells much of each
 
 
+def test_a_loss_need_not_take_zeros(learned: Model) -> None:
+    def likelihood(model: Model, batch: Any) -> torch.Tensor:
+        scale = model(batch[0]).abs()
+        return -torch.distributions.HalfNormal(scale).log_prob(torch.ones(())).mean()
+
+    data = calibrate(learned, batches(), loss=likelihood)
+    report = reduce_model(copy.deepcopy(learned), 4, data=data).report
+    assert report["layer.seq"].losses is not None
+    assert report["layer.seq"].losses.constant is None
+
+
 # --- A cut of a model
 
 

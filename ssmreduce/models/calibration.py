@@ -128,9 +128,13 @@ class HeldOutLoss:
     def of_constant(self, found: Layers) -> float | None:
         """Mean loss of the best of a few constant predictions; None if there is none."""
         constant_losses, model = found.framework.constant_losses, found.model
-        losses = [
-            constant_losses(model, found.meant, partial(self._on, batch)) for batch in self.batches
-        ]
+        try:
+            losses = [
+                constant_losses(model, found.meant, partial(self._on, batch))
+                for batch in self.batches
+            ]
+        except Exception:  # a loss need not take zeros: a distribution has no scale of 0
+            return None
         kinds = set(losses[0]).intersection(*losses)
         return min(
             (float(np.mean([each[kind] for each in losses])) for kind in kinds), default=None
