@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 import warnings
 from typing import Any
 
@@ -23,6 +24,7 @@ from ssmreduce import (
     ErrorBound,
     FixedOrder,
     HankelMass,
+    HankelTrace,
     InTrainingReducer,
     MeasuredError,
     ReductionSchedule,
@@ -44,8 +46,11 @@ from ssmreduce.errors import (
     UnstableSystemError,
     UnsupportedLayerError,
 )
+from ssmreduce.frameworks import torch_distributed
+from ssmreduce.frameworks.torch import TorchFramework
 from ssmreduce.gramians.sequences import feedthrough, output
 from ssmreduce.layers.linoss import LinOSS
+from ssmreduce.training import reducer as reducing
 
 # Most of these models learned nothing.
 pytestmark = pytest.mark.filterwarnings(
@@ -1063,3 +1068,87 @@ def test_real_poles_count_as_one_excited_state_each():
         warnings.simplefilter("ignore", CalibrationWarning)
         cut = reduce_layer(lru(), MeasuredError(0.2), kind="lru", data=constant).cut
     assert cut.output_error <= 0.2
+
+
+class RankAlone:
+    """A team whose ranks run one after the other: what they agree on, in order, and what the first said."""
+
+    def __init__(self, first: RankAlone | None = None) -> None:
+        self.calls: list[str] = []
+        self.answers: list[Any] = []
+        self._first, self._depth = first, 0
+
+    def check_same(self, held: Any) -> None:
+        assert not self._depth  # another rank may fail in there
+        self.calls.append("check")
+        self._depth += 1
+        held()
+        self._depth -= 1
+
+    def decide(self, decision: Any) -> Any:
+        self.calls.append("decide")
+        place = len(self.answers)
+        self.answers.append(decision() if self._first is None else self._first.answers[place])
+        return self.answers[place]
+
+    def gather(self, found: Any) -> Any:
+        assert not self._depth
+        self.calls.append("gather")
+        return found
+
+
+def test_ranks_with_batches_of_other_sizes_calibrate_by_as_many(monkeypatch):
+    model, teams = nn.Sequential(S5(2, 4)), [first := RankAlone(), RankAlone(first)]
+    counts = []
+    for team, size in zip(teams, (8, 5), strict=True):
+        monkeypatch.setattr(TorchFramework, "team_of", staticmethod(lambda _, team=team: team))
+        batches = [torch.randn(size, 6, 2) for _ in range(4)]
+        found = calibrate(model, batches, max_sequences=16)
+        counts.append(len(found.runs.batches))
+    assert counts == [2, 2]
+    assert teams[0].calls == teams[1].calls
+
+
+def test_layers_are_gathered_where_no_rank_can_fail_alone(monkeypatch):
+    model, team = nn.Sequential(S5(2, 8)), RankAlone()
+    data = Calibration.of_inputs({"0.seq": slow_inputs(8, 20, 2)})
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1),
+        4,
+        options=CutOptions(method="white"),
+        trace=HankelTrace(1),
+        data=lambda _: data,
+    )
+    monkeypatch.setattr(TorchFramework, "team_of", staticmethod(lambda _: team))
+    monkeypatch.setattr(reducing, "with_full_layers", team.gather)
+    reducer.step(1, model, torch.optim.SGD(model.parameters(), 1e-3))
+    assert "gather" in team.calls
+    assert reducer.trace.records[-1].data_hsv is not None
+
+
+def test_ranks_that_fail_in_and_around_a_comparison_leave_together(monkeypatch):
+    ranks, meeting = {}, threading.Barrier(2, timeout=2.0)
+    held, seen = [None, None], ["", ""]
+
+    def gather(answers: list[Any], own: Any, group: Any) -> None:
+        held[ranks[threading.get_ident()]] = own
+        meeting.wait()
+        answers[:] = held
+        meeting.wait()
+
+    def run(rank: int) -> None:
+        ranks[threading.get_ident()], team = rank, torch_distributed.Team(None)
+        try:
+            team.check_same(lambda: team.check_same(dict) if rank else int("none"))
+        except SSMReduceError as error:
+            seen[rank] = str(error)
+
+    monkeypatch.setattr(torch_distributed.distributed, "get_world_size", lambda _: 2)
+    monkeypatch.setattr(torch_distributed.distributed, "all_gather_object", gather)
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen[0].startswith("on rank 0: ValueError")
+    assert seen[0] == seen[1]

@@ -38,7 +38,7 @@ from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.cut import on_all
 from ssmreduce.models.layer_records import PADDED, LayerRecord, every_fourth, joined, weighted
 from ssmreduce.models.search import Layers, search
-from ssmreduce.models.shared_runs import as_many, with_full_weights
+from ssmreduce.models.shared_runs import as_many, of_first, with_full_weights
 
 _SAME = 1e-2
 """Relative difference up to which a layer puts out what its weights say, in half precision too."""
@@ -450,17 +450,11 @@ def calibrate(
     taken: list[Any] = []
     count = 0
     for batch in as_many(found.team, _iterated(batches)):
-        run = partial(runs.recorded, found, batch, differentiates=loss is not None)
-        part = on_all(found.team, run)
-        missing = [each.name for each in found.meant if each.name not in part]
-        if missing:
-            raise UnsupportedLayerError(
-                f"batch {len(taken)} of `batches` does not reach layer `{missing[0]}`; expected batches that "
-                "reach every layer. Leave it out with options=CutOptions(exclude=...)."
-            )
+        part = on_all(found.team, partial(_all_recorded, runs, found, batch, len(taken)))
         parts.append(part)
         taken.append(batch)
-        count += max(len(record.inputs) for record in part.values())
+        own_count = count + max(len(record.inputs) for record in part.values())
+        count = of_first(found.team, own_count)  # all ranks stop together
         if progress is not None:
             progress(min(count, most), most)
         if count >= most and (loss is None or len(parts) > 1):
@@ -498,6 +492,17 @@ def _iterated(batches: Iterable[Any]) -> Iterable[Any]:
         raise OrderError(
             f"`batches` is {shown(batches)}; expected batches. Pass a data loader or a list of them."
         ) from None
+
+
+def _all_recorded(runs: Runs, found: Layers, batch: Any, number: int) -> dict[str, LayerRecord]:
+    part = runs.recorded(found, batch, differentiates=runs.loss is not None)
+    missing = [each.name for each in found.meant if each.name not in part]
+    if missing:
+        raise UnsupportedLayerError(
+            f"batch {number} of `batches` does not reach layer `{missing[0]}`; expected batches that "
+            "reach every layer. Leave it out with options=CutOptions(exclude=...)."
+        )
+    return part
 
 
 def _run(model: Any, batch: Any) -> Any:

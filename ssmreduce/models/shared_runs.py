@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from ssmreduce.models.cut import with_full_layers
@@ -42,3 +43,8 @@ def as_many(team: Any, batches: Iterable[Any]) -> Iterator[Any]:
         if latest[0] is _END:
             return
         yield latest[0]
+
+
+def of_first(team: Any, count: int) -> int:
+    """The count of the first rank, on all of them."""
+    return count if team is None else int(team.decide(partial(int, count)))

@@ -15,7 +15,7 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import Results, check_every_rank, make_cut, on_all, plan_cut, together
+from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
 from ssmreduce.models.held_out import check_losses, losses_in, warn_at_chance, with_losses
 from ssmreduce.models.optimizer_state import check_fields
 from ssmreduce.models.reduce import decide_cut
@@ -49,7 +49,7 @@ class Terms:
     gate : float
         A layer is cut only if it keeps fewer than this share.
     data : callable or None
-        Takes the layers of the model to their calibration.
+        Takes the layers of the model to their calibration; where it fails on one rank, it does on all.
     refuses : bool
         Whether a cut is refused that leaves the model no better than chance; else there is a warning.
     at_cut : float or None
@@ -101,7 +101,9 @@ def attempt(
     """Cut the layers found in the first of the models where the gate lets them pass; the others follow."""
     followers, order = models[1:], terms.order
     may_cut = not (found.options.uniform and books.stopped)
-    data = on_all(found.team, partial(_calibration, terms, found)) if may_cut else None
+    data = None
+    if may_cut and terms.data is not None:
+        data = terms.data(found).for_first(found)
     decide = partial(_accepted, books.stopped, terms, data)
     plan = plan_cut(found, opt_state, decide, followers)
     warn_at_chance(losses_in(plan.results))
@@ -111,11 +113,6 @@ def attempt(
     cut = make_cut(found, opt_state, plan, followers, turn(books))
     made = [cut.model, *(follower for follower, _ in cut.followers)]
     return Outcome(made, cut.optimizer_state, books)
-
-
-def _calibration(terms: Terms, found: Layers) -> Calibration | None:
-    """What the layers of the model are given now."""
-    return None if terms.data is None else terms.data(found).for_first(found)
 
 
 def _accepted(

@@ -25,7 +25,7 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import together, with_full_layers
+from ssmreduce.models.cut import on_all, together, with_full_layers
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import Layers, search
@@ -431,8 +431,7 @@ class InTrainingReducer:
         found: Layers,
     ) -> Calibration:
         """What an attempt cuts by, which the trace shows too."""
-        data = calibrate(found.model)
-        check_instance(data, Calibration, "data(model)", "calibrate(model, batches)")
+        data = on_all(found.team, partial(_checked_calibration, calibrate, found.model))
         if self.trace is not None:
             full = with_full_layers(found)
             trained = [each for each in full.meant if each.path not in full.copies]
@@ -499,6 +498,12 @@ class InTrainingReducer:
             write_trace(self._writer, recording)
         for event in events:
             write_event(self._writer, event)
+
+
+def _checked_calibration(calibrate: Callable[[Any], Calibration], model: Any) -> Calibration:
+    data = calibrate(model)
+    check_instance(data, Calibration, "data(model)", "calibrate(model, batches)")
+    return data
 
 
 def _warn(message: str) -> None:
