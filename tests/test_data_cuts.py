@@ -48,6 +48,7 @@ from ssmreduce.errors import (
 )
 from ssmreduce.frameworks import torch_distributed
 from ssmreduce.frameworks.torch import TorchFramework
+from ssmreduce.frameworks.torch_recording import _Call, _Seen
 from ssmreduce.gramians.sequences import feedthrough, output
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.training import reducer as reducing
@@ -1152,3 +1153,9 @@ def test_ranks_that_fail_in_and_around_a_comparison_leave_together(monkeypatch):
         thread.join()
     assert seen[0].startswith("on rank 0: ValueError")
     assert seen[0] == seen[1]
+
+
+def test_small_derivatives_in_half_precision_count():
+    steps = torch.tensor([[[0.0], [1e-4]]], dtype=torch.float16)
+    call = _Call(_Seen(steps), _Seen(steps), derivative=steps)
+    np.testing.assert_allclose(call.recorded().squares, [[0.0, 1e-8]], rtol=1e-2)

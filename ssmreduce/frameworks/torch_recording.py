@@ -129,7 +129,9 @@ class _Call:
         if self.output is not None and self.computes_output:
             first = _host(self.output.values[0])
         if self.output is not None and self.derivative is not None:
-            squares = self.output.arranged(self.derivative).abs().square().mean(dim=-1)
+            sizes = self.output.arranged(self.derivative).abs()
+            wide = torch.promote_types(sizes.dtype, torch.float32)  # squares underflow in half
+            squares = sizes.to(wide).square().mean(dim=-1)
         return Recorded(
             _host(self.inputs.values), first, None if squares is None else _host(squares)
         )
