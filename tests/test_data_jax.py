@@ -511,6 +511,25 @@ def test_a_reducer_knows_the_loss_of_zeros(model, batches):
     assert inside == found
 
 
+def test_a_model_that_returns_its_loss_is_not_at_chance(model, batches):
+    framework, losing = framework_of(model), Losing(model)
+    found = framework.constant_losses(
+        losing,
+        search(losing, CutOptions()).meant,
+        lambda losing: jax.vmap(losing)(*batches[0]).mean(),
+    )
+    assert found == {"zero": pytest.approx(np.log(4.0))}
+
+
+class Losing(eqx.Module):
+    """Holds a model, and puts out the loss of one sequence."""
+
+    inner: Model
+
+    def __call__(self, inputs: Any, label: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(self.inner(inputs), label)
+
+
 class Outside(eqx.Module):
     """Holds a model, and puts out something else."""
 

@@ -105,7 +105,12 @@ def _class_below(module_type: Any, call: Callable[..., Any]) -> type:
 
 
 def _call_for_zeros(module: Any, own: _Own, inputs: jax.Array | None) -> Any:
-    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if _is_inexact(leaf) else leaf, own())
+    return jax.tree.map(_zeros, own())
+
+
+def _zeros(leaf: Any) -> Any:
+    """Zeros for an array; a scalar stays, which may be the loss itself."""
+    return jnp.zeros_like(leaf) if _is_inexact(leaf) and leaf.ndim else leaf
 
 
 # --- Layers that are given the sequence
