@@ -530,6 +530,17 @@ class Losing(eqx.Module):
         return optax.softmax_cross_entropy_with_integer_labels(self.inner(inputs), label)
 
 
+def test_small_derivatives_in_half_precision_count():
+    layer, heard = LRU(4, 2, rng=np.random.default_rng(0)), pytree_callbacks.Heard()
+    inputs = jnp.ones((1, 3, 2), jnp.float16)
+    with pytree_callbacks.numbered(heard, search(layer).meant) as (number,):
+        jax.grad(
+            lambda number: jnp.sum(1e-4 * pytree_callbacks.told(number, inputs, inputs)[:, -1])
+        )(number)
+    ((call,),) = heard.recorded().values()
+    np.testing.assert_allclose(call.squares, [[0.0, 0.0, 1e-8]], rtol=1e-2)
+
+
 class Outside(eqx.Module):
     """Holds a model, and puts out something else."""
 

@@ -229,7 +229,9 @@ def _passed_back(
     kept: tuple[jax.Array, jax.Array], derivative: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     numbers, inputs = kept
-    squares = jnp.mean(jnp.abs(derivative) ** 2, axis=-1)
+    sizes = jnp.abs(derivative)
+    wide = jnp.promote_types(sizes.dtype, jnp.float32)  # squares underflow in half precision
+    squares = jnp.mean(sizes.astype(wide) ** 2, axis=-1)
     _tell_derivative(*jax.lax.stop_gradient((numbers, inputs, squares)))
     return jnp.zeros_like(numbers), jnp.zeros_like(inputs), derivative
 
