@@ -51,6 +51,8 @@ from ssmreduce.frameworks.torch import TorchFramework
 from ssmreduce.frameworks.torch_recording import _Call, _Seen
 from ssmreduce.gramians.sequences import feedthrough, output
 from ssmreduce.layers.linoss import LinOSS
+from ssmreduce.models.data_cut import planned_with_data
+from ssmreduce.models.search import search
 from ssmreduce.training import reducer as reducing
 
 # Most of these models learned nothing.
@@ -1159,3 +1161,18 @@ def test_small_derivatives_in_half_precision_count():
     steps = torch.tensor([[[0.0], [1e-4]]], dtype=torch.float16)
     call = _Call(_Seen(steps), _Seen(steps), derivative=steps)
     np.testing.assert_allclose(call.recorded().squares, [[0.0, 1e-8]], rtol=1e-2)
+
+
+def test_a_candidate_whose_loss_is_not_finite_is_not_taken():
+    model, batches = model_and_batches()
+    handle = search(model, CutOptions()).meant[0]
+    record = calibrate(model, batches).record_of(handle)
+    best = planned_with_data(handle, 5, CutOptions(), record).reduction.method
+
+    def loss(cut):
+        return np.nan if cut.reduction.method == best else cut.output_error
+
+    result = planned_with_data(handle, 5, CutOptions(), record, loss)
+    assert result.choice.by == "loss"
+    assert result.choice.values[best] == np.inf
+    assert result.reduction.method != best

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmreduce._checks import type_name
 from ssmreduce.errors import MissingBackendError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.pytree_callbacks import Heard, numbered
 from ssmreduce.frameworks.pytree_stand_ins import with_stand_ins, with_zero_outputs
-from ssmreduce.frameworks.recording import Recorded
+from ssmreduce.frameworks.recording import SAME_LOSS, Recorded
 
 _OLDEST = (0, 8, 2)
 """The first JAX whose ``custom_vmap`` keeps the callbacks inside of it."""
@@ -78,8 +78,9 @@ def constant_losses(
     """Return the loss of a run in which the model, or what the loss reads of it, puts out zeros."""
     usual = evaluated(model, run)
     losses = (evaluated(changed, run) for changed in with_zero_outputs(model, handles))
-    zero = next((loss for loss in losses if loss != usual), np.nan)
-    return {"zero": zero} if np.isfinite(zero) else {}
+    other = (loss for loss in losses if not math.isclose(loss, usual, rel_tol=SAME_LOSS))
+    zero = next(other, math.nan)
+    return {"zero": zero} if math.isfinite(zero) else {}
 
 
 def _in_inference_mode(model: Any) -> Any:

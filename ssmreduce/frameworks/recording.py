@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from ssmreduce._namespace import HostArray
 
+SAME_LOSS = 1e-6
+"""Relative difference up to which two runs of a model have the same loss."""
+
 
 @dataclass(frozen=True, eq=False)
 class Recorded:

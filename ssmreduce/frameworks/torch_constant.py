@@ -16,6 +16,7 @@ import torch
 from torch._C import _functorch
 
 from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.recording import SAME_LOSS
 from ssmreduce.frameworks.torch_recording import NamedTuple, evaluated, record
 
 _ENOUGH = 8
@@ -37,7 +38,7 @@ def constant_losses(
     (count,) = counts
     for module in _around(model, handles):
         zero = _with_output(model, module, partial(_zero, count), run)
-        if zero != float(usual[0]):
+        if not math.isclose(zero, float(usual[0]), rel_tol=SAME_LOSS):
             found = {"zero": zero}
             if count >= _ENOUGH:
                 found["mean"] = _with_output(model, module, partial(_mean, count), run)

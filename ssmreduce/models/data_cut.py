@@ -145,8 +145,9 @@ def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> tupl
     cuts = found.cuts
     names, values = [cut.reduction.method for cut in cuts], []
     if loss is not None and len(cuts) > 1:
-        values = [loss(cut) for cut in cuts]
-        if not np.all(np.isfinite(values)) or np.ptp(values) == 0.0:
+        losses = [loss(cut) for cut in cuts]
+        values = [value if np.isfinite(value) else np.inf for value in losses]
+        if min(values) == max(values):
             values = []
     by = "loss" if values else "output error"
     if not values:
