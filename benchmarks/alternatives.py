@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmreduce import CutOptions, ModelReduction, reduce_model
+from ssmreduce import CutOptions, reduce_model
+from ssmreduce.models.report import ModelReduction
 
 B_NAMES, C_NAMES = ("B_re", "B_im"), ("C_re", "C_im")
 
