@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 PROBE = """
 import sys
@@ -74,3 +79,18 @@ def test_assertions_need_no_hypothesis_and_strategies_say_so() -> None:
     (message,) = run(ASSERTIONS)
     assert message.startswith("hypothesis is not installed")
     assert "pip install 'ssmreduce[testing]'" in message
+
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("docs/examples/*.py")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_import_what_is_there(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("ssmreduce"):
+            continue
+        package = importlib.import_module(str(node.module))
+        modules = {each.stem for each in Path(str(package.__file__)).parent.glob("*")}
+        for name in node.names:
+            assert hasattr(package, name.name) or name.name in modules, name.name
