@@ -35,7 +35,7 @@ from ssmreduce import (
 from ssmreduce.errors import OrderError
 from ssmreduce.regularizers import modal_l1
 from ssmreduce.training.lightning import ReductionCallback as LightningCallback
-from ssmreduce.training.loader_batches import first_batches
+from ssmreduce.training.loader_batches import calibrated_apart, first_batches
 from ssmreduce.training.transformers import ReductionCallback as TransformersCallback
 
 pytestmark = [
@@ -118,6 +118,20 @@ def check_a_pass(own: bool, workers: int) -> None:
     assert after == again
     for first, second in zip(one, two, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_loss_that_draws_leaves_the_generators() -> None:
+    module, (inputs, targets) = Module(), samples()
+
+    def loss(module: Any, batch: Any) -> torch.Tensor:
+        noise = random.random() + np.random.random() + torch.rand(())  # noqa: NPY002
+        return (module.net(batch[0]) - batch[1] + 0.0 * noise).square().mean()
+
+    before = states()
+    calibrated_apart(
+        module, [*zip(inputs.split(4), targets.split(4), strict=True)], loss, CutOptions()
+    )
+    assert states() == before
 
 
 class Seeded(RandomSampler):

@@ -110,13 +110,15 @@ def check_losses(losses: LossAtCut | None, *, refuses: bool, at_cut: float | Non
             f"the cut takes the loss on what was held out from {losses.before:.4g} to {losses.after:.4g}; "
             f"expected at most {at_cut:g} more, `at_cut` of the policy. Keep more states."
         )
-    if refuses and losses.constant is None:
+    if not refuses:
+        return
+    if losses.constant is None:
         raise CutRefusedError(
             "the loss of a constant prediction, by which the cut is to be judged, cannot be had; expected a "
             "module around the layers on whose output the loss depends, given several sequences. Leave "
             "`above_chance` out."
         )
-    if refuses and losses.constant is not None and not losses.after < losses.constant:
+    if not losses.after < losses.constant:
         raise CutRefusedError(
             f"the loss on what was held out is {losses.before:.4g} before the cut and {losses.after:.4g} "
             f"after it, and a constant prediction has {losses.constant:.4g}; expected less. Cut later in "

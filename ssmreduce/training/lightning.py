@@ -114,7 +114,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             )
         self._last_step = trainer.global_step
         if self.data is not None:
-            self.reducer.data = partial(_calibration, trainer, self)
+            self.reducer.data = partial(_calibration, trainer, self, self.data)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let go of the training loader."""
@@ -163,12 +163,11 @@ class ReductionCallback(Callback):  # type: ignore[misc]
                     self._hooks.append(accept_shapes(part, self.reducer.options.kind))
 
 
-def _calibration(trainer: Any, callback: ReductionCallback, model: Any) -> Calibration:
+def _calibration(trainer: Any, callback: ReductionCallback, count: int, model: Any) -> Calibration:
     """Calibrate by the first batches of the training loader."""
-    assert callback.data is not None
     batches = [
         trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-        for batch in first_batches(trainer.train_dataloader, callback.data)
+        for batch in first_batches(trainer.train_dataloader, count)
     ]
     loss = partial(_own_loss, trainer.precision_plugin) if callback.loss is None else callback.loss
     return calibrated_apart(model, batches, loss, callback.reducer.options)

@@ -119,9 +119,10 @@ def calibrated_apart(
     model: Any, batches: list[Any], loss: Callable[[Any, Any], Any], options: CutOptions
 ) -> Calibration:
     """Calibrate a copy of a model by all of some batches: a step of training may change more than weights."""
-    return calibrate(
-        scratch(plain(model)), batches, loss=loss, options=options, max_sequences=sys.maxsize
-    )
+    with _generators_kept():
+        return calibrate(
+            scratch(plain(model)), batches, loss=loss, options=options, max_sequences=sys.maxsize
+        )
 
 
 @contextmanager
