@@ -25,7 +25,7 @@ from ssmreduce import (
 )
 from ssmreduce.errors import CalibrationWarning, OrderError
 from ssmreduce.frameworks.torch_constant import constant_losses
-from ssmreduce.models.calibration import HeldOutLoss
+from ssmreduce.models.runs import HeldOutLoss
 from ssmreduce.models.search import search
 
 TOO_FEW = pytest.mark.filterwarnings(

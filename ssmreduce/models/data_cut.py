@@ -19,10 +19,11 @@ from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import Candidates, LayerCut
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.models.calibration import Calibration, HeldOutLoss, Runs
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.held_out import cut_copy
 from ssmreduce.models.layer_records import LayerRecord
 from ssmreduce.models.report import Choice, LayerReduction
+from ssmreduce.models.runs import HeldOutLoss, Runs
 from ssmreduce.models.search import Layers
 from ssmreduce.reduction.order import OrderRule
 

@@ -11,9 +11,10 @@ from ssmreduce.errors import CalibrationWarning, CutRefusedError, NonFiniteError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.layer import LayerCut
-from ssmreduce.models.calibration import Calibration, HeldOutLoss
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import Results, changes_of, really_cut
 from ssmreduce.models.report import LossAtCut
+from ssmreduce.models.runs import HeldOutLoss
 from ssmreduce.models.search import Layers
 
 

@@ -1,0 +1,167 @@
+"""`Runs`: how a model is run on its batches, to record its layers, and for its loss on what was held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray, to_host
+from ssmreduce.errors import NonFiniteError, ShapeError, SSMReduceError, UnsupportedLayerError
+from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.recording import Recorded
+from ssmreduce.gramians.sequences import output
+from ssmreduce.models.layer_records import PADDED, LayerRecord, joined
+from ssmreduce.models.search import Layers
+
+_SAME = 1e-2
+"""Relative difference up to which a layer puts out what its weights say, in half precision too."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """How a model is run: what it takes to look behind layers that were cut, and at a loss.
+
+    Attributes
+    ----------
+    forward, loss, mask : callable
+        As `calibrate` is told.
+    batches : tuple
+        What was recorded.
+    held_out : tuple of bool
+        Which of them nothing is fitted to; none of them where there is one batch.
+    """
+
+    forward: Callable[[Any, Any], Any]
+    loss: Callable[[Any, Any], Any] | None
+    mask: Callable[[Any], Any] | None
+    batches: tuple[Any, ...] = ()
+    held_out: tuple[bool, ...] = ()
+
+    def recorded(
+        self, found: Layers, batch: Any, *, differentiates: bool
+    ) -> dict[str, LayerRecord]:
+        """What the layers of a model are given in one batch; squares of derivatives, or ones, for weights."""
+        run = self.forward if self.loss is None else self.loss
+        calls = found.framework.record(
+            found.model,
+            found.meant,
+            lambda model: run(model, batch),
+            differentiates=differentiates,
+        )
+        mask = None if self.mask is None else np.asarray(to_host(self.mask(batch)), dtype=bool)
+        records: dict[str, LayerRecord] = {}
+        by_path = {handle.path: handle for handle in found.meant}
+        for path, own in calls.items():
+            handle = by_path[path]
+            for call in own:
+                _check_call(handle, call)
+                record = LayerRecord(
+                    call.inputs, _squares(handle, call, mask), np.zeros(len(call.inputs), bool)
+                )
+                earlier = records.get(handle.name)
+                records[handle.name] = record if earlier is None else earlier.joined(record)
+        return records
+
+    def inputs(self, found: Layers, names: Collection[str]) -> dict[str, HostArray]:
+        """What some layers of a model are given in all batches."""
+        alone = replace(found, handles=[each for each in found.handles if each.name in names])
+        parts = [self.recorded(alone, batch, differentiates=False) for batch in self.batches]
+        return {name: joined([part[name] for part in parts]).inputs for name in names}
+
+    @property
+    def held_out_loss(self) -> HeldOutLoss | None:
+        """What candidates are compared by, where there is a loss, and a batch that was held out."""
+        pairs = zip(self.batches, self.held_out, strict=True)
+        batches = [batch for batch, held_out in pairs if held_out]
+        return HeldOutLoss(self.loss, batches) if self.loss is not None and batches else None
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutLoss:
+    """A loss, and the batches that nothing is fitted to.
+
+    Attributes
+    ----------
+    loss : callable
+        As `calibrate` is told.
+    batches : list
+        One at least.
+    """
+
+    loss: Callable[[Any, Any], Any]
+    batches: list[Any]
+
+    def of(self, found: Layers) -> float:
+        """Mean loss of a model."""
+        evaluated, model = found.framework.evaluated, found.model
+        return float(
+            np.mean([evaluated(model, partial(self._on, batch)) for batch in self.batches])
+        )
+
+    def of_constant(self, found: Layers) -> float | None:
+        """Mean loss of the best of a few constant predictions; None if there is none."""
+        constant_losses, model = found.framework.constant_losses, found.model
+        try:
+            losses = [
+                constant_losses(model, found.meant, partial(self._on, batch))
+                for batch in self.batches
+            ]
+        except Exception:  # a loss need not take zeros: a distribution has no scale of 0
+            return None
+        kinds = set(losses[0]).intersection(*losses)
+        return min(
+            (float(np.mean([each[kind] for each in losses])) for kind in kinds), default=None
+        )
+
+    def _on(self, batch: Any, model: Any) -> Any:
+        return self.loss(model, batch)
+
+
+def _squares(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> HostArray:
+    """Squares of derivatives by what comes out at each step, or ones; negative where padded."""
+    steps = call.inputs.shape[:2]
+    squares = np.ones(steps) if call.squares is None else call.squares.astype(np.float64)
+    if mask is None:
+        return squares
+    if mask.shape != steps:
+        raise ShapeError(
+            f"`mask` returned shape {mask.shape}, but layer `{handle.name}` is given {steps[0]} sequences of "
+            f"{steps[1]} steps; expected one entry for each."
+        )
+    return np.where(mask, squares, PADDED)
+
+
+def _check_call(handle: LayerHandle, call: Recorded) -> None:
+    """Raise unless the inputs are finite, and what came out is what the weights say."""
+    if not np.all(np.isfinite(call.inputs)):
+        raise NonFiniteError(
+            f"layer `{handle.name}` is given NaN or Inf; expected finite inputs. Look at the batches, and at "
+            "the layers before."
+        )
+    if call.squares is not None and not np.all(np.isfinite(call.squares)):
+        raise NonFiniteError(
+            f"the derivative of `loss` by what layer `{handle.name}` puts out has NaN or Inf; expected "
+            "finite numbers. Look at the loss of each batch."
+        )
+    if call.first_output is None:
+        return
+    try:
+        system = handle.kind.read(handle.weights)
+    except SSMReduceError as error:
+        raise type(error)(f"layer `{handle.name}`: {error}") from error
+    inputs = call.inputs[:1].astype(np.float64)
+    own = output(system, inputs, both_directions=handle.kind.both_directions)[0]
+    size = float(np.max(np.abs(own), initial=0.0))
+    apart = np.inf
+    if own.shape == call.first_output.shape:
+        apart = float(np.max(np.abs(own - call.first_output), initial=0.0))
+    if not apart <= _SAME * size:
+        raise UnsupportedLayerError(
+            f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
+            f"{size:.3g}; expected a run from rest with steps of one length. Leave out initial states and "
+            "step_scale, or the layer with options=CutOptions(exclude=...)."
+        )
