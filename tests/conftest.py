@@ -11,13 +11,22 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
+from pathlib import Path
 
 # Before NumPy is loaded: workers of pytest-xdist share the cores, one BLAS thread for each.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Before JAX is loaded: what one process has compiled serves the others, and the next run. With a limit
+# of its size the folder is locked while it is written to.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**28),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import everywhere
