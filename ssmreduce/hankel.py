@@ -215,8 +215,10 @@ def error_bounds(hsv: HostArray) -> HostArray:
 
 def tail_bounds(hsv: HostArray) -> HostArray:
     """`error_bounds` of Hankel singular values that are known to be some."""
-    tails = np.cumsum(hsv[..., ::-1], axis=-1)[..., ::-1]
-    return 2.0 * np.concatenate([tails, np.zeros((*hsv.shape[:-1], 1))], axis=-1)
+    bounds = np.zeros((*hsv.shape[:-1], hsv.shape[-1] + 1))
+    np.add.accumulate(hsv[..., ::-1], axis=-1, out=bounds[..., -2::-1])
+    bounds *= 2.0
+    return bounds
 
 
 def rank_tolerance(hsv: HostArray) -> float:

@@ -150,22 +150,24 @@ def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
 
 def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, float]:
     """Two new frequencies for each of the largest local maxima, and the largest value they promise."""
-    padded = np.concatenate([[-1.0], values, [-1.0]])
-    maxima = np.flatnonzero((values >= padded[:-2]) & (values >= padded[2:]) & (values > 0))
-    best = maxima[np.argsort(values[maxima])[-_PEAKS:]]
+    largest = values > 0
+    largest[1:] &= values[1:] >= values[:-1]
+    largest[:-1] &= values[:-1] >= values[1:]
+    maxima = largest.nonzero()[0]
+    best = maxima[values[maxima].argsort()[-_PEAKS:]]
     left = omega[np.maximum(best - 1, 0)] - omega[best]
     right = omega[np.minimum(best + 1, omega.size - 1)] - omega[best]
     middle = omega[best] + np.where(right > -left, right, left) / 2
     inside = (left < 0) & (right > 0)
     best, left, right = best[inside], left[inside], right[inside]
+    highest, width = values[best], right - left
     with np.errstate(divide="ignore", over="ignore"):
-        slope_left = (np.minimum((values[best] / values[best - 1]) ** 2, _STEEPEST) - 1.0) / left
-        slope_right = (np.minimum((values[best] / values[best + 1]) ** 2, _STEEPEST) - 1.0) / right
-    bend = slope_right - slope_left
-    # Of three equal values the one in the middle, which promises nothing.
-    lowest = 0.5 * (left - slope_left * (right - left) / np.where(bend > 0, bend, np.inf))
-    drop = -lowest * (slope_left + bend * (lowest - left) / (right - left))
-    with np.errstate(divide="ignore"):
-        promised = values[best] / np.sqrt(np.maximum(1.0 - drop, 0.0))
+        slope_left = (np.minimum((highest / values[best - 1]) ** 2, _STEEPEST) - 1.0) / left
+        slope_right = (np.minimum((highest / values[best + 1]) ** 2, _STEEPEST) - 1.0) / right
+        bend = slope_right - slope_left
+        # Of three equal values the one in the middle, which promises nothing.
+        lowest = 0.5 * (left - slope_left * width / np.where(bend > 0, bend, np.inf))
+        drop = -lowest * (slope_left + bend * (lowest - left) / width)
+        promised = highest / np.sqrt(np.maximum(1.0 - drop, 0.0))
     higher = drop > _LEVEL
     return np.concatenate([middle, (omega[best] + lowest)[higher]]), promised.max(initial=0.0)
