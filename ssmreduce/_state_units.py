@@ -107,12 +107,15 @@ def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     n = A.shape[0]
     if np.count_nonzero(A) == A.size:
         return whole(n)
-    graph = csr_array(A != 0)
+    rows, columns = np.nonzero(A)
+    starts = np.zeros(n + 1, dtype=np.int32)
+    np.cumsum(np.bincount(rows, minlength=n), out=starts[1:])
+    # In the types that the search works in: conversions take longer than the search.
+    graph = csr_array((np.ones(rows.size), columns.astype(np.int32), starts), shape=(n, n))
     count, labels = connected_components(graph, directed=True, connection="strong")
     if count == 1:
         return whole(n)
     # Components come in topological order, in one direction or the other; the blocks are checked.
-    rows, columns = graph.nonzero()
     for candidate in (labels, count - 1 - labels):
         if np.all(candidate[rows] <= candidate[columns]):
             order = np.argsort(candidate, kind="stable")
