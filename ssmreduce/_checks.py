@@ -89,14 +89,10 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
     """Return `value` as a real or complex floating array with at least `ndim_min` axes, finite or not."""
     array: Array = value if is_host_double(value) else _as_numeric(value, name)
     if array.ndim < ndim_min:
-        expected, hint = (
-            ("one axis at least", f"Pass {name}=[{shown(value)}] if one number was meant.")
-            if ndim_min == 1
-            else (
-                f"at least {ndim_min} axes",
-                "Write one input as a column and one output as a row.",
-            )
-        )
+        expected, hint = {
+            1: ("one axis at least", f"Pass {name}=[{shown(value)}] if one number was meant."),
+            2: ("at least 2 axes", "Write one input as a column and one output as a row."),
+        }.get(ndim_min, (f"at least {ndim_min} axes", "Add an axis of length 1 for what is one."))
         raise ShapeError(f"`{name}` has shape {tuple(array.shape)}; expected {expected}. {hint}")
     return array
 
@@ -275,7 +271,7 @@ def positive_order(order: object) -> int:
     if not is_int(order):
         raise OrderError(
             f"`order` is {shown(order)}; expected a positive int or an order rule. "
-            "Try a rule such as HankelMass(0.99)."
+            f"Try a rule such as HankelMass({_share_meant(order)})."
         )
     if order < 1:
         raise OrderError(
@@ -283,6 +279,11 @@ def positive_order(order: object) -> int:
             "Look at hankel_singular_values(system) to choose one."
         )
     return int(order)
+
+
+def _share_meant(order: object) -> float:
+    """A number between 0 and 1 itself, as somebody meant it who forgot the rule."""
+    return float(order) if is_number(order) and 0.0 < order < 1.0 else 0.99
 
 
 def positive_count(value: object, name: str, meaning: str) -> int:
@@ -324,10 +325,10 @@ def positive_horizon(horizon: object) -> int | None:
     return int(horizon)
 
 
-def fraction(value: object, name: str) -> float:
+def fraction(value: object, name: str, example: float = 0.95) -> float:
     """Return `value` as a float strictly between 0 and 1, or equal to 1."""
     if not is_number(value) or not 0.0 < value <= 1.0:
-        raise OrderError(f"`{name}` is {shown(value)}; expected a number in (0, 1]. Try 0.95.")
+        raise OrderError(f"`{name}` is {shown(value)}; expected a number in (0, 1]. Try {example}.")
     return float(value)
 
 

@@ -145,6 +145,7 @@ def test_there_is_no_constant_prediction_of_one_sequence_at_a_time() -> None:
     assert [*few] == ["zero"]  # a mean over four tells much of each
 
 
+@TOO_FEW
 def test_a_loss_need_not_take_zeros(learned: Model) -> None:
     def likelihood(model: Model, batch: Any) -> torch.Tensor:
         scale = model(batch[0]).abs()
@@ -219,7 +220,10 @@ def test_events_say_what_a_cut_does_to_the_loss(learned: Model) -> None:
     again = with_data(options=CutOptions(method="white"))
     again.load_state_dict(reducer.state_dict())
     assert again.events == reducer.events
-    for name in ("loss_before", "loss_after", "constant_loss"):
+    assert event.method == "white"
+    assert event.output_error > 0.0
+    assert "method='white', output_error=" in repr(event)
+    for name in ("loss_before", "loss_after", "constant_loss", "output_error", "method"):
         state = reducer.state_dict()
         state["events"][0][name] = float("nan")
         with pytest.raises(OrderError, match=rf'\["{name}"\]'):

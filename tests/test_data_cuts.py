@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import threading
 import warnings
 from typing import Any
@@ -135,8 +136,8 @@ def test_the_best_on_what_was_held_out_is_taken(name):
     choice = result.choice
     assert choice is not None
     assert choice.by == "output error"
-    assert {*choice.values} == {*METHODS.values()}
-    assert choice.values[result.reduction.method] == min(choice.values.values())
+    assert {*choice.values} == {*METHODS}
+    assert choice.values[choice.method] == min(choice.values.values())
     assert result.cut.output_error == min(choice.values.values())
 
 
@@ -345,10 +346,48 @@ def test_a_white_cut_that_misses_its_bound_is_left_out(monkeypatch):
 
     monkeypatch.setattr("ssmreduce.layers.lti_plan.LTIPlan.cut", misses)
     result = reduce_layer(lru(), 4, kind="lru", data=data(), options=CutOptions(multiple_of=2))
-    assert METHODS["white"] not in result.choice.values
+    assert "white" not in result.choice.values
     assert result.new_order == 4
     with pytest.raises(UnreachableToleranceError):
         reduce_layer(lru(), 4, kind="lru", data=data(), options=CutOptions(method="white"))
+
+
+def test_a_method_that_knows_the_data_needs_some():
+    options = CutOptions(method="selected")
+    with pytest.raises(OrderError, match="`method` is 'selected', but there are no data"):
+        reduce_model([lru()], 4, kind="lru", options=options)
+    with pytest.raises(OrderError, match="`method` is 'selected', but there are no data"):
+        reduce_layer(lru(), 4, kind="lru", options=options)
+
+
+@pytest.mark.parametrize("order", ["8", 0.96, 0, [8, 8], {"0.seq": -1}])
+def test_a_wrong_order_is_told_before_an_unstable_pole(order):
+    model = torch.nn.Sequential(S5(6, 24))
+    with torch.no_grad():
+        model[0].seq.Lambda.real.fill_(1.0)
+    with pytest.raises(UnstableSystemError):
+        reduce_model(model, 4)
+    with pytest.raises(OrderError, match="`order` is"):
+        reduce_model(model, order)
+
+
+def test_a_report_prints_what_only_a_cut_by_data_has():
+    model, batches = model_and_batches()
+    data = calibrate(model, batches, loss=cross_entropy)
+    report = reduce_model(model, 6, data=data).report
+    text, (part, *_) = str(report), report.values()
+    assert text.splitlines()[0].split("  ")[0] == "layer"
+    assert "method  output error  error bound  worst input: at least" in text
+    assert f"loss on what was held out: {part.losses.before:.3g} before" in text
+    assert f"method={part.method!r}, output_error=" in repr(part)
+    values = json.loads(json.dumps(report.to_dict()))[next(iter(report))]
+    assert values["method"] == part.choice.method
+    assert values["output_error"] == part.output_error
+    assert values["loss_before"] == part.losses.before
+    assert values["loss_after"] == part.losses.after
+    assert "<th>method</th>" in report._repr_html_()
+    assert "<p>loss on what was held out" in report._repr_html_()
+    assert "<td>6</td>" in part._repr_html_()
 
 
 def test_multiples_hold_with_data():
@@ -365,7 +404,7 @@ def test_s4_is_refitted_but_not_selected_from():
     with pytest.raises(UnsupportedLayerError, match="not diagonal"):
         reduce_layer(kernel, 4, data=data(), options=CutOptions(method="selected"))
     result = reduce_layer(kernel, 4, data=data())
-    assert {*result.choice.values} == {METHODS["white"], METHODS["white refit"]}
+    assert {*result.choice.values} == {"white", "white refit"}
     assert result.reduction.method == METHODS["white refit"]
 
 
@@ -734,7 +773,7 @@ def test_a_loss_chooses_where_there_is_one():
     result = reduce_model(model, 5, data=calibrate(model, batches, loss=cross_entropy))
     for part in result.report.values():
         assert part.choice.by == "loss"
-        assert part.choice.values[part.reduction.method] == min(part.choice.values.values())
+        assert part.choice.values[part.method] == min(part.choice.values.values())
 
 
 @pytest.mark.parametrize("method", ["white", "selected"])
@@ -1167,12 +1206,12 @@ def test_a_candidate_whose_loss_is_not_finite_is_not_taken():
     model, batches = model_and_batches()
     handle = search(model, CutOptions()).meant[0]
     record = calibrate(model, batches).record_of(handle)
-    best = planned_with_data(handle, 5, CutOptions(), record).reduction.method
+    best = planned_with_data(handle, 5, CutOptions(), record)
 
     def loss(cut):
-        return np.nan if cut.reduction.method == best else cut.output_error
+        return np.nan if cut.output_error == best.output_error else cut.output_error
 
     result = planned_with_data(handle, 5, CutOptions(), record, loss)
     assert result.choice.by == "loss"
-    assert result.choice.values[best] == np.inf
-    assert result.reduction.method != best
+    assert result.choice.values[best.method] == np.inf
+    assert result.method != best.method

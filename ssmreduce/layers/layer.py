@@ -185,7 +185,7 @@ class Layer(ABC):
                 "expected 'best' or 'white'."
             )
         white = self.plan(weights, order, options, storage)
-        return Candidates(white, [white])
+        return Candidates(white, {"white": white})
 
     def changing(self, weights: Weights) -> set[str]:
         """Return the names of the weights whose shape depends on the order."""
@@ -331,12 +331,12 @@ class Candidates:
     ----------
     white : LayerCut or None
         The one without data, the only one that may have a bound; None where it cannot be made.
-    cuts : list of LayerCut
-        Those to choose from.
+    cuts : dict of str to LayerCut
+        Those to choose from, by method, as `CutOptions` names them.
     """
 
     white: LayerCut | None
-    cuts: list[LayerCut]
+    cuts: dict[str, LayerCut]
 
 
 class PlainArrays:

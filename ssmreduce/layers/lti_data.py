@@ -131,7 +131,7 @@ class DataPlan:
                 raise
             return found
         if white.new_order == white.old_order:
-            return Candidates(white, [white])
+            return Candidates(white, {"white": white})
         if not isinstance(rule, ErrorBound):
             return self._of_order(white, white.new_order)
         if self._method not in ("best", "white"):
@@ -139,7 +139,7 @@ class DataPlan:
                 f"`order` is an ErrorBound but `method` is {self._method!r}; expected 'white', which "
                 "alone has a bound. Try MeasuredError."
             )
-        return Candidates(white, [self._measured(white)])
+        return Candidates(white, {"white": self._measured(white)})
 
     def _smallest(self, rule: MeasuredError) -> Candidates:
         """The candidates of the smallest order of which one is within the tolerance on what was held out."""
@@ -154,8 +154,11 @@ class DataPlan:
                 return None
             return found if found.cuts else None
 
-        def within(found: Candidates) -> list[LayerCut]:
-            return [cut for cut in found.cuts if (cut.output_error or 0.0) <= rule.relative]
+        def within(found: Candidates) -> dict[str, LayerCut]:
+            cuts = found.cuts.items()
+            return {
+                method: cut for method, cut in cuts if (cut.output_error or 0.0) <= rule.relative
+            }
 
         best = smallest(
             1,
@@ -165,25 +168,25 @@ class DataPlan:
         )
         if best is None:
             whole = self._white.unchanged()
-            return Candidates(whole, [whole])
+            return Candidates(whole, {"white": whole})
         return Candidates(best.white, within(best))
 
     def _of_order(self, white: LTICut | None, order: int) -> Candidates:
         """The white cut, and those of the same order that know the data, as far as they are wanted."""
         if self._method not in ("best", "white"):
-            return Candidates(white, [self._measured(self._makers[self._method](order))])
-        found = [] if white is None else [white]
-        if self._method == "white":
-            return Candidates(white, [self._measured(cut) for cut in found])
-        for make in self._makers.values():
+            own = self._makers[self._method](order)
+            return Candidates(white, {self._method: self._measured(own)})
+        found: dict[str, LTICut] = {} if white is None else {"white": white}
+        makers = {} if self._method == "white" else self._makers
+        for method, make in makers.items():
             try:
-                found.append(make(order))
+                found[method] = make(order)
             except OrderError:  # more than the data excite
                 if self._is_fixed:
                     raise
             except SSMReduceError:  # poles that the layer cannot store
                 continue
-        return Candidates(white, [self._measured(cut) for cut in found])
+        return Candidates(white, {method: self._measured(cut) for method, cut in found.items()})
 
     def _white_refitted(self, order: int) -> LTICut:
         return self._refitted(self._white, "balanced truncation with refit", order)

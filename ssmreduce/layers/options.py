@@ -124,6 +124,14 @@ class CutOptions:
             )
         return replace(self, kind=kind)
 
+    def check_method(self, *, has_data: bool) -> None:
+        """Raise `OrderError` where a method that knows the data is asked for without them."""
+        if not has_data and self.method not in ("best", "white"):
+            raise OrderError(
+                f"`method` is {self.method!r}, but there are no data; expected some. Pass "
+                "data=calibrate(model, batches), or leave `method` out."
+            )
+
     def excluded(self, names: Collection[str]) -> set[str]:
         """Return those of the layers of a model that stay as they are."""
         names = items(names, "names", "the names of the layers")

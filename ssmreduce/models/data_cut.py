@@ -133,18 +133,19 @@ def planned_with_data(
     data = record.data(record.outputs(handle))
     _check_excites(handle, data)
     found = handle.kind.candidates(handle.weights, order, options, handle, data)
-    choice, best = None, found.cuts[0]
+    choice, best = None, next(iter(found.cuts.values()))
     if best.new_order < best.old_order:
-        choice, best = _chosen(found, loss)
-        _check_rows(handle, data.fitting.effective_rows, best)
+        choice = _chosen(found, loss)
+        best = found.cuts[choice.method]
+        if choice.method != "white":
+            _check_rows(handle, data.fitting.effective_rows, best)
     seconds = time.perf_counter() - started
     return LayerReduction(handle.layer, best, handle.item_sizes, seconds, choice)
 
 
-def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> tuple[Choice, LayerCut]:
+def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> Choice:
     """The best on what was held out: by a loss that tells them apart, else by output error."""
-    cuts = found.cuts
-    names, values = [cut.reduction.method for cut in cuts], []
+    cuts, values = list(found.cuts.values()), []
     if loss is not None and len(cuts) > 1:
         losses = [loss(cut) for cut in cuts]
         values = [value if np.isfinite(value) else np.inf for value in losses]
@@ -153,8 +154,8 @@ def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> tupl
     by = "loss" if values else "output error"
     if not values:
         values = [np.inf if cut.output_error is None else cut.output_error for cut in cuts]
-    best = int(np.argmin(values))
-    return Choice(by, dict(zip(names, values, strict=True)), found.white), cuts[best]
+    compared = dict(zip(found.cuts, values, strict=True))
+    return Choice(min(compared, key=compared.__getitem__), by, compared, found.white)
 
 
 def _check_excites(handle: LayerHandle, data: LayerData) -> None:
@@ -172,7 +173,7 @@ def _check_rows(handle: LayerHandle, rows: float, cut: LayerCut) -> None:
     """Warn if the sequences say too little for the output weights of a cut."""
     directions = 2 if handle.kind.both_directions else 1
     wanted = _ROWS * 2 * directions * cut.new_order
-    if rows < wanted and cut.reduction.method != "balanced truncation":
+    if rows < wanted:
         warnings.warn(
             f"layer `{handle.name}` was fitted to {rows:.0f} effective rows; expected {wanted:.0f} or more "
             f"for {cut.new_order} states. Calibrate with more sequences: max_sequences=...",

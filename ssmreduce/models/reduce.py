@@ -28,7 +28,7 @@ from ssmreduce.models.orders import Order, layer_orders, names_in_model
 from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.systems_of_layers import handle_of
-from ssmreduce.reduction.order import OrderRule
+from ssmreduce.reduction.order import OrderRule, as_rule
 
 
 def reduce_layer(
@@ -86,7 +86,8 @@ def reduce_layer(
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     if data is not None:
         check_instance(data, Calibration, "data", "calibrate(model, batches)")
-    options = options.with_kind(kind)
+    options.check_method(has_data=data is not None)
+    order, options = as_rule(order), options.with_kind(kind)
     handle = handle_of(layer, options.kind)
     framework, inner = handle.framework, handle.layer
     framework.check_ready(inner, [handle])
@@ -186,6 +187,11 @@ def reduce_model(
             "`optimizer` and `opt_state` are both given; expected one of them. Pass `optimizer` for "
             "PyTorch, `opt_state` for optax."
         )
+    options.check_method(has_data=data is not None)
+    if isinstance(order, Mapping):
+        order = {name: as_rule(own) for name, own in order.items()}
+    else:
+        order = as_rule(order)
     state = opt_state if optimizer is None else optimizer
     found = search(model, options.with_kind(kind))
     team = found.team

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +14,28 @@ from ssmreduce.reduction.report import Reduction
 _COLUMNS = ("states", "order", "error bound", "error at least", "parameters saved", "bytes saved")
 """What a table says of a layer."""
 
+_DATA_COLUMNS = (
+    "states",
+    "order",
+    "method",
+    "output error",
+    "error bound",
+    "worst input: at least",
+)
+"""What it says where one was cut by data, before what was saved."""
+
 _VALUES = (
     "old_order",
     "new_order",
     "error_bound",
     "measured_error",
+    "method",
+    "output_error",
     "parameters_saved",
     "bytes_saved",
     "seconds",
 )
-"""What a dict says of it."""
+"""What a dict says of it, and the losses."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,8 @@ class Choice:
 
     Attributes
     ----------
+    method : {"white", "white refit", "balanced", "selected"}
+        What was taken, as `CutOptions` names it.
     by : {"loss", "output error"}
         What was compared, on data that were held out.
     values : dict of str to float
@@ -39,6 +54,7 @@ class Choice:
         The cut without data, the only one that may have an error bound; None where it cannot be made.
     """
 
+    method: str
     by: str
     values: dict[str, float]
     white: LayerCut | None = field(default=None, repr=False, compare=False)
@@ -91,23 +107,35 @@ class LayerReduction:
     losses: LossAtCut | None = None
 
     def __repr__(self) -> str:
+        by_data = ""
+        if self.method is not None:
+            by_data = f"method={self.method!r}, output_error={short(self.output_error)}, "
         return (
-            f"LayerReduction({self.old_order} -> {self.new_order} states, "
+            f"LayerReduction({self.old_order} -> {self.new_order} states, {by_data}"
             f"error_bound={short(self.error_bound)}, measured_error={short(self.measured_error)})"
         )
 
     def _repr_html_(self) -> str:
-        return html_table([_COLUMNS, self._cells()])
-
-    def _cells(self) -> tuple[str, ...]:
-        """What a table says of the layer, without its name."""
-        errors = (cell(self.error_bound), cell(self.measured_error))
-        saved = (f"{self.parameters_saved:,}", f"{self.bytes_saved:,}")
-        return (str(self.old_order), str(self.new_order), *errors, *saved)
+        return html_table([row[1:] for row in _rows({"": self})])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, ready for JSON."""
-        return {name: getattr(self, name) for name in _VALUES}
+        losses = {
+            "loss_before": None if self.losses is None else self.losses.before,
+            "loss_after": None if self.losses is None else self.losses.after,
+            "constant_loss": None if self.losses is None else self.losses.constant,
+        }
+        return {name: getattr(self, name) for name in _VALUES} | losses
+
+    @property
+    def method(self) -> str | None:
+        """How it was cut by data, as `CutOptions` names it; None without data."""
+        return None if self.choice is None else self.choice.method
+
+    @property
+    def output_error(self) -> float | None:
+        """Relative error of outputs that were held out; None without data."""
+        return self.cut.output_error
 
     @property
     def kind(self) -> Layer:
@@ -206,6 +234,9 @@ class LayerReduction:
 class ModelReport(dict[str, LayerReduction]):
     """What came of each layer, by its name in the model; prints as a table.
 
+    After a cut by data the table has the method, and the error of outputs that were held out, beside the
+    error for the worst input, which such a cut need not keep small.
+
     Examples
     --------
     >>> import numpy as np
@@ -225,10 +256,22 @@ class ModelReport(dict[str, LayerReduction]):
 
     def __str__(self) -> str:
         """The table, with a line of totals, in which weights that layers share count once."""
-        return text_table(self._rows())
+        said = self._losses_said()
+        return text_table(self._rows()) + (f"\n{said}" if said else "")
 
     def _repr_html_(self) -> str:
-        return html_table(self._rows())
+        said = self._losses_said()
+        return html_table(self._rows()) + (f"\n<p>{said}</p>" if said else "")
+
+    def _losses_said(self) -> str:
+        """What the cut does to the loss, in a line; nothing where that is not known."""
+        losses = next((part.losses for part in self.values() if part.losses is not None), None)
+        if losses is None:
+            return ""
+        constant = losses.constant
+        beside = "" if constant is None else f"; of a constant prediction {short(constant)}"
+        change = f"{short(losses.before)} before, {short(losses.after)} after"
+        return f"loss on what was held out: {change}{beside}"
 
     def _summary(self) -> str:
         """Number of layers, states and the largest error, in a few words."""
@@ -243,10 +286,12 @@ class ModelReport(dict[str, LayerReduction]):
 
     def _rows(self) -> list[tuple[str, ...]]:
         states, orders, parameters, saved = self.totals()
+        head, *rows = _rows(self)
+        between = [""] * (len(head) - 5)
         return [
-            ("layer", *_COLUMNS),
-            *((name, *part._cells()) for name, part in self.items()),
-            ("total", str(states), str(orders), "", "", f"{parameters:,}", f"{saved:,}"),
+            ("layer", *head[1:]),
+            *rows,
+            ("total", str(states), str(orders), *between, f"{parameters:,}", f"{saved:,}"),
         ]
 
     def totals(self) -> tuple[int, int, int, int]:
@@ -307,3 +352,26 @@ class ModelReduction:
                 *(f"not reduced: {name}: {why}" for name, why in self.skipped.items()),
             ]
         )
+
+
+def _rows(parts: Mapping[str, LayerReduction]) -> list[tuple[str, ...]]:
+    """A head, and a row of each layer, with what only a cut by data has where there is one."""
+    by_data = any(part.choice is not None for part in parts.values())
+    saved = _COLUMNS[-2:]
+    head = ("", *(_DATA_COLUMNS + saved if by_data else _COLUMNS))
+    rows = [head]
+    for name, part in parts.items():
+        chosen = (cell(part.method), cell(part.output_error)) if by_data else ()
+        rows.append(
+            (
+                name,
+                str(part.old_order),
+                str(part.new_order),
+                *chosen,
+                cell(part.error_bound),
+                cell(part.measured_error),
+                f"{part.parameters_saved:,}",
+                f"{part.bytes_saved:,}",
+            )
+        )
+    return rows

@@ -392,7 +392,7 @@ def _is_cut(part: LayerReduction) -> bool:
 
 def _methods(parts: Sequence[LayerReduction]) -> str | None:
     """How layers were cut."""
-    counts = Counter(part.reduction.method for part in parts)
+    counts = Counter(part.choice.method for part in parts if part.choice is not None)
     if len(counts) < 2:
         return next(iter(counts), None)
     return ", ".join(f"{count} {method}" for method, count in counts.items())

@@ -200,7 +200,7 @@ class MeasuredError(OrderRule):
     relative: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "relative", _checks.fraction(self.relative, "relative"))
+        object.__setattr__(self, "relative", _checks.fraction(self.relative, "relative", 0.01))
 
     def choose(self, hsv: HostArray) -> int:
         """Refuse: Hankel singular values do not tell what will be measured."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import array_api_compat
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from ssmreduce._checks import (
     flag,
     is_number,
+    is_one_of,
     nonnegative_count,
     positive_count,
     shown,
@@ -27,6 +28,7 @@ from ssmreduce._checks import (
 from ssmreduce._namespace import is_array
 from ssmreduce.errors import OrderError, ShapeError, SSMReduceError
 from ssmreduce.frameworks.framework import Snapshot
+from ssmreduce.layers.options import Method
 from ssmreduce.training.policy import RollbackPolicy, Trial
 from ssmreduce.training.trace import HankelRecord, HankelTrace
 from ssmreduce.training.tracking import ReductionEvent
@@ -159,6 +161,9 @@ def _events(saved: object, name: str, last_step: int) -> list[ReductionEvent]:
         values = _dict_of(entry, own, _EVENT)
         _check_counts(values, own, last_step)
         values |= _finite_numbers(values, own)
+        if values["method"] is not None and not is_one_of(values["method"], get_args(Method)):
+            expected = f"None or one of {', '.join(map(repr, get_args(Method)))}"
+            raise _wrong(f'{own}["method"]', values["method"], expected)
         for key in ("hsv", "poles_before", "poles_after"):
             _check_plain(values[key], f'{own}["{key}"]')
         with _inside(own):
@@ -188,9 +193,9 @@ def _check_counts(values: Mapping[str, Any], name: str, last_step: int) -> None:
 
 def _finite_numbers(values: Mapping[str, Any], name: str) -> dict[str, float]:
     found = {}
-    for key in ("tau", "error_bound", "measured_error", "seconds"):
+    for key in ("tau", "error_bound", "output_error", "measured_error", "seconds"):
         value = values[key]
-        if value is None and key in ("tau", "error_bound"):
+        if value is None and key in ("tau", "error_bound", "output_error"):
             continue
         most = 1.0 if key == "tau" else math.inf
         if not is_number(value) or not 0.0 <= value <= most:

@@ -31,6 +31,8 @@ _COLUMNS = (
     "new_order",
     "error_bound",
     "measured_error",
+    "method",
+    "output_error",
     "seconds",
     "loss_before",
     "loss_after",
@@ -40,7 +42,8 @@ _COLUMNS = (
 """What a table says of an event."""
 
 
-_OPTIONAL = ("rolled_back", "loss_before", "loss_after", "constant_loss")
+_NUMBERS = ("rolled_back", "loss_before", "loss_after", "constant_loss", "output_error")
+_OPTIONAL = (*_NUMBERS, "method")
 """What not every event has."""
 
 
@@ -76,6 +79,10 @@ class ReductionEvent:
         Loss on held-out data just before and just after the whole cut; None without data that have one.
     constant_loss : float or None
         That of a constant prediction; see `~ssmreduce.models.report.LossAtCut`.
+    method : str or None
+        How the layer was cut by data, as `CutOptions` names it; None without data.
+    output_error : float or None
+        Relative error of outputs that were held out; None without data.
     """
 
     step: int
@@ -94,13 +101,17 @@ class ReductionEvent:
     loss_before: float | None = None
     loss_after: float | None = None
     constant_loss: float | None = None
+    method: str | None = None
+    output_error: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("step", "old_order", "new_order", "real_order"):
             value = whole_number(getattr(self, name), name, "a number of updates, or of states")
             object.__setattr__(self, name, value)
         check_text(self.layer, "layer", "the name of the layer")
-        for name in ("tau", "error_bound", "measured_error", "seconds", *_OPTIONAL):
+        if self.method is not None:
+            check_text(self.method, "method", "how the layer was cut")
+        for name in ("tau", "error_bound", "measured_error", "seconds", *_NUMBERS):
             value = getattr(self, name)
             if not is_extended(value) and (
                 value is not None or name in ("measured_error", "seconds")
@@ -130,12 +141,20 @@ class ReductionEvent:
             f"step={self.step}",
             f"layer={self.layer!r}",
             f"{self.old_order} -> {self.new_order} states",
+            *self._by_data(),
             f"error_bound={short(self.error_bound)}",
             f"measured_error={short(self.measured_error)}",
         ]
         if self.rolled_back is not None:
             parts.append(f"rolled_back={self.rolled_back}")
         return f"ReductionEvent({', '.join(parts)})"
+
+    def _by_data(self) -> list[str]:
+        """What only a cut by data has."""
+        if self.method is None:
+            return []
+        losses = () if self.loss_after is None else (f"loss_after={short(self.loss_after)}",)
+        return [f"method={self.method!r}", f"output_error={short(self.output_error)}", *losses]
 
     def _repr_html_(self) -> str:
         return events_html([self])
@@ -162,6 +181,8 @@ class ReductionEvent:
             loss_before=None if losses is None else losses.before,
             loss_after=None if losses is None else losses.after,
             constant_loss=None if losses is None else losses.constant,
+            method=result.method,
+            output_error=result.output_error,
         )
 
     def to_dict(self) -> dict[str, Any]:
