@@ -223,6 +223,26 @@ class Framework(ABC):
         """
         return {}
 
+    def outputs(
+        self, model: Any, forward: Callable[[Any, Any], Any], batches: Sequence[Any]
+    ) -> list[list[Any]]:
+        """Return the floating-point arrays of ``forward(model, batch)`` in evaluation mode, by batch."""
+        raise _no_runs(self, model)
+
+    def matched(
+        self,
+        model: Any,
+        handles: Sequence[LayerHandle],
+        forward: Callable[[Any, Any], Any],
+        batches: Sequence[Any],
+        targets: Sequence[list[Any]],
+    ) -> Any:
+        """Return `model`, a copy that may change, with layers trained to put out `targets` for the batches.
+
+        Adam descends the mean squared error by the weights of these layers alone, in evaluation mode.
+        """
+        raise _no_runs(self, model)
+
     def plain(self, model: Any) -> Any:
         """Return `model` without the wrappers of a distributed or compiled run."""
         return model

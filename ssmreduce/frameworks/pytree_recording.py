@@ -41,7 +41,7 @@ def record(
             f"jax is {jax.__version__}, which drops callbacks of layers under vmap; expected 0.8.2 or newer. "
             "Run: pip install -U jax"
         )
-    heard, model = Heard(), _in_inference_mode(model)
+    heard, model = Heard(), in_inference_mode(model)
 
     def value_of(numbers: Sequence[jax.Array]) -> Any:
         value = run(with_stand_ins(model, handles, numbers))
@@ -69,7 +69,7 @@ def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
     ShapeError
         If it is no scalar.
     """
-    return float(_checked_scalar(run(_in_inference_mode(model))))
+    return float(_checked_scalar(run(in_inference_mode(model))))
 
 
 def constant_losses(
@@ -83,7 +83,14 @@ def constant_losses(
     return {"zero": zero} if math.isfinite(zero) else {}
 
 
-def _in_inference_mode(model: Any) -> Any:
+def in_inference_mode(model: Any) -> Any:
+    """Return a copy of a model in inference mode.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If a module keeps the mode in a static field.
+    """
     try:
         return eqx.nn.inference_mode(model)
     except TypeError as error:

@@ -18,7 +18,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
 from ssmreduce.errors import OptimizerStateError, ShapeError
-from ssmreduce.frameworks import pytree_recording
+from ssmreduce.frameworks import pytree_matching, pytree_recording
 from ssmreduce.frameworks.framework import (
     Framework,
     LayerChange,
@@ -158,6 +158,8 @@ class PytreeFramework(Framework, NamedTrees):
     record = staticmethod(pytree_recording.record)
     evaluated = staticmethod(pytree_recording.evaluated)
     constant_losses = staticmethod(pytree_recording.constant_losses)
+    outputs = staticmethod(pytree_matching.outputs)
+    matched = staticmethod(pytree_matching.matched)
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy the arrays and numbers of both trees, safe from donated buffers."""

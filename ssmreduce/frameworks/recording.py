@@ -9,6 +9,12 @@ from ssmreduce._namespace import HostArray
 SAME_LOSS = 1e-6
 """Relative difference up to which two runs of a model have the same loss."""
 
+MATCHING_STEPS = 100
+"""Updates by which layers learn to put out again what the uncut model does."""
+
+MATCHING_RATE = 1e-2
+"""Learning rate of Adam there."""
+
 
 @dataclass(frozen=True, eq=False)
 class Recorded:

@@ -19,6 +19,7 @@ from ssmreduce.frameworks import (
     torch_constant,
     torch_copies,
     torch_distributed,
+    torch_matching,
     torch_optimizer,
     torch_recording,
     torch_saved,
@@ -151,6 +152,8 @@ class TorchFramework(Framework, StateDicts):
     record = staticmethod(torch_recording.record)
     evaluated = staticmethod(torch_recording.evaluated)
     constant_losses = staticmethod(torch_constant.constant_losses)
+    outputs = staticmethod(torch_matching.outputs)
+    matched = staticmethod(torch_matching.matched)
     plain = staticmethod(torch_recording.plain)
     scratch = staticmethod(torch_recording.scratch)
     snapshot = staticmethod(torch_snapshot.take)

@@ -44,7 +44,7 @@ def record(
     ]
     hooks: list[Any] = []
     with (
-        _untouched(model, handles, differentiates=differentiates),
+        untouched(model, handles, differentiates=differentiates),
         torch.set_grad_enabled(differentiates),
     ):
         try:
@@ -70,7 +70,7 @@ def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
     ShapeError
         If it is no scalar.
     """
-    with _untouched(model, (), differentiates=False), torch.no_grad():
+    with untouched(model, (), differentiates=False), torch.no_grad():
         return float(_checked_scalar(run(model)))
 
 
@@ -285,7 +285,7 @@ def _differentiate(loss: Any, calls: Sequence[_Call]) -> None:
 
 
 @contextmanager
-def _untouched(
+def untouched(
     model: Any, handles: Sequence[LayerHandle], *, differentiates: bool
 ) -> Iterator[None]:
     """Run in evaluation mode, and leave modes, buffers, kept states and torch's generators as they were.

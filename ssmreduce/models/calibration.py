@@ -267,9 +267,9 @@ def calibrate(
         ``loss(model, batch)`` returns a scalar. With it, steps count as much as the loss depends on what
         comes out of a layer there, and candidates are compared by their loss on what was held out.
     forward : callable, optional
-        ``forward(model, batch)``, where there is no loss; by default ``model(batch)``, or
-        ``model(batch[0])`` for tuples and lists. Of a module that takes one sequence,
-        ``jax.vmap(model)(batch)``.
+        ``forward(model, batch)``, what the model puts out: run where there is no loss, and matched where a
+        reducer is told ``above_chance="match"``. By default ``model(batch)``, or ``model(batch[0])`` for
+        tuples and lists; of a module that takes one sequence, ``jax.vmap(model)(batch)``.
     mask : callable, optional
         ``mask(batch)`` returns an (N, L) array that is true where sequences are not padded.
     options : CutOptions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from ssmreduce._boundary import warn_caller
 from ssmreduce.errors import CalibrationWarning, CutRefusedError, NonFiniteError
@@ -16,6 +17,9 @@ from ssmreduce.models.cut import Results, changes_of, really_cut
 from ssmreduce.models.report import LossAtCut
 from ssmreduce.models.runs import HeldOutLoss
 from ssmreduce.models.search import Layers
+
+AboveChance = Literal["warn", "match", "refuse"]
+"""What to do about a cut after which a model is no better than a constant prediction."""
 
 
 def with_losses(found: Layers, results: Results, data: Calibration | None) -> Results:
@@ -90,7 +94,7 @@ def warn_at_chance(losses: LossAtCut | None) -> None:
         )
 
 
-def check_losses(losses: LossAtCut | None, *, refuses: bool, at_cut: float | None) -> None:
+def check_losses(losses: LossAtCut | None, above_chance: AboveChance, at_cut: float | None) -> None:
     """Raise unless a cut keeps to what a policy says about the loss.
 
     Raises
@@ -100,7 +104,7 @@ def check_losses(losses: LossAtCut | None, *, refuses: bool, at_cut: float | Non
         before by over `at_cut`, or if no loss is known where one decides.
     """
     if losses is None:
-        if refuses or at_cut is not None:
+        if above_chance != "warn" or at_cut is not None:
             raise CutRefusedError(
                 "no loss on what was held out is known, by which the cut is to be judged; expected `data` "
                 "with a loss and two batches at least, and no FSDP2. Calibrate with loss=..."
@@ -111,7 +115,7 @@ def check_losses(losses: LossAtCut | None, *, refuses: bool, at_cut: float | Non
             f"the cut takes the loss on what was held out from {losses.before:.4g} to {losses.after:.4g}; "
             f"expected at most {at_cut:g} more, `at_cut` of the policy. Keep more states."
         )
-    if not refuses:
+    if above_chance == "warn":
         return
     if losses.constant is None:
         raise CutRefusedError(
@@ -119,7 +123,7 @@ def check_losses(losses: LossAtCut | None, *, refuses: bool, at_cut: float | Non
             "module around the layers on whose output the loss depends, given several sequences. Leave "
             "`above_chance` out."
         )
-    if not losses.after < losses.constant:
+    if above_chance == "refuse" and not losses.after < losses.constant:
         raise CutRefusedError(
             f"the loss on what was held out is {losses.before:.4g} before the cut and {losses.after:.4g} "
             f"after it, and a constant prediction has {losses.constant:.4g}; expected less. Cut later in "

@@ -235,7 +235,7 @@ def decide_cut(
     if found.options.uniform and results:
         results = _uniform(results, found, data)
     return {
-        handle.path: _copy_of(handle, results[first], found)
+        handle.path: copy_of(handle, results[first], found)
         if handle.path in found.copies
         else replace(results[first], layer=handle.layer)
         for handle, first in zip(found.meant, found.firsts.values(), strict=True)
@@ -274,7 +274,7 @@ def _uniform(
     return results | _all_reduced(exactly, unlike, data)
 
 
-def _copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
+def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
     """What is planned for a copy of the layer for which `result` was."""
     if result.new_order == result.old_order:
         return replace(result, layer=handle.layer)

@@ -71,11 +71,15 @@ class LossAtCut:
     constant : float or None
         That of a constant prediction: of zeros, or of the mean output over the sequences of each batch,
         whichever loses less (in JAX of zeros); None where it cannot be had.
+    unmatched : float or None
+        Where the layers that were cut were trained to put out again what the uncut model does: the loss with
+        the cut alone. `after` is then that with their new weights; None elsewhere.
     """
 
     before: float
     after: float
     constant: float | None
+    unmatched: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

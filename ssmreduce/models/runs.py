@@ -73,6 +73,12 @@ class Runs:
         return {name: joined([part[name] for part in parts]).inputs for name in names}
 
     @property
+    def fitting(self) -> list[Any]:
+        """The batches that are not held out."""
+        pairs = zip(self.batches, self.held_out, strict=True)
+        return [batch for batch, held_out in pairs if not held_out]
+
+    @property
     def held_out_loss(self) -> HeldOutLoss | None:
         """What candidates are compared by, where there is a loss, and a batch that was held out."""
         pairs = zip(self.batches, self.held_out, strict=True)

@@ -16,7 +16,14 @@ from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
-from ssmreduce.models.held_out import check_losses, losses_in, warn_at_chance, with_losses
+from ssmreduce.models.held_out import (
+    AboveChance,
+    check_losses,
+    losses_in,
+    warn_at_chance,
+    with_losses,
+)
+from ssmreduce.models.matching import matched
 from ssmreduce.models.optimizer_state import check_fields
 from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.search import Layers, search
@@ -50,8 +57,8 @@ class Terms:
         A layer is cut only if it keeps fewer than this share.
     data : callable or None
         Takes the layers of the model to their calibration; where it fails on one rank, it does on all.
-    refuses : bool
-        Whether a cut is refused that leaves the model no better than chance; else there is a warning.
+    above_chance : {"warn", "match", "refuse"}
+        What to do about a cut that leaves the model no better than chance.
     at_cut : float or None
         By how much a cut may raise the loss.
     is_watched : bool
@@ -61,7 +68,7 @@ class Terms:
     order: OrderRule
     gate: float
     data: Callable[[Layers], Calibration] | None
-    refuses: bool
+    above_chance: AboveChance
     at_cut: float | None
     is_watched: bool
 
@@ -132,7 +139,9 @@ def _accepted(
         accepted = {path: each for path, each in results.items() if each.new_order < each.old_order}
     accepted = with_losses(found, accepted, data)
     if accepted:
-        check_losses(losses_in(accepted), refuses=terms.refuses, at_cut=terms.at_cut)
+        if terms.above_chance == "match" and data is not None:
+            accepted = matched(found, accepted, data)
+        check_losses(losses_in(accepted), terms.above_chance, terms.at_cut)
     return accepted
 
 

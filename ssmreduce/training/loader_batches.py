@@ -116,12 +116,21 @@ def _checked_batches(loader: Any) -> Iterable[Any]:
 
 
 def calibrated_apart(
-    model: Any, batches: list[Any], loss: Callable[[Any, Any], Any], options: CutOptions
+    model: Any,
+    batches: list[Any],
+    loss: Callable[[Any, Any], Any],
+    options: CutOptions,
+    forward: Callable[[Any, Any], Any] | None = None,
 ) -> Calibration:
     """Calibrate a copy of a model by all of some batches: a step of training may change more than weights."""
     with _generators_kept():
         return calibrate(
-            scratch(plain(model)), batches, loss=loss, options=options, max_sequences=sys.maxsize
+            scratch(plain(model)),
+            batches,
+            loss=loss,
+            forward=forward,
+            options=options,
+            max_sequences=sys.maxsize,
         )
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, get_args, overload
 
 from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import (
@@ -27,6 +27,7 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import on_all, together, with_full_layers
 from ssmreduce.models.followers import checked_followers
+from ssmreduce.models.held_out import AboveChance
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import Layers, search
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
@@ -64,9 +65,11 @@ class InTrainingReducer:
         Takes the model to the `Calibration` by which an attempt cuts, such as
         ``lambda model: calibrate(model, batches, loss=loss)``. Where several processes train the model, all
         of them are asked, and the calibration of the first counts.
-    above_chance : {"warn", "refuse"}
+    above_chance : {"warn", "match", "refuse"}
         What to do about a cut after which the loss on sequences that are held out is no less than that of a
-        constant prediction; needs data with a loss.
+        constant prediction; needs data with a loss. ``"match"`` trains the layers that are cut, for 100 steps
+        on the other sequences, to put out what the uncut model does, takes their weights where that lowers
+        the loss, and warns where it is not enough.
 
     Attributes
     ----------
@@ -135,7 +138,7 @@ class InTrainingReducer:
         rollback: RollbackPolicy | None = None,
         trace: HankelTrace | None = None,
         data: Callable[[Any], Calibration] | None = None,
-        above_chance: Literal["warn", "refuse"] = "warn",
+        above_chance: AboveChance = "warn",
     ) -> None:
         check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
         check_instance(schedule, ReductionSchedule, "schedule", "ReductionSchedule(total_steps)")
@@ -151,9 +154,10 @@ class InTrainingReducer:
         self.trace = trace
         check_functions(data=data)
         self.data = data
-        if not is_one_of(above_chance, ("warn", "refuse")):
+        if not is_one_of(above_chance, get_args(AboveChance)):
             raise OrderError(
-                f'`above_chance` is {shown(above_chance)}; expected "warn" or "refuse". Leave it out to warn.'
+                f'`above_chance` is {shown(above_chance)}; expected "warn", "match" or "refuse". Leave it '
+                "out to warn."
             )
         self.above_chance = above_chance
         self._books = Books()
@@ -474,7 +478,7 @@ class InTrainingReducer:
             self.order,
             self.gate,
             data,
-            refuses=self.above_chance == "refuse",
+            above_chance=self.above_chance,
             at_cut=None if self.rollback is None else self.rollback.at_cut,
             is_watched=self._watched is not None,
         )

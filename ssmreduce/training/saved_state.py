@@ -202,7 +202,7 @@ def _finite_numbers(values: Mapping[str, Any], name: str) -> dict[str, float]:
             expected = "a number from 0 to 1" if key == "tau" else "a finite number, 0 or more"
             raise _wrong(f'{name}["{key}"]', value, expected)
         found[key] = float(value)
-    for key in ("loss_before", "loss_after", "constant_loss"):
+    for key in ("loss_before", "loss_after", "constant_loss", "unmatched_loss"):
         value = values[key]
         if value is None:
             continue

@@ -36,13 +36,21 @@ _COLUMNS = (
     "seconds",
     "loss_before",
     "loss_after",
+    "unmatched_loss",
     "constant_loss",
     "rolled_back",
 )
 """What a table says of an event."""
 
 
-_NUMBERS = ("rolled_back", "loss_before", "loss_after", "constant_loss", "output_error")
+_NUMBERS = (
+    "rolled_back",
+    "loss_before",
+    "loss_after",
+    "constant_loss",
+    "unmatched_loss",
+    "output_error",
+)
 _OPTIONAL = (*_NUMBERS, "method")
 """What not every event has."""
 
@@ -79,6 +87,8 @@ class ReductionEvent:
         Loss on held-out data just before and just after the whole cut; None without data that have one.
     constant_loss : float or None
         That of a constant prediction; see `~ssmreduce.models.report.LossAtCut`.
+    unmatched_loss : float or None
+        That of the cut alone, where old outputs were matched after it; else None.
     method : str or None
         How the layer was cut by data, as `CutOptions` names it; None without data.
     output_error : float or None
@@ -101,6 +111,7 @@ class ReductionEvent:
     loss_before: float | None = None
     loss_after: float | None = None
     constant_loss: float | None = None
+    unmatched_loss: float | None = None
     method: str | None = None
     output_error: float | None = None
 
@@ -181,6 +192,7 @@ class ReductionEvent:
             loss_before=None if losses is None else losses.before,
             loss_after=None if losses is None else losses.after,
             constant_loss=None if losses is None else losses.constant,
+            unmatched_loss=None if losses is None else losses.unmatched,
             method=result.method,
             output_error=result.output_error,
         )

@@ -147,7 +147,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         """Calibrate by the first batches of the training loader."""
         batches = [send_to_device(batch, device) for batch in first_batches(loader, count)]
         loss = _own_loss if self.loss is None else self.loss
-        return calibrated_apart(model, batches, loss, self.reducer.options)
+        return calibrated_apart(model, batches, loss, self.reducer.options, _outputs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Run the reducer: the update is done and gradients are cleared."""
@@ -185,6 +185,14 @@ def _own_loss(model: Any, batch: Any) -> Any:
             "loss=lambda model, batch: ..."
         )
     return outputs["loss"]
+
+
+def _outputs(model: Any, batch: Any) -> Any:
+    """What a model puts out for a batch, but for its loss."""
+    outputs = model(**batch)
+    if not isinstance(outputs, Mapping):
+        return outputs
+    return tuple(value for name, value in outputs.items() if name != "loss")
 
 
 def _read(file: Path) -> Any:

@@ -1,0 +1,65 @@
+"""Train some layers of a copy of a PyTorch model, so that it puts out what another one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS
+from ssmreduce.frameworks.torch_recording import untouched
+
+
+def outputs(
+    model: Any, forward: Callable[[Any, Any], Any], batches: Sequence[Any]
+) -> list[list[torch.Tensor]]:
+    """Return, for each batch, the floating-point tensors that `forward` returns, without a graph."""
+    with untouched(model, (), differentiates=False), torch.no_grad():
+        return [_tensors(forward(model, batch)) for batch in batches]
+
+
+def matched(
+    model: Any,
+    handles: Sequence[LayerHandle],
+    forward: Callable[[Any, Any], Any],
+    batches: Sequence[Any],
+    targets: Sequence[list[torch.Tensor]],
+) -> Any:
+    """Return `model` itself, in which the parameters of the layers were trained."""
+    model.requires_grad_(False)
+    weights = list({id(each): each for each in _parameters(handles)}.values())
+    for each in weights:
+        each.requires_grad_(True)
+    optimizer = torch.optim.Adam(weights, MATCHING_RATE)
+    with untouched(model, handles, differentiates=False), torch.enable_grad():
+        for step in range(MATCHING_STEPS):
+            at = step % len(batches)
+            optimizer.zero_grad()
+            pairs = zip(_tensors(forward(model, batches[at])), targets[at], strict=True)
+            error = torch.stack([(own - other).abs().square().mean() for own, other in pairs])
+            error.sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return model
+
+
+def _parameters(handles: Sequence[LayerHandle]) -> list[torch.nn.Parameter]:
+    """Those that the layers are made of; what they hold as buffers stays."""
+    held = [getattr(each.layer, name) for each in handles for name in each.names]
+    return [
+        each
+        for each in held
+        if isinstance(each, torch.nn.Parameter) and (each.is_floating_point() or each.is_complex())
+    ]
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors in tuples, lists and dicts, in their order, without those of integers."""
+    if torch.is_tensor(output):
+        return [output] if output.is_floating_point() or output.is_complex() else []
+    if isinstance(output, Mapping):
+        output = [*output.values()]
+    if isinstance(output, tuple | list):
+        return [tensor for each in output for tensor in _tensors(each)]
+    return []

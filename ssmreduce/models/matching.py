@@ -1,0 +1,201 @@
+"""Layers that are trained, right after their cut, to let the model put out again what it did before.
+
+Where a cut takes a model down to chance, the steps that follow may never find the way back. A hundred steps
+on the old outputs, by the weights of the layers that were cut alone, are often enough to keep what was
+learned. They are done on a copy: what they lead to is then written as any cut is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ssmreduce._checks import type_name
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import (
+    CutRefusedError,
+    NonFiniteError,
+    SSMReduceError,
+    UnstableSystemError,
+)
+from ssmreduce.frameworks.framework import Framework, LayerHandle, Path
+from ssmreduce.layers.layer import LayerCut, WeightStorage
+from ssmreduce.layers.lti_cut import as_written
+from ssmreduce.models.calibration import Calibration
+from ssmreduce.models.cut import Results, really_cut
+from ssmreduce.models.held_out import cut_copy, losses_in
+from ssmreduce.models.reduce import copy_of
+from ssmreduce.models.runs import Runs
+from ssmreduce.models.search import Layers
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedCut(LayerCut):
+    """A cut whose weights were then trained; moments, states and copies follow the cut.
+
+    Attributes
+    ----------
+    cut : LayerCut
+        As it was planned.
+    """
+
+    cut: LayerCut
+
+    @classmethod
+    def of(cls, cut: LayerCut, new_weights: dict[str, HostArray]) -> MatchedCut:
+        """Return a cut with other new weights, measured.
+
+        Raises
+        ------
+        NonFiniteError
+            If they hold NaN or Inf.
+        UnstableSystemError
+            If their system is not stable, and the error is that over all times.
+        """
+        kind, old = cut.kind, cut.reduction
+        system = kind.read(new_weights)
+        if old.horizon is None and not system.is_stable().all():
+            raise UnstableSystemError(
+                "the layer has poles outside of the unit circle once its outputs are matched; expected "
+                'none. Pass options=CutOptions(horizon=L), or above_chance="refuse".'
+            )
+        parts = tuple(replace(part, error_bound=None, stable_part=None) for part in old.parts)
+        reduction = replace(
+            old,
+            error_bound=None,
+            stable_part=None,
+            parts=parts,
+            method=f"{old.method}, outputs matched",
+        )
+        written = as_written(reduction, system)
+        worst = max(float(part.quick_error()) for part in written.parts or (written,))
+        return cls(kind, written, kind.error_factor * worst, cut.weights, new_weights, cut)
+
+    @property
+    def scores(self) -> HostArray:
+        """Those of the cut."""
+        return self.cut.scores
+
+    @property
+    def without_image(self) -> tuple[str, ...]:
+        """Those of the cut."""
+        return self.cut.without_image
+
+    def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
+        """Map moments as the cut does."""
+        return self.cut.carry(moments, squared=squared)
+
+    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> MatchedCut:
+        """Cut a copy in the same way, and add to its weights what training has added to these."""
+        followed = self.cut.follow(weights, storage)
+        moved = {
+            name: value + self.new_weights[name] - self.cut.new_weights[name]
+            for name, value in followed.new_weights.items()
+        }
+        return MatchedCut.of(followed, storage.rounded(moved))
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """That of the cut."""
+        return self.cut.state_shape
+
+    def state_maps(self) -> tuple[HostArray, HostArray]:
+        """Return those of the cut."""
+        return self.cut.state_maps()
+
+
+def matched(found: Layers, results: Results, data: Calibration) -> Results:
+    """The results with weights that match the old outputs, where the cut leads to chance and they lose less.
+
+    Raises
+    ------
+    CutRefusedError
+        If the outputs of the model cannot be had.
+    """
+    losses, runs = losses_in(results), data.runs
+    held_out = None if runs is None else runs.held_out_loss
+    if losses is None or losses.constant is None or losses.after < losses.constant:
+        return results
+    if runs is None or held_out is None:
+        return results
+    try:
+        new = _with_cuts(found, results, _trained(found, really_cut(results), runs))
+    except (NonFiniteError, UnstableSystemError):
+        return results
+    after = held_out.of(cut_copy(found, really_cut(new)))
+    if not after < losses.after:
+        return results
+    told = replace(losses, after=after, unmatched=losses.after)
+    return {
+        path: replace(each, losses=told) if path in really_cut(new) else each
+        for path, each in new.items()
+    }
+
+
+def _trained(
+    found: Layers, cuts: Mapping[Path, LayerCut], runs: Runs
+) -> dict[Path, dict[str, HostArray]]:
+    """The weights of the layers that are cut and no copies, trained behind the cut."""
+    framework = found.framework
+    uncut = framework.scratch(framework.plain(found.model))
+    targets = _outputs(framework, uncut, runs)
+    copy = cut_copy(found, cuts)
+    meant = {path: own for path, own in _by_path(found, copy).items() if path in cuts}
+    trained = [own for path, own in meant.items() if path not in found.copies]
+    after = found.of(framework.matched(copy.model, trained, runs.forward, runs.fitting, targets))
+    return {
+        path: dict(own.weights)
+        for path, own in _by_path(found, after).items()
+        if path in cuts and path not in found.copies
+    }
+
+
+def _by_path(found: Layers, copy: Layers) -> dict[Path, LayerHandle]:
+    """The layers of a copy of a model, whose wrappers may be gone, by their paths in the model."""
+    return {here.path: there for here, there in zip(found.meant, copy.meant, strict=True)}
+
+
+def _with_cuts(
+    found: Layers, results: Results, weights: Mapping[Path, dict[str, HostArray]]
+) -> Results:
+    """The results with other new weights; copies of layers follow these."""
+    made: dict[int, MatchedCut] = {}
+    new = dict(results)
+    for path, own in weights.items():
+        cut = results[path].cut
+        if id(cut) not in made:  # layers that share their weights share a cut
+            made[id(cut)] = MatchedCut.of(cut, own)
+        new[path] = replace(results[path], cut=made[id(cut)])
+    handles = {each.path: each for each in found.meant}
+    for path in found.copies.keys() & really_cut(results).keys():
+        new[path] = copy_of(handles[path], new[found.copies[path].path], found)
+    return new
+
+
+def _outputs(framework: Framework, uncut: Any, runs: Runs) -> list[list[Any]]:
+    """What an uncut model puts out.
+
+    Raises
+    ------
+    CutRefusedError
+        If it cannot be had, or is no array.
+    """
+    advice = (
+        'Say how: calibrate(..., forward=lambda model, batch: ...), or use above_chance="refuse".'
+    )
+    try:
+        found = framework.outputs(uncut, runs.forward, runs.fitting)
+    except SSMReduceError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        raise CutRefusedError(
+            f"the outputs that are to be matched cannot be had: `forward` ends in {type_name(error)}: "
+            f"{error}; expected the model's outputs. {advice}"
+        ) from error
+    if not all(found):
+        raise CutRefusedError(
+            "`forward` returns no array of floating-point numbers; expected the outputs that are to be "
+            f"matched, in an array or a tuple of arrays. {advice}"
+        )
+    return found
