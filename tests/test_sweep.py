@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,7 @@ from ssmreduce import (
     reduce_model,
     sweep,
 )
-from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
+from ssmreduce.errors import CalibrationWarning, OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.models.sweep import Sweep, SweepRow
 from ssmreduce.reduction.measured import to_nothing
@@ -202,6 +203,25 @@ def test_rows_with_data_are_those_of_reduce_model() -> None:
     assert rows[1].output_error is not None
     assert 0.0 < rows[1].output_error <= 0.3
     assert (rows[2].method, rows[2].output_error, rows[2].measured_error) == (None, 0.0, 0.0)
+
+
+def test_a_loss_is_asked_as_often_as_by_reduce_model() -> None:
+    model, batches = model_and_batches(count=4)
+    calls: list[Any] = []
+
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        calls.append(batch)
+        return cross_entropy(model, batch)
+
+    data, options = calibrate(model, batches, loss=loss), CutOptions(method="white")
+    asked = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        for ask in (reduce_model, lambda *given, **more: sweep(given[0], given[1:], **more)):
+            calls.clear()
+            ask(copy.deepcopy(model), 6, data=data, options=options)
+            asked.append(len(calls))
+    assert asked[0] == asked[1] > 0
 
 
 @pytest.mark.parametrize("method", ["best", "balanced"])

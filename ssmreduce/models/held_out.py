@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from ssmreduce._boundary import warn_caller
 from ssmreduce.errors import CalibrationWarning, CutRefusedError, NonFiniteError
@@ -14,7 +14,7 @@ from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.layer import LayerCut
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import Results, changes_of, really_cut
-from ssmreduce.models.report import LossAtCut
+from ssmreduce.models.report import LayerReduction, LossAtCut
 from ssmreduce.models.runs import HeldOutLoss
 from ssmreduce.models.search import Layers
 
@@ -55,7 +55,7 @@ def _losses(found: Layers, cuts: Mapping[Path, LayerCut], held_out: HeldOutLoss)
     return LossAtCut(before, after, constant)
 
 
-def losses_in(results: Results) -> LossAtCut | None:
+def losses_in(results: Mapping[Any, LayerReduction]) -> LossAtCut | None:
     """What the results say about the loss."""
     return next((each.losses for each in results.values() if each.losses is not None), None)
 

@@ -27,8 +27,9 @@ from ssmreduce.errors import OrderError, SSMReduceError, UnsupportedLayerError
 from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
+from ssmreduce.models.held_out import losses_in
 from ssmreduce.models.reduce import reduce_model
-from ssmreduce.models.report import LayerReduction, ModelReport
+from ssmreduce.models.report import LayerReduction, LossAtCut, ModelReport
 from ssmreduce.models.search import find_layers, search
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.reduction.measured import to_nothing
@@ -332,7 +333,7 @@ class _ModelCuts:
             self._row(order, report, whites),
             method=_methods([part for part in decided.values() if _is_cut(part)]),
             output_error=_output_error(list(decided.values())),
-            loss=self._loss(result.model),
+            loss=self._loss(result.model, losses_in(report)),
         )
         return result.model, row
 
@@ -358,8 +359,10 @@ class _ModelCuts:
             relative_error=max(relative) if is_whole else None,
         )
 
-    def _loss(self, model: Any) -> float | None:
-        """Loss of a reduced model on what was held out."""
+    def _loss(self, model: Any, losses: LossAtCut | None) -> float | None:
+        """Loss of a reduced model on what was held out; of one that was not cut it is not known yet."""
+        if losses is not None:
+            return losses.after
         if self._data is None or self._data.runs is None:
             return None
         held_out = self._data.runs.held_out_loss
