@@ -418,6 +418,16 @@ def test_layers_without_values_by_data_have_none() -> None:
         assert trace.records[0].data_hsv is None
 
 
+def test_a_layer_alone_is_recorded_by_its_only_record() -> None:
+    layer, inputs = stack().first, slow_inputs(8, 20, 3)
+    trace = HankelTrace(1)
+    for step, name in enumerate(("model", "encoder.0")):
+        trace.record(step, layer, data=Calibration.of_inputs({name: inputs}))
+    one, other = trace.records
+    assert one.data_hsv is not None
+    assert np.array_equal(one.data_hsv, other.data_hsv)
+
+
 def test_data_of_another_model_leave_no_record() -> None:
     trace = HankelTrace(1)
     other = Calibration.of_inputs({"first": slow_inputs(8, 20, 3)})

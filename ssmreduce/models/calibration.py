@@ -216,6 +216,9 @@ class Calibration:
     def record_of(self, handle: LayerHandle, *, alone: bool = False) -> LayerRecord:
         """Return the record of a layer; of one that stands alone the only one, whatever its name.
 
+        A layer does that where it is said, and where it is the whole model and there are no batches to
+        record it anew.
+
         Raises
         ------
         ShapeError
@@ -223,6 +226,7 @@ class Calibration:
         """
         by_name = {plain_name(name): record for name, record in self.layers.items()}
         record = by_name.get(plain_name(handle.name))
+        alone = alone or (self.runs is None and not any(map(str, handle.path)))
         if alone and len(self.layers) == 1:
             (record,) = self.layers.values()
         if record is None:
