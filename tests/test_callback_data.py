@@ -279,6 +279,25 @@ def test_lightning_takes_a_loss_and_cuts_as_by_hand(tmp_path: Path) -> None:
     assert choice == other
 
 
+class Broken(Module):
+    """Fails after the first attempts."""
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        if index == 4:
+            raise KeyError("broken")
+        return squared(self, batch)
+
+
+def test_a_run_that_breaks_off_leaves_the_reducer(tmp_path: Path) -> None:
+    reducer = reducer_of()
+    callback = LightningCallback(reducer, data=4)
+    with pytest.raises(KeyError, match="broken"):
+        fit(Broken(), callback, tmp_path)
+    assert len(reducer.events) == 1
+    assert reducer.data is None
+    LightningCallback(reducer, data=4)
+
+
 class Trained(Module):
     """Returns what a test wants."""
 

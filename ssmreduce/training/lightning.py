@@ -18,7 +18,7 @@ from ssmreduce._checks import check_instance, shown, type_name
 from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
-from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches
+from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches, lent
 from ssmreduce.training.reducer import InTrainingReducer
 
 
@@ -113,13 +113,6 @@ class ReductionCallback(Callback):  # type: ignore[misc]
                 "reducer.step(...) in the training step yourself."
             )
         self._last_step = trainer.global_step
-        if self.data is not None:
-            self.reducer.data = partial(_calibration, trainer, self, self.data)
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let go of the training loader."""
-        if self.data is not None:
-            self.reducer.data = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Run the reducer if this batch was followed by an update."""
@@ -130,7 +123,9 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         (optimizer,) = trainer.optimizers
         # Not pl_module, which under DDP is inside of the wrapper that has to follow the cut.
         followers = [] if self.followers is None else self.followers(trainer)
-        self.reducer.step(step, trainer.model, optimizer, followers)
+        data = None if self.data is None else partial(_calibration, trainer, self, self.data)
+        with lent(self.reducer, data):
+            self.reducer.step(step, trainer.model, optimizer, followers)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Report the watched metric."""

@@ -53,6 +53,19 @@ def checked_count(
     return count
 
 
+@contextmanager
+def lent(reducer: InTrainingReducer, data: Callable[[Any], Calibration] | None) -> Iterator[None]:
+    """Give a reducer what to calibrate by for one step, however that ends."""
+    if data is None:
+        yield
+        return
+    reducer.data = data
+    try:
+        yield
+    finally:
+        reducer.data = None
+
+
 def first_batches(loader: Any, count: int) -> list[Any]:
     """Return the first batches of a fresh pass over a loader, or all if there are fewer.
 

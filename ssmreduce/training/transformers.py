@@ -22,7 +22,7 @@ from ssmreduce._files import written_whole
 from ssmreduce.errors import DataFileError, DistributedError, OrderError
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
-from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches
+from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches, lent
 from ssmreduce.training.reducer import InTrainingReducer
 
 _FILE = "ssmreduce.pt"
@@ -134,14 +134,6 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step > 0 and not self._loaded:
             self.load(_folder(args, state))
         self._loaded = False
-        if self.data is not None:
-            loader = kwargs["train_dataloader"]
-            self.reducer.data = partial(self._calibration, loader, self.data, args.device)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let go of the training loader."""
-        if self.data is not None:
-            self.reducer.data = None
 
     def _calibration(self, loader: Any, count: int, device: Any, model: Any) -> Calibration:
         """Calibrate by the first batches of the training loader."""
@@ -154,7 +146,12 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         optimizer = kwargs["optimizer"]
         # accelerate wraps it.
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.reducer.step(state.global_step, kwargs["model"], optimizer)
+        data = None
+        if self.data is not None:
+            loader = kwargs["train_dataloader"]
+            data = partial(self._calibration, loader, self.data, args.device)
+        with lent(self.reducer, data):
+            self.reducer.step(state.global_step, kwargs["model"], optimizer)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report the watched metric."""
