@@ -655,7 +655,9 @@ def test_kernels_whose_input_is_not_that_of_their_module_are_refused():
 
 def test_a_jax_that_drops_callbacks_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 8, 0))
-    with pytest.raises(MissingBackendError, match=r"expected 0\.8\.2 or newer"):
+    with pytest.raises(
+        MissingBackendError, match=r"expected 0\.8\.2 or newer for `calibrate`, though 0\.6"
+    ):
         calibrate(s5(), GIVEN)
 
 
@@ -692,11 +694,12 @@ import equinox as eqx, jax, jax.numpy as jnp, numpy as np, pytest
 from test_data_jax import WIDTH, Single, s5, slow_inputs
 from ssmreduce import calibrate
 from ssmreduce.errors import UnsupportedLayerError
-mesh = jax.sharding.Mesh(np.array(jax.devices()), ("b",))
-sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("b"))
-given = [jax.device_put(slow_inputs(4, WIDTH), sharding)] * 2
-with pytest.raises(UnsupportedLayerError, match="several devices"):
-    calibrate(Single(s5()), given, forward=eqx.filter_jit(lambda m, b: m(b)))
+for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+    mesh = jax.make_mesh((2,), ("b",), axis_types=(kind,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("b"))
+    given = [jax.device_put(slow_inputs(4, WIDTH), sharding)] * 2
+    with pytest.raises(UnsupportedLayerError, match="of `batches` is spread over several devices"):
+        calibrate(Single(s5()), given, forward=eqx.filter_jit(lambda m, b: m(b)))
 """
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run(

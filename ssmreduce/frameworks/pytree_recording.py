@@ -20,6 +20,9 @@ from ssmreduce.frameworks.recording import SAME_LOSS, Recorded
 _OLDEST = (0, 8, 2)
 """The first JAX whose ``custom_vmap`` keeps the callbacks inside of it."""
 
+_SPREAD = ("ordered effects", "is not found in mesh")
+"""What JAX says where a callback runs on several devices, by the kind of axes that these have."""
+
 
 def record(
     model: Any, handles: Sequence[LayerHandle], run: Callable[[Any], Any], *, differentiates: bool
@@ -38,8 +41,8 @@ def record(
     """
     if jax.__version_info__ < _OLDEST:
         raise MissingBackendError(
-            f"jax is {jax.__version__}, which drops callbacks of layers under vmap; expected 0.8.2 or newer. "
-            "Run: pip install -U jax"
+            f"jax is {jax.__version__}, which drops callbacks of layers under vmap; expected 0.8.2 or newer "
+            "for `calibrate`, though 0.6 is enough for all else. Run: pip install -U jax"
         )
     heard, model = Heard(), in_inference_mode(model)
 
@@ -52,11 +55,11 @@ def record(
             found = (jax.grad(value_of) if differentiates else value_of)(numbers)
             jax.block_until_ready(found)  # type: ignore[no-untyped-call]
     except ValueError as error:
-        if "ordered effects" not in str(error):
+        if not any(words in str(error) for words in _SPREAD):
             raise
         raise UnsupportedLayerError(
-            "`model` or a batch is spread over several devices, where calls have no order; expected one "
-            "device. Pass jax.device_put(model, jax.devices()[0]), and batches alike."
+            "`model` or a batch of `batches` is spread over several devices, where calls have no order; "
+            "expected one device. Pass jax.device_put(model, jax.devices()[0]), and batches alike."
         ) from error
     return heard.recorded()
 
