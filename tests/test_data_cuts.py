@@ -1120,7 +1120,7 @@ class RankAlone:
         self.answers: list[Any] = []
         self._first, self._depth = first, 0
 
-    def check_same(self, held: Any) -> None:
+    def check_same(self, held: Any, expected: str = "") -> None:
         assert not self._depth  # another rank may fail in there
         self.calls.append("check")
         self._depth += 1

@@ -42,12 +42,15 @@ class LayerHandle:
         The object that holds the arrays.
     kind : Layer
         What they mean.
+    full_weights : dict of arrays, optional
+        Its weights, where the object holds a part of them.
     """
 
     framework: Framework
     path: Path
     layer: Any
     kind: Layer
+    full_weights: dict[str, HostArray] | None = None
 
     @cached_property
     def name(self) -> str:
@@ -62,6 +65,8 @@ class LayerHandle:
     @cached_property
     def weights(self) -> dict[str, HostArray]:
         """Arrays by name, at double precision on the host."""
+        if self.full_weights is not None:
+            return self.full_weights
         return NamedWeights(self.framework.read_arrays(self.layer, self.names))
 
     @cached_property

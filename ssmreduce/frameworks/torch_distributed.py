@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 _UNCHANGED = "No rank was changed."
 
+_SAME_STATE = "the same model and optimizer on all ranks. Broadcast rank 0's state before the cut"
+
 
 def team_of(model: Any) -> Team | None:
     """Return the processes that train `model`; None if it is not distributed.
@@ -69,13 +71,17 @@ class Team:
     def __init__(self, group: Any) -> None:
         self._group = group
 
-    def check_same(self, held: Callable[[], Mapping[str, str]]) -> None:
+    def check_same(
+        self, held: Callable[[], Mapping[str, str]], expected: str = _SAME_STATE
+    ) -> None:
         """Compare what the ranks hold.
 
         Parameters
         ----------
         held : callable
             Says what this rank holds, by name. May raise.
+        expected : str
+            What an error says is expected, and one thing to try.
 
         Raises
         ------
@@ -93,7 +99,7 @@ class Team:
         for rank, (_, failure) in enumerate(answers):
             if failure is not None:
                 raise _same_error(rank, *failure)
-        self._compare([values for values, _ in answers])
+        self._compare([values for values, _ in answers], expected)
 
     def decide(self, decision: Callable[[], T]) -> T:
         """Return on all ranks what `decision` returns on the first, the only one that calls it.
@@ -116,13 +122,12 @@ class Team:
             raise _same_error(0, *failure)
         return pickle.loads(result)  # type: ignore[no-any-return]
 
-    def _compare(self, values: list[Mapping[str, str]]) -> None:
+    def _compare(self, values: list[Mapping[str, str]], expected: str) -> None:
         for rank, other in enumerate(values):
             for name in {**values[0], **other}:
                 if values[0].get(name) != other.get(name):
                     raise DistributedError(
-                        f"rank {rank} differs from rank 0 in {name}; expected the same model and "
-                        "optimizer on all ranks. Broadcast rank 0's state before the cut."
+                        f"rank {rank} differs from rank 0 in {name}; expected {expected}."
                     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,13 +13,16 @@ from ssmreduce.models.search import Layers
 
 _END = object()
 
+_AS_MANY = "as many batches on all ranks. Cut longer ones off: itertools.islice(batches, count)"
+
 
 def with_full_weights(found: Layers) -> Layers:
     """The layers themselves, with full weights where they are sharded; all ranks have to call."""
-    if found.team is not None:
-        for own, full in zip(found.meant, with_full_layers(found).meant, strict=True):
-            vars(own)["weights"] = full.weights
-    return found
+    if found.team is None:
+        return found
+    full = {each.path: each.weights for each in with_full_layers(found).meant}
+    handles = [replace(own, full_weights=full.get(own.path)) for own in found.handles]
+    return replace(found, handles=handles)
 
 
 def as_many(team: Any, batches: Iterable[Any]) -> Iterator[Any]:
@@ -32,14 +37,14 @@ def as_many(team: Any, batches: Iterable[Any]) -> Iterator[Any]:
         yield from batches
         return
     taken = iter(batches)
-    while True:
+    for number in itertools.count():
         latest: list[Any] = []
 
-        def take(latest: list[Any] = latest) -> dict[str, str]:
+        def take(latest: list[Any] = latest, number: int = number) -> dict[str, str]:
             latest.append(next(taken, _END))
-            return {"the number of batches that it calibrates by": str(latest[0] is _END)}
+            return {f"whether its `batches` end after {number}": str(latest[0] is _END)}
 
-        team.check_same(take)
+        team.check_same(take, _AS_MANY)
         if latest[0] is _END:
             return
         yield latest[0]
