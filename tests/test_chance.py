@@ -186,6 +186,39 @@ def test_a_cut_that_loses_what_was_learned_is_told(learned: Model) -> None:
     assert losses.after == pytest.approx(runs.held_out_loss.of(search(model, CutOptions())))
 
 
+def test_a_loss_may_differentiate(learned: Model) -> None:
+    def penalised(model: Model, batch: Any) -> torch.Tensor:
+        inputs = batch[0].clone().requires_grad_()
+        loss = loss_of(model, (inputs, batch[1]))
+        wanted = [inputs, model.encoder.weight]
+        by_inputs, by_weights = torch.autograd.grad(loss, wanted, create_graph=True)
+        return loss + by_inputs.square().sum() + by_weights.square().sum()
+
+    model = copy.deepcopy(learned)
+    losses = (
+        reduce_model(model, 6, data=calibrate(model, batches(), loss=penalised))
+        .report["layer.seq"]
+        .losses
+    )
+    assert losses is not None
+    own = [float(penalised(model.eval(), batches()[k]).detach()) for k in (3, 7)]
+    assert losses.after == pytest.approx(np.mean(own), rel=1e-5)
+    assert losses.constant is not None  # the derivative by what comes before it is zero
+    assert losses.constant == pytest.approx(np.log(4.0), rel=0.01)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_short_batch_counts_by_its_sequences(learned: Model) -> None:
+    given = batches()
+    given[7] = (given[7][0][:3], given[7][1][:3])
+    model = copy.deepcopy(learned)
+    report = reduce_model(model, 6, data=calibrate(model, given, loss=loss_of)).report
+    losses = report["layer.seq"].losses
+    assert losses is not None
+    whole = [torch.cat(parts) for parts in zip(given[3], given[7], strict=True)]
+    assert losses.after == pytest.approx(float(loss_of(model.eval(), whole).detach()), rel=1e-5)
+
+
 # --- In training
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -214,6 +215,10 @@ class Framework(ABC):
             If the framework records nothing, as here.
         """
         raise _no_runs(self, model)
+
+    def differentiable(self) -> AbstractContextManager[Any]:
+        """Return a context in which a user's loss may take derivatives of its own."""
+        return nullcontext()
 
     def evaluated(self, model: Any, run: Callable[[Any], Any]) -> float:
         """Return the scalar of `run` with `model` in evaluation mode."""

@@ -6,6 +6,7 @@ Imported only once the user's own object proves that torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -150,6 +151,11 @@ class TorchFramework(Framework, StateDicts):
         )
 
     record = staticmethod(torch_recording.record)
+
+    def differentiable(self) -> AbstractContextManager[Any]:
+        """Turn gradients on, whatever surrounds it."""
+        return torch.enable_grad()
+
     evaluated = staticmethod(torch_recording.evaluated)
     constant_losses = staticmethod(torch_constant.constant_losses)
     outputs = staticmethod(torch_matching.outputs)

@@ -38,7 +38,7 @@ def constant_losses(
     (count,) = counts
     for module in _around(model, handles):
         zero = _with_output(model, module, partial(_zero, count), run)
-        if not math.isclose(zero, float(usual[0]), rel_tol=SAME_LOSS):
+        if not math.isclose(zero, float(usual[0].detach()), rel_tol=SAME_LOSS):
             found = {"zero": zero}
             if count >= _ENOUGH:
                 found["mean"] = _with_output(model, module, partial(_mean, count), run)
@@ -104,4 +104,6 @@ def _mean(count: int, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _zero(count: int, tensor: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(tensor) if _is_of_sequences(count, tensor) else tensor
+    if not _is_of_sequences(count, tensor):
+        return tensor
+    return 0.0 * tensor.nan_to_num(0.0, 0.0, 0.0)  # a loss may differentiate them

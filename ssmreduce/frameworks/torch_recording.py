@@ -63,7 +63,7 @@ def record(
 
 
 def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
-    """Return the scalar of a run in evaluation mode, without a graph.
+    """Return the scalar of a run in evaluation mode.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
         If it is no scalar.
     """
     with untouched(model, (), differentiates=False), torch.no_grad():
-        return float(_checked_scalar(run(model)))
+        return float(_checked_scalar(run(model)).detach())
 
 
 def plain(model: Any) -> Any:

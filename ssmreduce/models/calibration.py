@@ -346,13 +346,14 @@ def calibrate(
     runs = Runs(_run if forward is None else forward, loss, mask)
     parts: list[dict[str, LayerRecord]] = []
     taken: list[Any] = []
+    sizes: list[int] = []
     count = 0
     for batch in as_many(found.team, _iterated(batches)):
         part = on_all(found.team, partial(_all_recorded, runs, found, batch, len(taken)))
         parts.append(part)
         taken.append(batch)
-        own_count = count + max(len(record.inputs) for record in part.values())
-        count = of_first(found.team, own_count)  # all ranks stop together
+        sizes.append(max(len(record.inputs) for record in part.values()))
+        count = of_first(found.team, count + sizes[-1])  # all ranks stop together
         if progress is not None:
             progress(min(count, most), most)
         if count >= most and (loss is None or len(parts) > 1):
@@ -379,7 +380,9 @@ def calibrate(
             name: replace(record, held_out=every_fourth(len(record.inputs)))
             for name, record in layers.items()
         }
-    kept = replace(runs, batches=tuple(taken), held_out=tuple(map(bool, held_out)))
+    kept = replace(
+        runs, batches=tuple(taken), held_out=tuple(map(bool, held_out)), sizes=tuple(sizes)
+    )
     return Calibration(layers, kept)
 
 

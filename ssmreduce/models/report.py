@@ -64,6 +64,8 @@ class Choice:
 class LossAtCut:
     """Mean loss of a model on the batches that were held out, the same for all layers of a cut.
 
+    Each batch counts by the number of its sequences.
+
     Attributes
     ----------
     before, after : float

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray, to_host
 from ssmreduce.errors import NonFiniteError, ShapeError, SSMReduceError, UnsupportedLayerError
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.framework import Framework, LayerHandle
 from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.gramians.sequences import output
 from ssmreduce.models.layer_records import PADDED, LayerRecord, joined
@@ -33,6 +33,8 @@ class Runs:
         What was recorded.
     held_out : tuple of bool
         Which of them nothing is fitted to; none of them where there is one batch.
+    sizes : tuple of int
+        How many sequences each has.
     """
 
     forward: Callable[[Any, Any], Any]
@@ -40,16 +42,16 @@ class Runs:
     mask: Callable[[Any], Any] | None
     batches: tuple[Any, ...] = ()
     held_out: tuple[bool, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     def recorded(
         self, found: Layers, batch: Any, *, differentiates: bool
     ) -> dict[str, LayerRecord]:
         """What the layers of a model are given in one batch; squares of derivatives, or ones, for weights."""
-        run = self.forward if self.loss is None else self.loss
         calls = found.framework.record(
             found.model,
             found.meant,
-            lambda model: run(model, batch),
+            partial(self._run, found.framework, batch),
             differentiates=differentiates,
         )
         mask = None if self.mask is None else np.asarray(to_host(self.mask(batch)), dtype=bool)
@@ -66,6 +68,12 @@ class Runs:
                 records[handle.name] = record if earlier is None else earlier.joined(record)
         return records
 
+    def _run(self, framework: Framework, batch: Any, model: Any) -> Any:
+        if self.loss is None:
+            return self.forward(model, batch)
+        with framework.differentiable():
+            return self.loss(model, batch)
+
     def inputs(self, found: Layers, names: Collection[str]) -> dict[str, HostArray]:
         """What some layers of a model are given in all batches."""
         alone = replace(found, handles=[each for each in found.handles if each.name in names])
@@ -81,9 +89,11 @@ class Runs:
     @property
     def held_out_loss(self) -> HeldOutLoss | None:
         """What candidates are compared by, where there is a loss, and a batch that was held out."""
-        pairs = zip(self.batches, self.held_out, strict=True)
-        batches = [batch for batch, held_out in pairs if held_out]
-        return HeldOutLoss(self.loss, batches) if self.loss is not None and batches else None
+        every = zip(self.batches, self.sizes, self.held_out, strict=True)
+        taken = [(batch, size) for batch, size, held_out in every if held_out]
+        if self.loss is None or not taken:
+            return None
+        return HeldOutLoss(self.loss, [batch for batch, _ in taken], [size for _, size in taken])
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,35 +106,39 @@ class HeldOutLoss:
         As `calibrate` is told.
     batches : list
         One at least.
+    sizes : list of int
+        How many sequences each has: as much it counts in a mean.
     """
 
     loss: Callable[[Any, Any], Any]
     batches: list[Any]
+    sizes: list[int]
 
     def of(self, found: Layers) -> float:
         """Mean loss of a model."""
         evaluated, model = found.framework.evaluated, found.model
-        return float(
-            np.mean([evaluated(model, partial(self._on, batch)) for batch in self.batches])
-        )
+        runs = (partial(self._on, found.framework, batch) for batch in self.batches)
+        return self._mean([evaluated(model, run) for run in runs])
 
     def of_constant(self, found: Layers) -> float | None:
         """Mean loss of the best of a few constant predictions; None if there is none."""
         constant_losses, model = found.framework.constant_losses, found.model
         try:
             losses = [
-                constant_losses(model, found.meant, partial(self._on, batch))
+                constant_losses(model, found.meant, partial(self._on, found.framework, batch))
                 for batch in self.batches
             ]
         except Exception:  # a loss need not take zeros: a distribution has no scale of 0
             return None
         kinds = set(losses[0]).intersection(*losses)
-        return min(
-            (float(np.mean([each[kind] for each in losses])) for kind in kinds), default=None
-        )
+        return min((self._mean([each[kind] for each in losses]) for kind in kinds), default=None)
 
-    def _on(self, batch: Any, model: Any) -> Any:
-        return self.loss(model, batch)
+    def _mean(self, losses: list[float]) -> float:
+        return float(np.average(losses, weights=self.sizes))
+
+    def _on(self, framework: Framework, batch: Any, model: Any) -> Any:
+        with framework.differentiable():
+            return self.loss(model, batch)
 
 
 def _squares(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> HostArray:
