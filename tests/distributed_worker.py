@@ -50,6 +50,7 @@ from ssmreduce.frameworks.transaction import Entries, Step
 from ssmreduce.models import cut as cut_of_models
 from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.training import attempts as attempts_module
+from ssmreduce.training.loader_batches import check_can_be_copied
 
 ORDERS = (6, 3)
 STEPS = 6
@@ -501,6 +502,11 @@ def by_data(kind: str, rank: int, rows: slice) -> dict[str, Any]:
     if kind == "ddp":
         del faults[1]
     given: list[Any] = []
+    refused = ""
+    try:
+        check_can_be_copied(model, 4)
+    except SSMReduceError as error:
+        refused = str(error)
     reducer = InTrainingReducer(
         ReductionSchedule.at(1, 2, 3),
         order=4,
@@ -508,7 +514,7 @@ def by_data(kind: str, rank: int, rows: slice) -> dict[str, Any]:
             model, given, loss=lambda model, batch: model(batch).square().mean()
         ),
     )
-    seen: dict[str, Any] = {"errors": []}
+    seen: dict[str, Any] = {"errors": [], "callback": refused}
     for number, batches_of in faults.items():
         given[:] = batches_of
         before = fingerprint(model, optimizer)

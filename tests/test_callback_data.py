@@ -34,6 +34,7 @@ from ssmreduce import (
 )
 from ssmreduce.errors import OrderError
 from ssmreduce.regularizers import modal_l1
+from ssmreduce.training import loader_batches
 from ssmreduce.training.lightning import ReductionCallback as LightningCallback
 from ssmreduce.training.loader_batches import calibrated_apart, first_batches
 from ssmreduce.training.transformers import ReductionCallback as TransformersCallback
@@ -277,6 +278,15 @@ def test_lightning_takes_a_loss_and_cuts_as_by_hand(tmp_path: Path) -> None:
     assert is_cut(module)
     choice, other = (next(iter(each.last_cut.values())).choice for each in (reducer, again))
     assert choice == other
+
+
+def test_a_module_under_fsdp2_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_batches, "sharded_modules", lambda model: [model])
+    fit(Module(), LightningCallback(reducer_of()), tmp_path)
+    with pytest.raises(OrderError, match=r"`data` is 4 but the module is sharded by fully_shard"):
+        fit(Module(), LightningCallback(reducer_of(), data=4), tmp_path)
 
 
 class Broken(Module):

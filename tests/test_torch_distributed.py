@@ -243,6 +243,7 @@ def test_cuts_by_what_each_rank_is_given(kind: str, ranks: list[dict[str, Any]])
         for error in fewer
     )
     assert len(fewer) == (kind == "fsdp")
+    assert ("`data` is 4 but the module is sharded" in first["callback"]) == (kind == "fsdp")
     assert first["unchanged"]
 
 

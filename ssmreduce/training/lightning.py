@@ -18,7 +18,13 @@ from ssmreduce._checks import check_instance, shown, type_name
 from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
-from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches, lent
+from ssmreduce.training.loader_batches import (
+    calibrated_apart,
+    check_can_be_copied,
+    checked_count,
+    first_batches,
+    lent,
+)
 from ssmreduce.training.reducer import InTrainingReducer
 
 
@@ -52,7 +58,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
     OrderError
         If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is no
         positive int, or the reducer has data, too; while fitting, if nothing was logged under the name of
-        the metric.
+        the metric, or `data` are asked of a module under FSDP2.
     OptimizerStateError
         While fitting, if there is not exactly one optimizer.
 
@@ -112,6 +118,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
                 f"the module has {len(trainer.optimizers)} optimizers; expected one. Call "
                 "reducer.step(...) in the training step yourself."
             )
+        check_can_be_copied(trainer.model, self.data)
         self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:

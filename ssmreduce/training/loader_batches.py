@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ssmreduce._checks import check_functions, positive_count, shown, type_name
 from ssmreduce.errors import OrderError
+from ssmreduce.frameworks.torch_fsdp import sharded_modules
 from ssmreduce.frameworks.torch_recording import plain, scratch
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration, calibrate
@@ -51,6 +52,16 @@ def checked_count(
             "out the other."
         )
     return count
+
+
+def check_can_be_copied(model: Any, count: int | None) -> None:
+    """Raise `OrderError` if a callback is to calibrate a model under FSDP2, of which there are no copies."""
+    if count is not None and sharded_modules(model):
+        raise OrderError(
+            f"`data` is {count} but the module is sharded by fully_shard, and cannot be copied to run a "
+            "training step without its trainer; expected one on each process. Give the reducer "
+            "data=lambda model: calibrate(model, batches, loss=...) instead."
+        )
 
 
 @contextmanager
