@@ -411,7 +411,7 @@ def test_the_trainer_calibrates_without_a_trace(tmp_path: Path) -> None:
 
 
 def test_the_loss_of_a_model_is_what_it_returns() -> None:
-    from ssmreduce.training.transformers import _own_loss
+    from ssmreduce.training.transformers import _outputs, _own_loss
 
     def model(**batch: Any) -> Any:
         return batch["outputs"]
@@ -420,6 +420,9 @@ def test_the_loss_of_a_model_is_what_it_returns() -> None:
     assert _own_loss(model, {"outputs": (2.0, 3.0)}) == 2.0
     output = transformers.modeling_outputs.CausalLMOutput(loss=torch.ones(()))
     assert float(_own_loss(model, {"outputs": output})) == 1.0
+    whole = transformers.modeling_outputs.CausalLMOutput(loss=torch.ones(()), logits=torch.zeros(3))
+    assert torch.equal(*_outputs(model, {"outputs": whole}), torch.zeros(3))
+    assert _outputs(model, {"outputs": (2.0, 3.0)}) == (2.0, 3.0)
     with pytest.raises(OrderError, match=r"returns logits; expected a loss.*Pass loss="):
         _own_loss(model, {"outputs": {"logits": 1.0}})
     with pytest.raises(OrderError, match=r"is a .*tuple; expected a dict.*Pass"):

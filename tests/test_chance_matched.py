@@ -382,6 +382,7 @@ def test_complex_weights_descend_in_both_parts() -> None:
     inputs = jnp.asarray(np.random.default_rng(1).normal(size=(16, 20, 3)), jnp.float32)
     handles = search(model, CutOptions()).meant
 
+    @eqx.filter_jit
     def forward(model: Any, batch: Any) -> Any:
         return jax.vmap(model)(batch)
 
