@@ -130,6 +130,7 @@ class LayerReduction:
             "loss_before": None if self.losses is None else self.losses.before,
             "loss_after": None if self.losses is None else self.losses.after,
             "constant_loss": None if self.losses is None else self.losses.constant,
+            "unmatched_loss": None if self.losses is None else self.losses.unmatched,
         }
         return {name: getattr(self, name) for name in _VALUES} | losses
 
