@@ -23,7 +23,7 @@ from ssmreduce import (
     calibrate,
     reduce_model,
 )
-from ssmreduce.errors import CalibrationWarning, OrderError
+from ssmreduce.errors import CalibrationWarning, OrderError, ShapeError
 from ssmreduce.frameworks.torch_constant import constant_losses
 from ssmreduce.models.runs import HeldOutLoss
 from ssmreduce.models.search import search
@@ -304,9 +304,8 @@ def test_a_policy_compares_just_before_with_just_after(learned: Model) -> None:
 
 def test_what_judges_a_cut_has_to_be_known(learned: Model) -> None:
     for options in ({"above_chance": "refuse"}, {"rollback": RollbackPolicy(at_cut=1.0)}):
-        reducer = InTrainingReducer(
-            ReductionSchedule.at(1), FixedOrder(6), options=CutOptions(horizon=20), **options
-        )
+        reducer = with_data(**options)
+        reducer.data = lambda model: calibrate(model, batches())
         with pytest.warns(UserWarning, match="no cut after step 1.*no loss on what was held out"):
             step_with(reducer, copy.deepcopy(learned))
     unknown = with_data(above_chance="refuse")
@@ -319,6 +318,46 @@ def test_what_judges_a_cut_has_to_be_known(learned: Model) -> None:
     unknown.data = lambda model: calibrate(model, batches(), loss=one_by_one)
     with pytest.warns(UserWarning, match="constant prediction, by which .* cannot be had"):
         step_with(unknown, copy.deepcopy(learned))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"above_chance": "refuse"}, "`above_chance` is 'refuse', but there are no data"),
+        ({"above_chance": "match"}, "`above_chance` is 'match', but there are no data"),
+        ({"rollback": RollbackPolicy(at_cut=1.0)}, "`at_cut` of `rollback` is 1.0, but there are"),
+        ({"options": CutOptions(method="selected")}, "`method` is 'selected', but there are no"),
+    ],
+)
+def test_what_needs_data_is_told_at_the_first_step(
+    options: Any, told: str, learned: Model
+) -> None:
+    reducer = InTrainingReducer(ReductionSchedule.at(100), FixedOrder(6), **options)
+    with pytest.raises(OrderError, match=told):
+        step_with(reducer, copy.deepcopy(learned))
+
+
+@pytest.mark.parametrize("detached", ["detach", "no_grad"])
+def test_a_loss_without_a_graph_is_refused(detached: str, learned: Model) -> None:
+    loss = torch.no_grad()(loss_of)
+    if detached == "detach":
+        loss = lambda model, batch: loss_of(model, batch).detach()  # noqa: E731
+    with pytest.raises(OrderError, match="`loss` returned a tensor without a graph"):
+        calibrate(learned, batches(), loss=loss)
+
+
+def test_inference_mode_around_a_calibration_changes_nothing(learned: Model) -> None:
+    given = batches()
+    expected = calibrate(learned, given, loss=loss_of).to_arrays()
+    with torch.inference_mode():
+        found = calibrate(learned, given, loss=loss_of).to_arrays()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_mask_that_leaves_nothing_is_refused(learned: Model) -> None:
+    with pytest.raises(ShapeError, match="entries of a batch that are all false"):
+        calibrate(learned, batches(), mask=lambda batch: np.zeros(batch[0].shape[:2], bool))
 
 
 def test_a_loss_that_is_no_number_stops_a_cut(monkeypatch: Any, learned: Model) -> None:

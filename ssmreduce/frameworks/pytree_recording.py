@@ -108,5 +108,5 @@ def _checked_scalar(loss: Any) -> jax.Array:
         return jnp.reshape(loss, ())
     found = f"an array of shape {loss.shape}" if isinstance(loss, jax.Array) else type_name(loss)
     raise ShapeError(
-        f"`loss` returned {found}; expected a scalar array. Take its mean over the batch."
+        f"`loss` returned {found}; expected a scalar array. Take the mean over the batch, without item()."
     )

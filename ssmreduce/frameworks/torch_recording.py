@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssmreduce._checks import type_name
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.recording import Recorded
 
@@ -45,6 +45,7 @@ def record(
     hooks: list[Any] = []
     with (
         untouched(model, handles, differentiates=differentiates),
+        torch.inference_mode(False),
         torch.set_grad_enabled(differentiates),
     ):
         try:
@@ -268,16 +269,21 @@ def _checked_scalar(loss: Any) -> torch.Tensor:
         return loss
     found = f"a tensor of shape {tuple(loss.shape)}" if torch.is_tensor(loss) else type_name(loss)
     raise ShapeError(
-        f"`loss` returned {found}; expected a scalar tensor. Take its mean over the batch."
+        f"`loss` returned {found}; expected a scalar tensor. Take the mean over the batch, without item()."
     )
 
 
 def _differentiate(loss: Any, calls: Sequence[_Call]) -> None:
     """Give each call the derivative of a loss by what came out."""
     loss = _checked_scalar(loss)
+    if not loss.requires_grad:
+        raise OrderError(
+            "`loss` returned a tensor without a graph; expected one that depends on what the model puts out. "
+            "Leave out detach() and no_grad(); an accuracy, or other counts, are no loss."
+        )
     known = [(call, call.output.raw) for call in calls if call.output is not None]
     known = [(call, raw) for call, raw in known if raw.requires_grad]
-    if not loss.requires_grad or not known:
+    if not known:
         return
     derivatives = torch.autograd.grad(loss, [raw for _, raw in known], allow_unused=True)
     for (call, _), derivative in zip(known, derivatives, strict=True):

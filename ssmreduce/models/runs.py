@@ -152,6 +152,11 @@ def _squares(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> Hos
             f"`mask` returned shape {mask.shape}, but layer `{handle.name}` is given {steps[0]} sequences of "
             f"{steps[1]} steps; expected one entry for each."
         )
+    if not mask.any():
+        raise ShapeError(
+            f"`mask` returned {mask.size} entries of a batch that are all false; expected true for each step "
+            "that is not padding. Turn it round, or leave out batches of padding."
+        )
     return np.where(mask, squares, PADDED)
 
 

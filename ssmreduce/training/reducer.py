@@ -10,7 +10,6 @@ from typing import Any, get_args, overload
 
 from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import (
-    check_functions,
     check_instance,
     check_text,
     fraction,
@@ -152,7 +151,11 @@ class InTrainingReducer:
         self.options = options
         self.rollback = rollback
         self.trace = trace
-        check_functions(data=data)
+        if data is not None and not callable(data):
+            raise OrderError(
+                f"`data` is {shown(data)}; expected a function of the model. Pass "
+                "data=lambda model: calibrate(model, batches, loss=loss)."
+            )
         self.data = data
         if not is_one_of(above_chance, get_args(AboveChance)):
             raise OrderError(
@@ -246,7 +249,8 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If `step` is no positive int, or the options name a layer that is none.
+            If `step` is no positive int, or the options name a layer that is none; at the first call, if
+            `above_chance`, `at_cut` or the method of the options needs data and there are none.
         UnsupportedLayerError
             At the first call, or when an attempt is due, if the model holds no supported layer, or a
             variant of one that cannot be reduced.
@@ -266,6 +270,7 @@ class InTrainingReducer:
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
         if not self._is_checked:
             check_model([model, *checked_followers(followers)], opt_state, self.options)
+            self._check_data()
         if self._is_idle(step):
             self._idle_step, self._is_checked = max(step, self._idle_step), True
             if followers is None:
@@ -292,6 +297,20 @@ class InTrainingReducer:
         if made.warning:  # nothing was cut
             _warn(made.warning)
         return answer
+
+    def _check_data(self) -> None:
+        """Raise `OrderError` where what was asked for needs data that are not there."""
+        self.options.check_method(has_data=self.data is not None)
+        asked = []
+        if self.above_chance != "warn":
+            asked.append(f"`above_chance` is {self.above_chance!r}")
+        if self.rollback is not None and self.rollback.at_cut is not None:
+            asked.append(f"`at_cut` of `rollback` is {self.rollback.at_cut!r}")
+        if asked and self.data is None:
+            raise OrderError(
+                f"{asked[0]}, but there are no data; expected some with a loss. Pass "
+                "data=lambda model: calibrate(model, batches, loss=loss)."
+            )
 
     def report(self, metric: Any) -> None:
         """Tell the watched metric of the model as it is now; a rollback follows in the next `step`.
