@@ -148,8 +148,8 @@ def test_there_is_no_constant_prediction_of_one_sequence_at_a_time() -> None:
 @TOO_FEW
 def test_a_loss_need_not_take_zeros(learned: Model) -> None:
     def likelihood(model: Model, batch: Any) -> torch.Tensor:
-        scale = model(batch[0]).abs()
-        return -torch.distributions.HalfNormal(scale).log_prob(torch.ones(())).mean()
+        spread = torch.distributions.HalfNormal(model(batch[0]).abs(), validate_args=True)
+        return -spread.log_prob(torch.ones(())).mean()
 
     data = calibrate(learned, batches(), loss=likelihood)
     report = reduce_model(copy.deepcopy(learned), 4, data=data).report
