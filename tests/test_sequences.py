@@ -120,21 +120,23 @@ def test_sums_are_those_of_brute_force(case):
     rng = np.random.default_rng(2)
     width = p // 2 if both else p * (batch[0] if batch else 1)
     y, weights = rng.normal(size=(6, 20, width)), rng.uniform(size=(6, 20))
+    weights[1, 12:] = 0.0
     sums = feature_sums(system, Sequences(u, y, weights), both_directions=both)
     for k, part in enumerate([system[i] for i in range(5)] if batch else [system]):
         own = (u[:, :, k : k + 1], y[:, :, p * k : p * (k + 1)]) if batch else (u, y)
         expected = brute_force(part, *own, weights, both)
-        found = (each[k] if batch else each for each in (sums.gram, sums.seen, sums.energy))
+        found = [sums.gram, sums.seen, sums.energy, sums.moment]
+        found = [each[k] if batch else each for each in found]
         size = np.abs(expected[0]).max()
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * size)
 
 
 def brute_force(system, u, y, weights, both):
-    """Φ, R and E of one system, summed step by step."""
+    """Φ, R and E of one system, and Φ of all steps alike, summed step by step."""
     n, D = system.order, system.D
     D = np.add(*np.split(D, 2)) if both else D
-    gram = seen = energy = 0.0
+    gram = seen = energy = moment = 0.0
     for inputs, wanted, weight in zip(u, y, weights, strict=True):
         forth, back = (np.zeros((len(inputs) + 1, n), complex) for _ in range(2))
         for t in range(len(inputs)):  # the last row of each stays zero: the state at rest
@@ -148,7 +150,8 @@ def brute_force(system, u, y, weights, both):
             gram = gram + weight[t] * np.outer(f, f)
             seen = seen + weight[t] * np.outer(f, rest)
             energy = energy + weight[t] * rest @ rest
-    return gram, seen, energy
+            moment = moment + (weight[t] > 0.0) * np.outer(f, f)
+    return gram, seen, energy, moment
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -186,7 +189,7 @@ def test_sums_of_sequences_add_up():
         feature_sums(system, Sequences(u[at], y[at], weights[at]), both_directions=True)
         for at in (slice(None), slice(3), slice(3, 7))
     )
-    for name in ("gram", "seen", "energy"):
+    for name in ("gram", "seen", "energy", "moment"):
         added = sum(getattr(part, name) for part in parts)
         np.testing.assert_allclose(added, getattr(whole, name), rtol=1e-12, atol=1e-10)
 
@@ -199,13 +202,13 @@ def test_sums_add_over_few_sequences_at_a_time(case, monkeypatch):
     y = output(system, u, both_directions=both)
     data = Sequences(u, y, np.ones(u.shape[:2]))
     whole = feature_sums(system, data, both_directions=both)
-    monkeypatch.setattr(module, "_BYTES", 1)
+    monkeypatch.setattr(module, "_TOGETHER", 1)
     parts = feature_sums(system, data, both_directions=both)
-    for name in ("gram", "seen", "energy"):
+    for name in ("gram", "seen", "energy", "moment"):
         np.testing.assert_allclose(
             getattr(parts, name), getattr(whole, name), rtol=1e-11, atol=1e-9
         )
-    np.testing.assert_allclose(output(system, u, both_directions=both), y, rtol=0, atol=0)
+    np.testing.assert_allclose(output(system, u, both_directions=both), y, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -241,7 +244,7 @@ def test_a_fit_is_that_of_dense_least_squares():
     )  # features of unlike size that overlap
     X[:, 4] = 0.0  # a feature that rests gets no weight
     W = X * weights[:, None]
-    K = FeatureSums(W.T @ X, W.T @ Y, np.asarray(0.0)).fitted()
+    K = FeatureSums(W.T @ X, W.T @ Y, np.asarray(0.0), X.T @ X).fitted()
     root, kept = np.sqrt(weights)[:, None], np.delete(X, 4, 1)
     lengths = np.linalg.norm(root * kept, axis=0)
     rows = np.vstack([root * kept / lengths, np.sqrt(module.RIDGE) * np.eye(5)])
@@ -308,6 +311,80 @@ def test_pursuit_of_a_target_leaves_out_what_rests():
     assert 1 not in pursue_target(X.T @ X, X.T @ Y, 2, 3, tolerance=1e-9)
 
 
+def of_unlike_steps(count: int, length: int) -> Sequences:
+    """Sequences of which some steps count a hundred times as much as others, and some not at all."""
+    rng = np.random.default_rng(0)
+    weights = 10.0 ** rng.uniform(-1, 1, size=(count, length))
+    weights[rng.uniform(size=weights.shape) < 0.1] = 0.0
+    u = rng.normal(size=(count, length, 3)).cumsum(axis=1)
+    return Sequences(u, rng.normal(size=(count, length, 2)), weights)
+
+
+def test_steps_are_drawn_in_proportion_to_their_weights():
+    data = of_unlike_steps(40, 50)
+    drawn = data.sample(500)
+    counted = data.weights > 0.0
+    shares = counted * (data.weights / data.weights[counted].mean() + 1.0)
+    shares *= 500 / shares.sum()
+    times = shares * drawn
+    np.testing.assert_allclose(times, np.round(times), atol=1e-9)
+    assert round(times.sum()) == 500
+    assert not np.any(drawn[~counted])
+    # One from each stratum: no run of steps has two more or less than its share.
+    assert np.abs(np.cumsum(times) - np.cumsum(shares)).max() <= 1 + 1e-9
+    np.testing.assert_array_equal(data.sample(500), drawn)
+    np.testing.assert_array_equal(data.sample(2000), counted)
+
+
+def test_few_of_all_steps_are_not_always_the_same_of_each_sequence():
+    data = Sequences(np.zeros((400, 64, 1)), np.zeros((400, 64, 1)), np.ones((400, 64)))
+    times = np.sum(data.sample(1600) > 0.0, axis=0)  # every 16th
+    assert times.min() > 5
+    assert times.max() < 60
+
+
+@pytest.mark.parametrize("name", ["gram", "moment"])
+def test_sums_of_a_sample_are_near_those_of_all_steps(name, monkeypatch):
+    data = of_unlike_steps(300, 60)
+    system = drawn((), 3, 2, n=6)
+    monkeypatch.setattr(module, "_ENTRIES", 10**9)
+    whole = getattr(feature_sums(system, data), name)
+    lengths = np.sqrt(np.diagonal(whole))
+    errors = []
+    for count in (400, 6400):
+        monkeypatch.setattr(module, "_ENTRIES", 12 * count)
+        part = getattr(feature_sums(system, data), name)
+        errors.append(np.abs((part - whole) / np.outer(lengths, lengths)).max())
+    assert errors[1] < 0.03
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_sample_selects_and_fits_as_all_steps_do(monkeypatch):
+    system = drawn((), 3, 2, n=12, seed=1)
+    u = np.random.default_rng(0).normal(size=(300, 60, 3)).cumsum(axis=1)
+    y = output(system, u)
+    noise = np.random.default_rng(1).normal(size=y.shape)
+    data = Sequences(u, y + 0.1 * np.std(y) * noise, np.ones((300, 60)))
+    lost = []
+    for count in (10**6, 2000):
+        monkeypatch.setattr(module, "_ENTRIES", 24 * count)
+        sums = feature_sums(system, data)
+        kept = pursue_target(sums.gram, sums.seen, 2, 5, tolerance=module.RIDGE)
+        part = system.to_host()
+        fitted = DiagonalStateSpace(
+            part.eigenvalues[kept],
+            part.B[kept],
+            output_matrix(sums.of_groups(kept, 2).fitted()),
+            part.D,
+            time=Discrete(),
+            real_output=True,
+            read_after_update=True,
+        )
+        lost.append(output_error(fitted, data))
+    assert lost[0] < 0.5
+    assert lost[1] < 1.02 * lost[0]
+
+
 def test_sequences_that_do_not_fit_together_are_refused():
     u, y = np.zeros((2, 5, 3)), np.zeros((2, 5, 1))
     with pytest.raises(ShapeError, match="have shapes"):
@@ -321,4 +398,3 @@ def test_effective_rows_count_steps_that_matter():
     weights[:, -1] = 1.0
     data = Sequences(np.zeros((10, 7, 1)), np.zeros((10, 7, 1)), weights)
     assert data.effective_rows == 10.0
-    assert data.unweighted().effective_rows == 10.0

@@ -10,13 +10,15 @@ sequence from its end as well. All that a fit of C needs is in sums over sequenc
 
     Φ = Σ τ f fᵀ,   R = Σ τ f y0ᵀ,   E = Σ τ |y0|²,   y0 = y - D u,
 
-since Σ τ |y0 - K f|² = E - 2 tr(K R) + tr(K Φ Kᵀ). Sums add over batches of sequences.
+since Σ τ |y0 - K f|² = E - 2 tr(K R) + tr(K Φ Kᵀ). Sums add over batches of sequences. Of many steps a
+sample says as much: a fit of k unknowns needs some multiple of k rows, whose number then does not grow with
+that of the steps, each with τ over its share in the sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,8 +27,17 @@ from ssmreduce.errors import ShapeError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 
-_BYTES = 2**26
-"""What the features of the sequences that are run together may take."""
+_TOGETHER = 2**20
+"""States, over all steps, of sequences that are run together."""
+
+_WINDOW, _LONGEST = 64, 16
+"""Inputs, and steps, in a chunk: the wider a layer, the more does a product of a whole chunk cost."""
+
+_ENTRIES = 2**21
+"""Features of steps up to which all are in a sum; beyond, steps are drawn."""
+
+_ROWS = 16
+"""Steps that are drawn for each feature at least."""
 
 RIDGE = 1e-6
 """Added to the diagonal of Φ in units in which that is 1: between 1e-8 and 1e-4 fits are alike."""
@@ -72,9 +83,25 @@ class Sequences:
         squares = float(np.sum(self.weights**2))
         return float(np.sum(self.weights)) ** 2 / squares if squares else 0.0
 
-    def unweighted(self) -> Sequences:
-        """The same with every step that is not padded counted once."""
-        return replace(self, weights=(self.weights > 0.0).astype(np.float64))
+    def sample(self, count: int) -> HostArray:
+        """Draw about `count` steps, and return for how many each stands in sums over steps, shape (N, L).
+
+        One is drawn from each of `count` strata, and the same ones each time: half of them in proportion to
+        τ, the other half evenly, lest outputs run wild at steps that hardly count. Each stands for itself
+        where there are no more, and for none where τ is 0.
+        """
+        weights = self.weights.ravel()
+        counted = weights > 0.0
+        if np.count_nonzero(counted) <= count:
+            return np.asarray(self.weights > 0.0, dtype=np.float64)
+        shares = np.where(counted, weights + np.mean(weights[counted]), 0.0)
+        total = np.cumsum(shares)
+        places = np.arange(count) + np.random.default_rng(0).uniform(size=count)
+        steps = np.searchsorted(total, total[-1] / count * places, side="right")
+        last = np.flatnonzero(counted)[-1]  # rounding may lead beyond
+        times = np.bincount(np.minimum(steps, last), minlength=weights.size)
+        each = total[-1] / count / np.where(counted, shares, 1.0)
+        return np.asarray(times * each).reshape(self.weights.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +137,14 @@ class FeatureSums:
         R.
     energy : (...) array
         E.
+    moment : (..., k, k) array
+        Φ with all steps alike, but for those with τ = 0.
     """
 
     gram: HostArray
     seen: HostArray
     energy: HostArray
+    moment: HostArray
 
     def fitted(self) -> HostArray:
         """Return K, shape (..., p, k), with (Φ + ridge) Kᵀ = R in units in which Φ has a unit diagonal."""
@@ -129,11 +159,14 @@ class FeatureSums:
     def of_groups(self, groups: HostArray, size: int) -> FeatureSums:
         """Return the sums of some groups of neighbouring features, shape (..., r), of each system."""
         at = (groups[..., :, None] * size + np.arange(size)).reshape(*groups.shape[:-1], -1)
-        rows = np.take_along_axis(self.gram, at[..., :, None], axis=-2)
-        gram = np.take_along_axis(rows, at[..., None, :], axis=-1)
-        return FeatureSums(
-            gram, np.take_along_axis(self.seen, at[..., :, None], axis=-2), self.energy
+        gram, moment = (
+            np.take_along_axis(
+                np.take_along_axis(each, at[..., :, None], axis=-2), at[..., None, :], axis=-1
+            )
+            for each in (self.gram, self.moment)
         )
+        seen = np.take_along_axis(self.seen, at[..., :, None], axis=-2)
+        return FeatureSums(gram, seen, self.energy, moment)
 
 
 def feature_sums(
@@ -153,23 +186,32 @@ def feature_sums(
 
     Notes
     -----
-    Cost O(N L k (k + m + p)) for k features, in float64; memory is bounded by running few sequences at a
-    time.
+    Where the features have more than two million entries, steps are drawn, 16 for each feature at least; see
+    `Sequences.sample`. Cost O(R k (k + m + p)) for R steps and k features, and O(N L k m) for what leads to
+    them, in float64; memory is bounded by running few sequences at a time.
     """
     host = system.to_host()
-    targets = sequences.targets - feedthrough(
-        host, sequences.inputs, both_directions=both_directions
-    )
+    k = (4 if both_directions else 2) * host.order
+    systems = host.eigenvalues.size // host.order
+    stands_for = sequences.sample(max(_ENTRIES // (k * systems), _ROWS * k))
     gram: HostArray | float = 0.0
     seen: HostArray | float = 0.0
     energy: HostArray | float = 0.0
-    for rows, features in _features(host, sequences.inputs, both_directions):
-        wanted = _by_channel(targets[rows], host.batch_shape)
-        weighted = features * _flat(sequences.weights[rows])
-        gram = gram + np.swapaxes(weighted, -1, -2) @ features
-        seen = seen + np.swapaxes(weighted, -1, -2) @ wanted
-        energy = energy + np.sum(_flat(sequences.weights[rows]) * wanted**2, axis=(-2, -1))
-    return FeatureSums(np.asarray(gram), np.asarray(seen), np.asarray(energy))
+    moment: HostArray | float = 0.0
+    for few in _together(host, *sequences.inputs.shape[:2]):
+        inputs, at = sequences.inputs[few], np.nonzero(stands_for[few])
+        features = _features(host, inputs, *at, both_directions=both_directions)
+        features *= np.sqrt(stands_for[few][at])[:, None]
+        moment = moment + np.swapaxes(features, -1, -2) @ features
+        roots = np.sqrt(sequences.weights[few][at])[:, None]
+        features *= roots
+        gram = gram + np.swapaxes(features, -1, -2) @ features
+        roots *= np.sqrt(stands_for[few][at])[:, None]
+        direct = feedthrough(host, inputs[at][None], both_directions=both_directions)[0]
+        wanted = _by_channel(roots * (sequences.targets[few][at] - direct), host.batch_shape)
+        seen = seen + np.swapaxes(features, -1, -2) @ wanted
+        energy = energy + np.sum(wanted**2, axis=(-2, -1))
+    return FeatureSums(*map(np.asarray, (gram, seen, energy, moment)))
 
 
 def feedthrough(system: System, inputs: HostArray, *, both_directions: bool = False) -> HostArray:
@@ -187,12 +229,13 @@ def output(system: System, inputs: HostArray, *, both_directions: bool = False) 
     host = system.to_host()
     if isinstance(host, StateSpace):
         return _dense_output(host, inputs)
-    K = readout(host, both_directions=both_directions)
-    parts = [
-        _by_sequence(features @ np.swapaxes(K, -1, -2), rows, inputs.shape[1])
-        for rows, features in _features(host, inputs, both_directions)
-    ]
-    return np.concatenate(parts) + feedthrough(host, inputs, both_directions=both_directions)
+    found = feedthrough(host, inputs, both_directions=both_directions)
+    forth, *back = np.split(host.C, 2, axis=-2) if both_directions else [host.C]
+    for few in _together(host, *inputs.shape[:2]):
+        found[few] += _Chunks(host, inputs[few]).read(forth)
+        for C in back:
+            found[few] += _Chunks(host, inputs[few, ::-1]).read(C)[:, ::-1]
+    return found
 
 
 def output_error(system: System, sequences: Sequences, *, both_directions: bool = False) -> float:
@@ -208,9 +251,8 @@ def output_error(system: System, sequences: Sequences, *, both_directions: bool 
 def readout(system: DiagonalStateSpace, *, both_directions: bool = False) -> HostArray:
     """Return K, shape (..., p, k), with y = K f + D u."""
     halves = np.split(system.C, 2, axis=-2) if both_directions else [system.C]
-    parts = [part for half in halves for part in (half.real, -half.imag)]
-    stacked = np.stack(parts, axis=-1)
-    return np.asarray(stacked.reshape(*stacked.shape[:-2], -1))
+    stacked = np.stack(halves, axis=-1)
+    return _real_output(stacked.reshape(*stacked.shape[:-2], -1))
 
 
 def output_matrix(K: HostArray, *, both_directions: bool = False) -> HostArray:
@@ -230,35 +272,100 @@ def state_moment(gram: HostArray, *, both_directions: bool = False) -> HostArray
     return np.asarray(np.moveaxis(P, (-3, -1), (-4, -2))).reshape(*batch, 2 * n, 2 * n)
 
 
-def _features(
-    system: DiagonalStateSpace, inputs: HostArray, both_directions: bool
-) -> Iterator[tuple[slice, HostArray]]:
-    """Yield features, shape (..., rows, k), of a few sequences after the other, and which they are."""
-    count, length = inputs.shape[:2]
-    size = 4 if both_directions else 2
-    each = 8 * size * length * system.eigenvalues.size
-    step = max(1, _BYTES // each)
+def _together(system: DiagonalStateSpace, count: int, length: int) -> Iterator[slice]:
+    """Yield the sequences whose states are computed together."""
+    step = max(1, _TOGETHER // (length * system.eigenvalues.size))
     for first in range(0, count, step):
-        rows = slice(first, min(first + step, count))
-        states = [_states(system, inputs[rows])]
-        if both_directions:
-            states.append(_states(system, inputs[rows, ::-1])[:, ::-1])
-        parts = [part for each_way in states for part in (each_way.real, each_way.imag)]
-        stacked = np.stack(parts, axis=-1)  # (N, L, *batch, n, size)
-        moved = np.moveaxis(stacked, (0, 1), (-4, -3))
-        yield rows, moved.reshape(*system.batch_shape, -1, moved.shape[-2] * size)
+        yield slice(first, min(first + step, count))
 
 
-def _states(system: DiagonalStateSpace, inputs: HostArray) -> HostArray:
-    """Return h, shape (N, L, *batch, n), from rest."""
-    if system.batch_shape:
-        driven = inputs[..., None] * system.B[..., 0]
-    else:
-        driven = inputs @ np.swapaxes(system.B, -1, -2)
-    states: HostArray = driven.astype(np.complex128)
-    for k in range(1, inputs.shape[1]):
-        states[:, k] += system.eigenvalues * states[:, k - 1]
-    return states
+def _features(
+    system: DiagonalStateSpace,
+    inputs: HostArray,
+    sequences: HostArray,
+    steps: HostArray,
+    *,
+    both_directions: bool,
+) -> HostArray:
+    """Return features, shape (..., R, k), of R sequences and steps."""
+    states = [_Chunks(system, inputs).states(sequences, steps)]
+    if both_directions:
+        back = inputs.shape[1] - 1 - steps
+        states.append(_Chunks(system, inputs[:, ::-1]).states(sequences, back))
+    stacked = np.stack(states, axis=-1)
+    return stacked.reshape(*stacked.shape[:-2], -1).view(np.float64)
+
+
+class _Chunks:
+    """Sequences in chunks of steps: states and outputs are matrix products of what goes into a chunk.
+
+    With g the state before a chunk, the one after its inputs u[0], ..., u[j] is
+
+        h = λ^(j+1) g + Σ λ^(j-i) B u[i].
+    """
+
+    def __init__(self, system: DiagonalStateSpace, inputs: HostArray) -> None:
+        self._system = system
+        self._count, self._length, width = inputs.shape
+        m = 1 if system.batch_shape else width
+        self._size = min(max(_WINDOW // m, 1), _LONGEST, self._length)
+        self._chunks = -(-self._length // self._size)
+        missing = self._chunks * self._size - self._length
+        padded = np.pad(inputs, ((0, 0), (0, missing), (0, 0)))
+        self._inputs = padded.reshape(-1, self._size, width)
+        poles = system.eigenvalues[..., None, None, :]
+        self._powers = poles ** np.arange(self._size + 1)[:, None, None]  # (..., size + 1, 1, n)
+        descending = np.flip(self._powers[..., :-1, :, :], axis=-3)
+        drive = descending * np.swapaxes(system.B[..., None, :, :], -1, -2)
+        self._drive = drive.reshape(*system.batch_shape, -1, system.order)
+        self._before = self._before_chunks()
+
+    def _before_chunks(self) -> HostArray:
+        """g, shape (..., N chunks, n)."""
+        added = self._driven(self._inputs)
+        apart = added.reshape(*added.shape[:-2], self._count, self._chunks, -1)
+        before = np.zeros_like(apart)
+        factor = self._powers[..., self._size, :, :]
+        for k in range(1, self._chunks):
+            before[..., k, :] = factor * before[..., k - 1, :] + apart[..., k - 1, :]
+        return before.reshape(added.shape)
+
+    def _driven(self, windows: HostArray) -> HostArray:
+        """What inputs (R, steps, m) add to states, shape (..., R, n), at the last of these steps."""
+        rows = self._rows(windows)
+        drive = np.ascontiguousarray(self._drive[..., -rows.shape[-1] :, :])
+        return np.asarray((rows @ drive.view(np.float64)).view(np.complex128))
+
+    def _rows(self, windows: HostArray) -> HostArray:
+        """From (R, steps, m) to (R, steps m), or to (channels, R, steps)."""
+        if self._system.batch_shape:
+            return np.moveaxis(windows, -1, 0)
+        return windows.reshape(len(windows), -1)
+
+    def states(self, sequences: HostArray, steps: HostArray) -> HostArray:
+        """h, shape (..., R, n), of R sequences and steps."""
+        chunks, places = np.divmod(steps, self._size)
+        chunks = sequences * self._chunks + chunks
+        found = np.empty((*self._before.shape[:-2], len(steps), self._system.order), complex)
+        for j in np.unique(places):
+            at = np.flatnonzero(places == j)
+            before = np.take(self._before, chunks[at], axis=-2)
+            driven = self._driven(self._inputs[chunks[at], : j + 1])
+            found[..., at, :] = self._powers[..., j + 1, :, :] * before + driven
+        return found
+
+    def read(self, C: HostArray) -> HostArray:
+        """Re(C h), shape (N, L, p), at all steps."""
+        kernel = (self._drive @ np.swapaxes(C, -1, -2)).real
+        found = []
+        for j in range(self._size):
+            rows = self._rows(self._inputs[:, : j + 1])
+            K = _real_output(self._powers[..., j + 1, :, :] * C)
+            outputs = rows @ kernel[..., -rows.shape[-1] :, :]
+            outputs = outputs + self._before.view(np.float64) @ np.swapaxes(K, -1, -2)
+            found.append(np.moveaxis(outputs, -2, 0).reshape(len(self._inputs), -1))
+        every = np.stack(found, axis=1).reshape(self._count, self._chunks * self._size, -1)
+        return every[:, : self._length]
 
 
 def _dense_output(system: StateSpace, inputs: HostArray) -> HostArray:
@@ -275,20 +382,12 @@ def _dense_output(system: StateSpace, inputs: HostArray) -> HostArray:
     return np.stack(outputs, axis=1) + feedthrough(system, inputs)
 
 
-def _flat(weights: HostArray) -> HostArray:
-    return weights.reshape(-1, 1)
+def _real_output(C: HostArray) -> HostArray:
+    """[Re C, -Im C], with both columns of a state side by side."""
+    return np.asarray(np.conj(np.ascontiguousarray(C)).view(np.float64))
 
 
-def _by_channel(outputs: HostArray, batch_shape: tuple[int, ...]) -> HostArray:
-    """From (N, L, p) to (..., N L, p of each channel)."""
-    flat = outputs.reshape(*outputs.shape[:2], *batch_shape, -1)
-    moved = np.moveaxis(flat, (0, 1), (-3, -2))
-    return np.asarray(moved).reshape(*batch_shape, -1, moved.shape[-1])
-
-
-def _by_sequence(outputs: HostArray, rows: slice, length: int) -> HostArray:
-    """The way back."""
-    count = rows.stop - rows.start
-    apart = outputs.reshape(*outputs.shape[:-2], count, length, outputs.shape[-1])
-    moved = np.moveaxis(apart, (-3, -2), (0, 1))
-    return np.asarray(moved).reshape(count, length, -1)
+def _by_channel(rows: HostArray, batch_shape: tuple[int, ...]) -> HostArray:
+    """From rows (R, p) to (..., R, p of each channel)."""
+    apart = rows.reshape(len(rows), *batch_shape, -1)
+    return np.asarray(np.moveaxis(apart, 0, -2))

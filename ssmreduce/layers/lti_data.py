@@ -315,13 +315,11 @@ def data_balancing(
     both_directions: bool,
 ) -> DataBalancing:
     """Balance between what the sequences excite and what is observed; `sums` are those of the fit."""
-    fitting = data.fitting
-    if sums is None or np.ptp(
-        fitting.weights
-    ):  # P of all steps alike: one with weights is far worse
-        fitting = fitting.unweighted()
-        sums = feature_sums(system, fitting, both_directions=both_directions)
-    P = state_moment(sums.gram, both_directions=both_directions) / np.sum(fitting.weights)
+    if sums is None:
+        sums = feature_sums(system, data.fitting, both_directions=both_directions)
+    # All steps alike: P with weights is far worse.
+    P = state_moment(sums.moment, both_directions=both_directions)
+    P /= np.count_nonzero(data.fitting.weights)
     return DataBalancing(system, P, horizon, data.horizon)
 
 
