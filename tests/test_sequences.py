@@ -35,6 +35,7 @@ Array = np.ndarray
 
 CASES = {
     "one system": ((), 3, 2, False),
+    "wide": ((), 80, 12, False),
     "both directions": ((), 3, 4, True),
     "channels": ((5,), 1, 1, False),
     "channels with two heads": ((5,), 1, 2, False),

@@ -357,13 +357,18 @@ class _Chunks:
     def read(self, C: HostArray) -> HostArray:
         """Re(C h), shape (N, L, p), at all steps."""
         kernel = (self._drive @ np.swapaxes(C, -1, -2)).real
+        own = np.swapaxes(_real_output(C), -1, -2)
         found = []
         for j in range(self._size):
-            rows = self._rows(self._inputs[:, : j + 1])
+            windows = self._inputs[:, : j + 1]
             K = _real_output(self._powers[..., j + 1, :, :] * C)
-            outputs = rows @ kernel[..., -rows.shape[-1] :, :]
-            outputs = outputs + self._before.view(np.float64) @ np.swapaxes(K, -1, -2)
-            found.append(np.moveaxis(outputs, -2, 0).reshape(len(self._inputs), -1))
+            outputs = self._before.view(np.float64) @ np.swapaxes(K, -1, -2)
+            if own.shape[-1] > own.shape[-2]:  # more outputs than features
+                outputs += self._driven(windows).view(np.float64) @ own
+            else:
+                rows = self._rows(windows)
+                outputs += rows @ kernel[..., -rows.shape[-1] :, :]
+            found.append(np.moveaxis(outputs, -2, 0).reshape(len(windows), -1))
         every = np.stack(found, axis=1).reshape(self._count, self._chunks * self._size, -1)
         return every[:, : self._length]
 
