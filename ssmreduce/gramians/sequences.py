@@ -33,7 +33,7 @@ _TOGETHER = 2**20
 _WINDOW, _LONGEST = 64, 16
 """Inputs, and steps, in a chunk: the wider a layer, the more does a product of a whole chunk cost."""
 
-_ENTRIES = 2**21
+_ENTRIES = 2**22
 """Features of steps up to which all are in a sum; beyond, steps are drawn."""
 
 _ROWS = 16
@@ -86,22 +86,27 @@ class Sequences:
     def sample(self, count: int) -> HostArray:
         """Draw about `count` steps, and return for how many each stands in sums over steps, shape (N, L).
 
-        One is drawn from each of `count` strata, and the same ones each time: half of them in proportion to
-        τ, the other half evenly, lest outputs run wild at steps that hardly count. Each stands for itself
-        where there are no more, and for none where τ is 0.
+        The same ones are drawn each time: half of them in proportion to τ, the other half evenly, lest
+        outputs run wild at steps that hardly count. Those that would be drawn more than once are taken as
+        they are, and so are all where there are no more; none where τ is 0.
         """
-        weights = self.weights.ravel()
-        counted = weights > 0.0
+        counted = self.weights > 0.0
         if np.count_nonzero(counted) <= count:
-            return np.asarray(self.weights > 0.0, dtype=np.float64)
-        shares = np.where(counted, weights + np.mean(weights[counted]), 0.0)
-        total = np.cumsum(shares)
-        places = np.arange(count) + np.random.default_rng(0).uniform(size=count)
-        steps = np.searchsorted(total, total[-1] / count * places, side="right")
-        last = np.flatnonzero(counted)[-1]  # rounding may lead beyond
-        times = np.bincount(np.minimum(steps, last), minlength=weights.size)
-        each = total[-1] / count / np.where(counted, shares, 1.0)
-        return np.asarray(times * each).reshape(self.weights.shape)
+            return np.asarray(counted, dtype=np.float64)
+        chance = np.where(counted, self.weights + np.mean(self.weights[counted]), 0.0)
+        chance, left = chance * (count / np.sum(chance)), count
+        while np.any(chance > 1.0):
+            rest = chance < 1.0
+            left = count - int(np.count_nonzero(~rest))
+            chance = np.where(rest, chance * (left / np.sum(chance[rest])), 1.0)
+        # One from each of as many strata as there are to be: neighbours say much the same.
+        others = np.flatnonzero(counted & (chance < 1.0))
+        total = np.cumsum(chance.ravel()[others])
+        places = np.arange(left) + np.random.default_rng(0).uniform(size=left)
+        drawn = others[np.searchsorted(total[:-1], total[-1] / left * places, side="right")]
+        times = np.where(chance < 1.0, 0.0, 1.0).ravel()
+        np.add.at(times, drawn, 1.0)
+        return np.asarray(times / np.where(counted, chance, 1.0).ravel()).reshape(chance.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +191,7 @@ def feature_sums(
 
     Notes
     -----
-    Where the features have more than two million entries, steps are drawn, 16 for each feature at least; see
+    Where the features have more than four million entries, steps are drawn, 16 for each feature at least; see
     `Sequences.sample`. Cost O(R k (k + m + p)) for R steps and k features, and O(N L k m) for what leads to
     them, in float64; memory is bounded by running few sequences at a time.
     """
