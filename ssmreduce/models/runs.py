@@ -187,6 +187,7 @@ def _check_call(handle: LayerHandle, call: Recorded) -> None:
     if not apart <= _SAME * size:
         raise UnsupportedLayerError(
             f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
-            f"{size:.3g}; expected a run from rest with steps of one length. Leave out initial states and "
+            f"{size:.3g}; expected a run from rest with steps of one length, of one sequence or a "
+            "batch. Map a model of single sequences over its batches, and leave out initial states and "
             "step_scale, or the layer with options=CutOptions(exclude=...)."
         )
