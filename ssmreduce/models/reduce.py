@@ -216,8 +216,10 @@ def reduce_model(
 
 def _decided(found: Layers, order: Order, data: Calibration | None) -> Results:
     """Plan all layers, and warn where the model is no better than chance."""
-    results = with_losses(found, decide_cut(found, order, data=data), data)
-    warn_at_chance(losses_in(results))
+    results = decide_cut(found, order, data=data)
+    if data is not None:
+        results = with_losses(found, results, data)
+        warn_at_chance(losses_in(results))
     return results
 
 
