@@ -329,9 +329,7 @@ def test_what_judges_a_cut_has_to_be_known(learned: Model) -> None:
         ({"options": CutOptions(method="selected")}, "`method` is 'selected', but there are no"),
     ],
 )
-def test_what_needs_data_is_told_at_the_first_step(
-    options: Any, told: str, learned: Model
-) -> None:
+def test_what_needs_data_is_told_at_the_first_step(options: Any, told: str, learned: Model) -> None:
     reducer = InTrainingReducer(ReductionSchedule.at(100), FixedOrder(6), **options)
     with pytest.raises(OrderError, match=told):
         step_with(reducer, copy.deepcopy(learned))

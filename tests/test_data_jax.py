@@ -705,3 +705,11 @@ for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=Path(__file__).parent, env=environment
     )
+
+
+def test_a_loss_without_derivatives_is_told():
+    def loss(model, batch):
+        return jax.lax.stop_gradient(cross_entropy(model, batch))
+
+    with pytest.warns(CalibrationWarning, match="derivative of `loss` by what the layers put out"):
+        calibrate(Model(), make_batches(), loss=loss)

@@ -7,13 +7,14 @@ on these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import (
     check_functions,
     check_instance,
@@ -25,6 +26,7 @@ from ssmreduce._checks import (
 from ssmreduce._display import html_table, text_table
 from ssmreduce._namespace import HostArray, to_host
 from ssmreduce.errors import (
+    CalibrationWarning,
     OrderError,
     ShapeError,
     UnsupportedLayerError,
@@ -363,6 +365,7 @@ def calibrate(
             f"`batches` has {count} sequences; expected at least two, as some are held out. Pass a data "
             "loader, or a list of batches."
         )
+    _warn_of_no_derivative(parts)
     held_out = every_fourth(len(parts))
     layers = {
         name: weighted(
@@ -404,6 +407,16 @@ def _all_recorded(runs: Runs, found: Layers, batch: Any, number: int) -> dict[st
             "reach every layer. Leave it out with options=CutOptions(exclude=...)."
         )
     return part
+
+
+def _warn_of_no_derivative(parts: Sequence[Mapping[str, LayerRecord]]) -> None:
+    """Warn where a loss has no derivative by the output of any layer, in any batch."""
+    if not any(np.any(record.weights > 0.0) for part in parts for record in part.values()):
+        warn_caller(
+            "the derivative of `loss` by what the layers put out is zero; expected one that depends on it. "
+            "Take away stop_gradient or detach, or leave out `loss`.",
+            CalibrationWarning,
+        )
 
 
 def _run(model: Any, batch: Any) -> Any:

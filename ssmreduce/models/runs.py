@@ -61,9 +61,9 @@ class Runs:
             handle = by_path[path]
             for call in own:
                 _check_call(handle, call)
-                record = LayerRecord(
-                    call.inputs, _squares(handle, call, mask), np.zeros(len(call.inputs), bool)
-                )
+                # An output that a loss does not depend on has no derivative, or zero.
+                weights = _weights(handle, call, mask, otherwise=0.0 if differentiates else 1.0)
+                record = LayerRecord(call.inputs, weights, np.zeros(len(call.inputs), bool))
                 earlier = records.get(handle.name)
                 records[handle.name] = record if earlier is None else earlier.joined(record)
         return records
@@ -141,10 +141,12 @@ class HeldOutLoss:
             return self.loss(model, batch)
 
 
-def _squares(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> HostArray:
-    """Squares of derivatives by what comes out at each step, or ones; negative where padded."""
+def _weights(
+    handle: LayerHandle, call: Recorded, mask: HostArray | None, *, otherwise: float
+) -> HostArray:
+    """Squares of derivatives by what comes out at each step, where known; negative where padded."""
     steps = call.inputs.shape[:2]
-    squares = np.ones(steps) if call.squares is None else call.squares.astype(np.float64)
+    squares = np.full(steps, otherwise) if call.squares is None else call.squares.astype(np.float64)
     if mask is None:
         return squares
     if mask.shape != steps:
