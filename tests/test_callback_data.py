@@ -422,7 +422,7 @@ def test_the_loss_of_a_model_is_what_it_returns() -> None:
     assert float(_own_loss(model, {"outputs": output})) == 1.0
     whole = transformers.modeling_outputs.CausalLMOutput(loss=torch.ones(()), logits=torch.zeros(3))
     assert torch.equal(*_outputs(model, {"outputs": whole}), torch.zeros(3))
-    assert _outputs(model, {"outputs": (2.0, 3.0)}) == (2.0, 3.0)
+    assert _outputs(model, {"outputs": (2.0, 3.0)}) == (3.0,)
     with pytest.raises(OrderError, match=r"returns logits; expected a loss.*Pass loss="):
         _own_loss(model, {"outputs": {"logits": 1.0}})
     with pytest.raises(OrderError, match=r"is a .*tuple; expected a dict.*Pass"):

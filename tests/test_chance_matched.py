@@ -16,6 +16,7 @@ import torch
 from jax_modules import make_s4d
 from s5 import S5
 from torch import nn
+from torch_modules import S4D
 
 from ssmreduce import (
     Calibration,
@@ -24,10 +25,12 @@ from ssmreduce import (
     InTrainingReducer,
     ReductionSchedule,
     calibrate,
+    reduce_layer,
 )
 from ssmreduce.demo.lru import LRU
 from ssmreduce.errors import CalibrationWarning
 from ssmreduce.frameworks import pytree_matching
+from ssmreduce.models.matching import MatchedCut
 from ssmreduce.models.search import search
 
 WHITE = CutOptions(method="white")
@@ -214,12 +217,28 @@ def test_what_is_no_better_is_not_taken(
     learned: Model, pairs: Any, plain: Any, worse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", lambda weights, rate: adam(weights, **worse))
+    monkeypatch.setattr(torch.optim, "Adam", lambda weights, rate, eps: adam(weights, **worse))
     model = copy.deepcopy(learned)
-    with pytest.warns(CalibrationWarning, match=ABOVE):
+    not_taken = "the outputs of the uncut model.* which stays|and the cut stays as it is"
+    with (
+        pytest.warns(CalibrationWarning, match=ABOVE),
+        pytest.warns(CalibrationWarning, match=not_taken),
+    ):
         reducer = cut(model, pairs, "match")
     assert reducer.events[0].unmatched_loss is None
     assert is_same(model.state_dict().values(), plain[0].state_dict().values())
+
+
+@torch.no_grad()
+def without_graph(model: Any, batch: Any) -> torch.Tensor:
+    """As functions that predict often are."""
+    scores: torch.Tensor = model(batch[0])
+    return scores
+
+
+def with_states(model: Any, batch: Any) -> Any:
+    """Scores, and something of the size of the states, which would broadcast."""
+    return model(batch[0]), model.layer.seq.log_step
 
 
 @pytest.mark.parametrize(
@@ -227,6 +246,8 @@ def test_what_is_no_better_is_not_taken(
     [
         ({"forward": lambda model, batch: model(batch["x"])}, "`forward` ends in .*TypeError"),
         ({"forward": lambda model, batch: batch[1]}, "`forward` returns no array"),
+        ({"forward": without_graph}, "`forward` ends in .*RuntimeError.*with a graph"),
+        ({"forward": with_states}, r"`forward` returns shapes .*\(1,\)\] after the cut"),
         ({"loss": None}, "no loss on what was held out is known"),
     ],
 )
@@ -405,3 +426,17 @@ def test_a_forward_that_cannot_be_compiled_is_refused(jax_problem: Any) -> None:
     with pytest.warns(UserWarning, match="`forward` ends in .*TracerArrayConversionError"):
         same, _ = cut_jax(model, pairs, "match", loss=cross_entropy, forward=forward)
     assert same is model
+
+
+@pytest.mark.parametrize("method", ["white", "white refit", "balanced", "selected"])
+@pytest.mark.parametrize("make", [lambda: S5(6, 24).seq, lambda: S4D(6, 24).kernel])
+def test_cuts_of_every_kind_can_be_trained(make: Any, method: Any) -> None:
+    torch.manual_seed(0)
+    inputs = np.random.default_rng(0).normal(size=(64, 60, 6)).cumsum(axis=1)
+    data = Calibration.of_inputs({"model": inputs})
+    options = CutOptions(method=method)
+    cut = reduce_layer(make(), 4, data=data, options=options).cut
+    same = MatchedCut.of(cut, cut.new_weights)
+    assert same.error_bound is None
+    assert same.measured_error == pytest.approx(cut.measured_error, rel=1e-6)
+    assert same.reduction.method == f"{cut.reduction.method}, outputs matched"

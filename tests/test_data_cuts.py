@@ -1048,7 +1048,7 @@ def test_with_a_loss_one_batch_at_least_is_held_out():
 
 def test_a_loss_that_says_nothing_leaves_the_choice_to_outputs():
     model, batches = model_and_batches()
-    with pytest.warns(CalibrationWarning, match="derivative of `loss` by what the layers put out"):
+    with pytest.warns(CalibrationWarning, match="`loss` has no derivative by what"):
         data = calibrate(model, batches, loss=lambda model, batch: 0.0 * model(batch[0]).sum())
     result = reduce_model(model, 5, data=data)
     assert {part.choice.by for part in result.report.values()} == {"output error"}

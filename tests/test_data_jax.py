@@ -711,5 +711,5 @@ def test_a_loss_without_derivatives_is_told():
     def loss(model, batch):
         return jax.lax.stop_gradient(cross_entropy(model, batch))
 
-    with pytest.warns(CalibrationWarning, match="derivative of `loss` by what the layers put out"):
+    with pytest.warns(CalibrationWarning, match="`loss` has no derivative by what"):
         calibrate(Model(), make_batches(), loss=loss)

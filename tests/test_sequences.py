@@ -399,3 +399,12 @@ def test_effective_rows_count_steps_that_matter():
     weights[:, -1] = 1.0
     data = Sequences(np.zeros((10, 7, 1)), np.zeros((10, 7, 1)), weights)
     assert data.effective_rows == 10.0
+
+
+def test_steps_that_are_drawn_for_certain_leave_no_more_to_be_drawn():
+    weights = np.tile([1.0, 1.0, 1.0, 9.0], (4, 100))
+    sequences = Sequences(np.zeros((4, 400, 1)), np.zeros((4, 400, 1)), weights)
+    for count in (799, 800, 801):
+        stands_for = sequences.sample(count)
+        np.testing.assert_allclose(stands_for.sum(), weights.size, rtol=0.02)
+        np.testing.assert_allclose((stands_for * weights).sum(), weights.sum(), rtol=0.02)

@@ -238,7 +238,7 @@ def test_cuts_by_what_each_rank_is_given(kind: str, ranks: list[dict[str, Any]])
     *fewer, nan = first["errors"]
     assert "on rank 1: layer `1.lru` is given NaN" in nan
     assert all(
-        "in whether its `batches` end after 3; expected as many batches on all ranks. Leave"
+        "in whether its `batches` end after 3; expected as many batches on all ranks. Cut longer"
         in error
         for error in fewer
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ssmreduce._namespace import is_array, to_host
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.pytree_recording import in_inference_mode
-from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS
+from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS, pairs_of
 
 _State = tuple[list[jax.Array], list[jax.Array], list[jax.Array]]
 """Weights, first and second moments."""
@@ -43,8 +43,7 @@ def matched(
     model, weights = in_inference_mode(model), _Weights(handles)
 
     def error(values: list[jax.Array], model: Any, batch: Any, target: list[jax.Array]) -> Any:
-        found = _arrays(forward(weights.put(model, values), batch))
-        pairs = zip(found, target, strict=True)
+        pairs = pairs_of(_arrays(forward(weights.put(model, values), batch)), target)
         return sum(jnp.mean(jnp.abs(own - other) ** 2) for own, other in pairs)
 
     @eqx.filter_jit
@@ -65,7 +64,7 @@ def _after_adam(state: _State, gradient: list[jax.Array], step: jax.Array) -> _S
     first = [_FIRST * m + (1 - _FIRST) * g for m, g in zip(first, gradient, strict=True)]
     second = [_SECOND * v + (1 - _SECOND) * g**2 for v, g in zip(second, gradient, strict=True)]
     moves = [
-        m / (1 - _FIRST**step) / (jnp.sqrt(v / (1 - _SECOND**step)) + _EPS)
+        m / (1 - _FIRST**step) / (jnp.sqrt(v / (1 - _SECOND**step)) + _epsilon(v))
         for m, v in zip(first, second, strict=True)
     ]
     new = [
@@ -73,6 +72,11 @@ def _after_adam(state: _State, gradient: list[jax.Array], step: jax.Array) -> _S
         for value, move in zip(values, moves, strict=True)
     ]
     return new, first, second
+
+
+def _epsilon(moments: jax.Array) -> float:
+    """What keeps Adam from dividing by zero, in the type of the moments."""
+    return max(_EPS, float(jnp.finfo(moments.dtype).tiny))  # type: ignore[no-untyped-call]
 
 
 class _Weights:

@@ -1,10 +1,12 @@
-"""`Recorded`: what one layer was given in one call."""
+"""`Recorded`: what one layer was given in one call; and what matching of outputs has in every framework."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import CutRefusedError
 
 SAME_LOSS = 1e-6
 """Relative difference up to which two runs of a model have the same loss."""
@@ -33,3 +35,20 @@ class Recorded:
     inputs: HostArray
     first_output: HostArray | None
     squares: HostArray | None
+
+
+def pairs_of(found: Sequence[Array], targets: Sequence[Array]) -> Iterator[tuple[Array, Array]]:
+    """Outputs of a model, and what is to come out in their place.
+
+    Raises
+    ------
+    CutRefusedError
+        If the cut has changed their number or shapes.
+    """
+    shapes, wanted = ([tuple(each.shape) for each in arrays] for arrays in (found, targets))
+    if shapes != wanted:
+        raise CutRefusedError(
+            f"`forward` returns shapes {shapes} after the cut and {wanted} before it; expected the same, to "
+            "match outputs. Return what does not depend on the states: calibrate(..., forward=...)."
+        )
+    return zip(found, targets, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ssmreduce.frameworks.framework import LayerHandle
-from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS
+from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS, pairs_of
 from ssmreduce.frameworks.torch_recording import untouched
 
 
@@ -30,18 +30,25 @@ def matched(
     """Return `model` itself, in which the parameters of the layers were trained."""
     model.requires_grad_(False)
     weights = list({id(each): each for each in _parameters(handles)}.values())
+    if not weights:
+        return model
     for each in weights:
         each.requires_grad_(True)
-    optimizer = torch.optim.Adam(weights, MATCHING_RATE)
+    optimizer = torch.optim.Adam(weights, MATCHING_RATE, eps=_epsilon(weights))
     with untouched(model, handles, differentiates=False), torch.enable_grad():
         for step in range(MATCHING_STEPS):
             at = step % len(batches)
             optimizer.zero_grad()
-            pairs = zip(_tensors(forward(model, batches[at])), targets[at], strict=True)
+            pairs = pairs_of(_tensors(forward(model, batches[at])), targets[at])
             error = torch.stack([(own - other).abs().square().mean() for own, other in pairs])
             error.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model
+
+
+def _epsilon(weights: Sequence[torch.Tensor]) -> float:
+    """What keeps Adam from dividing by zero, in the coarsest type of the weights."""
+    return max(1e-8, *(torch.finfo(each.dtype).tiny for each in weights))
 
 
 def _parameters(handles: Sequence[LayerHandle]) -> list[torch.nn.Parameter]:

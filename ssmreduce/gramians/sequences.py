@@ -94,11 +94,12 @@ class Sequences:
         if np.count_nonzero(counted) <= count:
             return np.asarray(counted, dtype=np.float64)
         chance = np.where(counted, self.weights + np.mean(self.weights[counted]), 0.0)
-        chance, left = chance * (count / np.sum(chance)), count
+        chance = chance * (count / np.sum(chance))
         while np.any(chance > 1.0):
             rest = chance < 1.0
             left = count - int(np.count_nonzero(~rest))
             chance = np.where(rest, chance * (left / np.sum(chance[rest])), 1.0)
+        left = count - int(np.count_nonzero(chance >= 1.0))
         # One from each of as many strata as there are to be: neighbours say much the same.
         others = np.flatnonzero(counted & (chance < 1.0))
         total = np.cumsum(chance.ravel()[others])

@@ -413,8 +413,8 @@ def _warn_of_no_derivative(parts: Sequence[Mapping[str, LayerRecord]]) -> None:
     """Warn where a loss has no derivative by the output of any layer, in any batch."""
     if not any(np.any(record.weights > 0.0) for part in parts for record in part.values()):
         warn_caller(
-            "the derivative of `loss` by what the layers put out is zero; expected one that depends on it. "
-            "Take away stop_gradient or detach, or leave out `loss`.",
+            "`loss` has no derivative by what the layers put out, in any batch; expected one that depends on "
+            "them, and is not at its least yet. Take away stop_gradient, or leave out `loss`.",
             CalibrationWarning,
         )
 

@@ -46,7 +46,7 @@ class DataCut:
         """Plan all layers that have an order, in the order in which the model runs them."""
         groups = {name: self._tied(name) for name in orders}
         every = [each for group in groups.values() for each in group]
-        records = {each.name: self._record_of(each) for each in every}
+        records = {each.name: self._data.record_of(each) for each in every}
         ranks = {id(record): rank for rank, record in enumerate(self._data.layers.values())}
         ordered = sorted(orders, key=lambda name: ranks[id(records[name])])
         runs = self._runs
@@ -68,11 +68,6 @@ class DataCut:
             except SSMReduceError as error:
                 raise type(error)(f"while reducing layer `{name}`: {error}") from error
         return results
-
-    def _record_of(self, handle: LayerHandle) -> LayerRecord:
-        """The record of a layer; of one that is the whole model the only one, whatever its name."""
-        is_model = not any(map(str, handle.path))
-        return self._data.record_of(handle, alone=is_model and self._runs is None)
 
     def _tied(self, name: str) -> list[LayerHandle]:
         """A layer, and those that share its weights: their sequences add up."""

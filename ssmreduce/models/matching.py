@@ -7,19 +7,23 @@ learned. They are done on a copy: what they lead to is then written as any cut i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from ssmreduce._boundary import warn_caller
 from ssmreduce._checks import type_name
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import (
+    CalibrationWarning,
     CutRefusedError,
     NonFiniteError,
     SSMReduceError,
     UnstableSystemError,
 )
-from ssmreduce.frameworks.framework import Framework, LayerHandle, Path
+from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.layers.layer import LayerCut, WeightStorage
 from ssmreduce.layers.lti_cut import as_written
 from ssmreduce.models.calibration import Calibration
@@ -28,6 +32,8 @@ from ssmreduce.models.held_out import cut_copy, losses_in
 from ssmreduce.models.reduce import copy_of
 from ssmreduce.models.runs import Runs
 from ssmreduce.models.search import Layers
+
+_ADVICE = 'Say how: calibrate(..., forward=lambda model, batch: ...), or use above_chance="refuse".'
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +63,8 @@ class MatchedCut(LayerCut):
         system = kind.read(new_weights)
         if old.horizon is None and not system.is_stable().all():
             raise UnstableSystemError(
-                "the layer has poles outside of the unit circle once its outputs are matched; expected "
-                'none. Pass options=CutOptions(horizon=L), or above_chance="refuse".'
+                "the layer, or a copy of it, has poles outside of the unit circle once its outputs are "
+                'matched; expected none. Pass options=CutOptions(horizon=L), or leave "match" out.'
             )
         parts = tuple(replace(part, error_bound=None, stable_part=None) for part in old.parts)
         reduction = replace(
@@ -69,7 +75,7 @@ class MatchedCut(LayerCut):
             method=f"{old.method}, outputs matched",
         )
         written = as_written(reduction, system)
-        worst = max(float(part.quick_error()) for part in written.parts or (written,))
+        worst = max(float(np.max(part.quick_error())) for part in written.parts or (written,))
         return cls(kind, written, kind.error_factor * worst, cut.weights, new_weights, cut)
 
     @property
@@ -121,10 +127,17 @@ def matched(found: Layers, results: Results, data: Calibration) -> Results:
         return results
     try:
         new = _with_cuts(found, results, _trained(found, really_cut(results), runs))
-    except (NonFiniteError, UnstableSystemError):
+    except (NonFiniteError, UnstableSystemError) as error:
+        _warn(
+            f"the outputs of the uncut model are not matched, and the cut stays as it is: {error}"
+        )
         return results
     after = held_out.of(cut_copy(found, really_cut(new)))
     if not after < losses.after:
+        _warn(
+            f"matched to the outputs of the uncut model, the loss on what was held out is {after:.4g}; "
+            f"expected less than {losses.after:.4g}, that of the cut alone, which stays as it is."
+        )
         return results
     told = replace(losses, after=after, unmatched=losses.after)
     return {
@@ -137,13 +150,18 @@ def _trained(
     found: Layers, cuts: Mapping[Path, LayerCut], runs: Runs
 ) -> dict[Path, dict[str, HostArray]]:
     """The weights of the layers that are cut and no copies, trained behind the cut."""
-    framework = found.framework
-    uncut = framework.scratch(framework.plain(found.model))
-    targets = _outputs(framework, uncut, runs)
     copy = cut_copy(found, cuts)
     meant = {path: own for path, own in _by_path(found, copy).items() if path in cuts}
     trained = [own for path, own in meant.items() if path not in found.copies]
-    after = found.of(framework.matched(copy.model, trained, runs.forward, runs.fitting, targets))
+    try:
+        after = found.of(_with_outputs_of(found, copy.model, trained, runs))
+    except SSMReduceError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        raise CutRefusedError(
+            f"the outputs of the uncut model cannot be matched: `forward` ends in {type_name(error)}: "
+            f"{error}; expected the model's outputs, with a graph. {_ADVICE}"
+        ) from error
     return {
         path: dict(own.weights)
         for path, own in _by_path(found, after).items()
@@ -173,29 +191,25 @@ def _with_cuts(
     return new
 
 
-def _outputs(framework: Framework, uncut: Any, runs: Runs) -> list[list[Any]]:
-    """What an uncut model puts out.
+def _with_outputs_of(found: Layers, copy: Any, trained: Sequence[LayerHandle], runs: Runs) -> Any:
+    """The copy of a model, with layers trained to put out what the model itself does.
 
     Raises
     ------
     CutRefusedError
-        If it cannot be had, or is no array.
+        If that is no array.
     """
-    advice = (
-        'Say how: calibrate(..., forward=lambda model, batch: ...), or use above_chance="refuse".'
-    )
-    try:
-        found = framework.outputs(uncut, runs.forward, runs.fitting)
-    except SSMReduceError:
-        raise
-    except Exception as error:  # whatever the user's function raises
-        raise CutRefusedError(
-            f"the outputs that are to be matched cannot be had: `forward` ends in {type_name(error)}: "
-            f"{error}; expected the model's outputs. {advice}"
-        ) from error
-    if not all(found):
+    framework = found.framework
+    uncut = framework.scratch(framework.plain(found.model))
+    targets = framework.outputs(uncut, runs.forward, runs.fitting)
+    if not all(targets):
         raise CutRefusedError(
             "`forward` returns no array of floating-point numbers; expected the outputs that are to be "
-            f"matched, in an array or a tuple of arrays. {advice}"
+            f"matched, in an array or a tuple of arrays. {_ADVICE}"
         )
-    return found
+    del uncut  # a whole model, while another one is trained
+    return framework.matched(copy, trained, runs.forward, runs.fitting, targets)
+
+
+def _warn(message: str) -> None:
+    warn_caller(message, CalibrationWarning)

@@ -141,7 +141,7 @@ class LayerReduction:
 
     @property
     def output_error(self) -> float | None:
-        """Relative error of outputs that were held out; None without data."""
+        """Relative error of outputs that were held out; None without data, or where these were matched."""
         return self.cut.output_error
 
     @property
@@ -278,6 +278,8 @@ class ModelReport(dict[str, LayerReduction]):
         constant = losses.constant
         beside = "" if constant is None else f"; of a constant prediction {short(constant)}"
         change = f"{short(losses.before)} before, {short(losses.after)} after"
+        if losses.unmatched is not None:
+            change += f", {short(losses.unmatched)} without matched outputs"
         return f"loss on what was held out: {change}{beside}"
 
     def _summary(self) -> str:

@@ -73,15 +73,18 @@ class Terms:
     is_watched: bool
 
 
-def check_model(models: Sequence[Any], opt_state: Any, options: CutOptions) -> None:
+def check_model(
+    models: Sequence[Any], opt_state: Any, options: CutOptions, check_settings: Callable[[], None]
+) -> None:
     """Raise, before any attempt is due, what would end all of them: no layer, or another optimizer.
 
-    What else goes wrong may be right again when one is.
+    What else goes wrong may be right again when one is. Settings are checked on all ranks together.
     """
     found = search(models[0], options)
     framework = found.framework
 
     def check() -> None:
+        check_settings()
         found.check()
         framework.check_optimizer(found.model, opt_state, models[1:])
         if framework.team_of(found.model) is not None:

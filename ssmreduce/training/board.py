@@ -30,8 +30,11 @@ def write_event(writer: Any, event: ReductionEvent) -> None:
         measured_error=event.measured_error,
         error_bound=event.error_bound,
         seconds=event.seconds,
+        output_error=event.output_error,
         loss_before=event.loss_before,
         loss_after=event.loss_after,
+        unmatched_loss=event.unmatched_loss,
+        constant_loss=event.constant_loss,
     )
 
 

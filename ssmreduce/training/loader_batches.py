@@ -70,8 +70,8 @@ def lent(reducer: InTrainingReducer, data: Callable[[Any], Calibration] | None) 
     if data is None:
         yield
         return
-    reducer.data = data
     try:
+        reducer.data = data
         yield
     finally:
         reducer.data = None

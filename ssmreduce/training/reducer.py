@@ -269,8 +269,8 @@ class InTrainingReducer:
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
         if not self._is_checked:
-            check_model([model, *checked_followers(followers)], opt_state, self.options)
-            self._check_data()
+            given = [model, *checked_followers(followers)]
+            check_model(given, opt_state, self.options, self._check_data)
         if self._is_idle(step):
             self._idle_step, self._is_checked = max(step, self._idle_step), True
             if followers is None:

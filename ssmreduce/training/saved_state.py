@@ -161,8 +161,9 @@ def _events(saved: object, name: str, last_step: int) -> list[ReductionEvent]:
         values = _dict_of(entry, own, _EVENT)
         _check_counts(values, own, last_step)
         values |= _finite_numbers(values, own)
-        if values["method"] is not None and not is_one_of(values["method"], get_args(Method)):
-            expected = f"None or one of {', '.join(map(repr, get_args(Method)))}"
+        methods = get_args(Method)[1:]  # the best is one of the others
+        if values["method"] is not None and not is_one_of(values["method"], methods):
+            expected = f"None or one of {', '.join(map(repr, methods))}"
             raise _wrong(f'{own}["method"]', values["method"], expected)
         for key in ("hsv", "poles_before", "poles_after"):
             _check_plain(values[key], f'{own}["{key}"]')

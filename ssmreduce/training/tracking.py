@@ -92,7 +92,7 @@ class ReductionEvent:
     method : str or None
         How the layer was cut by data, as `CutOptions` names it; None without data.
     output_error : float or None
-        Relative error of outputs that were held out; None without data.
+        Relative error of outputs that were held out; None without data, or where these were matched.
     """
 
     step: int

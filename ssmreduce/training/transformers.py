@@ -188,7 +188,7 @@ def _outputs(model: Any, batch: Any) -> Any:
     """What a model puts out for a batch, but for its loss."""
     outputs = model(**batch)
     if not isinstance(outputs, Mapping):
-        return outputs
+        return outputs[1:]
     return tuple(value for name, value in outputs.items() if name != "loss")
 
 
