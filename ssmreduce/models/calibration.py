@@ -332,7 +332,7 @@ def calibrate(
     >>> rng = np.random.default_rng(0)
     >>> model = LRU(16, 4, rng=rng)
     >>> inputs = [rng.normal(size=(16, 50, 4)).astype(np.float32) for _ in range(4)]
-    >>> batches = [(each, model(each)) for each in inputs]
+    >>> batches = [(each, 0.9 * model(each)) for each in inputs]
     >>> loss = jax.jit(lambda model, batch: ((model(batch[0]) - batch[1])[:, -20:] ** 2).mean())
     >>> result = reduce_model(model, 8, data=calibrate(model, batches, loss=loss))
     >>> result.report["model"].choice.by

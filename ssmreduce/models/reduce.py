@@ -188,10 +188,8 @@ def reduce_model(
             "PyTorch, `opt_state` for optax."
         )
     options.check_method(has_data=data is not None)
-    if isinstance(order, Mapping):
-        order = {name: as_rule(own) for name, own in order.items()}
-    else:
-        order = as_rule(order)
+    for own in order.values() if isinstance(order, Mapping) else (order,):
+        as_rule(own)  # before anything is balanced
     state = opt_state if optimizer is None else optimizer
     found = search(model, options.with_kind(kind))
     team = found.team
