@@ -139,6 +139,7 @@ def test_gramians_and_values(form: str, discrete: bool) -> None:
                 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
 @pytest.mark.parametrize("form", FORMS)
 def test_modal_truncation(form: str, discrete: bool) -> None:
