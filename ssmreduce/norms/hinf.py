@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import flag, is_number, nonnegative_count, positive_count, shown
 from ssmreduce._namespace import HostArray
+from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Pullback
 from ssmreduce.errors import UnreachableToleranceError, UnsupportedEquationError
@@ -143,7 +145,13 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     tolerance = _checked_tolerance(tolerance)
     if differentiable(system):
         return _with_derivative(system, certified)
-    norms = map_systems(system, lambda single: _single(single, certified, tolerance))
+    # Products with all points of a grid would wake a second thread, in vain for a small system.
+    norms = map_systems(
+        system,
+        lambda single: on_gainful_threads(
+            single.order, _GRID, _single, single, certified, tolerance
+        ),
+    )
     if not system.batch_shape:
         return norms[0]
     lower, upper, frequency = (
@@ -235,7 +243,8 @@ def largest_difference(
 ) -> float:
     """`hinf_difference` of systems on the host."""
     gain, units = _difference(first, second)
-    found = lower_bound(gain, grid=grid, refinements=refinements, iterations=iterations)
+    search = partial(lower_bound, grid=grid, refinements=refinements, iterations=iterations)
+    found = on_gainful_threads(max(first.order, second.order), grid, search, gain)
     return units.gain_outside(found[0])
 
 
