@@ -337,9 +337,12 @@ def test_what_needs_data_is_told_at_the_first_step(options: Any, told: str, lear
 
 @pytest.mark.parametrize("detached", ["detach", "no_grad"])
 def test_a_loss_without_a_graph_is_refused(detached: str, learned: Model) -> None:
-    loss = torch.no_grad()(loss_of)
-    if detached == "detach":
-        loss = lambda model, batch: loss_of(model, batch).detach()  # noqa: E731
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        if detached == "detach":
+            return loss_of(model, batch).detach()
+        with torch.no_grad():
+            return loss_of(model, batch)
+
     with pytest.raises(OrderError, match="`loss` returned a tensor without a graph"):
         calibrate(learned, batches(), loss=loss)
 

@@ -126,7 +126,7 @@ def test_sums_are_those_of_brute_force(case):
     for k, part in enumerate([system[i] for i in range(5)] if batch else [system]):
         own = (u[:, :, k : k + 1], y[:, :, p * k : p * (k + 1)]) if batch else (u, y)
         expected = brute_force(part, *own, weights, both)
-        found = [sums.gram, sums.seen, sums.energy, sums.moment]
+        found = [sums.gram, sums.seen, sums.moment]
         found = [each[k] if batch else each for each in found]
         size = np.abs(expected[0]).max()
         for one, other in zip(found, expected, strict=True):
@@ -137,7 +137,7 @@ def brute_force(system, u, y, weights, both):
     """Φ, R and E of one system, and Φ of all steps alike, summed step by step."""
     n, D = system.order, system.D
     D = np.add(*np.split(D, 2)) if both else D
-    gram = seen = energy = moment = 0.0
+    gram = seen = moment = 0.0
     for inputs, wanted, weight in zip(u, y, weights, strict=True):
         forth, back = (np.zeros((len(inputs) + 1, n), complex) for _ in range(2))
         for t in range(len(inputs)):  # the last row of each stays zero: the state at rest
@@ -150,9 +150,8 @@ def brute_force(system, u, y, weights, both):
             rest = wanted[t] - D @ step
             gram = gram + weight[t] * np.outer(f, f)
             seen = seen + weight[t] * np.outer(f, rest)
-            energy = energy + weight[t] * rest @ rest
             moment = moment + (weight[t] > 0.0) * np.outer(f, f)
-    return gram, seen, energy, moment
+    return gram, seen, moment
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -190,7 +189,7 @@ def test_sums_of_sequences_add_up():
         feature_sums(system, Sequences(u[at], y[at], weights[at]), both_directions=True)
         for at in (slice(None), slice(3), slice(3, 7))
     )
-    for name in ("gram", "seen", "energy", "moment"):
+    for name in ("gram", "seen", "moment"):
         added = sum(getattr(part, name) for part in parts)
         np.testing.assert_allclose(added, getattr(whole, name), rtol=1e-12, atol=1e-10)
 
@@ -205,7 +204,7 @@ def test_sums_add_over_few_sequences_at_a_time(case, monkeypatch):
     whole = feature_sums(system, data, both_directions=both)
     monkeypatch.setattr(module, "_TOGETHER", 1)
     parts = feature_sums(system, data, both_directions=both)
-    for name in ("gram", "seen", "energy", "moment"):
+    for name in ("gram", "seen", "moment"):
         np.testing.assert_allclose(
             getattr(parts, name), getattr(whole, name), rtol=1e-11, atol=1e-9
         )

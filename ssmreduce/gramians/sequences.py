@@ -8,11 +8,11 @@ puts out
 a linear map of features. A layer that reads its sequence in both directions has twice as many, those of the
 sequence from its end as well. All that a fit of C needs is in sums over sequences and steps with weights τ,
 
-    Φ = Σ τ f fᵀ,   R = Σ τ f y0ᵀ,   E = Σ τ |y0|²,   y0 = y - D u,
+    Φ = Σ τ f fᵀ,   R = Σ τ f y0ᵀ,   y0 = y - D u,
 
-since Σ τ |y0 - K f|² = E - 2 tr(K R) + tr(K Φ Kᵀ). Sums add over batches of sequences. Of many steps a
-sample says as much: a fit of k unknowns needs some multiple of k rows, whose number then does not grow with
-that of the steps, each with τ over its share in the sample.
+since Σ τ |y0 - K f|² = Σ τ |y0|² - 2 tr(K R) + tr(K Φ Kᵀ). Sums add over batches of sequences. Of many
+steps a sample says as much: a fit of k unknowns needs some multiple of k rows, whose number then does not
+grow with that of the steps, each with τ over its share in the sample.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class LayerData:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSums:
-    """Φ, R and E of one system, or for each system of a batch.
+    """Φ and R of one system, or for each system of a batch.
 
     Attributes
     ----------
@@ -141,15 +141,12 @@ class FeatureSums:
         Φ; the features of a mode are neighbours: Re h and Im h, then those of the other direction.
     seen : (..., k, p) array
         R.
-    energy : (...) array
-        E.
     moment : (..., k, k) array
         Φ with all steps alike, but for those with τ = 0.
     """
 
     gram: HostArray
     seen: HostArray
-    energy: HostArray
     moment: HostArray
 
     def fitted(self) -> HostArray:
@@ -172,13 +169,13 @@ class FeatureSums:
             for each in (self.gram, self.moment)
         )
         seen = np.take_along_axis(self.seen, at[..., :, None], axis=-2)
-        return FeatureSums(gram, seen, self.energy, moment)
+        return FeatureSums(gram, seen, moment)
 
 
 def feature_sums(
     system: DiagonalStateSpace, sequences: Sequences, *, both_directions: bool = False
 ) -> FeatureSums:
-    """Sum Φ, R and E over sequences and steps.
+    """Sum Φ and R over sequences and steps.
 
     Parameters
     ----------
@@ -202,7 +199,6 @@ def feature_sums(
     stands_for = sequences.sample(max(_ENTRIES // (k * systems), _ROWS * k))
     gram: HostArray | float = 0.0
     seen: HostArray | float = 0.0
-    energy: HostArray | float = 0.0
     moment: HostArray | float = 0.0
     for few in _together(host, *sequences.inputs.shape[:2]):
         inputs, at = sequences.inputs[few], np.nonzero(stands_for[few])
@@ -216,8 +212,7 @@ def feature_sums(
         direct = feedthrough(host, inputs[at][None], both_directions=both_directions)[0]
         wanted = _by_channel(roots * (sequences.targets[few][at] - direct), host.batch_shape)
         seen = seen + np.swapaxes(features, -1, -2) @ wanted
-        energy = energy + np.sum(wanted**2, axis=(-2, -1))
-    return FeatureSums(*map(np.asarray, (gram, seen, energy, moment)))
+    return FeatureSums(*map(np.asarray, (gram, seen, moment)))
 
 
 def feedthrough(system: System, inputs: HostArray, *, both_directions: bool = False) -> HostArray:
