@@ -244,7 +244,7 @@ def test_a_fit_is_that_of_dense_least_squares():
     )  # features of unlike size that overlap
     X[:, 4] = 0.0  # a feature that rests gets no weight
     W = X * weights[:, None]
-    K = FeatureSums(W.T @ X, W.T @ Y, np.asarray(0.0), X.T @ X).fitted()
+    K = FeatureSums(W.T @ X, W.T @ Y, X.T @ X).fitted()
     root, kept = np.sqrt(weights)[:, None], np.delete(X, 4, 1)
     lengths = np.linalg.norm(root * kept, axis=0)
     rows = np.vstack([root * kept / lengths, np.sqrt(module.RIDGE) * np.eye(5)])
