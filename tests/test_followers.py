@@ -218,7 +218,9 @@ def test_what_is_no_copy_is_refused_and_nothing_changes() -> None:
 def test_copies_of_pytrees_follow(x64: None) -> None:
     rng = np.random.default_rng(23)
     model = {"a": make_lru(lru_weights(rng, 9, 2, r_max=0.95), "float64")}
-    twin = jax.tree.map(lambda x: x * (1 + 1e-6), model)
+    twin = jax.tree.map(
+        lambda x: x * (1 + 1e-7), model
+    )  # eigenvectors make 1,600 times as much of it
     result = reduce_model(model, 4, followers=[twin])
     (follower,) = result.followers
     assert twin["a"].nu_log.shape == (9,)

@@ -21,12 +21,14 @@ from samples import EPS
 
 from ssmreduce import (
     Continuous,
+    DiagonalStateSpace,
     Discrete,
     ErrorBound,
     HankelMass,
     StateSpace,
     TotalBudget,
     balance,
+    balanced_truncation,
     controllability_gramian,
     frequency_response,
     h2_norm,
@@ -282,6 +284,35 @@ def test_units_of_decoupled_states(size: int, spread: float) -> None:
     np.testing.assert_allclose(found.hsv, expected.hsv, rtol=100 * EPS)
     assert found.rank == expected.rank == n
     assert found.truncate(1).error_bound == pytest.approx(expected.bound(1), rel=1e3 * EPS)
+
+
+@pytest.mark.parametrize("real_output", [True, False])
+@pytest.mark.parametrize("discrete", [True, False])
+def test_stored_states_do_not_depend_on_those_before(real_output: bool, discrete: bool) -> None:
+    """In any order and phase they lead to the same numbers, as on any processor: not only up to signs."""
+    rng = np.random.default_rng(3)
+    n, m, p = 24, 3, 2
+    poles = rng.uniform(0.9, 0.999, n) * np.exp(1j * rng.uniform(0.0, np.pi, n))
+    B = rng.normal(size=(n, m)) + 1j * rng.normal(size=(n, m))
+    C = rng.normal(size=(p, n)) + 1j * rng.normal(size=(p, n))
+
+    def cut(states: Any, phases: Any) -> Any:
+        system = DiagonalStateSpace(
+            (poles if discrete else np.log(poles))[states],
+            (B * phases[:, None])[states],
+            (C / phases)[:, states],
+            np.zeros((p, m)),
+            time=Discrete() if discrete else Continuous(),
+            real_output=real_output,
+        )
+        return balanced_truncation(system, 6).system
+
+    first = cut(np.arange(n), np.ones(n))
+    for _ in range(3):
+        other = cut(rng.permutation(n), np.exp(1j * rng.uniform(0.0, 2.0 * np.pi, n)))
+        for name in ("eigenvalues", "B", "C"):
+            found, expected = getattr(other, name), getattr(first, name)
+            np.testing.assert_allclose(found, expected, atol=1e-11 * np.abs(expected).max())
 
 
 def test_h2_optimal_of_an_order_that_halves_a_turn() -> None:

@@ -266,7 +266,8 @@ def stored_system(
     """The diagonal form of a dense system that `host` was cut to, and the map to its stored states.
 
     The size of a stored state is free. It is chosen so that ‖b‖/sqrt(1-|λ|²) over ‖c‖ is the median
-    of that ratio in `host`: gradients of both then keep their proportions.
+    of that ratio in `host`: gradients of both then keep their proportions. So is its phase, of which
+    eigenvectors of a rounded matrix say nothing: the leading entry of b is real and positive.
     """
     B, C = slot_map.input_matrix(B), slot_map.output_matrix(C)
     before = _input_share(host.eigenvalues, host.B, host.C, host.time)
@@ -281,6 +282,7 @@ def stored_system(
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.sqrt(0.5) * np.hypot(middle[0], middle[1]) / after
     scale = np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
+    scale = scale / _leading_phase(B)
     reduced = DiagonalStateSpace(
         slot_map.eigenvalues,
         B * scale[..., :, None],
@@ -291,6 +293,19 @@ def stored_system(
         read_after_update=host.read_after_update,
     )
     return reduced, slot_map.rescaled(scale)
+
+
+def _leading_phase(B: HostArray) -> HostArray:
+    """Phase of the first entry of each row that is at least half the largest; 1 for rows of zeros.
+
+    Rounding then decides only where an entry is half the largest, and not where symmetry makes two equal.
+    """
+    if B.shape[-1] == 0:
+        return np.ones(B.shape[:-1])
+    sizes = np.abs(B)
+    first = np.argmax(2.0 * sizes >= sizes.max(axis=-1, keepdims=True), axis=-1)
+    leading = np.take_along_axis(B, first[..., None], axis=-1)[..., 0]
+    return np.asarray(np.where(leading == 0.0, 1.0, np.exp(1j * np.angle(leading))))
 
 
 def _input_share(eigenvalues: HostArray, B: HostArray, C: HostArray, time: TimeDomain) -> HostArray:

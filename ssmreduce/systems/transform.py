@@ -21,7 +21,8 @@ class SlotMap:
     Parameters
     ----------
     eigenvalues : (r,) array
-        One pole per stored state; of a pair the one with positive imaginary part.
+        One pole per stored state, by ascending imaginary, then real part; of a pair the one with positive
+        imaginary part.
     vectors : (R, r) array
         V, eigenvectors in columns, scaled.
     inverse : (r, R) array
@@ -68,7 +69,7 @@ class SlotMap:
         )
 
     def rescaled(self, scale: HostArray) -> SlotMap:
-        """Return the map with stored states multiplied by `scale`, shape (r,)."""
+        """Return the map with stored states multiplied by `scale`, shape (r,); complex numbers turn them."""
         return SlotMap(
             self.eigenvalues,
             self.vectors / scale[..., None, :],
@@ -137,7 +138,7 @@ def diagonalise_each(A: HostArray, *, real: bool) -> list[tuple[HostArray, SlotM
         eigenvalues, vectors = eigenvalues.astype(np.complex128), vectors.astype(np.complex128)
     finite = np.all(np.isfinite(inverse), axis=(1, 2))
     count = kept.sum(axis=1)
-    first = np.argsort(~kept, axis=1, kind="stable")
+    first = np.lexsort((eigenvalues.real, eigenvalues.imag, ~kept), axis=1)
     found = []
     for slots in np.unique(count[finite]):
         members = np.flatnonzero(finite & (count == slots))
