@@ -201,7 +201,7 @@ class _DiagonalCut:
             slot_map = diagonalise(self._dense_state(candidate), real=self._host.real_output)
             if (
                 slot_map is None
-                or slot_map.order > limit
+                or slot_map.is_pair.size > limit
                 or not self._storable(slot_map, invertible)
             ):
                 continue
