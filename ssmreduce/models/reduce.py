@@ -87,7 +87,8 @@ def reduce_layer(
     if data is not None:
         check_instance(data, Calibration, "data", "calibrate(model, batches)")
     options.check_method(has_data=data is not None)
-    order, options = as_rule(order), options.with_kind(kind)
+    options = options.with_kind(kind)
+    order = as_rule(order)
     handle = handle_of(layer, options.kind)
     framework, inner = handle.framework, handle.layer
     framework.check_ready(inner, [handle])
@@ -188,10 +189,11 @@ def reduce_model(
             "PyTorch, `opt_state` for optax."
         )
     options.check_method(has_data=data is not None)
+    options = options.with_kind(kind)
     for own in order.values() if isinstance(order, Mapping) else (order,):
         as_rule(own)  # before anything is balanced
     state = opt_state if optimizer is None else optimizer
-    found = search(model, options.with_kind(kind))
+    found = search(model, options)
     team = found.team
     on_all(team, found.check)
     data = None if data is None else data.for_first(found)
