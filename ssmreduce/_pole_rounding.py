@@ -80,13 +80,30 @@ def _decoupling(one: HostArray, other: HostArray, between: HostArray) -> HostArr
 
 def _eigenvectors(T: HostArray) -> tuple[HostArray, HostArray]:
     """Left and right ones of a triangle, in the order of its diagonal."""
-    if T.dtype.kind != "c" and T.diagonal(-1).any():
-        T, W = complex_form(T, np.eye(len(T)))
-        left, right = _eigenvectors(T)
-        return product(W, left), product(W, right)
-    # LAPACK keeps the order of a triangular matrix.
-    *_, left, right, _ = lapack.zgeev(T) if T.dtype.kind == "c" else lapack.dgeev(T)
-    return left, right
+    # LAPACK keeps the order of a triangular matrix, and mostly that of one with blocks.
+    if T.dtype.kind == "c":
+        *_, left, right, _ = lapack.zgeev(T)
+        return left, right
+    real, imaginary, left, right, _ = lapack.dgeev(T)
+    first = np.flatnonzero(T.diagonal(-1))
+    size = np.sqrt(np.abs(T[first, first + 1])) * np.sqrt(np.abs(T[first + 1, first]))
+    expected = np.zeros(len(T))
+    expected[first], expected[first + 1] = size, -size
+    if np.array_equal(real, T.diagonal()) and np.allclose(imaginary, expected, 8.0 * EPS, 0.0):
+        return _joined(left, first), _joined(right, first)
+    T, W = complex_form(T, np.eye(len(T)))
+    left, right = _eigenvectors(T)
+    return product(W, left), product(W, right)
+
+
+def _joined(vectors: HostArray, first: HostArray) -> HostArray:
+    """Complex columns of pairs, whose real and imaginary parts LAPACK puts side by side."""
+    if not first.size:
+        return vectors
+    joined = vectors.astype(np.complex128)
+    joined[:, first] += 1j * vectors[:, first + 1]
+    joined[:, first + 1] = joined[:, first].conj()
+    return joined
 
 
 def rounding_of(block: HostArray) -> float:

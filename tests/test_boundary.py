@@ -232,3 +232,19 @@ def test_conditions_of_few_poles_are_those_of_all(kind: str) -> None:
         assert found[k]
         assert found.sum() <= 2
         np.testing.assert_allclose(few[found], every[found], rtol=1e-6)
+
+
+@pytest.mark.parametrize("couplings", [1.0, 0.2])
+def test_conditions_are_those_of_the_complex_triangle(couplings: float) -> None:
+    """Where few states are coupled, LAPACK would permute the blocks of a real triangle."""
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        n = int(rng.integers(2, 16))
+        A = rng.normal(size=(n, n)) * (rng.random((n, n)) < couplings)
+        T = scipy.linalg.schur(A)[0]
+        left, right = scipy.linalg.eig(scipy.linalg.rsf2csf(T, np.eye(n))[0], left=True)[1:]
+        with np.errstate(divide="ignore"):
+            expected = 1.0 / np.abs(np.sum(left.conj() * right, axis=0))
+        simple = expected < 1e6
+        found = conditions_of(T, np.ones(n, dtype=bool))
+        np.testing.assert_allclose(found[simple], expected[simple], rtol=1e-6)
