@@ -180,6 +180,34 @@ def test_a_selection_keeps_rows_of_the_weights_and_of_their_moments(name):
     assert {key: value.shape for key, value in kept.items()} == {
         key: value.shape for key, value in cut.new_weights.items()
     }
+    # A gradient by the weights of a state that is s times as large is that before over s, and times s.
+    for power, squared in ((1.0, False), (2.0, True)):
+        (B, C), (new_B, new_C) = (
+            cut.kind.matrices(values) for values in (numbered, cut.carry(numbered, squared=squared))
+        )
+        sizes = cut.sizes**power
+        if cut.kind.stores_input:
+            B = np.take_along_axis(B, cut.kept[..., :, None], axis=-2)
+            np.testing.assert_allclose(new_B * sizes[..., :, None], B, rtol=1e-12)
+        C = np.take_along_axis(C, cut.kept[..., None, :], axis=-1)
+        np.testing.assert_allclose(new_C / sizes[..., None, :], C, rtol=1e-12)
+
+
+def test_a_selection_brings_weights_back_to_their_proportions():
+    weights = lru_weights(np.random.default_rng(0), 32, 3, r_min=0.9, r_max=0.999)
+    options = CutOptions(method="selected")
+    calibration = Calibration.of_inputs(
+        {"model": np.random.default_rng(1).normal(size=(64, 40, 3))}
+    )
+    cut = reduce_layer(weights, 3, kind="lru", data=calibration, options=options).cut
+
+    def share(system):
+        decay = np.sqrt(1.0 - np.abs(system.eigenvalues) ** 2)
+        return np.linalg.norm(system.B, axis=1) / decay / np.linalg.norm(system.C, axis=0)
+
+    assert np.ptp(np.log(cut.sizes)) > 0.1
+    usual = np.median(share(cut.reduction.original))
+    np.testing.assert_allclose(share(cut.reduction.system), usual, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -189,9 +217,9 @@ def test_a_stream_goes_on_after_a_selection(name):
     result = reduce_layer(LAYERS[name][0](), 4, kind=kind_of(name), data=data(), options=options)
     shape = result.cut.state_shape
     state = np.random.default_rng(0).normal(size=shape) + 1j
-    np.testing.assert_array_equal(
-        result.reduce_state(state), np.take_along_axis(state, result.cut.kept, axis=-1)
-    )
+    kept = np.take_along_axis(state, result.cut.kept, axis=-1)
+    np.testing.assert_allclose(result.reduce_state(state), kept * result.cut.sizes, rtol=1e-12)
+    assert np.all(result.cut.sizes == 1.0) == (not result.cut.kind.stores_input)
 
 
 def test_a_stable_layer_stays_stable_whatever_the_data_are():

@@ -1,6 +1,9 @@
 """`LTISelection`: a linear layer that keeps some of its own modes, with other output weights to read them.
 
-Poles, steps and input weights of the modes that stay are rows of the old weights, and so are their moments.
+Poles and steps of the modes that stay are rows of the old weights, and so are their moments. Output weights
+that make up for what is left out may be a hundred times as large as they were, at which size training hardly
+moves them; states of another size, if the layer stores its input weights, bring both back to their usual
+proportions.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.read_back import check_read_back
+from ssmreduce.reduction.diagonal import usual_sizes
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 
@@ -29,9 +33,12 @@ class LTISelection(LTICut):
     ----------
     kept : (..., r) int array
         Modes that stay, ascending; of each channel its own.
+    sizes : (..., r) array
+        By how much each of their states was multiplied.
     """
 
     kept: HostArray
+    sizes: HostArray
 
     @classmethod
     def made(
@@ -42,23 +49,29 @@ class LTISelection(LTICut):
         change: HostArray,
         storage: WeightStorage,
         whole: Reduction,
+        sizes: HostArray | None = None,
     ) -> LTISelection:
         """Keep these modes, and add `change`, shape (..., p, r), to how the system reads them.
 
-        `whole` is the reduction of the layer that cuts nothing.
+        `whole` is the reduction of the layer that cuts nothing; `sizes` are the usual ones if none are given.
         """
         old = kind.read(weights).to_host()
         assert isinstance(old, DiagonalStateSpace)
+        poles = np.take_along_axis(old.eigenvalues, kept, axis=-1)
+        B = np.take_along_axis(old.B, kept[..., :, None], axis=-2)
+        C = np.take_along_axis(old.C, kept[..., None, :], axis=-1) + change
+        if sizes is None:
+            sizes = usual_sizes(old, poles, B, C) if kind.stores_input else np.ones(kept.shape)
         meant = DiagonalStateSpace(
-            np.take_along_axis(old.eigenvalues, kept, axis=-1),
-            np.take_along_axis(old.B, kept[..., :, None], axis=-2),
-            np.take_along_axis(old.C, kept[..., None, :], axis=-1) + change,
+            poles,
+            B * sizes[..., :, None],
+            C / sizes[..., None, :],
             old.D,
             time=old.time,
             real_output=True,
             read_after_update=True,
         )
-        new = _rows(kind, weights, kept)
+        new = _rows(kind, weights, kept, sizes)
         _, t = kind.scales({**weights, **new})
         b, _ = kind.matrices({**weights, **new})
         written = storage.rounded({**new, **kind.matrix_weights(b, meant.C / t[..., None, :])})
@@ -79,7 +92,14 @@ class LTISelection(LTICut):
         )
         error = kind.error_factor * float(np.max(reduction.quick_error()))
         return cls(
-            kind, reduction, error, weights, {**weights, **written}, kept, readout_change=change
+            kind,
+            reduction,
+            error,
+            weights,
+            {**weights, **written},
+            kept,
+            sizes,
+            readout_change=change,
         )
 
     @property
@@ -88,29 +108,31 @@ class LTISelection(LTICut):
         return ()
 
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
-        """Keep the moments of the modes that are kept."""
+        """Keep the moments of the modes that are kept, for states of their new sizes."""
         full = {name: moments.get(name, np.zeros_like(old)) for name, old in self.weights.items()}
-        rows = _rows(self.kind, full, self.kept)
+        rows = _rows(self.kind, full, self.kept, 1.0 / (self.sizes**2 if squared else self.sizes))
         return {name: rows.get(name, value) for name, value in moments.items()}
 
     def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> LTISelection:
         """Keep the same modes of a copy, and change how it reads them as much."""
         return LTISelection.made(
-            self.kind, weights, self.kept, self.readout_change, storage, self.reduction
+            self.kind, weights, self.kept, self.readout_change, storage, self.reduction, self.sizes
         )
 
     def state_maps(self) -> tuple[HostArray, HostArray]:
-        """Return the rows of the identity that are kept, and zero."""
-        rows = np.eye(self.old_order)[self.kept]
+        """Return the rows of the identity that are kept, times their sizes, and zero."""
+        rows = np.eye(self.old_order)[self.kept] * self.sizes[..., None]
         return rows, np.zeros_like(rows)
 
 
-def _rows(kind: LTILayer, values: dict[str, HostArray], kept: HostArray) -> dict[str, HostArray]:
+def _rows(
+    kind: LTILayer, values: dict[str, HostArray], kept: HostArray, sizes: HostArray
+) -> dict[str, HostArray]:
     """What belongs to the kept modes in all weights, or moments of them, that have a place for each mode."""
     B, C = kind.matrices(values)
     rows = kind.matrix_weights(
-        np.take_along_axis(B, kept[..., :, None], axis=-2),
-        np.take_along_axis(C, kept[..., None, :], axis=-1),
+        np.take_along_axis(B, kept[..., :, None], axis=-2) * sizes[..., :, None],
+        np.take_along_axis(C, kept[..., None, :], axis=-1) / sizes[..., None, :],
     )
     sizes = kind.resized(values, kept.shape[-1])
     for name in kind.poles:

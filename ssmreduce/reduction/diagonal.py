@@ -265,24 +265,11 @@ def stored_system(
 ) -> tuple[DiagonalStateSpace, SlotMap]:
     """The diagonal form of a dense system that `host` was cut to, and the map to its stored states.
 
-    The size of a stored state is free. It is chosen so that ‖b‖/sqrt(1-|λ|²) over ‖c‖ is the median
-    of that ratio in `host`: gradients of both then keep their proportions. So is its phase, of which
-    eigenvectors of a rounded matrix say nothing: the leading entry of b is real and positive.
+    The size of a stored state is free, see `usual_sizes`. So is its phase, of which eigenvectors of a
+    rounded matrix say nothing: the leading entry of b is real and positive.
     """
     B, C = slot_map.input_matrix(B), slot_map.output_matrix(C)
-    before = _input_share(host.eigenvalues, host.B, host.C, host.time)
-    after = _input_share(slot_map.eigenvalues, B, C, host.time)
-    usable = np.isfinite(before) & (before > 0)
-    count = usable.sum(axis=-1, keepdims=True)
-    ordered = np.sort(np.where(usable, before, np.inf), axis=-1)
-    middle = [
-        np.take_along_axis(ordered, np.maximum(k, 0), axis=-1)
-        for k in ((count - 1) // 2, count // 2)
-    ]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(0.5) * np.hypot(middle[0], middle[1]) / after
-    scale = np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
-    scale = scale / _leading_phase(B)
+    scale = usual_sizes(host, slot_map.eigenvalues, B, C) / _leading_phase(B)
     reduced = DiagonalStateSpace(
         slot_map.eigenvalues,
         B * scale[..., :, None],
@@ -293,6 +280,28 @@ def stored_system(
         read_after_update=host.read_after_update,
     )
     return reduced, slot_map.rescaled(scale)
+
+
+def usual_sizes(
+    host: DiagonalStateSpace, eigenvalues: HostArray, B: HostArray, C: HostArray
+) -> HostArray:
+    """By how much to multiply each new state, so that its weights have proportions that are usual in `host`.
+
+    ‖b‖/sqrt(1-|λ|²) over ‖c‖ becomes the median of that ratio in `host`: gradients of both then keep
+    their proportions. 1 where there is none.
+    """
+    before = _input_share(host.eigenvalues, host.B, host.C, host.time)
+    after = _input_share(eigenvalues, B, C, host.time)
+    usable = np.isfinite(before) & (before > 0)
+    count = usable.sum(axis=-1, keepdims=True)
+    ordered = np.sort(np.where(usable, before, np.inf), axis=-1)
+    middle = [
+        np.take_along_axis(ordered, np.maximum(k, 0), axis=-1)
+        for k in ((count - 1) // 2, count // 2)
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sqrt(0.5) * np.hypot(middle[0], middle[1]) / after
+    return np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
 
 
 def _leading_phase(B: HostArray) -> HostArray:
