@@ -801,7 +801,7 @@ def test_a_loss_chooses_where_there_is_one():
     result = reduce_model(model, 5, data=calibrate(model, batches, loss=cross_entropy))
     for part in result.report.values():
         assert part.choice.by == "loss"
-        assert part.choice.values[part.method] == min(part.choice.values.values())
+        assert 0.9 * part.choice.values[part.method] <= min(part.choice.values.values())
 
 
 @pytest.mark.parametrize("method", ["white", "selected"])
@@ -1244,3 +1244,18 @@ def test_a_candidate_whose_loss_is_not_finite_is_not_taken():
     assert result.choice.by == "loss"
     assert result.choice.values[best.method] == np.inf
     assert result.method != best.method
+
+
+@pytest.mark.parametrize(("selected", "taken"), [(0.92, "balanced"), (0.85, "selected")])
+def test_a_selected_cut_has_to_lose_clearly_less_than_a_balanced_one(selected, taken):
+    model, batches = model_and_batches()
+    handle = search(model, CutOptions()).meant[0]
+    record = calibrate(model, batches).record_of(handle)
+    losses = {
+        METHODS["selected"]: selected,
+        METHODS["balanced"]: 1.0,
+    }
+    result = planned_with_data(
+        handle, 5, CutOptions(), record, lambda cut: losses.get(cut.reduction.method, 2.0)
+    )
+    assert result.method == taken

@@ -342,7 +342,7 @@ def test_each_kind_is_cut_by_its_loss(kind):
         warnings.simplefilter("ignore", CalibrationWarning)
         (part,) = reduce_model(model, 3, data=data).report.values()
     assert part.choice.by == "loss"
-    assert part.choice.values[part.method] == min(part.choice.values.values())
+    assert 0.9 * part.choice.values[part.method] <= min(part.choice.values.values())
     assert part.new_order in (2, 3)
 
 

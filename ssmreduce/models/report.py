@@ -49,7 +49,8 @@ class Choice:
     by : {"loss", "output error"}
         What was compared, on data that were held out.
     values : dict of str to float
-        That of each method; the smallest was taken.
+        That of each method; the smallest was taken, but for a selected cut whose loss is less than a tenth
+        below that of the balanced one.
     white : LayerCut or None
         The cut without data, the only one that may have an error bound; None where it cannot be made.
     """
