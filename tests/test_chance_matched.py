@@ -360,6 +360,7 @@ def cut_jax(model: Classes, batches: Any, above_chance: Any, **options: Any) -> 
     return reducer.step(1, model, None)[0], reducer
 
 
+@pytest.mark.slow
 def test_equinox_models_match_old_outputs(jax_problem: Any) -> None:
     model, pairs = jax_problem
     # As a loader of torch gives them.

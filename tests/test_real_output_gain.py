@@ -19,8 +19,8 @@ pytestmark = pytest.mark.every_library
 TABLE = [
     (64, 1, 16, 9.1, 20),
     pytest.param(64, 4, 16, 1.9, 20, marks=pytest.mark.slow),
-    pytest.param(64, 8, 32, 2.8, 10, marks=pytest.mark.slow),
-    pytest.param(256, 8, 64, 2.8, 5, marks=pytest.mark.slow),
+    pytest.param(64, 8, 32, 2.8, 6, marks=pytest.mark.slow),
+    pytest.param(256, 8, 64, 2.8, 3, marks=pytest.mark.slow),
 ]
 
 

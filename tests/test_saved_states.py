@@ -227,7 +227,7 @@ def test_a_damaged_state_is_refused_or_good(library: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("library", RUNS)
 def test_more_damage_is_refused_or_good(library: str, kind: str) -> None:
-    tampering(library, kind, 3000)
+    tampering(library, kind, 2000)
 
 
 def tampering(library: str, kind: str, count: int) -> collections.Counter[bool]:

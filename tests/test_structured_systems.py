@@ -120,8 +120,8 @@ def test_gramians_and_values(form: str, discrete: bool) -> None:
         np.eye(n * n) - np.kron(A, A) if discrete else np.kron(A, identity) + np.kron(identity, A)
     )
     rounding = C * (n + 10) * EPS * np.linalg.cond(operator)
-    for turn in bases(n):
-        for given in inputs(n):
+    for k, turn in enumerate(bases(n)):
+        for given in islice(inputs(n), k % 2, None, 2):
             B, outputs = turn @ given, given[::-1].T @ turn.T
             system = StateSpace(turn @ A @ turn.T, B, outputs, time=time)
             exact_P = solve(system.A, B @ B.T)
