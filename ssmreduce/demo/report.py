@@ -152,7 +152,7 @@ def print_table(experiment: Experiment, console: Console) -> None:
                 "",
                 *("" for _ in extra),
                 _ABSENT if event.error_bound is None else f"{event.error_bound:.3g}",
-                f"{event.measured_error:.3g}",
+                _ABSENT if event.measured_error is None else f"{event.measured_error:.3g}",
             )
     console.print(table)
     for line in _conclusions(experiment):

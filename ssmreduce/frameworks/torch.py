@@ -35,7 +35,7 @@ from ssmreduce.frameworks.framework import (
     Path,
     StateDicts,
 )
-from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, tensors_like
+from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, tensor_at, tensors_like
 from ssmreduce.frameworks.torch_attributes import dependents
 from ssmreduce.frameworks.transaction import Entries, Prepared, commit
 
@@ -57,17 +57,12 @@ class TorchFramework(Framework, StateDicts):
         return model.get_submodule(path[0])
 
     def array_axes(self, layer: Any) -> dict[str, int]:
-        """Look at parameters and buffers."""
-        axes = {
-            name: tensor.ndim
-            for tensors in (layer._parameters, layer._buffers)
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
-        if parametrize.is_parametrized(layer):
-            # Not the value itself: computing it may change the module, as spectral_norm does.
-            for name, chain in layer.parametrizations.items():
-                axes[name] = getattr(chain, "original" if chain.is_tensor else "original0").ndim
+        """Look at parameters and buffers, its own and those of modules in it, ``x_proj.weight`` say."""
+        axes = _own_axes(layer)
+        if not axes:
+            return {}  # a wrapper, in which a layer may be
+        for child, module in layer.named_children():
+            axes |= {f"{child}.{name}": count for name, count in _own_axes(module).items()}
         return axes
 
     def unwrapped(self, layer: Any) -> Any:
@@ -81,27 +76,27 @@ class TorchFramework(Framework, StateDicts):
 
     def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, HostArray]:
         """Return tensors at double precision on the host."""
-        return host_arrays({name: getattr(layer, name) for name in names})
+        return host_arrays({name: tensor_at(layer, name) for name in names})
 
     def precision(self, layer: Any, names: Sequence[str]) -> float:
         """Return the largest eps."""
-        dtypes = [getattr(layer, name).dtype for name in names]
+        dtypes = [tensor_at(layer, name).dtype for name in names]
         inexact = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
         return max(float(torch.finfo(dtype).eps) for dtype in inexact)
 
     def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
         """Return bytes."""
-        return {name: int(getattr(layer, name).element_size()) for name in names}
+        return {name: int(tensor_at(layer, name).element_size()) for name in names}
 
     def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
         """Round through the dtype of each tensor."""
-        tensors = {name: getattr(layer, name) for name in values}
+        tensors = {name: tensor_at(layer, name) for name in values}
         return host_arrays(tensors_like(tensors, values))
 
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether they hold the same parameters."""
-        return all(
-            getattr(first.layer, name) is getattr(second.layer, name, None) for name in first.names
+        return {*first.names} <= {*second.names} and all(
+            tensor_at(first.layer, name) is tensor_at(second.layer, name) for name in first.names
         )
 
     # Each in the file of its topic, with the arguments of the method.
@@ -124,11 +119,12 @@ class TorchFramework(Framework, StateDicts):
         handles = [change.handle for change in changes]
         pairs: list[tuple[Any, Any]] = []
         for change in changes:
-            old = {name: getattr(change.handle.layer, name) for name in change.values}
+            old = {name: tensor_at(change.handle.layer, name) for name in change.values}
             pairs += zip(old.values(), tensors_like(old, change.values).values(), strict=True)
         shapes = [*replaced(model, pairs), *torch_optimizer.new_gradients(model, layers, gradients)]
         states = {
-            (path, name): opt_state.state[getattr(layers[path], name)] for path, name, _ in moments
+            (path, name): opt_state.state[tensor_at(layers[path], name)]
+            for path, name, _ in moments
         }
         held = {
             (*weight, field): value
@@ -170,7 +166,9 @@ class TorchFramework(Framework, StateDicts):
     def fields_of(self, opt_state: Any, handle: LayerHandle) -> dict[str, list[str]]:
         """Return the names of an optimizer's fields."""
         states = getattr(opt_state, "state", {})
-        return {name: sorted(states.get(getattr(handle.layer, name), {})) for name in handle.names}
+        return {
+            name: sorted(states.get(tensor_at(handle.layer, name), {})) for name in handle.names
+        }
 
     def state_dicts(self, model: Any) -> StateDicts:
         """A module loads state dicts."""
@@ -209,3 +207,18 @@ class TorchFramework(Framework, StateDicts):
             f"`model` is a {_checks.type_name(model)}; expected a pytree of Equinox modules. Load the state "
             "dict of a PyTorch module with load_reduced(model, state_dict)."
         )
+
+
+def _own_axes(module: Any) -> dict[str, int]:
+    """Numbers of axes of the parameters and buffers that a module holds itself."""
+    axes = {
+        name: tensor.ndim
+        for tensors in (module._parameters, module._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
+    if parametrize.is_parametrized(module):
+        # Not the value itself: computing it may change the module, as spectral_norm does.
+        for name, chain in module.parametrizations.items():
+            axes[name] = getattr(chain, "original" if chain.is_tensor else "original0").ndim
+    return axes

@@ -9,6 +9,7 @@ import torch
 
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerChange
+from ssmreduce.frameworks.torch_arrays import tensor_at
 from ssmreduce.frameworks.transaction import Assignment
 
 
@@ -19,7 +20,7 @@ def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
     not begun stays None. Caches go.
     """
     kind = change.handle.kind
-    own = {id(getattr(change.handle.layer, name)) for name in change.handle.names}
+    own = {id(tensor_at(change.handle.layer, name)) for name in change.handle.names}
     for module in model.modules():
         if own.isdisjoint(map(id, (*module._parameters.values(), *module._buffers.values()))):
             continue

@@ -17,7 +17,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
-from ssmreduce.frameworks.torch_arrays import replaced
+from ssmreduce.frameworks.torch_arrays import replaced, tensor_at
 from ssmreduce.frameworks.torch_attributes import dependents
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import plain_name
@@ -100,7 +100,9 @@ def _sizes(config: Any) -> Mapping[str, Any]:
 
 def _ones(handle: LayerHandle) -> dict[str, Any]:
     """Arrays in the shapes of a layer, which may have no numbers yet."""
-    return {name: np.ones(tuple(getattr(handle.layer, name).shape)) for name in handle.kind.names()}
+    return {
+        name: np.ones(tuple(tensor_at(handle.layer, name).shape)) for name in handle.kind.names()
+    }
 
 
 def _order(handle: LayerHandle) -> int:
@@ -112,7 +114,7 @@ def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
         return []
     values = handle.kind.resized(_ones(handle), order)
     change = LayerChange(handle, values, order / _order(handle))
-    tensors = [(getattr(handle.layer, name), value.shape) for name, value in values.items()]
+    tensors = [(tensor_at(handle.layer, name), value.shape) for name, value in values.items()]
     return [
         *replaced(model, [(tensor, _leading(tensor, shape)) for tensor, shape in tensors]),
         *dependents(model, change),

@@ -12,7 +12,13 @@ from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments
-from ssmreduce.frameworks.torch_arrays import host_arrays, sharded_type, tensors_like, whole
+from ssmreduce.frameworks.torch_arrays import (
+    host_arrays,
+    sharded_type,
+    tensor_at,
+    tensors_like,
+    whole,
+)
 from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
 
@@ -77,7 +83,7 @@ def moments_of(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> li
     for handle in handles:
         held: dict[MomentKey, Any] = {}
         for name in handle.names:
-            for field, value in opt_state.state.get(getattr(handle.layer, name), {}).items():
+            for field, value in opt_state.state.get(tensor_at(handle.layer, name), {}).items():
                 if isinstance(value, list | tuple | dict):
                     raise OptimizerStateError(
                         f"the optimizer state holds `{field}` for `{name}` as a {type(value).__name__}, "
@@ -97,7 +103,7 @@ def gradients_of(model: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
     for handle in handles:
         held: dict[MomentKey, Any] = {}
         for name in handle.names:
-            tensor = getattr(handle.layer, name)
+            tensor = tensor_at(handle.layer, name)
             if tensor.grad is not None:
                 held[handle.path, name, "grad"] = whole(tensor.grad)
             if isinstance(tensor, sharded):
@@ -139,7 +145,7 @@ def new_gradients(
     """What puts other gradients, of any shape, in the place of those that `gradients_of` returned."""
     steps: list[Step] = []
     for (path, name, field), value in gradients.items():
-        tensor = getattr(layers[path], name)
+        tensor = tensor_at(layers[path], name)
         owner = managed(model, tensor) if field == _KEPT else tensor
         old = {field: getattr(owner, field)}
         new = tensors_like(old, {field: value}, in_shards=True)

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.torch_arrays import holder_at, tensor_at
 
 
 def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
@@ -30,7 +31,7 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
         )
     for handle in handles:
         for name in handle.names:
-            if parametrize.is_parametrized(handle.layer, name):
+            if parametrize.is_parametrized(*holder_at(handle.layer, name)):
                 raise UnsupportedLayerError(
                     f"`{name}` of layer `{handle.name}` is computed by a parametrization; expected "
                     "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
@@ -48,7 +49,7 @@ def _check_sharing(model: Any, handles: Sequence[LayerHandle]) -> None:
     """Refuse parameters shared with another module, unless two layers share all of them."""
     owned: dict[int, tuple[LayerHandle, str]] = {}
     for handle in handles:
-        own = {name: getattr(handle.layer, name) for name in handle.names}
+        own = {name: tensor_at(handle.layer, name) for name in handle.names}
         twins = {owned[id(tensor)][0] for tensor in own.values() if id(tensor) in owned}
         for twin in twins:
             _check_twins(handle, twin)
@@ -79,7 +80,7 @@ def _check_twins(handle: LayerHandle, twin: LayerHandle) -> None:
     apart = [
         name
         for name in handle.names
-        if getattr(twin.layer, name, None) is not getattr(handle.layer, name)
+        if tensor_at(twin.layer, name) is not tensor_at(handle.layer, name)
     ]
     if apart:
         raise _tied(handle.name, twin.name, ", ".join(apart))

@@ -18,7 +18,7 @@ import numpy as np
 from ssmreduce._checks import floating_arrays, numeric_array, type_name
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
-from ssmreduce.gramians.sequences import LayerData
+from ssmreduce.gramians.sequences import LayerData, output
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
@@ -101,7 +101,7 @@ class Layer(ABC):
 
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Return the names of all weights that `read` needs."""
+        """Return the names of all weights that `read` needs; ``x_proj.weight`` is in a module inside."""
 
     @abstractmethod
     def order(self, weights: Weights) -> int:
@@ -117,7 +117,24 @@ class Layer(ABC):
             If the weights do not fit together.
         NonFiniteError
             If a weight holds NaN or Inf.
+        UnsupportedLayerError
+            If the layer runs no one system, as one does that is selective.
         """
+
+    def check_readable(self, weights: Weights) -> None:
+        """Raise as `read` does unless the weights are those of such a layer."""
+        self.read(weights)
+
+    def output(self, weights: Weights, inputs: HostArray) -> HostArray:
+        """Return what the layer puts out for sequences (N, L, m), from rest: an (N, L, p) array."""
+        return output(self.read(weights), inputs, both_directions=self.both_directions)
+
+    def unknowns(self, weights: Weights, order: int) -> float:
+        """Return how many numbers each output of a step says something about, where `order` states are kept.
+
+        That many steps, times a few, does a fit to data need.
+        """
+        return (4.0 if self.both_directions else 2.0) * order
 
     @abstractmethod
     def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
@@ -225,10 +242,11 @@ class LayerCut(ABC):
     ----------
     kind : Layer
         What the weights mean.
-    reduction : Reduction
-        The systems before and after, the latter as read back from the new weights.
-    measured_error : float
-        What the error of the written layer is at least.
+    reduction : Reduction or None
+        The systems before and after, the latter as read back from the new weights; None for a layer that runs
+        no one system.
+    measured_error : float or None
+        What the error of the written layer is at least; None without systems.
     weights, new_weights : dict of arrays
         Weights before and after.
     output_error : float or None
@@ -237,8 +255,8 @@ class LayerCut(ABC):
     """
 
     kind: Layer
-    reduction: Reduction
-    measured_error: float
+    reduction: Reduction | None
+    measured_error: float | None
     weights: dict[str, HostArray]
     new_weights: dict[str, HostArray]
     _: KW_ONLY
@@ -257,7 +275,7 @@ class LayerCut(ABC):
     @property
     def error_bound(self) -> float | None:
         """Bound on the H-infinity error of the layer before rounding; None where there is none."""
-        bound = self.reduction.error_bound
+        bound = None if self.reduction is None else self.reduction.error_bound
         return None if bound is None else self.kind.error_factor * float(np.max(bound))
 
     @cached_property
@@ -321,6 +339,14 @@ class LayerCut(ABC):
         )
         column = state[..., None]
         return (direct @ column + conjugate @ xp.conj(column))[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class SystemCut(LayerCut):
+    """A cut of a layer that runs a system."""
+
+    reduction: Reduction
+    measured_error: float
 
 
 @dataclass(frozen=True, eq=False)

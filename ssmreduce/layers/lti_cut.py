@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.layers.layer import LayerCut, WeightStorage
+from ssmreduce.layers.layer import SystemCut, WeightStorage
 from ssmreduce.layers.lti_copies import copied_parts, stored_together
 from ssmreduce.layers.lti_moments import carry, moment_maps
 from ssmreduce.layers.read_back import check_read_back
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class LTICut(LayerCut):
+class LTICut(SystemCut):
     """A linear layer before and after balanced truncation; moments and copies follow its change of states.
 
     Attributes

@@ -14,7 +14,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, SSMReduceError, UnreachableToleranceError
-from ssmreduce.layers.layer import Layer, LayerCut, Weights, WeightStorage
+from ssmreduce.layers.layer import Layer, SystemCut, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.measured import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
@@ -177,7 +177,7 @@ class _Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class SelectionCut(LayerCut):
+class SelectionCut(SystemCut):
     """A layer before and after a selection of its states.
 
     Attributes

@@ -98,7 +98,7 @@ def _resize(
     names = [name for name in kind.names() if prefix + name in state_dict]
     new = {**handle.weights, **loader.saved_weights(state_dict, prefix, names)}
     try:
-        kind.read(new)
+        kind.check_readable(new)
     except SSMReduceError as error:
         raise type(error)(f"in layer `{handle.name}`: {error}") from error
     # Of the weights that are replaced the shapes alone matter: they may be NaN, or anything.

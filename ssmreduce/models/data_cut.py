@@ -176,12 +176,12 @@ def _check_excites(handle: LayerHandle, data: LayerData) -> None:
 
 def _check_rows(handle: LayerHandle, rows: float, cut: LayerCut) -> None:
     """Warn if the sequences say too little for the output weights of a cut."""
-    directions = 2 if handle.kind.both_directions else 1
-    wanted = _ROWS * 2 * directions * cut.new_order
+    wanted = _ROWS * handle.kind.unknowns(cut.new_weights, cut.new_order)
     if rows < wanted:
         warnings.warn(
             f"layer `{handle.name}` was fitted to {rows:.0f} effective rows; expected {wanted:.0f} or more "
-            f"for {cut.new_order} states. Calibrate with more sequences: max_sequences=...",
+            f"for {cut.new_order} states: {wanted - rows:.0f} are missing. Calibrate with more sequences: "
+            "max_sequences=...",
             CalibrationWarning,
             stacklevel=2,
         )

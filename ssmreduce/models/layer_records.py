@@ -9,7 +9,7 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.frameworks.framework import LayerHandle
-from ssmreduce.gramians.sequences import LayerData, Sequences, output
+from ssmreduce.gramians.sequences import LayerData, Sequences
 
 _EACH = 4
 """One of so many is held out: batches, or sequences where there is one batch."""
@@ -46,8 +46,7 @@ class LayerRecord:
         """What is to come out of a layer."""
         if self.targets is not None:
             return self.targets
-        kind, inputs = handle.kind, self.inputs.astype(np.float64)
-        return output(kind.read(handle.weights), inputs, both_directions=kind.both_directions)
+        return handle.kind.output(handle.weights, self.inputs.astype(np.float64))
 
     def data(self, targets: HostArray) -> LayerData:
         """The part to fit to, and the part that is held out."""

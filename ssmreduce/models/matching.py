@@ -60,6 +60,9 @@ class MatchedCut(LayerCut):
             If their system is not stable, and the error is that over all times.
         """
         kind, old = cut.kind, cut.reduction
+        if old is None:
+            kind.check_finite(new_weights)
+            return cls(kind, None, None, cut.weights, new_weights, cut)
         system = kind.read(new_weights)
         if old.horizon is None and not system.is_stable().all():
             raise UnstableSystemError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ssmreduce._display import cell, html_table, short, text_table
 from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.layer import Layer, LayerCut
 from ssmreduce.reduction.report import Reduction
 
@@ -155,14 +156,25 @@ class LayerReduction:
         """How it was reduced; ``reduction.system`` was read back from what was written.
 
         A batch where the layer runs its channels apart.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the layer runs no one system, as one does that is selective.
         """
+        if self.cut.reduction is None:
+            raise UnsupportedLayerError(
+                f"this {type(self.kind).__name__} layer runs no one system, of which there could be a "
+                "reduction; expected a linear time-invariant layer. Look at output_error, and at cut."
+            )
         return self.cut.reduction
 
     @property
-    def measured_error(self) -> float:
+    def measured_error(self) -> float | None:
         """What the error of the written layer is at least, on a coarse grid; of the worst channel.
 
-        See `Reduction.quick_error`; ``reduction.verify()`` takes longer.
+        None where the layer runs no one system. See `Reduction.quick_error`; ``reduction.verify()`` takes
+        longer.
         """
         return self.cut.measured_error
 
@@ -286,7 +298,8 @@ class ModelReport(dict[str, LayerReduction]):
     def _summary(self) -> str:
         """Number of layers, states and the largest error, in a few words."""
         states, orders, _, _ = self.totals()
-        largest = short(max((part.measured_error for part in self.values()), default=None))
+        errors = (part.measured_error for part in self.values())
+        largest = short(max((error for error in errors if error is not None), default=None))
         count = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
         return f"{count}, {states} -> {orders} states, largest measured_error={largest}"
 

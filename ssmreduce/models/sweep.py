@@ -24,7 +24,7 @@ from ssmreduce._checks import (
 from ssmreduce._display import cell, html_table, text_table
 from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import OrderError, SSMReduceError, UnsupportedLayerError
-from ssmreduce.layers.layer import LayerCut
+from ssmreduce.layers.layer import LayerCut, SystemCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.held_out import losses_in
@@ -341,7 +341,7 @@ class _ModelCuts:
         self, order: int | OrderRule, report: ModelReport, cuts: Mapping[str, LayerCut | None]
     ) -> SweepRow:
         """The row with the largest of the errors of some cuts, one for each layer."""
-        made = {name: cut for name, cut in cuts.items() if cut is not None}
+        made = {name: cut for name, cut in cuts.items() if isinstance(cut, SystemCut)}
         for name, cut in made.items():
             if name not in self._gains:
                 self._gains[name] = _gain_of(cut)
@@ -383,7 +383,7 @@ def _gains(reduction: Reduction) -> HostArray:
     return np.array([to_nothing(part).verify() for part in reduction.parts or (reduction,)])
 
 
-def _gain_of(cut: LayerCut) -> HostArray:
+def _gain_of(cut: SystemCut) -> HostArray:
     parts = cut.reduction.parts or (cut.reduction,)
     gain = max(float(to_nothing(each).quick_error()) for each in parts)
     return np.asarray(cut.kind.error_factor * gain)

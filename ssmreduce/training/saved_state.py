@@ -196,7 +196,7 @@ def _finite_numbers(values: Mapping[str, Any], name: str) -> dict[str, float]:
     found = {}
     for key in ("tau", "error_bound", "output_error", "measured_error", "seconds"):
         value = values[key]
-        if value is None and key in ("tau", "error_bound", "output_error"):
+        if value is None and key != "seconds":
             continue
         most = 1.0 if key == "tau" else math.inf
         if not is_number(value) or not 0.0 <= value <= most:

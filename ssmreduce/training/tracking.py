@@ -75,12 +75,13 @@ class ReductionEvent:
         1 - share, where the order rule keeps a share of the Hankel singular values.
     error_bound : float or None
         2 Σ of the discarded values; None with a horizon.
-    measured_error : float
-        Error of the layer as written, measured on a coarse grid: a lower bound.
+    measured_error : float or None
+        Error of the layer as written, measured on a coarse grid: a lower bound. None for a layer that runs no
+        one system.
     seconds : float
         Wall-clock time of reading, balancing, writing and measuring.
     poles_before, poles_after : (n,) complex arrays
-        Stored poles.
+        Stored poles; none for a layer that runs no one system.
     rolled_back : int or None
         Number of updates done when the cut was undone; None if it stands.
     loss_before, loss_after : float or None
@@ -103,7 +104,7 @@ class ReductionEvent:
     hsv: HostArray
     tau: float | None
     error_bound: float | None
-    measured_error: float
+    measured_error: float | None
     seconds: float
     poles_before: HostArray
     poles_after: HostArray
@@ -124,9 +125,7 @@ class ReductionEvent:
             check_text(self.method, "method", "how the layer was cut")
         for name in ("tau", "error_bound", "measured_error", "seconds", *_NUMBERS):
             value = getattr(self, name)
-            if not is_extended(value) and (
-                value is not None or name in ("measured_error", "seconds")
-            ):
+            if not is_extended(value) and (value is not None or name == "seconds"):
                 raise OrderError(
                     f"`{name}` is {shown(value)}; expected a number, as a cut reports it."
                 )
@@ -175,20 +174,23 @@ class ReductionEvent:
         """Return the event of the cut `result` by the rule `order`, `step` updates into training."""
         check_instance(result, LayerReduction, "result", "reduce_layer(layer, order)")
         check_instance(order, OrderRule, "order", "FixedOrder(8)")
-        reduction, losses = result.reduction, result.losses
+        reduction, losses = result.cut.reduction, result.losses
+        systems = () if reduction is None else (reduction.original, reduction.system)
+        poles = [np.asarray(system.poles(), np.complex128) for system in systems]
+        before, after = poles or [np.zeros(0, np.complex128)] * 2
         return cls(
             step=step,
             layer=layer,
             old_order=result.old_order,
             new_order=result.new_order,
-            real_order=int(np.max(reduction.real_order)),
+            real_order=result.new_order if reduction is None else int(np.max(reduction.real_order)),
             hsv=result.cut.scores,
             tau=1.0 - order.share if isinstance(order, HankelMass | HankelEnergy) else None,
             error_bound=result.error_bound,
             measured_error=result.measured_error,
             seconds=result.seconds,
-            poles_before=np.asarray(reduction.original.poles(), np.complex128),
-            poles_after=np.asarray(reduction.system.poles(), np.complex128),
+            poles_before=before,
+            poles_after=after,
             loss_before=None if losses is None else losses.before,
             loss_after=None if losses is None else losses.after,
             constant_loss=None if losses is None else losses.constant,
@@ -227,6 +229,8 @@ def _plain(value: Any) -> Any:
 
 def _complex(pairs: Any, name: str) -> HostArray:
     parts = real_values(pairs, name, "[re, im] of each pole")
+    if parts.size == 0:
+        return np.zeros(0, np.complex128)
     if parts.shape[-1] != 2:
         raise ShapeError(f"`{name}` has shape {parts.shape}; expected [re, im] of each pole.")
     return np.ascontiguousarray(parts).view(np.complex128)[..., 0]
