@@ -165,6 +165,10 @@ class Framework(ABC):
                 "expected none. Cut the model alone, and start the optimizer anew."
             )
 
+    def check_orders(self, model: Any, orders: Sequence[tuple[LayerHandle, int]]) -> None:
+        """Raise `OrderError` unless layers may have these orders, beside others that stay as they are."""
+        return None
+
     def moments_of(
         self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
     ) -> list[Moments]:

@@ -100,6 +100,7 @@ class TorchFramework(Framework, StateDicts):
         )
 
     # Each in the file of its topic, with the arguments of the method.
+    check_orders = staticmethod(torch_config.check_orders)
     check_ready = staticmethod(torch_sharing.check_ready)
     check_optimizer = staticmethod(torch_optimizer.check_optimizer)
     moments_of = staticmethod(torch_optimizer.moments_of)

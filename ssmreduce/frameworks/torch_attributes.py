@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from ssmreduce.errors import ShapeError
-from ssmreduce.frameworks.framework import LayerChange
-from ssmreduce.frameworks.torch_arrays import tensor_at
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.torch_arrays import holder_at, tensor_at
 from ssmreduce.frameworks.transaction import Assignment
+
+
+class SharedSize(Assignment):
+    """``module.config.d_state = value``, in a copy: other modules may have the same config."""
+
+    def __init__(self, module: Any, name: str, value: int) -> None:
+        holder, field = name.split(".")
+        own = copy.copy(getattr(module, holder))
+        setattr(own, field, value)
+        super().__init__(module, holder, own)
+        self.name, self._holder = name, holder
+
+    def make(self) -> None:
+        """Give the module the copy."""
+        setattr(self.owner, self._holder, self._value)
+
+    def undo(self) -> None:
+        """Give it back the other one."""
+        setattr(self.owner, self._holder, self._before)
+
+
+def attribute(module: Any, name: str) -> Any:
+    """Return the attribute of a module, or of an object in it; None if there is none."""
+    *inside, own = name.split(".")
+    held = vars(module).get(inside[0]) if inside else module
+    return getattr(held, "__dict__", {}).get(own)
+
+
+def assigned(module: Any, name: str, value: Any) -> Assignment:
+    """Return what gives such an attribute a value."""
+    return SharedSize(module, name, value) if "." in name else Assignment(module, name, value)
+
+
+def ones(handle: LayerHandle) -> dict[str, Any]:
+    """Return arrays in the shapes of a layer, which may have no numbers yet."""
+    names = handle.kind.names()
+    return {name: np.ones(tuple(tensor_at(handle.layer, name).shape)) for name in names}
 
 
 def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
@@ -26,8 +65,9 @@ def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
             continue
         values = vars(module)
         for name in kind.sizes:
-            if isinstance(values.get(name), int):
-                yield Assignment(module, name, round(values[name] * change.ratio))
+            size = attribute(module, name)
+            if isinstance(size, int):
+                yield assigned(module, name, round(size * change.ratio))
         for name in kind.states:
             kept = values.get(name, module._buffers.get(name))
             if torch.is_tensor(kept):
@@ -37,6 +77,21 @@ def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
         for name in kind.caches:
             if name in values:
                 yield Assignment(module, name, None, removes=True)
+    yield from _features(change)
+
+
+def _features(change: LayerChange) -> Iterator[Assignment]:
+    """Numbers of features of linear modules inside of a layer, whose weights change."""
+    handle = change.handle
+    if not any("." in name for name in handle.names):
+        return
+    shapes = ones(handle)
+    order = round(handle.kind.order(shapes) * change.ratio)
+    for name, value in handle.kind.resized(shapes, order).items():
+        module, own = holder_at(handle.layer, name)
+        if isinstance(module, torch.nn.Linear) and own == "weight":
+            yield Assignment(module, "out_features", value.shape[0])
+            yield Assignment(module, "in_features", value.shape[1])
 
 
 def _state(old: Any, change: LayerChange) -> Any:

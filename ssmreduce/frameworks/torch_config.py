@@ -4,21 +4,26 @@ It makes a model from its config on the device "meta" and compares shapes before
 ``load_state_dict`` and its hooks. So whatever changes a layer writes ``config.ssm_states``, a dict of numbers
 of states by layer name, and the ``__init__`` of the model gives its layers these sizes. Names are those in
 the innermost model that has a config: the same whether a head is on top of it or not.
+
+A layer of the library itself, as Mamba, has its size in a field for all layers, ``config.state_size``. That
+one is written then, so that the library reads a smaller model as it does any other.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce.errors import ShapeError
+from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import replaced, tensor_at
-from ssmreduce.frameworks.torch_attributes import dependents
+from ssmreduce.frameworks.torch_attributes import dependents, ones
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import plain_name
 
@@ -27,25 +32,66 @@ _LIBRARY = "transformers.modeling_utils"
 """Has been imported by who has a model with a config."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A layer in a model with a config: the innermost one."""
+
+    owner: Any
+    name: str
+    handle: LayerHandle
+
+    @property
+    def config(self) -> Any:
+        """The config of that model."""
+        return self.owner.config
+
+    @property
+    def common(self) -> str:
+        """The field in which the library has one size for all layers; empty if it has none."""
+        field = self.handle.kind.config_size
+        return field if field and isinstance(getattr(self.config, field, None), int) else ""
+
+    def orders(self, new: Mapping[int, int] = MappingProxyType({})) -> set[int]:
+        """Return the orders of all layers of this kind there; `new` are those to be, by id of the layer."""
+        kind = self.handle.kind
+        held = {
+            id(part): part._parameters[kind.known_by]
+            for part in self.owner.modules()
+            if part._parameters.get(kind.known_by) is not None
+        }
+        return {
+            new.get(at, kind.order({kind.known_by: np.ones(tuple(tensor.shape))}))
+            for at, tensor in held.items()
+        }
+
+
 class _WrittenSizes(Step):
     """Writes how many states layers have, once they have them, into the configs of their models."""
 
-    def __init__(self, places: Sequence[tuple[Any, str, LayerHandle]]) -> None:
+    def __init__(self, places: Sequence[_Place]) -> None:
         self._places = places
-        self._before = [(config, vars(config).get(_FIELD)) for config, _, _ in places]
+        self._before = [
+            (each.config, name, vars(each.config).get(name))
+            for each in places
+            for name in [each.common or _FIELD]
+        ]
 
     def make(self) -> None:
-        """Write them."""
-        for config, name, handle in self._places:
-            setattr(config, _FIELD, {**_sizes(config), name: _order(handle)})
+        """Write them: the one size of a library, if all layers have it."""
+        for each in self._places:
+            if not each.common:
+                sizes = {**_sizes(each.config), each.name: _order(each.handle)}
+                setattr(each.config, _FIELD, sizes)
+            elif len(orders := each.orders()) == 1:
+                setattr(each.config, each.common, *orders)
 
     def undo(self) -> None:
         """Put back what was there."""
-        for config, sizes in self._before:
-            if sizes is None:
-                vars(config).pop(_FIELD, None)
+        for config, name, value in self._before:
+            if value is None:
+                vars(config).pop(name, None)
             else:
-                setattr(config, _FIELD, sizes)
+                setattr(config, name, value)
 
 
 def size_steps(model: Any, handles: Sequence[LayerHandle]) -> list[Step]:
@@ -53,6 +99,21 @@ def size_steps(model: Any, handles: Sequence[LayerHandle]) -> list[Step]:
     library = sys.modules.get(_LIBRARY)
     places = _places(library, model, handles) if library is not None else []
     return [_WrittenSizes(places)] if places else []
+
+
+def check_orders(model: Any, orders: Sequence[tuple[LayerHandle, int]]) -> None:
+    """Raise `OrderError` where a library has one number of states for all layers, and they would differ."""
+    library = sys.modules.get(_LIBRARY)
+    if library is None:
+        return
+    new = {id(handle.layer): order for handle, order in orders}
+    for each in _places(library, model, [handle for handle, _ in orders]):
+        if each.common and len(found := each.orders(new)) > 1:
+            raise OrderError(
+                f"layers would have {', '.join(map(str, sorted(found)))} states, but "
+                f"{_checks.type_name(each.config)} has one `{each.common}` for all of them; expected one "
+                "order. Give an int for all layers, or pass options=CutOptions(uniform=True)."
+            )
 
 
 def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
@@ -67,25 +128,23 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     if library is None:
         return
     steps: list[Step] = []
-    for config, name, handle in _places(library, model, handles):
-        if name in (sizes := _sizes(config)):
-            what = f"config.{_FIELD}[{name!r}]"
-            order = _checks.positive_count(sizes[name], what, "what a cut wrote")
-            steps += _resizes(model, handle, order)
+    for each in _places(library, model, handles):
+        if each.name in (sizes := _sizes(each.config)):
+            what = f"config.{_FIELD}[{each.name!r}]"
+            order = _checks.positive_count(sizes[each.name], what, "what a cut wrote")
+            steps += _resizes(model, each.handle, order)
     commit(steps)
 
 
-def _places(
-    library: Any, model: Any, handles: Sequence[LayerHandle]
-) -> list[tuple[Any, str, LayerHandle]]:
-    """Each layer that is in a model with a config, the latter, and its name there."""
+def _places(library: Any, model: Any, handles: Sequence[LayerHandle]) -> list[_Place]:
+    """Each layer that is in a model with a config, that model, and the name there."""
     names = {
-        id(part): (owner.config, plain_name(name))
+        id(part): (owner, plain_name(name))
         for owner in model.modules()  # the innermost comes last
         if isinstance(owner, library.PreTrainedModel)
         for name, part in owner.named_modules()
     }
-    return [(*names[id(handle.layer)], handle) for handle in handles if id(handle.layer) in names]
+    return [_Place(*names[id(each.layer)], each) for each in handles if id(each.layer) in names]
 
 
 def _sizes(config: Any) -> Mapping[str, Any]:
@@ -98,21 +157,14 @@ def _sizes(config: Any) -> Mapping[str, Any]:
     return sizes or {}
 
 
-def _ones(handle: LayerHandle) -> dict[str, Any]:
-    """Arrays in the shapes of a layer, which may have no numbers yet."""
-    return {
-        name: np.ones(tuple(tensor_at(handle.layer, name).shape)) for name in handle.kind.names()
-    }
-
-
 def _order(handle: LayerHandle) -> int:
-    return handle.kind.order(_ones(handle))
+    return handle.kind.order(ones(handle))
 
 
 def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
     if order == _order(handle):
         return []
-    values = handle.kind.resized(_ones(handle), order)
+    values = handle.kind.resized(ones(handle), order)
     change = LayerChange(handle, values, order / _order(handle))
     tensors = [(tensor_at(handle.layer, name), value.shape) for name, value in values.items()]
     return [

@@ -17,7 +17,7 @@ import torch
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle, Snapshot
 from ssmreduce.frameworks.torch_arrays import replaced, sharded_like, whole
-from ssmreduce.frameworks.torch_attributes import dependents
+from ssmreduce.frameworks.torch_attributes import assigned, attribute, dependents
 from ssmreduce.frameworks.torch_config import size_steps
 from ssmreduce.frameworks.torch_distributed import (
     bucket_steps,
@@ -35,8 +35,8 @@ def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot
     reshard(model)
     attributes: dict[str, dict[str, Any]] = {}
     for path, each in _dependents(model, handles):
-        if not each.removes and each.name in vars(each.owner):  # buffers are among the tensors
-            attributes.setdefault(path, {})[each.name] = _copied(vars(each.owner)[each.name])
+        if not each.removes and _is_kept(each):  # buffers are among the tensors
+            attributes.setdefault(path, {})[each.name] = _copied(attribute(each.owner, each.name))
     entries = {}
     if isinstance(opt_state, torch.optim.Optimizer):
         entries = {
@@ -112,7 +112,7 @@ def _attribute_steps(
 ) -> list[Step]:
     modules = {_plain(name): part for name, part in _unwrapped(model).named_modules()}
     given = [
-        Assignment(owner, name, _copied(value, _device_for(name, owner, model)))
+        assigned(owner, name, _copied(value, _device_for(name, owner, model)))
         for path, values in kept.items()
         for owner in [modules[path]]
         for name, value in values.items()
@@ -120,7 +120,7 @@ def _attribute_steps(
     stale = [
         Assignment(each.owner, each.name, None, removes=True)
         for path, each in _dependents(model, handles)
-        if each.name in vars(each.owner) and each.name not in kept.get(path, {})
+        if "." not in each.name and _is_kept(each) and each.name not in kept.get(path, {})
     ]
     return [*given, *stale]
 
@@ -212,6 +212,11 @@ def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[st
     for handle in handles:
         for each in dependents(model, LayerChange(handle, {}, 1.0)):
             yield names[id(each.owner)], each
+
+
+def _is_kept(each: Assignment) -> bool:
+    """Whether there is such an attribute, of the module or of an object in it."""
+    return "." in each.name or each.name in vars(each.owner)
 
 
 def _device(value: Any) -> Any:

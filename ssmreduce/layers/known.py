@@ -15,13 +15,24 @@ from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.layer import HasArrays, Layer, PlainArrays, stack_refusal
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.layers.lru import LRU
+from ssmreduce.layers.mamba import Mamba
 from ssmreduce.layers.s4 import S4
 from ssmreduce.layers.s4d import S4D, S4Diagonal
 from ssmreduce.layers.s5 import S5
 from ssmreduce.layers.s5_jax import S5HalfSpectrum
 from ssmreduce.layers.s5_real_input import S5RealInput
 
-KNOWN: tuple[type[Layer], ...] = (LRU, S5, S5HalfSpectrum, S5RealInput, S4D, S4, S4Diagonal, LinOSS)
+KNOWN: tuple[type[Layer], ...] = (
+    LRU,
+    S5,
+    S5HalfSpectrum,
+    S5RealInput,
+    S4D,
+    S4,
+    S4Diagonal,
+    LinOSS,
+    Mamba,
+)
 """Recognised by their arrays."""
 
 KINDS: dict[str, type[Layer]] = {
@@ -62,6 +73,7 @@ def register_layer(layer_type: type, kind: Layer) -> None:
     >>> import equinox as eqx
     >>> from ssmreduce import register_layer
     >>> from ssmreduce.layers.lru import LRU
+    from ssmreduce.layers.mamba import Mamba
     >>> class MyLRU(eqx.Module):
     ...     "An LRU with arrays nu_log, theta_log, ..."
     >>> register_layer(MyLRU, LRU())

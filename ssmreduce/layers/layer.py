@@ -60,11 +60,14 @@ class Layer(ABC):
     known_by : str
         An array that all layers of a kind that is recognised have.
     sizes : tuple of str
-        Attributes of a layer object that count its states (or a multiple of them).
+        Attributes of a layer object that count its states (or a multiple of them). One with a dot,
+        ``config.d_state``, is in an object that layers may share: each gets a copy of its own.
     states : tuple of str
         Attributes or buffers that keep a state between calls; projected with a cut.
     caches : tuple of str
         Attributes computed from the weights on demand; deleted after a cut.
+    config_size : str
+        Field of the config of a library, one for all layers, that counts their states.
     eps : float
         Rounding of the layer itself, where that is coarser than the dtype of its weights.
     both_directions : bool
@@ -75,6 +78,7 @@ class Layer(ABC):
     sizes: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
+    config_size: str = ""
     eps: float = 0.0
     both_directions: bool = False
 

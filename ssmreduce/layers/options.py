@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Moments = Literal["carry", "reset"]
 
-Method = Literal["best", "white", "white refit", "balanced", "selected"]
-"""How a cut uses data; see `ssmreduce.layers.lti_data`."""
+Method = Literal["best", "white", "white refit", "balanced", "selected", "compensated"]
+"""How a cut uses data; see `ssmreduce.layers.lti_data` and `ssmreduce.layers.mamba_fit`."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -41,10 +41,11 @@ class CutOptions:
         Give all layers the largest of their orders, for libraries that need one.
     moments : {"carry", "reset"}
         Whether first and second moments of the optimizer follow the states of a cut layer or become zero.
-    method : {"best", "white", "white refit", "balanced", "selected"}
+    method : {"best", "white", "white refit", "balanced", "selected", "compensated"}
         How a cut with data is made: by what is best on the data that are held out; by balanced truncation as
         without data, which alone has a bound; by that with output weights fitted to the data; by balancing
-        what the data excite; or by a selection of the layer's own modes.
+        what the data excite; or by a selection of the layer's own modes. Selective layers (Mamba) have the
+        last, and the same without a fit, in which scales alone make up for what is dropped.
     skip_unsupported : bool
         Pass over variants of known layers that cannot be reduced, and stacks of layers, instead of refusing
         the model.

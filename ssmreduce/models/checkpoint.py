@@ -117,8 +117,11 @@ def _resize(
             f"batch axes {was[0]} but has {has[1]}, {has[2]} and {has[0]}; expected the same. Build "
             "the model as it was."
         )
+    resized = kind.resized(old, counts["the state dict"])
     for name in names:
         here, there = _shape(own[prefix + name]), _shape(state_dict[prefix + name])
+        if name in resized and there == resized[name].shape:
+            continue
         if not _is_scaled(here or (), there or (), *counts.values()):
             raise _other_shape(prefix + name, there, here)
     return LayerChange(handle, {}, counts["the state dict"] / counts["the model"])

@@ -120,6 +120,8 @@ def _planned(
         for path, cut in cuts.items()
     }
     changing = [each for each in handles if each.path in cuts]
+    new_orders = [(each, cuts[each.path].new_order) for each in changing]
+    found.framework.check_orders(found.model, new_orders)
     held = found.framework.moments_of(found.model, opt_state, changing) if cuts else []
     return CutPlan(
         results,

@@ -45,7 +45,7 @@ class Choice:
 
     Attributes
     ----------
-    method : {"white", "white refit", "balanced", "selected"}
+    method : {"white", "white refit", "balanced", "selected", "compensated"}
         What was taken, as `CutOptions` names it.
     by : {"loss", "output error"}
         What was compared, on data that were held out.

@@ -1,0 +1,207 @@
+"""Mamba (Gu and Dao, 2024): which arrays a mixer has, and its reduction by data.
+
+Channels have rates A_log of their own but share B and C, so that a change of states would have to be diagonal:
+a cut keeps a subset of the states, the same in all channels, and the layer stays what its library builds. Rows
+of x_proj for B and C may be anything, and are scaled and fitted; see `ssmreduce.layers.mamba_fit`. How much a
+state matters depends on what the layer is given: there is no cut without data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.gramians.sequences import LayerData
+from ssmreduce.layers.layer import (
+    Candidates,
+    HasArrays,
+    Layer,
+    LayerCut,
+    Weights,
+    WeightStorage,
+    check_shape,
+    refusal,
+)
+from ssmreduce.layers.mamba_cut import METHODS, MambaPlan
+from ssmreduce.layers.mamba_mixer import Mixer
+from ssmreduce.layers.options import CutOptions
+from ssmreduce.reduction.order import OrderRule
+from ssmreduce.systems.diagonal import System
+
+_ARRAYS = {
+    "A_log": 2,
+    "D": 1,
+    "in_proj.weight": 2,
+    "conv1d.weight": 3,
+    "x_proj.weight": 2,
+    "dt_proj.weight": 2,
+    "dt_proj.bias": 1,
+    "out_proj.weight": 2,
+}
+"""What each mixer has, with numbers of axes."""
+
+_BIASES = ("in_proj.bias", "conv1d.bias", "out_proj.bias")
+"""What some have."""
+
+_NORMS = ("b_layernorm", "c_layernorm", "B_layernorm", "C_layernorm", "dt_layernorm")
+"""Attributes of mixers that normalise B and C."""
+
+
+class Mamba(Layer):
+    """The mixer of Mamba, of transformers, mambapy or mamba_ssm; reduced by data.
+
+    Weights, for D channels, N states for each, rank R of the steps, m inputs and p outputs: A_log (D, N),
+    D (D), in_proj.weight (2 D, m), conv1d.weight (D, 1, K), x_proj.weight (R + 2 N, D),
+    dt_proj.weight (D, R), dt_proj.bias (D), out_proj.weight (p, D).
+
+    Parameters
+    ----------
+    biases : tuple of str
+        Those of in_proj.bias, conv1d.bias and out_proj.bias that there are.
+    """
+
+    known_by = "A_log"
+    sizes = ("ssm_state_size", "d_state", "config.d_state")
+    config_size = "state_size"
+
+    def __init__(self, biases: tuple[str, ...] = ("conv1d.bias",)) -> None:
+        self._biases = biases
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> Mamba | None:
+        """Recognise the arrays of a mixer, most of them in modules inside.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If it normalises B and C over the states, runs in both directions or has another activation.
+        """
+        if not has(**_ARRAYS):
+            return None
+        if any(getattr(layer, name, None) is not None for name in _NORMS):
+            raise refusal(
+                "Mamba",
+                "it normalises B and C over its states, as FalconMamba and Jamba do, so that a selection of "
+                "these changes what is left",
+                "one without such norms",
+            )
+        if has("A_b_log"):
+            raise refusal("Mamba", "it has a second scan in reverse, `A_b_log`", "one scan")
+        activation = getattr(layer, "activation", "silu")
+        if activation not in ("silu", "swish"):
+            raise refusal("Mamba", f"its `activation` is {activation!r}", "'silu'")
+        return cls(tuple(name for name in _BIASES if has(name)))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights."""
+        return (*_ARRAYS, *self._biases)
+
+    def order(self, weights: Weights) -> int:
+        """Return the number of states N of each channel."""
+        return int(weights["A_log"].shape[-1])
+
+    def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
+        """Return no batch axes, inputs and outputs."""
+        return (), int(weights["in_proj.weight"].shape[1]), int(weights["out_proj.weight"].shape[0])
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+        check_shape(weights, "A_log", ("D", "N"))
+        D, N = weights["A_log"].shape
+        why = f", as `A_log` has {D} channels and {N} states"
+        check_shape(weights, "dt_proj.weight", (D, "R"), why)
+        R = weights["dt_proj.weight"].shape[1]
+        check_shape(weights, "x_proj.weight", (R + 2 * N, D), f"{why}, and `dt_proj` the rank {R}")
+        check_shape(weights, "in_proj.weight", (2 * D, "m"), why)
+        check_shape(weights, "conv1d.weight", (D, 1, "K"), why)
+        check_shape(weights, "out_proj.weight", ("p", D), why)
+        p = weights["out_proj.weight"].shape[0]
+        lengths = {
+            "D": D,
+            "dt_proj.bias": D,
+            "conv1d.bias": D,
+            "in_proj.bias": 2 * D,
+            "out_proj.bias": p,
+        }
+        for name, length in lengths.items():
+            if name in weights:
+                check_shape(weights, name, (length,), why)
+
+    def check_readable(self, weights: Weights) -> None:
+        """Raise unless the weights fit together and are finite."""
+        self.check_finite(weights)
+        self.check(weights)
+
+    def split(self, rows: HostArray, states: int) -> tuple[HostArray, HostArray, HostArray]:
+        """Return the rows of x_proj, or of moments of it, for δ, B and C."""
+        rank = len(rows) - 2 * states
+        delta, B, C = np.split(rows, [rank, rank + states])
+        return delta, B, C
+
+    def resized(self, weights: Weights, order: int) -> dict[str, HostArray]:
+        """Return zeros in the shapes of A_log and x_proj."""
+        D, N = weights["A_log"].shape
+        rows = weights["x_proj.weight"].shape[0] + 2 * (order - N)
+        return {"A_log": np.zeros((D, order)), "x_proj.weight": np.zeros((rows, D))}
+
+    def read(self, weights: Weights) -> System:
+        """Raise `UnsupportedLayerError`: the layer runs no one system."""
+        raise UnsupportedLayerError(
+            "this Mamba layer is selective: its A, B and C depend on its input, so that it runs no one "
+            "system; expected a linear time-invariant layer. Cut it by data: "
+            "reduce_model(model, order, data=calibrate(model, batches))."
+        )
+
+    def output(self, weights: Weights, inputs: HostArray) -> HostArray:
+        """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
+        self.check_readable(weights)
+        return Mixer.of(weights).output(inputs)
+
+    def unknowns(self, weights: Weights, order: int) -> float:
+        """Return (N + 1) D / p: the unknowns of C and D, with p outputs at each step."""
+        outputs, channels = weights["out_proj.weight"].shape
+        return (order + 1.0) * channels / outputs
+
+    def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
+        """Raise `UnsupportedLayerError`: without data no state of a selective layer has a score."""
+        raise _needs_data()
+
+    def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
+        """Raise `UnsupportedLayerError`, as `scores`."""
+        raise _needs_data()
+
+    def plan(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+    ) -> LayerCut:
+        """Raise `UnsupportedLayerError`: there is no cut without data."""
+        raise _needs_data()
+
+    def candidates(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> Candidates:
+        """Plan selections, by each method or the one that is asked for."""
+        if options.method not in ("best", *METHODS):
+            raise UnsupportedLayerError(
+                f"`method` is {options.method!r}, but Mamba keeps a selection of its own states; expected "
+                f"'best', {' or '.join(map(repr, METHODS))}."
+            )
+        return MambaPlan(self, weights, options, storage, data).candidates(order)
+
+
+def _needs_data() -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        "Mamba is selective: how much a state matters depends on what the layer is given, and there are no "
+        "data; expected some. Pass data: reduce_model(model, order, data=calibrate(model, batches))."
+    )

@@ -1,0 +1,172 @@
+"""What a Mamba mixer computes, again from its weights: `Mixer`, and its runs on a few sequences.
+
+Of inputs u, with Δ, B and C linear in x but for a softplus,
+
+    [x, z] = W_in u,   x = SiLU(conv(x)),   [δ, B, C] = W_x x,   Δ = softplus(W_dt δ + b_dt),
+    out = W_out ((y + D x) ⊙ SiLU(z)),
+
+with y of `ssmreduce.layers.selective_scan` for the rates a = -exp(A_log). Only u is ever recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.gramians.sequences import Sequences
+from ssmreduce.layers.selective_scan import scan
+
+_TOGETHER = 2**21
+"""States, over all steps, of sequences that are run together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mixer:
+    """The arrays of a mixer, with D channels, N states for each, m inputs and p outputs.
+
+    Attributes
+    ----------
+    in_proj, in_bias : (2 D, m) array, (2 D,) array
+        For x and z.
+    kernel, kernel_bias : (D, K) array, (D,) array
+        The causal convolution of each channel.
+    to_delta : (R, D) array
+        The first rows of W_x.
+    step_proj, step_bias : (D, R) array, (D,) array
+        From δ to what softplus takes to Δ.
+    to_B, to_C : (N, D) array
+        The other rows of W_x.
+    rates : (D, N) array
+        a.
+    skip : (D,) array
+        The weight D.
+    out_proj, out_bias : (p, D) array, (p,) array
+        From gated outputs of the channels to those of the layer.
+    """
+
+    in_proj: HostArray
+    in_bias: HostArray
+    kernel: HostArray
+    kernel_bias: HostArray
+    to_delta: HostArray
+    step_proj: HostArray
+    step_bias: HostArray
+    to_B: HostArray
+    to_C: HostArray
+    rates: HostArray
+    skip: HostArray
+    out_proj: HostArray
+    out_bias: HostArray
+
+    @classmethod
+    def of(cls, weights: Mapping[str, HostArray]) -> Mixer:
+        """Return the mixer with these weights; a bias that is not there is zero."""
+        rates = -np.exp(weights["A_log"])
+        rank, states = weights["dt_proj.weight"].shape[1], rates.shape[1]
+        delta, B, C = np.split(weights["x_proj.weight"], [rank, rank + states])
+        in_proj, out_proj = weights["in_proj.weight"], weights["out_proj.weight"]
+        kernel = weights["conv1d.weight"][:, 0]
+        return cls(
+            in_proj,
+            weights.get("in_proj.bias", np.zeros(len(in_proj))),
+            kernel,
+            weights.get("conv1d.bias", np.zeros(len(kernel))),
+            delta,
+            weights["dt_proj.weight"],
+            weights["dt_proj.bias"],
+            B,
+            C,
+            rates,
+            weights["D"],
+            out_proj,
+            weights.get("out_proj.bias", np.zeros(len(out_proj))),
+        )
+
+    def selected(self, kept: HostArray, scales: HostArray) -> Mixer:
+        """Return the mixer with the states `kept` alone, read with `scales`."""
+        return replace(
+            self,
+            rates=self.rates[:, kept],
+            to_B=self.to_B[kept],
+            to_C=scales[:, None] * self.to_C[kept],
+        )
+
+    def together(self, count: int, length: int, states: int | None = None) -> Iterator[slice]:
+        """Yield which of `count` sequences are run together, so that their states need little memory."""
+        channels, own = self.rates.shape
+        step = max(1, _TOGETHER // (length * channels * (own if states is None else states)))
+        for first in range(0, count, step):
+            yield slice(first, min(first + step, count))
+
+    def output(self, inputs: HostArray) -> HostArray:
+        """Return what the layer puts out for inputs (S, L, m), from rest."""
+        found = np.empty((*inputs.shape[:2], len(self.out_proj)))
+        for few in self.together(*inputs.shape[:2]):
+            run = Run(self, inputs[few])
+            found[few] = np.swapaxes(run.out(run.scanned() + self.skip * run.x), 0, 1)
+        return found
+
+    def output_error(self, sequences: Sequences) -> float:
+        """Return the root of Σ τ |target - out|² over Σ τ |target - out without states|²."""
+        lost = total = 0.0
+        for few in self.together(*sequences.inputs.shape[:2]):
+            run = Run(self, sequences.inputs[few])
+            targets = np.swapaxes(sequences.targets[few], 0, 1)
+            weights = sequences.weights[few].T[..., None]
+            direct = self.skip * run.x
+            lost += np.sum(weights * (targets - run.out(run.scanned() + direct)) ** 2)
+            total += np.sum(weights * (targets - run.out(direct)) ** 2)
+        return float(np.sqrt(lost / total)) if total else 0.0
+
+
+class Run:
+    """A mixer on a few sequences (S, L, m): what its scan is given, with the time first.
+
+    Attributes
+    ----------
+    x, gate, step : (L, S, D) array
+        x, SiLU(z) and Δ.
+    """
+
+    def __init__(self, mixer: Mixer, inputs: HostArray) -> None:
+        self.mixer = mixer
+        projected = np.swapaxes(inputs, 0, 1) @ np.swapaxes(mixer.in_proj, 0, 1) + mixer.in_bias
+        x, z = np.split(projected, 2, axis=-1)
+        width = mixer.kernel.shape[1]
+        padded = np.pad(x, ((width - 1, 0), (0, 0), (0, 0)))
+        convolved = mixer.kernel_bias + sum(
+            mixer.kernel[:, k] * padded[k : k + len(x)] for k in range(width)
+        )
+        self.x = _silu(convolved)
+        self.gate = _silu(z)
+        delta = self.x @ np.swapaxes(mixer.to_delta, 0, 1)
+        self.step = np.logaddexp(0.0, delta @ np.swapaxes(mixer.step_proj, 0, 1) + mixer.step_bias)
+
+    @cached_property
+    def drive(self) -> HostArray:
+        """Δ x."""
+        return np.asarray(self.step * self.x)
+
+    def projected(self, rows: HostArray) -> HostArray:
+        """Return rows (N, D) of W_x times x, shape (L, S, N)."""
+        return np.asarray(self.x @ np.swapaxes(rows, 0, 1))
+
+    def scanned(self) -> HostArray:
+        """Return y, shape (L, S, D)."""
+        mixer = self.mixer
+        B, C = self.projected(mixer.to_B), self.projected(mixer.to_C)
+        return scan(mixer.rates, self.step, self.drive, B, C)
+
+    def out(self, y: HostArray) -> HostArray:
+        """Return outputs (L, S, p) of the layer from those of its channels."""
+        mixer = self.mixer
+        return np.asarray((self.gate * y) @ np.swapaxes(mixer.out_proj, 0, 1) + mixer.out_bias)
+
+
+def _silu(values: HostArray) -> HostArray:
+    """X / (1 + exp(-x))."""
+    return np.asarray(values * np.exp(-np.logaddexp(0.0, -values)))
