@@ -19,8 +19,8 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
     Raises
     ------
     UnsupportedLayerError
-        If one is computed by a parametrization, or shared with something of another shape, or if the
-        initial state of a layer is learnt.
+        If one is computed by a parametrization, quantised, or shared with something of another shape, or if
+        the initial state of a layer is learnt.
     OptimizerStateError
         Under `torch.inference_mode`, whose tensors can never be trained.
     """
@@ -36,6 +36,7 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
                     f"`{name}` of layer `{handle.name}` is computed by a parametrization; expected "
                     "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
                 )
+            _check_quantised(handle, name)
         for name in handle.kind.states:
             if handle.layer._parameters.get(name) is not None:
                 raise UnsupportedLayerError(
@@ -43,6 +44,16 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
                     "which a cut does not carry; expected a buffer or attribute. Make it one first."
                 )
     _check_sharing(model, handles)
+
+
+def _check_quantised(handle: LayerHandle, name: str) -> None:
+    """Refuse matrices of integers, which are scaled by something else: what they hold is not their values."""
+    tensor = tensor_at(handle.layer, name)
+    if tensor.ndim > 1 and not (tensor.is_floating_point() or tensor.is_complex()):
+        raise UnsupportedLayerError(
+            f"`{name}` of layer `{handle.name}` has dtype {tensor.dtype}, as of a quantised layer; expected "
+            "floating-point numbers. Cut the layer before it is quantised."
+        )
 
 
 def _check_sharing(model: Any, handles: Sequence[LayerHandle]) -> None:

@@ -11,8 +11,16 @@ from ssmreduce.layers.known import ENOUGH, KNOWN
 from ssmreduce.layers.layer import HasArrays, PlainArrays
 
 _SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
-    ({"A_log"}, ("in_proj", "conv1d"), "a selective layer (Mamba)"),
-    ({"A_log"}, ("x_proj", "dt_proj"), "a selective layer (Mamba)"),
+    (
+        {"A_log"},
+        ("in_proj", "conv1d"),
+        "a selective layer (Mamba), but not with the arrays of Mamba-1",
+    ),
+    (
+        {"A_log"},
+        ("x_proj", "dt_proj"),
+        "a selective layer (Mamba), but not with the arrays of Mamba-1",
+    ),
     (set(), ("q_proj", "k_proj", "v_proj"), "attention, selective where it is linear"),
 )
 """Arrays, other attributes, and what has both: layers whose systems depend on their inputs."""
@@ -34,7 +42,7 @@ class Likeness:
     """
 
     advice = (
-        "Only linear time-invariant layers can be reduced; for one of your own write a class and call "
+        "Only linear time-invariant layers and Mamba can be reduced; for one of your own write a class and call "
         "register_layer(...)."
     )
 

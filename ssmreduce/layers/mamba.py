@@ -1,9 +1,10 @@
 """Mamba (Gu and Dao, 2024): which arrays a mixer has, and its reduction by data.
 
-Channels have rates A_log of their own but share B and C, so that a change of states would have to be diagonal:
-a cut keeps a subset of the states, the same in all channels, and the layer stays what its library builds. Rows
-of x_proj for B and C may be anything, and are scaled and fitted; see `ssmreduce.layers.mamba_fit`. How much a
-state matters depends on what the layer is given: there is no cut without data.
+Channels have rates A_log of their own but share B and C, so that a change of states would have to be
+diagonal: a cut keeps a subset of the states, the same in all channels, and the layer stays what its library
+builds. Rows of x_proj for B and C may be anything, and are scaled and fitted; see
+`ssmreduce.layers.mamba_fit`. How much a state matters depends on what the layer is given: there is no cut
+without data.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Mamba(Layer):
     def unknowns(self, weights: Weights, order: int) -> float:
         """Return (N + 1) D / p: the unknowns of C and D, with p outputs at each step."""
         outputs, channels = weights["out_proj.weight"].shape
-        return (order + 1.0) * channels / outputs
+        return float((order + 1) * channels / outputs)
 
     def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
         """Raise `UnsupportedLayerError`: without data no state of a selective layer has a score."""

@@ -1,4 +1,4 @@
-"""`MambaCut`: a selection of the states of a Mamba mixer, and all that follows; `MambaPlan` makes candidates."""
+"""`MambaCut`: a selection of the states of a Mamba mixer, and all that follows; `MambaPlan` makes them."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ class MambaCut(LayerCut):
         if tuple(state.shape[-2:]) != self.state_shape:
             raise ShapeError(
                 f"`state` has shape {tuple(state.shape)}; expected one whose last axes are "
-                f"{self.state_shape}, the channels and states before the cut. Pass the state of the recurrence "
-                "alone, not that of the convolution."
+                f"{self.state_shape}, the channels and states before the cut. Pass the state of the "
+                "recurrence alone, not that of the convolution."
             )
         if self.new_order == self.old_order:
             return state
@@ -234,7 +234,7 @@ class MambaPlan:
         new = selected(self._kind, self._weights, kept, scales)
         moved = {name: new[name] + fitted.get(name, 0.0) for name in new}
         weights = {**self._weights, **self._storage.rounded(moved)}
-        error = Mixer.of(weights).output_error(self._data.held_out)
+        error = Mixer.of(weights).output_error(self._data.held_out, self._mixer)
         return MambaCut(
             self._kind,
             None,

@@ -13,9 +13,9 @@ Then W_C (with the skip D) and W_B, in both of which outputs are linear, are fit
 
     min Σ τ |target - out(W)|² + λ ‖W - W⁰‖²_P,
 
-a few steps of conjugate gradients. The dense normal matrix has (N D)² entries and is never formed; its part for
-W_C is about P = (Σ τ Gᵀ G) ⊗ E[x xᵀ], G[t] = W_out diag(s[t]) h[t], which is the preconditioner and the metric
-of the ridge. For W_B the same with diag(C[t]) and the states that B = 1 drives.
+a few steps of conjugate gradients. The dense normal matrix has (N D)² entries and is never formed; its part
+for W_C is about P = (Σ τ Gᵀ G) ⊗ E[x xᵀ], G[t] = W_out diag(s[t]) h[t], which is the preconditioner and the
+metric of the ridge. For W_B the same with diag(C[t]) and the states that B = 1 drives.
 
 References: Hassibi and Stork, Second order derivatives for network pruning, NeurIPS (1992); Hestenes and
 Stiefel, J. Res. NBS 49 (1952).

@@ -110,16 +110,16 @@ class Mixer:
             found[few] = np.swapaxes(run.out(run.scanned() + self.skip * run.x), 0, 1)
         return found
 
-    def output_error(self, sequences: Sequences) -> float:
-        """Return the root of Σ τ |target - out|² over Σ τ |target - out without states|²."""
+    def output_error(self, sequences: Sequences, whole: Mixer) -> float:
+        """Return the root of Σ τ |target - out|² over the same of what `whole` puts out without its states."""
         lost = total = 0.0
         for few in self.together(*sequences.inputs.shape[:2]):
             run = Run(self, sequences.inputs[few])
             targets = np.swapaxes(sequences.targets[few], 0, 1)
             weights = sequences.weights[few].T[..., None]
-            direct = self.skip * run.x
-            lost += np.sum(weights * (targets - run.out(run.scanned() + direct)) ** 2)
-            total += np.sum(weights * (targets - run.out(direct)) ** 2)
+            out = run.out(run.scanned() + self.skip * run.x)
+            lost += np.sum(weights * (targets - out) ** 2)
+            total += np.sum(weights * (targets - run.out(whole.skip * run.x)) ** 2)
         return float(np.sqrt(lost / total)) if total else 0.0
 
 

@@ -1,0 +1,655 @@
+"""Mamba: what a mixer computes, which states stay, what is fitted, and the stock models that come out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import mambapy.mamba
+import numpy as np
+import pytest
+import torch
+import transformers
+from fingerprints import fingerprint
+from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
+
+from ssmreduce import (
+    Calibration,
+    CutOptions,
+    ErrorBound,
+    HankelMass,
+    HankelTrace,
+    InTrainingReducer,
+    MeasuredError,
+    ReductionSchedule,
+    RollbackPolicy,
+    calibrate,
+    load_reduced,
+    read_system,
+    reduce_layer,
+    reduce_model,
+    sweep,
+)
+from ssmreduce.errors import (
+    CalibrationWarning,
+    OrderError,
+    ShapeError,
+    UnreachableToleranceError,
+    UnsupportedLayerError,
+)
+from ssmreduce.gramians.sequences import Sequences
+from ssmreduce.layers.mamba import Mamba
+from ssmreduce.layers.mamba_fit import DriveFit, Elimination, ReadoutFit, output_gram, refitted
+from ssmreduce.layers.mamba_mixer import Mixer
+from ssmreduce.layers.selective_scan import scan, scan_adjoint
+
+SINGLE = 4e-6
+"""Libraries take exp of A_log in single precision: its eps, times the length of what is summed."""
+
+
+AT_CHANCE = pytest.mark.filterwarnings("ignore:the model is at chance")
+"""Language models of these tests have learned nothing."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    torch.manual_seed(3)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def shaken(module: Any) -> Any:
+    """A module whose weights are those of no initialisation."""
+    with torch.no_grad():
+        for each in module.parameters():
+            each.add_(0.1 * torch.randn_like(each))
+    return module
+
+
+def block(states: int = 6, d_model: int = 8, **settings: Any) -> Any:
+    config = mambapy.mamba.MambaConfig(
+        d_model, 1, d_state=states, dt_min=0.05, dt_max=0.5, **settings
+    )
+    return shaken(mambapy.mamba.MambaBlock(config))
+
+
+def language_model(states: int = 8, **settings: Any) -> Any:
+    config = MambaConfig(
+        vocab_size=20, hidden_size=16, state_size=states, num_hidden_layers=2, **settings
+    )
+    return shaken(MambaForCausalLM(config)).eval()
+
+
+def tokens(count: int = 6) -> list[torch.Tensor]:
+    return [torch.randint(0, 20, (4, 16)) for _ in range(count)]
+
+
+def loss(model: Any, batch: torch.Tensor) -> Any:
+    return model(batch, labels=batch).loss
+
+
+def mixer_of(module: Any) -> Mixer:
+    return Mixer.of(
+        {name: each.detach().double().numpy() for name, each in module.named_parameters()}
+    )
+
+
+def sequences_of(mixer: Mixer, count: int = 3, length: int = 9, seed: int = 0) -> Sequences:
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(count, length, mixer.in_proj.shape[1]))
+    weights = rng.uniform(0.2, 2.0, size=(count, length))
+    weights[-1, -2:] = 0.0
+    return Sequences(inputs, mixer.output(inputs), weights)
+
+
+def data_for(module: Any, count: int = 24, length: int = 20) -> Calibration:
+    width = module.in_proj.weight.shape[1]
+    rng = np.random.default_rng(1)
+    return Calibration.of_inputs({"model": rng.normal(size=(count, length, width))})
+
+
+# --- What a mixer computes
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_the_output_is_that_of_transformers(biases: bool) -> None:
+    model = language_model(use_bias=biases, use_conv_bias=biases, use_mambapy=False).double()
+    mixer, inputs = model.backbone.layers[0].mixer, torch.randn(3, 30, 16, dtype=torch.float64)
+    with torch.no_grad():
+        expected = mixer(inputs).numpy()
+    np.testing.assert_allclose(
+        mixer_of(mixer).output(inputs.numpy()), expected, atol=SINGLE * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("settings", [{"pscan": False}, {"bias": True, "conv_bias": False}])
+def test_the_output_is_that_of_mambapy(settings: dict[str, Any]) -> None:
+    module, inputs = block(**settings).double(), torch.randn(3, 30, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = module(inputs).numpy()
+    np.testing.assert_allclose(
+        mixer_of(module).output(inputs.numpy()), expected, atol=SINGLE * np.abs(expected).max()
+    )
+
+
+def test_the_scan_in_chunks_is_the_recurrence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssmreduce.layers.selective_scan._CHUNK", 60)
+    rng = np.random.default_rng(0)
+    rates, step = -rng.uniform(0.1, 3.0, (4, 3)), rng.uniform(0.0, 1.0, (11, 2, 4))
+    x, B, C = (rng.normal(size=(11, 2, width)) for width in (4, 3, 3))
+    h, expected = np.zeros((2, 4, 3)), np.zeros((11, 2, 4))
+    for t in range(11):
+        for s, d, n in np.ndindex(2, 4, 3):
+            decay = np.exp(step[t, s, d] * rates[d, n])
+            h[s, d, n] = decay * h[s, d, n] + step[t, s, d] * x[t, s, d] * B[t, s, n]
+            expected[t, s, d] += C[t, s, n] * h[s, d, n]
+    np.testing.assert_allclose(scan(rates, step, step * x, B, C), expected, atol=1e-13)
+    q = rng.normal(size=expected.shape)
+    dB = scan_adjoint(rates, step, step * x, C, q)
+    np.testing.assert_allclose(np.sum(dB * B), np.sum(q * expected), rtol=1e-12)
+
+
+# --- Which states stay
+
+
+def states_by_hand(mixer: Mixer, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """V of each step, shape (S, L, p, N), and V without C; from the equations, one number at a time."""
+    torch_inputs = torch.from_numpy(inputs)
+    x, z = (
+        torch_inputs @ torch.from_numpy(mixer.in_proj.T) + torch.from_numpy(mixer.in_bias)
+    ).chunk(2, -1)
+    kernel = torch.from_numpy(mixer.kernel)[:, None]
+    wide = nn.functional.pad(x.transpose(1, 2), (kernel.shape[-1] - 1, 0))
+    x = nn.functional.conv1d(wide, kernel, torch.from_numpy(mixer.kernel_bias), groups=len(kernel))
+    x, gate = nn.functional.silu(x).transpose(1, 2).numpy(), nn.functional.silu(z).numpy()
+    raw = x @ mixer.to_delta.T @ mixer.step_proj.T + mixer.step_bias
+    step = np.log1p(np.exp(raw))
+    B, C = x @ mixer.to_B.T, x @ mixer.to_C.T
+    h = np.zeros((len(inputs), *mixer.rates.shape))
+    found, unread = [], []
+    for t in range(inputs.shape[1]):
+        h = np.exp(step[:, t, :, None] * mixer.rates) * h
+        h = h + (step[:, t] * x[:, t])[:, :, None] * B[:, t, None, :]
+        unread.append(np.einsum("pd,sd,sdn->spn", mixer.out_proj, gate[:, t], h))
+        found.append(unread[-1] * C[:, t, None, :])
+    return np.stack(found, 1), np.stack(unread, 1)
+
+
+def test_the_gram_matrix_of_contributions() -> None:
+    mixer = mixer_of(block())
+    sequences = sequences_of(mixer)
+    V, unread = states_by_hand(mixer, sequences.inputs)
+    for found, each in (
+        (output_gram(mixer, sequences), V),
+        (output_gram(mixer, sequences, read=False), unread),
+    ):
+        expected = np.einsum("sl,slpn,slpm->nm", sequences.weights, each, each)
+        np.testing.assert_allclose(found, expected, atol=1e-12 * np.abs(expected).max())
+    without = dataclasses.replace(mixer, skip=np.zeros_like(mixer.skip))
+    np.testing.assert_allclose(
+        without.output(sequences.inputs), V.sum(axis=-1) + mixer.out_bias, atol=1e-13
+    )
+
+
+def test_elimination_is_the_best_change_of_scales_at_each_step() -> None:
+    rng = np.random.default_rng(0)
+    factor = rng.normal(size=(40, 6)) * rng.uniform(0.1, 2.0, 6)
+    K = factor.T @ factor
+    ridged = K + 1e-5 * np.mean(np.diagonal(K)) * np.eye(6)
+
+    def lost(kept: list[int]) -> float:
+        """The least (w - 1)ᵀ K (w - 1) with w = 0 elsewhere."""
+        root = np.linalg.cholesky(ridged).T
+        return float(np.linalg.lstsq(root[:, kept], root.sum(axis=1), rcond=None)[1][0])
+
+    found, left, before = Elimination.of(K), [*range(6)], 0.0
+    for k in range(4):
+        costs = {j: lost([i for i in left if i != j]) for j in left}
+        best = min(costs, key=costs.__getitem__)
+        assert found.dropped[k] == best
+        assert found.scores[k] ** 2 == pytest.approx(costs[best] - before, rel=1e-9)
+        left.remove(best)
+        before = costs[best]
+        kept, scales = found.kept(5 - k)
+        assert [*kept] == left
+        w = np.zeros(6)
+        w[kept] = scales
+        assert (w - 1) @ ridged @ (w - 1) == pytest.approx(before, rel=1e-9)
+    assert np.sum(found.scores**2) == pytest.approx(np.ones(6) @ ridged @ np.ones(6), rel=1e-9)
+
+
+def test_a_selection_alone_is_zeroing_of_what_reads_the_others() -> None:
+    module = block().double()
+    kept = np.array([0, 2, 5])
+    small = mixer_of(module).selected(kept, np.ones(3))
+    rank = module.config.dt_rank
+    with torch.no_grad():
+        for n in {*range(6)} - {*kept.tolist()}:
+            module.x_proj.weight[rank + 6 + n] = 0.0
+    inputs = np.random.default_rng(2).normal(size=(2, 15, 8))
+    np.testing.assert_allclose(small.output(inputs), mixer_of(module).output(inputs), atol=1e-14)
+
+
+# --- What is fitted
+
+
+@pytest.mark.parametrize("kind", [ReadoutFit, DriveFit])
+def test_products_are_those_of_the_dense_matrix(kind: Any) -> None:
+    mixer = mixer_of(block(3, 4))
+    sequences = sequences_of(mixer, 2, 7)
+    fit = kind(mixer, sequences)
+    residual = fit.products(None)
+    np.testing.assert_allclose(residual, 0.0, atol=1e-13)  # its own outputs
+    base = fit.moved(np.zeros_like(residual)).output(sequences.inputs)
+    columns = [
+        (fit.moved(unit).output(sequences.inputs) - base).ravel()
+        for unit in np.eye(residual.size)  # outputs are linear in what is fitted
+    ]
+    J = np.stack(columns, axis=1)
+    weights = np.repeat(sequences.weights.ravel(), base.shape[-1])
+    rng = np.random.default_rng(0)
+    change = rng.normal(size=residual.size)
+    expected = J.T @ (weights * (J @ change))
+    np.testing.assert_allclose(fit.products(change), expected, atol=1e-10 * np.abs(expected).max())
+    targets = base + rng.normal(size=base.shape)
+    other = kind(mixer, Sequences(sequences.inputs, targets, sequences.weights))
+    expected = J.T @ (weights * (targets - base).ravel())
+    np.testing.assert_allclose(other.products(None), expected, atol=1e-10 * np.abs(expected).max())
+    there = fit.metric(change)
+    np.testing.assert_allclose(fit.metric(there, inverse=True), change, atol=1e-8)
+    assert change @ there > 0.0
+
+
+def test_conjugate_gradients_end_at_the_ridge_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssmreduce.layers.mamba_fit._ITERATIONS", 200)
+    mixer = mixer_of(block(2, 4))
+    sequences = sequences_of(mixer, 4, 12)
+    targets = sequences.targets + 0.1 * np.random.default_rng(0).normal(
+        size=sequences.targets.shape
+    )
+    fit = DriveFit(mixer, Sequences(sequences.inputs, targets, sequences.weights))
+    units = np.eye(mixer.to_B.size)
+    normal = np.stack([fit.products(unit) + fit.anchor * fit.metric(unit) for unit in units], 1)
+    expected = np.linalg.solve(normal, fit.products(None))
+    found = (fit.fitted().to_B - mixer.to_B).ravel()
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_compensation_and_fit_lower_the_error_of_outputs() -> None:
+    mixer = mixer_of(block(12))
+    sequences, held_out = (sequences_of(mixer, 40, 20, seed) for seed in (0, 1))
+    kept, scales = Elimination.of(output_gram(mixer, sequences)).kept(4)
+    plain = mixer.selected(kept, np.ones(4))
+    compensated = mixer.selected(kept, scales)
+    fitted = refitted(compensated, sequences)
+    errors = [each.output_error(sequences, mixer) for each in (plain, compensated, fitted)]
+    assert errors == sorted(errors, reverse=True)
+    unseen = [each.output_error(held_out, mixer) for each in (plain, compensated, fitted)]
+    assert unseen[2] < 0.7 * min(unseen[:2])
+    off = dataclasses.replace(mixer, to_C=np.zeros_like(mixer.to_C))
+    assert off.output_error(held_out, mixer) == pytest.approx(1.0, abs=1e-12)
+
+
+# --- Layers and stock models
+
+
+def test_all_states_change_nothing() -> None:
+    module = block()
+    before = fingerprint(module)
+    result = reduce_layer(module, 6, data=data_for(module))
+    assert (result.new_order, result.old_order) == (6, 6)
+    assert fingerprint(module) == before
+
+
+@pytest.mark.parametrize("method", ["compensated", "selected"])
+def test_a_block_of_mambapy(method: Any) -> None:
+    module = block()
+    config = module.config
+    data = data_for(module)
+    inputs = torch.from_numpy(data.layers["model"].inputs).float()
+    held_out = data.layers["model"].held_out
+    with torch.no_grad():
+        before = module(inputs).numpy()
+    result = reduce_layer(module, 3, data=data, options=CutOptions(method=method))
+    assert module.A_log.shape == (16, 3)
+    assert module.A_log._no_weight_decay
+    assert module.x_proj.out_features == module.config.dt_rank + 6
+    assert (module.config.d_state, config.d_state) == (3, 6)
+    with torch.no_grad():
+        after = module(inputs).numpy()
+        off = copy.deepcopy(module)
+        off.x_proj.weight[-3:] = 0.0
+        off.D.copy_(torch.from_numpy(result.weights["D"]))
+        direct = off(inputs).numpy()
+    lost = np.sum((after - before)[held_out] ** 2) / np.sum((before - direct)[held_out] ** 2)
+    assert result.output_error == pytest.approx(np.sqrt(lost), rel=1e-4)
+    assert result.choice is not None
+    assert result.choice.method == method
+    cache = (None, torch.zeros(2, 16, config.d_conv - 1))
+    steps = []
+    with torch.no_grad():
+        for k in range(8):
+            out, cache = module.step(inputs[:2, k], cache)
+            steps.append(out)
+    np.testing.assert_allclose(torch.stack(steps, 1), after[:2, :8], atol=1e-5)
+
+
+@AT_CHANCE
+def test_a_model_of_transformers_stays_stock(tmp_path: Path) -> None:
+    model, batches = language_model(), tokens()
+    result = reduce_model(model, 3, data=calibrate(model, batches, loss=loss))
+    assert [part.new_order for part in result.report.values()] == [3, 3]
+    assert {part.choice.by for part in result.report.values() if part.choice} == {"loss"}
+    assert (model.config.state_size, model.backbone.layers[1].mixer.ssm_state_size) == (3, 3)
+    assert not hasattr(model.config, "ssm_states")
+    assert "output error" in str(result.report)
+    model.save_pretrained(tmp_path)
+    again = MambaForCausalLM.from_pretrained(tmp_path)
+    states = model.state_dict(), again.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    with torch.no_grad():
+        assert torch.equal(model(batches[0]).logits, again.eval()(batches[0]).logits)
+    loaded = load_reduced(language_model(), model.state_dict())
+    assert loaded.config.state_size == 3
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(batches[0]).logits, model(batches[0]).logits)
+
+
+def test_generation_with_the_cache_is_the_forward_pass() -> None:
+    model, batches = language_model(), tokens(2)
+    reduce_model(model, 3, data=calibrate(model, batches))
+    with torch.no_grad():
+        written = model.generate(batches[0], max_new_tokens=6, do_sample=False, use_cache=True)
+        logits = model(written, use_cache=False).logits
+    length = batches[0].shape[1]
+    assert torch.equal(written[:, length:], logits[:, length - 1 : -1].argmax(-1))
+
+
+def test_what_is_excited_by_fewer_states_is_cut_at_no_loss() -> None:
+    module = block().double()
+    rank = module.config.dt_rank
+    with (
+        torch.no_grad()
+    ):  # states 1 and 4 are those of state 0: with its rates and half of its input
+        for n, share in ((1, 0.5), (4, -2.0)):
+            module.A_log[:, n] = module.A_log[:, 0]
+            module.x_proj.weight[rank + n] = share * module.x_proj.weight[rank]
+            module.x_proj.weight[rank + 6 + n] = 3.0 * module.x_proj.weight[rank + 6]
+    data = data_for(module)
+    result = reduce_layer(module, 4, data=data, options=CutOptions(method="compensated"))
+    assert result.output_error < 1e-4  # the ridge
+
+
+def test_rules() -> None:
+    module = block(8)
+    data = data_for(module)
+    result = reduce_layer(copy.deepcopy(module), MeasuredError(0.3), data=data)
+    assert 0.0 < result.output_error <= 0.3
+    assert 1 < result.new_order < 8
+    by_share = reduce_layer(copy.deepcopy(module), HankelMass(0.6), data=data)
+    assert 1 <= by_share.new_order < 8
+    rounded = reduce_layer(copy.deepcopy(module), 3, data=data, options=CutOptions(multiple_of=4))
+    assert rounded.new_order == 4
+    rows = sweep(module, [2, 4, 8], data=data).rows
+    assert [row.order for row in rows] == [2, 4, 8]
+    assert rows[0].output_error > rows[1].output_error > rows[2].output_error == 0.0
+    assert rows[0].error_bound is rows[0].measured_error is None
+
+
+def test_layers_of_one_config_get_one_order() -> None:
+    model, batches = language_model(), tokens(4)
+    data = calibrate(model, batches)
+    before = fingerprint(model)
+    with pytest.raises(
+        OrderError, match=r"layers would have 3, 8 states.*one `state_size`.*uniform=True"
+    ):
+        reduce_model(model, {"backbone.layers.0.mixer": 3}, data=data)
+    assert fingerprint(model) == before
+    reduce_model(model, MeasuredError(0.2), data=data, options=CutOptions(uniform=True))
+    sizes = {each.mixer.A_log.shape[1] for each in model.backbone.layers}
+    assert sizes == {model.config.state_size}
+
+
+# --- Training
+
+
+def test_moments_are_gradients_after_a_cut_that_changes_nothing() -> None:
+    module = block().double()
+    rank = module.config.dt_rank
+    with torch.no_grad():
+        for n in (2, 3):  # twins of state 0, of which one with another scale
+            module.A_log[:, n] = module.A_log[:, 0]
+            module.x_proj.weight[rank + n] = 0.5 * module.x_proj.weight[rank]
+            module.x_proj.weight[rank + 6 + n] = 2.0 * module.x_proj.weight[rank + 6]
+    inputs = torch.randn(8, 20, 8, dtype=torch.float64)
+    goal = torch.randn(8, 20, 8, dtype=torch.float64)
+    optimizer = torch.optim.Adam(module.parameters(), 0.0, betas=(0.0, 0.0))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        optimizer.zero_grad()
+        ((module(inputs) - goal) ** 2).mean().backward()
+        return {name: each.grad.clone() for name, each in module.named_parameters()}
+
+    gradients()
+    optimizer.step()
+    model = nn.Sequential(module)
+    data = Calibration.of_inputs({"0": inputs.numpy()})
+    result = reduce_model(
+        model, 4, data=data, optimizer=optimizer, options=CutOptions(method="compensated")
+    )
+    cut = result.report["0"].cut
+    scale = cut.scales[np.flatnonzero(np.isin(cut.kept, (0, 2, 3)))]
+    assert np.abs(scale).max() > 2.0
+    for name, expected in gradients().items():
+        state = optimizer.state[dict(module.named_parameters())[name]]
+        for field, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+            found = state[field]
+            assert found.shape == expected.shape
+            error = (found - expected**power).abs().max() / (expected**power).abs().max()
+            assert error < 1e-3, (name, field)  # the ridge
+
+
+@AT_CHANCE
+def test_training_goes_on_after_a_cut_in_training() -> None:
+    model, batches = language_model().train(), tokens(8)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(3),
+        3,
+        data=lambda model: calibrate(model, batches[:4], loss=loss),
+        rollback=RollbackPolicy(0.1),
+    )
+    reducer.report(1.0)
+    losses = []
+    for step in range(1, 9):
+        optimizer.zero_grad()
+        value = loss(model, batches[step % 8])
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+        reducer.step(step, model, optimizer)
+    assert losses[-1] < losses[0]
+    assert [event.new_order for event in reducer.events] == [3, 3]
+    assert model.backbone.layers[0].mixer.A_log.shape[1] == model.config.state_size == 3
+    event = reducer.events[0]
+    assert event.measured_error is event.error_bound is None
+    assert event.method in ("compensated", "selected")
+    assert type(event).from_dict(event.to_dict()) == event
+    reducer.report(9.0)
+    reducer.step(9, model, optimizer)
+    assert model.config.state_size == model.backbone.layers[1].mixer.ssm_state_size == 8
+    assert model.backbone.layers[1].mixer.x_proj.out_features == 17
+
+
+def test_a_rollback_gives_mambapy_its_sizes_back() -> None:
+    config = mambapy.mamba.MambaConfig(8, 2, d_state=6, dt_min=0.05, dt_max=0.5)
+    model = shaken(mambapy.mamba.Mamba(config))
+    inputs = [torch.randn(6, 10, 8) for _ in range(4)]
+    optimizer = torch.optim.Adam(model.parameters())
+    before = fingerprint(model)
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1),
+        2,
+        data=lambda model: calibrate(model, inputs),
+        rollback=RollbackPolicy(0.1),
+    )
+    reducer.report(1.0)
+    reducer.step(1, model, optimizer)
+    assert [each.mixer.config.d_state for each in model.layers] == [2, 2]
+    assert model.layers[0].mixer.config is not model.layers[1].mixer.config
+    assert config.d_state == 6
+    saved = copy.deepcopy(reducer.state_dict())
+    assert len(saved["events"]) == 2
+    reducer.report(9.0)
+    reducer.step(2, model, optimizer)
+    assert [each.mixer.config.d_state for each in model.layers] == [6, 6]
+    assert fingerprint(model) == before
+
+
+def test_a_follower_keeps_the_same_states() -> None:
+    model = nn.Sequential(block())
+    follower = copy.deepcopy(model)
+    data = Calibration.of_inputs({"0": data_for(model[0]).layers["model"].inputs})
+    reduce_model(model, 3, data=data, followers=[follower])
+    for own, other in zip(model.parameters(), follower.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_the_state_of_a_stream() -> None:
+    module = block()
+    result = reduce_layer(
+        module, 3, data=data_for(module), options=CutOptions(method="compensated")
+    )
+    state = torch.randn(2, 16, 6)
+    torch.testing.assert_close(result.reduce_state(state), state[..., result.cut.kept])
+    with pytest.raises(ShapeError, match=r"last axes are \(16, 6\)"):
+        result.reduce_state(state[..., :5])
+
+
+# --- Refusals
+
+
+def test_without_data_a_cut_says_how_to_calibrate() -> None:
+    model = language_model()
+    before = fingerprint(model)
+    for call in (
+        lambda: reduce_model(model, 3),
+        lambda: reduce_layer(model.backbone.layers[0].mixer, 3),
+        lambda: HankelTrace(1).record(1, model),
+    ):
+        with pytest.raises(UnsupportedLayerError, match=r"data=calibrate\(model, batches\)"):
+            call()
+    with pytest.raises(UnsupportedLayerError, match=r"selective.*no one system"):
+        read_system(model.backbone.layers[0].mixer)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    ("order", "options", "error", "match"),
+    [
+        (7, CutOptions(), OrderError, "`order` is 7 but this Mamba layer has 6 states"),
+        (ErrorBound(relative=0.1), CutOptions(), UnreachableToleranceError, "MeasuredError"),
+        (3, CutOptions(method="balanced"), UnsupportedLayerError, "'compensated' or 'selected'"),
+    ],
+)
+def test_what_cannot_be_had(order: Any, options: Any, error: Any, match: str) -> None:
+    module = block()
+    before = fingerprint(module)
+    with pytest.raises(error, match=match):
+        reduce_layer(module, order, data=data_for(module), options=options)
+    assert fingerprint(module) == before
+
+
+def test_no_compensation_for_other_layers() -> None:
+    from s5 import S5
+
+    layer = S5(3, 8)
+    data = Calibration.of_inputs({"model": np.random.default_rng(0).normal(size=(8, 20, 3))})
+    with pytest.raises(UnsupportedLayerError, match="no selective layer"):
+        reduce_layer(layer, 4, data=data, options=CutOptions(method="compensated"))
+
+
+def test_few_sequences_are_warned_of() -> None:
+    module = block()
+    data = data_for(module, 4, 5)
+    with pytest.warns(
+        CalibrationWarning, match=r"15 effective rows; expected 32.*: 17 are missing"
+    ):
+        reduce_layer(module, 3, data=data, options=CutOptions(method="selected"))
+
+
+def _second_scan() -> Any:
+    module = block()
+    module.A_b_log = nn.Parameter(module.A_log.detach().clone())
+    return module
+
+
+def _other_activation() -> Any:
+    return language_model(hidden_act="gelu").backbone.layers[0].mixer
+
+
+def _falcon() -> Any:
+    from transformers import FalconMambaConfig
+    from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaMixer
+
+    config = FalconMambaConfig(hidden_size=16, state_size=4, num_hidden_layers=1)
+    return FalconMambaMixer(config, 0, initialize_mixer_weights=False)
+
+
+def _quantised() -> Any:
+    module = block()
+    weight = module.x_proj.weight.detach().to(torch.int8)
+    module.x_proj.weight = nn.Parameter(weight, requires_grad=False)
+    return module
+
+
+def _tied() -> Any:
+    first, second = block(), block()
+    second.x_proj.weight = first.x_proj.weight
+    return nn.Sequential(first, second)
+
+
+def _parametrised() -> Any:
+    module = block()
+    nn.utils.parametrizations.weight_norm(module.x_proj)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (_falcon, "normalises B and C"),
+        (lambda: block(inner_layernorms=True), "normalises B and C"),
+        (_second_scan, "second scan in reverse"),
+        (_other_activation, "`activation` is 'gelu'"),
+        (_quantised, "dtype torch.int8"),
+        (_tied, "shares parameters"),
+        (_parametrised, "computed by a parametrization"),
+    ],
+)
+def test_variants_are_refused(make: Any, match: str) -> None:
+    model = nn.Sequential(make())
+    before = fingerprint(model)
+    data = Calibration.of_inputs({"0": np.ones((4, 3, 8))})
+    with pytest.raises(UnsupportedLayerError, match=match):
+        reduce_model(model, 3, data=data)
+    assert fingerprint(model) == before
+
+
+def test_layers_that_put_out_nothing_by_their_states() -> None:
+    module = block()
+    with torch.no_grad():
+        module.x_proj.weight[-6:] = 0.0
+    with pytest.raises(OrderError, match="no state matters"):
+        reduce_layer(module, 3, data=data_for(module))
+
+
+def test_kinds_are_told_apart() -> None:
+    assert Mamba().is_same(Mamba())
+    assert not Mamba().is_same(Mamba(()))
+    assert [*itertools.islice(Mamba().names(), 2)] == ["A_log", "D"]
