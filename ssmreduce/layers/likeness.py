@@ -42,8 +42,8 @@ class Likeness:
     """
 
     advice = (
-        "Only linear time-invariant layers and Mamba can be reduced; for one of your own write a class and call "
-        "register_layer(...)."
+        "Only linear time-invariant layers and Mamba can be reduced; for one of your own write a class and "
+        "call register_layer(...)."
     )
 
     def __init__(self, layer: Any, axes: Mapping[str, int]) -> None:

@@ -111,7 +111,7 @@ class Mixer:
         return found
 
     def output_error(self, sequences: Sequences, whole: Mixer) -> float:
-        """Return the root of Σ τ |target - out|² over the same of what `whole` puts out without its states."""
+        """Return the root of Σ τ |target - out|², over that of the skip of `whole` in place of out."""
         lost = total = 0.0
         for few in self.together(*sequences.inputs.shape[:2]):
             run = Run(self, sequences.inputs[few])
