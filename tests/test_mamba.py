@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import re
+import runpy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +311,7 @@ def test_all_states_change_nothing() -> None:
 @pytest.mark.parametrize("method", ["compensated", "selected"])
 def test_a_block_of_mambapy(method: Any) -> None:
     module = block()
+    module.x_proj.requires_grad_(False)
     config = module.config
     data = data_for(module)
     inputs = torch.from_numpy(data.layers["model"].inputs).float()
@@ -317,6 +321,7 @@ def test_a_block_of_mambapy(method: Any) -> None:
     result = reduce_layer(module, 3, data=data, options=CutOptions(method=method))
     assert module.A_log.shape == (16, 3)
     assert module.A_log._no_weight_decay
+    assert not module.x_proj.weight.requires_grad
     assert module.x_proj.out_features == module.config.dt_rank + 6
     assert (module.config.d_state, config.d_state) == (3, 6)
     with torch.no_grad():
@@ -492,23 +497,87 @@ def test_a_rollback_gives_mambapy_its_sizes_back() -> None:
     inputs = [torch.randn(6, 10, 8) for _ in range(4)]
     optimizer = torch.optim.Adam(model.parameters())
     before = fingerprint(model)
-    reducer = InTrainingReducer(
-        ReductionSchedule.at(1),
-        2,
-        data=lambda model: calibrate(model, inputs),
-        rollback=RollbackPolicy(0.1),
-    )
+
+    def new_reducer() -> InTrainingReducer:
+        return InTrainingReducer(
+            ReductionSchedule.at(1),
+            2,
+            data=lambda model: calibrate(model, inputs),
+            rollback=RollbackPolicy(0.1),
+        )
+
+    reducer = new_reducer()
     reducer.report(1.0)
     reducer.step(1, model, optimizer)
     assert [each.mixer.config.d_state for each in model.layers] == [2, 2]
     assert model.layers[0].mixer.config is not model.layers[1].mixer.config
     assert config.d_state == 6
+    small = mambapy.mamba.Mamba(config)
+    load_reduced(small, model.state_dict())
+    assert [each.mixer.config.d_state for each in small.layers] == [2, 2]
+    assert torch.equal(small(inputs[0]), model(inputs[0]))
     saved = copy.deepcopy(reducer.state_dict())
-    assert len(saved["events"]) == 2
+    reducer = new_reducer()
+    reducer.load_state_dict(saved)
+    assert len(reducer.events) == 2
     reducer.report(9.0)
     reducer.step(2, model, optimizer)
     assert [each.mixer.config.d_state for each in model.layers] == [6, 6]
     assert fingerprint(model) == before
+
+
+@pytest.mark.slow
+@AT_CHANCE
+def test_outputs_may_be_matched_after_a_cut() -> None:
+    model, batches = language_model(), tokens(4)
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1),
+        2,
+        data=lambda model: calibrate(model, batches, loss=loss),
+        above_chance="match",
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # outputs of noise match no better
+        reducer.step(1, model, optimizer)
+    assert {event.new_order for event in reducer.events} == {2}
+
+
+@pytest.mark.slow
+def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[1] / "docs/examples/mamba.py"
+    runpy.run_path(str(path), run_name="__main__")
+    said = capsys.readouterr().out
+    before, after, constant = map(
+        float,
+        re.findall(r"held out: (\S+) before, (\S+) after; of a constant prediction (\S+)", said)[0],
+    )
+    off = float(re.findall(r"all states off: (\S+)", said)[0])
+    assert before < after < 1.1 * before < 0.5 * min(constant, off)
+    assert "4 torch.Size([64, 4])" in said
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_without_a_head_in_its_own_precision(dtype: torch.dtype) -> None:
+    model = language_model().backbone.to(dtype)
+    data = calibrate(model, tokens())
+    result = reduce_model(model, 4, data=data)
+    assert model.layers[0].mixer.A_log.dtype is dtype
+    assert model.config.state_size == 4
+    assert all(part.output_error < 0.7 for part in result.report.values())
+    with torch.no_grad():
+        assert torch.isfinite(model(tokens(1)[0]).last_hidden_state).all()
+
+
+def test_an_average_inside_follows() -> None:
+    net = nn.Sequential(block())
+    model = nn.ModuleDict({"net": net, "ema": torch.optim.swa_utils.AveragedModel(net)})
+    data = Calibration.of_inputs(
+        {name: data_for(net[0]).layers["model"].inputs for name in ("net.0", "ema.module.0")}
+    )
+    result = reduce_model(model, 3, data=data)
+    assert [part.new_order for part in result.report.values()] == [3, 3]
+    torch.testing.assert_close(net[0].x_proj.weight, model["ema"].module[0].x_proj.weight)
 
 
 def test_a_follower_keeps_the_same_states() -> None:

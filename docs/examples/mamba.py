@@ -4,8 +4,9 @@ import copy
 import tempfile
 
 import torch
-from ssmreduce import calibrate, reduce_model
 from transformers import MambaConfig, MambaForCausalLM
+
+from ssmreduce import calibrate, reduce_model
 
 PERIOD, TOKENS = 4, 8
 

@@ -16,8 +16,8 @@ from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.models.layer_records import PADDED, LayerRecord, joined
 from ssmreduce.models.search import Layers
 
-_SAME = 1e-2
-"""Relative difference up to which a layer puts out what its weights say, in half precision too."""
+_SAME, _ROUNDINGS = 1e-2, 8
+"""Relative difference up to which a layer puts out what its weights say: this, or some roundings in half."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +183,7 @@ def _check_call(handle: LayerHandle, call: Recorded) -> None:
     apart = np.inf
     if own.shape == call.first_output.shape:
         apart = float(np.max(np.abs(own - call.first_output), initial=0.0))
-    if not apart <= _SAME * size:
+    if not apart <= max(_SAME, _ROUNDINGS * handle.eps) * size:
         raise UnsupportedLayerError(
             f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
             f"{size:.3g}; expected a run from rest with steps of one length, of one sequence or a "
