@@ -30,7 +30,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NonFiniteError, OrderError
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba_mixer import Mixer, Run
@@ -68,7 +68,7 @@ def output_gram(
     stands_for = sequences.sample(max(_SAMPLE, 16 * N))
     for few in mixer.together(*sequences.weights.shape):
         run = Run(mixer, sequences.inputs[few])
-        roots = np.sqrt(sequences.weights[few] * stands_for[few]).T
+        roots = adjoint(np.sqrt(sequences.weights[few] * stands_for[few]))
         ones = np.ones((*roots.shape, N))
         B = run.projected(mixer.to_B) if driven else ones
         C = run.projected(mixer.to_C) if read else ones
@@ -197,7 +197,7 @@ class OutputFit(ABC):
             yield (
                 Run(self.mixer, sequences.inputs[few]),
                 targets,
-                sequences.weights[few].T[..., None],
+                adjoint(sequences.weights[few])[..., None],
             )
 
     @cached_property
@@ -230,7 +230,7 @@ class ReadoutFit(OutputFit):
             B, C = run.projected(mixer.to_B), run.projected(to_C)
             for at, h in states(mixer.rates, run.step, run.drive, B):
                 x, gate = run.x[at], run.gate[at]
-                out = (gate * ((h @ C[at][..., None])[..., 0] + skip * x)) @ _t(mixer.out_proj)
+                out = (gate * ((h @ C[at][..., None])[..., 0] + skip * x)) @ adjoint(mixer.out_proj)
                 error = targets[at] - mixer.out_bias - out if change is None else out
                 q = gate * ((weights[at] * error) @ mixer.out_proj)
                 seen = (q[:, :, None, :] @ h)[:, :, 0, :]
@@ -244,8 +244,8 @@ class ReadoutFit(OutputFit):
         moment, direct = self.moments
         direct = direct + _RIDGE * np.mean(direct)
         if inverse:
-            both = np.linalg.solve(moment, _t(np.linalg.solve(self._gain, to_C)))
-            return np.concatenate([_t(both).ravel(), skip / direct])
+            both = np.linalg.solve(moment, adjoint(np.linalg.solve(self._gain, to_C)))
+            return np.concatenate([adjoint(both).ravel(), skip / direct])
         return np.concatenate([(self._gain @ to_C @ moment).ravel(), direct * skip])
 
     def moved(self, change: HostArray) -> Mixer:
@@ -275,7 +275,7 @@ class DriveFit(OutputFit):
         for run, targets, weights in self.runs():
             B, C = run.projected(to_B), run.projected(mixer.to_C)
             y = scan(mixer.rates, run.step, run.drive, B, C)
-            error = (run.gate * y) @ _t(mixer.out_proj)
+            error = (run.gate * y) @ adjoint(mixer.out_proj)
             if change is None:
                 error = targets - run.out(y + mixer.skip * run.x)
             q = run.gate * ((weights * error) @ mixer.out_proj)
@@ -287,8 +287,8 @@ class DriveFit(OutputFit):
         """Return P times a change, a Kronecker product."""
         to_B, moment = change.reshape(self.mixer.to_B.shape), self.moments[0]
         if inverse:
-            both = np.linalg.solve(moment, _t(np.linalg.solve(self._gain, to_B)))
-            return np.asarray(_t(both)).ravel()
+            both = np.linalg.solve(moment, adjoint(np.linalg.solve(self._gain, to_B)))
+            return np.asarray(adjoint(both)).ravel()
         return np.asarray(self._gain @ to_B @ moment).ravel()
 
     def moved(self, change: HostArray) -> Mixer:
@@ -298,8 +298,3 @@ class DriveFit(OutputFit):
 
 def _ridged(gram: HostArray) -> HostArray:
     return np.asarray(gram + _RIDGE * np.mean(np.diagonal(gram)) * np.eye(len(gram)))
-
-
-def _t(matrix: HostArray) -> HostArray:
-    """The transpose of a real matrix."""
-    return np.asarray(np.swapaxes(matrix, -1, -2))

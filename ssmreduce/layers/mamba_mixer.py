@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.selective_scan import scan
 
@@ -116,7 +116,7 @@ class Mixer:
         for few in self.together(*sequences.inputs.shape[:2]):
             run = Run(self, sequences.inputs[few])
             targets = np.swapaxes(sequences.targets[few], 0, 1)
-            weights = sequences.weights[few].T[..., None]
+            weights = adjoint(sequences.weights[few])[..., None]
             out = run.out(run.scanned() + self.skip * run.x)
             lost += np.sum(weights * (targets - out) ** 2)
             total += np.sum(weights * (targets - run.out(whole.skip * run.x)) ** 2)
@@ -134,7 +134,7 @@ class Run:
 
     def __init__(self, mixer: Mixer, inputs: HostArray) -> None:
         self.mixer = mixer
-        projected = np.swapaxes(inputs, 0, 1) @ np.swapaxes(mixer.in_proj, 0, 1) + mixer.in_bias
+        projected = np.swapaxes(inputs, 0, 1) @ adjoint(mixer.in_proj) + mixer.in_bias
         x, z = np.split(projected, 2, axis=-1)
         width = mixer.kernel.shape[1]
         padded = np.pad(x, ((width - 1, 0), (0, 0), (0, 0)))
@@ -143,8 +143,8 @@ class Run:
         )
         self.x = _silu(convolved)
         self.gate = _silu(z)
-        delta = self.x @ np.swapaxes(mixer.to_delta, 0, 1)
-        self.step = np.logaddexp(0.0, delta @ np.swapaxes(mixer.step_proj, 0, 1) + mixer.step_bias)
+        delta = self.x @ adjoint(mixer.to_delta)
+        self.step = np.logaddexp(0.0, delta @ adjoint(mixer.step_proj) + mixer.step_bias)
 
     @cached_property
     def drive(self) -> HostArray:
@@ -153,7 +153,7 @@ class Run:
 
     def projected(self, rows: HostArray) -> HostArray:
         """Return rows (N, D) of W_x times x, shape (L, S, N)."""
-        return np.asarray(self.x @ np.swapaxes(rows, 0, 1))
+        return np.asarray(self.x @ adjoint(rows))
 
     def scanned(self) -> HostArray:
         """Return y, shape (L, S, D)."""
@@ -164,7 +164,7 @@ class Run:
     def out(self, y: HostArray) -> HostArray:
         """Return outputs (L, S, p) of the layer from those of its channels."""
         mixer = self.mixer
-        return np.asarray((self.gate * y) @ np.swapaxes(mixer.out_proj, 0, 1) + mixer.out_bias)
+        return np.asarray((self.gate * y) @ adjoint(mixer.out_proj) + mixer.out_bias)
 
 
 def _silu(values: HostArray) -> HostArray:
