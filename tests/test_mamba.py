@@ -30,6 +30,7 @@ from ssmreduce import (
     MeasuredError,
     ReductionSchedule,
     RollbackPolicy,
+    TotalBudget,
     calibrate,
     load_reduced,
     read_system,
@@ -404,6 +405,16 @@ def test_rules() -> None:
     assert [row.order for row in rows] == [2, 4, 8]
     assert rows[0].output_error > rows[1].output_error > rows[2].output_error == 0.0
     assert rows[0].error_bound is rows[0].measured_error is None
+
+
+def test_a_budget_is_shared_by_data() -> None:
+    config = mambapy.mamba.MambaConfig(8, 2, d_state=6, dt_min=0.05, dt_max=0.5)
+    model = shaken(mambapy.mamba.Mamba(config))
+    with torch.no_grad():
+        model.layers[1].mixer.x_proj.weight[-6:] *= 1e-3  # hardly reads its states
+    data = calibrate(model, [torch.randn(8, 12, 8) for _ in range(4)])
+    report = reduce_model(model, TotalBudget(7), data=data).report
+    assert [part.new_order for part in report.values()] == [6, 1]
 
 
 def test_layers_of_one_config_get_one_order() -> None:

@@ -27,6 +27,7 @@ from ssmreduce.layers.layer import (
     refusal,
 )
 from ssmreduce.layers.mamba_cut import METHODS, MambaPlan
+from ssmreduce.layers.mamba_fit import elimination
 from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.order import OrderRule
@@ -173,6 +174,12 @@ class Mamba(Layer):
     def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
         """Raise `UnsupportedLayerError`, as `scores`."""
         raise _needs_data()
+
+    def data_scores(
+        self, weights: Weights, data: LayerData, horizon: int | None = None
+    ) -> HostArray:
+        """Return the roots of what the outputs lose with each state, descending."""
+        return elimination(Mixer.of(weights), data.fitting).descending
 
     def plan(
         self,

@@ -14,7 +14,7 @@ from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import OrderError, ShapeError, SSMReduceError, UnreachableToleranceError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import Candidates, LayerCut, WeightStorage
-from ssmreduce.layers.mamba_fit import Elimination, few_sequences, output_gram, refitted
+from ssmreduce.layers.mamba_fit import Elimination, elimination, few_sequences, refitted
 from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.options import CutOptions, Method
 from ssmreduce.reduction.measured import smallest
@@ -153,11 +153,7 @@ class MambaPlan:
 
     @cached_property
     def _elimination(self) -> Elimination:
-        return Elimination.of(output_gram(self._mixer, few_sequences(self._data.fitting, 0.0)))
-
-    @property
-    def _scores(self) -> HostArray:
-        return np.sort(self._elimination.scores)[::-1]
+        return elimination(self._mixer, self._data.fitting)
 
     def candidates(self, order: int | OrderRule) -> Candidates:
         """The cuts to the order that a rule chooses.
@@ -182,7 +178,11 @@ class MambaPlan:
                 f"`order` is {rule.order} but this Mamba layer has {self._old_order} states; expected at "
                 "most that. Pass fewer."
             )
-        wanted = rule.order if isinstance(rule, FixedOrder) else rule.choose(self._scores)
+        wanted = (
+            rule.order
+            if isinstance(rule, FixedOrder)
+            else rule.choose(self._elimination.descending)
+        )
         return self._of_order(-(-wanted // self._multiple_of) * self._multiple_of)
 
     def _smallest(self, rule: MeasuredError) -> Candidates:
@@ -243,7 +243,7 @@ class MambaPlan:
             weights,
             kept,
             scales,
-            self._scores,
+            self._elimination.descending,
             output_error=error,
             fitted=fitted,
         )

@@ -24,7 +24,7 @@ Stiefel, J. Res. NBS 49 (1952).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -44,6 +44,9 @@ _ITERATIONS = 10
 
 _STEPS = 2**14
 """Steps of sequences that are looked at: more say much the same."""
+
+_KEPT = 2**21
+"""Numbers of one kind for all channels and steps up to which what is given to scans is kept during a fit."""
 
 _SAMPLE = 2**12
 """Steps that are drawn of them for a Gram matrix of contributions, which cost most."""
@@ -124,6 +127,11 @@ class Elimination:
             M = M - np.outer(M[:, j], M[j] / M[j, j])
         return cls(K, dropped, scores)
 
+    @property
+    def descending(self) -> HostArray:
+        """The scores, largest first."""
+        return np.sort(self.scores)[::-1]
+
     def kept(self, order: int) -> tuple[HostArray, HostArray]:
         """Return the states that are left, ascending, and the scales that make up for the others."""
         kept = np.sort(self.dropped[len(self.K) - order :])
@@ -131,6 +139,11 @@ class Elimination:
         # All scales at once: the minimum of (w - 1)ᵀ (K + ridge) (w - 1) with w = 0 elsewhere.
         scales = np.linalg.solve(ridged[np.ix_(kept, kept)], ridged[kept].sum(axis=1))
         return kept, scales
+
+
+def elimination(mixer: Mixer, sequences: Sequences) -> Elimination:
+    """Return the order in which the states of a mixer go, by some thousands of steps."""
+    return Elimination.of(output_gram(mixer, few_sequences(sequences, 0.0)))
 
 
 def refitted(mixer: Mixer, sequences: Sequences) -> Mixer:
@@ -189,8 +202,16 @@ class OutputFit(ABC):
             )
         return self.moved(change)
 
-    def runs(self) -> Iterator[tuple[Run, HostArray, HostArray]]:
-        """Yield runs of a few sequences, and their targets and weights, with the time first."""
+    def runs(self) -> Iterable[tuple[Run, HostArray, HostArray]]:
+        """Runs of a few sequences each, and their targets and weights, with the time first."""
+        numbers = self.sequences.weights.size * self.mixer.rates.shape[0]
+        return self._kept_runs if numbers <= _KEPT else self._new_runs()
+
+    @cached_property
+    def _kept_runs(self) -> list[tuple[Run, HostArray, HostArray]]:
+        return list(self._new_runs())
+
+    def _new_runs(self) -> Iterator[tuple[Run, HostArray, HostArray]]:
         sequences = self.sequences
         for few in self.mixer.together(*sequences.weights.shape):
             targets = np.swapaxes(sequences.targets[few], 0, 1)

@@ -144,7 +144,8 @@ class Run:
         self.x = _silu(convolved)
         self.gate = _silu(z)
         delta = self.x @ adjoint(mixer.to_delta)
-        self.step = np.logaddexp(0.0, delta @ adjoint(mixer.step_proj) + mixer.step_bias)
+        before = delta @ adjoint(mixer.step_proj) + mixer.step_bias
+        self.step = np.maximum(before, 0.0) + np.log1p(np.exp(-np.abs(before)))  # softplus
 
     @cached_property
     def drive(self) -> HostArray:
@@ -168,5 +169,6 @@ class Run:
 
 
 def _silu(values: HostArray) -> HostArray:
-    """X / (1 + exp(-x))."""
-    return np.asarray(values * np.exp(-np.logaddexp(0.0, -values)))
+    """Return x / (1 + exp(-x))."""
+    with np.errstate(over="ignore"):  # -0 far below zero
+        return np.asarray(values / (1.0 + np.exp(-values)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import OrderError, UnstableSystemError
+from ssmreduce.errors import OrderError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle, listed
 from ssmreduce.layers.options import CutOptions, names_meant
 from ssmreduce.models.calibration import Calibration
@@ -125,13 +125,24 @@ def _shares(
 
 
 def _scores(handle: LayerHandle, options: CutOptions, data: Calibration | None) -> HostArray:
-    """Scores of a layer; with data, one that is not stable is looked at over the recorded sequences."""
+    """Scores of a layer; with data, one that is not stable is looked at over the recorded sequences.
+
+    A selective layer has scores by data alone.
+    """
     try:
         return handle.kind.scores(handle.weights, options.horizon)
     except UnstableSystemError:
         if data is None or options.horizon is not None:
             raise
         return handle.kind.scores(handle.weights, data.record_of(handle).inputs.shape[1])
+    except UnsupportedLayerError:
+        if data is None:
+            raise
+        record = data.record_of(handle)
+        scores = handle.kind.data_scores(handle.weights, record.data(record.outputs(handle)))
+        if scores is None:
+            raise
+        return scores
 
 
 def _equal_shares(
