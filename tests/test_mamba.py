@@ -48,8 +48,9 @@ from ssmreduce.errors import (
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba import Mamba
 from ssmreduce.layers.mamba_fit import DriveFit, Elimination, ReadoutFit, output_gram, refitted
-from ssmreduce.layers.mamba_mixer import Mixer
-from ssmreduce.layers.selective_scan import scan, scan_adjoint
+from ssmreduce.layers.mamba_merge import StateMaps, grouped
+from ssmreduce.layers.mamba_mixer import Mixer, Run
+from ssmreduce.layers.selective_scan import scan, scan_adjoint, states
 
 SINGLE = 4e-6
 """Libraries take exp of A_log in single precision: its eps, times the length of what is summed."""
@@ -229,7 +230,7 @@ def test_elimination_is_the_best_change_of_scales_at_each_step() -> None:
 def test_a_selection_alone_is_zeroing_of_what_reads_the_others() -> None:
     module = block().double()
     kept = np.array([0, 2, 5])
-    small = mixer_of(module).selected(kept, np.ones(3))
+    small = StateMaps.selection(kept, np.ones(3), 6).mapped(mixer_of(module))
     rank = module.config.dt_rank
     with torch.no_grad():
         for n in {*range(6)} - {*kept.tolist()}:
@@ -287,8 +288,8 @@ def test_compensation_and_fit_lower_the_error_of_outputs() -> None:
     mixer = mixer_of(block(12))
     sequences, held_out = (sequences_of(mixer, 40, 20, seed) for seed in (0, 1))
     kept, scales = Elimination.of(output_gram(mixer, sequences)).kept(4)
-    plain = mixer.selected(kept, np.ones(4))
-    compensated = mixer.selected(kept, scales)
+    plain = StateMaps.selection(kept, np.ones(4), 12).mapped(mixer)
+    compensated = StateMaps.selection(kept, scales, 12).mapped(mixer)
     fitted = refitted(compensated, sequences)
     errors = [each.output_error(sequences, mixer) for each in (plain, compensated, fitted)]
     assert errors == sorted(errors, reverse=True)
@@ -296,6 +297,81 @@ def test_compensation_and_fit_lower_the_error_of_outputs() -> None:
     assert unseen[2] < 0.7 * min(unseen[:2])
     off = dataclasses.replace(mixer, to_C=np.zeros_like(mixer.to_C))
     assert off.output_error(held_out, mixer) == pytest.approx(1.0, abs=1e-12)
+
+
+# --- Merging
+
+
+def test_groups_are_the_best_intervals() -> None:
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=8), rng.uniform(0.1, 1.0, 8)
+
+    def spread(groups: np.ndarray) -> float:
+        means = [np.average(values[groups == g], weights=weights[groups == g]) for g in groups]
+        return float(np.sum(weights * (values - means) ** 2))
+
+    every = (np.array(each) for each in itertools.product(range(3), repeat=8))
+    best = min(map(spread, every))
+    found = grouped(values, weights, 3)
+    assert {*found.tolist()} == {0, 1, 2}
+    assert spread(found) == pytest.approx(best, rel=1e-9)
+    assert np.all(np.diff(found[np.argsort(values)]) >= 0)
+    assert [*grouped(values, weights, 1)] == [0] * 8
+
+
+def with_two_rates(module: Any) -> Any:
+    """States 0, 1, 4 have one rate, the others another, and rows of B depend: two states say all of each."""
+    rank = module.config.dt_rank
+    with torch.no_grad():
+        for n in (1, 4):
+            module.A_log[:, n] = module.A_log[:, 0]
+        for n in (3, 5):
+            module.A_log[:, n] = module.A_log[:, 2]
+        module.A_log[:, [2, 3, 5]] += 3.0
+        B = module.x_proj.weight[rank : rank + 6]
+        B[4] = 0.5 * B[0] - B[1]
+        B[5] = 2.0 * B[2] + B[3]
+    return module
+
+
+def test_states_of_like_rates_merge_exactly() -> None:
+    module = with_two_rates(block()).double()
+    optimizer = torch.optim.Adam(module.parameters(), 0.0, betas=(0.0, 0.0))
+    inputs = torch.randn(8, 20, 8, dtype=torch.float64)
+    before = module(inputs)
+    (before**2).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model = nn.Sequential(module)
+    data = Calibration.of_inputs({"0": inputs.numpy()})
+    options = CutOptions(method="merged")
+    result = reduce_model(model, 4, data=data, optimizer=optimizer, options=options)
+    assert result.report["0"].output_error < 1e-7
+    after = module(inputs)
+    np.testing.assert_allclose(
+        after.detach(), before.detach(), atol=1e-6 * float(before.detach().abs().max())
+    )
+    (after**2).mean().backward()
+    own = optimizer.state[module.x_proj.weight]["exp_avg"]
+    expected = module.x_proj.weight.grad
+    torch.testing.assert_close(own, expected, rtol=0.0, atol=1e-5 * float(expected.abs().max()))
+    state = optimizer.state[module.A_log]
+    assert not state["exp_avg"].any()
+    assert (state["exp_avg_sq"] > 0.0).all()
+    whole, small = (
+        list(states(-np.exp(each["A_log"]), *scanned(each, inputs.numpy())))[-1][1][-1]
+        for each in (result.report["0"].weights, result.report["0"].new_weights)
+    )
+    np.testing.assert_allclose(
+        result.report["0"].reduce_state(whole), small, atol=1e-5 * np.abs(small).max()
+    )
+    with pytest.raises(OrderError, match="4 states say all"):
+        reduce_layer(with_two_rates(block().double()), 5, data=data_for(module), options=options)
+
+
+def scanned(weights: dict[str, np.ndarray], inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+    run = Run(Mixer.of(weights), inputs)
+    return run.step, run.drive, run.projected(run.mixer.to_B)
 
 
 # --- Layers and stock models
@@ -309,7 +385,7 @@ def test_all_states_change_nothing() -> None:
     assert fingerprint(module) == before
 
 
-@pytest.mark.parametrize("method", ["compensated", "selected"])
+@pytest.mark.parametrize("method", ["compensated", "selected", "merged"])
 def test_a_block_of_mambapy(method: Any) -> None:
     module = block()
     module.x_proj.requires_grad_(False)
@@ -459,8 +535,7 @@ def test_moments_are_gradients_after_a_cut_that_changes_nothing() -> None:
         model, 4, data=data, optimizer=optimizer, options=CutOptions(method="compensated")
     )
     cut = result.report["0"].cut
-    scale = cut.scales[np.flatnonzero(np.isin(cut.kept, (0, 2, 3)))]
-    assert np.abs(scale).max() > 2.0
+    assert np.abs(cut.maps.read).max() > 2.0
     for name, expected in gradients().items():
         state = optimizer.state[dict(module.named_parameters())[name]]
         for field, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
@@ -494,7 +569,7 @@ def test_training_goes_on_after_a_cut_in_training() -> None:
     assert model.backbone.layers[0].mixer.A_log.shape[1] == model.config.state_size == 3
     event = reducer.events[0]
     assert event.measured_error is event.error_bound is None
-    assert event.method in ("compensated", "selected")
+    assert event.method in ("compensated", "selected", "merged")
     assert type(event).from_dict(event.to_dict()) == event
     reducer.report(9.0)
     reducer.step(9, model, optimizer)
@@ -606,7 +681,9 @@ def test_the_state_of_a_stream() -> None:
         module, 3, data=data_for(module), options=CutOptions(method="compensated")
     )
     state = torch.randn(2, 16, 6)
-    torch.testing.assert_close(result.reduce_state(state), state[..., result.cut.kept])
+    torch.testing.assert_close(
+        result.reduce_state(state), state[..., result.cut.maps.drive.argmax(axis=1)]
+    )
     with pytest.raises(ShapeError, match=r"last axes are \(16, 6\)"):
         result.reduce_state(state[..., :5])
 
@@ -634,7 +711,7 @@ def test_without_data_a_cut_says_how_to_calibrate() -> None:
     [
         (7, CutOptions(), OrderError, "`order` is 7 but this Mamba layer has 6 states"),
         (ErrorBound(relative=0.1), CutOptions(), UnreachableToleranceError, "MeasuredError"),
-        (3, CutOptions(method="balanced"), UnsupportedLayerError, "'compensated' or 'selected'"),
+        (3, CutOptions(method="balanced"), UnsupportedLayerError, "'best', 'compensated' or"),
     ],
 )
 def test_what_cannot_be_had(order: Any, options: Any, error: Any, match: str) -> None:

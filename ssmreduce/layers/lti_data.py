@@ -102,9 +102,9 @@ class DataPlan:
         self._system = kind.read(weights).to_host()
         if isinstance(self._system, DiagonalStateSpace):
             self._makers |= {"balanced": self._balanced, "selected": self._selected}
-        if options.method == "compensated":
+        if options.method in ("compensated", "merged"):
             raise UnsupportedLayerError(
-                f"`method` is 'compensated', but {type(kind).__name__} is no selective layer; expected "
+                f"`method` is {options.method!r}, but {type(kind).__name__} is no selective layer; expected "
                 "another. Try 'selected', which fits the weights that read the states."
             )
         if options.method not in ("best", "white", *self._makers):

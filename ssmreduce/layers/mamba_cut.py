@@ -1,4 +1,4 @@
-"""`MambaCut`: a selection of the states of a Mamba mixer, and all that follows; `MambaPlan` makes them."""
+"""`MambaCut`: fewer states for a Mamba mixer, and all that follows; `MambaPlan` makes them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._checks import numeric_array
-from ssmreduce._namespace import Array, HostArray
+from ssmreduce._namespace import Array, HostArray, adjoint
 from ssmreduce.errors import OrderError, ShapeError, SSMReduceError, UnreachableToleranceError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import Candidates, LayerCut, WeightStorage
-from ssmreduce.layers.mamba_fit import Elimination, elimination, few_sequences, refitted
+from ssmreduce.layers.mamba_fit import Elimination, ReadoutFit, elimination, few_sequences, refitted
+from ssmreduce.layers.mamba_merge import StateMaps, merged
 from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.options import CutOptions, Method
 from ssmreduce.reduction.measured import smallest
@@ -23,7 +24,7 @@ from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, Ord
 if TYPE_CHECKING:
     from ssmreduce.layers.mamba import Mamba
 
-METHODS: tuple[Method, ...] = ("compensated", "selected")
+METHODS: tuple[Method, ...] = ("compensated", "selected", "merged")
 """What a selective layer can be cut by."""
 
 _FITTED = ("x_proj.weight", "D")
@@ -35,14 +36,12 @@ _ROWS = 64
 
 @dataclass(frozen=True, eq=False)
 class MambaCut(LayerCut):
-    """A Mamba mixer before and after a selection of its states.
+    """A Mamba mixer before and after a cut of its states.
 
     Attributes
     ----------
-    kept : (r,) int array
-        States that stay, ascending.
-    scales : (r,) array
-        What the rows of C are multiplied by, before any fit.
+    maps : StateMaps
+        What becomes of states, and of the rows that drive and read them, before any fit.
     ranked : (n,) array
         Root of what the outputs lose with each state, descending.
     fitted : dict of arrays
@@ -50,8 +49,7 @@ class MambaCut(LayerCut):
     """
 
     kind: Mamba
-    kept: HostArray
-    scales: HostArray
+    maps: StateMaps
     ranked: HostArray
     _: KW_ONLY
     fitted: dict[str, HostArray] = field(default_factory=dict)
@@ -63,30 +61,36 @@ class MambaCut(LayerCut):
 
     @property
     def without_image(self) -> tuple[str, ...]:
-        """None: what is kept is kept as it is, or scaled."""
-        return ()
+        """None of a selection: what is kept is kept as it is, or scaled; else the rates."""
+        return () if self.maps.is_selection else ("A_log",)
 
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
-        """Keep the moments of the states that are kept.
+        """Map the moments of C as the states, h' = T h, and those of B as what reads them, C' = R C.
 
-        Of C as they are, as the states are those of before; of B and A_log times the scales, as the states
-        are read by so much more. Exact for a selection that changes no output; for what was fitted near to
-        that.
+        Where states are kept those of C stay as they are, and those of B and A_log get the scales. Exact
+        where a cut changes no output; for what was fitted near to that. Merged rates have no image: first
+        moments become zero, second ones their mean.
         """
-        scales = self.scales**2 if squared else self.scales
+        power = 2 if squared else 1
+        T, R = self.maps.drive**power, self.maps.read**power
         new = dict(moments)
         if "A_log" in new:
-            new["A_log"] = new["A_log"][:, self.kept] * scales
+            new["A_log"] = self._carried_rates(new["A_log"], squared=squared)
         if "x_proj.weight" in new:
             delta, B, C = self.kind.split(new["x_proj.weight"], self.old_order)
-            new["x_proj.weight"] = np.concatenate(
-                [delta, scales[:, None] * B[self.kept], C[self.kept]]
-            )
+            new["x_proj.weight"] = np.concatenate([delta, R @ B, T @ C])
         return new
 
+    def _carried_rates(self, moments: HostArray, *, squared: bool) -> HostArray:
+        if self.maps.is_selection:
+            both = self.maps.drive * self.maps.read
+            return np.asarray(moments @ adjoint(both**2 if squared else both))
+        mean = np.mean(moments, axis=1, keepdims=True) if squared else np.zeros((len(moments), 1))
+        return np.repeat(mean, self.new_order, axis=1)
+
     def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> MambaCut:
-        """Keep the same states of a copy, with the same scales, and add what a fit has added."""
-        new = selected(self.kind, weights, self.kept, self.scales)
+        """Take the same states of a copy, and add what a fit has added."""
+        new = mapped(self.kind, weights, self.maps)
         moved = {name: new[name] + self.fitted.get(name, 0.0) for name in new}
         return replace(
             self,
@@ -101,12 +105,11 @@ class MambaCut(LayerCut):
         return tuple(self.weights["A_log"].shape)
 
     def state_maps(self) -> tuple[HostArray, HostArray]:
-        """Return the rows of the identity that are kept, and zero."""
-        rows = np.eye(self.old_order)[self.kept]
-        return rows, np.zeros_like(rows)
+        """Return T, and zero."""
+        return self.maps.drive, np.zeros_like(self.maps.drive)
 
     def reduce_state(self, state: Array) -> Array:
-        """The hidden state, shape (..., D, n), with which a stream goes on: the states that are kept."""
+        """The hidden state, shape (..., D, n), with which a stream goes on: T h."""
         state = numeric_array(state, "state", 0)
         if tuple(state.shape[-2:]) != self.state_shape:
             raise ShapeError(
@@ -117,18 +120,16 @@ class MambaCut(LayerCut):
         if self.new_order == self.old_order:
             return state
         xp = array_api_compat.array_namespace(state)
-        at = xp.asarray(self.kept, device=array_api_compat.device(state))
-        return xp.take(state, at, axis=-1)
+        T = xp.asarray(self.maps.drive, dtype=state.dtype, device=array_api_compat.device(state))
+        return (T @ state[..., None])[..., 0]
 
 
-def selected(
-    kind: Mamba, weights: dict[str, HostArray], kept: HostArray, scales: HostArray
-) -> dict[str, HostArray]:
-    """Return the weights that a cut changes, of the states `kept` alone, before any fit."""
+def mapped(kind: Mamba, weights: dict[str, HostArray], maps: StateMaps) -> dict[str, HostArray]:
+    """Return the weights that a cut changes, before any fit."""
     delta, B, C = kind.split(weights["x_proj.weight"], kind.order(weights))
     return {
-        "A_log": weights["A_log"][:, kept],
-        "x_proj.weight": np.concatenate([delta, B[kept], scales[:, None] * C[kept]]),
+        "A_log": weights["A_log"] @ adjoint(maps.rates),
+        "x_proj.weight": np.concatenate([delta, maps.drive @ B, maps.read @ C]),
         "D": weights["D"],
     }
 
@@ -206,32 +207,52 @@ class MambaPlan:
     def _of_order(self, order: int) -> Candidates:
         if order >= self._old_order:
             return self._unchanged()
-        kept, scales = self._elimination.kept(order)
-        made = {
-            "compensated": lambda: self._made(kept, scales, {}),
-            "selected": lambda: self._made(kept, scales, self._added(kept, scales)),
-        }
         cuts: dict[str, LayerCut] = {}
         for method in self._methods:
             try:
-                cuts[method] = made[method]()
+                maps = self._merged(order) if method == "merged" else self._selected(order)
+                cuts[method] = self._made(
+                    maps, {} if method == "compensated" else self._added(maps)
+                )
             except SSMReduceError:
-                if len(self._methods) == 1:
+                if method == self._methods[-1] and not cuts:
                     raise
         return Candidates(None, cuts)
 
-    def _added(self, kept: HostArray, scales: HostArray) -> dict[str, HostArray]:
-        """What a fit adds to the weights of a selection."""
-        before = self._mixer.selected(kept, scales)
-        least = _ROWS * self._kind.unknowns(self._weights, kept.size)
+    def _selected(self, order: int) -> StateMaps:
+        return StateMaps.selection(*self._elimination.kept(order), self._old_order)
+
+    def _merged(self, order: int) -> StateMaps:
+        """Maps to states with few rates.
+
+        Raises
+        ------
+        OrderError
+            If there are not as many that do anything.
+        """
+        sequences = few_sequences(self._data.fitting, 0.0)
+        lengths = np.sqrt(np.diagonal(self._elimination.K))
+        moment, _ = ReadoutFit(self._mixer, sequences).moments
+        maps = merged(self._mixer, sequences, lengths, moment, order)
+        if len(maps.drive) < order:
+            raise OrderError(
+                f"`order` is {order}, but {len(maps.drive)} states say all that merged ones can; expected at "
+                "most that. Ask for it, or for method='selected'."
+            )
+        return maps
+
+    def _added(self, maps: StateMaps) -> dict[str, HostArray]:
+        """What a fit adds to the weights of other states."""
+        before = maps.mapped(self._mixer)
+        least = _ROWS * self._kind.unknowns(self._weights, len(maps.drive))
         after = refitted(before, few_sequences(self._data.fitting, least))
         change = [after.to_B - before.to_B, after.to_C - before.to_C]
         rows = np.concatenate([np.zeros_like(before.to_delta), *change])
         return {"x_proj.weight": rows, "D": after.skip - before.skip}
 
-    def _made(self, kept: HostArray, scales: HostArray, fitted: dict[str, HostArray]) -> MambaCut:
+    def _made(self, maps: StateMaps, fitted: dict[str, HostArray]) -> MambaCut:
         """A cut as it would be written, with its output error on what was held out."""
-        new = selected(self._kind, self._weights, kept, scales)
+        new = mapped(self._kind, self._weights, maps)
         moved = {name: new[name] + fitted.get(name, 0.0) for name in new}
         weights = {**self._weights, **self._storage.rounded(moved)}
         error = Mixer.of(weights).output_error(self._data.held_out, self._mixer)
@@ -241,8 +262,7 @@ class MambaPlan:
             None,
             self._weights,
             weights,
-            kept,
-            scales,
+            maps,
             self._elimination.descending,
             output_error=error,
             fitted=fitted,
@@ -250,9 +270,8 @@ class MambaPlan:
 
     def _unchanged(self) -> Candidates:
         """The layer as it is."""
-        every = np.arange(self._old_order)
-        scores = np.zeros(self._old_order)
-        whole = MambaCut(
-            self._kind, None, None, self._weights, self._weights, every, np.ones(every.size), scores
-        )
+        count = self._old_order
+        maps = StateMaps.selection(np.arange(count), np.ones(count), count)
+        weights = self._weights
+        whole = MambaCut(self._kind, None, None, weights, weights, maps, np.zeros(count))
         return Candidates(None, {"compensated": whole})

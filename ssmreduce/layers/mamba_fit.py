@@ -232,6 +232,11 @@ class OutputFit(ABC):
             total += float(np.sum(weights))
         return _ridged(moment / total), direct * np.sum(self.mixer.out_proj**2, axis=0)
 
+    @cached_property
+    def inverse_moment(self) -> HostArray:
+        """Of E[x xᵀ]."""
+        return np.asarray(np.linalg.inv(self.moments[0]))
+
 
 class ReadoutFit(OutputFit):
     """The fit of W_C and D, which are joined in this order."""
@@ -265,8 +270,8 @@ class ReadoutFit(OutputFit):
         moment, direct = self.moments
         direct = direct + _RIDGE * np.mean(direct)
         if inverse:
-            both = np.linalg.solve(moment, adjoint(np.linalg.solve(self._gain, to_C)))
-            return np.concatenate([adjoint(both).ravel(), skip / direct])
+            both = np.linalg.solve(self._gain, to_C) @ self.inverse_moment
+            return np.concatenate([both.ravel(), skip / direct])
         return np.concatenate([(self._gain @ to_C @ moment).ravel(), direct * skip])
 
     def moved(self, change: HostArray) -> Mixer:
@@ -308,8 +313,8 @@ class DriveFit(OutputFit):
         """Return P times a change, a Kronecker product."""
         to_B, moment = change.reshape(self.mixer.to_B.shape), self.moments[0]
         if inverse:
-            both = np.linalg.solve(moment, adjoint(np.linalg.solve(self._gain, to_B)))
-            return np.asarray(adjoint(both)).ravel()
+            both = np.linalg.solve(self._gain, to_B) @ self.inverse_moment
+            return np.asarray(both).ravel()
         return np.asarray(self._gain @ to_B @ moment).ravel()
 
     def moved(self, change: HostArray) -> Mixer:

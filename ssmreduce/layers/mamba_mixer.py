@@ -86,19 +86,14 @@ class Mixer:
             weights.get("out_proj.bias", np.zeros(len(out_proj))),
         )
 
-    def selected(self, kept: HostArray, scales: HostArray) -> Mixer:
-        """Return the mixer with the states `kept` alone, read with `scales`."""
-        return replace(
-            self,
-            rates=self.rates[:, kept],
-            to_B=self.to_B[kept],
-            to_C=scales[:, None] * self.to_C[kept],
-        )
+    def with_states(self, rates: HostArray, to_B: HostArray, to_C: HostArray) -> Mixer:
+        """Return the mixer with other states."""
+        return replace(self, rates=rates, to_B=to_B, to_C=to_C)
 
-    def together(self, count: int, length: int, states: int | None = None) -> Iterator[slice]:
+    def together(self, count: int, length: int, states: int = 0) -> Iterator[slice]:
         """Yield which of `count` sequences are run together, so that their states need little memory."""
         channels, own = self.rates.shape
-        step = max(1, _TOGETHER // (length * channels * (own if states is None else states)))
+        step = max(1, _TOGETHER // (length * channels * (states or own)))
         for first in range(0, count, step):
             yield slice(first, min(first + step, count))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Moments = Literal["carry", "reset"]
 
-Method = Literal["best", "white", "white refit", "balanced", "selected", "compensated"]
+Method = Literal["best", "white", "white refit", "balanced", "selected", "compensated", "merged"]
 """How a cut uses data; see `ssmreduce.layers.lti_data` and `ssmreduce.layers.mamba_fit`."""
 
 
@@ -41,11 +41,12 @@ class CutOptions:
         Give all layers the largest of their orders, for libraries that need one.
     moments : {"carry", "reset"}
         Whether first and second moments of the optimizer follow the states of a cut layer or become zero.
-    method : {"best", "white", "white refit", "balanced", "selected", "compensated"}
+    method : {"best", "white", "white refit", "balanced", "selected", "compensated", "merged"}
         How a cut with data is made: by what is best on the data that are held out; by balanced truncation as
         without data, which alone has a bound; by that with output weights fitted to the data; by balancing
         what the data excite; or by a selection of the layer's own modes. Selective layers (Mamba) have the
-        last, and the same without a fit, in which scales alone make up for what is dropped.
+        last, the same without a fit, in which scales alone make up for what is dropped, and one that merges
+        states with like rates of decay.
     skip_unsupported : bool
         Pass over variants of known layers that cannot be reduced, and stacks of layers, instead of refusing
         the model.

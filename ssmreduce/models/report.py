@@ -45,7 +45,7 @@ class Choice:
 
     Attributes
     ----------
-    method : {"white", "white refit", "balanced", "selected", "compensated"}
+    method : {"white", "white refit", "balanced", "selected", "compensated", "merged"}
         What was taken, as `CutOptions` names it.
     by : {"loss", "output error"}
         What was compared, on data that were held out.
