@@ -73,7 +73,6 @@ def register_layer(layer_type: type, kind: Layer) -> None:
     >>> import equinox as eqx
     >>> from ssmreduce import register_layer
     >>> from ssmreduce.layers.lru import LRU
-    from ssmreduce.layers.mamba import Mamba
     >>> class MyLRU(eqx.Module):
     ...     "An LRU with arrays nu_log, theta_log, ..."
     >>> register_layer(MyLRU, LRU())
