@@ -389,6 +389,7 @@ def test_all_states_change_nothing() -> None:
 def test_a_block_of_mambapy(method: Any) -> None:
     module = block()
     module.x_proj.requires_grad_(False)
+    module.d_state = 6  # as mamba_ssm has it
     config = module.config
     data = data_for(module)
     inputs = torch.from_numpy(data.layers["model"].inputs).float()
@@ -400,7 +401,7 @@ def test_a_block_of_mambapy(method: Any) -> None:
     assert module.A_log._no_weight_decay
     assert not module.x_proj.weight.requires_grad
     assert module.x_proj.out_features == module.config.dt_rank + 6
-    assert (module.config.d_state, config.d_state) == (3, 6)
+    assert (module.d_state, module.config.d_state, config.d_state) == (3, 3, 6)
     with torch.no_grad():
         after = module(inputs).numpy()
         off = copy.deepcopy(module)

@@ -134,10 +134,7 @@ class Layer(ABC):
         return output(self.read(weights), inputs, both_directions=self.both_directions)
 
     def unknowns(self, weights: Weights, order: int) -> float:
-        """Return how many numbers each output of a step says something about, where `order` states are kept.
-
-        That many steps, times a few, does a fit to data need.
-        """
+        """Return how many unknowns a fit to data has for each output, where `order` states are kept."""
         return (4.0 if self.both_directions else 2.0) * order
 
     @abstractmethod

@@ -163,7 +163,7 @@ class Mamba(Layer):
         return Mixer.of(weights).output(inputs)
 
     def unknowns(self, weights: Weights, order: int) -> float:
-        """Return (N + 1) D / p: the unknowns of C and D, with p outputs at each step."""
+        """Return (N + 1) D / p: the unknowns of C and D, for each of p outputs."""
         outputs, channels = weights["out_proj.weight"].shape
         return float((order + 1) * channels / outputs)
 

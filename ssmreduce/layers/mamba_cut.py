@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 METHODS: tuple[Method, ...] = ("compensated", "selected", "merged")
 """What a selective layer can be cut by."""
 
-_FITTED = ("x_proj.weight", "D")
-"""Weights that a fit changes beside the selection."""
-
 _ROWS = 64
 """Steps that are looked at for each number that a fit has to find for each output of a step."""
 

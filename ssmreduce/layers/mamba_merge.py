@@ -55,7 +55,7 @@ class StateMaps:
     @property
     def is_selection(self) -> bool:
         """Whether new states are old ones."""
-        return self.drive is self.rates
+        return bool(np.array_equal(self.drive, self.rates))
 
     def mapped(self, mixer: Mixer) -> Mixer:
         """Return a mixer with the new states."""
