@@ -211,6 +211,6 @@ class Mamba(Layer):
 def _needs_data() -> UnsupportedLayerError:
     return UnsupportedLayerError(
         "Mamba is selective: how much a state matters depends on what the layer is given, and there are no "
-        "data; expected some. Pass data: reduce_model(model, order, data=calibrate(model, batches)), or leave "
-        "it out with options=CutOptions(exclude=...)."
+        "data; expected some. Pass data: reduce_model(model, order, data=calibrate(model, batches)), or "
+        "leave it out with options=CutOptions(exclude=...)."
     )
