@@ -134,9 +134,9 @@ def _rows(
         np.take_along_axis(B, kept[..., :, None], axis=-2) * sizes[..., :, None],
         np.take_along_axis(C, kept[..., None, :], axis=-1) / sizes[..., None, :],
     )
-    sizes = kind.resized(values, kept.shape[-1])
+    resized = kind.resized(values, kept.shape[-1])
     for name in kind.poles:
-        before, after = values[name].shape, sizes[name].shape
+        before, after = values[name].shape, resized[name].shape
         if before == after:
             continue
         axis = next(k for k in range(len(before)) if before[k] != after[k])
