@@ -712,7 +712,12 @@ def test_without_data_a_cut_says_how_to_calibrate() -> None:
     [
         (7, CutOptions(), OrderError, "`order` is 7 but this Mamba layer has 6 states"),
         (ErrorBound(relative=0.1), CutOptions(), UnreachableToleranceError, "MeasuredError"),
-        (3, CutOptions(method="balanced"), UnsupportedLayerError, "'best', 'compensated' or"),
+        (
+            3,
+            CutOptions(method="balanced"),
+            UnsupportedLayerError,
+            "'best', 'compensated', 'selected'",
+        ),
     ],
 )
 def test_what_cannot_be_had(order: Any, options: Any, error: Any, match: str) -> None:

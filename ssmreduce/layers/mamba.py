@@ -199,11 +199,11 @@ class Mamba(Layer):
         storage: WeightStorage,
         data: LayerData,
     ) -> Candidates:
-        """Plan selections, by each method or the one that is asked for."""
+        """Plan a cut by each method, or by the one that is asked for."""
         if options.method not in ("best", *METHODS):
             raise UnsupportedLayerError(
-                f"`method` is {options.method!r}, but Mamba keeps a selection of its own states; expected "
-                f"'best', {' or '.join(map(repr, METHODS))}."
+                f"`method` is {options.method!r}, by which Mamba cannot be cut; expected one of "
+                f"'best', {', '.join(map(repr, METHODS))}."
             )
         return MambaPlan(self, weights, options, storage, data).candidates(order)
 

@@ -161,13 +161,13 @@ class MambaPlan:
         OrderError
             If there are fewer states.
         UnreachableToleranceError
-            For an `ErrorBound`: nothing bounds the error of a selection.
+            For an `ErrorBound`: nothing bounds the error.
         """
         rule = as_rule(order)
         if isinstance(rule, ErrorBound):
             raise UnreachableToleranceError(
-                f"`order` is {rule} but Mamba keeps a selection of its own states, for whose error there is "
-                "no bound; expected another rule. Try MeasuredError(0.01)."
+                f"`order` is {rule} but nothing bounds the error of a cut of Mamba; expected another rule. "
+                "Try MeasuredError(0.01)."
             )
         if isinstance(rule, MeasuredError):
             return self._smallest(rule)
@@ -196,10 +196,16 @@ class MambaPlan:
         best = smallest(
             1,
             -(-self._old_order // self._multiple_of),
-            lambda count: self._of_order(count * self._multiple_of),
+            self._at_multiple,
             lambda found: bool(within(found)),
         )
         return self._unchanged() if best is None else Candidates(None, within(best))
+
+    def _at_multiple(self, count: int) -> Candidates | None:
+        try:
+            return self._of_order(count * self._multiple_of)
+        except SSMReduceError:  # more than merged states can say
+            return None
 
     def _of_order(self, order: int) -> Candidates:
         if order >= self._old_order:
