@@ -33,7 +33,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NonFiniteError, OrderError
 from ssmreduce.gramians.sequences import Sequences
-from ssmreduce.layers.mamba_mixer import Mixer, Run
+from ssmreduce.layers.mamba_mixer import Mixer, Run, product
 from ssmreduce.layers.selective_scan import scan, scan_adjoint, states
 
 _RIDGE = 1e-5
@@ -45,7 +45,7 @@ _ITERATIONS = 10
 _STEPS = 2**14
 """Steps of sequences that are looked at: more say much the same."""
 
-_KEPT = 2**21
+_KEPT = 2**22
 """Numbers of one kind for all channels and steps up to which what is given to scans is kept during a fit."""
 
 _SAMPLE = 2**12
@@ -256,9 +256,9 @@ class ReadoutFit(OutputFit):
             B, C = run.projected(mixer.to_B), run.projected(to_C)
             for at, h in states(mixer.rates, run.step, run.drive, B):
                 x, gate = run.x[at], run.gate[at]
-                out = (gate * ((h @ C[at][..., None])[..., 0] + skip * x)) @ adjoint(mixer.out_proj)
+                out = product(gate * ((h @ C[at][..., None])[..., 0] + skip * x), mixer.out_proj)
                 error = targets[at] - mixer.out_bias - out if change is None else out
-                q = gate * ((weights[at] * error) @ mixer.out_proj)
+                q = gate * product(weights[at] * error, adjoint(mixer.out_proj))
                 seen = (q[:, :, None, :] @ h)[:, :, 0, :]
                 total += np.tensordot(seen, x, axes=((0, 1), (0, 1)))
                 direct += np.sum(q * x, axis=(0, 1))
@@ -301,10 +301,10 @@ class DriveFit(OutputFit):
         for run, targets, weights in self.runs():
             B, C = run.projected(to_B), run.projected(mixer.to_C)
             y = scan(mixer.rates, run.step, run.drive, B, C)
-            error = (run.gate * y) @ adjoint(mixer.out_proj)
+            error = product(run.gate * y, mixer.out_proj)
             if change is None:
                 error = targets - run.out(y + mixer.skip * run.x)
-            q = run.gate * ((weights * error) @ mixer.out_proj)
+            q = run.gate * product(weights * error, adjoint(mixer.out_proj))
             dB = scan_adjoint(mixer.rates, run.step, run.drive, C, q)
             total += np.tensordot(dB, run.x, axes=((0, 1), (0, 1)))
         return total.ravel()

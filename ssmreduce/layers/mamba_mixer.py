@@ -129,7 +129,7 @@ class Run:
 
     def __init__(self, mixer: Mixer, inputs: HostArray) -> None:
         self.mixer = mixer
-        projected = np.swapaxes(inputs, 0, 1) @ adjoint(mixer.in_proj) + mixer.in_bias
+        projected = product(np.swapaxes(inputs, 0, 1), mixer.in_proj) + mixer.in_bias
         x, z = np.split(projected, 2, axis=-1)
         width = mixer.kernel.shape[1]
         padded = np.pad(x, ((width - 1, 0), (0, 0), (0, 0)))
@@ -138,8 +138,8 @@ class Run:
         )
         self.x = _silu(convolved)
         self.gate = _silu(z)
-        delta = self.x @ adjoint(mixer.to_delta)
-        before = delta @ adjoint(mixer.step_proj) + mixer.step_bias
+        delta = product(self.x, mixer.to_delta)
+        before = product(delta, mixer.step_proj) + mixer.step_bias
         self.step = np.maximum(before, 0.0) + np.log1p(np.exp(-np.abs(before)))  # softplus
 
     @cached_property
@@ -149,7 +149,7 @@ class Run:
 
     def projected(self, rows: HostArray) -> HostArray:
         """Return rows (N, D) of W_x times x, shape (L, S, N)."""
-        return np.asarray(self.x @ adjoint(rows))
+        return product(self.x, rows)
 
     def scanned(self) -> HostArray:
         """Return y, shape (L, S, D)."""
@@ -160,7 +160,12 @@ class Run:
     def out(self, y: HostArray) -> HostArray:
         """Return outputs (L, S, p) of the layer from those of its channels."""
         mixer = self.mixer
-        return np.asarray((self.gate * y) @ adjoint(mixer.out_proj) + mixer.out_bias)
+        return np.asarray(product(self.gate * y, mixer.out_proj) + mixer.out_bias)
+
+
+def product(values: HostArray, matrix: HostArray) -> HostArray:
+    """Return what an (n, m) matrix makes of the last axis, m, of all values: one product of matrices."""
+    return np.tensordot(values, matrix, axes=(-1, -1))
 
 
 def _silu(values: HostArray) -> HostArray:
