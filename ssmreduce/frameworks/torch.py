@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any, final
 
 import torch
@@ -35,7 +36,7 @@ from ssmreduce.frameworks.framework import (
     Path,
     StateDicts,
 )
-from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, tensor_at, tensors_like
+from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, tensors_like
 from ssmreduce.frameworks.torch_attributes import dependents
 from ssmreduce.frameworks.transaction import Entries, Prepared, commit
 
@@ -76,27 +77,27 @@ class TorchFramework(Framework, StateDicts):
 
     def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, HostArray]:
         """Return tensors at double precision on the host."""
-        return host_arrays({name: tensor_at(layer, name) for name in names})
+        return host_arrays({name: attrgetter(name)(layer) for name in names})
 
     def precision(self, layer: Any, names: Sequence[str]) -> float:
         """Return the largest eps."""
-        dtypes = [tensor_at(layer, name).dtype for name in names]
+        dtypes = [attrgetter(name)(layer).dtype for name in names]
         inexact = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
         return max(float(torch.finfo(dtype).eps) for dtype in inexact)
 
     def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
         """Return bytes."""
-        return {name: int(tensor_at(layer, name).element_size()) for name in names}
+        return {name: int(attrgetter(name)(layer).element_size()) for name in names}
 
     def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
         """Round through the dtype of each tensor."""
-        tensors = {name: tensor_at(layer, name) for name in values}
+        tensors = {name: attrgetter(name)(layer) for name in values}
         return host_arrays(tensors_like(tensors, values))
 
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether they hold the same parameters."""
         return {*first.names} <= {*second.names} and all(
-            tensor_at(first.layer, name) is tensor_at(second.layer, name) for name in first.names
+            attrgetter(name)(first.layer) is attrgetter(name)(second.layer) for name in first.names
         )
 
     # Each in the file of its topic, with the arguments of the method.
@@ -120,11 +121,10 @@ class TorchFramework(Framework, StateDicts):
         handles = [change.handle for change in changes]
         pairs: list[tuple[Any, Any]] = []
         for change in changes:
-            old = {name: tensor_at(change.handle.layer, name) for name in change.values}
+            old = {name: attrgetter(name)(change.handle.layer) for name in change.values}
             pairs += zip(old.values(), tensors_like(old, change.values).values(), strict=True)
-        shapes = [*replaced(model, pairs), *torch_optimizer.new_gradients(model, layers, gradients)]
         states = {
-            (path, name): opt_state.state[tensor_at(layers[path], name)]
+            (path, name): opt_state.state[attrgetter(name)(layers[path])]
             for path, name, _ in moments
         }
         held = {
@@ -133,6 +133,7 @@ class TorchFramework(Framework, StateDicts):
             for field, value in state.items()
         }
         new = tensors_like(held, moments, in_shards=True)
+        shapes = [*replaced(model, pairs), *torch_optimizer.new_gradients(model, layers, gradients)]
         entries = [
             Entries(
                 state, {field: new[*weight, field] for field in state if (*weight, field) in new}
@@ -168,7 +169,7 @@ class TorchFramework(Framework, StateDicts):
         """Return the names of an optimizer's fields."""
         states = getattr(opt_state, "state", {})
         return {
-            name: sorted(states.get(tensor_at(handle.layer, name), {})) for name in handle.names
+            name: sorted(states.get(attrgetter(name)(handle.layer), {})) for name in handle.names
         }
 
     def state_dicts(self, model: Any) -> StateDicts:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterable, Mapping
-from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,17 +20,6 @@ from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
 
 K = TypeVar("K", bound=Hashable)
-
-
-def tensor_at(layer: Any, name: str) -> Any:
-    """Return the tensor of a layer under a name, with dots in a module inside: ``x_proj.weight``."""
-    return getattr(*holder_at(layer, name))
-
-
-def holder_at(layer: Any, name: str) -> tuple[Any, str]:
-    """Return the module that holds such a tensor, the layer or one inside of it, and the name there."""
-    *inside, own = name.split(".")
-    return reduce(getattr, inside, layer), own
 
 
 def sharded_type() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
-from ssmreduce.frameworks.torch_arrays import holder_at, tensor_at
 from ssmreduce.frameworks.transaction import Assignment
 
 
@@ -49,7 +49,7 @@ def assigned(module: Any, name: str, value: Any) -> Assignment:
 def ones(handle: LayerHandle) -> dict[str, Any]:
     """Return arrays in the shapes of a layer, which may have no numbers yet."""
     names = handle.kind.names()
-    return {name: np.ones(tuple(tensor_at(handle.layer, name).shape)) for name in names}
+    return {name: np.ones(tuple(attrgetter(name)(handle.layer).shape)) for name in names}
 
 
 def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
@@ -59,7 +59,7 @@ def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
     not begun stays None. Caches go.
     """
     kind = change.handle.kind
-    own = {id(tensor_at(change.handle.layer, name)) for name in change.handle.names}
+    own = {id(attrgetter(name)(change.handle.layer)) for name in change.handle.names}
     for module in model.modules():
         if own.isdisjoint(map(id, (*module._parameters.values(), *module._buffers.values()))):
             continue
@@ -88,7 +88,8 @@ def _features(change: LayerChange) -> Iterator[Assignment]:
     shapes = ones(handle)
     order = round(handle.kind.order(shapes) * change.ratio)
     for name, value in handle.kind.resized(shapes, order).items():
-        module, own = holder_at(handle.layer, name)
+        inside, _, own = name.rpartition(".")
+        module = handle.layer.get_submodule(inside)
         if isinstance(module, torch.nn.Linear) and own == "weight":
             yield Assignment(module, "out_features", value.shape[0])
             yield Assignment(module, "in_features", value.shape[1])

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
-from ssmreduce.frameworks.torch_arrays import replaced, tensor_at
+from ssmreduce.frameworks.torch_arrays import replaced
 from ssmreduce.frameworks.torch_attributes import dependents, ones
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import plain_name
@@ -166,7 +167,7 @@ def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
         return []
     values = handle.kind.resized(ones(handle), order)
     change = LayerChange(handle, values, order / _order(handle))
-    tensors = [(tensor_at(handle.layer, name), value.shape) for name, value in values.items()]
+    tensors = [(attrgetter(name)(handle.layer), value.shape) for name, value in values.items()]
     return [
         *replaced(model, [(tensor, _leading(tensor, shape)) for tensor, shape in tensors]),
         *dependents(model, change),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS, pairs_of
-from ssmreduce.frameworks.torch_arrays import tensor_at
 from ssmreduce.frameworks.torch_recording import untouched
 
 
@@ -54,7 +54,7 @@ def _epsilon(weights: Sequence[torch.Tensor]) -> float:
 
 def _parameters(handles: Sequence[LayerHandle]) -> list[torch.nn.Parameter]:
     """Those that the layers are made of; what they hold as buffers stays."""
-    held = [tensor_at(each.layer, name) for each in handles for name in each.names]
+    held = [attrgetter(name)(each.layer) for each in handles for name in each.names]
     return [
         each
         for each in held

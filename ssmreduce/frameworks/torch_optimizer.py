@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.torch_arrays import (
     host_arrays,
     sharded_type,
-    tensor_at,
     tensors_like,
     whole,
 )
@@ -83,7 +83,7 @@ def moments_of(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> li
     for handle in handles:
         held: dict[MomentKey, Any] = {}
         for name in handle.names:
-            for field, value in opt_state.state.get(tensor_at(handle.layer, name), {}).items():
+            for field, value in opt_state.state.get(attrgetter(name)(handle.layer), {}).items():
                 if isinstance(value, list | tuple | dict):
                     raise OptimizerStateError(
                         f"the optimizer state holds `{field}` for `{name}` as a {type(value).__name__}, "
@@ -103,7 +103,7 @@ def gradients_of(model: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
     for handle in handles:
         held: dict[MomentKey, Any] = {}
         for name in handle.names:
-            tensor = tensor_at(handle.layer, name)
+            tensor = attrgetter(name)(handle.layer)
             if tensor.grad is not None:
                 held[handle.path, name, "grad"] = whole(tensor.grad)
             if isinstance(tensor, sharded):
@@ -145,7 +145,7 @@ def new_gradients(
     """What puts other gradients, of any shape, in the place of those that `gradients_of` returned."""
     steps: list[Step] = []
     for (path, name, field), value in gradients.items():
-        tensor = tensor_at(layers[path], name)
+        tensor = attrgetter(name)(layers[path])
         owner = managed(model, tensor) if field == _KEPT else tensor
         old = {field: getattr(owner, field)}
         new = tensors_like(old, {field: value}, in_shards=True)

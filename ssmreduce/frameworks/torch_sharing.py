@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch.nn.utils import parametrize
 
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle
-from ssmreduce.frameworks.torch_arrays import holder_at, tensor_at
 
 
 def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
@@ -31,7 +31,8 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
         )
     for handle in handles:
         for name in handle.names:
-            if parametrize.is_parametrized(*holder_at(handle.layer, name)):
+            inside, _, own = name.rpartition(".")
+            if parametrize.is_parametrized(handle.layer.get_submodule(inside), own):
                 raise UnsupportedLayerError(
                     f"`{name}` of layer `{handle.name}` is computed by a parametrization; expected "
                     "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
@@ -48,7 +49,7 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
 
 def _check_quantised(handle: LayerHandle, name: str) -> None:
     """Refuse matrices of integers, which are scaled by something else: what they hold is not their values."""
-    tensor = tensor_at(handle.layer, name)
+    tensor = attrgetter(name)(handle.layer)
     if tensor.ndim > 1 and not (tensor.is_floating_point() or tensor.is_complex()):
         raise UnsupportedLayerError(
             f"`{name}` of layer `{handle.name}` has dtype {tensor.dtype}, as of a quantised layer; expected "
@@ -60,7 +61,7 @@ def _check_sharing(model: Any, handles: Sequence[LayerHandle]) -> None:
     """Refuse parameters shared with another module, unless two layers share all of them."""
     owned: dict[int, tuple[LayerHandle, str]] = {}
     for handle in handles:
-        own = {name: tensor_at(handle.layer, name) for name in handle.names}
+        own = {name: attrgetter(name)(handle.layer) for name in handle.names}
         twins = {owned[id(tensor)][0] for tensor in own.values() if id(tensor) in owned}
         for twin in twins:
             _check_twins(handle, twin)
@@ -91,7 +92,7 @@ def _check_twins(handle: LayerHandle, twin: LayerHandle) -> None:
     apart = [
         name
         for name in handle.names
-        if tensor_at(twin.layer, name) is not tensor_at(handle.layer, name)
+        if attrgetter(name)(twin.layer) is not attrgetter(name)(handle.layer)
     ]
     if apart:
         raise _tied(handle.name, twin.name, ", ".join(apart))
