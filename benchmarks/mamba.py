@@ -5,6 +5,7 @@ on, more than before the cut; beside it what the model loses without any states,
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/mamba.py             d_state 32, 400 steps
     OPENBLAS_NUM_THREADS=1 python benchmarks/mamba.py --states 128 --steps 2000
+    python benchmarks/mamba.py --quick                            few steps, one order
 """
 
 import argparse
@@ -82,11 +83,14 @@ def random_rows(model, order):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="few steps, one order")
     parser.add_argument("--states", type=int, default=32)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--orders", type=int, nargs="+", default=[16, 8, 4, 2])
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if given.quick:
+        given.states, given.steps, given.orders = 16, 10, [4]
     torch.manual_seed(given.seed)
     torch.set_num_threads(1)
     pages = "".join(path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.rst")))
