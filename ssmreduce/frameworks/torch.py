@@ -119,10 +119,7 @@ class TorchFramework(Framework, StateDicts):
         """Prepare new tensors for the same parameters, their gradients, buckets, moments and attributes."""
         layers = {change.handle.path: change.handle.layer for change in changes}
         handles = [change.handle for change in changes]
-        pairs: list[tuple[Any, Any]] = []
-        for change in changes:
-            old = {name: attrgetter(name)(change.handle.layer) for name in change.values}
-            pairs += zip(old.values(), tensors_like(old, change.values).values(), strict=True)
+        pairs = _new_tensors(changes)
         states = {
             (path, name): opt_state.state[attrgetter(name)(layers[path])]
             for path, name, _ in moments
@@ -194,6 +191,7 @@ class TorchFramework(Framework, StateDicts):
             for name, tensor in model.state_dict(keep_vars=True).items()
             if torch.is_tensor(tensor) and tensor.shape != (shape := state_dict[name].shape)
         ]
+        pairs += _new_tensors(changes)
         resizes = [*attributes, *replaced(model, pairs)]
         steps = torch_distributed.bucket_steps(
             model, torch_saved.loading_steps(model, state_dict, resizes)
@@ -209,6 +207,15 @@ class TorchFramework(Framework, StateDicts):
             f"`model` is a {_checks.type_name(model)}; expected a pytree of Equinox modules. Load the state "
             "dict of a PyTorch module with load_reduced(model, state_dict)."
         )
+
+
+def _new_tensors(changes: Sequence[LayerChange]) -> list[tuple[Any, Any]]:
+    """Return each tensor that changes give a value, and a new one that has it."""
+    pairs: list[tuple[Any, Any]] = []
+    for change in changes:
+        old = {name: attrgetter(name)(change.handle.layer) for name in change.values}
+        pairs += zip(old.values(), tensors_like(old, change.values).values(), strict=True)
+    return pairs
 
 
 def _own_axes(module: Any) -> dict[str, int]:

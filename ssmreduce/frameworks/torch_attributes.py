@@ -81,18 +81,25 @@ def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
 
 
 def _features(change: LayerChange) -> Iterator[Assignment]:
-    """Numbers of features of linear modules inside of a layer, whose weights change."""
+    """Numbers of features of modules inside of a layer, whose weights change, and what else is as many."""
     handle = change.handle
     if not any("." in name for name in handle.names):
         return
     shapes = ones(handle)
     order = round(handle.kind.order(shapes) * change.ratio)
-    for name, value in handle.kind.resized(shapes, order).items():
+    resized = handle.kind.resized(shapes, order)
+    for name, weight in handle.kind.widths.items():
+        if isinstance(attribute(handle.layer, name), int):
+            yield Assignment(handle.layer, name, resized[weight].shape[0])
+    for name, value in resized.items():
         inside, _, own = name.rpartition(".")
         module = handle.layer.get_submodule(inside)
-        if isinstance(module, torch.nn.Linear) and own == "weight":
+        if own == "weight" and isinstance(module, torch.nn.Linear):
             yield Assignment(module, "out_features", value.shape[0])
             yield Assignment(module, "in_features", value.shape[1])
+        elif own == "weight" and isinstance(module, torch.nn.Conv1d):  # of each channel alone
+            for field in ("in_channels", "out_channels", "groups"):
+                yield Assignment(module, field, value.shape[0])
 
 
 def _state(old: Any, change: LayerChange) -> Any:

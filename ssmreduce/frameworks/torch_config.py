@@ -49,21 +49,20 @@ class _Place:
     @property
     def common(self) -> str:
         """The field in which the library has one size for all layers; empty if it has none."""
-        field = self.handle.kind.config_size
-        return field if field and isinstance(getattr(self.config, field, None), int) else ""
+        fields = self.handle.kind.config_sizes
+        return next(
+            (each for each in fields if isinstance(getattr(self.config, each, None), int)), ""
+        )
 
     def orders(self, new: Mapping[int, int] = MappingProxyType({})) -> set[int]:
         """Return the orders of all layers of this kind there; `new` are those to be, by id of the layer."""
         kind = self.handle.kind
         held = {
-            id(part): part._parameters[kind.known_by]
+            id(part): {name: np.ones(tuple(attrgetter(name)(part).shape)) for name in kind.names()}
             for part in self.owner.modules()
-            if part._parameters.get(kind.known_by) is not None
+            if type(part) is type(self.handle.layer)
         }
-        return {
-            new.get(at, kind.order({kind.known_by: np.ones(tuple(tensor.shape))}))
-            for at, tensor in held.items()
-        }
+        return {new.get(at, kind.order(shapes)) for at, shapes in held.items()}
 
 
 class _WrittenSizes(Step):

@@ -16,6 +16,7 @@ from ssmreduce.layers.layer import HasArrays, Layer, PlainArrays, stack_refusal
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.layers.lru import LRU
 from ssmreduce.layers.mamba import Mamba
+from ssmreduce.layers.mamba2 import Mamba2
 from ssmreduce.layers.s4 import S4
 from ssmreduce.layers.s4d import S4D, S4Diagonal
 from ssmreduce.layers.s5 import S5
@@ -32,6 +33,7 @@ KNOWN: tuple[type[Layer], ...] = (
     S4Diagonal,
     LinOSS,
     Mamba,
+    Mamba2,
 )
 """Recognised by their arrays."""
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import array_api_compat
@@ -66,8 +67,10 @@ class Layer(ABC):
         Attributes or buffers that keep a state between calls; projected with a cut.
     caches : tuple of str
         Attributes computed from the weights on demand; deleted after a cut.
-    config_size : str
-        Field of the config of a library, one for all layers, that counts their states.
+    widths : dict of str to str
+        Attributes that are the length of a weight along its first axis, and the name of that weight.
+    config_sizes : tuple of str
+        Fields of configs of libraries, one of them for all layers of a model, that count their states.
     eps : float
         Rounding of the layer itself, where that is coarser than the dtype of its weights.
     both_directions : bool
@@ -78,7 +81,8 @@ class Layer(ABC):
     sizes: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
-    config_size: str = ""
+    widths: Mapping[str, str] = MappingProxyType({})
+    config_sizes: tuple[str, ...] = ()
     eps: float = 0.0
     both_directions: bool = False
 
@@ -204,6 +208,10 @@ class Layer(ABC):
             )
         white = self.plan(weights, order, options, storage)
         return Candidates(white, {"white": white})
+
+    def unsaved(self, weights: Weights, saved: Weights) -> dict[str, HostArray]:
+        """Return the weights that a state dict may lack, as buffers are, for as many states as it has."""
+        return {}
 
     def changing(self, weights: Weights) -> set[str]:
         """Return the names of the weights whose shape depends on the order."""

@@ -14,24 +14,13 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData
-from ssmreduce.layers.layer import (
-    Candidates,
-    HasArrays,
-    Layer,
-    LayerCut,
-    Weights,
-    WeightStorage,
-    check_shape,
-    refusal,
-)
-from ssmreduce.layers.mamba_cut import METHODS, MambaPlan
+from ssmreduce.layers.layer import HasArrays, Weights, WeightStorage, check_shape, refusal
+from ssmreduce.layers.mamba_cut import MambaPlan
 from ssmreduce.layers.mamba_fit import elimination
 from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.reduction.order import OrderRule
-from ssmreduce.systems.diagonal import System
+from ssmreduce.layers.selective import SelectiveLayer
 
 _ARRAYS = {
     "A_log": 2,
@@ -52,7 +41,7 @@ _NORMS = ("b_layernorm", "c_layernorm", "B_layernorm", "C_layernorm", "dt_layern
 """Attributes of mixers that normalise B and C."""
 
 
-class Mamba(Layer):
+class Mamba(SelectiveLayer):
     """The mixer of Mamba, of transformers, mambapy or mamba_ssm; reduced by data.
 
     Weights, for D channels, N states for each, rank R of the steps, m inputs and p outputs: A_log (D, N),
@@ -65,9 +54,11 @@ class Mamba(Layer):
         Those of in_proj.bias, conv1d.bias and out_proj.bias that there are.
     """
 
+    title = "Mamba"
+    methods = ("compensated", "selected", "merged")
     known_by = "A_log"
     sizes = ("ssm_state_size", "d_state", "config.d_state")
-    config_size = "state_size"
+    config_sizes = ("state_size",)
 
     def __init__(self, biases: tuple[str, ...] = ("conv1d.bias",)) -> None:
         self._biases = biases
@@ -132,11 +123,6 @@ class Mamba(Layer):
             if name in weights:
                 check_shape(weights, name, (length,), why)
 
-    def check_readable(self, weights: Weights) -> None:
-        """Raise unless the weights fit together and are finite."""
-        self.check_finite(weights)
-        self.check(weights)
-
     def split(self, rows: HostArray, states: int) -> tuple[HostArray, HostArray, HostArray]:
         """Return the rows of x_proj, or of moments of it, for δ, B and C."""
         rank = len(rows) - 2 * states
@@ -149,14 +135,6 @@ class Mamba(Layer):
         rows = weights["x_proj.weight"].shape[0] + 2 * (order - N)
         return {"A_log": np.zeros((D, order)), "x_proj.weight": np.zeros((rows, D))}
 
-    def read(self, weights: Weights) -> System:
-        """Raise `UnsupportedLayerError`: the layer runs no one system."""
-        raise UnsupportedLayerError(
-            "this Mamba layer is selective: its A, B and C depend on its input, so that it runs no one "
-            "system; expected a linear time-invariant layer. Cut it by data: "
-            "reduce_model(model, order, data=calibrate(model, batches))."
-        )
-
     def output(self, weights: Weights, inputs: HostArray) -> HostArray:
         """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
         self.check_readable(weights)
@@ -167,50 +145,18 @@ class Mamba(Layer):
         outputs, channels = weights["out_proj.weight"].shape
         return float((order + 1) * channels / outputs)
 
-    def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
-        """Raise `UnsupportedLayerError`: without data no state of a selective layer has a score."""
-        raise _needs_data()
-
-    def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
-        """Raise `UnsupportedLayerError`, as `scores`."""
-        raise _needs_data()
-
     def data_scores(
         self, weights: Weights, data: LayerData, horizon: int | None = None
     ) -> HostArray:
         """Return the roots of what the outputs lose with each state, descending."""
         return elimination(Mixer.of(weights), data.fitting).descending
 
-    def plan(
+    def planned(
         self,
         weights: dict[str, HostArray],
-        order: int | OrderRule,
-        options: CutOptions,
-        storage: WeightStorage,
-    ) -> LayerCut:
-        """Raise `UnsupportedLayerError`: there is no cut without data."""
-        raise _needs_data()
-
-    def candidates(
-        self,
-        weights: dict[str, HostArray],
-        order: int | OrderRule,
         options: CutOptions,
         storage: WeightStorage,
         data: LayerData,
-    ) -> Candidates:
-        """Plan a cut by each method, or by the one that is asked for."""
-        if options.method not in ("best", *METHODS):
-            raise UnsupportedLayerError(
-                f"`method` is {options.method!r}, by which Mamba cannot be cut; expected one of "
-                f"'best', {', '.join(map(repr, METHODS))}."
-            )
-        return MambaPlan(self, weights, options, storage, data).candidates(order)
-
-
-def _needs_data() -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        "Mamba is selective: how much a state matters depends on what the layer is given, and there are no "
-        "data; expected some. Pass data: reduce_model(model, order, data=calibrate(model, batches)), or "
-        "leave it out with options=CutOptions(exclude=...)."
-    )
+    ) -> MambaPlan:
+        """Return what makes cuts."""
+        return MambaPlan(self, weights, options, storage, data)

@@ -6,55 +6,41 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import array_api_compat
 import numpy as np
 
-from ssmreduce._checks import numeric_array
-from ssmreduce._namespace import Array, HostArray, adjoint
-from ssmreduce.errors import OrderError, ShapeError, SSMReduceError, UnreachableToleranceError
+from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce.errors import OrderError
 from ssmreduce.gramians.sequences import LayerData
-from ssmreduce.layers.layer import Candidates, LayerCut, WeightStorage
+from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.mamba_fit import Elimination, ReadoutFit, elimination, few_sequences, refitted
 from ssmreduce.layers.mamba_merge import StateMaps, merged
 from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.options import CutOptions, Method
-from ssmreduce.reduction.measured import smallest
-from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
+from ssmreduce.layers.selective import SelectiveCut, SelectivePlan
 
 if TYPE_CHECKING:
     from ssmreduce.layers.mamba import Mamba
-
-METHODS: tuple[Method, ...] = ("compensated", "selected", "merged")
-"""What a selective layer can be cut by."""
 
 _ROWS = 64
 """Steps that are looked at for each number that a fit has to find for each output of a step."""
 
 
 @dataclass(frozen=True, eq=False)
-class MambaCut(LayerCut):
+class MambaCut(SelectiveCut):
     """A Mamba mixer before and after a cut of its states.
 
     Attributes
     ----------
     maps : StateMaps
         What becomes of states, and of the rows that drive and read them, before any fit.
-    ranked : (n,) array
-        Root of what the outputs lose with each state, descending.
     fitted : dict of arrays
         What a fit has added to the new weights.
     """
 
     kind: Mamba
     maps: StateMaps
-    ranked: HostArray
     _: KW_ONLY
     fitted: dict[str, HostArray] = field(default_factory=dict)
-
-    @property
-    def scores(self) -> HostArray:
-        """What the outputs lose with each state, descending."""
-        return self.ranked
 
     @property
     def without_image(self) -> tuple[str, ...]:
@@ -105,21 +91,6 @@ class MambaCut(LayerCut):
         """Return T, and zero."""
         return self.maps.drive, np.zeros_like(self.maps.drive)
 
-    def reduce_state(self, state: Array) -> Array:
-        """The hidden state, shape (..., D, n), with which a stream goes on: T h."""
-        state = numeric_array(state, "state", 0)
-        if tuple(state.shape[-2:]) != self.state_shape:
-            raise ShapeError(
-                f"`state` has shape {tuple(state.shape)}; expected one whose last axes are "
-                f"{self.state_shape}, the channels and states before the cut. Pass the state of the "
-                "recurrence alone, not that of the convolution."
-            )
-        if self.new_order == self.old_order:
-            return state
-        xp = array_api_compat.array_namespace(state)
-        T = xp.asarray(self.maps.drive, dtype=state.dtype, device=array_api_compat.device(state))
-        return (T @ state[..., None])[..., 0]
-
 
 def mapped(kind: Mamba, weights: dict[str, HostArray], maps: StateMaps) -> dict[str, HostArray]:
     """Return the weights that a cut changes, before any fit."""
@@ -131,7 +102,7 @@ def mapped(kind: Mamba, weights: dict[str, HostArray], maps: StateMaps) -> dict[
     }
 
 
-class MambaPlan:
+class MambaPlan(SelectivePlan[MambaCut]):
     """Makes the candidates for one mixer."""
 
     def __init__(
@@ -142,88 +113,26 @@ class MambaPlan:
         storage: WeightStorage,
         data: LayerData,
     ) -> None:
-        kind.check_readable(weights)
+        super().__init__(kind, kind.order(weights), options)
         self._kind, self._weights, self._storage, self._data = kind, weights, storage, data
-        self._multiple_of = options.multiple_of
-        self._methods = METHODS if options.method == "best" else (options.method,)
-        self._old_order = kind.order(weights)
         self._mixer = Mixer.of(weights)
 
     @cached_property
     def _elimination(self) -> Elimination:
         return elimination(self._mixer, self._data.fitting)
 
-    def candidates(self, order: int | OrderRule) -> Candidates:
-        """The cuts to the order that a rule chooses.
+    @property
+    def scores(self) -> HostArray:
+        """Root of what the outputs lose with each state, descending."""
+        return self._elimination.descending
 
-        Raises
-        ------
-        OrderError
-            If there are fewer states.
-        UnreachableToleranceError
-            For an `ErrorBound`: nothing bounds the error.
-        """
-        rule = as_rule(order)
-        if isinstance(rule, ErrorBound):
-            raise UnreachableToleranceError(
-                f"`order` is {rule} but nothing bounds the error of a cut of Mamba; expected another rule. "
-                "Try MeasuredError(0.01)."
-            )
-        if isinstance(rule, MeasuredError):
-            return self._smallest(rule)
-        if isinstance(rule, FixedOrder) and rule.order > max(self._old_order, self._multiple_of):
-            raise OrderError(
-                f"`order` is {rule.order} but this Mamba layer has {self._old_order} states; expected at "
-                "most that. Pass fewer."
-            )
-        wanted = (
-            rule.order
-            if isinstance(rule, FixedOrder)
-            else rule.choose(self._elimination.descending)
-        )
-        return self._of_order(-(-wanted // self._multiple_of) * self._multiple_of)
-
-    def _smallest(self, rule: MeasuredError) -> Candidates:
-        """Those of the smallest order that a bisection finds within the tolerance, on what was held out."""
-
-        def within(found: Candidates) -> dict[str, LayerCut]:
-            return {
-                method: cut
-                for method, cut in found.cuts.items()
-                if (cut.output_error or 0.0) <= rule.relative
-            }
-
-        best = smallest(
-            1,
-            -(-self._old_order // self._multiple_of),
-            self._at_multiple,
-            lambda found: bool(within(found)),
-        )
-        return self._unchanged() if best is None else Candidates(None, within(best))
-
-    def _at_multiple(self, count: int) -> Candidates | None:
-        try:
-            return self._of_order(count * self._multiple_of)
-        except SSMReduceError:  # more than merged states can say
-            return None
-
-    def _of_order(self, order: int) -> Candidates:
-        if order >= self._old_order:
-            return self._unchanged()
-        cuts: dict[str, LayerCut] = {}
-        for method in self._methods:
-            try:
-                maps = self._merged(order) if method == "merged" else self._selected(order)
-                cuts[method] = self._made(
-                    maps, {} if method == "compensated" else self._added(maps)
-                )
-            except SSMReduceError:
-                if method == self._methods[-1] and not cuts:
-                    raise
-        return Candidates(None, cuts)
+    def made(self, method: Method, order: int) -> MambaCut:
+        """Return a cut to fewer states: a selection or merged ones, with a fit or without."""
+        maps = self._merged(order) if method == "merged" else self._selected(order)
+        return self._made(maps, {} if method == "compensated" else self._added(maps))
 
     def _selected(self, order: int) -> StateMaps:
-        return StateMaps.selection(*self._elimination.kept(order), self._old_order)
+        return StateMaps.selection(*self._elimination.kept(order), self.old_order)
 
     def _merged(self, order: int) -> StateMaps:
         """Maps to states with few rates.
@@ -265,16 +174,14 @@ class MambaPlan:
             None,
             self._weights,
             weights,
+            self.scores,
             maps,
-            self._elimination.descending,
             output_error=error,
             fitted=fitted,
         )
 
-    def _unchanged(self) -> Candidates:
-        """The layer as it is."""
-        count = self._old_order
+    def unchanged(self) -> MambaCut:
+        """Return the layer as it is."""
+        count, weights = self.old_order, self._weights
         maps = StateMaps.selection(np.arange(count), np.ones(count), count)
-        weights = self._weights
-        whole = MambaCut(self._kind, None, None, weights, weights, maps, np.zeros(count))
-        return Candidates(None, {"compensated": whole})
+        return MambaCut(self._kind, None, None, weights, weights, np.zeros(count), maps)

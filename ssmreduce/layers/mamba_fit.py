@@ -31,9 +31,10 @@ from functools import cached_property
 import numpy as np
 
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.errors import NonFiniteError, OrderError
+from ssmreduce.errors import NonFiniteError
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba_mixer import Mixer, Run, product
+from ssmreduce.layers.selective import no_state_matters
 from ssmreduce.layers.selective_scan import scan, scan_adjoint, states
 
 _RIDGE = 1e-5
@@ -111,10 +112,7 @@ class Elimination:
             If no state contributes anything.
         """
         if not np.any(K):
-            raise OrderError(
-                "Mamba puts out nothing by its states on the sequences of `data`, so that no state matters; "
-                "expected states that contribute. Leave it out with options=CutOptions(exclude=...)."
-            )
+            raise no_state_matters("Mamba")
         N = len(K)
         M = np.linalg.inv(_ridged(K))
         w, left = np.ones(N), np.ones(N, bool)

@@ -131,16 +131,10 @@ class Run:
         self.mixer = mixer
         projected = product(np.swapaxes(inputs, 0, 1), mixer.in_proj) + mixer.in_bias
         x, z = np.split(projected, 2, axis=-1)
-        width = mixer.kernel.shape[1]
-        padded = np.pad(x, ((width - 1, 0), (0, 0), (0, 0)))
-        convolved = mixer.kernel_bias + sum(
-            mixer.kernel[:, k] * padded[k : k + len(x)] for k in range(width)
-        )
-        self.x = _silu(convolved)
-        self.gate = _silu(z)
+        self.x = silu(convolved(x, mixer.kernel, mixer.kernel_bias))
+        self.gate = silu(z)
         delta = product(self.x, mixer.to_delta)
-        before = product(delta, mixer.step_proj) + mixer.step_bias
-        self.step = np.maximum(before, 0.0) + np.log1p(np.exp(-np.abs(before)))  # softplus
+        self.step = softplus(product(delta, mixer.step_proj) + mixer.step_bias)
 
     @cached_property
     def drive(self) -> HostArray:
@@ -168,7 +162,19 @@ def product(values: HostArray, matrix: HostArray) -> HostArray:
     return np.tensordot(values, matrix, axes=(-1, -1))
 
 
-def _silu(values: HostArray) -> HostArray:
+def convolved(x: HostArray, kernel: HostArray, bias: HostArray) -> HostArray:
+    """Return x (L, ..., D) after the causal convolution of each channel with a kernel (D, K)."""
+    width = kernel.shape[1]
+    padded = np.pad(x, ((width - 1, 0), *(((0, 0),) * (x.ndim - 1))))
+    return np.asarray(bias + sum(kernel[:, k] * padded[k : k + len(x)] for k in range(width)))
+
+
+def silu(values: HostArray) -> HostArray:
     """Return x / (1 + exp(-x))."""
     with np.errstate(over="ignore"):  # -0 far below zero
         return np.asarray(values / (1.0 + np.exp(-values)))
+
+
+def softplus(values: HostArray) -> HostArray:
+    """Return log(1 + exp(x))."""
+    return np.asarray(np.maximum(values, 0.0) + np.log1p(np.exp(-np.abs(values))))

@@ -96,7 +96,9 @@ def _resize(
     """The change of one layer to the number of states in a state dict; `ShapeError` if it does not fit."""
     kind, prefix = handle.kind, _prefix(handle)
     names = [name for name in kind.names() if prefix + name in state_dict]
-    new = {**handle.weights, **loader.saved_weights(state_dict, prefix, names)}
+    saved = loader.saved_weights(state_dict, prefix, names)
+    unsaved = kind.unsaved(handle.weights, saved)
+    new = {**handle.weights, **saved, **unsaved}
     try:
         kind.check_readable(new)
     except SSMReduceError as error:
@@ -124,7 +126,7 @@ def _resize(
             continue
         if not _is_scaled(here or (), there or (), *counts.values()):
             raise _other_shape(prefix + name, there, here)
-    return LayerChange(handle, {}, counts["the state dict"] / counts["the model"])
+    return LayerChange(handle, unsaved, counts["the state dict"] / counts["the model"])
 
 
 def _free_names(handle: LayerHandle, own: Mapping[str, Any]) -> set[str]:

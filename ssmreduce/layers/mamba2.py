@@ -1,0 +1,221 @@
+"""Mamba-2 (Dao and Gu, 2024): which arrays a mixer has, and its reduction by data.
+
+Each head has one decay for all of its states, so that any change of states would commute with it. But B and C
+pass a convolution and SiLU before they meet the states: a selection alone, of as many states in each group of
+heads, folds into the weights, and the layer stays what its library builds. How much a state matters depends
+on what the layer is given: there is no cut without data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.gramians.sequences import LayerData
+from ssmreduce.layers.layer import HasArrays, Weights, WeightStorage, check_shape, refusal, unsaid
+from ssmreduce.layers.mamba2_cut import Mamba2Plan
+from ssmreduce.layers.mamba2_mixer import Mixer2, Norm, Settings
+from ssmreduce.layers.mamba2_selection import dropping
+from ssmreduce.layers.options import CutOptions
+from ssmreduce.layers.selective import SelectiveLayer
+
+_ARRAYS = {
+    "A_log": 1,
+    "D": 1,
+    "dt_bias": 1,
+    "in_proj.weight": 2,
+    "conv1d.weight": 3,
+    "out_proj.weight": 2,
+}
+"""What each mixer has, with numbers of axes."""
+
+_OTHERS = ("in_proj.bias", "conv1d.bias", "out_proj.bias", "norm.weight", "mup_vector")
+"""What some have."""
+
+_AXES = {"in_proj.weight": 0, "in_proj.bias": 0, "mup_vector": -1}
+_CONVOLVED = {"conv1d.weight": 0, "conv1d.bias": 0}
+"""Axes along which weights have B and C: with z and steps, and without."""
+
+
+class Mamba2(SelectiveLayer):
+    """The mixer of Mamba-2, of transformers or mamba_ssm; reduced by data.
+
+    Weights, for d channels in H heads, G groups of heads, N states for each channel, m inputs and p outputs,
+    with w = d + 2 G N: A_log, dt_bias (H), D (H) or (d), in_proj.weight (d + w + H, m), conv1d.weight
+    (w, 1, K), out_proj.weight (p, d).
+
+    Parameters
+    ----------
+    settings : Settings
+        What the weights do not say: groups, norm, limits of the steps.
+    others : tuple of str
+        Those of in_proj.bias, conv1d.bias, out_proj.bias, norm.weight and mup_vector that there are.
+    """
+
+    title = "Mamba-2"
+    methods = ("selected",)
+    known_by = "A_log"
+    sizes = ("ssm_state_size", "d_state", "groups_time_state_size")
+    widths: Mapping[str, str] = MappingProxyType({"conv_dim": "conv1d.weight"})
+    config_sizes = ("state_size", "mamba_d_state", "ssm_state_size")
+
+    def __init__(
+        self, settings: Settings, others: tuple[str, ...] = ("conv1d.bias", "norm.weight")
+    ) -> None:
+        self.settings, self._others = settings, others
+
+    @classmethod
+    def recognise(cls, layer: Any, has: HasArrays) -> Mamba2 | None:
+        """Recognise the arrays of a mixer, most of them in modules inside.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If it has a state to begin with, channels beside the scan, a part of the heads alone or another
+            activation, or does not say how many groups it has.
+        """
+        if not has(**_ARRAYS):
+            return None
+        if has("init_states"):
+            raise refusal(
+                "Mamba-2", "its states begin with `init_states`", "states that begin with zero"
+            )
+        if getattr(layer, "d_ssm", None) != getattr(
+            layer, "d_inner", getattr(layer, "d_ssm", None)
+        ):
+            raise refusal(
+                "Mamba-2",
+                "`d_ssm` is less than `d_inner`, with a gated MLP beside the scan",
+                "as many",
+            )
+        if getattr(layer, "process_group", None) is not None:
+            raise refusal("Mamba-2", "its heads are shared out over processes", "all heads in one")
+        activation = getattr(layer, "activation", "silu")
+        if activation not in ("silu", "swish"):
+            raise refusal("Mamba-2", f"its `activation` is {activation!r}", "'silu'")
+        others = tuple(name for name in _OTHERS if has(name))
+        return cls(_settings(layer, has_norm="norm.weight" in others), others)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights."""
+        return (*_ARRAYS, *self._others)
+
+    def order(self, weights: Weights) -> int:
+        """Return the number of states N of each channel."""
+        width, channels = weights["conv1d.weight"].shape[0], weights["out_proj.weight"].shape[1]
+        return int(width - channels) // (2 * self.settings.groups)
+
+    def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
+        """Return no batch axes, inputs and outputs."""
+        return (), int(weights["in_proj.weight"].shape[1]), int(weights["out_proj.weight"].shape[0])
+
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+        check_shape(weights, "A_log", ("H",))
+        check_shape(weights, "out_proj.weight", ("p", "d"))
+        H, (p, d), N = len(weights["A_log"]), weights["out_proj.weight"].shape, self.order(weights)
+        G = self.settings.groups
+        width = d + 2 * G * N
+        why = f", as there are {d} channels in {H} heads and {G} groups, with {N} states"
+        check_shape(weights, "conv1d.weight", (width, 1, "K"), why)
+        check_shape(weights, "in_proj.weight", (d + width + H, "m"), why)
+        if len(weights["D"]) != d:
+            check_shape(weights, "D", (H,), why)
+        lengths = {
+            "dt_bias": H,
+            "in_proj.bias": d + width + H,
+            "conv1d.bias": width,
+            "out_proj.bias": p,
+            "norm.weight": d,
+        }
+        for name, length in lengths.items():
+            if name in weights:
+                check_shape(weights, name, (length,), why)
+        if "mup_vector" in weights:
+            check_shape(weights, "mup_vector", (1, 1, d + width + H), why)
+
+    def selected(self, arrays: Weights, kept: HostArray, weights: Weights) -> dict[str, HostArray]:
+        """Return those of `arrays` that a cut changes, with the states `kept` alone: weights, or moments."""
+        channels, N = weights["out_proj.weight"].shape[1], self.order(weights)
+        G = self.settings.groups
+        B = np.ravel(channels + N * np.arange(G)[:, None] + kept)
+        rows = np.concatenate([np.arange(channels), B, B + G * N])
+        steps = channels + 2 * G * N + np.arange(len(weights["A_log"]))
+        every = np.concatenate([np.arange(channels), channels + rows, channels + steps])
+        at = {**dict.fromkeys(_AXES, every), **dict.fromkeys(_CONVOLVED, rows)}
+        axes = {**_AXES, **_CONVOLVED}
+        return {name: arrays[name].take(at[name], axes[name]) for name in axes if name in arrays}
+
+    def unsaved(self, weights: Weights, saved: Weights) -> dict[str, HostArray]:
+        """Return mup_vector, which is the same for all states."""
+        if "mup_vector" not in weights or "mup_vector" in saved:
+            return {}
+        states = np.minimum(np.arange(self.order(saved)), self.order(weights) - 1)
+        kept = np.tile(states, (self.settings.groups, 1))
+        return {"mup_vector": self.selected(weights, kept, weights)["mup_vector"]}
+
+    def resized(self, weights: Weights, order: int) -> dict[str, HostArray]:
+        """Return zeros in the shapes of the weights for B and C, beside others."""
+        more = 2 * self.settings.groups * (order - self.order(weights))
+        found = {}
+        for name, axis in {**_AXES, **_CONVOLVED}.items():
+            if name in weights:
+                shape = [*weights[name].shape]
+                shape[axis] += more
+                found[name] = np.zeros(shape)
+        return found
+
+    def mixer(self, weights: Mapping[str, HostArray]) -> Mixer2:
+        """Return what computes the outputs of a mixer with these weights."""
+        return Mixer2(weights, self.settings)
+
+    def output(self, weights: Weights, inputs: HostArray) -> HostArray:
+        """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
+        self.check_readable(weights)
+        return self.mixer(weights).output(inputs)
+
+    def unknowns(self, weights: Weights, order: int) -> float:
+        """Return 0: nothing is fitted."""
+        return 0.0
+
+    def data_scores(
+        self, weights: Weights, data: LayerData, horizon: int | None = None
+    ) -> HostArray:
+        """Return the roots of what the outputs lose with each state, descending."""
+        return dropping(self.mixer(weights), data.fitting).scores
+
+    def planned(
+        self,
+        weights: dict[str, HostArray],
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> Mamba2Plan:
+        """Return what makes selections."""
+        return Mamba2Plan(self, weights, options, data)
+
+
+def _settings(layer: Any, *, has_norm: bool) -> Settings:
+    """What a module says by its attributes, as transformers and mamba_ssm name them."""
+    groups = getattr(layer, "n_groups", getattr(layer, "ngroups", None))
+    if not isinstance(groups, int):
+        raise unsaid("Mamba-2", "n_groups", "Mamba2(Settings(...))")
+    limit = getattr(layer, "time_step_limit", getattr(layer, "dt_limit", (0.0, float("inf"))))
+    gain = getattr(layer, "ssm_in_multiplier", 1.0)
+    norm = _norm(layer.norm) if has_norm else None
+    return Settings(groups, norm, (float(limit[0]), float(limit[1])), float(gain))
+
+
+def _norm(norm: Any) -> Norm:
+    """What a module says that norms groups of channels."""
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if not isinstance(eps, float) or getattr(norm, "bias", None) is not None:
+        raise refusal("Mamba-2", "its norm is no gated RMS norm that is known", "one")
+    channels = len(norm.weight)
+    groups = getattr(norm, "n_groups", 1)
+    size = getattr(norm, "group_size", None) or channels // groups
+    return Norm(int(size), eps, bool(getattr(norm, "norm_before_gate", False)))

@@ -1,0 +1,91 @@
+"""`Mamba2Cut`: a selection of the states of a Mamba-2 mixer, and all that follows; `Mamba2Plan` makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssmreduce._namespace import HostArray
+from ssmreduce.gramians.sequences import LayerData
+from ssmreduce.layers.layer import WeightStorage
+from ssmreduce.layers.mamba2_selection import Dropping, dropping
+from ssmreduce.layers.options import CutOptions, Method
+from ssmreduce.layers.selective import SelectiveCut, SelectivePlan
+
+if TYPE_CHECKING:
+    from ssmreduce.layers.mamba2 import Mamba2
+
+
+@dataclass(frozen=True, eq=False)
+class Mamba2Cut(SelectiveCut):
+    """A Mamba-2 mixer before and after a selection of its states, of as many in each group.
+
+    Attributes
+    ----------
+    kept : (G, r) int array
+        States that stay, ascending.
+    """
+
+    kind: Mamba2
+    kept: HostArray
+
+    def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
+        """Keep the moments of the rows that are kept, as they are."""
+        return {**moments, **self.kind.selected(moments, self.kept, self.weights)}
+
+    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> Mamba2Cut:
+        """Keep the same states of a copy."""
+        new = {**weights, **self.kind.selected(weights, self.kept, weights)}
+        return replace(self, weights=weights, new_weights=new, output_error=None)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Heads, channels of each, and states."""
+        heads, channels = len(self.weights["A_log"]), self.weights["out_proj.weight"].shape[1]
+        return heads, channels // heads, self.old_order
+
+    def state_maps(self) -> tuple[HostArray, HostArray]:
+        """Return the rows of the identity that are kept, for each head, and zero."""
+        rows = np.eye(self.old_order)[self.kept]
+        rows = np.repeat(rows, len(self.weights["A_log"]) // len(rows), axis=0)[:, None]
+        return rows, np.zeros_like(rows)
+
+
+class Mamba2Plan(SelectivePlan[Mamba2Cut]):
+    """Makes the one candidate for one mixer."""
+
+    def __init__(
+        self, kind: Mamba2, weights: dict[str, HostArray], options: CutOptions, data: LayerData
+    ) -> None:
+        super().__init__(kind, kind.order(weights), options)
+        self._kind, self._weights, self._data = kind, weights, data
+
+    @cached_property
+    def _dropping(self) -> Dropping:
+        return dropping(self._kind.mixer(self._weights), self._data.fitting)
+
+    @property
+    def scores(self) -> HostArray:
+        """Root of what the outputs lose with each state, descending."""
+        return self._dropping.scores
+
+    def made(self, method: Method, order: int) -> Mamba2Cut:
+        """Return a cut to fewer states."""
+        return self._cut(self._dropping.kept(order), self.scores)
+
+    def unchanged(self) -> Mamba2Cut:
+        """Return the layer as it is."""
+        order = self.old_order
+        every = np.tile(np.arange(order), (self._kind.settings.groups, 1))
+        cut = self._cut(every, np.zeros(order))
+        return replace(cut, output_error=None)
+
+    def _cut(self, kept: HostArray, scores: HostArray) -> Mamba2Cut:
+        """A cut, with its output error on what was held out."""
+        kind, weights = self._kind, self._weights
+        new = {**weights, **kind.selected(weights, kept, weights)}
+        error = kind.mixer(new).output_error(self._data.held_out)
+        return Mamba2Cut(kind, None, None, weights, new, scores, kept, output_error=error)

@@ -1,0 +1,259 @@
+"""`SelectiveLayer`: one whose coefficients depend on its input, cut by data alone as a selection of states.
+
+`SelectivePlan` finds the order that a rule asks for; `SelectiveCut` is a selection, the same in each channel
+of a group. Mamba (`ssmreduce.layers.mamba`) and Mamba-2 (`ssmreduce.layers.mamba2`) are such layers.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import array_api_compat
+
+from ssmreduce._checks import numeric_array
+from ssmreduce._namespace import Array, HostArray
+from ssmreduce.errors import (
+    OrderError,
+    ShapeError,
+    SSMReduceError,
+    UnreachableToleranceError,
+    UnsupportedLayerError,
+)
+from ssmreduce.gramians.sequences import LayerData
+from ssmreduce.layers.layer import Candidates, Layer, LayerCut, Weights, WeightStorage
+from ssmreduce.layers.options import CutOptions, Method
+from ssmreduce.reduction.measured import smallest
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
+from ssmreduce.systems.diagonal import System
+
+
+class SelectiveLayer(Layer):
+    """A layer that runs no one system, and of which a cut keeps states that matter for given inputs.
+
+    Attributes
+    ----------
+    title : str
+        What the layer is called in messages.
+    methods : tuple of str
+        What it can be cut by, as `CutOptions` names them.
+    """
+
+    title: str = ""
+    methods: tuple[Method, ...] = ()
+
+    @abstractmethod
+    def check(self, weights: Weights) -> None:
+        """Raise `ShapeError` unless the weights fit together."""
+
+    @abstractmethod
+    def planned(
+        self,
+        weights: dict[str, HostArray],
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> SelectivePlan[LayerCut]:
+        """Return what makes cuts."""
+
+    def check_readable(self, weights: Weights) -> None:
+        """Raise unless the weights fit together and are finite."""
+        self.check_finite(weights)
+        self.check(weights)
+
+    def read(self, weights: Weights) -> System:
+        """Raise `UnsupportedLayerError`: the layer runs no one system."""
+        raise UnsupportedLayerError(
+            f"this {self.title} layer is selective: its A, B and C depend on its input, so that it runs no "
+            "one system; expected a linear time-invariant layer. Cut it by data: "
+            "reduce_model(model, order, data=calibrate(model, batches))."
+        )
+
+    def scores(self, weights: Weights, horizon: int | None = None) -> HostArray:
+        """Raise `UnsupportedLayerError`: without data no state of a selective layer has a score."""
+        raise self._needs_data()
+
+    def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
+        """Raise `UnsupportedLayerError`, as `scores`."""
+        raise self._needs_data()
+
+    def plan(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+    ) -> LayerCut:
+        """Raise `UnsupportedLayerError`: there is no cut without data."""
+        raise self._needs_data()
+
+    def candidates(
+        self,
+        weights: dict[str, HostArray],
+        order: int | OrderRule,
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> Candidates:
+        """Plan a cut by each method, or by the one that is asked for."""
+        if options.method not in ("best", *self.methods):
+            raise UnsupportedLayerError(
+                f"`method` is {options.method!r}, by which {self.title} cannot be cut; expected one of "
+                f"'best', {', '.join(map(repr, self.methods))}."
+            )
+        self.check_readable(weights)
+        return self.planned(weights, options, storage, data).candidates(order)
+
+    def _needs_data(self) -> UnsupportedLayerError:
+        return UnsupportedLayerError(
+            f"{self.title} is selective: how much a state matters depends on what the layer is given, and "
+            "there are no data; expected some. Pass data: reduce_model(model, order, data=calibrate(model, "
+            "batches)), or leave it out with options=CutOptions(exclude=...)."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SelectiveCut(LayerCut):
+    """A selective layer before and after a cut of its states.
+
+    Attributes
+    ----------
+    ranked : (n,) array
+        Root of what the outputs lose with each state, descending.
+    """
+
+    ranked: HostArray
+
+    @property
+    def scores(self) -> HostArray:
+        """What the outputs lose with each state, descending."""
+        return self.ranked
+
+    @property
+    def without_image(self) -> tuple[str, ...]:
+        """None: what is kept is kept as it is, or scaled."""
+        return ()
+
+    def reduce_state(self, state: Array) -> Array:
+        """The hidden state, with the states last, with which a stream goes on."""
+        state = numeric_array(state, "state", 0)
+        if tuple(state.shape[-len(self.state_shape) :]) != self.state_shape:
+            raise ShapeError(
+                f"`state` has shape {tuple(state.shape)}; expected one whose last axes are "
+                f"{self.state_shape}, the channels and states before the cut. Pass the state of the "
+                "recurrence alone, not that of the convolution."
+            )
+        if self.new_order == self.old_order:
+            return state
+        xp, device = array_api_compat.array_namespace(state), array_api_compat.device(state)
+        T = xp.asarray(self.state_maps()[0], dtype=state.dtype, device=device)
+        return xp.matmul(T, state[..., None])[..., 0]
+
+
+C = TypeVar("C", bound=LayerCut, covariant=True)
+
+
+class SelectivePlan(Generic[C]):
+    """Makes the candidates for one layer.
+
+    Attributes
+    ----------
+    old_order : int
+        States before.
+    methods : tuple of str
+        Those that are asked for.
+    """
+
+    def __init__(self, kind: SelectiveLayer, order: int, options: CutOptions) -> None:
+        self._title, self.old_order = kind.title, order
+        self._multiple_of = options.multiple_of
+        self.methods = kind.methods if options.method == "best" else (options.method,)
+
+    @property
+    @abstractmethod
+    def scores(self) -> HostArray:
+        """Root of what the outputs lose with each state, descending."""
+
+    @abstractmethod
+    def made(self, method: Method, order: int) -> C:
+        """Return a cut to fewer states."""
+
+    @abstractmethod
+    def unchanged(self) -> C:
+        """Return the layer as it is."""
+
+    def candidates(self, order: int | OrderRule) -> Candidates:
+        """The cuts to the order that a rule chooses.
+
+        Raises
+        ------
+        OrderError
+            If there are fewer states.
+        UnreachableToleranceError
+            For an `ErrorBound`: nothing bounds the error.
+        """
+        rule = as_rule(order)
+        if isinstance(rule, ErrorBound):
+            raise UnreachableToleranceError(
+                f"`order` is {rule} but nothing bounds the error of a cut of {self._title}; expected another "
+                "rule. Try MeasuredError(0.01)."
+            )
+        if isinstance(rule, MeasuredError):
+            return self._smallest(rule)
+        if isinstance(rule, FixedOrder) and rule.order > max(self.old_order, self._multiple_of):
+            raise OrderError(
+                f"`order` is {rule.order} but this {self._title} layer has {self.old_order} states; "
+                "expected at most that. Pass fewer."
+            )
+        wanted = rule.order if isinstance(rule, FixedOrder) else rule.choose(self.scores)
+        return self._of_order(-(-wanted // self._multiple_of) * self._multiple_of)
+
+    def _smallest(self, rule: MeasuredError) -> Candidates:
+        """Those of the smallest order that a bisection finds within the tolerance, on what was held out."""
+
+        def within(found: Candidates) -> dict[str, LayerCut]:
+            return {
+                method: cut
+                for method, cut in found.cuts.items()
+                if (cut.output_error or 0.0) <= rule.relative
+            }
+
+        best = smallest(
+            1,
+            -(-self.old_order // self._multiple_of),
+            self._at_multiple,
+            lambda found: bool(within(found)),
+        )
+        return self._whole() if best is None else Candidates(None, within(best))
+
+    def _at_multiple(self, count: int) -> Candidates | None:
+        try:
+            return self._of_order(count * self._multiple_of)
+        except SSMReduceError:  # more states than a method can make
+            return None
+
+    def _of_order(self, order: int) -> Candidates:
+        if order >= self.old_order:
+            return self._whole()
+        cuts: dict[str, LayerCut] = {}
+        errors: list[SSMReduceError] = []
+        for method in self.methods:
+            try:
+                cuts[method] = self.made(method, order)
+            except SSMReduceError as error:
+                errors.append(error)
+        if not cuts:
+            raise errors[-1]
+        return Candidates(None, cuts)
+
+    def _whole(self) -> Candidates:
+        return Candidates(None, {self.methods[0]: self.unchanged()})
+
+
+def no_state_matters(title: str) -> OrderError:
+    """The error for a layer whose states put out nothing."""
+    return OrderError(
+        f"{title} puts out nothing by its states on the sequences of `data`, so that no state matters; "
+        "expected states that contribute. Leave it out with options=CutOptions(exclude=...)."
+    )
