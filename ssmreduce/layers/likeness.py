@@ -14,12 +14,17 @@ _SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
     (
         {"A_log"},
         ("in_proj", "conv1d"),
-        "a selective layer (Mamba), but not with the arrays of Mamba-1",
+        "a selective layer (Mamba), but not with the arrays of Mamba-1 or Mamba-2",
     ),
     (
         {"A_log"},
         ("x_proj", "dt_proj"),
-        "a selective layer (Mamba), but not with the arrays of Mamba-1",
+        "a selective layer (Mamba), but not with the arrays of Mamba-1 or Mamba-2",
+    ),
+    (
+        {"B_bias", "C_bias", "dt_bias"},
+        ("in_proj", "B_norm", "C_norm"),
+        "Mamba-3 (B and C are normalised over its states: a selection changes what is left)",
     ),
     (set(), ("q_proj", "k_proj", "v_proj"), "attention, selective where it is linear"),
 )
@@ -42,8 +47,8 @@ class Likeness:
     """
 
     advice = (
-        "Only linear time-invariant layers and Mamba can be reduced; for one of your own write a class and "
-        "call register_layer(...)."
+        "Only linear time-invariant layers, Mamba and Mamba-2 can be reduced; for one of your own write a "
+        "class and call register_layer(...)."
     )
 
     def __init__(self, layer: Any, axes: Mapping[str, int]) -> None:

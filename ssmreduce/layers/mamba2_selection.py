@@ -1,14 +1,15 @@
 """Which states of a Mamba-2 mixer to keep, from what it is given.
 
-State n of a group contributes S[t][:, n] C[t][n] to the outputs y[t] of each of its heads. Dropping states D
-changes these by the sum over D, so that with one Gram matrix for each group
+State n of a group contributes S[t][:, n] C[t][n] to the channels of each of its heads, and to the outputs
 
-    K = Σ τ Σ_heads (C Cᵀ) ∘ (Sᵀ F² S),   Σ τ |F (y - y_D)|² = 1_Dᵀ K 1_D,
+    V[t] = W_out F[t] S[t] diag(C[t]),   (p, N),
 
-where F, diagonal, is how much of each channel comes out: gate, norm at its scale of before, and the length
-of the column of the output projection. What is dropped cannot be made up for: B and C pass a convolution
-and SiLU before they meet the states, so that the weights hold no scale of a state. States go one after the
-other, each time that with which 1_Dᵀ K 1_D is least. Cost: P N² for each head and step that is looked at.
+a column each, where S has the channels of all heads of the group and W_out their columns, and F, diagonal, is
+the gate and the norm, which is taken to stay what it was. Dropping states D changes the outputs by the sum of
+their columns, so that K = Σ τ V[t]ᵀ V[t] says what it costs: 1_Dᵀ K 1_D. Nothing can make up for what is
+dropped: B and C pass a convolution and SiLU before they meet the states, so that the weights hold no scale of
+a state. States go one after the other, each time that with which 1_Dᵀ K 1_D is least. Cost: p N (d + N) for
+each step that is looked at.
 """
 
 from __future__ import annotations
@@ -31,18 +32,19 @@ def group_grams(mixer: Mixer2, sequences: Sequences) -> HostArray:
     """Return K of each group, shape (G, N, N)."""
     G, N = mixer.settings.groups, mixer.states
     total = np.zeros((G, N, N))
-    lengths = np.linalg.norm(mixer.out_proj, axis=0)
+    out_proj = np.moveaxis(mixer.out_proj.reshape(len(mixer.out_proj), G, -1), 1, 0)
     stands_for = sequences.sample(max(_SAMPLE, 16 * N))
     for inputs, weights in zip(sequences.inputs, sequences.weights * stands_for, strict=True):
         if not np.any(weights):
             continue
         run = Run2(mixer, inputs)
-        seen = lengths * run.normed(run.scanned() + mixer.skip * run.x)[1]
+        factors = run.normed(run.scanned() + mixer.skip * run.x)[1]
         for chunk in run.chunks():
             for k in np.flatnonzero(weights[chunk.at]):
                 t = chunk.at.start + int(k)
                 states = chunk.state_at(int(k)).reshape(G, -1, N)
-                V = seen[t].reshape(G, -1, 1) * states * run.C[:, t, None]
+                seen = factors[t].reshape(G, -1, 1) * states * run.C[:, t, None]
+                V = out_proj @ seen
                 total += weights[t] * (adjoint(V) @ V)
     return total
 
