@@ -59,7 +59,7 @@ class Mamba2(SelectiveLayer):
     title = "Mamba-2"
     methods = ("selected",)
     known_by = "A_log"
-    sizes = ("ssm_state_size", "d_state", "groups_time_state_size")
+    sizes = ("ssm_state_size", "d_state", "groups_time_state_size", "config.d_state")
     widths: Mapping[str, str] = MappingProxyType({"conv_dim": "conv1d.weight"})
     config_sizes = ("state_size", "mamba_d_state", "ssm_state_size")
 

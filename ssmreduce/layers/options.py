@@ -44,9 +44,9 @@ class CutOptions:
     method : {"best", "white", "white refit", "balanced", "selected", "compensated", "merged"}
         How a cut with data is made: by what is best on the data that are held out; by balanced truncation as
         without data, which alone has a bound; by that with output weights fitted to the data; by balancing
-        what the data excite; or by a selection of the layer's own modes. Selective layers (Mamba) have the
-        last, the same without a fit, in which scales alone make up for what is dropped, and one that merges
-        states with like rates of decay.
+        what the data excite; or by a selection of the layer's own modes. Mamba has the last, the
+        same without a fit, in which scales alone make up for what is dropped, and one that merges states with
+        like rates of decay; Mamba-2 has a selection, without a fit.
     skip_unsupported : bool
         Pass over variants of known layers that cannot be reduced, and stacks of layers, instead of refusing
         the model.
