@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from ssmreduce import (
     MeasuredError,
     ReductionSchedule,
     RollbackPolicy,
+    TotalBudget,
     calibrate,
     load_reduced,
     read_system,
@@ -33,6 +35,7 @@ from ssmreduce import (
     reduce_model,
 )
 from ssmreduce.errors import (
+    CalibrationWarning,
     OrderError,
     ShapeError,
     UnreachableToleranceError,
@@ -471,6 +474,27 @@ def test_a_model_of_transformers_stays_stock(name: str, tmp_path: Path) -> None:
     assert torch.equal(written[:, 16:], logits[:, 15:-1].argmax(-1))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_without_a_head_in_its_own_precision(dtype: torch.dtype) -> None:
+    model = made("FalconH1").model.to(dtype)
+    result = reduce_model(model, 4, data=calibrate(model, tokens()))
+    assert model.layers[0].mamba.mup_vector.dtype is model.layers[0].mamba.A_log.dtype is dtype
+    assert model.config.mamba_d_state == 4
+    assert all(part.output_error < 0.7 for part in result.report.values())
+    with torch.no_grad():
+        assert torch.isfinite(model(tokens(1)[0]).last_hidden_state).all()
+
+
+def test_a_budget_is_shared_by_data() -> None:
+    model = nn.Sequential(Recurrence(), Recurrence())
+    with torch.no_grad():
+        model[1].conv1d.weight[-GROUPS * STATES :] *= 1e-3  # hardly reads its states
+        model[1].conv1d.bias[-GROUPS * STATES :] *= 1e-3
+    data = calibrate(model, [torch.randn(8, 12, 16) for _ in range(4)])
+    report = reduce_model(model, TotalBudget(STATES + 1), data=data).report
+    assert [part.new_order for part in report.values()] == [STATES, 1]
+
+
 def test_rules() -> None:
     module, data = Recurrence(), data_for()
     result = reduce_layer(copy.deepcopy(module), MeasuredError(0.5), data=data)
@@ -565,7 +589,31 @@ def test_a_cut_in_training_with_its_average_and_back(name: str) -> None:
     optimizer.step()
 
 
+@pytest.mark.slow
+@AT_CHANCE
+def test_outputs_may_be_matched_after_a_cut() -> None:
+    model, batches = made(), tokens(4)
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1),
+        2,
+        data=lambda model: calibrate(model, batches, loss=loss),
+        above_chance="match",
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # outputs of noise match no better
+        reducer.step(1, model, optimizer)
+    assert {event.new_order for event in reducer.events} == {2}
+
+
 # --- Refusals
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    module = Recurrence()
+    module.ngroups = 3
+    with pytest.raises(ShapeError, match="32 channels in 4 heads and 3 groups"):
+        reduce_layer(module, 3, data=data_for())
 
 
 def test_without_data_a_cut_says_how_to_calibrate() -> None:

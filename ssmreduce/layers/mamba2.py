@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce.errors import ShapeError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import HasArrays, Weights, WeightStorage, check_shape, refusal, unsaid
 from ssmreduce.layers.mamba2_cut import Mamba2Plan
@@ -118,9 +119,14 @@ class Mamba2(SelectiveLayer):
         check_shape(weights, "A_log", ("H",))
         check_shape(weights, "out_proj.weight", ("p", "d"))
         H, (p, d), N = len(weights["A_log"]), weights["out_proj.weight"].shape, self.order(weights)
-        G = self.settings.groups
+        G, norm = self.settings.groups, self.settings.norm
         width = d + 2 * G * N
         why = f", as there are {d} channels in {H} heads and {G} groups, with {N} states"
+        if H % G or d % H or (norm is not None and d % norm.size):
+            raise ShapeError(
+                f"the layer has {d} channels in {H} heads and {G} groups, and normalises "
+                f"{d if norm is None else norm.size} together; expected multiples. Look at the settings."
+            )
         check_shape(weights, "conv1d.weight", (width, 1, "K"), why)
         check_shape(weights, "in_proj.weight", (d + width + H, "m"), why)
         if len(weights["D"]) != d:
