@@ -4,6 +4,7 @@ Two layers of transformers learn to repeat words of six letters. Loss in nats on
 the cut; beside it what the model loses without any states, and with a random selection.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/mamba2.py
+    python benchmarks/mamba2.py --quick                            few steps, one model and order
 """
 
 import argparse
@@ -71,11 +72,14 @@ def with_random_states(model, order):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="few steps, one model and order")
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--orders", type=int, nargs="+", default=[16, 8, 4])
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
+    if given.quick:
+        given.groups, given.steps, given.orders, given.seeds = [2], 10, [4], 1
     torch.set_num_threads(1)
     for groups in given.groups:
         for seed in range(given.seeds):
