@@ -159,7 +159,7 @@ def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> Choi
     best = min(compared, key=compared.__getitem__)
     nearly = (1.0 - _TIE) * compared.get("balanced", np.inf) <= compared[best]
     if by == "loss" and best == "selected" and nearly:
-        best = "balanced"  # Trained on, it ends ahead of a selected cut that started beside it.
+        best = "balanced"  # trained on, it ended a little ahead of a selected cut that started beside it
     return Choice(best, by, compared, found.white)
 
 
