@@ -315,6 +315,19 @@ def test_stored_states_do_not_depend_on_those_before(real_output: bool, discrete
             np.testing.assert_allclose(found, expected, atol=1e-11 * np.abs(expected).max())
 
 
+def test_the_phase_of_a_real_pole_is_exactly_a_sign() -> None:
+    """An imaginary part of rounding would take a second real state."""
+    rng = np.random.default_rng(0)
+    poles = np.array([0.9, 0.8, 0.5, -0.2, 0.3, 0.7])
+    B, C = rng.normal(size=(6, 2)), rng.normal(size=(2, 6))
+    layer = DiagonalStateSpace(poles, B, C, time=Discrete(), real_output=True)
+    for order in range(1, 6):
+        cut = balanced_truncation(layer, order).system
+        alone = cut.eigenvalues.imag == 0.0
+        assert not np.any(cut.B[alone].imag)
+        assert not np.any(cut.C[:, alone].imag)
+
+
 def test_h2_optimal_of_an_order_that_halves_a_turn() -> None:
     """Its first iterate does not respond at all, and is passed over.
 

@@ -314,7 +314,8 @@ def _leading_phase(B: HostArray) -> HostArray:
     sizes = np.abs(B)
     first = np.argmax(2.0 * sizes >= sizes.max(axis=-1, keepdims=True), axis=-1)
     leading = np.take_along_axis(B, first[..., None], axis=-1)[..., 0]
-    return np.asarray(np.where(leading == 0.0, 1.0, np.exp(1j * np.angle(leading))))
+    leading = np.where(leading == 0.0, 1.0, leading)
+    return np.asarray(leading / np.abs(leading))  # exactly 1 or -1 of a real one
 
 
 def _input_share(eigenvalues: HostArray, B: HostArray, C: HostArray, time: TimeDomain) -> HostArray:
