@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -48,8 +48,12 @@ def assigned(module: Any, name: str, value: Any) -> Assignment:
 
 def ones(handle: LayerHandle) -> dict[str, Any]:
     """Return arrays in the shapes of a layer, which may have no numbers yet."""
-    names = handle.kind.names()
-    return {name: np.ones(tuple(attrgetter(name)(handle.layer).shape)) for name in names}
+    return ones_like(handle.layer, handle.kind.names())
+
+
+def ones_like(layer: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return arrays in the shapes of tensors of a layer, all of one number: they take no memory."""
+    return {name: np.broadcast_to(1.0, tuple(attrgetter(name)(layer).shape)) for name in names}
 
 
 def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:

@@ -18,13 +18,11 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from ssmreduce import _checks
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import replaced
-from ssmreduce.frameworks.torch_attributes import dependents, ones
+from ssmreduce.frameworks.torch_attributes import dependents, ones, ones_like
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import plain_name
 
@@ -58,7 +56,7 @@ class _Place:
         """Return the orders of all layers of this kind there; `new` are those to be, by id of the layer."""
         kind = self.handle.kind
         held = {
-            id(part): {name: np.ones(tuple(attrgetter(name)(part).shape)) for name in kind.names()}
+            id(part): ones_like(part, kind.names())
             for part in self.owner.modules()
             if type(part) is type(self.handle.layer)
         }
