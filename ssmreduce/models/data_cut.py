@@ -157,9 +157,10 @@ def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> Choi
         values = [np.inf if cut.output_error is None else cut.output_error for cut in cuts]
     compared = dict(zip(found.cuts, values, strict=True))
     best = min(compared, key=compared.__getitem__)
-    nearly = (1.0 - _TIE) * compared.get("balanced", np.inf) <= compared[best]
+    balanced = compared.get("balanced", np.inf)
+    nearly = balanced - _TIE * abs(balanced) <= compared[best]
     if by == "loss" and best == "selected" and nearly:
-        best = "balanced"  # trained on, it ended a little ahead of a selected cut that started beside it
+        best = "balanced"  # Trained on, it ends ahead of a selected cut that started beside it.
     return Choice(best, by, compared, found.white)
 
 
