@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import re
 import runpy
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,20 @@ from ssmreduce import (
 )
 from ssmreduce.errors import (
     CalibrationWarning,
+    NonFiniteError,
     OrderError,
     ShapeError,
     UnreachableToleranceError,
     UnsupportedLayerError,
 )
+from ssmreduce.frameworks.torch_config import check_orders
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba import Mamba
 from ssmreduce.layers.mamba_fit import DriveFit, Elimination, ReadoutFit, output_gram, refitted
 from ssmreduce.layers.mamba_merge import StateMaps, grouped
 from ssmreduce.layers.mamba_mixer import Mixer, Run
 from ssmreduce.layers.selective_scan import scan, scan_adjoint, states
+from ssmreduce.models.search import find_layers
 
 SINGLE = 4e-6
 """Libraries take exp of A_log in single precision: its eps, times the length of what is summed."""
@@ -58,6 +62,8 @@ SINGLE = 4e-6
 
 AT_CHANCE = pytest.mark.filterwarnings("ignore:the model is at chance")
 """Language models of these tests have learned nothing."""
+
+OVERFLOWS = pytest.mark.filterwarnings("ignore:(overflow|invalid):RuntimeWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +88,9 @@ def block(states: int = 6, d_model: int = 8, **settings: Any) -> Any:
     return shaken(mambapy.mamba.MambaBlock(config))
 
 
-def language_model(states: int = 8, **settings: Any) -> Any:
+def language_model(states: int = 8, hidden: int = 16, **settings: Any) -> Any:
     config = MambaConfig(
-        vocab_size=20, hidden_size=16, state_size=states, num_hidden_layers=2, **settings
+        vocab_size=20, hidden_size=hidden, state_size=states, num_hidden_layers=2, **settings
     )
     return shaken(MambaForCausalLM(config)).eval()
 
@@ -816,3 +822,43 @@ def test_kinds_are_told_apart() -> None:
     assert Mamba().is_same(Mamba())
     assert not Mamba().is_same(Mamba(()))
     assert [*itertools.islice(Mamba().names(), 2)] == ["A_log", "D"]
+
+
+@OVERFLOWS
+def test_numbers_that_overflow_are_refused() -> None:
+    module = block()
+    data = Calibration.of_inputs({"0": 1e60 * np.random.default_rng(0).normal(size=(8, 16, 8))})
+    with pytest.raises(NonFiniteError, match="overflows"):
+        reduce_model(nn.Sequential(module), 3, data=data)
+
+
+@OVERFLOWS
+def test_no_cut_writes_what_its_precision_cannot_hold() -> None:
+    module = block()
+    with torch.no_grad():
+        module.A_log[:, 1] = module.A_log[:, 0]
+        module.x_proj.weight[-11] = module.x_proj.weight[-12]
+        module.x_proj.weight[-6:] = 4e4 * torch.sign(module.x_proj.weight[-6:])
+        module.x_proj.weight[-5] = module.x_proj.weight[-6]
+    before = fingerprint(module.half())
+    with pytest.raises(NonFiniteError, match=r"x_proj\.weight"):
+        reduce_layer(module, 5, data=data_for(module), options=CutOptions(method="compensated"))
+    assert fingerprint(module) == before
+
+
+def test_a_trace_says_that_there_are_no_hankel_singular_values() -> None:
+    module = block()
+    with pytest.raises(UnsupportedLayerError, match="no Hankel singular values"):
+        HankelTrace(1).record(0, nn.Sequential(module), data=data_for(module))
+
+
+def test_orders_of_layers_are_compared_by_shapes_alone() -> None:
+    model = language_model(hidden=64)
+    handles = find_layers(model, CutOptions()).handles
+    tracemalloc.start()
+    try:
+        check_orders(model, [(handle, 4) for handle in handles])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < model.backbone.layers[0].mixer.in_proj.weight.nbytes

@@ -74,18 +74,14 @@ class Mamba2Plan(SelectivePlan[Mamba2Cut]):
 
     def made(self, method: Method, order: int) -> Mamba2Cut:
         """Return a cut to fewer states."""
-        return self._cut(self._dropping.kept(order), self.scores)
+        kind, weights, kept = self._kind, self._weights, self._dropping.kept(order)
+        new = {**weights, **kind.selected(weights, kept, weights)}
+        error = kind.mixer(new).output_error(self._data.held_out)
+        return Mamba2Cut(kind, None, None, weights, new, self.scores, kept, output_error=error)
 
     def unchanged(self) -> Mamba2Cut:
         """Return the layer as it is."""
         order = self.old_order
         every = np.tile(np.arange(order), (self._kind.settings.groups, 1))
-        cut = self._cut(every, np.zeros(order))
-        return replace(cut, output_error=None)
-
-    def _cut(self, kept: HostArray, scores: HostArray) -> Mamba2Cut:
-        """A cut, with its output error on what was held out."""
-        kind, weights = self._kind, self._weights
-        new = {**weights, **kind.selected(weights, kept, weights)}
-        error = kind.mixer(new).output_error(self._data.held_out)
-        return Mamba2Cut(kind, None, None, weights, new, scores, kept, output_error=error)
+        weights = self._weights
+        return Mamba2Cut(self._kind, None, None, weights, weights, np.zeros(order), every)

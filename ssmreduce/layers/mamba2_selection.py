@@ -22,7 +22,7 @@ from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba2_mixer import Mixer2, Run2
 from ssmreduce.layers.mamba_fit import few_sequences
-from ssmreduce.layers.selective import no_state_matters
+from ssmreduce.layers.selective import check_contributions
 
 _SAMPLE = 2**12
 """Steps that are drawn for the Gram matrices, at least."""
@@ -70,11 +70,12 @@ class Dropping:
 
         Raises
         ------
+        NonFiniteError
+            If what they contribute overflows.
         OrderError
             If no state contributes anything.
         """
-        if not np.any(grams):
-            raise no_state_matters("Mamba-2")
+        check_contributions(grams, "Mamba-2")
         groups, N = grams.shape[:2]
         dropped, losses = np.zeros((groups, N), np.intp), np.zeros((groups, N))
         for K, order, found in zip(grams, dropped, losses, strict=True):

@@ -34,7 +34,7 @@ from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NonFiniteError
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba_mixer import Mixer, Run, product
-from ssmreduce.layers.selective import no_state_matters
+from ssmreduce.layers.selective import check_contributions
 from ssmreduce.layers.selective_scan import scan, scan_adjoint, states
 
 _RIDGE = 1e-5
@@ -108,11 +108,12 @@ class Elimination:
 
         Raises
         ------
+        NonFiniteError
+            If what they contribute overflows.
         OrderError
             If no state contributes anything.
         """
-        if not np.any(K):
-            raise no_state_matters("Mamba")
+        check_contributions(K, "Mamba")
         N = len(K)
         M = np.linalg.inv(_ridged(K))
         w, left = np.ones(N), np.ones(N, bool)

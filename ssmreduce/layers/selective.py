@@ -6,15 +6,18 @@ of a group. Mamba (`ssmreduce.layers.mamba`) and Mamba-2 (`ssmreduce.layers.mamb
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import array_api_compat
+import numpy as np
 
 from ssmreduce._checks import numeric_array
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import (
+    NonFiniteError,
     OrderError,
     ShapeError,
     SSMReduceError,
@@ -75,8 +78,12 @@ class SelectiveLayer(Layer):
         raise self._needs_data()
 
     def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
-        """Raise `UnsupportedLayerError`, as `scores`."""
-        raise self._needs_data()
+        """Raise `UnsupportedLayerError`: there are no Hankel singular values, with data or without."""
+        raise UnsupportedLayerError(
+            f"{self.title} is selective and has no Hankel singular values to record; expected "
+            "linear time-invariant layers. Leave it out with options=CutOptions(exclude=...), or do without "
+            "a trace."
+        )
 
     def plan(
         self,
@@ -240,20 +247,36 @@ class SelectivePlan(Generic[C]):
         errors: list[SSMReduceError] = []
         for method in self.methods:
             try:
-                cuts[method] = self.made(method, order)
+                cuts[method] = self._finite(method, order)
             except SSMReduceError as error:
                 errors.append(error)
         if not cuts:
             raise errors[-1]
         return Candidates(None, cuts)
 
+    def _finite(self, method: Method, order: int) -> C:
+        cut = self.made(method, order)
+        cut.kind.check_finite(cut.new_weights)
+        if cut.output_error is not None and not math.isfinite(cut.output_error):
+            raise NonFiniteError(
+                f"what {self._title} puts out with {order} states, by method {method!r}, overflows; expected "
+                "finite outputs. Keep more states, or calibrate with inputs of the usual size."
+            )
+        return cut
+
     def _whole(self) -> Candidates:
         return Candidates(None, {self.methods[0]: self.unchanged()})
 
 
-def no_state_matters(title: str) -> OrderError:
-    """The error for a layer whose states put out nothing."""
-    return OrderError(
-        f"{title} puts out nothing by its states on the sequences of `data`, so that no state matters; "
-        "expected states that contribute. Leave it out with options=CutOptions(exclude=...)."
-    )
+def check_contributions(gram: HostArray, title: str) -> None:
+    """Raise unless the Gram matrix of what states put out is finite, and not zero."""
+    if not np.all(np.isfinite(gram)):
+        raise NonFiniteError(
+            f"what the states of {title} put out on the sequences of `data` overflows; expected finite "
+            "outputs. Calibrate with inputs of the usual size."
+        )
+    if not np.any(gram):
+        raise OrderError(
+            f"{title} puts out nothing by its states on the sequences of `data`, so that no state matters; "
+            "expected states that contribute. Leave it out with options=CutOptions(exclude=...)."
+        )
