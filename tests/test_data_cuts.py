@@ -1246,14 +1246,22 @@ def test_a_candidate_whose_loss_is_not_finite_is_not_taken():
     assert result.method != best.method
 
 
-@pytest.mark.parametrize(("selected", "taken"), [(0.92, "balanced"), (0.85, "selected")])
-def test_a_selected_cut_has_to_lose_clearly_less_than_a_balanced_one(selected, taken):
+@pytest.mark.parametrize(
+    ("selected", "balanced", "taken"),
+    [
+        (0.92, 1.0, "balanced"),
+        (0.85, 1.0, "selected"),
+        (-1.05, -1.0, "balanced"),
+        (-1.2, -1.0, "selected"),
+    ],
+)
+def test_a_selected_cut_has_to_lose_clearly_less_than_a_balanced_one(selected, balanced, taken):
     model, batches = model_and_batches()
     handle = search(model, CutOptions()).meant[0]
     record = calibrate(model, batches).record_of(handle)
     losses = {
         METHODS["selected"]: selected,
-        METHODS["balanced"]: 1.0,
+        METHODS["balanced"]: balanced,
     }
     result = planned_with_data(
         handle, 5, CutOptions(), record, lambda cut: losses.get(cut.reduction.method, 2.0)
