@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from fingerprints import fingerprint
+from LRU_pytorch import LRU
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -696,6 +697,19 @@ def test_the_state_of_a_stream() -> None:
 
 
 # --- Refusals
+
+
+def test_what_needs_data_is_passed_over_where_that_is_asked_for() -> None:
+    block = mambapy.mamba.MambaBlock(mambapy.mamba.MambaConfig(8, 1, d_state=8))
+    model = nn.Sequential(LRU(8, 8, 12), block)
+    options = CutOptions(skip_unsupported=True)
+    with pytest.raises(UnsupportedLayerError, match=r"no data.*skip_unsupported=True"):
+        reduce_model(model, 4)
+    result = reduce_model(model, 4, options=options)
+    assert list(result.report) == ["0"]
+    assert block.A_log.shape[1] == 8
+    with pytest.raises(UnsupportedLayerError, match="there are no data"):
+        reduce_model(nn.Sequential(block), 4, options=options)
 
 
 def test_without_data_a_cut_says_how_to_calibrate() -> None:

@@ -73,6 +73,8 @@ class Layer(ABC):
         Fields of configs of libraries, one of them for all layers of a model, that count their states.
     eps : float
         Rounding of the layer itself, where that is coarser than the dtype of its weights.
+    needs_data : bool
+        Whether there is no cut without data.
     both_directions : bool
         Whether the layer runs its system over the sequence from either end, with half of the outputs each.
     """
@@ -84,6 +86,7 @@ class Layer(ABC):
     widths: Mapping[str, str] = MappingProxyType({})
     config_sizes: tuple[str, ...] = ()
     eps: float = 0.0
+    needs_data: bool = False
     both_directions: bool = False
 
     @classmethod

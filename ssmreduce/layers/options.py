@@ -48,8 +48,8 @@ class CutOptions:
         same without a fit, in which scales alone make up for what is dropped, and one that merges states with
         like rates of decay; Mamba-2 has a selection, without a fit.
     skip_unsupported : bool
-        Pass over variants of known layers that cannot be reduced, and stacks of layers, instead of refusing
-        the model.
+        Pass over variants of known layers that cannot be reduced, stacks of layers, and without data layers
+        that need some, instead of refusing the model.
     exclude : tuple of str, or callable
         Layers to leave as they are: their names as a report has them, or a function that takes a name
         and tells whether to. Names with and without the wrappers of DDP and ``torch.compile`` are the same.

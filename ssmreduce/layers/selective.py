@@ -43,6 +43,7 @@ class SelectiveLayer(Layer):
         What it can be cut by, as `CutOptions` names them.
     """
 
+    needs_data = True
     title: str = ""
     methods: tuple[Method, ...] = ()
 
@@ -116,7 +117,7 @@ class SelectiveLayer(Layer):
         return UnsupportedLayerError(
             f"{self.title} is selective: how much a state matters depends on what the layer is given, and "
             "there are no data; expected some. Pass data: reduce_model(model, order, data=calibrate(model, "
-            "batches)), or leave it out with options=CutOptions(exclude=...)."
+            "batches)), or pass over it beside others: options=CutOptions(skip_unsupported=True)."
         )
 
 

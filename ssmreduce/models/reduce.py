@@ -231,6 +231,9 @@ def decide_cut(
 ) -> Results:
     """Plan all layers of a model; those left out by name count in a total budget alone."""
     layers = {handle.name: handle for handle in found.meant}
+    if data is None and found.options.skip_unsupported:
+        # Where none is left, the error says what all of them want.
+        layers = {name: each for name, each in layers.items() if not each.kind.needs_data} or layers
     orders = layer_orders(layers, order, found.firsts, found.options, data)
     orders = {name: own for name, own in orders.items() if not leave_out(name)}
     results = _all_reduced(found, orders, data)
