@@ -707,6 +707,9 @@ def test_what_needs_data_is_passed_over_where_that_is_asked_for() -> None:
         reduce_model(model, 4)
     result = reduce_model(model, 4, options=options)
     assert list(result.report) == ["0"]
+    trace = HankelTrace(1)
+    trace.record(1, model)
+    assert trace.layers == ("0",)
     assert block.A_log.shape[1] == 8
     with pytest.raises(UnsupportedLayerError, match="there are no data"):
         reduce_model(nn.Sequential(block), 4, options=options)

@@ -244,8 +244,9 @@ class HankelTrace:
     def record_layers(
         self, step: int, handles: Sequence[LayerHandle], data: Calibration | None
     ) -> None:
-        """The same of layers that were found."""
-        new = [self._record_of(step, handle, data) for handle in handles]
+        """The same of layers that were found; one that runs no one system is passed over beside others."""
+        recorded = [handle for handle in handles if not handle.kind.needs_data] or handles
+        new = [self._record_of(step, handle, data) for handle in recorded]
         again = {(each.step, each.layer, each.shares.shape) for each in new}
         kept = [
             each for each in self.records if (each.step, each.layer, each.shares.shape) not in again
