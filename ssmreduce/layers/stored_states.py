@@ -59,7 +59,7 @@ def state_maps(reduction: Reduction, kind: LTILayer, order: int) -> tuple[HostAr
 
 def padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
     """Add states that neither respond nor are seen, up to `order`."""
-    missing = order - system.order
+    missing = order - system.eigenvalues.shape[-1]
     if missing == 0:
         return system
     batch = [(0, 0)] * len(system.batch_shape)

@@ -96,11 +96,10 @@ class BalancedDiagonal(BalancedSystem):
 
     def target(self, rule: OrderRule) -> Target | None:
         """What `rule` aims at; None if nothing is to be cut."""
-        stored = self.original.order
         if isinstance(rule, FixedOrder):
             limit = rule.order
             wanted = 2 * limit if self.original.real_output else limit
-            if limit >= stored:
+            if limit >= self._host.eigenvalues.size:
                 return None
         else:
             limit = wanted = rule.choose(self.hsv)
