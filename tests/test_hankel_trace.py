@@ -257,7 +257,8 @@ def long_trace(
             values = np.linspace(1.0, 2.0, count) + 1e-9 * now[0]
             return values[::-1], values
 
-        return SimpleNamespace(name=name, weights={}, kind=SimpleNamespace(shares=shares))
+        kind = SimpleNamespace(shares=shares, needs_data=False)
+        return SimpleNamespace(name=name, weights={}, kind=kind)
 
     layers = SimpleNamespace(meant=[handle("first"), handle("second")])
     monkeypatch.setattr(trace_module, "find_layers", lambda *_: layers)
