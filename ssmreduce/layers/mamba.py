@@ -9,6 +9,7 @@ without data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -96,10 +97,6 @@ class Mamba(SelectiveLayer):
         """Return the number of states N of each channel."""
         return int(weights["A_log"].shape[-1])
 
-    def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
-        """Return no batch axes, inputs and outputs."""
-        return (), int(weights["in_proj.weight"].shape[1]), int(weights["out_proj.weight"].shape[0])
-
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
         check_shape(weights, "A_log", ("D", "N"))
@@ -135,10 +132,9 @@ class Mamba(SelectiveLayer):
         rows = weights["x_proj.weight"].shape[0] + 2 * (order - N)
         return {"A_log": np.zeros((D, order)), "x_proj.weight": np.zeros((rows, D))}
 
-    def output(self, weights: Weights, inputs: HostArray) -> HostArray:
-        """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
-        self.check_readable(weights)
-        return Mixer.of(weights).output(inputs)
+    def mixer(self, weights: Mapping[str, HostArray]) -> Mixer:
+        """Return what computes the outputs of a mixer with these weights."""
+        return Mixer.of(weights)
 
     def unknowns(self, weights: Weights, order: int) -> float:
         """Return (N + 1) D / p: the unknowns of C and D, for each of p outputs."""
@@ -149,7 +145,7 @@ class Mamba(SelectiveLayer):
         self, weights: Weights, data: LayerData, horizon: int | None = None
     ) -> HostArray:
         """Return the roots of what the outputs lose with each state, descending."""
-        return elimination(Mixer.of(weights), data.fitting).descending
+        return elimination(self.mixer(weights), data.fitting).descending
 
     def planned(
         self,

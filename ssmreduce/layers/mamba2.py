@@ -110,10 +110,6 @@ class Mamba2(SelectiveLayer):
         width, channels = weights["conv1d.weight"].shape[0], weights["out_proj.weight"].shape[1]
         return int(width - channels) // (2 * self.settings.groups)
 
-    def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
-        """Return no batch axes, inputs and outputs."""
-        return (), int(weights["in_proj.weight"].shape[1]), int(weights["out_proj.weight"].shape[0])
-
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
         check_shape(weights, "A_log", ("H",))
@@ -178,11 +174,6 @@ class Mamba2(SelectiveLayer):
     def mixer(self, weights: Mapping[str, HostArray]) -> Mixer2:
         """Return what computes the outputs of a mixer with these weights."""
         return Mixer2(weights, self.settings)
-
-    def output(self, weights: Weights, inputs: HostArray) -> HostArray:
-        """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
-        self.check_readable(weights)
-        return self.mixer(weights).output(inputs)
 
     def unknowns(self, weights: Weights, order: int) -> float:
         """Return 0: nothing is fitted."""

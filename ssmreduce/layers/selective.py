@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -30,6 +31,13 @@ from ssmreduce.layers.options import CutOptions, Method
 from ssmreduce.reduction.measured import smallest
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.systems.diagonal import System
+
+
+class RunsSequences(Protocol):
+    """What computes the outputs of a layer."""
+
+    def output(self, inputs: HostArray) -> HostArray:
+        """Return what the layer puts out for inputs (S, L, m), from rest."""
 
 
 class SelectiveLayer(Layer):
@@ -60,6 +68,19 @@ class SelectiveLayer(Layer):
         data: LayerData,
     ) -> SelectivePlan[LayerCut]:
         """Return what makes cuts."""
+
+    @abstractmethod
+    def mixer(self, weights: Mapping[str, HostArray]) -> RunsSequences:
+        """Return what computes the outputs of a layer with these weights."""
+
+    def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
+        """Return no batch axes, inputs and outputs."""
+        return (), int(weights["in_proj.weight"].shape[1]), int(weights["out_proj.weight"].shape[0])
+
+    def output(self, weights: Weights, inputs: HostArray) -> HostArray:
+        """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
+        self.check_readable(weights)
+        return self.mixer(weights).output(inputs)
 
     def check_readable(self, weights: Weights) -> None:
         """Raise unless the weights fit together and are finite."""
