@@ -205,6 +205,7 @@ CUT = {"common_order": False, "balancing_free": False}
 OPTIONS = {
     "horizon": None,
     "multiple_of": 1,
+    "power_of_two": False,
     "uniform": False,
     "moments": "carry",
     "skip_unsupported": False,

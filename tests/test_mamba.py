@@ -483,8 +483,13 @@ def test_rules() -> None:
     assert 1 < result.new_order < 8
     by_share = reduce_layer(copy.deepcopy(module), HankelMass(0.6), data=data)
     assert 1 <= by_share.new_order < 8
-    rounded = reduce_layer(copy.deepcopy(module), 3, data=data, options=CutOptions(multiple_of=4))
-    assert rounded.new_order == 4
+    for options in (CutOptions(multiple_of=4), CutOptions(power_of_two=True)):
+        rounded = reduce_layer(copy.deepcopy(module), 3, data=data, options=options)
+        assert rounded.new_order == 4
+    by_error = CutOptions(method="selected", power_of_two=True)
+    assert reduce_layer(
+        copy.deepcopy(module), MeasuredError(0.3), data=data, options=by_error
+    ).new_order in (1, 2, 4, 8)
     rows = sweep(module, [2, 4, 8], data=data).rows
     assert [row.order for row in rows] == [2, 4, 8]
     assert rows[0].output_error > rows[1].output_error > rows[2].output_error == 0.0

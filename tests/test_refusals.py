@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from fingerprints import fingerprint
+from hypothesis import given
+from hypothesis import strategies as st
 from LRU_pytorch import LRU
 from s5 import S5
 from torch import nn
@@ -18,6 +20,7 @@ from torch.nn.utils import parametrizations
 from ssmreduce import (
     CutOptions,
     HankelMass,
+    MeasuredError,
     TotalBudget,
     load_reduced,
     reduce_layer,
@@ -136,6 +139,32 @@ def test_a_budget_of_multiples_is_used_up() -> None:
     net = nn.Sequential(*(LRU(3, 3, 40, rmin=0.5) for _ in range(4)))
     report = reduce_model(net, TotalBudget(70), options=CutOptions(multiple_of=4)).report
     assert sum(part.new_order for part in report.values()) == 68
+
+
+@given(order=st.integers(1, 500), multiple_of=st.integers(1, 40), power_of_two=st.booleans())
+def test_orders_that_may_be_stored(order: int, multiple_of: int, power_of_two: bool) -> None:
+    options = CutOptions(multiple_of=multiple_of, power_of_two=power_of_two)
+    stored = [multiple_of * k for k in range(1, 501)]
+    if power_of_two:
+        stored = [multiple_of * 2**k for k in range(10)]
+    assert options.rounded_up(order) == min(size for size in stored if size >= order)
+    assert options.rounded_down(order) == max((size for size in stored if size <= order), default=0)
+    assert options.size(options.count(order)) == options.rounded_up(order)
+
+
+def test_powers_of_two() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(LRU(3, 3, size, rmin=0.5) for size in (9, 40, 40)))
+    for rule in (5, HankelMass(0.6), MeasuredError(0.1), TotalBudget(50)):
+        for uniform in (False, True):
+            options = CutOptions(power_of_two=True, uniform=uniform)
+            report = reduce_model(copy.deepcopy(net), rule, options=options).report
+            orders = [part.new_order for part in report.values()]
+            assert {*orders} <= {1, 2, 4, 8, 9, 16, 32, 40}
+            assert not isinstance(rule, TotalBudget) or 25 < sum(orders) <= 50
+    options = CutOptions(power_of_two=True, multiple_of=16)
+    assert reduce_layer(net[1], 5, options=options).new_order == 16
+    assert reduce_layer(net[2], 17, options=options).new_order == 32
 
 
 @pytest.mark.parametrize(("states", "used"), [(50, 50), (57, 50), (58, 58), (26, 24)])

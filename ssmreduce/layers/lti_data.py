@@ -84,9 +84,10 @@ class DataPlan:
         data: LayerData,
     ) -> None:
         self._kind, self._weights, self._storage = kind, weights, storage
-        self._order, self._multiple_of, self._data = order, options.multiple_of, data
+        self._order, self._options, self._data = order, options, data
         self._method, self._horizon = options.method, options.horizon
-        self._is_fixed = isinstance(as_rule(order), FixedOrder) and options.multiple_of == 1
+        takes_all = options.multiple_of == 1 and not options.power_of_two
+        self._is_fixed = isinstance(as_rule(order), FixedOrder) and takes_all
         try:
             self._white = LTIPlan(kind, weights, order, options, storage)
         except (
@@ -131,7 +132,7 @@ class DataPlan:
         except UnreachableToleranceError:  # none that keeps its bound in the dtype of the weights
             if not isinstance(rule, FixedOrder) or self._method == "white":
                 raise
-            found = self._of_order(None, -(-rule.order // self._multiple_of) * self._multiple_of)
+            found = self._of_order(None, self._options.rounded_up(rule.order))
             if not found.cuts:
                 raise
             return found
@@ -150,9 +151,9 @@ class DataPlan:
         """The candidates of the smallest order of which one is within the tolerance on what was held out."""
 
         def attempt(count: int) -> Candidates | None:
-            white = self._white.at_multiple(count)
+            white = self._white.at_size(count)
             try:
-                found = self._of_order(white, count * self._multiple_of)
+                found = self._of_order(white, self._options.size(count))
             except (
                 SSMReduceError
             ):  # more than the data excite, or poles that the layer cannot store
@@ -167,7 +168,7 @@ class DataPlan:
 
         best = smallest(
             1,
-            -(-self._kind.order(self._weights) // self._multiple_of),
+            self._options.count(self._kind.order(self._weights)),
             attempt,
             lambda found: bool(within(found)),
         )

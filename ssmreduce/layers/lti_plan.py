@@ -52,7 +52,7 @@ class LTIPlan:
         balancing: LayerBalancing | None = None,
     ) -> None:
         self._kind, self._weights, self._storage = kind, weights, storage
-        self._order, self._multiple_of = order, options.multiple_of
+        self._order, self._options = order, options
         if balancing is None:
             balancing = balanced_layer(kind.read(weights), options.horizon)
         self._balancing = balancing
@@ -63,7 +63,7 @@ class LTIPlan:
         if isinstance(self._order, MeasuredError):
             return self._smallest(self._order)
         reduction, stored = self.reduced(self._order)
-        first = -(-stored // self._multiple_of) * self._multiple_of
+        first = self._options.rounded_up(stored)
         if first >= self._old_order:
             return self.unchanged()
         if first > stored:
@@ -73,10 +73,12 @@ class LTIPlan:
     def _nearest(self, reduction: Reduction, first: int) -> LTICut:
         """The first written layer that keeps its bound, from `reduction` to `first` states downwards."""
         failure: SSMReduceError | None = None
-        lowest = max(first - _NEARBY_ORDERS * self._multiple_of, self._multiple_of)
+        highest = self._options.count(first)
+        lowest = max(highest - _NEARBY_ORDERS, 1)
         if isinstance(self._order, ErrorBound):
-            lowest = first  # a lower order would break the promise
-        for limit in range(first, lowest - 1, -self._multiple_of):
+            lowest = highest  # a lower order would break the promise
+        for count in range(highest, lowest - 1, -1):
+            limit = self._options.size(count)
             try:
                 candidate = reduction if limit == first else self.reduced(limit)[0]
                 outcome, keeps_bound = self.written(candidate)
@@ -115,16 +117,16 @@ class LTIPlan:
             self.reduced(1)  # refuses
         best = smallest(
             1,
-            -(-self._old_order // self._multiple_of),
-            self.at_multiple,
+            self._options.count(self._old_order),
+            self.at_size,
             lambda found: found.measured_error <= rule.relative * gain,
         )
         return self._whole(whole) if best is None else best
 
-    def at_multiple(self, count: int) -> LTICut | None:
-        """The layer as it is written with at most so many multiples of states; None if it cannot be."""
+    def at_size(self, count: int) -> LTICut | None:
+        """The layer as it is written with at most the states of a size; None if it cannot be."""
         try:
-            outcome, _ = self.written(self.reduced(count * self._multiple_of)[0])
+            outcome, _ = self.written(self.reduced(self._options.size(count))[0])
         except UnsupportedLayerError:
             raise
         except SSMReduceError:
@@ -154,7 +156,7 @@ class LTIPlan:
         """What the layer holds once `reduction` is written, and whether that keeps the bound."""
         assert isinstance(reduction.system, DiagonalStateSpace)
         stored = self._kind.storable(reduction.system)
-        system = padded(stored, -(-stored.order // self._multiple_of) * self._multiple_of)
+        system = padded(stored, self._options.rounded_up(stored.order))
         new = self._storage.rounded(self._kind.write(system, self._weights))
         weights = {**self._weights, **new}
         read_back = self._kind.read(weights)

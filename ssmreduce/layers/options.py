@@ -37,6 +37,9 @@ class CutOptions:
     multiple_of : int
         Round orders up to a multiple, for kernels that want one; states that are not needed are stored
         with output weights zero. A layer with fewer states stays as it is.
+    power_of_two : bool
+        Round orders up to a power of two, times `multiple_of`: 1, 2, 4, ... or with ``multiple_of=16`` 16,
+        32, 64, ..., for kernels that pad to these anyway.
     uniform : bool
         Give all layers the largest of their orders, for libraries that need one.
     moments : {"carry", "reset"}
@@ -74,6 +77,7 @@ class CutOptions:
 
     horizon: int | None = None
     multiple_of: int = 1
+    power_of_two: bool = False
     uniform: bool = False
     moments: Moments = "carry"
     method: Method = "best"
@@ -98,6 +102,7 @@ class CutOptions:
             "multiple_of": positive_count(
                 self.multiple_of, "multiple_of", "1, or what kernels want"
             ),
+            "power_of_two": flag(self.power_of_two, "power_of_two"),
             "uniform": flag(self.uniform, "uniform"),
             "skip_unsupported": flag(self.skip_unsupported, "skip_unsupported"),
             "exclude": self.exclude if callable(self.exclude) else _names(self.exclude),
@@ -125,6 +130,24 @@ class CutOptions:
                 "out the other."
             )
         return replace(self, kind=kind)
+
+    def size(self, count: int) -> int:
+        """Return the order that is the `count`-th of those that may be stored, from 1 on."""
+        return self.multiple_of << (count - 1) if self.power_of_two else self.multiple_of * count
+
+    def count(self, order: int) -> int:
+        """Return how many orders may be stored up to the first one that holds `order` states."""
+        multiples = -(-order // self.multiple_of)
+        return (multiples - 1).bit_length() + 1 if self.power_of_two else multiples
+
+    def rounded_up(self, order: int) -> int:
+        """Return the least order that may be stored and holds `order` states."""
+        return self.size(self.count(order))
+
+    def rounded_down(self, order: int) -> int:
+        """Return the largest order that may be stored and is no more than `order`; 0 if there is none."""
+        above = self.count(order + 1)
+        return self.size(above - 1) if above > 1 else 0
 
     def check_method(self, *, has_data: bool) -> None:
         """Raise `OrderError` where a method that knows the data is asked for without them."""

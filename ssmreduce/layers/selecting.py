@@ -93,7 +93,7 @@ class _Plan:
         storage: WeightStorage,
     ) -> None:
         self._kind, self._weights, self._storage = kind, weights, storage
-        self._horizon, self._multiple_of = options.horizon, options.multiple_of
+        self._horizon, self._options = options.horizon, options
         self._system = kind.read(weights).to_host()
         self._old_order = kind.order(weights)
         self._picked, self._scores = kind.ranking(weights, options.horizon)
@@ -112,7 +112,7 @@ class _Plan:
             )
         if isinstance(rule, MeasuredError):
             return self._smallest(rule)
-        return self._kept(-(-self._wanted(rule) // self._multiple_of) * self._multiple_of)
+        return self._kept(self._options.rounded_up(self._wanted(rule)))
 
     def _wanted(self, rule: OrderRule) -> int:
         """How many states hold what a rule asks for, as they are picked: scores need not descend there."""
@@ -133,15 +133,15 @@ class _Plan:
         gain = self._kind.error_factor * float(to_nothing(whole.reduction).quick_error())
         best = smallest(
             1,
-            -(-self._old_order // self._multiple_of),
-            self._at_multiple,
+            self._options.count(self._old_order),
+            self._at_size,
             lambda found: found.measured_error <= rule.relative * gain,
         )
         return whole if best is None else best
 
-    def _at_multiple(self, count: int) -> SelectionCut | None:
+    def _at_size(self, count: int) -> SelectionCut | None:
         try:
-            return self._kept(count * self._multiple_of)
+            return self._kept(self._options.size(count))
         except SSMReduceError:
             return None
 

@@ -196,7 +196,7 @@ class SelectivePlan(Generic[C]):
 
     def __init__(self, kind: SelectiveLayer, order: int, options: CutOptions) -> None:
         self._title, self.old_order = kind.title, order
-        self._multiple_of = options.multiple_of
+        self._options = options
         self.methods = kind.methods if options.method == "best" else (options.method,)
 
     @property
@@ -230,13 +230,13 @@ class SelectivePlan(Generic[C]):
             )
         if isinstance(rule, MeasuredError):
             return self._smallest(rule)
-        if isinstance(rule, FixedOrder) and rule.order > max(self.old_order, self._multiple_of):
+        if isinstance(rule, FixedOrder) and rule.order > max(self.old_order, self._options.size(1)):
             raise OrderError(
                 f"`order` is {rule.order} but this {self._title} layer has {self.old_order} states; "
                 "expected at most that. Pass fewer."
             )
         wanted = rule.order if isinstance(rule, FixedOrder) else rule.choose(self.scores)
-        return self._of_order(-(-wanted // self._multiple_of) * self._multiple_of)
+        return self._of_order(self._options.rounded_up(wanted))
 
     def _smallest(self, rule: MeasuredError) -> Candidates:
         """Those of the smallest order that a bisection finds within the tolerance, on what was held out."""
@@ -250,15 +250,15 @@ class SelectivePlan(Generic[C]):
 
         best = smallest(
             1,
-            -(-self.old_order // self._multiple_of),
-            self._at_multiple,
+            self._options.count(self.old_order),
+            self._at_size,
             lambda found: bool(within(found)),
         )
         return self._whole() if best is None else Candidates(None, within(best))
 
-    def _at_multiple(self, count: int) -> Candidates | None:
+    def _at_size(self, count: int) -> Candidates | None:
         try:
-            return self._of_order(count * self._multiple_of)
+            return self._of_order(self._options.size(count))
         except SSMReduceError:  # more states than a method can make
             return None
 

@@ -88,7 +88,7 @@ def _shares(
     options: CutOptions,
     data: Calibration | None,
 ) -> dict[str, int]:
-    """Shares, multiples if asked, whose sum with what stays as it is does not exceed the budget.
+    """Shares, of sizes that may be stored, whose sum with what stays as it is does not exceed the budget.
 
     A layer with fewer states than a multiple stays as it is. Where a layer runs its channels apart, one
     more state means one more for all of them, and the largest value that is left out decides.
@@ -106,7 +106,7 @@ def _shares(
             f"at least {least} states: {multiple_of} for each, or as many as a layer has. Raise the budget."
         )
     if options.uniform:
-        return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, multiple_of)
+        return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, options)
     if not free:
         return fixed
     scores = {name: _scores(layers[name], options, data) for name in free}
@@ -120,7 +120,7 @@ def _shares(
         wanted = {name: multiple_of * count for name, count in zip(names, counts, strict=True)}
         # The last multiple of a layer may be incomplete; what it leaves goes to the others.
         whole = {name: sizes[name] for name in names if wanted[name] >= sizes[name]}
-        shares |= whole or wanted
+        shares |= whole or {name: options.rounded_down(size) for name, size in wanted.items()}
     return shares
 
 
@@ -146,13 +146,13 @@ def _scores(handle: LayerHandle, options: CutOptions, data: Calibration | None) 
 
 
 def _equal_shares(
-    states: int, names: list[str], sizes: Mapping[str, int], multiple_of: int
+    states: int, names: list[str], sizes: Mapping[str, int], options: CutOptions
 ) -> dict[str, int]:
-    """The same multiple for each; a layer with fewer states keeps them, and leaves the rest to the others."""
+    """The same size for each; a layer with fewer states keeps them, and leaves the rest to the others."""
     shares: dict[str, int] = {}
     while len(shares) < len(names):
         open_ones = [name for name in names if name not in shares]
-        equal = (states - sum(shares.values())) // len(open_ones) // multiple_of * multiple_of
+        equal = options.rounded_down((states - sum(shares.values())) // len(open_ones))
         small = [name for name in open_ones if sizes[name] < equal]
         shares |= {name: sizes[name] for name in small} or dict.fromkeys(open_ones, equal)
     return shares

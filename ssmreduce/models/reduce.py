@@ -267,8 +267,8 @@ def _uniform(
     """The results with the largest of their orders for all."""
     options = found.options
     largest = max(result.new_order for result in results.values())
-    common = -(-largest // options.multiple_of) * options.multiple_of
-    exactly = replace(found, options=replace(options, multiple_of=common))
+    common = options.rounded_up(largest)
+    exactly = replace(found, options=replace(options, multiple_of=common, power_of_two=False))
     unlike = {
         name: common
         for name, result in results.items()
