@@ -13,6 +13,7 @@ Gramians of the linear time-varying systems that the layer runs; random; and all
 
 import argparse
 import copy
+import json
 import pathlib
 import statistics
 import time
@@ -328,11 +329,14 @@ def trained(task, seed, given):
 
 
 def one_seed(task, seed, given):
-    """Print the tables of one seed and where training ends; return them."""
+    """Print the tables of one seed and where training ends; return them, kept ones if there are."""
+    path = given.folder and given.folder / f"{given.task}-{seed}.json"
+    if path and path.exists():
+        return json.loads(path.read_text())
     early, end = trained(task, seed, given)
     torch.manual_seed(1000 + seed)
     test = [task.batch(64, test=True) for _ in range(2 if given.quick else 8)]
-    calibration = [task.batch() for _ in range(2 if given.quick else 16)]
+    calibration = [task.batch() for _ in range(2 if given.quick else 8)]
     step = end.seconds / given.steps
     found = {}
     for name, run in (("a tenth", early), ("the end", end)):
@@ -343,6 +347,8 @@ def one_seed(task, seed, given):
     found["ends"] |= continued(early, task, given, test, calibration)
     for name, (loss, hits, seconds) in found["ends"].items():
         print(f"   {name:15}{loss:.4f} nats, {hits:.2f} %, {seconds:.0f} s", flush=True)
+    if path:
+        path.write_text(json.dumps(found))
     return found
 
 
@@ -392,7 +398,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="all tasks, with a few steps")
     parser.add_argument("--task", choices=(*TASKS, "steps"), default="text")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--folder", type=pathlib.Path, help="where trained models are kept")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="where trained models and results are kept"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", CalibrationWarning)
