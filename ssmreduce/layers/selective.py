@@ -52,6 +52,7 @@ class SelectiveLayer(Layer):
     """
 
     needs_data = True
+    masked_by = "attention_mask"
     title: str = ""
     methods: tuple[Method, ...] = ()
 
@@ -81,6 +82,10 @@ class SelectiveLayer(Layer):
         """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
         self.check_readable(weights)
         return self.mixer(weights).output(inputs)
+
+    def rests_while_masked(self, weights: Weights) -> bool:
+        """Tell whether the convolution sees zeros at masked steps: there is no bias before it."""
+        return not np.any(weights.get("in_proj.bias", 0.0))
 
     def check_readable(self, weights: Weights) -> None:
         """Raise unless the weights fit together and are finite."""
