@@ -1,4 +1,4 @@
-"""Calibration with `attention_mask`: padded steps count nothing, and sequences behind them begin from rest."""
+"""Calibration with `attention_mask`: padding counts nothing, and sequences behind it begin from rest."""
 
 from __future__ import annotations
 
