@@ -795,6 +795,59 @@ def _quantised() -> Any:
     return module
 
 
+class _Scaled(torch.Tensor):
+    """Says that it is of floats, and holds integers and a scale, as tensors of torchao do."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor, scale: torch.Tensor) -> Any:
+        self = torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=scale.dtype)
+        self.values, self.scale = values, scale
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].values, args[0].scale)
+        plain = [each.values * each.scale if isinstance(each, cls) else each for each in args]
+        return func(*plain, **(kwargs or {}))
+
+
+class _Int8Linear(nn.Module):
+    """A projection whose weight is integers and scales."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        scales = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("values", (linear.weight / scales).round().to(torch.int8))
+        self.register_buffer("scales", scales)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.values * self.scales)
+
+
+def _scaled(name: str) -> Any:
+    module = block()
+    linear = getattr(module, name)
+    values, scale = (100 * linear.weight.detach()).round().to(torch.int8), torch.tensor(0.01)
+    linear.weight = nn.Parameter(_Scaled(values, scale), requires_grad=False)
+    return module
+
+
+def _bare(name: str) -> Any:
+    module = block()
+    setattr(module, name, _Int8Linear(getattr(module, name)))
+    return module
+
+
+def _one_projection() -> Any:
+    first, second = block(), block()
+    second.x_proj = first.x_proj
+    return nn.Sequential(first, second)
+
+
 def _tied() -> Any:
     first, second = block(), block()
     second.x_proj.weight = first.x_proj.weight
@@ -815,7 +868,12 @@ def _parametrised() -> Any:
         (_second_scan, "second scan in reverse"),
         (_other_activation, "`activation` is 'gelu'"),
         (_quantised, "dtype torch.int8"),
+        (lambda: _scaled("x_proj"), r"`x_proj.weight` of layer `0.*` is a .*_Scaled.*quantised"),
+        (lambda: _scaled("in_proj"), r"`in_proj.weight` of layer `0.*` is a .*_Scaled.*quantised"),
+        (lambda: _bare("in_proj"), r"whose `in_proj` holds no `weight`.*Cut the model before"),
+        (lambda: _bare("x_proj"), r"whose `x_proj` holds no `weight`"),
         (_tied, "shares parameters"),
+        (_one_projection, "shares parameters.*Untie them first"),
         (_parametrised, "computed by a parametrization"),
     ],
 )
@@ -826,6 +884,27 @@ def test_variants_are_refused(make: Any, match: str) -> None:
     with pytest.raises(UnsupportedLayerError, match=match):
         reduce_model(model, 3, data=data)
     assert fingerprint(model) == before
+
+
+def test_a_model_with_one_quantised_layer_is_refused() -> None:
+    model, batches = language_model(), tokens()
+    mixer = model.backbone.layers[1].mixer
+    mixer.in_proj = _Int8Linear(mixer.in_proj)
+    before = fingerprint(model)
+    data = calibrate(model, batches)
+    assert [*data.layers] == ["backbone.layers.0.mixer"]
+    with pytest.raises(UnsupportedLayerError, match=r"layers\.1\.mixer.*one `state_size`"):
+        reduce_model(model, 3, data=data)
+    assert fingerprint(model) == before
+
+
+def test_a_frozen_model_stays_frozen() -> None:
+    model, batches = language_model().requires_grad_(False), tokens()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # it has learned nothing
+        result = reduce_model(model, 3, data=calibrate(model, batches, loss=loss))
+    assert {part.new_order for part in result.report.values()} == {3}
+    assert not any(each.requires_grad for each in model.parameters())
 
 
 def test_layers_that_put_out_nothing_by_their_states() -> None:

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ssmreduce import _checks
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import replaced
 from ssmreduce.frameworks.torch_attributes import dependents, ones, ones_like
@@ -53,13 +53,24 @@ class _Place:
         )
 
     def orders(self, new: Mapping[int, int] = MappingProxyType({})) -> set[int]:
-        """Return the orders of all layers of this kind there; `new` are those to be, by id of the layer."""
-        kind = self.handle.kind
-        held = {
-            id(part): ones_like(part, kind.names())
-            for part in self.owner.modules()
-            if type(part) is type(self.handle.layer)
-        }
+        """Return the orders of all layers of this kind there; `new` are those to be, by id of the layer.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If one is quantised or wrapped, so that it keeps its order.
+        """
+        kind, held = self.handle.kind, {}
+        for name, part in self.owner.named_modules():
+            if type(part) is type(self.handle.layer):
+                try:
+                    held[id(part)] = ones_like(part, kind.names())
+                except AttributeError as error:
+                    raise UnsupportedLayerError(
+                        f"layer `{name}` cannot be cut ({error}), but {_checks.type_name(self.config)} has "
+                        f"one `{self.common}` for all layers; expected all of them with weights. Cut before "
+                        "any is quantised or wrapped."
+                    ) from error
         return {new.get(at, kind.order(shapes)) for at, shapes in held.items()}
 
 
