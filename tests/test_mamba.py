@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
 import re
 import runpy
 import tracemalloc
@@ -513,6 +514,80 @@ def test_layers_of_one_config_get_one_order() -> None:
     reduce_model(model, MeasuredError(0.2), data=data, options=CutOptions(uniform=True))
     sizes = {each.mixer.A_log.shape[1] for each in model.backbone.layers}
     assert sizes == {model.config.state_size}
+
+
+class _SsmMamba(mambapy.mamba.MambaBlock):
+    """A mixer with the arguments and attributes of `mamba_ssm`."""
+
+    def __init__(self, d_model: int, d_state: int = 16) -> None:
+        super().__init__(
+            mambapy.mamba.MambaConfig(d_model, 1, d_state=d_state, dt_min=0.05, dt_max=0.5)
+        )
+        self.d_state = d_state
+
+
+@dataclasses.dataclass
+class _SsmConfig:
+    d_model: int
+    n_layer: int = 2
+    vocab_size: int = 20
+    ssm_cfg: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class _SsmLanguageModel(nn.Module):
+    """Built and saved as the language model of `mamba_ssm` is."""
+
+    def __init__(self, config: _SsmConfig) -> None:
+        super().__init__()
+        self.config = config
+        cfg = copy.deepcopy(config.ssm_cfg)
+        assert cfg.pop("layer", "Mamba1") == "Mamba1"
+        self.backbone = nn.Sequential(
+            nn.Embedding(config.vocab_size, config.d_model),
+            *(_SsmMamba(config.d_model, **cfg) for _ in range(config.n_layer)),
+        )
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.backbone(ids))
+
+    def save_pretrained(self, folder: Path) -> None:
+        torch.save(self.state_dict(), folder / "pytorch_model.bin")
+        (folder / "config.json").write_text(json.dumps(vars(self.config)))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> _SsmLanguageModel:
+        model = cls(_SsmConfig(**json.loads((folder / "config.json").read_text())))
+        model.load_state_dict(torch.load(folder / "pytorch_model.bin", weights_only=True))
+        return model
+
+
+@pytest.mark.parametrize("cfg", [{}, {"layer": "Mamba1", "d_state": 8}])
+def test_a_language_model_of_mamba_ssm_saves_its_size(cfg: dict[str, Any], tmp_path: Path) -> None:
+    model, batches = _SsmLanguageModel(_SsmConfig(8, ssm_cfg=cfg)), tokens()
+    shaken(model)
+    given = copy.deepcopy(cfg)
+    optimizer = torch.optim.Adam(model.parameters())
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1),
+        3,
+        data=lambda model: calibrate(model, batches),
+        rollback=RollbackPolicy(0.1),
+    )
+    reducer.report(1.0)
+    reducer.step(1, model, optimizer)
+    assert model.config.ssm_cfg == {**given, "d_state": 3}
+    assert cfg == given
+    model.save_pretrained(tmp_path)
+    again = _SsmLanguageModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(batches[0]), model(batches[0]))
+    reducer.report(9.0)
+    reducer.step(2, model, optimizer)
+    assert model.config.ssm_cfg == {"d_state": 16, **given}
+    data = calibrate(model, batches)
+    with pytest.raises(OrderError, match=r"one `ssm_cfg\.d_state` for all of them"):
+        reduce_model(model, {"backbone.1": 3}, data=data)
 
 
 # --- Training

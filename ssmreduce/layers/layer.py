@@ -70,7 +70,8 @@ class Layer(ABC):
     widths : dict of str to str
         Attributes that are the length of a weight along its first axis, and the name of that weight.
     config_sizes : tuple of str
-        Fields of configs of libraries, one of them for all layers of a model, that count their states.
+        Fields of configs of libraries, one of them for all layers of a model, that count their states. One
+        with a dot, ``ssm_cfg.d_state``, is an entry of a dict.
     masked_by : str
         Argument of a call of the layer object, (N, L), that is 0 where sequences are padded: what goes into
         the layer and its states is zero there.
