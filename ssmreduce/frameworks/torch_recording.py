@@ -120,10 +120,10 @@ class _Call:
     """One call of a layer."""
 
     inputs: _Seen
-    mask: _Seen | None = None
     output: _Seen | None = None
     computes_output: bool = True
     derivative: torch.Tensor | None = None
+    mask: _Seen | None = None
 
     def recorded(self) -> Recorded:
         """What is kept of it, on the host."""
@@ -164,7 +164,8 @@ class _Watched:
         if seen is None or seen.values.ndim != 3 or seen.values.shape[-1] != self._width:
             raise _no_sequences(self._handle, given, f"(N, L, {self._width})")
         mask = kwargs.get(self._handle.kind.masked_by)
-        self._latest = _Call(seen, _Seen(mask).kept() if torch.is_tensor(mask) else None)
+        told = _Seen(mask).kept() if torch.is_tensor(mask) else None
+        self._latest = _Call(seen, mask=told)
         self._calls.append((self._handle.path, self._latest))
 
     def _leave(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:
