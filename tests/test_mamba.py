@@ -57,6 +57,7 @@ from ssmreduce.layers.mamba_merge import StateMaps, grouped
 from ssmreduce.layers.mamba_mixer import Mixer, Run
 from ssmreduce.layers.selective_scan import scan, scan_adjoint, states
 from ssmreduce.models.search import find_layers
+from ssmreduce.plotting import plot_hsv_decay, plot_poles
 
 SINGLE = 4e-6
 """Libraries take exp of A_log in single precision: its eps, times the length of what is summed."""
@@ -660,6 +661,39 @@ def test_training_goes_on_after_a_cut_in_training() -> None:
     assert model.backbone.layers[1].mixer.x_proj.out_features == 17
 
 
+def test_plots_and_reports_name_scores_as_what_they_are() -> None:
+    model = nn.Sequential(block(), LRU(8, 8, 12))
+    batches = [torch.randn(6, 10, 8) for _ in range(4)]
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1), 3, data=lambda model: calibrate(model, batches)
+    )
+    reducer.step(1, model, torch.optim.Adam(model.parameters()))
+    selective, linear = reducer.events
+    for events, title, value in (
+        ([selective], "Scores of the states at", "score (loss of outputs with the state)"),
+        ([linear], "Hankel singular values at", "Hankel singular value (gain)"),
+        ([selective, linear], "Hankel singular values and scores at", "(gain), or score"),
+    ):
+        (axes,) = plot_hsv_decay(events).axes
+        assert axes.get_title().startswith(title)
+        assert value in axes.get_ylabel()
+        assert ("Hankel" in axes.get_ylabel() + axes.get_title()) == (linear in events)
+    panels = plot_poles([selective, linear]).axes
+    assert [[each.get_text() for each in axes.texts] for axes in panels] == [
+        ["selective: no poles"],
+        [],
+    ]
+
+
+def test_a_summary_has_the_error_that_there_is() -> None:
+    model = nn.Sequential(block())
+    data = Calibration.of_inputs({"0": data_for(model[0]).layers["model"].inputs})
+    result = reduce_model(model, 3, data=data)
+    error = result.report["0"].output_error
+    assert f"largest output_error={error:.3g}" in repr(result)
+    assert "measured_error" not in repr(result.report)
+
+
 def test_a_rollback_gives_mambapy_its_sizes_back() -> None:
     config = mambapy.mamba.MambaConfig(8, 2, d_state=6, dt_min=0.05, dt_max=0.5)
     model = shaken(mambapy.mamba.Mamba(config))
@@ -771,6 +805,15 @@ def test_the_state_of_a_stream() -> None:
         result.reduce_state(state[..., :5])
 
 
+def test_the_state_of_a_stream_in_integers_is_merged_in_floats() -> None:
+    module = with_two_rates(block())
+    result = reduce_layer(module, 4, data=data_for(module), options=CutOptions(method="merged"))
+    whole = 3.0 * torch.randn(2, 16, 6).round()
+    found, expected = result.reduce_state(whole.long()), result.reduce_state(whole)
+    assert (expected != expected.round()).any()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
 # --- Refusals
 
 
@@ -825,6 +868,21 @@ def test_what_cannot_be_had(order: Any, options: Any, error: Any, match: str) ->
     with pytest.raises(error, match=match):
         reduce_layer(module, order, data=data_for(module), options=options)
     assert fingerprint(module) == before
+
+
+def test_a_method_of_some_layers_names_the_others() -> None:
+    model = nn.Sequential(LRU(8, 8, 12), block())
+    batches = [torch.randn(6, 10, 8) for _ in range(4)]
+    data = calibrate(model, batches)
+    for method in ("compensated", "balanced"):
+        options = CutOptions(method=method)
+        with pytest.raises(
+            UnsupportedLayerError, match=r"while reducing layer `[01]`.*exclude=\.\.\."
+        ):
+            reduce_model(model, 4, data=data, options=options)
+    for name, method in (("1", "balanced"), ("0", "compensated")):
+        options = CutOptions(method=method, exclude=(name,))
+        assert len(reduce_model(model, 4, data=data, options=options).report) == 1
 
 
 def test_no_compensation_for_other_layers() -> None:
@@ -1002,6 +1060,26 @@ def test_numbers_that_overflow_are_refused() -> None:
     data = Calibration.of_inputs({"0": 1e60 * np.random.default_rng(0).normal(size=(8, 16, 8))})
     with pytest.raises(NonFiniteError, match="overflows"):
         reduce_model(nn.Sequential(module), 3, data=data)
+
+
+@OVERFLOWS
+def test_a_tolerance_does_not_hide_numbers_that_overflow() -> None:
+    module = block()
+    data = Calibration.of_inputs({"0": 1e60 * np.random.default_rng(0).normal(size=(8, 16, 8))})
+    before = fingerprint(module)
+    with pytest.raises(NonFiniteError, match="overflows"):
+        reduce_model(nn.Sequential(module), MeasuredError(0.1), data=data)
+    assert fingerprint(module) == before
+
+
+def test_a_tolerance_passes_over_orders_that_a_method_cannot_make() -> None:
+    module = with_two_rates(block().double())
+    options = CutOptions(method="merged")
+    data = data_for(module)
+    result = reduce_layer(copy.deepcopy(module), MeasuredError(1e-6), data=data, options=options)
+    assert result.new_order == 4
+    result = reduce_layer(module, MeasuredError(1e-15), data=data, options=options)
+    assert result.new_order == 6
 
 
 @OVERFLOWS

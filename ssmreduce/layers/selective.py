@@ -134,7 +134,8 @@ class SelectiveLayer(Layer):
         if options.method not in ("best", *self.methods):
             raise UnsupportedLayerError(
                 f"`method` is {options.method!r}, by which {self.title} cannot be cut; expected one of "
-                f"'best', {', '.join(map(repr, self.methods))}."
+                f"'best', {', '.join(map(repr, self.methods))}. Leave the layer out with "
+                "options=CutOptions(exclude=...), and cut it by another call."
             )
         self.check_readable(weights)
         return self.planned(weights, options, storage, data).candidates(order)
@@ -253,6 +254,7 @@ class SelectivePlan(Generic[C]):
                 if (cut.output_error or 0.0) <= rule.relative
             }
 
+        _ = self.scores  # what is wrong with the layer or the data is said here
         best = smallest(
             1,
             -(-self.old_order // self._multiple_of),
@@ -264,7 +266,7 @@ class SelectivePlan(Generic[C]):
     def _at_multiple(self, count: int) -> Candidates | None:
         try:
             return self._of_order(count * self._multiple_of)
-        except SSMReduceError:  # more states than a method can make
+        except OrderError:  # more states than a method can make
             return None
 
     def _of_order(self, order: int) -> Candidates:
@@ -278,7 +280,7 @@ class SelectivePlan(Generic[C]):
             except SSMReduceError as error:
                 errors.append(error)
         if not cuts:
-            raise errors[-1]
+            raise min(errors, key=lambda error: isinstance(error, OrderError))
         return Candidates(None, cuts)
 
     def _finite(self, method: Method, order: int) -> C:
