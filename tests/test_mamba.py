@@ -491,6 +491,8 @@ def test_rules() -> None:
     assert [row.order for row in rows] == [2, 4, 8]
     assert rows[0].output_error > rows[1].output_error > rows[2].output_error == 0.0
     assert rows[0].error_bound is rows[0].measured_error is None
+    head = repr(sweep(module, [2, 8], data=data)).splitlines()[0]
+    assert re.split("  +", head) == ["wanted", "order", "method by data", "output error", "seconds"]
 
 
 def test_a_budget_is_shared_by_data() -> None:
@@ -501,6 +503,17 @@ def test_a_budget_is_shared_by_data() -> None:
     data = calibrate(model, [torch.randn(8, 12, 8) for _ in range(4)])
     report = reduce_model(model, TotalBudget(7), data=data).report
     assert [part.new_order for part in report.values()] == [6, 1]
+
+
+def test_a_budget_over_layers_without_a_common_unit() -> None:
+    model = nn.Sequential(block(), LRU(8, 8, 12))
+    data = calibrate(model, [torch.randn(6, 10, 8) for _ in range(4)])
+    before = fingerprint(model)
+    with pytest.raises(OrderError, match=r"`1` has Hankel.*`0`, which is selective.*relative=True"):
+        reduce_model(model, TotalBudget(9), data=data)
+    assert fingerprint(model) == before
+    report = reduce_model(model, TotalBudget(9, relative=True), data=data).report
+    assert sum(part.new_order for part in report.values()) == 9
 
 
 def test_layers_of_one_config_get_one_order() -> None:
