@@ -20,7 +20,7 @@ import torch
 import transformers
 from fingerprints import fingerprint
 from LRU_pytorch import LRU
-from torch import nn
+from torch import distributed, nn
 from transformers import MambaConfig, MambaForCausalLM
 
 from ssmreduce import (
@@ -705,6 +705,30 @@ def test_a_summary_has_the_error_that_there_is() -> None:
     error = result.report["0"].output_error
     assert f"largest output_error={error:.3g}" in repr(result)
     assert "measured_error" not in repr(result.report)
+
+
+@pytest.mark.skipif(
+    not distributed.is_available() or not distributed.is_gloo_available(),
+    reason="torch was built without gloo",
+)
+def test_a_model_in_ddp_is_cut_as_alone(tmp_path: Path) -> None:
+    model, batches = language_model(), tokens()
+    alone = copy.deepcopy(model)
+    reduce_model(alone, 3, data=calibrate(alone, batches))
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:  # two processes are in test_torch_distributed.py
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        reduce_model(wrapped, 3, data=calibrate(wrapped, batches))
+        loss(wrapped, batches[0]).backward()
+    finally:
+        distributed.destroy_process_group()
+    assert model.config.state_size == 3
+    for own, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        assert own.grad.shape == own.shape
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(own, expected, rtol=0.0, atol=1e-3 * scale)
 
 
 def test_a_rollback_gives_mambapy_its_sizes_back() -> None:
