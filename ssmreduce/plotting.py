@@ -48,7 +48,8 @@ def plot_hsv_decay(events: Sequence[ReductionEvent]) -> Figure:
     Parameters
     ----------
     events : sequence of ReductionEvent
-        The cuts; the last value that each kept is marked.
+        The cuts; the last value that each kept is marked. Of a layer that runs no one system, as Mamba, what
+        outputs lose with each state is drawn, and called that.
 
     Returns
     -------
@@ -87,10 +88,23 @@ def plot_hsv_decay(events: Sequence[ReductionEvent]) -> Figure:
             markeredgecolor="black",
         )
         axes.axvline(kept, color=colour, linestyle=":", linewidth=1.0, alpha=0.7)
-    axes.set_xlabel("index in the real system (2 per stored state)")
-    axes.set_ylabel("Hankel singular value (gain)")
-    _finish(axes, "Hankel singular values at each cut; the marker is the last one kept", events)
+    number, value, values = _names_of_values(events)
+    axes.set_xlabel(number)
+    axes.set_ylabel(value)
+    _finish(axes, f"{values} at each cut; the marker is the last one kept", events)
     return figure
+
+
+def _names_of_values(events: Sequence[ReductionEvent]) -> tuple[str, str, str]:
+    """What the numbers of states, their values and all values are called: selective layers have others."""
+    has_system = {event.poles_before.size > 0 for event in events}
+    if has_system == {False}:
+        return "number of states", "score (loss of outputs with the state)", "Scores of the states"
+    number, value = "index in the real system (2 per stored state)", "Hankel singular value (gain)"
+    if has_system == {True, False}:
+        value = f"{value}, or score"
+        return f"{number}, or number of states", value, "Hankel singular values and scores"
+    return number, value, "Hankel singular values"
 
 
 def plot_accuracy(
@@ -161,7 +175,7 @@ def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
     Parameters
     ----------
     events : sequence of ReductionEvent
-        The cuts, one panel each.
+        The cuts, one panel each; without poles for a layer that runs no one system.
 
     Returns
     -------
@@ -202,6 +216,8 @@ def plot_poles(events: Sequence[ReductionEvent]) -> Figure:
             linewidths=1.5,
             label="after",
         )
+        if not before.size:
+            axes.text(0.0, 0.45, "selective: no poles", ha="center", fontsize=9, color=_GREY)
         axes.set_aspect("equal")
         axes.set_xlim(-1.1, 1.1)
         axes.set_ylim(-0.06, 1.1)

@@ -32,6 +32,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _MixedPrecision
 from torch_modules import S4D, LrnnxLRU
+from transformers import MambaConfig, MambaForCausalLM
 
 from ssmreduce import (
     ErrorBound,
@@ -532,6 +533,54 @@ def by_data(kind: str, rank: int, rows: slice) -> dict[str, Any]:
     return seen
 
 
+def mamba_of(seed: int = 3) -> Any:
+    """A small language model of transformers, the same on every rank."""
+    torch.manual_seed(seed)
+    config = MambaConfig(vocab_size=12, hidden_size=8, state_size=6, num_hidden_layers=2)
+    return MambaForCausalLM(config)
+
+
+def mamba_loss(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the next token."""
+    scores = model(ids, use_cache=False).logits[:, :-1]
+    return nn.functional.cross_entropy(scores.transpose(1, 2), ids[:, 1:])
+
+
+def mamba(kind: str, rank: int) -> dict[str, Any]:
+    """A cut of a Mamba model in training by what each rank is given, and a rollback."""
+    model = mamba_of()
+    inner = model
+    if kind == "ddp":
+        model = DistributedDataParallel(model)
+    else:
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    generator = torch.Generator().manual_seed(rank)  # each has its own
+    own = [torch.randint(12, (8, 10), generator=generator) for _ in range(4)]
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(2),
+        order=3,
+        data=lambda model: calibrate(model, own, loss=mamba_loss),
+        rollback=RollbackPolicy(0.5),
+    )
+    reducer.report(1.0)
+    seen: dict[str, Any] = {"prints": [], "sizes": []}
+    for number in range(1, 6):
+        optimizer.zero_grad()
+        mamba_loss(model, own[number % 4]).backward()
+        optimizer.step()
+        if number == 4:
+            reducer.report(9.0)
+        reducer.step(number, model, optimizer)
+        seen["prints"].append(fingerprint(model, optimizer))
+        seen["sizes"].append(
+            [inner.config.state_size]
+            + [each.mixer.A_log.shape[1] for each in inner.backbone.layers]
+        )
+    seen["methods"] = [event.method for event in reducer.events]
+    return seen
+
+
 def carrying(kind: str, rows: slice) -> dict[str, Any]:
     """A cut between two batches of one update: before it gradients are summed over processes, or not yet."""
     wrapper, _, way = kind.partition(" ")
@@ -648,6 +697,8 @@ def main() -> None:
             seen[scenario] = breaking(scenario.removeprefix("breaking "), rank, rows)
         elif scenario.startswith("losing "):
             seen[scenario] = losing(scenario, rank, rows)
+        elif scenario.startswith("mamba "):
+            seen[scenario] = mamba(scenario.removeprefix("mamba "), rank)
         elif scenario.startswith("data "):
             seen[scenario] = by_data(scenario.removeprefix("data "), rank, rows)
         elif scenario == "in training":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
 import re
 import runpy
 import tracemalloc
@@ -19,7 +20,7 @@ import torch
 import transformers
 from fingerprints import fingerprint
 from LRU_pytorch import LRU
-from torch import nn
+from torch import distributed, nn
 from transformers import MambaConfig, MambaForCausalLM
 
 from ssmreduce import (
@@ -56,6 +57,7 @@ from ssmreduce.layers.mamba_merge import StateMaps, grouped
 from ssmreduce.layers.mamba_mixer import Mixer, Run
 from ssmreduce.layers.selective_scan import scan, scan_adjoint, states
 from ssmreduce.models.search import find_layers
+from ssmreduce.plotting import plot_hsv_decay, plot_poles
 
 SINGLE = 4e-6
 """Libraries take exp of A_log in single precision: its eps, times the length of what is summed."""
@@ -494,6 +496,8 @@ def test_rules() -> None:
     assert [row.order for row in rows] == [2, 4, 8]
     assert rows[0].output_error > rows[1].output_error > rows[2].output_error == 0.0
     assert rows[0].error_bound is rows[0].measured_error is None
+    head = repr(sweep(module, [2, 8], data=data)).splitlines()[0]
+    assert re.split("  +", head) == ["wanted", "order", "method by data", "output error", "seconds"]
 
 
 def test_a_budget_is_shared_by_data() -> None:
@@ -504,6 +508,17 @@ def test_a_budget_is_shared_by_data() -> None:
     data = calibrate(model, [torch.randn(8, 12, 8) for _ in range(4)])
     report = reduce_model(model, TotalBudget(7), data=data).report
     assert [part.new_order for part in report.values()] == [6, 1]
+
+
+def test_a_budget_over_layers_without_a_common_unit() -> None:
+    model = nn.Sequential(block(), LRU(8, 8, 12))
+    data = calibrate(model, [torch.randn(6, 10, 8) for _ in range(4)])
+    before = fingerprint(model)
+    with pytest.raises(OrderError, match=r"`1` has Hankel.*`0`, which is selective.*relative=True"):
+        reduce_model(model, TotalBudget(9), data=data)
+    assert fingerprint(model) == before
+    report = reduce_model(model, TotalBudget(9, relative=True), data=data).report
+    assert sum(part.new_order for part in report.values()) == 9
 
 
 def test_layers_of_one_config_get_one_order() -> None:
@@ -518,6 +533,80 @@ def test_layers_of_one_config_get_one_order() -> None:
     reduce_model(model, MeasuredError(0.2), data=data, options=CutOptions(uniform=True))
     sizes = {each.mixer.A_log.shape[1] for each in model.backbone.layers}
     assert sizes == {model.config.state_size}
+
+
+class _SsmMamba(mambapy.mamba.MambaBlock):
+    """A mixer with the arguments and attributes of `mamba_ssm`."""
+
+    def __init__(self, d_model: int, d_state: int = 16) -> None:
+        super().__init__(
+            mambapy.mamba.MambaConfig(d_model, 1, d_state=d_state, dt_min=0.05, dt_max=0.5)
+        )
+        self.d_state = d_state
+
+
+@dataclasses.dataclass
+class _SsmConfig:
+    d_model: int
+    n_layer: int = 2
+    vocab_size: int = 20
+    ssm_cfg: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class _SsmLanguageModel(nn.Module):
+    """Built and saved as the language model of `mamba_ssm` is."""
+
+    def __init__(self, config: _SsmConfig) -> None:
+        super().__init__()
+        self.config = config
+        cfg = copy.deepcopy(config.ssm_cfg)
+        assert cfg.pop("layer", "Mamba1") == "Mamba1"
+        self.backbone = nn.Sequential(
+            nn.Embedding(config.vocab_size, config.d_model),
+            *(_SsmMamba(config.d_model, **cfg) for _ in range(config.n_layer)),
+        )
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.backbone(ids))
+
+    def save_pretrained(self, folder: Path) -> None:
+        torch.save(self.state_dict(), folder / "pytorch_model.bin")
+        (folder / "config.json").write_text(json.dumps(vars(self.config)))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> _SsmLanguageModel:
+        model = cls(_SsmConfig(**json.loads((folder / "config.json").read_text())))
+        model.load_state_dict(torch.load(folder / "pytorch_model.bin", weights_only=True))
+        return model
+
+
+@pytest.mark.parametrize("cfg", [{}, {"layer": "Mamba1", "d_state": 8}])
+def test_a_language_model_of_mamba_ssm_saves_its_size(cfg: dict[str, Any], tmp_path: Path) -> None:
+    model, batches = _SsmLanguageModel(_SsmConfig(8, ssm_cfg=cfg)), tokens()
+    shaken(model)
+    given = copy.deepcopy(cfg)
+    optimizer = torch.optim.Adam(model.parameters())
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1),
+        3,
+        data=lambda model: calibrate(model, batches),
+        rollback=RollbackPolicy(0.1),
+    )
+    reducer.report(1.0)
+    reducer.step(1, model, optimizer)
+    assert model.config.ssm_cfg == {**given, "d_state": 3}
+    assert cfg == given
+    model.save_pretrained(tmp_path)
+    again = _SsmLanguageModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(batches[0]), model(batches[0]))
+    reducer.report(9.0)
+    reducer.step(2, model, optimizer)
+    assert model.config.ssm_cfg == {"d_state": 16, **given}
+    data = calibrate(model, batches)
+    with pytest.raises(OrderError, match=r"one `ssm_cfg\.d_state` for all of them"):
+        reduce_model(model, {"backbone.1": 3}, data=data)
 
 
 # --- Training
@@ -588,6 +677,63 @@ def test_training_goes_on_after_a_cut_in_training() -> None:
     reducer.step(9, model, optimizer)
     assert model.config.state_size == model.backbone.layers[1].mixer.ssm_state_size == 8
     assert model.backbone.layers[1].mixer.x_proj.out_features == 17
+
+
+def test_plots_and_reports_name_scores_as_what_they_are() -> None:
+    model = nn.Sequential(block(), LRU(8, 8, 12))
+    batches = [torch.randn(6, 10, 8) for _ in range(4)]
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(1), 3, data=lambda model: calibrate(model, batches)
+    )
+    reducer.step(1, model, torch.optim.Adam(model.parameters()))
+    selective, linear = reducer.events
+    for events, title, value in (
+        ([selective], "Scores of the states at", "score (loss of outputs with the state)"),
+        ([linear], "Hankel singular values at", "Hankel singular value (gain)"),
+        ([selective, linear], "Hankel singular values and scores at", "(gain), or score"),
+    ):
+        (axes,) = plot_hsv_decay(events).axes
+        assert axes.get_title().startswith(title)
+        assert value in axes.get_ylabel()
+        assert ("Hankel" in axes.get_ylabel() + axes.get_title()) == (linear in events)
+    panels = plot_poles([selective, linear]).axes
+    assert [[each.get_text() for each in axes.texts] for axes in panels] == [
+        ["selective: no poles"],
+        [],
+    ]
+
+
+def test_a_summary_has_the_error_that_there_is() -> None:
+    model = nn.Sequential(block())
+    data = Calibration.of_inputs({"0": data_for(model[0]).layers["model"].inputs})
+    result = reduce_model(model, 3, data=data)
+    error = result.report["0"].output_error
+    assert f"largest output_error={error:.3g}" in repr(result)
+    assert "measured_error" not in repr(result.report)
+
+
+@pytest.mark.skipif(
+    not distributed.is_available() or not distributed.is_gloo_available(),
+    reason="torch was built without gloo",
+)
+def test_a_model_in_ddp_is_cut_as_alone(tmp_path: Path) -> None:
+    model, batches = language_model(), tokens()
+    alone = copy.deepcopy(model)
+    reduce_model(alone, 3, data=calibrate(alone, batches))
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:  # two processes are in test_torch_distributed.py
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        reduce_model(wrapped, 3, data=calibrate(wrapped, batches))
+        loss(wrapped, batches[0]).backward()
+    finally:
+        distributed.destroy_process_group()
+    assert model.config.state_size == 3
+    for own, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        assert own.grad.shape == own.shape
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(own, expected, rtol=0.0, atol=1e-3 * scale)
 
 
 def test_a_rollback_gives_mambapy_its_sizes_back() -> None:
@@ -701,6 +847,15 @@ def test_the_state_of_a_stream() -> None:
         result.reduce_state(state[..., :5])
 
 
+def test_the_state_of_a_stream_in_integers_is_merged_in_floats() -> None:
+    module = with_two_rates(block())
+    result = reduce_layer(module, 4, data=data_for(module), options=CutOptions(method="merged"))
+    whole = 3.0 * torch.randn(2, 16, 6).round()
+    found, expected = result.reduce_state(whole.long()), result.reduce_state(whole)
+    assert (expected != expected.round()).any()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
 # --- Refusals
 
 
@@ -757,6 +912,21 @@ def test_what_cannot_be_had(order: Any, options: Any, error: Any, match: str) ->
     assert fingerprint(module) == before
 
 
+def test_a_method_of_some_layers_names_the_others() -> None:
+    model = nn.Sequential(LRU(8, 8, 12), block())
+    batches = [torch.randn(6, 10, 8) for _ in range(4)]
+    data = calibrate(model, batches)
+    for method in ("compensated", "balanced"):
+        options = CutOptions(method=method)
+        with pytest.raises(
+            UnsupportedLayerError, match=r"while reducing layer `[01]`.*exclude=\.\.\."
+        ):
+            reduce_model(model, 4, data=data, options=options)
+    for name, method in (("1", "balanced"), ("0", "compensated")):
+        options = CutOptions(method=method, exclude=(name,))
+        assert len(reduce_model(model, 4, data=data, options=options).report) == 1
+
+
 def test_no_compensation_for_other_layers() -> None:
     from s5 import S5
 
@@ -800,6 +970,59 @@ def _quantised() -> Any:
     return module
 
 
+class _Scaled(torch.Tensor):
+    """Says that it is of floats, and holds integers and a scale, as tensors of torchao do."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor, scale: torch.Tensor) -> Any:
+        self = torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=scale.dtype)
+        self.values, self.scale = values, scale
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].values, args[0].scale)
+        plain = [each.values * each.scale if isinstance(each, cls) else each for each in args]
+        return func(*plain, **(kwargs or {}))
+
+
+class _Int8Linear(nn.Module):
+    """A projection whose weight is integers and scales."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        scales = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("values", (linear.weight / scales).round().to(torch.int8))
+        self.register_buffer("scales", scales)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.values * self.scales)
+
+
+def _scaled(name: str) -> Any:
+    module = block()
+    linear = getattr(module, name)
+    values, scale = (100 * linear.weight.detach()).round().to(torch.int8), torch.tensor(0.01)
+    linear.weight = nn.Parameter(_Scaled(values, scale), requires_grad=False)
+    return module
+
+
+def _bare(name: str) -> Any:
+    module = block()
+    setattr(module, name, _Int8Linear(getattr(module, name)))
+    return module
+
+
+def _one_projection() -> Any:
+    first, second = block(), block()
+    second.x_proj = first.x_proj
+    return nn.Sequential(first, second)
+
+
 def _tied() -> Any:
     first, second = block(), block()
     second.x_proj.weight = first.x_proj.weight
@@ -820,7 +1043,12 @@ def _parametrised() -> Any:
         (_second_scan, "second scan in reverse"),
         (_other_activation, "`activation` is 'gelu'"),
         (_quantised, "dtype torch.int8"),
+        (lambda: _scaled("x_proj"), r"`x_proj.weight` of layer `0.*` is a .*_Scaled.*quantised"),
+        (lambda: _scaled("in_proj"), r"`in_proj.weight` of layer `0.*` is a .*_Scaled.*quantised"),
+        (lambda: _bare("in_proj"), r"whose `in_proj` holds no `weight`.*Cut the model before"),
+        (lambda: _bare("x_proj"), r"whose `x_proj` holds no `weight`"),
         (_tied, "shares parameters"),
+        (_one_projection, "shares parameters.*Untie them first"),
         (_parametrised, "computed by a parametrization"),
     ],
 )
@@ -831,6 +1059,27 @@ def test_variants_are_refused(make: Any, match: str) -> None:
     with pytest.raises(UnsupportedLayerError, match=match):
         reduce_model(model, 3, data=data)
     assert fingerprint(model) == before
+
+
+def test_a_model_with_one_quantised_layer_is_refused() -> None:
+    model, batches = language_model(), tokens()
+    mixer = model.backbone.layers[1].mixer
+    mixer.in_proj = _Int8Linear(mixer.in_proj)
+    before = fingerprint(model)
+    data = calibrate(model, batches)
+    assert [*data.layers] == ["backbone.layers.0.mixer"]
+    with pytest.raises(UnsupportedLayerError, match=r"layers\.1\.mixer.*one `state_size`"):
+        reduce_model(model, 3, data=data)
+    assert fingerprint(model) == before
+
+
+def test_a_frozen_model_stays_frozen() -> None:
+    model, batches = language_model().requires_grad_(False), tokens()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # it has learned nothing
+        result = reduce_model(model, 3, data=calibrate(model, batches, loss=loss))
+    assert {part.new_order for part in result.report.values()} == {3}
+    assert not any(each.requires_grad for each in model.parameters())
 
 
 def test_layers_that_put_out_nothing_by_their_states() -> None:
@@ -853,6 +1102,26 @@ def test_numbers_that_overflow_are_refused() -> None:
     data = Calibration.of_inputs({"0": 1e60 * np.random.default_rng(0).normal(size=(8, 16, 8))})
     with pytest.raises(NonFiniteError, match="overflows"):
         reduce_model(nn.Sequential(module), 3, data=data)
+
+
+@OVERFLOWS
+def test_a_tolerance_does_not_hide_numbers_that_overflow() -> None:
+    module = block()
+    data = Calibration.of_inputs({"0": 1e60 * np.random.default_rng(0).normal(size=(8, 16, 8))})
+    before = fingerprint(module)
+    with pytest.raises(NonFiniteError, match="overflows"):
+        reduce_model(nn.Sequential(module), MeasuredError(0.1), data=data)
+    assert fingerprint(module) == before
+
+
+def test_a_tolerance_passes_over_orders_that_a_method_cannot_make() -> None:
+    module = with_two_rates(block().double())
+    options = CutOptions(method="merged")
+    data = data_for(module)
+    result = reduce_layer(copy.deepcopy(module), MeasuredError(1e-6), data=data, options=options)
+    assert result.new_order == 4
+    result = reduce_layer(module, MeasuredError(1e-15), data=data, options=options)
+    assert result.new_order == 6
 
 
 @OVERFLOWS

@@ -651,6 +651,36 @@ def _changed(**attributes: Any) -> Any:
     return module
 
 
+def _quantised() -> Any:
+    module = Recurrence()
+    weight = module.in_proj.weight.detach().to(torch.int8)
+    module.in_proj.weight = nn.Parameter(weight, requires_grad=False)
+    return module
+
+
+class _Wrapped(nn.Module):
+    """A projection with its weight one module further in, as adapters have it."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x)
+
+
+def _wrapped() -> Any:
+    module = Recurrence()
+    module.in_proj = _Wrapped(module.in_proj)
+    return module
+
+
+def _one_projection() -> Any:
+    first, second = Recurrence(), Recurrence()
+    second.in_proj = first.in_proj
+    return nn.Sequential(first, second)
+
+
 def _normed_otherwise() -> Any:
     module = Recurrence()
     module.norm = nn.LayerNorm(32)
@@ -676,6 +706,9 @@ def _mamba3() -> Any:
         (lambda: _changed(activation="gelu"), "`activation` is 'gelu'"),
         (lambda: _changed(ngroups=None), "no attribute `n_groups`"),
         (_normed_otherwise, "no gated RMS norm that is known"),
+        (_quantised, r"`in_proj\.weight` of layer `0` has dtype torch\.int8"),
+        (_wrapped, "whose `in_proj` holds no `weight`.*merge what is wrapped"),
+        (_one_projection, "shares parameters.*Untie them first"),
         (_mamba3, "Mamba-3.*normalised over its states"),
     ],
 )

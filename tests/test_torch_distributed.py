@@ -99,6 +99,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             "in training",
             "data ddp",
             "data fsdp",
+            "mamba ddp",
+            "mamba fsdp",
             "accumulating",
             "breaking ddp",
             "breaking fsdp",
@@ -245,6 +247,15 @@ def test_cuts_by_what_each_rank_is_given(kind: str, ranks: list[dict[str, Any]])
     assert len(fewer) == (kind == "fsdp")
     assert ("`data` is 4 but the module is sharded" in first["callback"]) == (kind == "fsdp")
     assert first["unchanged"]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_mamba_model_is_cut_and_restored(kind: str, ranks: list[dict[str, Any]]) -> None:
+    first, second = (seen[f"mamba {kind}"] for seen in ranks)
+    assert first == second
+    assert first["sizes"] == [[6] * 3, [3] * 3, [3] * 3, [6] * 3, [6] * 3]
+    assert {*first["methods"]} <= {"compensated", "selected", "merged"}
+    assert len(first["methods"]) >= 2
 
 
 @pytest.mark.parametrize("trial", TRIALS)

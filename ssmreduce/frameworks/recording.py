@@ -30,11 +30,14 @@ class Recorded:
         What it put out for the first of them; None where the object computes something else, a kernel say.
     squares : (N, L) array or None
         Mean squares over channels of the loss's derivative by what comes out; None without a loss.
+    mask : (N, L) array or None
+        What the layer was told about padding, as `Layer.masked_by` says; None for nothing.
     """
 
     inputs: HostArray
     first_output: HostArray | None
     squares: HostArray | None
+    mask: HostArray | None = None
 
 
 def pairs_of(found: Sequence[Array], targets: Sequence[Array]) -> Iterator[tuple[Array, Array]]:

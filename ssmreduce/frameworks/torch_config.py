@@ -6,7 +6,8 @@ of states by layer name, and the ``__init__`` of the model gives its layers thes
 the innermost model that has a config: the same whether a head is on top of it or not.
 
 A layer of the library itself, as Mamba, has its size in a field for all layers, ``config.state_size``. That
-one is written then, so that the library reads a smaller model as it does any other.
+one is written then, so that the library reads a smaller model as it does any other. So is an entry of a dict,
+``config.ssm_cfg["d_state"]``, in a language model of ``mamba_ssm``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ssmreduce import _checks
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import replaced
 from ssmreduce.frameworks.torch_attributes import dependents, ones, ones_like
@@ -46,20 +47,29 @@ class _Place:
 
     @property
     def common(self) -> str:
-        """The field in which the library has one size for all layers; empty if it has none."""
+        """The field, or entry of one, in which the library has one size for all layers; empty if none."""
         fields = self.handle.kind.config_sizes
-        return next(
-            (each for each in fields if isinstance(getattr(self.config, each, None), int)), ""
-        )
+        return next((each for each in fields if _has_size(self.config, each)), "")
 
     def orders(self, new: Mapping[int, int] = MappingProxyType({})) -> set[int]:
-        """Return the orders of all layers of this kind there; `new` are those to be, by id of the layer."""
-        kind = self.handle.kind
-        held = {
-            id(part): ones_like(part, kind.names())
-            for part in self.owner.modules()
-            if type(part) is type(self.handle.layer)
-        }
+        """Return the orders of all layers of this kind there; `new` are those to be, by id of the layer.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If one is quantised or wrapped, so that it keeps its order.
+        """
+        kind, held = self.handle.kind, {}
+        for name, part in self.owner.named_modules():
+            if type(part) is type(self.handle.layer):
+                try:
+                    held[id(part)] = ones_like(part, kind.names())
+                except AttributeError as error:
+                    raise UnsupportedLayerError(
+                        f"layer `{name}` cannot be cut ({error}), but {_checks.type_name(self.config)} has "
+                        f"one `{self.common}` for all layers; expected all of them with weights. Cut before "
+                        "any is quantised or wrapped."
+                    ) from error
         return {new.get(at, kind.order(shapes)) for at, shapes in held.items()}
 
 
@@ -71,7 +81,7 @@ class _WrittenSizes(Step):
         self._before = [
             (each.config, name, vars(each.config).get(name))
             for each in places
-            for name in [each.common or _FIELD]
+            for name in [each.common.partition(".")[0] or _FIELD]
         ]
 
     def make(self) -> None:
@@ -81,7 +91,10 @@ class _WrittenSizes(Step):
                 sizes = {**_sizes(each.config), each.name: _order(each.handle)}
                 setattr(each.config, _FIELD, sizes)
             elif len(orders := each.orders()) == 1:
-                setattr(each.config, each.common, *orders)
+                name, _, entry = each.common.partition(".")
+                (order,) = orders
+                value = {**getattr(each.config, name), entry: order} if entry else order
+                setattr(each.config, name, value)
 
     def undo(self) -> None:
         """Put back what was there."""
@@ -94,18 +107,14 @@ class _WrittenSizes(Step):
 
 def size_steps(model: Any, handles: Sequence[LayerHandle]) -> list[Step]:
     """What writes how many states layers have, once they have them, where there are configs."""
-    library = sys.modules.get(_LIBRARY)
-    places = _places(library, model, handles) if library is not None else []
+    places = _places(model, handles)
     return [_WrittenSizes(places)] if places else []
 
 
 def check_orders(model: Any, orders: Sequence[tuple[LayerHandle, int]]) -> None:
     """Raise `OrderError` where a library has one number of states for all layers, and they would differ."""
-    library = sys.modules.get(_LIBRARY)
-    if library is None:
-        return
     new = {id(handle.layer): order for handle, order in orders}
-    for each in _places(library, model, [handle for handle, _ in orders]):
+    for each in _places(model, [handle for handle, _ in orders]):
         if each.common and len(found := each.orders(new)) > 1:
             raise OrderError(
                 f"layers would have {', '.join(map(str, sorted(found)))} states, but "
@@ -122,11 +131,8 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     ShapeError, OrderError
         If a config holds something else than numbers of states by name.
     """
-    library = sys.modules.get(_LIBRARY)
-    if library is None:
-        return
     steps: list[Step] = []
-    for each in _places(library, model, handles):
+    for each in _places(model, handles):
         if each.name in (sizes := _sizes(each.config)):
             what = f"config.{_FIELD}[{each.name!r}]"
             order = _checks.positive_count(sizes[each.name], what, "what a cut wrote")
@@ -134,15 +140,29 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
     commit(steps)
 
 
-def _places(library: Any, model: Any, handles: Sequence[LayerHandle]) -> list[_Place]:
-    """Each layer that is in a model with a config, that model, and the name there."""
+def _places(model: Any, handles: Sequence[LayerHandle]) -> list[_Place]:
+    """Each layer that is in a model with a config that counts its states, that model, and the name there."""
+    library = sys.modules.get(_LIBRARY)
+    stock = () if library is None else library.PreTrainedModel
     names = {
         id(part): (owner, plain_name(name))
         for owner in model.modules()  # the innermost comes last
-        if isinstance(owner, library.PreTrainedModel)
+        if isinstance(owner, stock) or isinstance(_ssm_cfg(owner), dict)
         for name, part in owner.named_modules()
     }
-    return [_Place(*names[id(each.layer)], each) for each in handles if id(each.layer) in names]
+    places = [_Place(*names[id(each.layer)], each) for each in handles if id(each.layer) in names]
+    return [each for each in places if each.common or isinstance(each.owner, stock)]
+
+
+def _ssm_cfg(module: Any) -> Any:
+    """What ``mamba_ssm`` builds all layers of a language model by."""
+    return getattr(vars(module).get("config"), "ssm_cfg", None)
+
+
+def _has_size(config: Any, field: str) -> bool:
+    """Tell whether a config has a number of states in such a field, or a dict of sizes for an entry."""
+    name, _, entry = field.partition(".")
+    return isinstance(getattr(config, name, None), dict if entry else int)
 
 
 def _sizes(config: Any) -> Mapping[str, Any]:

@@ -123,6 +123,7 @@ class _Call:
     output: _Seen | None = None
     computes_output: bool = True
     derivative: torch.Tensor | None = None
+    mask: _Seen | None = None
 
     def recorded(self) -> Recorded:
         """What is kept of it, on the host."""
@@ -134,7 +135,10 @@ class _Call:
             wide = torch.promote_types(sizes.dtype, torch.float32)  # squares underflow in half
             squares = sizes.to(wide).square().mean(dim=-1)
         return Recorded(
-            _host(self.inputs.values), first, None if squares is None else _host(squares)
+            _host(self.inputs.values),
+            first,
+            None if squares is None else _host(squares),
+            None if self.mask is None else _host(self.mask.raw),
         )
 
 
@@ -159,7 +163,9 @@ class _Watched:
         seen = None if given is None else _Seen(given).kept()
         if seen is None or seen.values.ndim != 3 or seen.values.shape[-1] != self._width:
             raise _no_sequences(self._handle, given, f"(N, L, {self._width})")
-        self._latest = _Call(seen)
+        mask = kwargs.get(self._handle.kind.masked_by)
+        told = _Seen(mask).kept() if torch.is_tensor(mask) else None
+        self._latest = _Call(seen, mask=told)
         self._calls.append((self._handle.path, self._latest))
 
     def _leave(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:

@@ -7,10 +7,13 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrize
 
+from ssmreduce._checks import type_name
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.torch_arrays import sharded_type
 
 
 def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
@@ -48,13 +51,20 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
 
 
 def _check_quantised(handle: LayerHandle, name: str) -> None:
-    """Refuse matrices of integers, which are scaled by something else: what they hold is not their values."""
+    """Refuse what something else scales: matrices of integers, and tensors that compute their values."""
     tensor = attrgetter(name)(handle.layer)
-    if tensor.ndim > 1 and not (tensor.is_floating_point() or tensor.is_complex()):
-        raise UnsupportedLayerError(
-            f"`{name}` of layer `{handle.name}` has dtype {tensor.dtype}, as of a quantised layer; expected "
-            "floating-point numbers. Cut the layer before it is quantised."
-        )
+    floats = tensor.is_floating_point() or tensor.is_complex()
+    own = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    if own and not isinstance(tensor, (sharded_type(), FakeTensor)):
+        found = f"is a {type_name(tensor)}"
+    elif tensor.ndim > 1 and not floats:
+        found = f"has dtype {tensor.dtype}"
+    else:
+        return
+    raise UnsupportedLayerError(
+        f"`{name}` of layer `{handle.name}` {found}, as of a quantised layer; expected "
+        "floating-point numbers. Cut the layer before it is quantised."
+    )
 
 
 def _check_sharing(model: Any, handles: Sequence[LayerHandle]) -> None:

@@ -70,7 +70,11 @@ class Layer(ABC):
     widths : dict of str to str
         Attributes that are the length of a weight along its first axis, and the name of that weight.
     config_sizes : tuple of str
-        Fields of configs of libraries, one of them for all layers of a model, that count their states.
+        Fields of configs of libraries, one of them for all layers of a model, that count their states. One
+        with a dot, ``ssm_cfg.d_state``, is an entry of a dict.
+    masked_by : str
+        Argument of a call of the layer object, (N, L), that is 0 where sequences are padded: what goes into
+        the layer and its states is zero there.
     eps : float
         Rounding of the layer itself, where that is coarser than the dtype of its weights.
     needs_data : bool
@@ -85,6 +89,7 @@ class Layer(ABC):
     caches: tuple[str, ...] = ()
     widths: Mapping[str, str] = MappingProxyType({})
     config_sizes: tuple[str, ...] = ()
+    masked_by: str = ""
     eps: float = 0.0
     needs_data: bool = False
     both_directions: bool = False
@@ -139,6 +144,10 @@ class Layer(ABC):
     def output(self, weights: Weights, inputs: HostArray) -> HostArray:
         """Return what the layer puts out for sequences (N, L, m), from rest: an (N, L, p) array."""
         return output(self.read(weights), inputs, both_directions=self.both_directions)
+
+    def rests_while_masked(self, weights: Weights) -> bool:
+        """Tell whether the layer is at rest after steps that `masked_by` says are padded."""
+        return True
 
     def unknowns(self, weights: Weights, order: int) -> float:
         """Return how many unknowns a fit to data has for each output, where `order` states are kept."""

@@ -30,6 +30,9 @@ _SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
 )
 """Arrays, other attributes, and what has both: layers whose systems depend on their inputs."""
 
+_PROJECTIONS = ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")
+"""Modules inside a Mamba mixer."""
+
 
 class Likeness:
     """How near an object is to a known layer.
@@ -61,6 +64,18 @@ class Likeness:
                 self.share = 1.0
                 self.reason = f"it is {name}, whose system depends on its input: not supported yet"
                 self.advice = "In a model that has known layers, too, they stay as they are."
+                self._look_at_projections(axes)
+
+    def _look_at_projections(self, axes: Mapping[str, int]) -> None:
+        """Say which projection of a Mamba mixer holds no weight of its own."""
+        bare = [name for name in _PROJECTIONS if _holds(self.layer, name)]
+        bare = [name for name in bare if f"{name}.weight" not in axes]
+        if "A_log" in axes and bare:
+            self.reason = (
+                f"it is a selective layer (Mamba) whose {', '.join(f'`{name}`' for name in bare)} "
+                "holds no `weight`, as where it is quantised or wrapped"
+            )
+            self.advice = "Cut the model before it is quantised; merge what is wrapped."
 
 
 def _holds(layer: Any, name: str) -> bool:

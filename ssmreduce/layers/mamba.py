@@ -59,7 +59,7 @@ class Mamba(SelectiveLayer):
     methods = ("compensated", "selected", "merged")
     known_by = "A_log"
     sizes = ("ssm_state_size", "d_state", "config.d_state")
-    config_sizes = ("state_size",)
+    config_sizes = ("state_size", "ssm_cfg.d_state")
 
     def __init__(self, biases: tuple[str, ...] = ("conv1d.bias",)) -> None:
         self._biases = biases

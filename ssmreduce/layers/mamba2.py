@@ -62,7 +62,7 @@ class Mamba2(SelectiveLayer):
     known_by = "A_log"
     sizes = ("ssm_state_size", "d_state", "groups_time_state_size", "config.d_state")
     widths: Mapping[str, str] = MappingProxyType({"conv_dim": "conv1d.weight"})
-    config_sizes = ("state_size", "mamba_d_state", "ssm_state_size")
+    config_sizes = ("state_size", "mamba_d_state", "ssm_state_size", "ssm_cfg.d_state")
 
     def __init__(
         self, settings: Settings, others: tuple[str, ...] = ("conv1d.bias", "norm.weight")

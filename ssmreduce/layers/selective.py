@@ -52,6 +52,7 @@ class SelectiveLayer(Layer):
     """
 
     needs_data = True
+    masked_by = "attention_mask"
     title: str = ""
     methods: tuple[Method, ...] = ()
 
@@ -81,6 +82,10 @@ class SelectiveLayer(Layer):
         """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
         self.check_readable(weights)
         return self.mixer(weights).output(inputs)
+
+    def rests_while_masked(self, weights: Weights) -> bool:
+        """Tell whether the convolution sees zeros at masked steps: there is no bias before it."""
+        return not np.any(weights.get("in_proj.bias", 0.0))
 
     def check_readable(self, weights: Weights) -> None:
         """Raise unless the weights fit together and are finite."""
@@ -129,7 +134,8 @@ class SelectiveLayer(Layer):
         if options.method not in ("best", *self.methods):
             raise UnsupportedLayerError(
                 f"`method` is {options.method!r}, by which {self.title} cannot be cut; expected one of "
-                f"'best', {', '.join(map(repr, self.methods))}."
+                f"'best', {', '.join(map(repr, self.methods))}. Leave the layer out with "
+                "options=CutOptions(exclude=...), and cut it by another call."
             )
         self.check_readable(weights)
         return self.planned(weights, options, storage, data).candidates(order)
@@ -248,6 +254,7 @@ class SelectivePlan(Generic[C]):
                 if (cut.output_error or 0.0) <= rule.relative
             }
 
+        _ = self.scores  # what is wrong with the layer or the data is said here
         best = smallest(
             1,
             self._options.count(self.old_order),
@@ -259,7 +266,7 @@ class SelectivePlan(Generic[C]):
     def _at_size(self, count: int) -> Candidates | None:
         try:
             return self._of_order(self._options.size(count))
-        except SSMReduceError:  # more states than a method can make
+        except OrderError:  # more states than a method can make
             return None
 
     def _of_order(self, order: int) -> Candidates:
@@ -273,7 +280,7 @@ class SelectivePlan(Generic[C]):
             except SSMReduceError as error:
                 errors.append(error)
         if not cuts:
-            raise errors[-1]
+            raise min(errors, key=lambda error: isinstance(error, OrderError))
         return Candidates(None, cuts)
 
     def _finite(self, method: Method, order: int) -> C:

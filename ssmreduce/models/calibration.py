@@ -277,7 +277,8 @@ def calibrate(
         reducer is told ``above_chance="match"``. By default ``model(batch)``, or ``model(batch[0])`` for
         tuples and lists; of a module that takes one sequence, ``jax.vmap(model)(batch)``.
     mask : callable, optional
-        ``mask(batch)`` returns an (N, L) array that is true where sequences are not padded.
+        ``mask(batch)`` returns an (N, L) array that is true where sequences are not padded. What Mamba
+        mixers of transformers are told by ``attention_mask`` counts without it.
     options : CutOptions
         Which layers to leave out; what is about cuts does not matter here.
     max_sequences : int

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -277,7 +278,7 @@ def _shapes(found: Layers, opt_state: Any) -> dict[str, str]:
     """What has to be the same before arrays can be gathered."""
     shapes = {"the type of its optimizer": type(opt_state).__qualname__}
     for handle in found.handles:
-        sizes = {key: tuple(getattr(handle.layer, key).shape) for key in handle.names}
+        sizes = {key: tuple(attrgetter(key)(handle.layer).shape) for key in handle.names}
         shapes[f"the shapes of layer `{handle.name}`"] = str(sizes)
         shapes[f"the optimizer state of layer `{handle.name}`"] = str(
             found.framework.fields_of(opt_state, handle)

@@ -109,6 +109,7 @@ def _shares(
         return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, options)
     if not free:
         return fixed
+    _check_units([layers[name] for name in free], budget)
     scores = {name: _scores(layers[name], options, data) for name in free}
     # Entry k: what is left out first where k multiples are kept.
     values = {name: each[::multiple_of] for name, each in scores.items()}
@@ -122,6 +123,18 @@ def _shares(
         whole = {name: sizes[name] for name in names if wanted[name] >= sizes[name]}
         shares |= whole or {name: options.rounded_down(size) for name, size in wanted.items()}
     return shares
+
+
+def _check_units(layers: Sequence[LayerHandle], budget: TotalBudget) -> None:
+    """Raise where scores of some layers are gains, and of others losses of outputs on data."""
+    names: dict[bool, str] = {each.kind.needs_data: each.name for each in layers}
+    if len(names) == 2 and not budget.relative:
+        raise OrderError(
+            f"`order` is {budget}, but layer `{names[False]}` has Hankel singular values and "
+            f"`{names[True]}`, which is selective, losses of outputs: they have no common unit; expected "
+            f"shares of the largest of each. Pass TotalBudget({budget.states}, relative=True), or an order "
+            "for each layer."
+        )
 
 
 def _scores(handle: LayerHandle, options: CutOptions, data: Calibration | None) -> HostArray:

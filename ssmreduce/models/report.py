@@ -296,12 +296,19 @@ class ModelReport(dict[str, LayerReduction]):
         return f"loss on what was held out: {change}{beside}"
 
     def _summary(self) -> str:
-        """Number of layers, states and the largest error, in a few words."""
+        """Number of layers, states and the largest error; of outputs, where no other is known."""
         states, orders, _, _ = self.totals()
-        errors = (part.measured_error for part in self.values())
-        largest = short(max((error for error in errors if error is not None), default=None))
         count = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
-        return f"{count}, {states} -> {orders} states, largest measured_error={largest}"
+        known = {
+            name: [error for error in errors if error is not None]
+            for name, errors in (
+                ("measured_error", [part.measured_error for part in self.values()]),
+                ("output_error", [part.output_error for part in self.values()]),
+            )
+        }
+        name = next((name for name, errors in known.items() if errors), "measured_error")
+        largest = short(max(known[name], default=None))
+        return f"{count}, {states} -> {orders} states, largest {name}={largest}"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return plain numbers by layer, for JSON, or ``pandas.DataFrame.from_dict(..., orient="index")``."""

@@ -14,6 +14,7 @@ from ssmreduce.errors import NonFiniteError, ShapeError, SSMReduceError, Unsuppo
 from ssmreduce.frameworks.framework import Framework, LayerHandle
 from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.models.layer_records import PADDED, LayerRecord, joined
+from ssmreduce.models.masked_steps import without_padding
 from ssmreduce.models.search import Layers
 
 _SAME, _ROUNDINGS = 1e-2, 8
@@ -58,10 +59,11 @@ class Runs:
         by_path = {handle.path: handle for handle in found.meant}
         for path, own in calls.items():
             handle = by_path[path]
-            for call in own:
+            for seen in own:
+                call, counted = without_padding(handle, seen, _checked(handle, seen, mask))
                 _check_call(handle, call)
                 # An output that a loss does not depend on has no derivative, or zero.
-                weights = _weights(handle, call, mask, otherwise=0.0 if differentiates else 1.0)
+                weights = _weights(call, counted, otherwise=0.0 if differentiates else 1.0)
                 record = LayerRecord(call.inputs, weights, np.zeros(len(call.inputs), bool))
                 earlier = records.get(handle.name)
                 records[handle.name] = record if earlier is None else earlier.joined(record)
@@ -140,14 +142,11 @@ class HeldOutLoss:
             return self.loss(model, batch)
 
 
-def _weights(
-    handle: LayerHandle, call: Recorded, mask: HostArray | None, *, otherwise: float
-) -> HostArray:
-    """Squares of derivatives by what comes out at each step, where known; negative where padded."""
+def _checked(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> HostArray | None:
+    """Raise `ShapeError` unless what `mask` returned says something about each step of a call."""
     steps = call.inputs.shape[:2]
-    squares = np.full(steps, otherwise) if call.squares is None else call.squares.astype(np.float64)
     if mask is None:
-        return squares
+        return None
     if mask.shape != steps:
         raise ShapeError(
             f"`mask` returned shape {mask.shape}, but layer `{handle.name}` is given {steps[0]} sequences of "
@@ -158,7 +157,14 @@ def _weights(
             f"`mask` returned {mask.size} entries of a batch that are all false; expected true for each step "
             "that is not padding. Turn it round, or leave out batches of padding."
         )
-    return np.where(mask, squares, PADDED)
+    return mask
+
+
+def _weights(call: Recorded, counted: HostArray | None, *, otherwise: float) -> HostArray:
+    """Squares of derivatives by what comes out at each step, where known; negative where padded."""
+    steps = call.inputs.shape[:2]
+    squares = np.full(steps, otherwise) if call.squares is None else call.squares.astype(np.float64)
+    return squares if counted is None else np.where(counted, squares, PADDED)
 
 
 def _check_call(handle: LayerHandle, call: Recorded) -> None:
@@ -182,7 +188,8 @@ def _check_call(handle: LayerHandle, call: Recorded) -> None:
     size = float(np.max(np.abs(own), initial=0.0))
     apart = np.inf
     if own.shape == call.first_output.shape:
-        apart = float(np.max(np.abs(own - call.first_output), initial=0.0))
+        steps = slice(None) if call.mask is None else call.mask[0]
+        apart = float(np.max(np.abs(own - call.first_output)[steps], initial=0.0))
     if not apart <= max(_SAME, _ROUNDINGS * handle.eps) * size:
         raise UnsupportedLayerError(
             f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "

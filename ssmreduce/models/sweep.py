@@ -62,6 +62,9 @@ _WHITE_HEADS = {
 _OPTIONAL = ("method", "output_error", "loss", "metric")
 """Columns that are left out where they are empty."""
 
+_OF_SYSTEMS = ("error_bound", "measured_error", "relative_error")
+"""The same where there are columns by data: layers that are selective have none of them."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SweepRow:
@@ -177,12 +180,13 @@ class Sweep:
         return min(good, key=_order_and_error)
 
     def _table(self) -> list[tuple[str, ...]]:
-        names = [
-            name
-            for name in _HEADS
-            if name not in _OPTIONAL or any(getattr(row, name) is not None for row in self.rows)
-        ]
-        heads = _HEADS | (_WHITE_HEADS if {"method", "output_error"} & {*names} else {})
+        filled = {
+            name for name in _HEADS if any(getattr(row, name) is not None for row in self.rows)
+        }
+        by_data = bool({"method", "output_error"} & filled)
+        may_lack = {*_OPTIONAL, *(_OF_SYSTEMS if by_data else ())}
+        names = [name for name in _HEADS if name in filled or name not in may_lack]
+        heads = _HEADS | (_WHITE_HEADS if by_data else {})
         rows = (tuple(row._cell(name) for name in names) for row in self.rows)
         return [tuple(heads[name] for name in names), *rows]
 

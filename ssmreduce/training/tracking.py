@@ -70,7 +70,8 @@ class ReductionEvent:
     real_order : int
         Where `hsv` was cut.
     hsv : (n,) array
-        Hankel singular values before the cut, descending (two for each stored state).
+        Hankel singular values before the cut, descending (two for each stored state); of a layer that runs no
+        one system, as Mamba, roots of what outputs lose with each state.
     tau : float or None
         1 - share, where the order rule keeps a share of the Hankel singular values.
     error_bound : float or None
