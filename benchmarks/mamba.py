@@ -54,6 +54,7 @@ class Text:
     """The characters of Python's own documentation; a tenth of it is for tests."""
 
     states, steps, orders, continued = 128, 2000, (16, 12, 8), 12
+    more_at_end = 24  # batches to calibrate: nothing is trained behind that cut
     clip = None
 
     def __init__(self):
@@ -78,6 +79,7 @@ class Copying:
     """Six letters among twenty blanks, to be said again in order when asked."""
 
     states, steps, orders, continued = 32, 1500, (8, 4, 2), 4
+    more_at_end = 0
     tokens = 10
     clip = 1.0
 
@@ -341,7 +343,9 @@ def one_seed(task, seed, given):
     found = {}
     for name, run in (("a tenth", early), ("the end", end)):
         print(f"seed {seed}, at {name}; orders {task.orders}", flush=True)
-        found[name] = table(run, task, test, calibration, step)
+        more = task.more_at_end if run is end and not given.quick else 0
+        batches = calibration + [task.batch() for _ in range(more)]
+        found[name] = table(run, task, test, batches, step)
     loss, hits = measured(task, end.model, test)
     found["ends"] = {"full": (loss, hits, end.seconds)}
     found["ends"] |= continued(early, task, given, test, calibration)
