@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from fingerprints import fingerprint
 from modules import KernelLRU, Stack, make_lru
@@ -200,6 +201,12 @@ def test_agreement_by_hand() -> None:
     assert first.overlap == 0.5
     assert first.rank_correlation == pytest.approx(1.0 - 6.0 * 4.0 / (4.0 * 15.0))
     assert last == Agreement(1, 1.0, pytest.approx(1.0))
+
+
+def test_rank_correlation_with_ties() -> None:
+    earlier, latest = [5.0, 3.0, 3.0, 1.0, 3.0], [2.0, 4.0, 1.0, 1.0, 6.0]
+    (first, _) = trace_of(earlier, latest, share=1.0).agreement("layer")
+    assert first.rank_correlation == pytest.approx(scipy.stats.spearmanr(earlier, latest).statistic)
 
 
 def test_settled_since_when() -> None:

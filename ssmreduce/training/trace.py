@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.stats
 
 from ssmreduce._checks import (
     check_instance,
@@ -396,5 +395,13 @@ def _agreement(earlier: HankelRecord, latest: HankelRecord, share: float) -> Agr
         # Nothing to rank: one state, or all of them equal.
         correlation = 1.0 if before == now else 0.0
     else:
-        correlation = float(scipy.stats.spearmanr(*pair).statistic)
+        correlation = float(np.corrcoef(*map(_ranks, pair))[0, 1])
     return Agreement(earlier.step, len(before & now) / len(either), correlation)
+
+
+def _ranks(values: HostArray) -> HostArray:
+    """Rank of each value, ascending; equal ones share the mean of theirs."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean: HostArray = (last - 0.5 * (counts - 1))[index]
+    return mean
