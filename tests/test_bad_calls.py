@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import bad_calls
+import matplotlib
 import numpy as np
 import pytest
-from good_calls import CALLS, continuous, dense, diagonal, event
+from good_calls import CALLS, continuous, dense, diagonal, event, trace
+from matplotlib import pyplot
 
 import ssmreduce
 from ssmreduce import (
@@ -27,7 +29,15 @@ from ssmreduce import (
 )
 from ssmreduce.adapters.pymor import to_pymor
 from ssmreduce.errors import OrderError, ShapeError, TimeDomainError
-from ssmreduce.plotting import plot_hsv_decay, plot_poles
+
+
+@pytest.fixture(autouse=True)
+def _close_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pictures are pyplot's here, since python-control has loaded it."""
+    monkeypatch.setitem(matplotlib.rcParams, "figure.max_open_warning", 0)
+    yield
+    pyplot.close("all")
+
 
 RESULTS = {
     "Calibration",
@@ -154,14 +164,12 @@ def test_pymor_gets_copies_that_it_may_lock() -> None:
 
 
 def test_pictures_name_what_is_no_event() -> None:
-    for plot in (plot_hsv_decay, plot_poles):
-        for events in (None, 3, [1], {"a": 1}, [event(), "b"]):
-            with pytest.raises(SSMReduceError, match="`events` is"):
-                plot(events)
-        plot([])
+    for events in (None, 3, [1], {"a": 1}, [event(), "b"]):
+        with pytest.raises(SSMReduceError, match="`events` is"):
+            trace().plot(events)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="`hsv`"):
         dataclasses.replace(event(), hsv=np.zeros((2, 0)))
-    plot_hsv_decay([dataclasses.replace(event(), hsv=np.ones((2, 12)))])
+    dataclasses.replace(event(), hsv=np.ones((2, 12))).plot()
 
 
 def test_indices_are_ints_and_the_end_of_a_batch_ends_a_loop() -> None:
