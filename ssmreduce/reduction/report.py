@@ -198,15 +198,16 @@ class Reduction:
 
     def _ranking(self) -> tuple[HostArray, int, str]:
         """Finite values by which states were ranked, how many were kept at most, and what they are."""
-        hsv, scores = to_double(self.hsv), self.scores
-        if scores is None:
+        if self.scores is None:
             by_data = self.method.startswith("data-driven")
             name = "singular value by data" if by_data else "Hankel singular value"
-            return hsv, int(np.max(to_host(self.real_order))), name
-        # Modes that are kept in any case have an infinite one.
-        found = np.where(np.isfinite(scores), scores, np.nan)
-        always = int(np.sum(np.isnan(found.reshape(-1, found.shape[-1])[0])))
-        return found[..., always:], int(np.max(self.order)) - always, "score of the state"
+            return to_double(self.hsv), int(np.max(to_host(self.real_order))), name
+        # Modes that are kept in any case have an infinite one, and come first.
+        scores = to_double(self.scores)
+        always = int(np.isinf(scores).sum(axis=-1).max(initial=0))
+        # The smaller counts states: an oscillator is one of two real ones, a stored mode may be too.
+        kept = min(int(np.max(to_host(each))) for each in (self.order, self.real_order))
+        return scores[..., always:], kept - always, "score of the state"
 
     def _singles(self) -> tuple[Reduction, ...]:
         """The reductions of a batch: its parts, or where all were cut as one, pieces of it."""
