@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import bad_calls
@@ -12,7 +12,6 @@ import matplotlib
 import numpy as np
 import pytest
 from good_calls import CALLS, continuous, dense, diagonal, event, trace
-from matplotlib import pyplot
 
 import ssmreduce
 from ssmreduce import (
@@ -32,11 +31,9 @@ from ssmreduce.errors import OrderError, ShapeError, TimeDomainError
 
 
 @pytest.fixture(autouse=True)
-def _close_figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pictures are pyplot's here, since python-control has loaded it."""
+def _many_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are pyplot's here, since python-control has loaded it, and there are hundreds."""
     monkeypatch.setitem(matplotlib.rcParams, "figure.max_open_warning", 0)
-    yield
-    pyplot.close("all")
 
 
 RESULTS = {
