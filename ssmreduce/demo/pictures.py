@@ -119,7 +119,7 @@ def poles_picture(events: Sequence[ReductionEvent]) -> Figure:
     """Poles before and after each cut on the upper half of the unit disk, a panel each."""
     columns = min(max(len(events), 1), _COLUMNS)
     rows = max(1, -(-len(events) // columns))
-    figure = Figure((4.8 * columns, 3.0 * rows), layout="constrained", dpi=150)
+    figure = Figure((4.6 * columns, 3.6 * rows), layout="constrained", dpi=150)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, event in zip(panels, events, strict=False):
         both = event.poles_before, event.poles_after

@@ -22,7 +22,7 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#8C8C8C"
 
-FULL: dict[str, Any] = {"color": GREY, "linestyle": "-", "linewidth": 3.0}
+FULL: dict[str, Any] = {"color": "#C4C4C4", "linestyle": "-", "linewidth": 4.0}
 REDUCED: dict[str, Any] = {"color": COLOURS[1], "linestyle": "--", "linewidth": 1.6}
 ERROR: dict[str, Any] = {"color": COLOURS[0], "linestyle": "-.", "linewidth": 1.2}
 BOUND: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.4}

@@ -117,7 +117,7 @@ def plot_poles(
     sets = [_poles(before, "before", folded)]
     if after is not None:
         sets.append(_poles(after, "after", folded))
-    axes = one_panel(ax, (5.2, 3.6 if folded and isinstance(time, Discrete) else 4.8))
+    axes = one_panel(ax, (5.2, 4.0 if folded and isinstance(time, Discrete) else 4.8))
     looks: list[dict[str, Any]] = [
         {"s": 20, "color": GREY, "alpha": 0.7, "linewidths": 0},
         {"s": 46, "marker": "x", "color": COLOURS[1], "linewidths": 1.5},
