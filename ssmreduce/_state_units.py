@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.linalg import lapack
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from ssmreduce._namespace import HostArray
 
@@ -107,6 +105,9 @@ def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     n = A.shape[0]
     if np.count_nonzero(A) == A.size:
         return whole(n)
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     rows, columns = np.nonzero(A)
     starts = np.zeros(n + 1, dtype=np.int32)
     np.cumsum(np.bincount(rows, minlength=n), out=starts[1:])

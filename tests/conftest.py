@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -166,6 +167,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
         "nothing was called in the library; see tests/exceptions.py"
     )
     return result
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    """Pictures are pyplot's where python-control, say, has loaded it, and stay open."""
+    yield
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close("all")
 
 
 @pytest.fixture

@@ -690,12 +690,60 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         {"system": dense(), "state": frozen()},
     ),
     # pictures
-    "plot_hsv_decay": lambda: (plotting.plot_hsv_decay, {"events": [event(), event()]}),
-    "plot_poles": lambda: (plotting.plot_poles, {"events": [event(), event()]}),
-    "plot_accuracy": lambda: (
-        plotting.plot_accuracy,
-        {"curves": {"run": ([1.0, 2.0], [0.5, 0.75])}, "cut_times": {"run": [1.5]}},
+    "plot_hsv": lambda: (
+        plotting.plot_hsv,
+        {"hsv": HSV, "order": 2, "energy": [0.9], "name": "value", "label": "a", "ax": None},
     ),
-    "plot_trace": lambda: (plotting.plot_trace, {"trace": trace(), "events": [event()]}),
-    "HankelTrace.plot": lambda: (trace().plot, {"events": [event()]}),
+    "plot_errors": lambda: (
+        plotting.plot_errors,
+        {
+            "orders": [1, 2],
+            "errors": {"bound": [2.0, None]},
+            "metric": [0.5, 0.75],
+            "metric_name": "accuracy",
+        },
+    ),
+    "plot_poles": lambda: (
+        plotting.plot_poles,
+        {"before": diagonal().poles(), "after": [0.5], "time": Discrete(), "folded": True},
+    ),
+    "plot_gain": lambda: (
+        plotting.plot_gain,
+        {"system": dense(), "reduced": reduction().system, "bound": 0.5, "omega": [0.1, 1.0]},
+    ),
+    "plot_impulse": lambda: (
+        plotting.plot_impulse,
+        {"system": dense(), "reduced": reduction().system, "channel": (0, 1), "length": 5},
+    ),
+    "plot_impulse continuous": lambda: (
+        plotting.plot_impulse,
+        {"system": continuous(), "times": TIMES, "ax": None},
+    ),
+    "plot_hsv_map": lambda: (
+        plotting.plot_hsv_map,
+        {
+            "steps": [1, 2],
+            "hsv": [HSV, HSV[:2]],
+            "kept": [2, 1],
+            "cuts": {1.5: "4 → 2"},
+            "name": "value",
+        },
+    ),
+    "plot_agreement": lambda: (
+        plotting.plot_agreement,
+        {"steps": [1, 2], "overlap": [0.5, 1.0], "rank_correlation": [0.5, 1.0], "settled": 2.0},
+    ),
+    "plot_metric": lambda: (
+        plotting.plot_metric,
+        {"curves": {"run": ([1.0, 2.0], [0.5, 0.75])}, "cuts": {"run": [1.5]}, "name": "accuracy"},
+    ),
+    "plot_layers": lambda: (
+        plotting.plot_layers,
+        {"layers": ["a"], "before": [4], "after": [2], "errors": {"bound": [0.5]}, "ax": None},
+    ),
+    "HankelTrace.plot": lambda: (trace().plot, {"events": [event()], "ax": None}),
+    "ReductionEvent.plot": lambda: (event().plot, {"ax": None}),
+    "Reduction.plot": lambda: (reduction().plot, {"ax": None}),
+    "Balancing.plot": lambda: (balancing().plot, {"order": 2, "ax": None}),
+    "LayerReduction.plot": lambda: (layer_reduction().plot, {"ax": None}),
 }

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import bad_calls
+import matplotlib
 import numpy as np
 import pytest
-from good_calls import CALLS, continuous, dense, diagonal, event
+from good_calls import CALLS, continuous, dense, diagonal, event, trace
 
 import ssmreduce
 from ssmreduce import (
@@ -27,7 +28,13 @@ from ssmreduce import (
 )
 from ssmreduce.adapters.pymor import to_pymor
 from ssmreduce.errors import OrderError, ShapeError, TimeDomainError
-from ssmreduce.plotting import plot_hsv_decay, plot_poles
+
+
+@pytest.fixture(autouse=True)
+def _many_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are pyplot's here, since python-control has loaded it, and there are hundreds."""
+    monkeypatch.setitem(matplotlib.rcParams, "figure.max_open_warning", 0)
+
 
 RESULTS = {
     "Calibration",
@@ -154,14 +161,12 @@ def test_pymor_gets_copies_that_it_may_lock() -> None:
 
 
 def test_pictures_name_what_is_no_event() -> None:
-    for plot in (plot_hsv_decay, plot_poles):
-        for events in (None, 3, [1], {"a": 1}, [event(), "b"]):
-            with pytest.raises(SSMReduceError, match="`events` is"):
-                plot(events)
-        plot([])
+    for events in (None, 3, [1], {"a": 1}, [event(), "b"]):
+        with pytest.raises(SSMReduceError, match="`events` is"):
+            trace().plot(events)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="`hsv`"):
         dataclasses.replace(event(), hsv=np.zeros((2, 0)))
-    plot_hsv_decay([dataclasses.replace(event(), hsv=np.ones((2, 12)))])
+    dataclasses.replace(event(), hsv=np.ones((2, 12))).plot()
 
 
 def test_indices_are_ints_and_the_end_of_a_batch_ends_a_loop() -> None:

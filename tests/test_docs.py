@@ -53,6 +53,15 @@ def test_a_layer_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert len([line for line in path.read_text().splitlines() if line]) < 40
 
 
+def test_the_pictures_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["pictures.py", str(tmp_path)])
+    runpy.run_path(str(FOLDER / "pictures.py"), run_name="__main__")
+    page = (FOLDER.parent / "pictures.rst").read_text(encoding="utf-8")
+    shown = sorted(re.findall(r"image:: (\S+)", page))
+    assert sorted(path.name for path in tmp_path.iterdir()) == shown
+    assert all((FOLDER.parent / name).exists() for name in shown)
+
+
 def test_a_framework_of_ones_own() -> None:
     path = FOLDER / "own_framework.py"
     Part = runpy.run_path(str(path))["Part"]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from fingerprints import fingerprint
 from modules import KernelLRU, Stack, make_lru
@@ -202,6 +203,12 @@ def test_agreement_by_hand() -> None:
     assert last == Agreement(1, 1.0, pytest.approx(1.0))
 
 
+def test_rank_correlation_with_ties() -> None:
+    earlier, latest = [5.0, 3.0, 3.0, 1.0, 3.0], [2.0, 4.0, 1.0, 1.0, 6.0]
+    (first, _) = trace_of(earlier, latest, share=1.0).agreement("layer")
+    assert first.rank_correlation == pytest.approx(scipy.stats.spearmanr(earlier, latest).statistic)
+
+
 def test_settled_since_when() -> None:
     rising = trace_of([1.0, 5.0, 9.0], [9.0, 5.0, 3.0], [9.0, 6.0, 3.0], [9.0, 5.0, 2.0])
     assert rising.settled("layer") == 1
@@ -291,7 +298,7 @@ def test_a_long_trace_thins_itself(
     if last > 40_000:
         assert trace.agreement("first")[0].step == trace.settled("first") == 40_000
     assert trace.settled("second") == 100
-    labels = [axes.get_xlabel() for axes in trace.plot().axes[2:]]
+    labels = [axes.get_xlabel() for axes in trace.plot()[:, 1]]
     expected = "step" if spacing == 100 else f"step (recorded at least every {spacing})"
     assert labels[1] == expected
 
@@ -505,14 +512,13 @@ def test_the_picture_tells_values_by_data_apart() -> None:
     last = dataclasses.replace(trace.records[2], data_hsv=np.array([7.0, 0.5]))
     trace.records[0], trace.records[2] = first, last
     trace.records.append(dataclasses.replace(trace.records[1], layer="other"))
-    figure = trace.plot()
-    above, other = figure.axes[:2]
-    dashed = [line for line in above.lines if line.get_linestyle() == "--"]
-    np.testing.assert_array_equal([line.get_ydata() for line in dashed], [[8.0, 7.0], [1.0, 0.5]])
-    np.testing.assert_array_equal(dashed[0].get_xdata(), [0, 2])
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:3] == ["one value each", "last of 90% of the sum", "one value each, by data"]
-    assert [axes.get_title() for axes in (above, other)] == ["layer", "other (no values by data)"]
+    axes = trace.plot()
+    assert axes.shape == (2, 3)
+    np.testing.assert_array_equal(mapped(axes[0, 1]), [[8.0, 7.0], [1.0, 0.5]])
+    assert axes[1, 1].texts[0].get_text() == "no values by data"
+    assert [row[0].get_title() for row in axes] == ["layer", "other"]
+    names = [each.get_ylabel() for each in axes[0, 0].figure.axes[6:]]
+    assert sorted(set(names)) == ["Hankel singular value", "singular value by data"]
     with pytest.raises(ShapeError, match="`data_hsv` has shape"):
         dataclasses.replace(first, data_hsv=np.ones(3))
 
@@ -531,43 +537,55 @@ def test_json_and_back() -> None:
     )
 
 
+def mapped(axes: Any) -> Any:
+    """Values of the heat map, NaN where there is no state."""
+    return np.ma.filled(axes.collections[0].get_array(), np.nan)
+
+
 def test_the_picture() -> None:
-    figure = trace_of([1.0, 5.0, 9.0], [9.0, 5.0, 3.0], [9.0, 6.0, 3.0], [4.0, 2.0]).plot()
-    above, below = figure.axes
+    axes = trace_of([1.0, 5.0, 9.0], [9.0, 5.0, 3.0], [9.0, 6.0, 3.0], [4.0, 2.0]).plot()
+    assert axes.shape == (1, 2)
+    above, agreement = axes[0]
     assert above.get_title() == "layer"
-    curves = [line for line in above.lines if len(line.get_xdata()) == 4]
-    np.testing.assert_array_equal(curves[0].get_ydata(), [9.0, 9.0, 9.0, 4.0])
-    np.testing.assert_array_equal(curves[2].get_ydata(), [1.0, 3.0, 3.0, np.nan])
-    (change,) = [line for line in above.lines if len(set(line.get_xdata())) == 1]
-    assert list(change.get_xdata()) == [2.5, 2.5]
-    assert [line.get_label() for line in below.lines][:2] == [
+    nan = np.nan
+    table = [[9.0, 9.0, 9.0, 4.0], [5.0, 5.0, 6.0, 2.0], [1.0, 3.0, 3.0, nan]]
+    np.testing.assert_array_equal(mapped(above), table)
+    # 14 of 15 are less than 96 %, 14 of 17 and 15 of 18 less than 90 %.
+    (kept,) = [line for line in above.lines if line.get_label() == "90 % of the sum"]
+    assert kept.get_ydata().tolist() == [2.5, 3.5, 3.5, 2.5]
+    assert [line.get_label() for line in agreement.lines][:2] == [
         "same states kept (overlap)",
         "same order (rank correlation)",
     ]
     two = HankelTrace(1)
     two.record(1, stack())
-    assert len(two.plot().axes) == 4
-    assert len(HankelTrace(1).plot().axes) == 1
+    assert two.plot().shape == (2, 2)
+    assert HankelTrace(1).plot()[0, 0].texts[0].get_text() == "nothing was recorded"
 
 
-def steps_of_lines(axes: Any) -> list[float]:
-    return [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
+def steps_of_cuts(axes: Any) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if line.get_color() == "white"][1:]
 
 
 def test_the_picture_marks_cuts_at_their_steps() -> None:
-    trace = trace_of([9.0, 5.0, 3.0], [4.0, 2.0], [4.0, 2.0], [2.0])
-    cut = dataclasses.replace(good_calls.event(), step=1, layer="layer", old_order=3, new_order=2)
+    trace = trace_of(*[[9.0, 5.0, 3.0]] * 3, *[[4.0, 2.0]] * 37)
+    cut = dataclasses.replace(good_calls.event(), step=2, layer="layer", old_order=3, new_order=2)
     other = dataclasses.replace(cut, layer="other")
-    above, _ = trace.plot([cut, other]).axes
-    # The last one is a change that no event tells of.
-    assert steps_of_lines(above) == [1, 2.5]
+    above = trace.plot([cut, other])[0, 0]
+    assert steps_of_cuts(above) == [2]
     assert [text.get_text() for text in above.texts] == ["3 → 2"]
-    assert above.texts[0].xy == (1, 0.0)
-    above, _ = trace.plot([dataclasses.replace(cut, rolled_back=2)]).axes
-    assert steps_of_lines(above) == [2, 1]
-    assert [text.get_text() for text in above.texts] == ["3 → 2, undone at 2"]
+    assert above.texts[0].xy == (2, 1.0)
+    above = trace.plot([dataclasses.replace(cut, rolled_back=20)])[0, 0]
+    assert steps_of_cuts(above) == [2, 20]
+    assert [text.get_text() for text in above.texts] == ["3 → 2", "undone"]
     with pytest.raises(OrderError, match="`events` is"):
         trace.plot(["cut"])  # type: ignore[list-item]
+
+
+def test_a_trace_whose_step_went_back() -> None:
+    trace = trace_of([9.0, 5.0], [8.0, 4.0], [7.0, 3.0])
+    trace.records.append(dataclasses.replace(trace.records[0], step=1))
+    np.testing.assert_array_equal(mapped(trace.plot()[0, 0]), [[9.0, 9.0, 7.0], [5.0, 5.0, 3.0]])
 
 
 def test_a_layer_without_response() -> None:
@@ -577,7 +595,7 @@ def test_a_layer_without_response() -> None:
     trace.record(1, silent)
     trace.record(2, silent)
     assert not np.any(trace.records[0].shares)
-    trace.plot().canvas.draw()
+    trace.plot()[0, 0].figure.canvas.draw()
     trace.record(3, layer)
     assert trace.settled("model") is None
-    trace.plot().canvas.draw()
+    trace.plot()[0, 0].figure.canvas.draw()

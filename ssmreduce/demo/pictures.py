@@ -1,7 +1,8 @@
-"""Pictures of all seeds: accuracy against time, and the poles of small models among the eight tones."""
+"""Pictures of all seeds: accuracy against time, values and poles at each cut, poles among the eight tones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from matplotlib.lines import Line2D
 from ssmreduce.demo.experiment import Experiment
 from ssmreduce.demo.runs import Run
 from ssmreduce.demo.tones import NEAR, SAMPLING_RATE, TONES, frequencies, near_a_tone
+from ssmreduce.plotting import plot_hsv, plot_poles
+from ssmreduce.time_domain import Discrete
+from ssmreduce.training.tracking import ReductionEvent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +32,9 @@ _MARKERS: dict[str, dict[str, Any]] = {
     "at a tone": {"color": "#0072B2", "linestyle": "none", "marker": "o", "markersize": 6},
     "elsewhere": {"color": "#D55E00", "linestyle": "none", "marker": "x", "markeredgewidth": 2},
 }
+
+_COLUMNS = 3
+"""Panels beside each other."""
 
 _TOP, _ROW, _BOTTOM = 0.6, 1.05, 0.85
 """Inches."""
@@ -91,6 +98,45 @@ def _sizes(runs: list[Run], full: int) -> str:
     ends = sorted({str(run.states) for run in runs if run.states_per_layer}, key=int)
     start = f"{full} → " if any(run.cut_times for run in runs) else ""
     return f"{start}{' or '.join(ends) or '–'} states"
+
+
+def values_picture(events: Sequence[ReductionEvent]) -> Figure:
+    """Hankel singular values before each cut, largest first; the last that each kept is marked."""
+    figure = Figure((7.0, 4.6), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    for event in events:
+        label = f"{_cut_name(event, events)}: {event.old_order} → {event.new_order} states"
+        kept = min(event.real_order, event.hsv.shape[-1])
+        plot_hsv(event.hsv, kept, energy=(), label=label, ax=axes)
+    if not events:
+        axes.text(0.5, 0.5, "no cut was made", ha="center", transform=axes.transAxes)
+    axes.title.set_text("Hankel singular values at each cut; the marker is the last one kept")
+    axes.set_xlabel("number of the value (2 per stored state)")
+    return figure
+
+
+def poles_picture(events: Sequence[ReductionEvent]) -> Figure:
+    """Poles before and after each cut on the upper half of the unit disk, a panel each."""
+    columns = min(max(len(events), 1), _COLUMNS)
+    rows = max(1, -(-len(events) // columns))
+    figure = Figure((4.6 * columns, 3.6 * rows), layout="constrained", dpi=150)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, event in zip(panels, events, strict=False):
+        both = event.poles_before, event.poles_after
+        plot_poles(*both, time=Discrete(), folded=True, ax=axes)
+        name = f"{_cut_name(event, events)}: {event.old_order} → {event.new_order} states"
+        axes.title.set_text(name)
+    for axes in panels[len(events) :]:
+        axes.set_axis_off()
+    if not events:
+        panels[0].text(0.5, 0.5, "no cut was made", ha="center", transform=panels[0].transAxes)
+    return figure
+
+
+def _cut_name(event: ReductionEvent, events: Sequence[ReductionEvent]) -> str:
+    """Step of the cut, with the layer where there are several."""
+    several = len({other.layer for other in events}) > 1
+    return f"step {event.step}, {event.layer}" if several else f"step {event.step}"
 
 
 def tones_picture(experiment: Experiment) -> Figure:

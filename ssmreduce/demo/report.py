@@ -21,10 +21,14 @@ from rich.table import Table
 
 from ssmreduce._files import written_whole
 from ssmreduce.demo.experiment import Experiment
-from ssmreduce.demo.pictures import accuracy_picture, tones_picture
+from ssmreduce.demo.pictures import (
+    accuracy_picture,
+    poles_picture,
+    tones_picture,
+    values_picture,
+)
 from ssmreduce.demo.runs import Run
 from ssmreduce.demo.tones import TONES, tones_found
-from ssmreduce.plotting import plot_hsv_decay, plot_poles
 from ssmreduce.training.tracking import ReductionEvent
 
 _ABSENT = "–"
@@ -99,9 +103,9 @@ def write_results(experiment: Experiment, folder: Path) -> list[Path]:
     events = [event for run in experiment for event in _of_seed(run, experiment)]
     has_tones = experiment.settings.dataset == "tones"
     pictures = {
-        _HSV: plot_hsv_decay(events),
+        _HSV: values_picture(events),
         _ACCURACY: accuracy_picture(experiment),
-        _POLES: tones_picture(experiment) if has_tones else plot_poles(events),
+        _POLES: tones_picture(experiment) if has_tones else poles_picture(events),
     }
     for name, figure in pictures.items():
         with written_whole(folder / name) as path:

@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import UnstableSystemError
@@ -111,6 +110,8 @@ def _copied_part(part: Reduction, system: System, kind: LTILayer, change: HostAr
 
 def _continued(A: HostArray, slot_map: SlotMap) -> SlotMap:
     """The slots of A that continue those of another matrix near it."""
+    from scipy.optimize import linear_sum_assignment
+
     poles, vectors = np.linalg.eig(A)
     chosen = np.zeros(slot_map.order, dtype=int)
     for pair in (True, False):

@@ -38,6 +38,9 @@ _VALUES = (
 )
 """What a dict says of it, and the losses."""
 
+LOST_OUTPUT = "root of the output lost with each state"
+"""What the values are by which states of a selective layer are ranked."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -135,6 +138,33 @@ class LayerReduction:
             "unmatched_loss": None if self.losses is None else self.losses.unmatched,
         }
         return {name: getattr(self, name) for name in _VALUES} | losses
+
+    def plot(self, *, ax: Any = None) -> HostArray:
+        """Draw the values by which states were ranked, poles, gain and impulse response.
+
+        Parameters
+        ----------
+        ax : four Axes, optional
+            Where to draw; a new figure otherwise. A layer that runs no one system takes one.
+
+        Returns
+        -------
+        array of Axes
+            As `Reduction.plot` returns them; of a layer that runs no one system those of the values alone.
+
+        Raises
+        ------
+        MissingBackendError
+            If Matplotlib is not installed.
+        """
+        if self.cut.reduction is not None:
+            return self.cut.reduction.plot(ax=ax)
+        from ssmreduce.plotting.axes import panels
+        from ssmreduce.plotting.decay import plot_hsv
+
+        axes = panels(ax, (6.4, 4.2), 1, 1)
+        plot_hsv(self.cut.scores, self.new_order, name=LOST_OUTPUT, ax=axes[0, 0])
+        return axes
 
     @property
     def method(self) -> str | None:
@@ -314,6 +344,36 @@ class ModelReport(dict[str, LayerReduction]):
         """Return plain numbers by layer, for JSON, or ``pandas.DataFrame.from_dict(..., orient="index")``."""
         return {name: part.to_dict() for name, part in self.items()}
 
+    def plot(self, *, ax: Any = None) -> HostArray:
+        """Draw the states of each layer before and after, and beside them its errors and bound.
+
+        Parameters
+        ----------
+        ax : two Axes, optional
+            Where to draw; a new figure otherwise.
+
+        Returns
+        -------
+        (2,) array of Axes
+            See `ssmreduce.plotting.plot_layers`.
+
+        Raises
+        ------
+        MissingBackendError
+            If Matplotlib is not installed.
+        """
+        from ssmreduce.plotting.layers import plot_layers
+
+        parts = list(self.values())
+        errors = {
+            "error bound": [part.error_bound for part in parts],
+            "measured error (at least)": [part.measured_error for part in parts],
+        }
+        if any(part.output_error is not None for part in parts):
+            errors["output error (relative)"] = [part.output_error for part in parts]
+        orders = [part.old_order for part in parts], [part.new_order for part in parts]
+        return plot_layers([*self], *orders, errors=errors, ax=ax)
+
     def _rows(self) -> list[tuple[str, ...]]:
         states, orders, parameters, saved = self.totals()
         head, *rows = _rows(self)
@@ -373,6 +433,10 @@ class ModelReduction:
         if not self.skipped:
             return table
         return f"{table}\n{html_table([('not reduced', 'reason'), *self.skipped.items()])}"
+
+    def plot(self, *, ax: Any = None) -> HostArray:
+        """Draw the report; see `ModelReport.plot`."""
+        return self.report.plot(ax=ax)
 
     def __str__(self) -> str:
         """The table of the report, and what was passed over."""

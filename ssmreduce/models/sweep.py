@@ -147,6 +147,38 @@ class Sweep:
         ]
         return columns
 
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw bound and errors against order, and the metric, or the loss, on an axis to the right.
+
+        Parameters
+        ----------
+        ax : Axes, optional
+            Where to draw; a new figure otherwise.
+
+        Returns
+        -------
+        Axes
+            See `ssmreduce.plotting.plot_errors`.
+
+        Raises
+        ------
+        MissingBackendError
+            If Matplotlib is not installed.
+        """
+        from ssmreduce.plotting.decay import plot_errors
+
+        columns = self.to_dict()
+        by_data = any(error is not None for error in columns["output_error"])
+        errors = {
+            "error bound" + ", without data" * by_data: columns["error_bound"],
+            "measured error" + ", without data" * by_data: columns["measured_error"],
+        }
+        if by_data:
+            errors["output error (relative)"] = columns["output_error"]
+        name = "metric" if any(value is not None for value in columns["metric"]) else "loss"
+        metric = columns[name] if any(value is not None for value in columns[name]) else None
+        return plot_errors(columns["order"], errors, metric=metric, metric_name=name, ax=ax)
+
     def smallest(self, *, relative_error: float) -> SweepRow:
         """Return the row of the smallest order whose relative error is at most this.
 

@@ -311,6 +311,33 @@ class Balancing:
         """Error bound of ``truncate(order)``, in the same units; None where no theorem gives one."""
         return self.truncate(order).error_bound
 
+    def plot(self, order: int | None = None, *, ax: Any = None) -> HostArray:
+        """Draw the decay of the Hankel singular values, and the error bound against order.
+
+        Parameters
+        ----------
+        order : int, optional
+            How many values to mark as kept: of real states, where a diagonal system has a real output.
+        ax : two Axes, optional
+            Where to draw; a new figure otherwise.
+
+        Returns
+        -------
+        (2,) array of Axes
+            No bound is drawn where no theorem gives one. See `ssmreduce.plotting`.
+
+        Raises
+        ------
+        OrderError
+            If `order` is not between 0 and the number of values.
+        MissingBackendError
+            If Matplotlib is not installed.
+        """
+        from ssmreduce.plotting.overview import draw_balancing
+
+        has_bound = self.horizon is None and self.emphasis is None
+        return draw_balancing(self.hsv, order, has_bound, ax)
+
     def budget_values(self) -> list[HostArray]:
         """For each system, the values by which a `TotalBudget` shares out states.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ssmreduce._boundary import any_library
 from ssmreduce._checks import flag
 from ssmreduce._display import cell, html_table, short
-from ssmreduce._namespace import HostArray
+from ssmreduce._namespace import HostArray, to_double, to_host
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference
 from ssmreduce.norms.hinf import largest_difference
@@ -159,6 +160,54 @@ class Reduction:
         inputs and outputs are more than 16, since its power iteration is short.
         """
         return self._measure(grid=24, refinements=4, iterations=3)
+
+    def plot(self, *, ax: Any = None) -> HostArray:
+        """Draw what was cut and what it changed: values, poles, gain and impulse response.
+
+        Parameters
+        ----------
+        ax : four Axes, optional
+            Where to draw; a new figure otherwise.
+
+        Returns
+        -------
+        (2, 2) array of Axes
+            Of a batch the worst gain and error, and the impulse response of one system, are drawn; see
+            `ssmreduce.plotting`.
+
+        Raises
+        ------
+        MissingBackendError
+            If Matplotlib is not installed.
+        """
+        from ssmreduce.plotting.overview import draw_reduction
+
+        ranked = self.stable_part or self
+        values, kept, name = ranked._ranking()
+        batch = bool(self.original.batch_shape)
+        return draw_reduction(
+            self.original,
+            None if self.system is self.original else self.system,
+            values,
+            kept,
+            name,
+            bound=self.error_bound,
+            mask=self.mask if batch else None,
+            ax=ax,
+        )
+
+    def _ranking(self) -> tuple[HostArray, int, str]:
+        """Finite values by which states were ranked, how many were kept at most, and what they are."""
+        if self.scores is None:
+            by_data = self.method.startswith("data-driven")
+            name = "singular value by data" if by_data else "Hankel singular value"
+            return to_double(self.hsv), int(np.max(to_host(self.real_order))), name
+        # Modes that are kept in any case have an infinite one, and come first.
+        scores = to_double(self.scores)
+        always = int(np.isinf(scores).sum(axis=-1).max(initial=0))
+        # The smaller counts states: an oscillator is one of two real ones, a stored mode may be too.
+        kept = min(int(np.max(to_host(each))) for each in (self.order, self.real_order))
+        return scores[..., always:], kept - always, "score of the state"
 
     def _singles(self) -> tuple[Reduction, ...]:
         """The reductions of a batch: its parts, or where all were cut as one, pieces of it."""

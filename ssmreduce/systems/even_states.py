@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from ssmreduce._lapack import shifted
 from ssmreduce._namespace import HostArray
@@ -54,6 +52,9 @@ def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, 
 
     Where what leads from one part to another would overflow in such units, both have one unit.
     """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     for connection in ("strong", "weak"):
         # A dense array would lose entries below 1e-8.
         _, part = connected_components(csr_array(A != 0), connection=connection)

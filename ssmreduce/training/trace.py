@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.stats
 
 from ssmreduce._checks import (
     check_instance,
@@ -39,8 +38,6 @@ from ssmreduce.models.cut import with_full_layers
 from ssmreduce.models.search import find_layers
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from ssmreduce.training.tracking import ReductionEvent
 
 
@@ -313,27 +310,30 @@ class HankelTrace:
             since = entry.step
         return since
 
-    def plot(self, events: Sequence[ReductionEvent] = ()) -> Figure:
-        """Hankel singular values over the steps, and the agreement with the latest ranking.
+    def plot(self, events: Sequence[ReductionEvent] = (), *, ax: Any = None) -> HostArray:
+        """Heat maps of the values over the steps, and the agreement with the latest ranking.
 
         Parameters
         ----------
         events : sequence of ReductionEvent, optional
-            Cuts to mark at their steps: those of ``reducer.events``.
+            Cuts to mark at their steps, in the row of their layer: those of ``reducer.events``.
+        ax : Axes, optional
+            Where to draw, as many as are returned; a new figure otherwise.
 
         Returns
         -------
-        Figure
-            One column for each layer; not known to pyplot, shown by a notebook.
+        (L, 2) or (L, 3) array of Axes
+            A row for each layer: Hankel singular values, with how many make up `share` of their sum; values
+            by data, where some layer has them; agreement. See `ssmreduce.plotting`.
 
         Raises
         ------
         MissingBackendError
             If Matplotlib is not installed.
         """
-        from ssmreduce.plotting import plot_trace
+        from ssmreduce.training.pictures import draw_trace
 
-        return plot_trace(self, events)
+        return draw_trace(self, events, ax)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON."""
@@ -396,5 +396,13 @@ def _agreement(earlier: HankelRecord, latest: HankelRecord, share: float) -> Agr
         # Nothing to rank: one state, or all of them equal.
         correlation = 1.0 if before == now else 0.0
     else:
-        correlation = float(scipy.stats.spearmanr(*pair).statistic)
+        correlation = float(np.corrcoef([_ranks(values) for values in pair])[0, 1])
     return Agreement(earlier.step, len(before & now) / len(either), correlation)
+
+
+def _ranks(values: HostArray) -> HostArray:
+    """Rank of each value, ascending; equal ones share the mean of theirs."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean: HostArray = (last - 0.5 * (counts - 1))[index]
+    return mean

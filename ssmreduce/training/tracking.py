@@ -21,8 +21,9 @@ from ssmreduce._checks import (
 from ssmreduce._display import cell, html_table, short
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, ShapeError
-from ssmreduce.models.report import LayerReduction
+from ssmreduce.models.report import LOST_OUTPUT, LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule
+from ssmreduce.time_domain import Discrete
 
 _COLUMNS = (
     "step",
@@ -169,6 +170,51 @@ class ReductionEvent:
 
     def _repr_html_(self) -> str:
         return events_html([self])
+
+    def plot(self, *, ax: Any = None) -> HostArray:
+        """Draw the values by which states were ranked, and the poles before and after.
+
+        Parameters
+        ----------
+        ax : two Axes, optional
+            Where to draw; a new figure otherwise. A layer that runs no one system, and has no poles, takes
+            one.
+
+        Returns
+        -------
+        (2,) array of Axes
+            Values and poles, those folded to Im λ ≥ 0; one without poles.
+
+        Raises
+        ------
+        MissingBackendError
+            If Matplotlib is not installed.
+        """
+        from ssmreduce.plotting.axes import panels
+        from ssmreduce.plotting.decay import plot_hsv
+        from ssmreduce.plotting.systems import plot_poles
+
+        panes = 2 if self.poles_before.size else 1
+        axes: HostArray = panels(ax, (5.6 * panes, 4.2), 1, panes)[0]
+        kept = min(self.real_order, self.hsv.shape[-1])
+        plot_hsv(self.hsv, kept, name=self.ranked_by, ax=axes[0])
+        if panes == 2:
+            both = self.poles_before, self.poles_after
+            plot_poles(*both, time=Discrete(), folded=True, ax=axes[1])
+        undone = "" if self.rolled_back is None else f", undone at {self.rolled_back}"
+        axes[0].title.set_text(f"{self.layer}, step {self.step}{undone}")
+        return axes
+
+    @property
+    def ranked_by(self) -> str:
+        """What the values in `hsv` are: those of a cut by data, or of a selection, are others."""
+        if not self.poles_before.size:
+            return LOST_OUTPUT
+        if self.method == "balanced":
+            return "singular value by data"
+        # A system has as many Hankel singular values as states.
+        is_score = self.hsv.shape[-1] < self.poles_before.shape[-1]
+        return "score of the state" if is_score else "Hankel singular value"
 
     @classmethod
     def of(cls, step: int, layer: str, result: LayerReduction, order: OrderRule) -> ReductionEvent:

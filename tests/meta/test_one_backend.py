@@ -19,7 +19,6 @@ OUTSIDE = {
     "frameworks",
     "layers",
     "models",
-    "plotting.py",
     "regularizers.py",
     "systems/pytree.py",
     "testing",

@@ -14,6 +14,7 @@ import pytest
 
 import ssmreduce
 import ssmreduce.errors
+import ssmreduce.plotting
 import ssmreduce.testing
 from ssmreduce.equations.solve import LyapunovSolution
 from ssmreduce.models.sweep import Sweep
@@ -50,7 +51,10 @@ HELPERS = {
     for name, value in vars(ssmreduce.testing).items()
     if inspect.isfunction(value)
 }
-CALLABLES |= HELPERS
+PICTURES = {
+    f"plotting.{name}": getattr(ssmreduce.plotting, name) for name in ssmreduce.plotting.__all__
+}
+CALLABLES |= HELPERS | PICTURES
 FUNCTIONS = {name: value for name, value in CALLABLES.items() if inspect.isfunction(value)}
 CLASSES = {name: value for name, value in CALLABLES.items() if inspect.isclass(value)}
 ERRORS = {name: value for name, value in CLASSES.items() if issubclass(value, Exception)}
@@ -233,10 +237,10 @@ def test_no_mutable_defaults() -> None:
     assert seen > 50
 
 
-def test_the_api_page_lists_the_test_helpers() -> None:
+def test_the_api_page_lists_the_test_helpers_and_the_pictures() -> None:
     page = Path(__file__).parents[2] / "docs" / "api.rst"
-    listed = re.findall(r"^   (testing\.\w+)$", page.read_text(encoding="utf-8"), re.M)
-    assert sorted(listed) == sorted(HELPERS)
+    listed = re.findall(r"^   ((?:testing|plotting)\.\w+)$", page.read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(HELPERS | PICTURES)
 
 
 def test_the_api_page_lists_every_public_name() -> None:

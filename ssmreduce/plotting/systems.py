@@ -1,0 +1,497 @@
+"""Poles, gains and impulse responses of a system before and after a reduction.
+
+A batch is drawn as its worst: at each frequency the largest gain, the largest error and the largest bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssmreduce._checks import (
+    finite_number,
+    flag,
+    floating_array,
+    metric_value,
+    positive_count,
+    real_values,
+    shown,
+    whole_number,
+)
+from ssmreduce._namespace import HostArray, is_array, to_double
+from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.gramians.batch import batch_indices
+from ssmreduce.norms.gain import Gain, check_alike
+from ssmreduce.plotting.axes import (
+    BOUND,
+    COLOURS,
+    ERROR,
+    FULL,
+    GREY,
+    REDUCED,
+    finish,
+    legend_above,
+    one_panel,
+    positive,
+    say,
+)
+from ssmreduce.systems.diagonal import System, check_system, is_complex
+from ssmreduce.systems.response import impulse_response
+from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_POINTS = 400
+"""Frequencies, or times, of a curve."""
+
+_ITERATIONS = 8
+"""Power iterations for a gain of many inputs and outputs: its curve is right to a line's width."""
+
+_LEAST_GAIN = -240.0
+"""dB below the peak that count as none: there is rounding alone."""
+
+_LONGEST = 1000
+"""Samples of a response, unless asked for more."""
+
+_DECAY = 7.0
+"""Time constants after which a response has decayed, to a thousandth."""
+
+_SEEN = 0.999
+"""Share of the energy of a response that is drawn at least."""
+
+_ENTRIES = 2**22
+"""Numbers at once to tell which channel has the most energy."""
+
+
+def plot_poles(
+    before: HostArray,
+    after: HostArray | None = None,
+    *,
+    time: TimeDomain,
+    folded: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Poles before and after a reduction, with the unit circle or the imaginary axis.
+
+    Parameters
+    ----------
+    before : (..., n) array
+        Poles λ.
+    after : (..., r) array, optional
+        Poles of the reduced system.
+    time : Continuous or Discrete
+        Where stable poles lie: left of the imaginary axis, or inside the unit circle.
+    folded : bool
+        Draw each pole with the size of Im λ: a system with real output is the same with its conjugate.
+    ax : Axes, optional
+        Where to draw; a new figure otherwise.
+
+    Returns
+    -------
+    Axes
+        Poles before are dots, those after crosses.
+
+    Raises
+    ------
+    MissingBackendError
+        If Matplotlib is not installed.
+    ShapeError
+        If poles are no array of numbers.
+    NonFiniteError
+        If one is not finite.
+    TimeDomainError
+        If `time` is no time domain.
+
+    Examples
+    --------
+    >>> from ssmreduce import Discrete
+    >>> from ssmreduce.plotting import plot_poles
+    >>> axes = plot_poles([0.9, 0.5j, -0.5j], [0.9], time=Discrete())
+    >>> axes.get_xlabel(), len(axes.collections[0].get_offsets())
+    ('Re λ', 3)
+    """
+    folded, time = flag(folded, "folded"), check_time(time)
+    sets = [_poles(before, "before", folded)]
+    if after is not None:
+        sets.append(_poles(after, "after", folded))
+    axes = one_panel(ax, (5.2, 4.0 if folded and isinstance(time, Discrete) else 4.8))
+    looks: list[dict[str, Any]] = [
+        {"s": 20, "color": GREY, "alpha": 0.7, "linewidths": 0},
+        {"s": 46, "marker": "x", "color": COLOURS[1], "linewidths": 1.5},
+    ]
+    for poles, name, style in zip(sets, ("before", "after"), looks, strict=False):
+        axes.scatter(poles.real, poles.imag, label=f"{poles.size} {name}", zorder=3, **style)
+    per_second = "" if isinstance(time, Discrete) else " (1/s)"
+    imaginary = "|Im λ|" if folded else "Im λ"
+    rad = "" if isinstance(time, Discrete) else " (rad/s)"
+    if isinstance(time, Discrete):
+        _draw_circle(axes, folded, np.concatenate(sets))
+    else:
+        axes.axvline(0.0, color="black", linewidth=0.8)
+    finish(axes, "Poles", f"Re λ{per_second}", f"{imaginary}{rad}", legend=False)
+    legend_above(axes)
+    return axes
+
+
+def _draw_circle(axes: Axes, folded: bool, poles: HostArray) -> None:
+    circle = np.exp(2j * np.pi * np.linspace(0.0, 0.5 if folded else 1.0, 361))
+    axes.plot(circle.real, circle.imag, color="black", linewidth=0.8)
+    far = 1.1 * max(1.0, float(np.abs(poles).max(initial=0.0)))
+    axes.set_aspect("equal")
+    axes.set_xlim(-far, far)
+    axes.set_ylim(-0.06 * far if folded else -far, far)
+
+
+def _poles(poles: object, name: str, folded: bool) -> HostArray:
+    found = to_double(floating_array(poles, name, 1)).astype(np.complex128).ravel()
+    if np.abs(found).max(initial=0.0) > 1e150:
+        raise ShapeError(
+            f"`{name}` holds poles up to {np.abs(found).max():.3g}; expected at most 1e150. Look at "
+            "system.poles()."
+        )
+    return found.real + 1j * np.abs(found.imag) if folded else found
+
+
+# --- Gain
+
+
+def plot_gain(
+    system: System,
+    reduced: System | None = None,
+    *,
+    bound: float | HostArray | None = None,
+    omega: HostArray | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Gain over frequency of a system, of a reduced one and of their difference, with the error bound.
+
+    The gain is the largest singular value of G(z) on the stability boundary, in dB.
+
+    Parameters
+    ----------
+    system : StateSpace or DiagonalStateSpace
+        Of a batch the largest gain at each frequency is drawn.
+    reduced : StateSpace or DiagonalStateSpace, optional
+        A system of the same inputs, outputs and batch axes.
+    bound : float or array, optional
+        Bound on the H-infinity error, drawn as a line; the largest of several.
+    omega : (K,) array, optional
+        Positive angles in radians per sample (discrete) or rad/s (continuous), as `frequency_response` takes
+        them; chosen by the poles otherwise.
+    ax : Axes, optional
+        Where to draw; a new figure otherwise.
+
+    Returns
+    -------
+    Axes
+        Over rad/s, or rad/sample where the sampling time is 1, with a line at the Nyquist frequency.
+
+    Raises
+    ------
+    MissingBackendError
+        If Matplotlib is not installed.
+    UnsupportedLayerError
+        If `system` or `reduced` is no system.
+    ShapeError, TimeDomainError
+        If their sizes or times differ, or a frequency is not positive.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete, balanced_truncation
+    >>> from ssmreduce.plotting import plot_gain
+    >>> system = DiagonalStateSpace([0.9, 0.1], [[1.0], [0.1]], [[1.0, 0.1]], time=Discrete())
+    >>> result = balanced_truncation(system, 1)
+    >>> axes = plot_gain(system, result.system, bound=result.error_bound)
+    >>> axes.get_xlabel(), axes.get_ylabel()
+    ('frequency (rad/sample)', 'gain (dB)')
+    """
+    singles = _singles(system, "system")
+    others = [] if reduced is None else _singles(reduced, "reduced")
+    if others and len(others) != len(singles):
+        raise ShapeError(
+            f"`reduced` has batch axes {reduced.batch_shape if reduced else ()} but `system` has "
+            f"{system.batch_shape}; expected the same."
+        )
+    limit = None if bound is None else _largest(bound)
+    gains: list[tuple[str, dict[str, Any], list[Gain]]] = []
+    gains.append(("full", FULL, [Gain((1.0, each)) for each in singles]))
+    if others:
+        pairs = list(zip(singles, others, strict=True))
+        for pair in pairs:
+            check_alike(*pair)
+        gains.append(("reduced", REDUCED, [Gain((1.0, each)) for each in others]))
+        gains.append(("error", ERROR, [Gain((1.0, one), (-1.0, two)) for one, two in pairs]))
+    points = _frequencies(singles) if omega is None else _checked_frequencies(omega)
+    axes = one_panel(ax)
+    _draw_gains(axes, points, system.time, gains, limit)
+    return axes
+
+
+def _largest(bound: Any) -> float:
+    """A number, or the largest of an array."""
+    if not is_array(bound) or bound.ndim == 0:
+        return finite_number(metric_value(bound, "bound"), "bound", "reduction.error_bound")
+    array = real_values(bound, "bound", "reduction.error_bound")
+    if array.size == 0:
+        raise ShapeError(
+            f"`bound` has shape {array.shape}; expected one number at least. Pass reduction.error_bound."
+        )
+    return float(array.max())
+
+
+def _draw_gains(
+    axes: Axes,
+    omega: HostArray,
+    time: TimeDomain,
+    gains: list[tuple[str, dict[str, Any], list[Gain]]],
+    bound: float | None,
+) -> None:
+    step = time.dt if isinstance(time, Discrete) else 1.0
+    curves = [
+        _decibels(np.max([_gain_at(gain, omega) for gain in each], axis=0)) for _, _, each in gains
+    ]
+    tops = [np.nanmax(curve) for curve in curves if not np.all(np.isnan(curve))]
+    for curve, (label, style, each) in zip(curves, gains, strict=True):
+        seen = np.where(curve > max(tops, default=0.0) + _LEAST_GAIN, curve, np.nan)
+        of = f" (largest of {len(each)})" if len(each) > 1 else ""
+        axes.plot(omega / step, seen, label=f"{label}{of}", **style)
+    if bound is not None and bound > 0.0:
+        level = float(_decibels(np.array([bound]))[0])
+        axes.axhline(level, label=f"error bound ({level:.1f} dB)", **BOUND)
+    axes.set_xscale("log")
+    if isinstance(time, Discrete):
+        axes.axvline(np.pi / step, color="black", linewidth=0.8, label="Nyquist frequency")
+    if not tops:
+        say(axes, "the gain is 0")
+    counted = isinstance(time, Discrete) and step == 1.0
+    both = "" if gains[0][2][0].real else ", the larger of both signs"
+    unit = "rad/sample" if counted else "rad/s"
+    finish(axes, "Gain", f"frequency ({unit}){both}", "gain (dB)", legend=False)
+    legend_above(axes)
+
+
+def _gain_at(gain: Gain, omega: HostArray) -> HostArray:
+    found = gain.estimate(omega, _ITERATIONS)
+    if gain.real:
+        return found
+    return np.maximum(found, gain.estimate(-omega, _ITERATIONS))
+
+
+def _decibels(gain: HostArray) -> HostArray:
+    return 20.0 * np.log10(positive(gain))
+
+
+def _singles(system: System, name: str) -> list[System]:
+    """The systems of a batch, on the host."""
+    check_system(system, name)
+    host = system.to_host()
+    return [host[index] if index else host for index in batch_indices(host)]
+
+
+def _checked_frequencies(omega: object) -> HostArray:
+    points = real_values(omega, "omega", "frequencies, such as numpy.logspace(-3, 0.5, 400)")
+    if points.ndim != 1 or not points.size or points.min() <= 0.0:
+        raise ShapeError(
+            f"`omega` is {shown(omega)}; expected one axis of positive frequencies: the axis is logarithmic. "
+            "Try numpy.logspace(-3, 0.5, 400)."
+        )
+    return np.sort(points)
+
+
+def _frequencies(systems: list[System]) -> HostArray:
+    """From a tenth of the slowest pole to the Nyquist frequency, or ten times the fastest, and resonances."""
+    poles = np.concatenate([system.poles().ravel() for system in systems]).astype(np.complex128)
+    if isinstance(systems[0].time, Discrete):
+        poles = np.log(poles[poles != 0.0])
+    poles = poles[(np.abs(poles) > 1e-100) & (np.abs(poles) < 1e100)]
+    slowest, fastest = np.abs(poles).min(initial=1.0), np.abs(poles).max(initial=0.0)
+    if isinstance(systems[0].time, Discrete):
+        low, high = np.clip(slowest / 10.0, 1e-6, np.pi / 100.0), np.pi
+    else:
+        high = 10.0 * (fastest or 10.0)
+        low = max(0.1 * (np.abs(poles).min() if poles.size else 0.1), 1e-12 * high)
+    resonances = np.abs(poles.imag)
+    inside = resonances[(resonances > low) & (resonances < high)]
+    # The first of many, evenly spread, stand for all.
+    inside = np.sort(inside)[:: max(1, inside.size // _POINTS)]
+    points: HostArray = np.unique(np.concatenate([np.geomspace(low, high, _POINTS), inside]))
+    return points
+
+
+# --- Impulse response
+
+
+def plot_impulse(
+    system: System,
+    reduced: System | None = None,
+    *,
+    channel: tuple[int, ...] | None = None,
+    length: int | None = None,
+    times: HostArray | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Impulse response of a system and of a reduced one, from one input to one output.
+
+    Parameters
+    ----------
+    system : StateSpace or DiagonalStateSpace
+        Of a batch one system is drawn.
+    reduced : StateSpace or DiagonalStateSpace, optional
+        A system of the same inputs, outputs and batch axes.
+    channel : tuple of ints, optional
+        ``(output, input)``, after the index of the system in a batch; otherwise that whose response has
+        the most energy.
+    length : int, optional
+        Samples of a discrete system; until the response has decayed otherwise, 1000 at most.
+    times : (L,) array, optional
+        Times of a continuous system, in seconds. The impulse D δ(t) at t = 0 is not drawn.
+    ax : Axes, optional
+        Where to draw; a new figure otherwise.
+
+    Returns
+    -------
+    Axes
+        Over samples where the sampling time is 1, else over seconds. Of a complex response the real part.
+
+    Raises
+    ------
+    MissingBackendError
+        If Matplotlib is not installed.
+    UnsupportedLayerError
+        If `system` or `reduced` is no system.
+    ShapeError, TimeDomainError
+        If their sizes or times differ, or as `impulse_response`.
+    OrderError
+        If there is no such channel.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete, balanced_truncation
+    >>> from ssmreduce.plotting import plot_impulse
+    >>> system = DiagonalStateSpace([0.9, 0.1], [[1.0], [0.1]], [[1.0, 0.1]], time=Discrete())
+    >>> axes = plot_impulse(system, balanced_truncation(system, 1).system)
+    >>> axes.get_title()
+    'Impulse response from u[0] to y[0]'
+    """
+    singles = dict(zip(_indices(system, "system"), _singles(system, "system"), strict=True))
+    others = None
+    if reduced is not None:
+        others = dict(zip(_indices(reduced, "reduced"), _singles(reduced, "reduced"), strict=True))
+        if singles.keys() != others.keys():
+            raise ShapeError(
+                f"`reduced` has batch axes {reduced.batch_shape} but `system` has {system.batch_shape}; "
+                "expected the same."
+            )
+    grid = _grid([*singles.values()], length, times)
+    at = _strongest(singles, grid) if channel is None else _channel(system, channel)
+    if length is None and times is None:
+        grid = _shortened(_grid([singles[at[:-2]]], None, None), singles[at[:-2]], at)
+    chosen = [("full", FULL, singles[at[:-2]])]
+    if others is not None:
+        check_alike(singles[at[:-2]], others[at[:-2]])
+        chosen.append(("reduced", REDUCED, others[at[:-2]]))
+    axes = one_panel(ax)
+    is_discrete = isinstance(system.time, Discrete)
+    step = system.time.dt if isinstance(system.time, Discrete) else 1.0
+    for label, style, single in chosen:
+        response = _response(single, at, grid).real
+        instants = step * np.arange(response.size) if is_discrete else grid["times"]
+        drawn: dict[str, Any] = {"drawstyle": "steps-post"} if is_discrete else {}
+        axes.plot(instants, response, label=label, **style, **drawn)
+    of = f" of system {', '.join(map(str, at[:-2]))}" if at[:-2] else ""
+    real = (
+        "real part of the response" if any(is_complex(each[2]) for each in chosen) else "response"
+    )
+    x = "sample" if is_discrete and step == 1.0 else "time (s)"
+    finish(axes, f"Impulse response{of} from u[{at[-1]}] to y[{at[-2]}]", x, real)
+    return axes
+
+
+def _indices(system: System, name: str) -> list[tuple[int, ...]]:
+    check_system(system, name)
+    return list(batch_indices(system))
+
+
+def _response(system: System, channel: tuple[int, ...], grid: dict[str, Any]) -> HostArray:
+    """One channel of the impulse response, shape (L,)."""
+    rows, columns = (slice(index, index + 1) for index in channel[-2:])
+    single = replace(system, B=system.B[:, columns], C=system.C[rows], D=system.D[rows, columns])
+    return impulse_response(single, **grid)[:, 0, 0]
+
+
+def _grid(systems: list[System], length: int | None, times: Any) -> dict[str, Any]:
+    """Arguments of `impulse_response`: those given, or what the slowest pole takes to decay."""
+    time = systems[0].time
+    if times is not None:
+        times = real_values(times, "times", "times in seconds")
+    if length is not None or times is not None:
+        return {"length": length, "times": times}
+    poles = np.concatenate([system.poles().ravel() for system in systems]).astype(np.complex128)
+    if isinstance(time, Discrete):
+        until = _until(-np.log(np.abs(poles[poles != 0.0])), 20.0)
+        return {"length": int(np.clip(until, 20, _LONGEST))}
+    return {"times": np.linspace(0.0, _until(-poles.real, 1.0), _POINTS)}
+
+
+def _shortened(grid: dict[str, Any], system: System, channel: tuple[int, ...]) -> dict[str, Any]:
+    """As much of it as nearly all of the energy of a response comes in, and some more."""
+    energy = np.cumsum(np.abs(_response(system, channel, grid)) ** 2)
+    count = int(1.5 * np.searchsorted(energy, _SEEN * energy[-1])) + 1
+    if "length" in grid:
+        return {"length": min(max(count, 20), grid["length"])}
+    end = grid["times"][min(count, _POINTS - 1)]
+    return {"times": np.linspace(0.0, end, _POINTS)}
+
+
+def _until(rates: HostArray, otherwise: float) -> float:
+    """When what decays at the slowest of the rates has decayed, or what grows has grown as much."""
+    if rates.min(initial=0.0) < 0.0:
+        return float(_DECAY / -rates.min())
+    decaying = rates[(rates > 1e-100) & (rates < 1e100)]
+    return float(_DECAY / decaying.min()) if decaying.size else otherwise
+
+
+def _strongest(systems: dict[tuple[int, ...], System], grid: dict[str, Any]) -> tuple[int, ...]:
+    """The channel whose response has the most energy, on as many samples as fit in memory."""
+    first = next(iter(systems.values()))
+    _check_channels(first)
+    most = max(2, _ENTRIES // (first.inputs * first.outputs))
+    shorter: dict[str, Any] = {}
+    if grid.get("length") is not None:
+        shorter = {"length": min(positive_count(grid["length"], "length", "samples"), most)}
+    elif grid.get("times") is not None:
+        shorter = {"times": grid["times"][:: max(1, -(-grid["times"].size // most))]}
+    energies = {
+        index: np.sum(np.abs(impulse_response(system, **shorter)) ** 2, axis=0)
+        for index, system in systems.items()
+    }
+    best = max(energies, key=lambda index: float(energies[index].max()))
+    output, entry = np.unravel_index(np.argmax(energies[best]), energies[best].shape)
+    return (*best, int(output), int(entry))
+
+
+def _check_channels(system: System) -> None:
+    if not (system.inputs and system.outputs):
+        raise ShapeError(
+            f"`system` has {system.inputs} inputs and {system.outputs} outputs; expected at least one of "
+            "each. Without them there is no response."
+        )
+
+
+def _channel(system: System, channel: object) -> tuple[int, ...]:
+    """The indices in `channel`, each in its range."""
+    shape = (*system.batch_shape, system.outputs, system.inputs)
+    if not isinstance(channel, tuple | list) or len(channel) != len(shape):
+        raise OrderError(
+            f"`channel` is {shown(channel)}; expected {len(shape)} ints: the indices of output and input, "
+            f"after those of the system in a batch. Try {(0,) * len(shape)}."
+        )
+    found = tuple(whole_number(each, "channel", "(output, input)") for each in channel)
+    if any(not 0 <= each < size for each, size in zip(found, shape, strict=True)):
+        raise OrderError(
+            f"`channel` is {found}; expected indices below {shape}. Try {(0,) * len(shape)}."
+        )
+    return found
