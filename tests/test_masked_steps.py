@@ -160,6 +160,20 @@ def test_padding_before_a_bias_is_refused() -> None:
         calibrate(model, [batch("left")], forward=forward)
 
 
+def test_masks_that_leave_no_step_are_refused() -> None:
+    model, given = language_model(), batch("right")
+    with pytest.raises(ShapeError, match=r"`attention_mask` .* leaves no step"):
+        calibrate(
+            model,
+            [given],
+            forward=forward,
+            mask=lambda given: given["attention_mask"] == 0,
+        )
+    given["attention_mask"][:] = 0
+    with pytest.raises(ShapeError, match=r"`attention_mask` .* leaves no step"):
+        calibrate(model, [given], forward=forward)
+
+
 def test_a_mask_of_another_length_is_refused() -> None:
     module, inputs = language_model().backbone.layers[0].mixer, torch.randn(4, 12, 16)
     with pytest.raises(ShapeError, match=r"shape \(1, 12\), but there are 4 sequences of 12 steps"):

@@ -434,6 +434,23 @@ def test_values_by_data_are_called_so() -> None:
     assert event.plot()[0].get_ylabel() == "singular value by data"
 
 
+def test_a_selection_by_data_marks_no_largest_values() -> None:
+    model, batches = model_and_batches()
+    data = calibrate(model, batches)
+    report = reduce_model(model, 4, data=data, options=CutOptions(method="selected")).report
+    part, *_ = report.values()
+    event = ReductionEvent.of(1, "layer", part, good_calls.sr.FixedOrder(4))
+    for axes in (part.plot()[0, 0], event.plot()[0]):
+        assert axes.get_ylabel() == "Hankel singular value"
+        assert not [text for text in legend(axes) if "kept" in text]
+
+
+def test_circles_are_on_curves() -> None:
+    axes = plot_metric({"a": ([1, 2, 3], [1, 2, 3])}, cuts={"a": [2.5, 9.0]})
+    circles = axes.lines[-1].get_ydata()
+    np.testing.assert_array_equal(circles, [2.5, np.nan])
+
+
 def test_an_event() -> None:
     event = dataclasses.replace(good_calls.event(), rolled_back=20)
     values, poles = event.plot()

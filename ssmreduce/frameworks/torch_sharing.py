@@ -62,8 +62,8 @@ def _check_quantised(handle: LayerHandle, name: str) -> None:
     else:
         return
     raise UnsupportedLayerError(
-        f"`{name}` of layer `{handle.name}` {found}, as of a quantised layer; expected "
-        "floating-point numbers. Cut the layer before it is quantised."
+        f"`{name}` of layer `{handle.name}` {found}, as of a quantised or wrapped layer; "
+        "expected a plain tensor of floating-point numbers. Cut the layer before."
     )
 
 

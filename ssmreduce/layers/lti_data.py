@@ -106,8 +106,8 @@ class DataPlan:
         if options.method in ("compensated", "merged"):
             raise UnsupportedLayerError(
                 f"`method` is {options.method!r}, but {type(kind).__name__} is no selective layer; expected "
-                "another. Try 'selected', which fits the weights that read the states, or leave it out "
-                "by options=CutOptions(exclude=...), and cut it by another call."
+                "another. Try 'selected', which fits the weights that read the states, or leave the layer "
+                "out with options=CutOptions(exclude=...), and cut it by another call."
             )
         if options.method not in ("best", "white", *self._makers):
             raise UnsupportedLayerError(

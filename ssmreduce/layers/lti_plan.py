@@ -74,7 +74,7 @@ class LTIPlan:
         """The first written layer that keeps its bound, from `reduction` to `first` states downwards."""
         failure: SSMReduceError | None = None
         highest = self._options.count(first)
-        lowest = max(highest - _NEARBY_ORDERS, 1)
+        lowest = max(highest - (1 if self._options.power_of_two else _NEARBY_ORDERS), 1)
         if isinstance(self._order, ErrorBound):
             lowest = highest  # a lower order would break the promise
         for count in range(highest, lowest - 1, -1):
@@ -124,7 +124,7 @@ class LTIPlan:
         return self._whole(whole) if best is None else best
 
     def at_size(self, count: int) -> LTICut | None:
-        """The layer as it is written with at most the states of a size; None if it cannot be."""
+        """The layer as it is written with at most as many states as a size has; None if it cannot."""
         try:
             outcome, _ = self.written(self.reduced(self._options.size(count))[0])
         except UnsupportedLayerError:

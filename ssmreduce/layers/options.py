@@ -39,7 +39,8 @@ class CutOptions:
         with output weights zero. A layer with fewer states stays as it is.
     power_of_two : bool
         Round orders up to a power of two, times `multiple_of`: 1, 2, 4, ... or with ``multiple_of=16`` 16,
-        32, 64, ..., for kernels that pad to these anyway.
+        32, 64, ..., for kernels that pad to these anyway. Shares of a `TotalBudget` are rounded down, and
+        what that leaves is not used.
     uniform : bool
         Give all layers the largest of their orders, for libraries that need one.
     moments : {"carry", "reset"}
@@ -138,7 +139,7 @@ class CutOptions:
     def count(self, order: int) -> int:
         """Return how many orders may be stored up to the first one that holds `order` states."""
         multiples = -(-order // self.multiple_of)
-        return (multiples - 1).bit_length() + 1 if self.power_of_two else multiples
+        return max(multiples - 1, 0).bit_length() + 1 if self.power_of_two else multiples
 
     def rounded_up(self, order: int) -> int:
         """Return the least order that may be stored and holds `order` states."""

@@ -39,6 +39,12 @@ def without_padding(
         return np.asarray(values[np.arange(len(at))[:, None], at])
 
     own = moved(mask)
+    seen = own if counted is None else own & moved(counted)
+    if not seen.any():
+        raise ShapeError(
+            f"`{handle.kind.masked_by}` of layer `{handle.name}`, with `mask` where there is one, leaves no "
+            "step of a batch; expected some that are not padding. Turn it round, or leave out batches of padding."
+        )
     return (
         replace(
             call,
@@ -47,7 +53,7 @@ def without_padding(
             squares=None if call.squares is None else moved(call.squares),
             mask=own,
         ),
-        own if counted is None else own & moved(counted),
+        seen,
     )
 
 

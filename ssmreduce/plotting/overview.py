@@ -18,7 +18,7 @@ def draw_reduction(
     original: System,
     reduced: System | None,
     values: HostArray,
-    kept: int,
+    kept: int | None,
     name: str,
     *,
     bound: float | Array | None,

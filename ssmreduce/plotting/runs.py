@@ -317,7 +317,7 @@ def _draw_cut_times(
         if at.size:
             order = np.argsort(at, kind="stable")
             times.append(seconds)
-            values.append(np.interp(seconds, at[order], metric[order]))
+            values.append(np.interp(seconds, at[order], metric[order], left=np.nan, right=np.nan))
     if times:
         circle: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 11}
         circle |= {"markerfacecolor": "none", "markeredgecolor": "black", "label": "cut"}

@@ -196,9 +196,13 @@ class Reduction:
             ax=ax,
         )
 
-    def _ranking(self) -> tuple[HostArray, int, str]:
-        """Finite values by which states were ranked, how many were kept at most, and what they are."""
+    def _ranking(self) -> tuple[HostArray, int | None, str]:
+        """Finite values of states, how many of them were kept at most if it is those, and what they are."""
         if self.scores is None:
+            if (
+                self.method == "selection with refit"
+            ):  # picked by what they do for outputs, not by these
+                return to_double(self.hsv), None, "Hankel singular value"
             by_data = self.method.startswith("data-driven")
             name = "singular value by data" if by_data else "Hankel singular value"
             return to_double(self.hsv), int(np.max(to_host(self.real_order))), name

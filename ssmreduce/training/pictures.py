@@ -49,9 +49,8 @@ def _draw_values(
     axes: Any, records: Sequence[HankelRecord], share: float, cuts: dict[float, str]
 ) -> None:
     values = _by_step((record.step, record.hsv) for record in records)
-    kept = [
-        int(np.searchsorted(np.cumsum(each), share * np.sum(each))) + 1 for each in values.values()
-    ]
+    sums = [np.cumsum(each) for each in values.values()]
+    kept = [int(np.searchsorted(each, share * each[-1])) + 1 for each in sums]
     plot_hsv_map([*values], [*values.values()], kept=kept, cuts=cuts, ax=axes)
     for line in axes.lines:
         if line.get_label() == "kept":

@@ -196,7 +196,8 @@ class ReductionEvent:
 
         panes = 2 if self.poles_before.size else 1
         axes: HostArray = panels(ax, (5.6 * panes, 4.2), 1, panes)[0]
-        kept = min(self.real_order, self.hsv.shape[-1])
+        # A selection by data keeps other states than those with the largest of these values.
+        kept = None if self.method == "selected" else min(self.real_order, self.hsv.shape[-1])
         plot_hsv(self.hsv, kept, name=self.ranked_by, ax=axes[0])
         if panes == 2:
             both = self.poles_before, self.poles_after
