@@ -43,7 +43,7 @@ def without_padding(
     if not seen.any():
         raise ShapeError(
             f"`{handle.kind.masked_by}` of layer `{handle.name}`, with `mask` where there is one, leaves no "
-            "step of a batch; expected some that are not padding. Turn it round, or leave out batches of padding."
+            "step of a batch; expected some that are not padding. Leave out batches of padding."
         )
     return (
         replace(
