@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,12 +74,12 @@ class LTIPlan:
     def _nearest(self, reduction: Reduction, first: int) -> LTICut:
         """The first written layer that keeps its bound, from `reduction` to `first` states downwards."""
         failure: SSMReduceError | None = None
-        highest = self._options.count(first)
-        lowest = max(highest - (1 if self._options.power_of_two else _NEARBY_ORDERS), 1)
+        limits: Sequence[int] = range(first, 0, -self._options.multiple_of)[: 1 + _NEARBY_ORDERS]
+        if self._options.power_of_two:
+            limits = [each for each in (first, self._options.rounded_down(first - 1)) if each]
         if isinstance(self._order, ErrorBound):
-            lowest = highest  # a lower order would break the promise
-        for count in range(highest, lowest - 1, -1):
-            limit = self._options.size(count)
+            limits = [first]  # a lower order would break the promise
+        for limit in limits:
             try:
                 candidate = reduction if limit == first else self.reduced(limit)[0]
                 outcome, keeps_bound = self.written(candidate)

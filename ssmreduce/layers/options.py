@@ -143,7 +143,10 @@ class CutOptions:
 
     def rounded_up(self, order: int) -> int:
         """Return the least order that may be stored and holds `order` states."""
-        return self.size(self.count(order))
+        multiples = -(-order // self.multiple_of)
+        if self.power_of_two:
+            multiples = 1 << max(multiples - 1, 0).bit_length()
+        return self.multiple_of * multiples
 
     def rounded_down(self, order: int) -> int:
         """Return the largest order that may be stored and is no more than `order`; 0 if there is none."""
