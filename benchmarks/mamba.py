@@ -338,7 +338,7 @@ def one_seed(task, seed, given):
     early, end = trained(task, seed, given)
     torch.manual_seed(1000 + seed)
     test = [task.batch(64, test=True) for _ in range(2 if given.quick else 8)]
-    calibration = [task.batch() for _ in range(2 if given.quick else 8)]
+    calibration = [task.batch() for _ in range(given.batches)]
     step = end.seconds / given.steps
     found = {}
     for name, run in (("a tenth", early), ("the end", end)):
@@ -402,6 +402,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="all tasks, with a few steps")
     parser.add_argument("--task", choices=(*TASKS, "steps"), default="text")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=8, help="that calibrate early cuts")
     parser.add_argument(
         "--folder", type=pathlib.Path, help="where trained models and results are kept"
     )
@@ -409,7 +410,7 @@ def main():
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", CalibrationWarning)
     if given.quick:
-        given.seeds = 1
+        given.seeds, given.batches = 1, 2
     for name in (*TASKS, "steps") if given.quick else (given.task,):
         if name == "steps":
             stock_steps(given)
