@@ -396,13 +396,7 @@ def _agreement(earlier: HankelRecord, latest: HankelRecord, share: float) -> Agr
         # Nothing to rank: one state, or all of them equal.
         correlation = 1.0 if before == now else 0.0
     else:
-        correlation = float(np.corrcoef([_ranks(values) for values in pair])[0, 1])
+        from scipy.stats import spearmanr  # takes longer to import than all of this package
+
+        correlation = float(spearmanr(*pair).statistic)
     return Agreement(earlier.step, len(before & now) / len(either), correlation)
-
-
-def _ranks(values: HostArray) -> HostArray:
-    """Rank of each value, ascending; equal ones share the mean of theirs."""
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: HostArray = (last - 0.5 * (counts - 1))[index]
-    return mean
