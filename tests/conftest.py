@@ -179,6 +179,21 @@ def _close_figures() -> Iterator[None]:
 
 
 @pytest.fixture
+def quiet_transformers() -> Iterator[None]:
+    """Seeded, on one thread of torch, without notices of transformers."""
+    import torch
+    from transformers.utils import logging
+
+    torch.manual_seed(3)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # arrays are tiny, and others wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""
     return np.random.default_rng(20240)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,7 @@ AT_CHANCE = pytest.mark.filterwarnings("ignore:the model is at chance")
 FEW_ROWS = pytest.mark.filterwarnings("ignore:layer .* was fitted to")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    torch.manual_seed(3)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # arrays are tiny, and others wait for each other
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 def mamba(layers: int = 2) -> Any:

@@ -542,6 +542,13 @@ def mapped(axes: Any) -> Any:
     return np.ma.filled(axes.collections[0].get_array(), np.nan)
 
 
+def test_all_values_make_up_the_whole_sum() -> None:
+    values = np.sort(np.random.default_rng(3).random((40, 64)))[:, ::-1]
+    trace = trace_of(*values, share=1.0)
+    (kept,) = [line for line in trace.plot()[0, 0].lines if line.get_label() == "100 % of the sum"]
+    assert np.max(kept.get_ydata()) <= 64.5  # between the last value and nothing
+
+
 def test_the_picture() -> None:
     axes = trace_of([1.0, 5.0, 9.0], [9.0, 5.0, 3.0], [9.0, 6.0, 3.0], [4.0, 2.0]).plot()
     assert axes.shape == (1, 2)

@@ -157,15 +157,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 STOCK = ("Mamba2", "Bamba", "GraniteMoeHybrid", "FalconH1", "Zamba2", "NemotronH")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    torch.manual_seed(3)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # arrays are tiny, and others wait for each other
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 def made(name: str = "Mamba2") -> Any:

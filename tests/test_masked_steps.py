@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,7 @@ AT_CHANCE = pytest.mark.filterwarnings("ignore:the model is at chance")
 FEW_ROWS = pytest.mark.filterwarnings("ignore:layer .* was fitted to")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    torch.manual_seed(3)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 def batch(side: str) -> dict[str, torch.Tensor]:
