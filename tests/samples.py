@@ -139,3 +139,24 @@ def impulse_response(system: Any, steps: int) -> Array:
         response[0] = response[0] + D
         return response
     return np.concatenate([np.asarray(D)[None], response[:-1]])
+
+
+def linoss_weights(damped: bool = True, n: int = 8, m: int = 3, seed: int = 0) -> dict[str, Array]:
+    """Weights of a new LinOSS, with A and G in ranges of trained ones."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "A_diag": rng.uniform(0.05, 3.0, n),
+        "steps": 0.5 * rng.standard_normal(n),
+        "B": rng.standard_normal((n, m, 2)),
+        "C": rng.standard_normal((m, n, 2)),
+        "D": rng.standard_normal(m),
+    }
+    return weights | ({"G_diag": rng.uniform(0.05, 0.4, n)} if damped else {})
+
+
+def slow_inputs(count: int, steps: int, width: int, seed: int = 0) -> Array:
+    """Sequences with a long memory, which white noise is not, shape (count, steps, width)."""
+    u = np.random.default_rng(seed).normal(size=(count, steps, width))
+    for k in range(1, steps):
+        u[:, k] = 0.95 * u[:, k - 1] + 0.3 * u[:, k]
+    return u

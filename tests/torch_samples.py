@@ -11,6 +11,7 @@ import torch
 from LRU_pytorch import LRU
 from s5 import S5
 from s5.s5_model import discretize_bilinear
+from samples import slow_inputs
 from torch import nn
 from torch_modules import S4D, LrnnxLRU, LrnnxS5, SSMKernelDiag, SSMKernelDPLR
 
@@ -122,3 +123,48 @@ CASES: dict[str, Case] = {
     "s4": Case(lambda: SSMKernelDPLR(3, 24), _kernel, _responses),
     "s4 rank 2": Case(lambda: SSMKernelDPLR(3, 24, rank=2, heads=2), _kernel, _responses),
 }
+
+
+class TwoLayers(nn.Module):
+    """Two layers behind a batch norm and dropout, read at the last step."""
+
+    def __init__(self, make=lambda: S5(6, 24), *, channels_first: bool = False) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.first, self.second = make(), make()
+        self.dropout = nn.Dropout(0.5)
+        self.decoder = nn.Linear(6, 4)
+        self._channels_first = channels_first
+
+    def forward(self, inputs):
+        hidden = self.norm(self.encoder(inputs).transpose(1, 2))
+        for layer in (self.first, self.second):
+            if self._channels_first:
+                hidden = hidden + layer(hidden)
+            else:
+                hidden = hidden + layer(hidden.transpose(1, 2)).transpose(1, 2)
+            hidden = self.dropout(torch.tanh(hidden))
+        return self.decoder(hidden[..., -1])
+
+
+def model_and_batches(make=lambda: S5(6, 24), *, channels_first=False, count=8, size=16):
+    torch.manual_seed(0)
+    model = TwoLayers(make, channels_first=channels_first)
+    inputs = torch.tensor(slow_inputs(count * size, 40, 3), dtype=torch.float32)
+    labels = torch.randint(0, 4, (count * size,))
+    return model, list(zip(inputs.split(size), labels.split(size), strict=True))
+
+
+def cross_entropy(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def trained_with(reducer, model, batches, steps=6):
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        cross_entropy(model, batches[step % len(batches)]).backward()
+        optimizer.step()
+        reducer.step(step, model, optimizer)
+    return optimizer

@@ -150,10 +150,10 @@ def test_the_list_names_tests_that_are_there() -> None:
 
 
 def test_what_the_list_says() -> None:
-    here = TESTS / "test_systems.py"
+    here = TESTS / "systems/test_systems.py"
     assert exceptions.libraries_of(here, "test_sampling_time") == ["numpy"]
     assert exceptions.libraries_of(here, "test_other_dtypes") == exceptions.EVERYWHERE
     double = exceptions.libraries_of(here, "test_logarithms_survive_indexing_and_host")
     assert {*exceptions.EVERYWHERE} - {*double} == {"jax-x32"}
-    host = exceptions.libraries_of(TESTS / "test_lyapunov.py", "test_diagonal_matrices")
+    host = exceptions.libraries_of(TESTS / "equations/test_lyapunov.py", "test_diagonal_matrices")
     assert {*exceptions.EVERYWHERE} - {*host} == {"cupy"}

@@ -96,7 +96,7 @@ def s4d(name: str, n: int) -> Array:
 
 @pytest.fixture(scope="module", params=["heat_modal", "heat_modal_nearest"])
 def reference(request: pytest.FixtureRequest) -> dict[str, Array]:
-    with np.load(Path(__file__).parent / "data" / f"{request.param}.npz") as archive:
+    with np.load(Path(__file__).parents[1] / "data" / f"{request.param}.npz") as archive:
         return {key: archive[key] for key in archive.files}
 
 

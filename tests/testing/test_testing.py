@@ -582,7 +582,7 @@ def test_options_that_do_not_go_together() -> None:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    path = Path(__file__).parents[1] / "docs" / "testing.rst"
+    path = Path(__file__).parents[2] / "docs" / "testing.rst"
     return path.read_text(encoding="utf-8")
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -149,6 +148,9 @@ def compiled_inside(model: Model, hidden: Any) -> Any:
         hidden = one(block, hidden)
     return hidden
 
+
+SAME_PATH = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+"""For another process that imports this module."""
 
 WAYS = [over_two_axes_of_which_one_is_last, scanned, compiled_inside]
 
@@ -683,8 +685,7 @@ given = [slow_inputs(1000, WIDTH)] * 2  # 320 kB, which JAX copies in another th
 np.testing.assert_array_equal(record.inputs, np.concatenate(given))
 np.testing.assert_allclose(record.weights[:, -1], STEPS, rtol=1e-2)
 """
-    arguments = [sys.executable, "-c", code]
-    subprocess.run(arguments, check=True, cwd=Path(__file__).parent, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, env=SAME_PATH, timeout=120)
 
 
 @pytest.mark.slow
@@ -701,10 +702,8 @@ for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
     with pytest.raises(UnsupportedLayerError, match="of `batches` is spread over several devices"):
         calibrate(Single(s5()), given, forward=eqx.filter_jit(lambda m, b: m(b)))
 """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=Path(__file__).parent, env=environment
-    )
+    environment = {**SAME_PATH, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_a_loss_without_derivatives_is_told():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from modules import ForeignLinOSS
 from numpy.typing import NDArray
+from samples import linoss_weights
 
 from ssmreduce import DiagonalStateSpace, StateSpace, h2_norm, impulse_response, simulate
 from ssmreduce.errors import (
@@ -38,19 +39,6 @@ HORIZON = 75
 @pytest.fixture(params=KINDS, ids=lambda kind: f"{kind[0]}{' damped' if kind[1] else ''}")
 def kind(request: pytest.FixtureRequest) -> tuple[Rule, bool]:
     return request.param  # type: ignore[no-any-return]
-
-
-def drawn(kind: tuple[Rule, bool], n: int = 8, m: int = 3, seed: int = 0) -> Weights:
-    """Weights as a new layer has them, with A and G in ranges of trained ones."""
-    rng = np.random.default_rng(seed)
-    weights = {
-        "A_diag": rng.uniform(0.05, 3.0, n),
-        "steps": 0.5 * rng.standard_normal(n),
-        "B": rng.standard_normal((n, m, 2)),
-        "C": rng.standard_normal((m, n, 2)),
-        "D": rng.standard_normal(m),
-    }
-    return weights | ({"G_diag": rng.uniform(0.05, 0.4, n)} if kind[1] else {})
 
 
 def physics(kind: tuple[Rule, bool], weights: Weights) -> tuple[NDArray[Any], ...]:
@@ -135,7 +123,7 @@ def fitted(
 def test_the_system_runs_what_the_layer_runs(
     kind: tuple[Rule, bool], rng: np.random.Generator
 ) -> None:
-    weights, inputs = drawn(kind), rng.standard_normal((60, 3))
+    weights, inputs = linoss_weights(kind[1]), rng.standard_normal((60, 3))
     system = LinOSS(*kind).read(weights)
     assert isinstance(system, DiagonalStateSpace)
     assert system.order == 16
@@ -152,7 +140,7 @@ def test_the_system_runs_what_the_layer_runs(
 def test_poles_that_are_not_apart(
     kind: tuple[Rule, bool], rng: np.random.Generator, stiffness: float
 ) -> None:
-    weights, inputs = drawn(kind), rng.standard_normal((60, 3))
+    weights, inputs = linoss_weights(kind[1]), rng.standard_normal((60, 3))
     weights["A_diag"][[1, 4]] = stiffness
     system = LinOSS(*kind).read(weights)
     assert isinstance(system, StateSpace)
@@ -162,7 +150,7 @@ def test_poles_that_are_not_apart(
 
 def test_close_poles_are_exact_on_both_sides_of_the_switch(kind: tuple[Rule, bool]) -> None:
     for sine in (1e-6, 1.1e-4, 1.3e-4, 1e-3):
-        weights = drawn(kind)
+        weights = linoss_weights(kind[1])
         step, _, factor = physics(kind, weights)
         low = (2 + step * weights.get("G_diag", 0.0) - 2 / np.sqrt(factor)) if kind[1] else 0.0
         weights["A_diag"] = (low + sine**2) / step**2
@@ -174,7 +162,7 @@ def test_close_poles_are_exact_on_both_sides_of_the_switch(kind: tuple[Rule, boo
 
 def test_undamped_oscillators_too_stiff_are_unstable(rng: np.random.Generator) -> None:
     kind: tuple[Rule, bool] = ("IMEX", False)
-    weights, inputs = drawn(kind), rng.standard_normal((20, 3))
+    weights, inputs = linoss_weights(kind[1]), rng.standard_normal((20, 3))
     weights["A_diag"][2] = 5.0 / physics(kind, weights)[0][2] ** 2
     layer = LinOSS(*kind)
     system = layer.read(weights)
@@ -186,7 +174,7 @@ def test_undamped_oscillators_too_stiff_are_unstable(rng: np.random.Generator) -
 
 @pytest.mark.usefixtures("x64")
 def test_the_module_runs_the_system(kind: tuple[Rule, bool], rng: np.random.Generator) -> None:
-    weights, inputs = drawn(kind), rng.standard_normal((50, 3))
+    weights, inputs = linoss_weights(kind[1]), rng.standard_normal((50, 3))
     arrays = {"G_diag": None} | {name: jnp.asarray(value) for name, value in weights.items()}
     module = ForeignLinOSS(**arrays, discretization=kind[0], damping=kind[1])
     axes = {name: value.ndim for name, value in weights.items()}
@@ -230,7 +218,7 @@ def test_the_layer_of_discretax(
 
 @pytest.mark.parametrize("horizon", [1, 2, 3, 6, 64, 75])
 def test_inner_products_over_a_horizon(kind: tuple[Rule, bool], horizon: int) -> None:
-    weights = drawn(kind)
+    weights = linoss_weights(kind[1])
     weights["A_diag"][[0, 1]] = -1.0, 1e-14
     each = states(kind, weights, horizon)
     expected = np.einsum("kia,kjb->ijab", each, each)
@@ -242,7 +230,7 @@ def test_inner_products_over_a_horizon(kind: tuple[Rule, bool], horizon: int) ->
 
 @pytest.mark.parametrize("kind", [("IMEX", True), ("IM", False)])
 def test_inner_products_of_all_steps(kind: tuple[Rule, bool]) -> None:
-    weights = drawn(kind)
+    weights = linoss_weights(kind[1])
     if kind[1]:
         weights["A_diag"][:2] = -1.0, 1e4  # double poles at both ends
     each = states(kind, weights, 6000)
@@ -253,7 +241,7 @@ def test_inner_products_of_all_steps(kind: tuple[Rule, bool]) -> None:
 
 
 def test_long_horizons(kind: tuple[Rule, bool]) -> None:
-    weights = drawn(kind)
+    weights = linoss_weights(kind[1])
     weights["A_diag"][0] = 1e-6
     each = states(kind, weights, 20_000)
     expected = np.einsum("kia,kjb->ijab", each, each)
@@ -268,7 +256,7 @@ def test_slow_oscillators_keep_digits() -> None:
     """One double pole ρ, where Σ (k+1)² ρ²ᵏ = (1+ρ²)/(1-ρ²)³."""
     kind: tuple[Rule, bool] = ("IMEX", True)
     for slow in (1e-2, 1e-4, 1e-6):
-        weights = drawn(kind, n=1, m=1) | {"A_diag": np.zeros(1), "steps": np.zeros(1)}
+        weights = linoss_weights(kind[1], n=1, m=1) | {"A_diag": np.zeros(1), "steps": np.zeros(1)}
         weights["G_diag"] = np.array([2.0 * slow])
         S = 1.0 / (1.0 + slow)
         expected = 0.25**2 * S**2 * (1.0 + S) / (slow * S) ** 3
@@ -278,7 +266,7 @@ def test_slow_oscillators_keep_digits() -> None:
 
 @pytest.mark.parametrize("weights", [{"G_diag": -1.0}, {"steps": -800.0}])
 def test_what_does_not_decay_needs_a_horizon(weights: dict[str, float]) -> None:
-    layer, found = LinOSS("IMEX", damped=True), drawn(("IMEX", True))
+    layer, found = LinOSS("IMEX", damped=True), linoss_weights()
     for name, value in weights.items():
         found[name][3] = value
     with pytest.raises(UnstableSystemError, match=r"1 of 8 oscillators.*CutOptions\(horizon=L\)"):
@@ -287,7 +275,7 @@ def test_what_does_not_decay_needs_a_horizon(weights: dict[str, float]) -> None:
 
 
 def test_undamped_layers_need_a_horizon() -> None:
-    layer, weights = LinOSS("IMEX", damped=False), drawn(("IMEX", False))
+    layer, weights = LinOSS("IMEX", damped=False), linoss_weights(False)
     for ask in (layer.scores, layer.gramians):
         with pytest.raises(UnstableSystemError, match="8 of 8 oscillators"):
             ask(weights)
@@ -302,7 +290,7 @@ def test_undamped_layers_need_a_horizon() -> None:
 
 def test_selection_takes_what_explains_most(kind: tuple[Rule, bool]) -> None:
     """Each pick, and its gain, by least squares on the impulse responses for every candidate."""
-    weights = drawn(kind)
+    weights = linoss_weights(kind[1])
     layer, expected = LinOSS(*kind), responses(kind, weights, HORIZON)
 
     def left(kept: list[int]) -> float:
@@ -328,7 +316,7 @@ def test_selection_takes_what_explains_most(kind: tuple[Rule, bool]) -> None:
 
 @pytest.mark.parametrize("kind", [("IMEX", True), ("IM", False)])
 def test_scores_add_up_to_the_norm(kind: tuple[Rule, bool]) -> None:
-    weights = drawn(kind) | {"D": np.zeros(3)}
+    weights = linoss_weights(kind[1]) | {"D": np.zeros(3)}
     layer = LinOSS(*kind)
     scores = layer.scores(weights)
     assert scores.shape == (8,)
@@ -338,7 +326,7 @@ def test_scores_add_up_to_the_norm(kind: tuple[Rule, bool]) -> None:
 
 
 def test_weights_of_kept_oscillators_stay(kind: tuple[Rule, bool]) -> None:
-    weights, layer = drawn(kind), LinOSS(*kind)
+    weights, layer = linoss_weights(kind[1]), LinOSS(*kind)
     kept, reduced = layer.selected(weights, 3, HORIZON)
     assert kept.dtype.kind == "i"
     assert set(reduced) == set(weights)
@@ -353,14 +341,14 @@ def test_weights_of_kept_oscillators_stay(kind: tuple[Rule, bool]) -> None:
 
 
 def test_the_full_order_changes_nothing(kind: tuple[Rule, bool]) -> None:
-    weights = drawn(kind)
+    weights = linoss_weights(kind[1])
     kept, same = LinOSS(*kind).selected(weights, 8, HORIZON)
     assert kept.tolist() == list(range(8))
     assert all(np.array_equal(same[name], weights[name]) for name in weights)
 
 
 def test_refitting_beats_the_plain_subset(kind: tuple[Rule, bool]) -> None:
-    weights, layer = drawn(kind, n=16), LinOSS(*kind)
+    weights, layer = linoss_weights(kind[1], n=16), LinOSS(*kind)
     expected = responses(kind, weights, HORIZON)
     for order in (1, 4, 8, 12):
         kept, reduced = layer.selected(weights, order, HORIZON)
@@ -370,13 +358,13 @@ def test_refitting_beats_the_plain_subset(kind: tuple[Rule, bool]) -> None:
 
 
 def test_a_given_set_is_fitted_best(kind: tuple[Rule, bool]) -> None:
-    weights, kept = drawn(kind), np.array([0, 3, 7])
+    weights, kept = linoss_weights(kind[1]), np.array([0, 3, 7])
     found = LinOSS(*kind).refitted(weights, kept, HORIZON)["C"]
     assert relative(found, fitted(kind, weights, kept, HORIZON)) <= 1e-10
 
 
 def test_duplicates_collapse(kind: tuple[Rule, bool]) -> None:
-    weights = drawn(kind)
+    weights = linoss_weights(kind[1])
     twice = {
         name: np.concatenate([x, x], axis=1 if name == "C" else 0) if name != "D" else x
         for name, x in weights.items()
@@ -391,7 +379,7 @@ def test_duplicates_collapse(kind: tuple[Rule, bool]) -> None:
 
 
 def test_real_input_weights_leave_imaginary_output_weights(kind: tuple[Rule, bool]) -> None:
-    weights, layer = drawn(kind), LinOSS(*kind)
+    weights, layer = linoss_weights(kind[1]), LinOSS(*kind)
     weights["B"][..., 1] = 0.0
     kept, reduced = layer.selected(weights, 5, HORIZON)
     assert np.array_equal(reduced["C"][..., 1], weights["C"][:, kept, 1])
@@ -399,7 +387,7 @@ def test_real_input_weights_leave_imaginary_output_weights(kind: tuple[Rule, boo
 
 
 def test_oscillators_without_input_go_first(kind: tuple[Rule, bool]) -> None:
-    weights, layer = drawn(kind), LinOSS(*kind)
+    weights, layer = linoss_weights(kind[1]), LinOSS(*kind)
     weights["B"][[2, 5]] = 0.0
     kept, reduced = layer.selected(weights, 6, HORIZON)
     assert kept.tolist() == [0, 1, 3, 4, 6, 7]
@@ -411,7 +399,7 @@ def test_oscillators_without_input_go_first(kind: tuple[Rule, bool]) -> None:
 
 
 def test_units_of_states_do_not_count(kind: tuple[Rule, bool]) -> None:
-    weights, layer = drawn(kind), LinOSS(*kind)
+    weights, layer = linoss_weights(kind[1]), LinOSS(*kind)
     units = np.ldexp(1.0, np.array([0, 3, -200, 40, 500, -7, 1, -450]))
     other = weights | {
         "B": weights["B"] * units[:, None, None],
@@ -426,7 +414,7 @@ def test_units_of_states_do_not_count(kind: tuple[Rule, bool]) -> None:
 
 @pytest.mark.parametrize("unit", [2.0**600, 2.0**-700, 3.0])
 def test_units_of_outputs_do_not_count(kind: tuple[Rule, bool], unit: float) -> None:
-    weights, layer = drawn(kind), LinOSS(*kind)
+    weights, layer = linoss_weights(kind[1]), LinOSS(*kind)
     other = weights | {"C": weights["C"] * unit}
     kept, expected = layer.selected(weights, 4, HORIZON)
     same, found = layer.selected(other, 4, HORIZON)
@@ -439,7 +427,7 @@ def test_units_of_outputs_do_not_count(kind: tuple[Rule, bool], unit: float) -> 
 def test_single_precision(kind: tuple[Rule, bool]) -> None:
     """Oscillators that almost coincide ask for large weights, but not for larger ones than C can hold."""
     rng = np.random.default_rng(1)
-    weights = drawn(kind, n=24)
+    weights = linoss_weights(kind[1], n=24)
     for name in ("A_diag", "steps", "G_diag"):
         if name in weights:
             weights[name] = weights[name][0] * (1.0 + 1e-3 * rng.standard_normal(24))
@@ -456,7 +444,7 @@ def test_single_precision(kind: tuple[Rule, bool]) -> None:
 
 
 def test_one_oscillator(kind: tuple[Rule, bool]) -> None:
-    weights, layer = drawn(kind, n=1, m=1), LinOSS(*kind)
+    weights, layer = linoss_weights(kind[1], n=1, m=1), LinOSS(*kind)
     kept, same = layer.selected(weights, 1, HORIZON)
     assert kept.tolist() == [0]
     assert np.array_equal(same["C"], weights["C"])
@@ -521,13 +509,13 @@ def test_layers_without_a_formula_are_refused() -> None:
     [("steps", (7,)), ("G_diag", (9,)), ("B", (8, 3)), ("C", (3, 7, 2)), ("D", (4,))],
 )
 def test_weights_that_do_not_fit(name: str, shape: tuple[int, ...]) -> None:
-    weights = drawn(("IMEX", True)) | {name: np.ones(shape)}
+    weights = linoss_weights() | {name: np.ones(shape)}
     with pytest.raises(ShapeError, match=f"`{name}` has shape"):
         LinOSS().read(weights)
 
 
 def test_weights_that_are_missing_or_not_finite() -> None:
-    weights = drawn(("IMEX", True))
+    weights = linoss_weights()
     with pytest.raises(NonFiniteError, match="`steps`"):
         LinOSS().read(weights | {"steps": np.full(8, np.nan)})
     del weights["G_diag"]
@@ -538,13 +526,13 @@ def test_weights_that_are_missing_or_not_finite() -> None:
 @pytest.mark.parametrize("order", [0, 9, 2.0, True])
 def test_orders_that_there_are_not(order: Any) -> None:
     with pytest.raises(OrderError, match="`order` is"):
-        LinOSS().selected(drawn(("IMEX", True)), order)
+        LinOSS().selected(linoss_weights(), order)
 
 
 @pytest.mark.parametrize("kept", [[], [1, 1], [2, 0], [0, 8], [-1, 2], [0.0, 1.0], [True, False]])
 def test_sets_that_there_are_not(kept: Any) -> None:
     with pytest.raises(OrderError, match="`kept` is"):
-        LinOSS().refitted(drawn(("IMEX", True)), np.array(kept))
+        LinOSS().refitted(linoss_weights(), np.array(kept))
 
 
 def test_arrays_of_features_that_do_not_fit() -> None:

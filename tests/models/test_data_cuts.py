@@ -14,10 +14,10 @@ import pytest
 import torch
 from LRU_pytorch import LRU
 from s5 import S5
-from samples import lru_weights
-from test_linoss import drawn
+from samples import linoss_weights, lru_weights, slow_inputs
 from torch import nn
 from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
+from torch_samples import cross_entropy, model_and_batches, trained_with
 
 from ssmreduce import (
     Calibration,
@@ -83,14 +83,6 @@ METHODS = {
     "balanced": "data-driven balanced truncation with refit",
     "selected": "selection with refit",
 }
-
-
-def slow_inputs(count: int, steps: int, width: int, seed: int = 0) -> Array:
-    """Sequences with a long memory, which white noise is not."""
-    u = np.random.default_rng(seed).normal(size=(count, steps, width))
-    for k in range(1, steps):
-        u[:, k] = 0.95 * u[:, k - 1] + 0.3 * u[:, k]
-    return u
 
 
 def data(count: int = 64, steps: int = 60, seed: int = 0) -> Calibration:
@@ -524,41 +516,6 @@ def test_calibrations_of_several_processes_are_merged():
 # --- Recording in PyTorch
 
 
-class Model(nn.Module):
-    """Two layers behind a batch norm and dropout, read at the last step."""
-
-    def __init__(self, make=lambda: S5(6, 24), *, channels_first: bool = False) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(3, 6)
-        self.norm = nn.BatchNorm1d(6)
-        self.first, self.second = make(), make()
-        self.dropout = nn.Dropout(0.5)
-        self.decoder = nn.Linear(6, 4)
-        self._channels_first = channels_first
-
-    def forward(self, inputs):
-        hidden = self.norm(self.encoder(inputs).transpose(1, 2))
-        for layer in (self.first, self.second):
-            if self._channels_first:
-                hidden = hidden + layer(hidden)
-            else:
-                hidden = hidden + layer(hidden.transpose(1, 2)).transpose(1, 2)
-            hidden = self.dropout(torch.tanh(hidden))
-        return self.decoder(hidden[..., -1])
-
-
-def model_and_batches(make=lambda: S5(6, 24), *, channels_first=False, count=8, size=16):
-    torch.manual_seed(0)
-    model = Model(make, channels_first=channels_first)
-    inputs = torch.tensor(slow_inputs(count * size, 40, 3), dtype=torch.float32)
-    labels = torch.randint(0, 4, (count * size,))
-    return model, list(zip(inputs.split(size), labels.split(size), strict=True))
-
-
-def cross_entropy(model, batch):
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
 def everything(model):
     """Modes, values and gradients, and the state of the generator."""
     return (
@@ -869,16 +826,6 @@ def test_a_cut_that_fails_at_the_last_layer_changes_nothing():
 # --- In training
 
 
-def trained_with(reducer, model, batches, steps=6):
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        cross_entropy(model, batches[step % len(batches)]).backward()
-        optimizer.step()
-        reducer.step(step, model, optimizer)
-    return optimizer
-
-
 def test_a_reducer_cuts_by_what_it_is_given_at_each_attempt():
     model, batches = model_and_batches()
     asked = []
@@ -1023,7 +970,7 @@ def test_followers_of_channels_get_the_same():
 
 
 def test_oscillators_are_cut_as_without_data():
-    weights = drawn(("IMEX", True), 12)
+    weights = linoss_weights(n=12)
     data = Calibration.of_inputs({"model": slow_inputs(16, 30, weights["D"].shape[0])})
     kind = LinOSS()
     own, plain = (

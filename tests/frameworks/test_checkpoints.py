@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from ssmreduce import calibrate, reduce_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/mamba_checkpoint.py"
 AT_CHANCE = pytest.mark.filterwarnings("ignore:the model is at chance")
 """Models of these tests have learned nothing."""

@@ -19,11 +19,9 @@ import scipy.stats
 import torch
 from fingerprints import fingerprint
 from modules import KernelLRU, Stack, make_lru
-from samples import lru_weights
-from test_data_cuts import lru, model_and_batches, slow_inputs, trained_with
-from test_linoss import drawn
+from samples import linoss_weights, lru_weights, slow_inputs
 from torch_modules import S4D, SSMKernelDPLR
-from torch_samples import s5
+from torch_samples import model_and_batches, s5, trained_with
 
 from ssmreduce import (
     Calibration,
@@ -372,7 +370,8 @@ def real_root(layer: Any, kind: Any, u: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["LRU", "S4D"])
 def test_values_by_data_are_those_of_brute_force(name: str) -> None:
     torch.manual_seed(0)
-    layer, kind = (lru(), "lru") if name == "LRU" else (S4D(6, 8).kernel, None)
+    lru = lru_weights(np.random.default_rng(0), 24, 6)
+    layer, kind = (lru, "lru") if name == "LRU" else (S4D(6, 8).kernel, None)
     u = slow_inputs(8, 20, 6)
     trace = HankelTrace(1)
     options = CutOptions(kind=kind)
@@ -417,7 +416,7 @@ def test_layers_without_values_by_data_have_none() -> None:
     torch.manual_seed(0)
     kernel = SSMKernelDPLR(6, 8)
     kernel(20)
-    oscillators = drawn(("IMEX", True), 4)
+    oscillators = linoss_weights(n=4)
     width = oscillators["D"].shape[0]
     for layer, kind, inputs in ((kernel, None, 6), (oscillators, LinOSS(), width)):
         data = Calibration.of_inputs({"model": slow_inputs(8, 20, inputs)})

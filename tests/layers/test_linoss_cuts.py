@@ -12,8 +12,7 @@ import optax
 import pytest
 import torch
 from modules import ForeignLinOSS, KernelLRU, make_lru
-from samples import lru_weights
-from test_linoss import drawn
+from samples import linoss_weights, lru_weights
 from torch import nn
 
 from ssmreduce import (
@@ -162,7 +161,11 @@ def test_rules_choose_among_oscillators(rule: Any) -> None:
 def test_a_share_of_the_energy_is_kept_where_scores_do_not_descend(
     kind: tuple[Any, bool], seed: int, n: int, share: float
 ) -> None:
-    layer, weights, options = LinOSS(*kind), drawn(kind, n=n, seed=seed), CutOptions(horizon=75)
+    layer, weights, options = (
+        LinOSS(*kind),
+        linoss_weights(kind[1], n, seed=seed),
+        CutOptions(horizon=75),
+    )
     _, scores = layer.ranking(weights, 75)
     assert np.any(np.diff(scores) > 0.0)
     cut = layer.plan(weights, HankelEnergy(share), options, Exact())

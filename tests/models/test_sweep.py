@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from fingerprints import fingerprint
-from test_data_cuts import cross_entropy, lru, model_and_batches, slow_inputs
-from test_linoss import drawn
+from samples import linoss_weights, lru_weights, slow_inputs
+from torch_samples import cross_entropy, model_and_batches
 
 from ssmreduce import (
     Calibration,
@@ -242,7 +242,7 @@ def test_errors_beside_data_are_those_of_the_white_cut(method: Any) -> None:
 
 
 def test_a_layer_alone_is_swept_with_its_only_record() -> None:
-    weights, options = lru(), CutOptions(kind="lru")
+    weights, options = lru_weights(np.random.default_rng(0), 24, 6), CutOptions(kind="lru")
     data = Calibration.of_inputs({"encoder.0": slow_inputs(64, 60, 6)})
     (row,) = sweep(weights, [4], data=data, options=options).rows
     cut = reduce_layer(weights, 4, kind="lru", data=data)
@@ -250,7 +250,7 @@ def test_a_layer_alone_is_swept_with_its_only_record() -> None:
 
 
 def test_oscillators_have_no_values_by_data() -> None:
-    weights = drawn(("IMEX", True), 12)
+    weights = linoss_weights(n=12)
     data = Calibration.of_inputs({"model": slow_inputs(16, 30, weights["D"].shape[0])})
     options = CutOptions(kind=LinOSS())
     (row,) = sweep(weights, [5], data=data, options=options).rows
@@ -261,7 +261,7 @@ def test_oscillators_have_no_values_by_data() -> None:
 
 
 def test_data_that_do_not_fit_are_refused() -> None:
-    weights, options = lru(), CutOptions(kind="lru")
+    weights, options = lru_weights(np.random.default_rng(0), 24, 6), CutOptions(kind="lru")
     before = fingerprint(weights)
     good = Calibration.of_inputs({"model": slow_inputs(8, 20, 6)})
     with pytest.raises(OrderError, match=r"`data` are given but `model` is a .*StateSpace"):

@@ -24,7 +24,7 @@ pytestmark = [
     ),
 ]
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",

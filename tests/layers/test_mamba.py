@@ -783,7 +783,7 @@ def test_outputs_may_be_matched_after_a_cut() -> None:
 
 @pytest.mark.slow
 def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(__file__).parents[1] / "docs/examples/mamba.py"
+    path = Path(__file__).parents[2] / "docs/examples/mamba.py"
     runpy.run_path(str(path), run_name="__main__")
     said = capsys.readouterr().out
     before, after, constant = map(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from s5 import S5
-from test_data_cuts import slow_inputs
+from samples import slow_inputs
 from torch import nn
 from torch_modules import S4D
 

@@ -11,9 +11,8 @@ from typing import Any
 import good_calls
 import numpy as np
 import pytest
-from samples import dense_system, lru_system
-from test_data_cuts import model_and_batches
-from test_linoss_cuts import linoss as linoss_layer
+from samples import dense_system, linoss_weights, lru_system
+from torch_samples import model_and_batches
 
 from ssmreduce import (
     Continuous,
@@ -414,7 +413,7 @@ def test_layers_and_models() -> None:
         bounds = [part.error_bound for part in result.report.values()]
         assert line(axes[1], "error bound").get_xdata().tolist() == bounds
     check_reduction(reduce_layer(model[0], 6).plot(), "Hankel singular value")
-    scores = reduce_layer(linoss_layer(), 3)
+    scores = reduce_layer(linoss_weights(), 3, kind="linoss")
     axes = scores.plot()
     check_reduction(axes, "score of the state")
     assert legend(axes[0, 0])[1].startswith(f"3 of {scores.old_order} kept")
