@@ -28,6 +28,7 @@ from ssmreduce.frameworks.current import register_framework
 from ssmreduce.frameworks.transaction import Prepared
 
 FOLDER = Path(__file__).parents[1] / "docs/examples"
+PAGES, PICTURE = ("index", "tour"), r"image:: (\S+)"
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,35 @@ def test_an_example_trains(
     losses = [float(each) for each in re.findall(r"loss (\S+)", capsys.readouterr().out)]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3
+
+
+@pytest.mark.slow
+def test_the_tour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tour_pictures.py", str(tmp_path)])
+    runpy.run_path(str(FOLDER / "tour_pictures.py"), run_name="__main__")
+    shown = re.findall(r"([\d.]+)%", "\n".join(accuracies(capsys.readouterr().out)))
+    full, again, half, ten, white, data, *fewer, young, loaded = map(float, shown)
+    assert full == again > 97.0
+    assert min(half, ten, data, young) > full - 2.0
+    assert max(fewer) < white < full
+    assert young == loaded
+    pages = [(FOLDER.parent / f"{name}.rst").read_text(encoding="utf-8") for name in PAGES]
+    assert {path.name for path in tmp_path.iterdir()} == set(re.findall(PICTURE, "".join(pages)))
+
+
+def accuracies(printed: str) -> list[str]:
+    """The lines of the tour that say how good a model is."""
+    return [line for line in printed.splitlines() if "accuracy" in line or "data" in line]
+
+
+def test_the_tour_shows_all_of_its_program() -> None:
+    page = (FOLDER.parent / "tour.rst").read_text(encoding="utf-8")
+    parts = re.findall(r":start-after: (# .+)", page)
+    program = (FOLDER / "tour.py").read_text(encoding="utf-8")
+    assert re.findall(r"^# [A-Z].*$", program, flags=re.MULTILINE) == parts
+    assert re.findall(r":end-before: (# .+)", page) == parts[1:]
 
 
 def test_a_layer_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
