@@ -6,11 +6,13 @@ import copy
 import pickle
 import re
 import runpy
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from s5 import S5
 from samples import lru_weights
 
 from ssmreduce import (
@@ -23,6 +25,7 @@ from ssmreduce import (
     reduce_model,
     write_system,
 )
+from ssmreduce.demo.lru import LRU
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.current import register_framework
 from ssmreduce.frameworks.transaction import Prepared
@@ -45,6 +48,52 @@ def test_an_example_trains(
     losses = [float(each) for each in re.findall(r"loss (\S+)", capsys.readouterr().out)]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3
+
+
+def readme(framework: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Run the code of a section of the README; what it leaves behind."""
+    text = (FOLDER.parents[1] / "README.rst").read_text(encoding="utf-8")
+    section = text.split(f"\n{framework}\n---")[1]
+    block = section.split("code-block:: python\n\n")[1]
+    code = re.match(r"(?:   .*\n|\n)+", block)
+    assert code is not None
+    exec(textwrap.dedent(code[0]), given)
+    return given
+
+
+def test_the_readme_in_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 4), S5(4, 32))
+    left = readme(
+        "PyTorch",
+        {
+            "model": model,
+            "optimizer": torch.optim.AdamW(model.parameters(), 1e-3),
+            "batches": torch.randn(30, 8, 20, 2),
+            "total_steps": 30,
+            "loss_of": lambda model, batch: model(batch).square().mean(),
+            "accuracy": lambda model: 0.5,
+        },
+    )
+    assert [event.step for event in left["reducer"].events] == [15]
+    assert len(model[1].seq.Lambda) <= 16
+    assert "0.5" in capsys.readouterr().out
+
+
+def test_the_readme_in_jax(capsys: pytest.CaptureFixture[str]) -> None:
+    left = readme(
+        "JAX",
+        {
+            "model": LRU(32, 4, rng=np.random.default_rng(0)),
+            "batches": range(30),
+            "total_steps": 30,
+            "train_step": lambda model, opt_state, batch: (model, opt_state),
+        },
+    )
+    assert left["model"].states < 32
+    assert "ReductionEvent(step=15" in capsys.readouterr().out
 
 
 @pytest.mark.slow
