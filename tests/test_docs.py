@@ -125,6 +125,25 @@ def test_the_tour_shows_all_of_its_program() -> None:
     assert re.findall(r":end-before: (# .+)", page) == parts[1:]
 
 
+def test_errors_at_other_steps_and_lengths() -> None:
+    module = runpy.run_path(str(FOLDER / "other_steps.py"))
+    layer, by_step, by_length = (
+        module[name] for name in ("layer", "errors_by_step", "errors_by_length")
+    )
+    bound, errors = by_step(layer("bilinear", 3.0, states=16), 4)
+    at_cut = module["SCALES"].index(1.0)
+    assert 0.0 < errors[at_cut] <= bound
+    for scale, error in zip(module["SCALES"], errors, strict=True):
+        assert error <= max(1.0, scale) * errors[at_cut] * (
+            1.0 + 1e-4
+        )  # weights are in single precision
+    bound, errors = by_step(module["turned"](), 1)
+    assert errors[0] > 1.0 > bound > errors[at_cut]
+    bound, errors = by_length(layer("zoh", 3.0, states=16), 4, None)
+    assert errors == sorted(errors)
+    assert errors[-1] <= bound
+
+
 def test_a_layer_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     path = FOLDER / "own_layer.py"
     runpy.run_path(str(path))
