@@ -125,6 +125,42 @@ def test_the_tour_shows_all_of_its_program() -> None:
     assert re.findall(r":end-before: (# .+)", page) == parts[1:]
 
 
+# torch.jit warns that it is deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_one_step_of_a_reduced_layer_exports(tmp_path: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    layer = S5(4, 16)
+    reduce_model(layer, 6)
+    module = runpy.run_path(str(FOLDER / "deploy.py"))
+    step = module["Step"](read_system(layer))
+    batch = torch.export.Dim("batch")
+    example = torch.zeros(2, 4), torch.zeros(2, 2, 6)
+    program = torch.export.export(step, example, dynamic_shapes=({0: batch}, {0: batch}))
+    torch.export.save(program, tmp_path / "step.pt2")
+    loaded = torch.export.load(tmp_path / "step.pt2").module()
+    inputs = torch.randn(3, 5, 4)
+    for run in (step, loaded, torch.jit.script(step)):
+        state, outputs = torch.zeros(3, 2, 6), []
+        for each in inputs.unbind(1):
+            out, state = run(each, state)
+            outputs.append(out)
+        torch.testing.assert_close(torch.stack(outputs, 1), layer(inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_a_reduced_model_of_jax_exports() -> None:
+    import jax
+    from jax import export
+
+    model = reduce_layer(LRU(16, 4, rng=np.random.default_rng(0)), 6).layer
+    (batch,) = export.symbolic_shape("batch")
+    run = jax.jit(lambda inputs: model(inputs))
+    exported = export.export(run)(jax.ShapeDtypeStruct((batch, 20, 4), "float32"))
+    inputs = np.random.default_rng(1).normal(size=(3, 20, 4)).astype(np.float32)
+    assert np.allclose(exported.call(inputs), model(inputs), rtol=1e-4, atol=1e-5)
+
+
 def test_errors_at_other_steps_and_lengths() -> None:
     module = runpy.run_path(str(FOLDER / "other_steps.py"))
     layer, by_step, by_length = (
