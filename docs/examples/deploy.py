@@ -1,4 +1,4 @@
-"""A reduced layer on its way out of PyTorch: one step in real arithmetic, and weights of fewer bits."""
+"""A reduced layer on its way out of PyTorch: a step in real arithmetic, and fewer bits."""
 
 import copy
 
@@ -9,17 +9,22 @@ from ssmreduce import difference, hinf_norm, read_system, reduce_model
 
 
 class Step(torch.nn.Module):
-    """One step of a layer in real arithmetic, from a system that is read after the update."""
+    """One step, in real arithmetic, of a system that is read after the update."""
 
     def __init__(self, system):
         super().__init__()
-        arrays = {"poles": system.eigenvalues, "B": system.B.T, "C": system.C.T, "D": system.D.T}
-        for name, array in arrays.items():
-            self.register_buffer(f"{name}_re", torch.tensor(array.real).float().contiguous())
-            self.register_buffer(f"{name}_im", torch.tensor(array.imag).float().contiguous())
+        for name, array in (
+            ("poles", system.eigenvalues),
+            ("B", system.B.T),
+            ("C", system.C.T),
+            ("D", system.D.T),
+        ):
+            values = torch.tensor(array.copy())
+            self.register_buffer(f"{name}_re", values.real.float().contiguous())
+            self.register_buffer(f"{name}_im", (values + 0j).imag.float().contiguous())
 
     def forward(self, inputs, state):
-        """(B, m) inputs and a (B, 2, n) state, zero at first, to (B, p) outputs and the next state."""
+        """(B, m) inputs and (B, 2, n) states to (B, p) outputs and states; zero at first."""
         re, im = state.unbind(1)
         re, im = (
             self.poles_re * re - self.poles_im * im + inputs @ self.B_re,
@@ -30,7 +35,7 @@ class Step(torch.nn.Module):
 
 
 def rounded(tensor, bits):
-    """The tensor on a grid of 2 ** bits - 1 values, real and imaginary parts apart."""
+    """The tensor on a grid of 2 ** bits - 1 values."""
     if tensor.is_complex():
         return torch.complex(rounded(tensor.real, bits), rounded(tensor.imag, bits))
     scale = tensor.abs().max() / (2 ** (bits - 1) - 1)

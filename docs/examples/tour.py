@@ -12,7 +12,8 @@ from ssmreduce.demo.tones import make_tones
 
 torch.manual_seed(0)
 data = make_tones(0)  # sequences of 200 samples; labels 0 ... 15
-inputs, labels = torch.tensor(data.train_sequences)[..., None], torch.tensor(data.train_labels)
+inputs = torch.tensor(data.train_sequences)[..., None]
+labels = torch.tensor(data.train_labels)
 test_inputs = torch.tensor(data.test_sequences[:1000])[..., None]
 test_labels = torch.tensor(data.test_labels[:1000])
 
@@ -67,14 +68,15 @@ poles = np.asarray(layer.eigenvalues)
 hertz = abs(np.angle(poles)) / (2 * np.pi) * 8000
 kept = abs(poles) ** 50
 for k in (0, 20, 40):
-    print(f"state {k:2} rings at {hertz[k]:4.0f} Hz; after 50 samples {kept[k]:.1%} are left")
+    print(f"state {k:2} rings at {hertz[k]:4.0f} Hz; 50 samples leave {kept[k]:.1%}")
 
 # What the states are worth
 from ssmreduce import hankel_singular_values
 
 values = hankel_singular_values(layer, horizon=200)
 for count in (8, 16, 24, 32, 64):
-    print(f"the first {count:2} of {len(values)} make up {values[:count].sum() / values.sum():.1%}")
+    share = values[:count].sum() / values.sum()
+    print(f"the first {count:2} of {len(values)} make up {share:.1%}")
 
 # What fewer would cost
 from ssmreduce import CutOptions, sweep
@@ -88,7 +90,7 @@ from ssmreduce import reduce_model
 
 half = copy.deepcopy(model)
 print(reduce_model(half, 32, options=options))
-print(f"accuracy {accuracy(model):.1%} with 64 states, {accuracy(half):.1%} with 32")
+print(f"accuracy {accuracy(model):.1%} with 64, {accuracy(half):.1%} with 32")
 
 # Ten
 ten = copy.deepcopy(model)
@@ -104,7 +106,8 @@ for order in (8, 6):
     white, known = copy.deepcopy(model), copy.deepcopy(model)
     reduce_model(white, order, options=options)
     reduce_model(known, order, data=data)
-    print(f"{order} states: {accuracy(white):.1%} without data, {accuracy(known):.1%} with data")
+    without, with_data = accuracy(white), accuracy(known)
+    print(f"{order} states: {without:.1%} without data, {with_data:.1%} with data")
 
 # While it trains
 from ssmreduce import InTrainingReducer, ReductionSchedule

@@ -27,7 +27,7 @@ def poles_of(model):
 
 def states(tour):
     """What three states do with a single click."""
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(7, 2.2), sharey=True, layout="constrained")
     steps = np.arange(120)
     for k, own in zip((0, 20, 40), axes, strict=True):
         pole = poles_of(tour["model"])[k]
@@ -44,7 +44,7 @@ def draw_values(own, tour, kept):
     own.semilogy(number[kept:], values[kept:] / values[0], "o", color=GREY, markersize=3)
     own.semilogy(number[:kept], values[:kept] / values[0], "s", color=BLACK, markersize=4)
     own.set_xlabel("state, the most important first")
-    own.set_ylabel("Hankel singular value, relative")
+    own.set_ylabel("Hankel singular value")
 
 
 def draw_costs(own, tour):
@@ -53,7 +53,8 @@ def draw_costs(own, tour):
     accuracies = [tour["accuracy"](tour["model"]), *(row.metric for row in rows)]
     own.plot(orders, [100 * value for value in accuracies], "s-", color=BLACK, markersize=5)
     own.set_xscale("log", base=2)
-    own.set_xticks([6, 8, 10, 12, 16, 24, 32, 64], ["6", "8", "10", "12", "16", "24", "32", "64"])
+    ticks = [6, 8, 10, 16, 24, 32, 64]
+    own.set_xticks(ticks, [str(tick) for tick in ticks])
     own.minorticks_off()
     own.set_ylim(0, 105)
     own.set_xlabel("states kept")
@@ -69,7 +70,7 @@ def draw_poles(own, tour):
     own.set_ylim(-0.05, 1.45)
     own.set_xlabel("frequency in Hz; lines: the eight tones")
     own.set_ylabel("left after 50 samples")
-    own.legend(loc="upper left", ncols=2, fontsize=9, frameon=False)
+    own.legend(loc="upper left", ncols=2, frameon=False)
 
 
 def values(tour):
@@ -92,15 +93,17 @@ def poles(tour):
 
 
 def front(tour):
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(12, 3.4), layout="constrained", width_ratios=(1, 1, 1.35)
-    )
-    draw_values(left, tour, 20)
-    left.set_title("what each state is worth", fontsize=11)
-    draw_costs(middle, tour)
-    middle.set_title("what a cut costs, before any retraining", fontsize=11)
-    draw_poles(right, tour)
-    right.set_title("what is left: the tones of the task", fontsize=11)
+    with plt.rc_context({"font.size": 12}):
+        figure = plt.figure(figsize=(8, 6), layout="constrained")
+        grid = figure.add_gridspec(2, 2)
+        left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+        below = figure.add_subplot(grid[1, :])
+        draw_values(left, tour, 20)
+        left.set_title("what each state is worth", fontsize=13)
+        draw_costs(right, tour)
+        right.set_title("what a cut costs, before any training", fontsize=13)
+        draw_poles(below, tour)
+        below.set_title("what is left: the tones of the task", fontsize=13)
     return figure
 
 
