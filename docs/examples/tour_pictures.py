@@ -67,10 +67,10 @@ def draw_poles(own, tour):
     own.plot(*ringing(poles_of(tour["model"])), "o", color=GREY, markersize=5, label="64 states")
     own.plot(*ringing(poles_of(tour["ten"])), "x", color=BLACK, markersize=8, label="10 states")
     own.set_xlim(0, 2200)
-    own.set_ylim(-0.05, 1.45)
+    own.set_ylim(-0.05, 1.25)
     own.set_xlabel("frequency in Hz; lines: the eight tones")
     own.set_ylabel("left after 50 samples")
-    own.legend(loc="upper left", ncols=2, frameon=False)
+    own.legend(loc="lower right")
 
 
 def values(tour):
@@ -101,7 +101,7 @@ def front(tour):
         draw_values(left, tour, 20)
         left.set_title("what each state is worth", fontsize=13)
         draw_costs(right, tour)
-        right.set_title("what a cut costs, before any training", fontsize=13)
+        right.set_title("accuracy right after a cut", fontsize=13)
         draw_poles(below, tour)
         below.set_title("what is left: the tones of the task", fontsize=13)
     return figure
