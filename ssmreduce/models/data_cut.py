@@ -90,7 +90,8 @@ class DataCut:
             for each, own in zip(self._found.meant, model.meant, strict=True)
             if each.name in records
         }
-        inputs = runs.inputs(model, set(names.values()))
+        known = {names[name]: record.inputs for name, record in records.items()}
+        inputs = runs.inputs(model, known)
         return {
             name: replace(record, inputs=inputs[names[name]]) for name, record in records.items()
         }

@@ -887,6 +887,20 @@ def test_a_calibration_from_before_other_weights_is_made_anew():
     assert lost[0] == lost[1]
 
 
+def test_batches_are_run_again_for_other_weights_alone():
+    model, batches = model_and_batches()
+    runs = []
+    data = calibrate(model, batches, forward=lambda model, batch: runs.append(1) or model(batch[0]))
+    assert len(runs) == len(batches)
+    for weights, behind in ((1.0, 1), (1.01, len(batches))):
+        runs.clear()
+        with torch.no_grad():
+            model.encoder.weight.mul_(weights)
+        reduce_model(copy.deepcopy(model), 4, data=data)
+        # For all layers, and for the second one behind the first that is cut.
+        assert len(runs) == behind + len(batches)
+
+
 @pytest.mark.parametrize("make", [lambda: S5(6, 24), lambda: S4D(6, 24)])
 def test_changes_in_place_do_not_reach_what_was_recorded(make):
     torch.manual_seed(0)
