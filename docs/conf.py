@@ -1,7 +1,10 @@
 """Sphinx configuration. The build reads nothing from the network."""
 
+import base64
 import importlib.metadata
+import json
 import re
+import shutil
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -14,6 +17,7 @@ release = importlib.metadata.version(project)
 version = release
 
 extensions = [
+    "myst_nb",  # pages from notebooks
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -29,6 +33,9 @@ autodoc_typehints = "none"  # numpydoc prints types where the docstring states t
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False  # the class template lists members itself
 numpydoc_class_members_toctree = False
+
+nb_execution_mode = "off"  # notebooks hold their outputs; CI runs them
+myst_enable_extensions = ["dollarmath"]
 
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -70,6 +77,20 @@ def compare_api_page(app: Sphinx) -> None:
         logging.getLogger(__name__).warning("api.rst lists what is not public: %s", name)
 
 
+def copy_notebooks(app: Sphinx) -> None:
+    """Bring the notebooks from beside this folder under it, each with its last picture, for the gallery."""
+    folder = Path(app.srcdir) / "notebooks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in sorted(Path(app.srcdir).parent.glob("notebooks/*.ipynb")):
+        shutil.copy2(path, folder)
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        picture = [data["image/png"] for data in outputs if "image/png" in data][-1]
+        (folder / f"{path.stem}.png").write_bytes(base64.b64decode(picture))
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", escape_bars, priority=900)  # after numpydoc
     app.connect("builder-inited", compare_api_page)
+    app.connect("builder-inited", copy_notebooks)

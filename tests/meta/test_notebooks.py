@@ -41,4 +41,4 @@ def test_it_says_what_it_does_and_names_no_machine(path: Path) -> None:
 
 def test_the_docs_list_all_of_them() -> None:
     page = (ROOT / "docs" / "notebooks.rst").read_text(encoding="utf-8")
-    assert [path.name for path in NOTEBOOKS if path.name not in page] == []
+    assert [path.name for path in NOTEBOOKS if path.stem not in page] == []
