@@ -1,8 +1,9 @@
-"""Sphinx configuration. The build reads nothing from the network."""
+"""Sphinx configuration. The build reads nothing from the network, unless it links to other projects."""
 
 import base64
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -36,6 +37,17 @@ numpydoc_class_members_toctree = False
 
 nb_execution_mode = "off"  # notebooks hold their outputs; CI runs them
 myst_enable_extensions = ["dollarmath"]
+
+if {"READTHEDOCS", "SSMREDUCE_INTERSPHINX"} & set(os.environ):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "scipy": ("https://docs.scipy.org/doc/scipy", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "jax": ("https://docs.jax.dev/en/latest", None),
+        "matplotlib": ("https://matplotlib.org/stable", None),
+    }
 
 html_theme = "furo"
 html_title = f"{project} {release}"
