@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -168,15 +167,16 @@ class Sweep:
         from ssmreduce.plotting.decay import plot_errors
 
         columns = self.to_dict()
-        by_data = any(error is not None for error in columns["output_error"])
-        errors = {
-            "error bound" + ", without data" * by_data: columns["error_bound"],
-            "measured error" + ", without data" * by_data: columns["measured_error"],
+        filled = {name for name in columns if any(value is not None for value in columns[name])}
+        white = ", without data" if "output_error" in filled else ""
+        names = {
+            "error_bound": f"error bound{white}",
+            "measured_error": f"measured error{white}",
+            "output_error": "output error (relative)",
         }
-        if by_data:
-            errors["output error (relative)"] = columns["output_error"]
-        name = "metric" if any(value is not None for value in columns["metric"]) else "loss"
-        metric = columns[name] if any(value is not None for value in columns[name]) else None
+        errors = {text: columns[name] for name, text in names.items() if name in filled}
+        name = "metric" if "metric" in filled else "loss"
+        metric = columns[name] if name in filled else None
         return plot_errors(columns["order"], errors, metric=metric, metric_name=name, ax=ax)
 
     def smallest(self, *, relative_error: float) -> SweepRow:
@@ -346,7 +346,7 @@ class _ModelCuts:
         self._model, self._data, self._options = model, data, options
         self._gains: dict[str, HostArray] = {}
         try:
-            find_layers(model, options)
+            self._framework = find_layers(model, options).framework
         except UnsupportedLayerError as error:
             raise UnsupportedLayerError(
                 f"{error} A system would be a StateSpace or a DiagonalStateSpace."
@@ -406,7 +406,7 @@ class _ModelCuts:
 
     def _copied(self) -> Any:
         try:
-            return copy.deepcopy(self._model)
+            return self._framework.scratch(self._model)
         except Exception as error:
             raise UnsupportedLayerError(
                 f"`model` is a {type_name(self._model)} that cannot be copied ({error}); expected one "

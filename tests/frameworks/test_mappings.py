@@ -32,6 +32,7 @@ from ssmreduce import (
     read_system,
     reduce_layer,
     reduce_model,
+    sweep,
     write_system,
 )
 from ssmreduce.errors import OptimizerStateError, OrderError, ShapeError, UnsupportedLayerError
@@ -98,6 +99,8 @@ def test_a_file_of_safetensors_is_a_model(tmp_path: Path) -> None:
     with safe_open(str(tmp_path / "x"), "pt") as file:
         result = reduce_model(file, 4)
         system = read_system(file)
+        (row,) = sweep(file, [4]).rows
+    assert row.measured_error == result.report["lru"].measured_error
     assert result.report["lru"].new_order == 4
     assert system.order == 12
     assert result.model["lru.B_re"].shape == (4, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -311,6 +312,8 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = good_calls.model()
-    model.kept = torch.ones(1, requires_grad=True) * 2.0
+    model.kept = torch.ones(1, requires_grad=True) * 2.0  # of an earlier run
+    assert len(sweep(model, [2]).rows) == 1
+    model.lock = threading.Lock()
     with pytest.raises(UnsupportedLayerError, match=r"`model` is a .* cannot be copied"):
         sweep(model, [2])

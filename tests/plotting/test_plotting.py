@@ -403,6 +403,8 @@ def test_a_sweep() -> None:
     )
     assert axes.figure.axes[-1].get_ylabel() == "metric"
     assert legend(sweep(slow(), [1, 2]).plot()) == ["error bound", "measured error"]
+    within = sweep(slow(), [1, 2], options=CutOptions(horizon=50))
+    assert legend(within.plot()) == ["measured error"]  # there is no bound
 
 
 def test_layers_and_models() -> None:
