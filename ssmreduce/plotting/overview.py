@@ -13,6 +13,9 @@ from ssmreduce.plotting.decay import plot_errors, plot_hsv
 from ssmreduce.plotting.systems import plot_gain, plot_impulse, plot_poles
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
+_SAMPLES = 1000
+"""Samples of an impulse response that are drawn at most."""
+
 
 def draw_reduction(
     original: System,
@@ -22,6 +25,7 @@ def draw_reduction(
     name: str,
     *,
     bound: float | Array | None,
+    horizon: int | None,
     mask: Array | None,
     ax: Any,
 ) -> HostArray:
@@ -41,7 +45,11 @@ def draw_reduction(
     plot_poles(before, after, time=original.time, folded=is_real, ax=axes[0, 1])
     limit = None if bound is None or reduced is None else float(np.max(to_double(bound)))
     plot_gain(original, reduced, bound=limit, ax=axes[1, 0])
-    plot_impulse(original, reduced, ax=axes[1, 1])
+    shown = None
+    if horizon is not None:
+        axes[1, 0].title.set_text(f"Gain over all times, cut for {horizon} steps")
+        shown = min(horizon, _SAMPLES)
+    plot_impulse(original, reduced, length=shown, ax=axes[1, 1])
     return axes
 
 

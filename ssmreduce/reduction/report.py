@@ -192,6 +192,7 @@ class Reduction:
             kept,
             name,
             bound=self.error_bound,
+            horizon=self.horizon,
             mask=self.mask if batch else None,
             ax=ax,
         )
