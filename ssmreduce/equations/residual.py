@@ -32,6 +32,13 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
     float
         0.0 where everything is zero; NaN where something is.
 
+    Raises
+    ------
+    ShapeError
+        If the arrays are not square matrices of one size.
+    TimeDomainError
+        If `time` is not a time domain.
+
     Examples
     --------
     >>> import numpy as np

@@ -41,13 +41,22 @@ class LyapunovSolution:
         "success", or "inaccurate" where the residual exceeds 8 (n + 10) eps; of a batch the worst.
         "unchecked" for traced arrays.
     residual : float
-        ‖A X + X Aᴴ + Q‖ / (2 ‖A‖ ‖X‖ + ‖Q‖), or ‖A X Aᴴ - X + Q‖ / ((‖A‖² + 1) ‖X‖ + ‖Q‖); of a batch
-        the largest.
+        ‖A X + X Aᴴ + Q‖ / (2 ‖A‖ ‖X‖ + ‖Q‖), or ‖A X Aᴴ - X + Q‖ / ((‖A‖² + 1) ‖X‖ + ‖Q‖); of a
+        batch the largest.
     solver : LyapunovSolver
-        What was used: for `AutoLyapunov` its choice, or what it fell back to; in a batch that for the
-        first equation. `AutoLyapunov` itself where A is 0 x 0.
+        What was used: for `AutoLyapunov` its choice, or what it fell back to; in a batch that for
+        the first equation. `AutoLyapunov` itself where A is 0 x 0.
     iterations : int or None
         Of the solver, where it iterates; in a batch the most.
+
+    Examples
+    --------
+    >>> from ssmreduce import Continuous, solve_lyapunov
+    >>> solution = solve_lyapunov(
+    ...     [[-1.0, 2.0], [0.0, -3.0]], [[1.0, 0.0], [0.0, 1.0]], time=Continuous()
+    ... )
+    >>> solution.solver, solution.status.value, solution.residual < 1e-15, solution.iterations
+    (BartelsStewart(), 'success', True, None)
     """
 
     value: HostArray = field(repr=False)
