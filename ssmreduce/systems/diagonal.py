@@ -141,8 +141,16 @@ class DiagonalStateSpace:
         ----------
         log_eigenvalues : (..., n) array
             log λ, for an LRU -exp(nu_log) + i exp(theta_log).
-        B, C, D, time, real_output, read_after_update
-            As in the constructor; `time` must be `Discrete`.
+        B : (..., n, m) array
+            As in the constructor.
+        C : (..., p, n) array
+            As in the constructor.
+        D : (..., p, m) array, optional
+            As in the constructor.
+        time : Discrete
+            Time domain, required.
+        real_output, read_after_update : bool
+            As in the constructor.
 
         Returns
         -------
@@ -203,7 +211,7 @@ class DiagonalStateSpace:
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Leading axes."""
+        """Leading axes; () for a single system."""
         return tuple(self.eigenvalues.shape[:-1])
 
     @any_library()
@@ -216,6 +224,22 @@ class DiagonalStateSpace:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
         Where logarithms are kept they decide, so that |z| = 1 - 1e-20 is stable.
+
+        Parameters
+        ----------
+        margin : float
+            Distance from the stability boundary that is asked for; a negative one widens the
+            region.
+
+        Returns
+        -------
+        (...) bool array
+            One for each system of a batch.
+
+        Raises
+        ------
+        OrderError
+            If `margin` is not a finite number.
         """
         margin = checked_margin(margin)
         if self.log_eigenvalues is None:
@@ -296,7 +320,26 @@ class DiagonalStateSpace:
         return standard
 
     def rescaled(self, scale: HostArray) -> DiagonalStateSpace:
-        """Return the same map with stored states multiplied by `scale`, shape (..., n), nowhere zero."""
+        """Return the same map with each stored state multiplied by a number: B by `scale`, C by its
+        inverse.
+
+        Parameters
+        ----------
+        scale : (..., n) array
+            Nowhere zero.
+
+        Returns
+        -------
+        DiagonalStateSpace
+            With the same eigenvalues.
+
+        Raises
+        ------
+        ShapeError
+            If `scale` has another shape than the eigenvalues, or a zero.
+        NonFiniteError
+            If `scale` holds NaN or Inf.
+        """
         scale = _checks.floating_array(scale, "scale", 1)
         if scale.shape != self.eigenvalues.shape or refuted(scale != 0.0):
             raise ShapeError(

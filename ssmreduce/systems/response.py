@@ -50,7 +50,8 @@ def impulse_response(
     length : int, optional
         Number L of samples of a discrete system.
     times : (L,) array, optional
-        Increasing times t ≥ 0 of a continuous system. The Dirac impulse D δ(t) at t = 0 is left out.
+        Increasing times t ≥ 0 of a continuous system. The Dirac impulse D δ(t) at t = 0 is left
+        out.
 
     Returns
     -------
@@ -61,6 +62,8 @@ def impulse_response(
     ------
     TimeDomainError
         If `length` is missing for a discrete system, or `times` for a continuous one.
+    OrderError
+        If `length` is not a positive int, or above 2³¹.
     ShapeError
         If `times` does not increase or starts below 0, or the system has batch axes.
     NonFiniteError
@@ -96,7 +99,8 @@ def impulse_response(
 def step_response(
     system: System, length: int | None = None, *, times: HostArray | None = None
 ) -> HostArray:
-    """Response to a unit step in each input, from rest: the running sum or integral of the impulse response.
+    """Response to a unit step in each input, from rest: the running sum or integral of the impulse
+    response.
 
     Parameters
     ----------
@@ -116,11 +120,15 @@ def step_response(
     ------
     TimeDomainError
         If `length` is missing for a discrete system, or `times` for a continuous one.
+    OrderError
+        If `length` is not a positive int, or above 2³¹.
+    ShapeError
+        If `times` does not increase, or the system has batch axes.
     NonFiniteError
         If the response overflows.
     NoConvergenceError
-        If A is so stiff that rounding spoils the outputs: up to 24 states are stepped in whole numbers
-        instead, unless that takes more than about 10 s in one call.
+        If A is so stiff that rounding spoils the outputs, and has more than 24 states or would take
+        more than about 10 s in the integer arithmetic that is used up to 24.
 
     Examples
     --------
@@ -149,7 +157,8 @@ def step_response(
 
 @any_library(native_transfer.frequency_response)
 def frequency_response(system: System, omega: HostArray) -> HostArray:
-    """Transfer function C (zI - A)⁻¹ B + D on the stability boundary; times z where read after update.
+    """Transfer function C (zI - A)⁻¹ B + D on the stability boundary; times z where read after
+    update.
 
     Parameters
     ----------
@@ -165,6 +174,8 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
 
     Raises
     ------
+    ShapeError
+        If `omega` is not one axis of finite, real numbers, or the system has batch axes.
     UnstableSystemError
         If a pole lies at one of the points.
     NonFiniteError
@@ -172,8 +183,12 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
 
     Notes
     -----
-    Cost O(K n p m) for diagonal systems; for dense ones O(n³) for a Schur form and O(K n² min(m, p)), or
-    O(K n³) for few points.
+    Cost O(K n p m) for diagonal systems; for dense ones O(n³) for a Schur form and O(K n² min(m,
+    p)), or O(K n³) for few points.
+
+    References
+    ----------
+    Laub, IEEE Trans. Automatic Control 26 (1981), for dense systems.
 
     Examples
     --------

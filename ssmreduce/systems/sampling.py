@@ -73,8 +73,8 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
     dt : float
         Sampling time in seconds.
     method : {"zoh", "bilinear"}
-        ``"zoh"`` is exact for inputs that are constant between samples; ``"bilinear"`` keeps Gramians,
-        Hankel singular values and H∞ norm (with the gain √(2α) split between B and C).
+        ``"zoh"`` is exact for inputs that are constant between samples; ``"bilinear"`` keeps
+        Gramians, Hankel singular values and H∞ norm (with the gain √(2α) split between B and C).
 
     Returns
     -------
@@ -90,13 +90,18 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
     NonFiniteError
         If an entry of the result overflows.
     NoConvergenceError
-        If A is so stiff that rounding spoils the outputs: up to 24 states are stepped in whole numbers
-        instead, unless that takes more than about 10 s in one call.
+        If A is so stiff that rounding spoils the outputs, and has more than 24 states or would take
+        more than about 10 s in the integer arithmetic that is used up to 24.
 
     Notes
     -----
-    Cost O(n) for diagonal systems, which keep their logarithms, and O(n³) for dense ones. Bilinear with
-    real stored eigenvalues below -2/dt keeps no logarithms: those would be complex.
+    Cost O(n) for diagonal systems, which keep their logarithms, and O(n³) for dense ones. Bilinear
+    with real stored eigenvalues below -2/dt keeps no logarithms: those would be complex.
+
+    References
+    ----------
+    Higham, SIAM J. Matrix Anal. Appl. 26 (2005), for the matrix exponential; Glover, Int. J.
+    Control 39 (1984), for the bilinear map of Gramians.
 
     Examples
     --------
@@ -144,8 +149,8 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
     Raises
     ------
     TimeDomainError
-        If the system is continuous, or has a pole that no continuous pole is sampled to: at 0 or on the
-        negative real axis (``"zoh"``), at -1 (``"bilinear"``).
+        If the system is continuous, or has a pole that no continuous pole is sampled to: at 0 or on
+        the negative real axis (``"zoh"``), at -1 (``"bilinear"``).
     ShapeError
         If `method` is neither of the two.
     NonFiniteError
@@ -153,8 +158,12 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
 
     Notes
     -----
-    Cost O(n) for diagonal systems and O(n³) for dense ones. The principal logarithm is taken, also of
-    stored logarithms: frequencies come out in (-π/dt, π/dt).
+    Cost O(n) for diagonal systems and O(n³) for dense ones. The principal logarithm is taken, also
+    of stored logarithms: frequencies come out in (-π/dt, π/dt).
+
+    References
+    ----------
+    Al-Mohy and Higham, SIAM J. Sci. Comput. 34 (2012), for the matrix logarithm.
 
     Examples
     --------

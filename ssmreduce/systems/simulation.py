@@ -43,7 +43,8 @@ def simulate(
     """Output for an input sequence, from rest: y[k] = C x[k] + D u[k] at every sample.
 
     Discrete: x[k+1] = A x[k] + B u[k], or x[k] = A x[k-1] + B u[k] where the system reads after its
-    update. Continuous: x' = A x + B u, exact for inputs that are constant, or linear, between `times`.
+    update. Continuous: x' = A x + B u, exact for inputs that are constant, or linear, between
+    `times`.
 
     Parameters
     ----------
@@ -52,8 +53,8 @@ def simulate(
     inputs : (L, m) array
         Input at each sample; real if the system has `real_output`.
     times : (L,) array, optional
-        Increasing sample times of a continuous system, which is at rest at the first. Discrete systems
-        take none.
+        Increasing sample times of a continuous system, which is at rest at the first. Discrete
+        systems take none.
     hold : {"constant", "linear"}
         The input of a continuous system between its samples: the value before, or a straight line.
 
@@ -65,14 +66,15 @@ def simulate(
     Raises
     ------
     TimeDomainError
-        If `times` is missing for a continuous system or given for a discrete one, or `hold` with it.
+        If `times` is missing for a continuous system or given for a discrete one, or `hold` with
+        it.
     ShapeError
         If `inputs` is not (L, m), `times` does not increase, or the system has batch axes.
     NonFiniteError
         If the output overflows.
     NoConvergenceError
-        If A is so stiff that rounding spoils the outputs: up to 24 states are stepped in whole numbers
-        instead, unless that takes more than about 10 s in one call.
+        If A is so stiff that rounding spoils the outputs, and has more than 24 states or would take
+        more than about 10 s in the integer arithmetic that is used up to 24.
 
     Notes
     -----

@@ -232,7 +232,7 @@ class StateSpace:
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Leading axes."""
+        """Leading axes; () for a single system."""
         return tuple(self.A.shape[:-2])
 
     @any_library()
@@ -256,10 +256,34 @@ class StateSpace:
     def is_stable(self, margin: float = 0.0) -> HostArray:
         """Whether all poles have |z| < 1 - margin (or Re s < -margin), shape (...).
 
-        A static gain is stable. A pole that rounding cannot tell from the boundary is on it: one within
-        2 n eps ‖A‖_F of it, times the condition of the pole, but no more than √eps ‖A‖_F, for A in balanced
-        units, and for each part of A that does not act back on others.
-        The slowest poles of a stiff part count by the rounding of its inverse where that is less.
+        A static gain is stable. A pole counts as on the boundary if rounding cannot tell: if it is
+        within 2 n eps ‖A‖_F times its condition number, and at most √eps ‖A‖_F. Norms are those of
+        A in balanced units, and of each diagonal block where the states can be ordered so that A is
+        block triangular. For the slowest poles of a stiff block the rounding of its inverse counts
+        where that is less.
+
+        Parameters
+        ----------
+        margin : float
+            Distance from the stability boundary that is asked for; a negative one widens the
+            region.
+
+        Returns
+        -------
+        (...) bool array
+            One for each system of a batch.
+
+        Raises
+        ------
+        OrderError
+            If `margin` is not a finite number.
+
+        Examples
+        --------
+        >>> from ssmreduce import Discrete, StateSpace
+        >>> system = StateSpace([[0.9]], [[1.0]], [[1.0]], time=Discrete())
+        >>> bool(system.is_stable()), bool(system.is_stable(margin=0.2))
+        (True, False)
         """
         return are_stable(to_double(self.A), self.time, checked_margin(margin))[()]
 
