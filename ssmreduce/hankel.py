@@ -92,24 +92,30 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary and there is no horizon.
+    TimeDomainError
+        If a horizon is given for a continuous system.
+    OrderError
+        If `horizon` is not a positive int.
     NoConvergenceError
         If they leave the range of double precision.
 
     Notes
     -----
-    Absolute error about n eps σ₁. For a `DiagonalStateSpace` with one input and one output, up to 256
-    states and without a horizon, every value has an error relative to itself, down to 1e-290 σ₁:
-    O(n eps), or about what half a unit in the last place of the data changes, if that is more.
+    Absolute error about n eps σ₁. For a `DiagonalStateSpace` with one input and one output, up to
+    256 states and no horizon, each value is right relative to itself, down to 1e-290 σ₁: to O(n
+    eps), or to what a change of the data by half a unit in the last place makes, if that is more.
     Cost O(n³), most of it one singular value decomposition.
 
-    Where an array is a tensor that asks for a gradient, or a tracer of JAX, so is the result, without a
-    horizon: dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), which divides by no difference of values. Of equal values
-    only symmetric functions have a derivative; values below 4 n eps σ₁ contribute none.
+    Where an array is a tensor that asks for a gradient, or a tracer of JAX, so is the result,
+    without a horizon: dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), which divides by no difference of
+    values. Of equal values only symmetric functions have a derivative; values below 4 n eps σ₁
+    contribute none.
 
     References
     ----------
-    Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 5; Haut and Beylkin,
-    SIAM J. Matrix Anal. Appl. 33 (2012), for one input and one output.
+    Moore, IEEE Trans. Automatic Control 26 (1981); Laub, Heath, Paige and Ward, IEEE Trans.
+    Automatic Control 32 (1987), for values from factors; Haut and Beylkin, SIAM J. Matrix Anal.
+    Appl. 33 (2012), for one input and one output.
 
     Examples
     --------

@@ -89,15 +89,24 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary and there is no horizon.
+    TimeDomainError
+        If a horizon is given for a continuous system.
+    OrderError
+        If `horizon` is not a positive int.
     NoConvergenceError
         If it leaves the range of double precision: its entries are squares of those of B.
 
     Notes
     -----
-    Of a diagonal system in closed form, of a dense one formed from its factor. `balance` uses factors:
-    prefer that for anything numerical.
-    Cost O(n² m) for diagonal systems, O(n³) per doubling for dense ones. Differentiable under torch
-    autograd and JAX without a horizon: a tensor that asks for a gradient, or a tracer, gives one back.
+    In closed form for a diagonal system; for a dense one Z Zᴴ, from its factor Z. `balance` works
+    with factors alone, which keep the digits of small directions: prefer it for anything numerical.
+    Cost O(n² m) for diagonal systems; for dense ones O(n³), and within a horizon O(n³) for each
+    doubling. Differentiable under torch autograd and JAX without a horizon: a tensor that asks for
+    a gradient, or a tracer, gives one back.
+
+    References
+    ----------
+    Moore, IEEE Trans. Automatic Control 26 (1981).
 
     Examples
     --------
@@ -113,8 +122,39 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
 def observability_gramian(system: System, *, horizon: int | None = None) -> HostArray:
     """Observability Gramian Q of Aᴴ Q A - Q + Cᴴ C = 0 or Aᴴ Q + Q A + Cᴴ C = 0.
 
-    Parameters, results and errors are those of `controllability_gramian`, of which this is the dual:
-    it returns the controllability Gramian of (Aᴴ, Cᴴ).
+    It is the controllability Gramian of the dual system (Aᴴ, Cᴴ).
+
+    Parameters
+    ----------
+    system : StateSpace or DiagonalStateSpace
+        Stable unless a horizon is given; with any leading batch axes.
+    horizon : int, optional
+        Number of steps L to sum over, Σ_{k<L} A^kᴴ Cᴴ C A^k (discrete time only).
+
+    Returns
+    -------
+    (..., n, n) array
+        Hermitian, positive semidefinite; (..., 2n, 2n) and real for a diagonal system with real
+        output, whose states are [Re h; Im h].
+
+    Raises
+    ------
+    UnstableSystemError
+        If a pole lies on or outside the stability boundary and there is no horizon.
+    TimeDomainError
+        If a horizon is given for a continuous system.
+    OrderError
+        If `horizon` is not a positive int.
+    NoConvergenceError
+        If it leaves the range of double precision: its entries are squares of those of C.
+
+    Notes
+    -----
+    Cost and derivatives are those of `controllability_gramian`, with p in place of m.
+
+    References
+    ----------
+    Moore, IEEE Trans. Automatic Control 26 (1981).
 
     Examples
     --------

@@ -56,15 +56,16 @@ def frequency_limited_factors(
     system : StateSpace or DiagonalStateSpace
         Stable, without batch axes.
     band : tuple of two floats
-        Lowest and highest frequency: rad/s in continuous time (inf is allowed), radians per
-        sample, at most π, in discrete time. A system with real arrays or real output is limited to
-        both ±[low, high], with low ≥ 0; a complex one to the band as it is written, which may be negative.
+        Lowest and highest frequency: rad/s in continuous time (inf is allowed), radians per sample,
+        at most π, in discrete time. A system with real arrays or real output is limited to both
+        ±[low, high], with low ≥ 0; a complex one to the band as it is written, which may be
+        negative.
 
     Returns
     -------
-    Z, Y : (n, k) arrays
-        Factors with at most n columns; real for real systems; (2n, k) for a diagonal system with real output,
-        whose states are [Re h; Im h].
+    Z, Y : (n, k) array
+        Factors with at most n columns; real for real systems; (2n, k) for a diagonal system with
+        real output, whose states are [Re h; Im h].
 
     Raises
     ------
@@ -77,11 +78,12 @@ def frequency_limited_factors(
 
     Notes
     -----
-    Each row of a factor has an error of a few n eps times its norm. Factoring the formed P_Ω by
-    eigenvalues instead leaves sqrt(eps): all Hankel singular values below 1e-8 σ₁ would be noise,
-    and those of a narrow band fall fast. A reduction that is balanced in a band has no error bound and
-    may be unstable: of 90 truncations of random dense systems with 20 states to 2, 4 and 6, up to 21 in a
-    narrow band were (diagonal systems then keep the nearest lower order that is stable).
+    Each row of a factor has an error of a few n eps times its norm. A factor of the formed P_Ω,
+    from its eigenvalues, would be right to sqrt(eps) only: all Hankel singular values below 1e-8 σ₁
+    would be noise, and those of a narrow band fall fast. A reduction that is balanced in a band has
+    no error bound and may be unstable: of 90 truncations of random dense systems with 20 states to
+    2, 4 and 6, up to 21 in a narrow band were (diagonal systems then keep the nearest lower order
+    that is stable).
 
     References
     ----------

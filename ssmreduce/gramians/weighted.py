@@ -43,12 +43,13 @@ def weighted_factors(
     system : StateSpace or DiagonalStateSpace
         Stable, without batch axes.
     input_weight, output_weight : StateSpace or DiagonalStateSpace, optional
-        W_i with as many outputs as the system has inputs, W_o with as many inputs as it has outputs;
-        stable, in the same time domain, real if the system is. Left out, they are the identity.
+        W_i with as many outputs as the system has inputs, W_o with as many inputs as it has
+        outputs; stable, in the same time domain, real if the system is. Left out, they are the
+        identity.
 
     Returns
     -------
-    Z, Y : (n, k) arrays
+    Z, Y : (n, k) array
         Factors with at most n columns; real for real systems; (2n, k) for a diagonal system with
         real output, whose states are [Re h; Im h].
 
@@ -63,9 +64,9 @@ def weighted_factors(
 
     Notes
     -----
-    Only the gain of a weight along the boundary matters, not its phase: W and W times an
-    inner function weigh the same. With one weight the truncated system is stable; with two it may
-    not be: of 1200 reductions of random systems of order 4 with two weights of order 3, 68 were not.
+    Only the gain of a weight along the boundary matters, not its phase: W and W times an inner
+    function weigh the same. With one weight the truncated system is stable; with two it may not be:
+    of 1200 reductions of random systems of order 4 with two weights of order 3, 68 were not.
 
     References
     ----------

@@ -48,8 +48,8 @@ def h2_norm(system: System) -> float | HostArray:
 
     Returns
     -------
-    float or array
-        Of the batch's shape for a batch. Infinite for a continuous system with D ≠ 0, whose impulse
+    float or (...) array
+        One for each system of a batch. Infinite for a continuous system with D ≠ 0, whose impulse
         response holds a Dirac impulse.
 
     Raises
@@ -60,7 +60,12 @@ def h2_norm(system: System) -> float | HostArray:
     Notes
     -----
     Relative error n eps ‖C‖‖Z‖/‖C Z‖, times the condition of the Lyapunov equation. Cost of the
-    Gramian factors. Differentiable under torch autograd and JAX, with the derivative 0 where the norm is 0.
+    Gramian factors. Differentiable under torch autograd and JAX, with the derivative 0 where the
+    norm is 0.
+
+    References
+    ----------
+    Zhou, Doyle and Glover, Robust and Optimal Control, Prentice Hall 1996, chapter 4.
 
     Examples
     --------
@@ -86,13 +91,13 @@ def hankel_norm(system: System) -> float | HostArray:
     ----------
     system : StateSpace or DiagonalStateSpace
         Stable; with any leading batch axes. One that reads after its update is taken in standard
-        form, so the norm may differ from ``hankel_singular_values(system)[0]``, which belongs to the
-        triple (A, B, C).
+        form, so the norm may differ from ``hankel_singular_values(system)[0]``, which belongs to
+        the triple (A, B, C).
 
     Returns
     -------
-    float or array
-        Of the batch's shape for a batch.
+    float or (...) array
+        One for each system of a batch.
 
     Raises
     ------
@@ -101,8 +106,12 @@ def hankel_norm(system: System) -> float | HostArray:
 
     Notes
     -----
-    σ₁ ≤ ‖G - D‖∞ ≤ 2 Σ σ_i over distinct values. Cost of `hankel_singular_values`. Differentiable under
-    torch autograd and JAX; of a double σ₁ the derivative is one of the subgradients.
+    σ₁ ≤ ‖G - D‖∞ ≤ 2 Σ σ_i over distinct values. Cost of `hankel_singular_values`. Differentiable
+    under torch autograd and JAX; of a double σ₁ the derivative is one of the subgradients.
+
+    References
+    ----------
+    Glover, Int. J. Control 39 (1984).
 
     Examples
     --------

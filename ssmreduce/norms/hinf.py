@@ -50,13 +50,13 @@ class HinfNorm:
 
     Attributes
     ----------
-    lower : float or array
-        Largest gain seen; of the batch's shape for a batch.
-    upper : float or array
+    lower : float or (...) array
+        Largest gain seen; one for each system of a batch.
+    upper : float or (...) array
         Certified upper bound; infinite where none was asked for.
-    frequency : float or array
-        Where the largest gain was seen: radians per sample (discrete) or rad/s (continuous, infinite
-        where the feedthrough is largest); nonnegative for real systems.
+    frequency : float or (...) array
+        Where the largest gain was seen: radians per sample (discrete) or rad/s (continuous,
+        infinite where the feedthrough is largest); nonnegative for real systems.
 
     Examples
     --------
@@ -103,16 +103,16 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     Returns
     -------
     HinfNorm
-        `lower` is a gain that was seen, at `frequency`. It most often is the norm to ten digits, but
-        without a certificate a peak between grid points may have been missed.
+        `lower` is a gain that was seen, at `frequency`. It most often is the norm to ten digits,
+        but without a certificate a peak between grid points may have been missed.
 
     Raises
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
     UnreachableToleranceError
-        If `tolerance` is below 100 n eps, if a pole rounds onto the boundary and a certificate is asked for,
-        or if no double holds the norm.
+        If `tolerance` is below 100 n eps, if a pole rounds onto the boundary and a certificate is
+        asked for, or if no double holds the norm.
     NoConvergenceError
         If levels keep rising: the gain itself is rounding.
     UnsupportedEquationError
@@ -120,13 +120,13 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
 
     Notes
     -----
-    Lower bound: O(K n p m) for K ≈ 300 … 500 frequencies of a diagonal system, and of a dense one after an
-    eigendecomposition; where its eigenvectors are ill-conditioned a Schur form and O(K n² min(m, p)). Upper
-    bound: eigenvalues of a matrix of order 2n (4n for a diagonal system with real output), once or twice,
-    beginning with fewer frequencies. At a distance d between poles and boundary
-    both know the norm to a relative n eps ‖A‖/d. `lower` is differentiable under torch autograd and JAX, with
-    the frequency of the peak held fixed: at a peak that changes nothing, and of two equal peaks
-    one is taken.
+    Lower bound: O(K n p m) for K ≈ 300 … 500 frequencies of a diagonal system, and of a dense one
+    after an eigendecomposition; where its eigenvectors are ill-conditioned, a Schur form and O(K n²
+    min(m, p)). Upper bound: eigenvalues of a matrix of order 2n (4n for a diagonal system with real
+    output), once or twice, after a search on fewer frequencies. With poles at a distance d from the
+    boundary, both bounds know the norm to a relative n eps ‖A‖/d. `lower` is differentiable under
+    torch autograd and JAX, with the frequency of the peak held fixed: at a peak the frequency has
+    no first-order effect. Of two equal peaks one is taken.
 
     References
     ----------
