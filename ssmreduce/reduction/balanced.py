@@ -74,8 +74,8 @@ def balance(
         `frequency_limited_factors`). There is no error bound, and the result may be unstable.
     input_weight, output_weight : StateSpace or DiagonalStateSpace, optional
         Stable filters W_i and W_o before the input and after the output, whose gain says how much
-        each frequency counts (see `weighted_factors`). There is no error bound; with both weights the
-        result may be unstable. Not together with `band` or `horizon`.
+        each frequency counts (see `weighted_factors`). There is no error bound; with both weights
+        the result may be unstable. Not together with `band` or `horizon`.
     keep_unstable : bool
         Keep unstable states and balance the stable part only. Fixed orders count all states; other
         rules, ``hsv`` and ``rank`` are those of the stable part, and so is the error bound.
@@ -94,17 +94,29 @@ def balance(
         are not to be kept; from `truncate` if a dense system that was balanced in a band, or with
         two weights, became unstable.
     OrderError
-        If two of a horizon, a band and weights are given, or the band is none; or one of them or a
-        margin that does not go with `keep_unstable`.
+        If more than one of a horizon, a band and weights is given, or the band is empty or leaves
+        the frequencies of the system; if `keep_unstable` is combined with one of them, or `margin`
+        given without `keep_unstable`.
+    TimeDomainError
+        If a horizon is given for a continuous system, or the time of a weight differs.
     NoConvergenceError
         If stable and unstable poles are too close for the two parts to be separated to half of
         the digits.
 
+    Warns
+    -----
+    ScalingWarning
+        If an input or output has less than sqrt(eps) of the H2 gain of the strongest one: its part
+        of the response then drowns in rounding.
+
     Notes
     -----
-    Cost O(n³), n being twice the stored order where the output is real. A `ScalingWarning` is issued if an
-    input or output has less than sqrt(eps) of the H2 gain of the strongest one: its part of the
-    response then drowns in rounding.
+    Cost O(n³), n being twice the stored order where the output is real.
+
+    References
+    ----------
+    Moore, IEEE Trans. Automatic Control 26 (1981); Laub, Heath, Paige and Ward, IEEE Trans.
+    Automatic Control 32 (1987), for the square-root algorithm.
 
     Examples
     --------
@@ -165,9 +177,16 @@ def balanced_truncation(
         If a pole lies on or outside the stability boundary, there is no horizon and unstable states
         are not to be kept.
 
+    Notes
+    -----
+    Cost O(n³), n being twice the stored order where the output is real. For several orders of one
+    system call `balance` once, and cut its result.
+
     References
     ----------
-    Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM 2005, chapter 7.
+    Moore, IEEE Trans. Automatic Control 26 (1981); Enns, Proc. CDC 1984, and Glover, Int. J.
+    Control 39 (1984), for the bound; Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM
+    2005, chapter 7.
 
     Examples
     --------
@@ -220,14 +239,24 @@ class Balancing:
     hsv : (..., n) array
         Hankel singular values, descending; 2n of them where a diagonal system outputs a real part.
         Where unstable states are kept, those of the stable part, padded with zeros.
-    rank : int or int array
+    rank : int or (...) int array
         How many of them exceed 4 n eps σ₁.
     horizon : int or None
         Sequence length that was balanced for.
     emphasis : Emphasis or None
         Band or weights that were balanced for.
-    unstable : int or int array
+    unstable : int or (...) int array
         How many stored states are kept because they are unstable.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete, balance
+    >>> system = DiagonalStateSpace([0.9, 0.5, 0.1], [[1.0]] * 3, [[1.0] * 3], time=Discrete())
+    >>> balancing = balance(system)
+    >>> balancing.hsv.round(3).tolist(), balancing.rank
+    ([6.35, 1.188, 0.068], 3)
+    >>> [balancing.truncate(order).verify() <= balancing.bound(order) for order in (1, 2)]
+    [True, True]
     """
 
     def __init__(
@@ -308,7 +337,23 @@ class Balancing:
         return self._caller.answer(in_batch_shape(values, self.system.batch_shape))
 
     def bound(self, order: int | OrderRule) -> float | HostArray | None:
-        """Error bound of ``truncate(order)``, in the same units; None where no theorem gives one."""
+        """Error bound of ``truncate(order)``: on ‖G - G_r‖∞.
+
+        Parameters
+        ----------
+        order : int or OrderRule
+            As `truncate` takes it.
+
+        Returns
+        -------
+        float, (...) array or None
+            One for each system of a batch; None where no theorem gives one.
+
+        Raises
+        ------
+        SSMReduceError
+            As `truncate`, which it calls.
+        """
         return self.truncate(order).error_bound
 
     def plot(self, order: int | None = None, *, ax: Any = None) -> HostArray:
@@ -341,8 +386,8 @@ class Balancing:
     def budget_values(self) -> list[HostArray]:
         """For each system, the values by which a `TotalBudget` shares out states.
 
-        Those are Hankel singular values by what an order counts: σ_{r+1} is left out when r are kept,
-        every other one where a stored state stands for two real ones.
+        They are the Hankel singular values by what an order counts: σ_{r+1} is left out when r are
+        kept. Where a stored state stands for two real ones, that is every other value.
         """
         self._leave_device("budget_values", "it has no version for devices")
         return self._on_host.budget_values()
@@ -350,11 +395,34 @@ class Balancing:
     def truncate(
         self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
     ) -> Reduction:
-        """Cut to `order`; see `balanced_truncation` for what it means and what can be raised.
+        """Cut to an order, as `balanced_truncation` does.
 
-        With `balancing_free` the columns of T are orthonormal (Varga, CDC 1991): the same transfer
-        function, in states of the size of the original ones. Rounding is then amplified by the
-        norm of W, so that it is seldom a remedy for a loss of digits.
+        Parameters
+        ----------
+        order : int or OrderRule
+            As `balanced_truncation` takes it.
+        common_order : bool
+            For a batch: give all systems the largest of their orders; see `balanced_truncation`.
+        balancing_free : bool
+            Make the columns of T orthonormal: the same transfer function, in states of the size of
+            the original ones. Rounding is then amplified by the norm of W, so that it is seldom a
+            remedy for a loss of digits.
+
+        Returns
+        -------
+        Reduction
+            The reduced system is of the same kind, and diagonal if it was.
+
+        Raises
+        ------
+        OrderError, UnreachableToleranceError
+            As `balanced_truncation`.
+        UnstableSystemError
+            If a dense system that was balanced in a band, or with two weights, became unstable.
+
+        References
+        ----------
+        Varga, Proc. CDC 1991, for the balancing-free projection.
         """
         balancing_free = flag(balancing_free, "balancing_free")
         if self._native is not None:
@@ -376,10 +444,28 @@ class Balancing:
     def match_dc(
         self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
     ) -> Reduction:
-        """Cut to `order` and keep the DC gain; see `singular_perturbation`.
+        """Cut to an order and keep the DC gain, as `singular_perturbation` does.
 
         For a system that reads its state after the update the standard form is balanced on first
-        use, a second factorisation: ``hsv``, ``rank`` and ``error_bound`` of the result are of that one.
+        use, a second factorisation: ``hsv``, ``rank`` and ``error_bound`` of the result are of that
+        one.
+
+        Parameters
+        ----------
+        order : int or OrderRule
+            As `balanced_truncation` takes it.
+        common_order, balancing_free : bool
+            As in `truncate`.
+
+        Returns
+        -------
+        Reduction
+            With a feedthrough of its own.
+
+        Raises
+        ------
+        OrderError, UnreachableToleranceError, UnstableSystemError
+            As `singular_perturbation`.
         """
         balancing_free = flag(balancing_free, "balancing_free")
         self._leave_device("match_dc", "it has no version for devices")

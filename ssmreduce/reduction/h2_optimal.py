@@ -138,20 +138,23 @@ def h2_optimal(
         If the system or `start` is not stable.
     ShapeError, TimeDomainError
         If there are batch axes, or `start` does not fit the system.
+    UnreachableToleranceError
+        If the H2 error leaves the range of double precision.
 
     Notes
     -----
-    Where the fixed-point iteration has not converged after ten steps, a descent with a line search goes on
-    from the best of them: to the same local minimum in any units of the states, but for rounding.
-    The H2 norm is the root mean square of the output for white noise at the input. Errors are
-    measured without subtracting squares (see `Plant.distance`), to about eps ‖G‖_H2 times the
-    square root of σ₁/σ_r of the reduced system. Where the output is read after the update, G - G_r is
-    multiplied with z, which leaves its norm as it is.
+    Where the fixed-point iteration has not converged after ten steps, a descent with a line search
+    continues from the best of its systems. But for rounding, it reaches the same local minimum in
+    any units of the states. The H2 norm is the root mean square of the output for white noise at
+    the input. Errors are measured without subtracting squares, to about eps ‖G‖_H2 times the square
+    root of σ₁/σ_r of the reduced system. Where the output is read after the update, G - G_r is
+    multiplied by z, which leaves its norm as it is.
 
     References
     ----------
-    Gugercin, Antoulas and Beattie, H2 model reduction for large-scale linear dynamical systems, SIAM J.
-    Matrix Anal. Appl. 30 (2008).
+    Gugercin, Antoulas and Beattie, H2 model reduction for large-scale linear dynamical systems,
+    SIAM J. Matrix Anal. Appl. 30 (2008); Xu and Zeng, IEEE Trans. Automatic Control 56 (2011);
+    Mlinarić, Beattie, Drmač and Gugercin, IEEE Trans. Automatic Control 70 (2025), for the descent.
 
     Examples
     --------

@@ -15,11 +15,36 @@ from ssmreduce.hankel import error_bounds, rank_tolerance
 
 
 class OrderRule(ABC):
-    """Chooses an order from Hankel singular values. Subclasses are small frozen objects."""
+    """Chooses an order from Hankel singular values. Subclasses are small frozen objects.
+
+    Examples
+    --------
+    A rule of your own, that cuts at the largest gap between two neighbouring values:
+
+    >>> import numpy as np
+    >>> from ssmreduce import OrderRule
+    >>> class LargestGap(OrderRule):
+    ...     def choose(self, hsv):
+    ...         hsv = np.asarray(hsv)
+    ...         return int(np.argmin(hsv[1:] / hsv[:-1])) + 1
+    >>> LargestGap().choose([4.0, 3.0, 0.01, 0.001])
+    2
+    """
 
     @abstractmethod
     def choose(self, hsv: HostArray) -> int:
-        """Return the order of the (real) balanced system for descending `hsv`, at least 1."""
+        """Return the order of the (real) balanced system.
+
+        Parameters
+        ----------
+        hsv : (n,) array
+            Hankel singular values, descending.
+
+        Returns
+        -------
+        int
+            At least 1.
+        """
 
 
 @dataclass(frozen=True)
@@ -28,6 +53,16 @@ class FixedOrder(OrderRule):
 
     For a `StateSpace` exactly that many; for diagonal systems and layers at most that many *stored*
     states.
+
+    Parameters
+    ----------
+    order : int
+        How many, a positive int.
+
+    Raises
+    ------
+    OrderError
+        If it is not a positive int.
 
     Examples
     --------
@@ -50,6 +85,20 @@ class FixedOrder(OrderRule):
 class HankelMass(OrderRule):
     """Keep the smallest order with Σ_{i≤r} σ_i ≥ share · Σ σ_i (CompreSSM's rule, share = 1 - τ).
 
+    Parameters
+    ----------
+    share : float
+        Share of the sum, in (0, 1].
+
+    Raises
+    ------
+    OrderError
+        If it is not in that range.
+
+    References
+    ----------
+    CompreSSM, arXiv 2510.02823.
+
     Examples
     --------
     >>> from ssmreduce import HankelMass
@@ -70,6 +119,16 @@ class HankelMass(OrderRule):
 @dataclass(frozen=True)
 class HankelEnergy(OrderRule):
     """Keep the smallest order with Σ_{i≤r} σ_i² ≥ share · Σ σ_i².
+
+    Parameters
+    ----------
+    share : float
+        Share of the sum of squares, in (0, 1].
+
+    Raises
+    ------
+    OrderError
+        If it is not in that range.
 
     Examples
     --------
@@ -94,9 +153,9 @@ class ErrorBound(OrderRule):
 
     Parameters
     ----------
-    absolute : float
+    absolute : float, optional
         Tolerance on the H-infinity error itself.
-    relative : float
+    relative : float, optional
         Tolerance relative to σ₁. Give exactly one of the two.
 
     Raises
@@ -143,7 +202,25 @@ class ErrorBound(OrderRule):
         return max(1, int(np.argmax(error_bounds(values) <= tolerance)))
 
     def is_met(self, hsv: HostArray, error: float) -> bool:
-        """Whether `error`, bound or measured, is within the tolerance."""
+        """Whether an error is within the tolerance.
+
+        Parameters
+        ----------
+        hsv : (n,) array
+            Hankel singular values, descending: a relative tolerance refers to the first.
+        error : float
+            A bound, or a measured error.
+
+        Returns
+        -------
+        bool
+            Whether it is; NaN is not.
+
+        Raises
+        ------
+        OrderError
+            If `error` is not a number.
+        """
         if not _checks.is_extended(error):
             raise OrderError(
                 f"`error` is {_checks.shown(error)}; expected a number. Pass a bound, or what was measured."
@@ -151,7 +228,22 @@ class ErrorBound(OrderRule):
         return error <= self._tolerance(hsv)
 
     def check(self, hsv: HostArray, error: float) -> None:
-        """Raise `UnreachableToleranceError` if `error`, bound or measured, misses the tolerance."""
+        """Raise unless an error is within the tolerance.
+
+        Parameters
+        ----------
+        hsv : (n,) array
+            Hankel singular values, descending.
+        error : float
+            A bound, or a measured error.
+
+        Raises
+        ------
+        UnreachableToleranceError
+            If it is above the tolerance.
+        OrderError
+            If `error` is not a number.
+        """
         if not self.is_met(hsv, error):
             self._refuse(self._tolerance(hsv), float(error))
 
@@ -171,12 +263,12 @@ class ErrorBound(OrderRule):
 
 @dataclass(frozen=True)
 class MeasuredError(OrderRule):
-    """Keep the smallest order whose error, as measured, is at most a share of the system's gain.
+    """Keep the smallest order whose measured error is at most a share of the system's gain.
 
-    Bounds are worst cases: in trained layers 2 Σσ is 9 to 35 times the error. This rule cuts, measures by
-    `Reduction.quick_error`, and bisects: about log₂ n cuts of each system. Error and gain are H-infinity
-    norms, feedthrough included, or induced norms within a horizon; of a layer, those of its weights as they
-    are written.
+    Bounds are worst cases: in trained layers 2 Σσ is 9 to 35 times the error. This rule cuts,
+    measures by `Reduction.quick_error`, and bisects: about log₂ n cuts of each system. Error and
+    gain are H-infinity norms, feedthrough included, or induced norms within a horizon; those of a
+    layer are of its weights as they are written.
 
     Parameters
     ----------
@@ -186,8 +278,8 @@ class MeasuredError(OrderRule):
     Raises
     ------
     OrderError
-        If it is none, or where orders are chosen from Hankel singular values or scores alone: in
-        `modal_truncation`, by `choose`.
+        If `relative` is not in that range, or where orders are chosen from Hankel singular values
+        or scores alone: in `modal_truncation`, and by `choose`.
 
     Examples
     --------
@@ -203,7 +295,7 @@ class MeasuredError(OrderRule):
         object.__setattr__(self, "relative", _checks.fraction(self.relative, "relative", 0.01))
 
     def choose(self, hsv: HostArray) -> int:
-        """Refuse: Hankel singular values do not tell what will be measured."""
+        """Raise `OrderError`: Hankel singular values do not tell what will be measured."""
         raise OrderError(
             f"`order` is {self!r}, for which reduced systems are measured; expected a rule that Hankel "
             "singular values or scores decide. Take ErrorBound here, or pass this one to "

@@ -18,17 +18,18 @@ def singular_perturbation(
     keep_unstable: bool = False,
     margin: float = 0.0,
 ) -> Reduction:
-    """Reduce by balancing and DC matching: G_r(s₀) = G(s₀) at zero frequency, ‖G - G_r‖∞ ≤ 2 Σ_{i>r} σ_i.
+    """Reduce by balancing and DC matching: G_r(s₀) = G(s₀) at zero frequency, ‖G - G_r‖∞ ≤ 2
+    Σ_{i>r} σ_i.
 
-    The discarded balanced states follow at once, A₁₁ - A₁₂ (A₂₂ - s₀)⁻¹ A₂₁ and so on, with s₀ = 0 in
-    continuous and s₀ = 1 in discrete time. The error is small at low frequencies and largest at high
-    ones; truncation has it the other way round.
+    The discarded balanced states follow at once, A₁₁ - A₁₂ (A₂₂ - s₀)⁻¹ A₂₁ and so on, with s₀ = 0
+    in continuous and s₀ = 1 in discrete time. The error is small at low frequencies and largest at
+    high ones; truncation has it the other way round.
 
     Parameters
     ----------
     system : StateSpace or DiagonalStateSpace
-        Stable unless `keep_unstable`; with any leading batch axes. One that reads its state after the
-        update is brought to the standard form (A, B, C A, D + C B) and taken back.
+        Stable unless `keep_unstable`; with any leading batch axes. One that reads its state after
+        the update is brought to the standard form (A, B, C A, D + C B) and taken back.
     order : int or OrderRule
         As for `balanced_truncation`; rules and bound are those of the standard form.
     common_order : bool
@@ -52,9 +53,9 @@ def singular_perturbation(
 
     Notes
     -----
-    Computed by one bordered system of order n + r (2n + r for real output), in which states beyond the
-    numerical rank have no part. The DC gain agrees to eps times the condition number of A - s₀; the error may
-    exceed its bound by what rounding of A changes, as that of truncation.
+    Computed by one bordered system of order n + r (2n + r for real output), in which states beyond
+    the numerical rank have no part. The DC gain agrees to eps times the condition number of A - s₀.
+    As in truncation, the error may exceed its bound by what rounding of A changes.
 
     References
     ----------

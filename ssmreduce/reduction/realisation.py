@@ -55,7 +55,11 @@ def balanced_realisation(system: System) -> StateSpace:
 
     Notes
     -----
-    An error of eps σ₁ in the Gramians becomes one of eps σ₁/σ_i in the state of σ_i.
+    An error of eps σ₁ in the Gramians becomes one of eps σ₁/σ_i in the state of σ_i. Cost O(n³).
+
+    References
+    ----------
+    Moore, IEEE Trans. Automatic Control 26 (1981).
 
     Examples
     --------
@@ -93,16 +97,17 @@ def minimal_realisation(
     system : StateSpace or DiagonalStateSpace
         Without batch axes; stable or not.
     tolerance : float, optional
-        States whose Hankel singular value is at most this share of the largest are left out; 4 n eps,
-        the accuracy of the values, if nothing else is given.
+        States whose Hankel singular value is at most this share of the largest are left out; 4 n
+        eps, the accuracy of the values, if nothing else is given.
     margin : float
         Where stable and unstable poles are told apart; see `balance`.
 
     Returns
     -------
     Reduction
-        Of the same kind, and diagonal if the system was: balanced truncation of the stable part to its
-        numerical rank, together with a minimal unstable part. The system itself if it is minimal.
+        Of the same kind, and diagonal if the system was: balanced truncation of the stable part to
+        its numerical rank, together with a minimal unstable part. The system itself if it is
+        minimal.
 
     Raises
     ------
@@ -112,6 +117,14 @@ def minimal_realisation(
         If the system has batch axes.
     NoConvergenceError
         As `balance`, if stable and unstable poles are too close.
+
+    Notes
+    -----
+    Cost O(n³).
+
+    References
+    ----------
+    Moore, IEEE Trans. Automatic Control 26 (1981).
 
     Examples
     --------

@@ -29,25 +29,25 @@ class Reduction:
     system : StateSpace or DiagonalStateSpace
         The system after, of the same kind and array library, at double precision; for a layer, as
         read back from what was written. The original itself if nothing was cut.
-    order : int or int array
-        Stored states of `system`; of the batch's shape for a batch.
-    real_order : int or int array
+    order : int or (...) int array
+        Stored states of `system`; one for each system of a batch.
+    real_order : int or (...) int array
         Order of the truncated balanced system: where a diagonal system has real output, the number
-        of real states, between `order` and twice that. For a layer that keeps some of its own states,
-        how many it keeps.
-    wanted_order : int or int array
+        of real states, between `order` and twice that. For a layer that keeps some of its own
+        states, how many it keeps.
+    wanted_order : int or (...) int array
         Real order that was asked for (twice the int, where the output is real) before real poles,
         the rank or unsafe eigenvectors made `real_order` lower.
-    rank : int or int array
+    rank : int or (...) int array
         Numerical rank of Yᴴ Z: how many Hankel singular values exceed 4 n eps σ₁. For modal
         truncation and selection, how many modes have a score that exceeds n eps times the largest.
     hsv : (..., n) array
-        Hankel singular values, descending (2n of them for real output). For DC matching those of the
-        standard form; where unstable states were kept, those of the stable part, padded with zeros;
-        no entries for modal truncation and selection, which need none.
-    error_bound : float, array or None
-        A bound on the H-infinity error before rounding: 2 Σ σ_i over what was cut, or the sum of the
-        H-infinity norms of the modes that were removed. None where no theorem gives one (finite
+        Hankel singular values, descending (2n of them for real output). For DC matching those of
+        the standard form; where unstable states were kept, those of the stable part, padded with
+        zeros; no entries for modal truncation and selection, which need none.
+    error_bound : float, (...) array or None
+        A bound on the H-infinity error before rounding: 2 Σ σ_i over what was cut, or the sum of
+        the H-infinity norms of the modes that were removed. None where no theorem gives one (finite
         horizon).
     left, right : (n, real_order) array or None
         W and T with Wᴴ T = I, in the (real) states of the balanced system; for DC matching they
@@ -55,12 +55,12 @@ class Reduction:
     slot_map : SlotMap or None
         The rest of the way from truncated states to stored ones; None for a dense system.
     mask : (..., order) bool array or None
-        For a batch: which states of the padded arrays are real ones.
+        For a batch: which states of the padded arrays are in use.
     horizon : int or None
         Sequence length that was balanced for.
     method : str
         ``"balanced truncation"``, ``"DC matching"``, ``"modal truncation"`` ...
-    unstable : int or int array
+    unstable : int or (...) int array
         How many stored states were kept because they are unstable; part of `order`.
     stable_part : Reduction or None
         Where unstable states were kept: the reduction of the stable part, which is where all of
@@ -135,11 +135,11 @@ class Reduction:
 
         Returns
         -------
-        float or array
+        float or (...) array
             A lower bound on the H-infinity norm of the difference (adaptive grid and power
-            iteration), less what rounding may have added at that frequency. With a horizon, on the
-            induced ℓ² norm over that many steps. With `certified` an upper bound instead, a relative
-            1e-6, and what rounding of the test may hide, above a gain that was seen.
+            iteration), less what rounding may have added at that frequency; with a horizon, on the
+            induced ℓ² norm over that many steps. With `certified` an upper bound: above a gain that
+            was seen by a relative 1e-6 and by what rounding of the test may hide.
 
         Raises
         ------
@@ -156,8 +156,9 @@ class Reduction:
     def quick_error(self) -> float | HostArray:
         """Measure like `verify`, on a coarse grid: what a cut during training records.
 
-        A lower bound: up to a tenth below the error where a peak lies between two points of the grid, or
-        inputs and outputs are more than 16, since its power iteration is short.
+        A lower bound. It is up to a tenth below the error where a peak lies between two points of
+        the grid, or where inputs and outputs are both more than 16, since its power iteration is
+        short.
         """
         return self._measure(grid=24, refinements=4, iterations=3)
 
@@ -172,8 +173,8 @@ class Reduction:
         Returns
         -------
         (2, 2) array of Axes
-            Of a batch the worst gain and error, and the impulse response of one system, are drawn; see
-            `ssmreduce.plotting`.
+            Of a batch the largest gain and error are drawn, and the impulse response of one system;
+            see `ssmreduce.plotting`.
 
         Raises
         ------

@@ -36,7 +36,8 @@ Score = Literal["hankel", "hinf", "h2"]
 
 @any_library()
 def state_scores(system: DiagonalStateSpace, score: Score = "hankel") -> HostArray:
-    """Scores of the modes of a diagonal system, ‖c_k‖‖b_k‖ over a power of the distance to instability.
+    """Scores of the modes of a diagonal system, ‖c_k‖‖b_k‖ over a power of the distance to
+    instability.
 
     Parameters
     ----------
@@ -57,6 +58,14 @@ def state_scores(system: DiagonalStateSpace, score: Score = "hankel") -> HostArr
         If the score has another name.
     UnsupportedLayerError
         If the system is not diagonal.
+
+    Notes
+    -----
+    Cost O(n (m + p)).
+
+    References
+    ----------
+    LAST, arXiv 2411.02824, for the H∞ score; AIRE-Prune, arXiv 2602.00534, for the H2 score.
 
     Examples
     --------
@@ -99,6 +108,15 @@ def select_states(
         name, or an `ErrorBound` is to be met with H2 scores, which bound no H∞ error.
     UnsupportedLayerError
         If the system is not diagonal.
+
+    Notes
+    -----
+    Cost O(n (m + p)). Modes are ranked one by one: what two of them with close poles do together,
+    balanced truncation sees and selection does not.
+
+    References
+    ----------
+    LAST, arXiv 2411.02824, for the H∞ score; AIRE-Prune, arXiv 2602.00534, for the H2 score.
 
     Examples
     --------

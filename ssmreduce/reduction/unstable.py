@@ -38,11 +38,11 @@ class UnstableSplit:
         Part with the other poles and no feedthrough (but D where there is no stable part); None if
         there are none.
     condition : float
-        Condition number of the change of states that separates the two, in units that balance A; 1 for a
-        diagonal system.
+        Condition number of the change of states that separates the two, in units that balance A; 1
+        for a diagonal system.
     left, right : tuple of two (n, k) arrays
-        W and T of the stable and of the unstable part, with Wᴴ T = I for each and 0 across; in real
-        states where a diagonal system outputs a real part.
+        W and T of the stable and of the unstable part, with Wᴴ T = I for each and 0 between the
+        two; in real states where a diagonal system outputs a real part.
 
     Examples
     --------
@@ -77,8 +77,8 @@ def split_unstable(system: System, margin: float = 0.0) -> UnstableSplit:
     system : StateSpace or DiagonalStateSpace
         Without batch axes.
     margin : float
-        Poles within this distance of the stability boundary count as unstable, and so does
-        what lies on the line itself. Poles of a dense system are taken to lie on it if they do up to
+        Poles within this distance of the stability boundary count as unstable, and so does what
+        lies on the line itself. Poles of a dense system are taken to lie on it if they do up to
         rounding (`StateSpace.is_stable`); multiple ones spread further and need a margin.
 
     Returns
@@ -98,6 +98,10 @@ def split_unstable(system: System, margin: float = 0.0) -> UnstableSplit:
     Notes
     -----
     Cost O(n³) for a dense system; none for a diagonal one.
+
+    References
+    ----------
+    Kågström and Van Dooren, Linear Algebra Appl. 126 (1990).
 
     Examples
     --------
