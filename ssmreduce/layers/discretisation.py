@@ -14,13 +14,41 @@ from ssmreduce._namespace import Array, HostArray, is_complex_array, namespace
 
 
 class Discretisation(Enum):
-    """Rule by which a layer makes a continuous system discrete."""
+    """Rule by which a layer makes a continuous system discrete: ``Discretisation.ZOH`` or
+    ``BILINEAR``.
+
+        zoh:       λ = exp(Λ Δ),                   s = (λ - 1)/Λ
+        bilinear:  λ = (1 + Λ Δ/2)/(1 - Λ Δ/2),    s = Δ/(1 - Λ Δ/2)
+
+    Λ is a continuous pole, Δ the step, λ the discrete pole and s the factor of its inputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.discretisation import Discretisation
+    >>> logarithms = Discretisation.BILINEAR.logarithms(np.array([-1.0]), np.array([1.0]))
+    >>> np.exp(logarithms).real.round(6).tolist()
+    [0.333333]
+    """
 
     ZOH = "zoh"
     BILINEAR = "bilinear"
 
     def logarithms(self, poles: Array, step: Array) -> Array:
-        """Return log λ: Λ Δ, or 2 artanh(Λ Δ/2)."""
+        """Return log λ: Λ Δ, or 2 artanh(Λ Δ/2).
+
+        Parameters
+        ----------
+        poles : (..., n) array
+            Λ.
+        step : (..., n) array
+            Δ, or what broadcasts to it.
+
+        Returns
+        -------
+        (..., n) array
+            Complex for the bilinear rule.
+        """
         product = poles * step
         if self is Discretisation.ZOH:
             return product
@@ -28,13 +56,39 @@ class Discretisation(Enum):
         return 2.0 * namespace(product).atanh(0.5 * product)
 
     def poles(self, logarithms: HostArray, step: HostArray | float) -> HostArray:
-        """Return Λ: log λ/Δ, or (2/Δ) tanh(log λ/2)."""
+        """Return Λ: log λ/Δ, or (2/Δ) tanh(log λ/2).
+
+        Parameters
+        ----------
+        logarithms : (..., n) array
+            log λ.
+        step : float or (..., n) array
+            Δ, or what broadcasts to it.
+
+        Returns
+        -------
+        (..., n) array
+            The inverse of `logarithms`.
+        """
         if self is Discretisation.ZOH:
             return np.asarray(logarithms / step)
         return np.asarray(2.0 * np.tanh(0.5 * logarithms) / step)
 
     def input_factor(self, poles: Array, step: Array) -> Array:
-        """Return s."""
+        """Return s.
+
+        Parameters
+        ----------
+        poles : (..., n) array
+            Λ.
+        step : (..., n) array
+            Δ, or what broadcasts to it.
+
+        Returns
+        -------
+        (..., n) array
+            Factor of the inputs of each state.
+        """
         if self is Discretisation.ZOH:
             return namespace(poles).expm1(poles * step) / poles
         return step / (1.0 - 0.5 * poles * step)

@@ -53,8 +53,8 @@ class WeightStorage(Protocol):
 class Layer(ABC):
     """What the weights of one kind of layer mean, and how they get smaller.
 
-    `LTILayer` is one that is cut by balanced truncation, `SelectingLayer` one that keeps a subset of its
-    own states; a layer of your own is a class below one of the two.
+    `LTILayer` is one that is cut by balanced truncation, `SelectingLayer` one that keeps a subset
+    of its own states; a layer of your own is a class below one of the two.
 
     Attributes
     ----------
@@ -68,19 +68,52 @@ class Layer(ABC):
     caches : tuple of str
         Attributes computed from the weights on demand; deleted after a cut.
     widths : dict of str to str
-        Attributes that are the length of a weight along its first axis, and the name of that weight.
+        Attributes that are the length of a weight along its first axis, and the name of that
+        weight.
     config_sizes : tuple of str
-        Fields of configs of libraries, one of them for all layers of a model, that count their states. One
-        with a dot, ``ssm_cfg.d_state``, is an entry of a dict.
+        Fields of configs of libraries, one of them for all layers of a model, that count their
+        states. One with a dot, ``ssm_cfg.d_state``, is an entry of a dict.
     masked_by : str
-        Argument of a call of the layer object, (N, L), that is 0 where sequences are padded: what goes into
-        the layer and its states is zero there.
+        Argument of a call of the layer object, (N, L), that is 0 where sequences are padded: what
+        goes into the layer and its states is zero there.
     eps : float
         Rounding of the layer itself, where that is coarser than the dtype of its weights.
     needs_data : bool
         Whether there is no cut without data.
     both_directions : bool
-        Whether the layer runs its system over the sequence from either end, with half of the outputs each.
+        Whether the layer runs its system over the sequence from either end, with half of the
+        outputs each.
+
+    Notes
+    -----
+    Arguments that methods share:
+
+    weights : dict of arrays
+        Arrays of the layer by name, of those that `names` lists, at double precision on the host;
+        tracers of JAX as they are.
+    order : int or OrderRule
+        Stored states to keep; a number in all methods but `plan` and `candidates`.
+    horizon : int or None
+        Sequence length to balance for; None for no limit.
+    options : CutOptions
+        What the user asked for.
+    storage : WeightStorage
+        How the layer rounds its weights: ``storage.rounded(values)`` and ``storage.eps``.
+    data : LayerData
+        Recorded sequences: ``fitting`` and ``held_out``, each with inputs (N, L, m), targets (N, L,
+        p) and weights (N, L) of the steps.
+    has : HasArrays
+        Called with names of arrays, and with ``name=axes``: tells whether the layer object has all
+        of them.
+
+    Examples
+    --------
+    >>> from ssmreduce.layers.layer import HasArrays
+    >>> from ssmreduce.layers.lru import LRU
+    >>> axes = {"nu_log": 1, "theta_log": 1, "gamma_log": 1, "B": 2, "C": 2, "D": 1}
+    >>> kind = LRU.recognise(object(), HasArrays(axes))
+    >>> kind.names()
+    ('nu_log', 'theta_log', 'gamma_log', 'B', 'C', 'D')
     """
 
     known_by: str = ""
@@ -96,7 +129,19 @@ class Layer(ABC):
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
-        """Return the kind of `layer`, which is told by its arrays; None if it is another layer.
+        """Return the kind of a layer, which its arrays tell; None if it is another layer.
+
+        Parameters
+        ----------
+        layer : object
+            What holds the arrays, for options that are attributes.
+        has : HasArrays
+            Which arrays there are.
+
+        Returns
+        -------
+        Layer or None
+            An instance of this class.
 
         Raises
         ------
@@ -142,7 +187,20 @@ class Layer(ABC):
         self.read(weights)
 
     def output(self, weights: Weights, inputs: HostArray) -> HostArray:
-        """Return what the layer puts out for sequences (N, L, m), from rest: an (N, L, p) array."""
+        """Return what the layer puts out for sequences, from rest.
+
+        Parameters
+        ----------
+        weights : dict of arrays
+            Its weights.
+        inputs : (N, L, m) array
+            Sequences.
+
+        Returns
+        -------
+        (N, L, p) array
+            Outputs, feedthrough included.
+        """
         return output(self.read(weights), inputs, both_directions=self.both_directions)
 
     def rests_while_masked(self, weights: Weights) -> bool:
@@ -175,10 +233,12 @@ class Layer(ABC):
     def data_scores(
         self, weights: Weights, data: LayerData, horizon: int | None = None
     ) -> HostArray | None:
-        """Return the scores by what sequences excite, as many as `shares` returns; None if there are none.
+        """Return the scores by what sequences excite, as many as `shares` returns; None if there
+        are none.
 
-        Singular values between P = E[x xᵀ] of the states on the sequences and the observability Gramian:
-        Hankel singular values, if the inputs are white noise with unit variance.
+        They are the singular values between P = E[x xᵀ] of the states on the sequences and the
+        observability Gramian: Hankel singular values, if the inputs are white noise with unit
+        variance.
         """
         return None
 
@@ -190,12 +250,12 @@ class Layer(ABC):
         options: CutOptions,
         storage: WeightStorage,
     ) -> LayerCut:
-        """Decide about a cut, and compute everything that follows from it.
+        """Decide about a cut, and compute everything that follows from it; nothing is changed.
 
         Raises
         ------
         SSMReduceError
-            If no layer of that order holds what it should; never a half truth.
+            If no layer of that order can be written that keeps what the rule asks for.
         """
 
     def candidates(
@@ -206,7 +266,7 @@ class Layer(ABC):
         storage: WeightStorage,
         data: LayerData,
     ) -> Candidates:
-        """Plan cuts of one order that know what the layer is given.
+        """Plan cuts of one order that know what the layer is given; nothing is changed.
 
         Raises
         ------
@@ -222,7 +282,21 @@ class Layer(ABC):
         return Candidates(white, {"white": white})
 
     def unsaved(self, weights: Weights, saved: Weights) -> dict[str, HostArray]:
-        """Return the weights that a state dict may lack, as buffers are, for as many states as it has."""
+        """Return weights that a state dict may lack, as it lacks buffers, for as many states as it
+        has.
+
+        Parameters
+        ----------
+        weights : dict of arrays
+            Those of the layer that the state dict is loaded into.
+        saved : dict of arrays
+            What the state dict has of the layer.
+
+        Returns
+        -------
+        dict of arrays
+            Those that are missing in `saved`, by name.
+        """
         return {}
 
     def changing(self, weights: Weights) -> set[str]:
@@ -230,7 +304,7 @@ class Layer(ABC):
         return set(self.resized(weights, 1))
 
     def check_names(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless all weights are there."""
+        """Raise `ShapeError` unless all weights are there, by name."""
         names = self.names()
         missing = [
             name for name in names if not isinstance(weights, Mapping) or name not in weights
@@ -251,7 +325,7 @@ class Layer(ABC):
         return f"{type(self).__name__}({', '.join(options)})"
 
     def is_same(self, other: Layer) -> bool:
-        """Tell whether both give weights the same meaning."""
+        """Tell whether this kind and `other` give weights the same meaning."""
         return self is other or (type(self) is type(other) and vars(self) == vars(other))
 
 
@@ -264,15 +338,38 @@ class LayerCut(ABC):
     kind : Layer
         What the weights mean.
     reduction : Reduction or None
-        The systems before and after, the latter as read back from the new weights; None for a layer that runs
-        no one system.
+        The systems before and after, the latter as read back from the new weights; None for a layer
+        that runs no one system.
     measured_error : float or None
         What the error of the written layer is at least; None without systems.
     weights, new_weights : dict of arrays
         Weights before and after.
     output_error : float or None
-        Root of the mean squared error of its outputs over their mean square, feedthrough apart, on data
-        that nothing was fitted to; None where no data are known.
+        Root of the mean squared error of its outputs over their mean square, feedthrough apart, on
+        data that nothing was fitted to; None where no data are known.
+
+    Notes
+    -----
+    Arguments that methods share:
+
+    moments : dict of arrays
+        Moments of an optimizer by the name of their weight, in its shape.
+    squared : bool
+        Whether they are second moments, of squared gradients.
+    storage : WeightStorage
+        How the layer rounds its weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import reduce_layer
+    >>> from ssmreduce.demo.lru import LRU
+    >>> cut = reduce_layer(LRU(16, 4, rng=np.random.default_rng(0)), 6).cut
+    >>> cut.old_order, cut.new_order, cut.without_image
+    (16, 6, ('nu_log', 'theta_log', 'gamma_log'))
+    >>> moments = {name: np.zeros(value.shape) for name, value in cut.weights.items()}
+    >>> cut.carry(moments, squared=False)["B_re"].shape
+    (6, 4)
     """
 
     kind: Layer
@@ -318,11 +415,23 @@ class LayerCut(ABC):
 
     @abstractmethod
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
-        """Map first moments of all weights, or with `squared` second ones, to those of the new weights."""
+        """Map moments of all weights to those of the new weights."""
 
     @abstractmethod
     def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> LayerCut:
-        """Return the same cut of a copy of the layer with weights of its own, in the same coordinates.
+        """Return the same cut of a copy of the layer, in the same coordinates.
+
+        Parameters
+        ----------
+        weights : dict of arrays
+            Weights of the copy.
+        storage : WeightStorage
+            How the copy rounds them.
+
+        Returns
+        -------
+        LayerCut
+            Of the same order.
 
         Raises
         ------
@@ -340,7 +449,24 @@ class LayerCut(ABC):
         """Return M₁ and M₂, shape (..., r, n): a state h goes on as M₁ h + M₂ conj(h)."""
 
     def reduce_state(self, state: Array) -> Array:
-        """The hidden state with which a stream goes on after the cut; see `LayerReduction.reduce_state`."""
+        """The hidden state with which a stream goes on after the cut; see
+        `LayerReduction.reduce_state`.
+
+        Parameters
+        ----------
+        state : (..., n) complex array
+            State before the cut, with any leading axes; its last axes are `state_shape`.
+
+        Returns
+        -------
+        (..., r) array
+            M₁ h + M₂ conj(h), with the matrices of `state_maps`; `state` itself if nothing was cut.
+
+        Raises
+        ------
+        ShapeError
+            If the last axes do not fit, or `state` is not complex.
+        """
         state = numeric_array(state, "state", 0)
         xp = array_api_compat.array_namespace(state)
         expected = self.state_shape

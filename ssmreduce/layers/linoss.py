@@ -54,8 +54,8 @@ _refusal = partial(refusal, "LinOSS", expected="IM without damping, or IMEX")
 class LinOSS(SelectingLayer):
     """The LinOSS layer; reduced by selecting oscillators, with C refitted.
 
-    Weights, for N oscillators, m inputs and as many outputs: A_diag, steps (N), with damping G_diag (N),
-    B (N, m, 2), C (m, N, 2) of real and imaginary parts, D (m).
+    Weights, for N oscillators, m inputs and as many outputs: A_diag, steps (N), with damping G_diag
+    (N), B (N, m, 2), C (m, N, 2) of real and imaginary parts, D (m).
 
     Parameters
     ----------
@@ -68,6 +68,11 @@ class LinOSS(SelectingLayer):
     ------
     UnsupportedLayerError
         If there is no such layer.
+
+    References
+    ----------
+    Rusch and Rus, Oscillatory State-Space Models, ICLR 2025; Boyer, Rusch and Rus, Learning to
+    dissipate energy in oscillatory state-space models, 2025, for damping.
 
     Examples
     --------

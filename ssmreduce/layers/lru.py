@@ -26,6 +26,9 @@ from ssmreduce.layers.storage import Parts, Storage, Whole
 class LRU(LTILayer):
     """The LRU parametrisation; its weights may be tracers, or tensors that ask for a gradient.
 
+        λ = exp(-exp(nu_log) + i exp(theta_log)),   h[k] = λ h[k-1] + exp(gamma_log) B u[k],
+        y[k] = Re(C h[k]) + D u[k].
+
     Weights, for n states, m inputs and p outputs: nu_log, theta_log, gamma_log (n), B (n, m), C
     (p, n), and D (p) elementwise or (p, m).
 
@@ -33,6 +36,21 @@ class LRU(LTILayer):
     ----------
     B, C : Storage, optional
         Where the matrices are: by default in the real arrays B_re, B_im, C_re and C_im.
+
+    References
+    ----------
+    Orvieto et al., Resurrecting Recurrent Neural Networks for Long Sequences, ICML 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.lru import LRU
+    >>> names = ("nu_log", "theta_log", "gamma_log")
+    >>> weights = {name: np.zeros(2) for name in names} | {"D": np.zeros(1)}
+    >>> weights |= {name: np.ones((2, 1)) for name in ("B_re", "B_im")}
+    >>> weights |= {name: np.ones((1, 2)) for name in ("C_re", "C_im")}
+    >>> np.log(LRU().read(weights).poles()).round(6).tolist()
+    [(-1+1j), (-1+1j)]
     """
 
     known_by = "nu_log"

@@ -40,7 +40,8 @@ _SMALLEST_MODULUS = 1e-6
 
 
 class LTILayer(Layer):
-    """A linear time-invariant layer: how its weights parametrise a system, cut by balanced truncation.
+    """A linear time-invariant layer: how its weights parametrise a system, cut by balanced
+    truncation.
 
     Attributes
     ----------
@@ -50,13 +51,33 @@ class LTILayer(Layer):
     stores_input : bool
         Whether the layer has an input matrix. Without one b = 1, and only the products c b count.
     carries_matrices : bool
-        Whether moments of the matrices can follow a change of coordinates, as those of `poles` cannot.
+        Whether moments of the matrices can follow a change of coordinates, as those of `poles`
+        cannot.
     lower_half : bool
         Whether of a conjugate pair the pole with negative imaginary part is to be stored.
 
+    Notes
+    -----
+    A class says where λ, b, c and D are in
+
+        h[k] = λ h[k-1] + (s b) u[k],    y[k] = Re((c t) h[k]) + D u[k];
+
+    reading, writing and the way of the optimizer's moments follow from that. Arguments that methods
+    share, besides those of `Layer`:
+
+    logarithms : (..., n) complex array
+        log λ of discrete poles.
+    system : DiagonalStateSpace
+        Discrete, with real output, read after its update.
+    B : (..., n, m) array
+        b, without s.
+    C : (..., p, n) array
+        c, without t.
+
     Examples
     --------
-    A layer with weights ``decay``, ``angle``, ``B`` and ``C`` (complex), λ = exp(-exp(decay) + i angle):
+    A layer with weights ``decay``, ``angle``, ``B`` and ``C`` (complex), λ = exp(-exp(decay) + i
+    angle):
 
     >>> import numpy as np
     >>> from ssmreduce.layers.lti import LTILayer
@@ -98,7 +119,9 @@ class LTILayer(Layer):
 
     @abstractmethod
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
-        """Return the weights of `poles` for new poles; `weights` are the old ones."""
+        """Return the weights of `poles` for new poles; `weights` are the old ones, from which steps
+        may be taken.
+        """
 
     @abstractmethod
     def matrices(self, weights: Weights) -> tuple[Array, Array]:
@@ -154,7 +177,19 @@ class LTILayer(Layer):
         return system
 
     def state_scale(self, B: HostArray) -> HostArray:
-        """Factor, shape (n,), by which the layer stores each state of a system with input matrix B."""
+        """Return the factor, shape (n,), by which the layer stores each state of a system with
+        input matrix B.
+
+        Parameters
+        ----------
+        B : (n, m) array
+            Input matrix of the system, with s.
+
+        Returns
+        -------
+        (n,) array
+            Ones where the layer has an input matrix, else what makes the rows of B equal to 1.
+        """
         if self.stores_input:
             return np.ones(B.shape[0])
         one = np.where(B[:, 0] == 0.0, 1.0, B[:, 0])

@@ -45,14 +45,30 @@ _NORMS = ("b_layernorm", "c_layernorm", "B_layernorm", "C_layernorm", "dt_layern
 class Mamba(SelectiveLayer):
     """The mixer of Mamba, of transformers, mambapy or mamba_ssm; reduced by data.
 
-    Weights, for D channels, N states for each, rank R of the steps, m inputs and p outputs: A_log (D, N),
-    D (D), in_proj.weight (2 D, m), conv1d.weight (D, 1, K), x_proj.weight (R + 2 N, D),
+    Weights, for D channels, N states for each, rank R of the steps, m inputs and p outputs: A_log
+    (D, N), D (D), in_proj.weight (2 D, m), conv1d.weight (D, 1, K), x_proj.weight (R + 2 N, D),
     dt_proj.weight (D, R), dt_proj.bias (D), out_proj.weight (p, D).
 
     Parameters
     ----------
     biases : tuple of str
         Those of in_proj.bias, conv1d.bias and out_proj.bias that there are.
+
+    References
+    ----------
+    Gu and Dao, Mamba: Linear-time sequence modeling with selective state spaces, 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.mamba import Mamba
+    >>> rng = np.random.default_rng(0)
+    >>> shapes = {"A_log": (4, 8), "D": (4,), "in_proj.weight": (8, 2), "conv1d.weight": (4, 1, 3)}
+    >>> shapes |= {"conv1d.bias": (4,), "x_proj.weight": (17, 4), "dt_proj.weight": (4, 1)}
+    >>> shapes |= {"dt_proj.bias": (4,), "out_proj.weight": (2, 4)}
+    >>> weights = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    >>> Mamba().order(weights), Mamba().output(weights, rng.normal(size=(1, 16, 2))).shape
+    (8, (1, 16, 2))
     """
 
     title = "Mamba"
@@ -121,7 +137,22 @@ class Mamba(SelectiveLayer):
                 check_shape(weights, name, (length,), why)
 
     def split(self, rows: HostArray, states: int) -> tuple[HostArray, HostArray, HostArray]:
-        """Return the rows of x_proj, or of moments of it, for δ, B and C."""
+        """Return the rows of x_proj, or of moments of it, for δ, B and C.
+
+        Parameters
+        ----------
+        rows : (R + 2 N, D) array
+            All rows.
+        states : int
+            N.
+
+        Returns
+        -------
+        delta : (R, D) array
+            Rows for δ.
+        B, C : (N, D) array
+            Rows for B and for C.
+        """
         rank = len(rows) - 2 * states
         delta, B, C = np.split(rows, [rank, rank + states])
         return delta, B, C

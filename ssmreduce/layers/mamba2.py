@@ -45,16 +45,34 @@ _CONVOLVED = {"conv1d.weight": 0, "conv1d.bias": 0}
 class Mamba2(SelectiveLayer):
     """The mixer of Mamba-2, of transformers or mamba_ssm; reduced by data.
 
-    Weights, for d channels in H heads, G groups of heads, N states for each channel, m inputs and p outputs,
-    with w = d + 2 G N: A_log, dt_bias (H), D (H) or (d), in_proj.weight (d + w + H, m), conv1d.weight
-    (w, 1, K), out_proj.weight (p, d).
+    Weights, for d channels in H heads, G groups of heads, N states for each channel, m inputs and p
+    outputs, with w = d + 2 G N: A_log, dt_bias (H), D (H) or (d), in_proj.weight (d + w + H, m),
+    conv1d.weight (w, 1, K), out_proj.weight (p, d).
 
     Parameters
     ----------
     settings : Settings
         What the weights do not say: groups, norm, limits of the steps.
     others : tuple of str
-        Those of in_proj.bias, conv1d.bias, out_proj.bias, norm.weight and mup_vector that there are.
+        Those of in_proj.bias, conv1d.bias, out_proj.bias, norm.weight and mup_vector that there
+        are.
+
+    References
+    ----------
+    Dao and Gu, Transformers are SSMs, ICML 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.mamba2 import Mamba2
+    >>> from ssmreduce.layers.mamba2_mixer import Settings
+    >>> rng = np.random.default_rng(0)
+    >>> shapes = {"A_log": (2,), "D": (2,), "dt_bias": (2,), "in_proj.weight": (26, 3)}
+    >>> shapes |= {"conv1d.weight": (20, 1, 2), "conv1d.bias": (20,), "out_proj.weight": (3, 4)}
+    >>> weights = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    >>> kind = Mamba2(Settings(groups=1, norm=None), others=("conv1d.bias",))
+    >>> kind.order(weights), kind.output(weights, rng.normal(size=(1, 16, 3))).shape
+    (8, (1, 16, 3))
     """
 
     title = "Mamba-2"
@@ -141,7 +159,22 @@ class Mamba2(SelectiveLayer):
             check_shape(weights, "mup_vector", (1, 1, d + width + H), why)
 
     def selected(self, arrays: Weights, kept: HostArray, weights: Weights) -> dict[str, HostArray]:
-        """Return those of `arrays` that a cut changes, with the states `kept` alone: weights, or moments."""
+        """Return those of some arrays that a cut changes, with a part of the states alone.
+
+        Parameters
+        ----------
+        arrays : dict of arrays
+            Weights, or moments, by name.
+        kept : (G, r) int array
+            States of each group that stay.
+        weights : dict of arrays
+            Those of the whole layer, for its sizes.
+
+        Returns
+        -------
+        dict of arrays
+            By name.
+        """
         channels, N = weights["out_proj.weight"].shape[1], self.order(weights)
         G = self.settings.groups
         B = np.ravel(channels + N * np.arange(G)[:, None] + kept)

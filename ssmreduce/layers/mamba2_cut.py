@@ -27,6 +27,22 @@ class Mamba2Cut(SelectiveCut):
     ----------
     kept : (G, r) int array
         States that stay, ascending.
+
+    Examples
+    --------
+    A mixer of 4 channels in 2 heads, without a norm:
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from ssmreduce import Calibration, reduce_layer
+    >>> mixer = nn.Module()
+    >>> mixer.A_log, mixer.D, mixer.dt_bias = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    >>> mixer.in_proj, mixer.out_proj = nn.Linear(3, 26, bias=False), nn.Linear(4, 3, bias=False)
+    >>> mixer.conv1d, mixer.n_groups = nn.Conv1d(20, 20, 2, groups=20), 1
+    >>> data = Calibration.of_inputs({"mixer": torch.randn(16, 20, 3)})
+    >>> cut = reduce_layer(mixer, 3, data=data).cut
+    >>> cut.kept.shape, cut.state_shape, cut.new_weights["in_proj.weight"].shape
+    ((1, 3), (2, 2, 8), (16, 3))
     """
 
     kind: Mamba2

@@ -25,16 +25,22 @@ from ssmreduce.layers.mamba_mixer import convolved, silu, softplus
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm before the output projection.
+    """A gated RMS norm before the output projection of Mamba-2.
 
     Attributes
     ----------
     size : int
-        Channels whose mean square is 1 after it.
+        How many channels are normalised together, to mean square 1.
     eps : float
         Added to the mean square.
     before_gate : bool
-        Whether the gate comes after it.
+        Whether the gate comes after the norm.
+
+    Examples
+    --------
+    >>> from ssmreduce.layers.mamba2_mixer import Norm
+    >>> Norm(size=64, eps=1e-5)
+    Norm(size=64, eps=1e-05, before_gate=False)
     """
 
     size: int
@@ -44,18 +50,24 @@ class Norm:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a mixer computes beside what its weights say.
+    """What a mixer of Mamba-2 computes beside what its weights say.
 
     Attributes
     ----------
     groups : int
-        G: each has its own B and C.
+        G: each group of heads has its own B and C.
     norm : Norm or None
-        The norm; None for the gate alone.
+        The norm before the output projection; None for the gate alone.
     step_limit : tuple of float
-        The least Δ, and the largest.
+        The least step Δ, and the largest.
     gain : float
-        γ.
+        γ, a factor of the inputs.
+
+    Examples
+    --------
+    >>> from ssmreduce.layers.mamba2_mixer import Norm, Settings
+    >>> Settings(groups=1, norm=Norm(size=64, eps=1e-5)).step_limit
+    (0.0, inf)
     """
 
     groups: int

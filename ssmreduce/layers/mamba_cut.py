@@ -35,6 +35,18 @@ class MambaCut(SelectiveCut):
         What becomes of states, and of the rows that drive and read them, before any fit.
     fitted : dict of arrays
         What a fit has added to the new weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mambapy.mamba import MambaBlock, MambaConfig
+    >>> from ssmreduce import Calibration, CutOptions, reduce_layer
+    >>> _ = torch.manual_seed(0)
+    >>> block = MambaBlock(MambaConfig(8, 1, d_state=8))
+    >>> data = Calibration.of_inputs({"model": torch.randn(16, 20, 8)})
+    >>> cut = reduce_layer(block, 4, data=data, options=CutOptions(method="merged")).cut
+    >>> cut.maps.is_selection, cut.without_image
+    (False, ('A_log',))
     """
 
     kind: Mamba
@@ -44,15 +56,18 @@ class MambaCut(SelectiveCut):
 
     @property
     def without_image(self) -> tuple[str, ...]:
-        """None of a selection: what is kept is kept as it is, or scaled; else the rates."""
+        """None where the cut is a selection, whose states are kept or scaled; A_log where states
+        were merged.
+        """
         return () if self.maps.is_selection else ("A_log",)
 
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
-        """Map the moments of C as the states, h' = T h, and those of B as what reads them, C' = R C.
+        """Map the moments of C as the states, h' = T h, and those of B as what reads them, C' = R
+        C.
 
-        Where states are kept those of C stay as they are, and those of B and A_log get the scales. Exact
-        where a cut changes no output; for what was fitted near to that. Merged rates have no image: first
-        moments become zero, second ones their mean.
+        In a selection those of C stay as they are, and those of B and A_log get the scales: exact
+        where a cut changes no output, and close to that after a fit. Merged rates have no image:
+        their first moments become zero, their second ones the mean.
         """
         power = 2 if squared else 1
         T, R = self.maps.drive**power, self.maps.read**power
@@ -72,7 +87,7 @@ class MambaCut(SelectiveCut):
         return np.repeat(mean, self.new_order, axis=1)
 
     def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> MambaCut:
-        """Take the same states of a copy, and add what a fit has added."""
+        """Take the same states of a copy, and add to its weights what a fit has added."""
         new = mapped(self.kind, weights, self.maps)
         moved = {name: new[name] + self.fitted.get(name, 0.0) for name in new}
         return replace(

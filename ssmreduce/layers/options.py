@@ -28,41 +28,45 @@ Method = Literal["best", "white", "white refit", "balanced", "selected", "compen
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CutOptions:
-    """How layers are cut, beside their order.
+    """How layers are cut, apart from their order.
 
     Parameters
     ----------
     horizon : int, optional
         Sequence length to balance for; see `balance`.
     multiple_of : int
-        Round orders up to a multiple, for kernels that want one; states that are not needed are stored
-        with output weights zero. A layer with fewer states stays as it is.
+        Round orders up to a multiple, for kernels that want one; states that are not needed are
+        stored with output weights zero. A layer with fewer states stays as it is.
     power_of_two : bool
-        Round orders up to a power of two, times `multiple_of`: 1, 2, 4, ... or with ``multiple_of=16`` 16,
-        32, 64, ..., for kernels that pad to these anyway. Shares of a `TotalBudget` are rounded down, and
-        what that leaves is not used.
+        Round orders up to a power of two, times `multiple_of`: 1, 2, 4, ... or with
+        ``multiple_of=16`` 16, 32, 64, ..., for kernels that pad to these anyway. Shares of a
+        `TotalBudget` are rounded down, and what that leaves is not used.
     uniform : bool
         Give all layers the largest of their orders, for libraries that need one.
     moments : {"carry", "reset"}
-        Whether first and second moments of the optimizer follow the states of a cut layer or become zero.
+        Whether first and second moments of the optimizer follow the states of a cut layer or become
+        zero.
     method : {"best", "white", "white refit", "balanced", "selected", "compensated", "merged"}
-        How a cut with data is made: by what is best on the data that are held out; by balanced truncation as
-        without data, which alone has a bound; by that with output weights fitted to the data; by balancing
-        what the data excite; or by a selection of the layer's own modes. Mamba has the last, the
-        same without a fit, in which scales alone make up for what is dropped, and one that merges states with
-        like rates of decay; Mamba-2 has a selection, without a fit.
+        How a cut with data is made. ``"best"``: by what is best on the data that are held out.
+        ``"white"``: by balanced truncation as without data, which alone has a bound.
+        ``"white refit"``: by that, with output weights fitted to the data after it.
+        ``"balanced"``: by balancing what the data excite. ``"selected"``: by a selection of the
+        layer's own modes. Mamba has ``"selected"``; ``"compensated"``, the same with scales in
+        place of a fit; and ``"merged"``, which merges states with like rates of decay. Mamba-2 has
+        ``"selected"``, without a fit.
     skip_unsupported : bool
-        Pass over variants of known layers that cannot be reduced, stacks of layers, and without data layers
-        that need some, instead of refusing the model.
+        Skip variants of known layers that cannot be reduced, stacks of layers, and without data
+        layers that need some, instead of refusing the model.
     exclude : tuple of str, or callable
-        Layers to leave as they are: their names as a report has them, or a function that takes a name
-        and tells whether to. Names with and without the wrappers of DDP and ``torch.compile`` are the same.
+        Layers to leave as they are: their names as a report has them, or a function that takes a
+        name and returns whether to. Names with and without the wrappers of DDP and
+        ``torch.compile`` are the same.
     kind : str, Layer, or dict of them by layer name
-        What kind of layer arrays are, where neither they nor an object tell: ``"lru"``, ``"s5"``, ``"s4d"``,
-        ``"linoss"`` ... with its defaults, or an instance with others, such as
-        ``S5(Discretisation.BILINEAR)``. With one for the whole model other layers are not looked for, and
-        what has most of its arrays counts as a variant that cannot be reduced. Layers that a dict does not
-        name are recognised by their arrays.
+        What kind of layer arrays are, where neither they nor an object tell: ``"lru"``, ``"s5"``,
+        ``"s4d"``, ``"linoss"`` ... with its defaults, or an instance with others, such as
+        ``S5(Discretisation.BILINEAR)``. With one for the whole model other layers are not looked
+        for, and what has most of its arrays counts as a variant that cannot be reduced. Layers that
+        a dict does not name are recognised by their arrays.
 
     Raises
     ------
@@ -122,7 +126,24 @@ class CutOptions:
         return f"CutOptions({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def with_kind(self, kind: Any) -> CutOptions:
-        """Return the options with a kind that was said apart from them; `self` if there is none."""
+        """Return the options with a kind that was given apart from them; these options if `kind` is
+        None.
+
+        Parameters
+        ----------
+        kind : str, Layer, dict of them by layer name, or None
+            What kind of layer arrays are.
+
+        Returns
+        -------
+        CutOptions
+            With that kind.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If these options have a kind, too, or `kind` is none.
+        """
         if kind is None:
             return self
         if self.kind is not None:
@@ -133,7 +154,7 @@ class CutOptions:
         return replace(self, kind=kind)
 
     def size(self, count: int) -> int:
-        """Return the order that is the `count`-th of those that may be stored, from 1 on."""
+        """Return the `count`-th of the orders that may be stored, from 1 on."""
         return self.multiple_of << (count - 1) if self.power_of_two else self.multiple_of * count
 
     def count(self, order: int) -> int:
@@ -154,7 +175,18 @@ class CutOptions:
         return self.size(above - 1) if above > 1 else 0
 
     def check_method(self, *, has_data: bool) -> None:
-        """Raise `OrderError` where a method that knows the data is asked for without them."""
+        """Raise unless there are data for the method.
+
+        Parameters
+        ----------
+        has_data : bool
+            Whether there are.
+
+        Raises
+        ------
+        OrderError
+            If the method needs data and there are none.
+        """
         if not has_data and self.method not in ("best", "white"):
             raise OrderError(
                 f"`method` is {self.method!r}, but there are no data; expected some. Pass "
@@ -162,7 +194,23 @@ class CutOptions:
             )
 
     def excluded(self, names: Collection[str]) -> set[str]:
-        """Return those of the layers of a model that stay as they are."""
+        """Return the names of the layers that stay as they are.
+
+        Parameters
+        ----------
+        names : collection of str
+            Names of all layers of a model.
+
+        Returns
+        -------
+        set of str
+            Those that `exclude` names, or picks.
+
+        Raises
+        ------
+        OrderError
+            If `exclude` returns something else than a bool.
+        """
         names = items(names, "names", "the names of the layers")
         for name in names:
             check_text(name, "names", "the names of the layers")

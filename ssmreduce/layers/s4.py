@@ -30,7 +30,32 @@ from ssmreduce.time_domain import Discrete
 
 
 class S4(S4Diagonal):
-    """The kernel `SSMKernelDPLR`: the weights of `S4Diagonal`, P (r, H, n, 2) and l_kernel."""
+    """The kernel `SSMKernelDPLR`: diagonal plus low rank, one system for each channel.
+
+        x' = (diag(Λ, conj Λ) - Σ_r p_r p_rᴴ) x + b u,   y = c x,
+
+    by the bilinear rule. Weights are those of `S4Diagonal`, P (r, H, n, 2) and l_kernel. It is read
+    as a dense system of order 2n; a reduced one is diagonal, and written with P = 0.
+
+    Parameters
+    ----------
+    **options
+        Those of `S4Diagonal`, but for the rule.
+
+    References
+    ----------
+    Gu, Goel and Ré, Efficiently Modeling Long Sequences with Structured State Spaces, ICLR 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.s4 import S4
+    >>> weights = {"A_real": np.zeros((1, 2)), "A_imag": np.ones((1, 2))}
+    >>> weights |= {"inv_dt": np.zeros((1, 1)), "l_kernel": np.array(0)}
+    >>> weights |= {"B": np.ones((1, 1, 2, 2)), "C": np.ones((1, 1, 2, 2))}
+    >>> S4().read(weights | {"P": np.ones((1, 1, 2, 2))}).A.shape
+    (1, 4, 4)
+    """
 
     poles = ("A_real", "A_imag", "inv_dt", "P", "B", "C")
     caches = ("dA", "dB", "dC", "step_params")

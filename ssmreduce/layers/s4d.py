@@ -31,14 +31,35 @@ _refusal = partial(
 
 
 class S4D(LTILayer):
-    """The minimal S4D kernel: C (H, n, 2), log_A_real, A_imag (H, n), log_dt (H); tracers too.
+    """The minimal S4D kernel, one system for each channel; its weights may be tracers.
+
+    With Λ = -exp(log_A_real) + i A_imag and Δ = exp(log_dt), by zero-order hold,
+
+        h[k] = λ h[k-1] + s u[k],   y[k] = 2 Re(c h[k]).
+
+    Weights, for H channels of n states: C (H, n, 2), log_A_real, A_imag (H, n), log_dt (H).
 
     Parameters
     ----------
     C : Storage, optional
-        Where c is: by default in one real array with real and imaginary parts; discretax has it complex.
+        Where c is: by default in one real array with real and imaginary parts; discretax has it
+        complex.
     log_real : str
         Name of the logarithms of -Re Λ.
+
+    References
+    ----------
+    Gu, Gupta, Goel and Ré, On the Parameterization and Initialization of Diagonal State Space
+    Models, NeurIPS 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.s4d import S4D
+    >>> weights = {"log_A_real": np.zeros((3, 2)), "A_imag": np.ones((3, 2)), "log_dt": np.zeros(3)}
+    >>> system = S4D().read(weights | {"C": np.ones((3, 2, 2))})
+    >>> system.batch_shape, system.order, np.log(system.poles()[0]).round(6).tolist()
+    ((3,), 2, [(-1+1j), (-1+1j)])
     """
 
     known_by = "log_dt"
@@ -109,16 +130,36 @@ class S4D(LTILayer):
 
 
 class S4Diagonal(LTILayer):
-    """The kernel `SSMKernelDiag`: C (c, H, n, 2), B (1, H, n, 2), A_real, A_imag (H, n), inv_dt (H, 1 or n).
+    """The kernel `SSMKernelDiag` of the full S4 repository, one system for each channel.
+
+    As `S4D`, with B, with Λ = -T(A_real) - i T(A_imag) and with a choice of T and of the rule.
+    Weights, for H channels of n states and c outputs of each: C (c, H, n, 2), B (1, H, n, 2),
+    A_real, A_imag (H, n), inv_dt (H, 1 or n).
 
     Parameters
     ----------
     discretisation : Discretisation
         The kernel's `disc`.
     real_transform, imag_transform, dt_transform : str
-        The kernel's transforms of `A_real`, `A_imag` and `inv_dt`: none, exp, relu, sigmoid, softplus.
+        The kernel's transforms of `A_real`, `A_imag` and `inv_dt`: none, exp, relu, sigmoid,
+        softplus.
     fast_step : bool
         The kernel's `dt_fast`: whether the step is a transform of sinh(inv_dt).
+
+    References
+    ----------
+    Gu, Gupta, Goel and Ré, On the Parameterization and Initialization of Diagonal State Space
+    Models, NeurIPS 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.s4d import S4Diagonal
+    >>> weights = {"A_real": np.zeros((3, 2)), "A_imag": np.ones((3, 2))}
+    >>> weights |= {"inv_dt": np.zeros((3, 1))}
+    >>> weights |= {"B": np.ones((1, 3, 2, 2)), "C": np.ones((1, 3, 2, 2))}
+    >>> np.log(S4Diagonal().read(weights).poles()[0]).round(6).tolist()
+    [(-1-1j), (-1-1j)]
     """
 
     known_by = "inv_dt"

@@ -35,7 +35,12 @@ _FUNCTIONS = {
 
 
 class S5(LTILayer):
-    """The S5 parametrisation of s5-pytorch: Lambda, log_step (n), B (n, m, 2), C (m, n), D (m).
+    """The S5 parametrisation of s5-pytorch.
+
+        h[k] = λ h[k-1] + s B u[k],   y[k] = Re(C h[k]) + D ⊙ u[k],
+
+    where λ and s follow from Λ and exp(log_step) (see `Discretisation`). Weights, for n states and
+    m channels: Lambda, log_step (n), B (n, m, 2), C (m, n), D (m).
 
     Parameters
     ----------
@@ -43,6 +48,20 @@ class S5(LTILayer):
         Rule of the layer.
     bidirectional : bool
         Whether C is (m, 2n), for both directions.
+
+    References
+    ----------
+    Smith, Warrington and Linderman, Simplified State Space Layers for Sequence Modeling, ICLR 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.discretisation import Discretisation
+    >>> from ssmreduce.layers.s5 import S5
+    >>> weights = {"Lambda": np.array([-1.0 + 0j]), "log_step": np.zeros(1), "D": np.zeros(1)}
+    >>> weights |= {"B": np.ones((1, 1, 2)), "C": np.ones((1, 1))}
+    >>> S5(Discretisation.BILINEAR).read(weights).poles().round(6).tolist()
+    [(0.333333+0j)]
     """
 
     known_by = "Lambda"

@@ -40,8 +40,8 @@ _MARGIN = 2.0
 class S5HalfSpectrum(LTILayer):
     """The S5 of lindermanlab and discretax; its weights may be tracers.
 
-    Weights, for n states and m channels: Lambda_re, Lambda_im (n), log_step (n, 1), B (n, m, 2), C (m, n, 2)
-    and D (m). Bidirectional layers have C (m, 2n, 2), or two arrays (m, n, 2).
+    Weights, for n states and m channels: Lambda_re, Lambda_im (n), log_step (n, 1), B (n, m, 2), C
+    (m, n, 2) and D (m). Bidirectional layers have C (m, 2n, 2), or two arrays (m, n, 2).
 
     Parameters
     ----------
@@ -57,6 +57,20 @@ class S5HalfSpectrum(LTILayer):
         Factor of all steps.
     C : tuple of str
         Names of the output matrix: of one array, or of one for each direction.
+
+    References
+    ----------
+    Smith, Warrington and Linderman, Simplified State Space Layers for Sequence Modeling, ICLR 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.s5_jax import S5HalfSpectrum
+    >>> weights = {"Lambda_re": np.array([-1.0]), "Lambda_im": np.array([2.0])}
+    >>> weights |= {"log_step": np.zeros((1, 1)), "D": np.zeros(1)}
+    >>> weights |= {"B": np.ones((1, 1, 2)), "C": np.ones((1, 1, 2))}
+    >>> np.log(S5HalfSpectrum().read(weights).poles()).round(6).tolist()
+    [(-1+2j)]
     """
 
     known_by = "Lambda_re"

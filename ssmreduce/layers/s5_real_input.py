@@ -37,6 +37,28 @@ class S5RealInput(LTILayer):
     ----------
     holds : bool
         Whether the rule is zero-order hold; otherwise inputs are impulses ("dirac").
+
+    Notes
+    -----
+    With Λ = -softplus(A[:, 0]) + i A[:, 1] and Δ = exp(log_dt),
+
+        λ = exp(Λ Δ),   h[k] = λ h[k-1] + B u[k],   y[k] = Re(C s h[k]) + Dᵀ u[k],
+
+    with s = (λ - 1)/Λ for zero-order hold, else 1. As B is real, a pole of a reduced system may
+    take two stored states.
+
+    References
+    ----------
+    Smith, Warrington and Linderman, Simplified State Space Layers for Sequence Modeling, ICLR 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce.layers.s5_real_input import S5RealInput
+    >>> weights = {"A": np.array([[0.0, 1.0]]), "log_dt": np.zeros(1), "B": np.ones((1, 1))}
+    >>> weights |= {"C": np.ones((1, 1, 2)), "D": np.zeros((1, 1))}
+    >>> np.log(S5RealInput().read(weights).poles()).round(6).tolist()
+    [(-0.693147+1j)]
     """
 
     known_by = "log_dt"

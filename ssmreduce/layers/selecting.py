@@ -22,7 +22,33 @@ from ssmreduce.reduction.report import Reduction
 
 
 class SelectingLayer(Layer):
-    """A layer that is cut by keeping a subset of its states, with refitted weights to read them."""
+    """A layer that is cut by keeping a subset of its states, with refitted weights to read them.
+
+    Notes
+    -----
+    Arguments that methods share, besides those of `Layer`:
+
+    kept : (r,) int array
+        The states to keep, ascending.
+
+    Examples
+    --------
+    LinOSS is such a layer. An oscillator that nothing reads comes last:
+
+    >>> import numpy as np
+    >>> from ssmreduce.layers.linoss import LinOSS
+    >>> weights = {
+    ...     "A_diag": np.array([1.0, 2.0]),
+    ...     "G_diag": np.array([0.5, 0.5]),
+    ...     "steps": np.zeros(2),
+    ...     "B": np.ones((2, 1, 2)),
+    ...     "C": np.array([[[0.0, 0.0], [1.0, 0.0]]]),
+    ...     "D": np.zeros(1),
+    ... }
+    >>> order, scores = LinOSS().ranking(weights, None)
+    >>> order.tolist(), bool(scores[1] < 1e-8 * scores[0])
+    ([1, 0], True)
+    """
 
     @abstractmethod
     def state_axes(self) -> dict[str, int]:
@@ -30,9 +56,15 @@ class SelectingLayer(Layer):
 
     @abstractmethod
     def ranking(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
-        """Return the states in the order in which they are kept, and their scores, shape (n,).
+        """Return the states in the order in which they are kept, and what each adds.
 
-        The squares of the scores add up to what the layer puts out; a score is what its state adds.
+        Returns
+        -------
+        order : (n,) int array
+            Indices of the states.
+        scores : (n,) array
+            In that order. Their squares add up to the square of the layer's H2 norm, without
+            feedthrough.
         """
 
     @abstractmethod
@@ -184,6 +216,23 @@ class SelectionCut(SystemCut):
     ----------
     kept : (r,) int array
         The states that were kept, ascending.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import reduce_layer
+    >>> from ssmreduce.layers.linoss import LinOSS
+    >>> weights = {
+    ...     "A_diag": np.array([1.0, 2.0]),
+    ...     "G_diag": np.array([0.5, 0.5]),
+    ...     "steps": np.zeros(2),
+    ...     "B": np.ones((2, 1, 2)),
+    ...     "C": np.array([[[0.0, 0.0], [1.0, 0.0]]]),
+    ...     "D": np.zeros(1),
+    ... }
+    >>> cut = reduce_layer(weights, 1, kind="linoss").cut
+    >>> cut.kept.tolist(), cut.new_weights["A_diag"].tolist()
+    ([1], [2.0])
     """
 
     kind: SelectingLayer
@@ -215,7 +264,7 @@ class SelectionCut(SystemCut):
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """The hidden state, in one axis."""
+        """Shape of the hidden state before: one axis."""
         return (self.kind.kept_states(np.arange(self.old_order), self.old_order).size,)
 
     def state_maps(self) -> tuple[HostArray, HostArray]:

@@ -41,7 +41,10 @@ class RunsSequences(Protocol):
 
 
 class SelectiveLayer(Layer):
-    """A layer that runs no one system, and of which a cut keeps states that matter for given inputs.
+    """A layer that runs no one system, since its coefficients depend on its input; cut by data
+    alone.
+
+    A cut keeps, or merges, the states that matter for the inputs that were recorded.
 
     Attributes
     ----------
@@ -49,6 +52,12 @@ class SelectiveLayer(Layer):
         What the layer is called in messages.
     methods : tuple of str
         What it can be cut by, as `CutOptions` names them.
+
+    Examples
+    --------
+    >>> from ssmreduce.layers.mamba import Mamba
+    >>> Mamba().methods, Mamba().needs_data
+    (('compensated', 'selected', 'merged'), True)
     """
 
     needs_data = True
@@ -68,7 +77,7 @@ class SelectiveLayer(Layer):
         storage: WeightStorage,
         data: LayerData,
     ) -> SelectivePlan[LayerCut]:
-        """Return what makes cuts."""
+        """Return what makes cuts of a layer with these weights."""
 
     @abstractmethod
     def mixer(self, weights: Mapping[str, HostArray]) -> RunsSequences:
@@ -79,7 +88,20 @@ class SelectiveLayer(Layer):
         return (), int(weights["in_proj.weight"].shape[1]), int(weights["out_proj.weight"].shape[0])
 
     def output(self, weights: Weights, inputs: HostArray) -> HostArray:
-        """Return what the layer puts out for sequences (S, L, m), from rest, with its projections."""
+        """Return what the layer puts out for sequences, from rest, with its projections.
+
+        Parameters
+        ----------
+        weights : dict of arrays
+            Its weights.
+        inputs : (N, L, m) array
+            Sequences.
+
+        Returns
+        -------
+        (N, L, p) array
+            Outputs.
+        """
         self.check_readable(weights)
         return self.mixer(weights).output(inputs)
 
@@ -130,7 +152,15 @@ class SelectiveLayer(Layer):
         storage: WeightStorage,
         data: LayerData,
     ) -> Candidates:
-        """Plan a cut by each method, or by the one that is asked for."""
+        """Plan a cut by each method, or by the one that is asked for.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the layer cannot be cut by the method that `options` asks for.
+        OrderError, UnreachableToleranceError
+            As `SelectivePlan.candidates`.
+        """
         if options.method not in ("best", *self.methods):
             raise UnsupportedLayerError(
                 f"`method` is {options.method!r}, by which {self.title} cannot be cut; expected one of "
@@ -156,6 +186,18 @@ class SelectiveCut(LayerCut):
     ----------
     ranked : (n,) array
         Root of what the outputs lose with each state, descending.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from mambapy.mamba import MambaBlock, MambaConfig
+    >>> from ssmreduce import Calibration, CutOptions, reduce_layer
+    >>> _ = torch.manual_seed(0)
+    >>> block = MambaBlock(MambaConfig(8, 1, d_state=8))
+    >>> data = Calibration.of_inputs({"model": torch.randn(16, 20, 8)})
+    >>> cut = reduce_layer(block, 4, data=data, options=CutOptions(method="selected")).cut
+    >>> cut.new_order, cut.scores.shape, cut.reduce_state(torch.zeros(16, 8)).shape
+    (4, (8,), torch.Size([16, 4]))
     """
 
     ranked: HostArray
@@ -171,7 +213,25 @@ class SelectiveCut(LayerCut):
         return ()
 
     def reduce_state(self, state: Array) -> Array:
-        """The hidden state, with the states last, with which a stream goes on."""
+        """The hidden state with which a stream goes on after the cut.
+
+        Parameters
+        ----------
+        state : (..., channels, n) array
+            State of the recurrence before the cut, the states on the last axis, with any leading
+            axes; Mamba-2 has (..., heads, channels of each, n). The state of the convolution does
+            not change.
+
+        Returns
+        -------
+        (..., channels, r) array
+            T h; `state` itself if nothing was cut.
+
+        Raises
+        ------
+        ShapeError
+            If the last axes do not fit.
+        """
         state = numeric_array(state, "state", 0)
         if tuple(state.shape[-len(self.state_shape) :]) != self.state_shape:
             raise ShapeError(
@@ -192,12 +252,36 @@ C = TypeVar("C", bound=LayerCut, covariant=True)
 class SelectivePlan(Generic[C]):
     """Makes the candidates for one layer.
 
+    Parameters
+    ----------
+    kind : SelectiveLayer
+        What is cut.
+    order : int
+        States before.
+    options : CutOptions
+        The method that is asked for, and which orders may be stored.
+
     Attributes
     ----------
     old_order : int
         States before.
     methods : tuple of str
         Those that are asked for.
+
+    Examples
+    --------
+    A rule chooses by the scores of the states, or measures on the data that are held out:
+
+    >>> import torch
+    >>> from mambapy.mamba import MambaBlock, MambaConfig
+    >>> from ssmreduce import Calibration, CutOptions, MeasuredError, reduce_layer
+    >>> _ = torch.manual_seed(0)
+    >>> block = MambaBlock(MambaConfig(8, 1, d_state=8))
+    >>> data = Calibration.of_inputs({"model": torch.randn(16, 20, 8)})
+    >>> options = CutOptions(method="selected")
+    >>> result = reduce_layer(block, MeasuredError(0.1), data=data, options=options)
+    >>> result.new_order < 8, result.output_error <= 0.1
+    (True, True)
     """
 
     def __init__(self, kind: SelectiveLayer, order: int, options: CutOptions) -> None:
@@ -212,21 +296,39 @@ class SelectivePlan(Generic[C]):
 
     @abstractmethod
     def made(self, method: Method, order: int) -> C:
-        """Return a cut to fewer states."""
+        """Return the cut to `order` states by `method`.
+
+        Raises
+        ------
+        OrderError
+            If the method cannot make that many states.
+        """
 
     @abstractmethod
     def unchanged(self) -> C:
         """Return the layer as it is."""
 
     def candidates(self, order: int | OrderRule) -> Candidates:
-        """The cuts to the order that a rule chooses.
+        """Return the cuts, by method, to the order that a rule chooses.
+
+        Parameters
+        ----------
+        order : int or OrderRule
+            States to keep, or a rule; `MeasuredError` is met on the data that are held out.
+
+        Returns
+        -------
+        Candidates
+            One cut for each method that can make it.
 
         Raises
         ------
         OrderError
-            If there are fewer states.
+            If `order` is a number above that of the layer's states, or no state contributes.
         UnreachableToleranceError
             For an `ErrorBound`: nothing bounds the error.
+        NonFiniteError
+            If outputs of a cut layer overflow.
         """
         rule = as_rule(order)
         if isinstance(rule, ErrorBound):
