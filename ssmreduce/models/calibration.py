@@ -42,15 +42,16 @@ from ssmreduce.models.shared_runs import as_many, of_first, with_full_weights
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
-    """What the layers of a model are given: the data by which `reduce_model` cuts.
+    """Recorded inputs of the layers of a model: the data by which `reduce_model` cuts.
 
     Parameters
     ----------
     layers : dict of str to LayerRecord
         By name of the layer, in the order in which the model runs them.
     runs : Runs, optional
-        The model's batches, where they are at hand: layers are then recorded again behind those that were
-        cut, and candidates may be compared by a loss. Without, each layer is looked at by itself.
+        The model's batches, where they are at hand: layers are then recorded again behind those
+        that were cut, and candidates may be compared by a loss. Without them each layer is cut by
+        itself.
 
     Examples
     --------
@@ -120,7 +121,26 @@ class Calibration:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Calibration:
-        """Return what `to_arrays` gave, as from ``numpy.load(path, allow_pickle=False)``."""
+        """Return the calibration that `to_arrays` stored.
+
+        Parameters
+        ----------
+        arrays : dict of arrays
+            What `to_arrays` returned, also as ``numpy.load(path, allow_pickle=False)`` reads it
+            back.
+
+        Returns
+        -------
+        Calibration
+            Without batches.
+
+        Raises
+        ------
+        ShapeError
+            If an array is missing, or its shape does not fit.
+        NonFiniteError
+            If an array holds NaN or Inf.
+        """
         check_instance(arrays, Mapping, "arrays", "numpy.load(path, allow_pickle=False)")
         for key in arrays:
             check_text(key, "arrays", "what to_arrays() returned")
@@ -149,7 +169,7 @@ class Calibration:
         return found
 
     def to_arrays(self) -> dict[str, HostArray]:
-        """Return plain arrays by name, for ``numpy.savez`` or safetensors; batches stay behind."""
+        """Return plain arrays by name, for ``numpy.savez`` or safetensors; batches are left out."""
         return {
             f"{name}/{part}": getattr(record, part)
             for name, record in self.layers.items()
@@ -157,7 +177,17 @@ class Calibration:
         }
 
     def merged(self, *others: Calibration) -> Calibration:
-        """Return this and others of the same model, from other processes say, as one; without batches.
+        """Return this calibration and `others` of the same model, from other processes say, as one.
+
+        Parameters
+        ----------
+        *others : Calibration
+            Of the same layers.
+
+        Returns
+        -------
+        Calibration
+            With the sequences of all of them; without batches.
 
         Raises
         ------
@@ -182,7 +212,19 @@ class Calibration:
         return Calibration(layers)
 
     def for_first(self, found: Layers) -> Calibration:
-        """The same, without batches where one process cannot run the model: the first decides alone."""
+        """Return the same, without batches where one process cannot run the model: the first
+        decides alone.
+
+        Parameters
+        ----------
+        found : Layers
+            The layers of the model.
+
+        Returns
+        -------
+        Calibration
+            Itself, where one process trains the model.
+        """
         team = found.framework.team_of(found.framework.plain(found.model))
         return self if team is None else Calibration(self.layers)
 
@@ -216,10 +258,20 @@ class Calibration:
         return rows
 
     def record_of(self, handle: LayerHandle, *, alone: bool = False) -> LayerRecord:
-        """Return the record of a layer; of one that stands alone the only one, whatever its name.
+        """Return the record of a layer.
 
-        A layer does that where it is said, and where it is the whole model and there are no batches to
-        record it anew.
+        Parameters
+        ----------
+        handle : LayerHandle
+            The layer.
+        alone : bool
+            Whether the layer stands alone: a single record is then taken, whatever its name. It is,
+            too, if the layer is the whole model and there are no batches to record it anew.
+
+        Returns
+        -------
+        LayerRecord
+            Its inputs.
 
         Raises
         ------
@@ -263,27 +315,30 @@ def calibrate(
     Parameters
     ----------
     model : object
-        A PyTorch module, which runs in evaluation mode: modes, buffers, gradients and torch's random number
-        generators are afterwards as before. Or an Equinox module, of which a copy runs in inference mode, on
-        one device; functions may be compiled, and layers mapped, scanned and checkpointed.
+        A PyTorch module, which runs in evaluation mode: modes, buffers, gradients and the states of
+        torch's random number generators are restored. Or an Equinox module, of which a copy runs in
+        inference mode, on one device; functions may be compiled, and layers mapped, scanned and
+        checkpointed.
     batches : iterable
-        Batches as the model takes them, such as a data loader; as many as `max_sequences` needs are taken.
-        One in four is held out, or one sequence in four of a single batch.
+        Batches as the model takes them, such as a data loader; they are taken until there are
+        `max_sequences`. One in four is held out, or one sequence in four of a single batch.
     loss : callable, optional
-        ``loss(model, batch)`` returns a scalar. With it, steps count as much as the loss depends on what
-        comes out of a layer there, and candidates are compared by their loss on what was held out.
+        ``loss(model, batch)`` returns a scalar. With it, each step counts by how much the loss
+        depends on the output of the layer there, and candidates are compared by their loss on what
+        was held out.
     forward : callable, optional
-        ``forward(model, batch)``, what the model puts out: run where there is no loss, and matched where a
-        reducer is told ``above_chance="match"``. By default ``model(batch)``, or ``model(batch[0])`` for
-        tuples and lists; of a module that takes one sequence, ``jax.vmap(model)(batch)``.
+        ``forward(model, batch)`` returns the output of the model: run where there is no loss, and
+        matched where a reducer has ``above_chance="match"``. By default ``model(batch)``, or
+        ``model(batch[0])`` for tuples and lists; for a module that takes one sequence,
+        ``jax.vmap(model)(batch)``.
     mask : callable, optional
-        ``mask(batch)`` returns an (N, L) array that is true where sequences are not padded. What Mamba
-        mixers of transformers are told by ``attention_mask`` counts without it.
+        ``mask(batch)`` returns an (N, L) array that is true where sequences are not padded. The
+        ``attention_mask`` that Mamba mixers of transformers get counts without it.
     options : CutOptions
-        Which layers to leave out; what is about cuts does not matter here.
+        Which layers to leave out; other options have no effect here.
     max_sequences : int
-        How many sequences of each layer to keep: at least four times the unknowns of a fit, which are 2 for
-        each state that is to be kept, where a loss reads one step.
+        How many sequences of each layer to keep: where a loss reads one step, at least four times
+        the unknowns of a fit, which are 2 for each state that is to be kept.
     progress : callable, optional
         Takes the number of sequences so far and `max_sequences`.
 
@@ -301,17 +356,17 @@ def calibrate(
     ShapeError
         If the loss is no scalar, or a mask does not fit.
     UnsupportedLayerError
-        If batches do not reach a layer, or a layer puts out something else than its weights say. If a layer
-        has no call that could be watched, as dicts of arrays have none: record what goes into it, and pass
+        If the batches do not reach a layer, or its output is not what its weights say; or if a
+        layer has no call to record, as dicts of arrays have none: pass its inputs to
         `Calibration.of_inputs`.
     MissingBackendError
         If JAX is older than 0.8.2.
 
     Notes
     -----
-    Cost: a run of the model for each batch, forward and, with a loss, backward; in JAX compiled once more.
-    Memory: N L m numbers a layer. Of a model under FSDP2 all processes have to call this, with as many
-    batches each; in DDP each may calibrate by itself.
+    Cost: a run of the model for each batch, forward and, with a loss, backward; in JAX one more
+    compilation. Memory: N L m numbers a layer. For a model under FSDP2 all processes have to call
+    this, with the same number of batches; in DDP each may calibrate by itself.
 
     Examples
     --------

@@ -21,7 +21,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: object = No
 
     The shapes of the saved weights say how many states each layer has: the layers of `model` take
     those first, and all weights are loaded strictly then. Parameters stay the same objects, so
-    that an optimizer made before or after it is right, and can load its own state dict next.
+    that an optimizer made before or after fits, and can load its own state dict next.
 
     Parameters
     ----------
@@ -40,10 +40,10 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: object = No
     Raises
     ------
     UnsupportedLayerError
-        If `model` is not a PyTorch module, holds no supported layer, or has tensors without numbers.
+        If `model` is not a PyTorch module, holds no supported layer, or has tensors without values.
     ShapeError
         If a name is missing or left over, a shape differs by more than the states of a layer, or a
-        tensor is of another kind or dtype, or without numbers.
+        tensor is of another kind or dtype, or without values.
     NonFiniteError
         If a parameter was saved with NaN or Inf.
 

@@ -23,7 +23,7 @@ PADDED = -1.0
 
 @dataclass(frozen=True, eq=False)
 class LayerRecord:
-    """What one layer is given.
+    """Recorded inputs of one layer, and how much each step counts.
 
     Attributes
     ----------
@@ -32,9 +32,18 @@ class LayerRecord:
     weights : (N, L) array
         How much each step counts: 0 where padded.
     held_out : (N,) bool array
-        Which of them nothing is fitted to.
+        Which of them are held out: nothing is fitted to these.
     targets : (N, L, p) array, optional
-        What is to come out; by default what the layer as it is puts out.
+        Outputs to reproduce; by default those of the layer as it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import Calibration
+    >>> data = Calibration.of_inputs({"encoder": np.ones((8, 50, 4))})
+    >>> record = data.layers["encoder"]
+    >>> record.inputs.shape, int(record.held_out.sum())
+    ((8, 50, 4), 2)
     """
 
     inputs: HostArray
@@ -43,13 +52,35 @@ class LayerRecord:
     targets: HostArray | None = None
 
     def outputs(self, handle: LayerHandle) -> HostArray:
-        """What is to come out of a layer."""
+        """Return the outputs that a layer is to reproduce.
+
+        Parameters
+        ----------
+        handle : LayerHandle
+            The layer.
+
+        Returns
+        -------
+        (N, L, p) array
+            `targets`, or what the layer puts out for `inputs`.
+        """
         if self.targets is not None:
             return self.targets
         return handle.kind.output(handle.weights, self.inputs.astype(np.float64))
 
     def data(self, targets: HostArray) -> LayerData:
-        """The part to fit to, and the part that is held out."""
+        """Return the record in two parts, one to fit to and one that is held out.
+
+        Parameters
+        ----------
+        targets : (N, L, p) array
+            What `outputs` returned.
+
+        Returns
+        -------
+        LayerData
+            With ``fitting`` and ``held_out``.
+        """
         fitting, held_out = (
             Sequences(self.inputs[rows].astype(np.float64), targets[rows], self.weights[rows])
             for rows in (~self.held_out, self.held_out)
@@ -57,7 +88,7 @@ class LayerRecord:
         return LayerData(fitting, held_out)
 
     def joined(self, *others: LayerRecord) -> LayerRecord:
-        """All of them in one, padded to the longest."""
+        """Return this record and `others` as one, padded to the longest."""
         return joined([self, *others])
 
 

@@ -44,19 +44,19 @@ def reduce_layer(
     Parameters
     ----------
     layer : object
-        A supported layer (see `read_system`). An Equinox module is left as it is; a PyTorch module is
-        changed in place, after everything that can fail.
+        A supported layer (see `read_system`). An Equinox module is left as it is; a PyTorch module
+        is changed in place, after everything that can fail.
     order : int or OrderRule
         Upper limit on stored states, or a rule; see `balanced_truncation`. Where the layer runs its
         channels apart, all of them get the largest order that one needs.
     kind : str or Layer, optional
-        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
-        ``"linoss"`` ... with its defaults, or an instance with others, such as
+        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``,
+        ``"s4d"``, ``"linoss"`` ... with its defaults, or an instance with others, such as
         ``S5(Discretisation.BILINEAR)``.
     data : Calibration, optional
-        What the layer is given, under its name or as the only one; see `reduce_model`.
+        Recorded inputs of the layer, under its name or as the only ones; see `reduce_model`.
     options : CutOptions
-        Horizon and multiple; what is about several layers does not matter here.
+        Horizon, multiple and method; options about several layers have no effect here.
 
     Returns
     -------
@@ -120,31 +120,36 @@ def reduce_model(
     Parameters
     ----------
     model : object
-        A PyTorch module, which is changed in place; an Equinox module (or pytree of them), or arrays by
-        name, such as a state dict or an open safetensors file, which are left as they are.
+        A PyTorch module, which is changed in place; an Equinox module (or pytree of them), or
+        arrays by name, such as a state dict or an open safetensors file, which are left as they
+        are.
     order : int, OrderRule, or dict of them by layer name
-        For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them. Of a dict with the
-        names of a report, the layers that are not named stay as they are.
+        For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them. With a dict,
+        whose names are those of a report, layers that are not named stay as they are.
     optimizer : torch.optim.Optimizer, optional
         The optimizer of a PyTorch model, changed in place.
     opt_state : pytree, optional
-        optax state, initialised from the model's arrays; of a mapping of arrays another one, with the
-        moments under the name of their field and that of the weight, such as ``"mu.lru.nu_log"``.
+        optax state, initialised from the model's arrays; for a mapping of arrays another mapping,
+        with the moments under the name of their field and that of the weight, such as
+        ``"mu.lru.nu_log"``.
     followers : sequence of models, optional
         Copies of the model with weights of their own, such as a
-        `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection, in the
-        same coordinates, so that averaging goes on. PyTorch modules are changed in place, pytrees are
-        returned in the result. Copies that are part of a PyTorch model are found, and need no mention.
+        `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection,
+        in the same coordinates, so that averaging goes on. PyTorch modules are changed in place,
+        pytrees are returned in the result. Copies that are part of a PyTorch model are found
+        without being named here.
     kind : str, Layer, or dict of them by layer name, optional
-        What kind of layer arrays by name are, where no object says so; short for ``CutOptions(kind=...)``.
+        What kind of layer arrays by name are, where no object says so; short for
+        ``CutOptions(kind=...)``.
     data : Calibration, optional
-        What the layers are given, from `calibrate`. Layers are then cut one after the other by the method
-        that is best on the part that is held out: `CutOptions` names them, the report says which was taken.
-        Only a cut by ``method="white"`` has an error bound. Orders are chosen as without data, but for
-        `MeasuredError`, whose tolerance is then that of the outputs that were held out.
+        Recorded inputs of the layers, from `calibrate`. Layers are then cut one after the other by
+        the method that is best on the part that is held out (see `CutOptions`); the report says
+        which was taken. Only a cut by ``method="white"`` has an error bound. Orders are chosen as
+        without data, except by `MeasuredError`, whose tolerance is then that of the held-out
+        outputs.
     options : CutOptions
-        Which layers to leave alone, horizon, multiple, a common order, moments. What is skipped is named
-        in the result.
+        Which layers to leave alone, horizon, multiple, a common order, moments. What is skipped is
+        named in the result.
 
     Returns
     -------
@@ -167,8 +172,8 @@ def reduce_model(
 
     Notes
     -----
-    A model in `torch.nn.parallel.DistributedDataParallel` or under ``fully_shard`` is passed as it is, by all
-    of its processes: the first one decides, and all of them write its weights.
+    A model in `torch.nn.parallel.DistributedDataParallel` or under ``fully_shard`` is passed as it
+    is, by all of its processes: the first one decides, and all of them write its weights.
 
     Examples
     --------

@@ -53,10 +53,22 @@ class Choice:
     by : {"loss", "output error"}
         What was compared, on data that were held out.
     values : dict of str to float
-        That of each method; the smallest was taken, but for a selected cut whose loss is less than a tenth
-        below that of the balanced one.
+        That of each method. The smallest was taken; but a selected cut only if its loss was at
+        least a tenth below that of the balanced one.
     white : LayerCut or None
-        The cut without data, the only one that may have an error bound; None where it cannot be made.
+        The cut without data, the only one that may have an error bound; None where it cannot be
+        made.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import Calibration, reduce_layer
+    >>> from ssmreduce.demo.lru import LRU
+    >>> rng = np.random.default_rng(0)
+    >>> data = Calibration.of_inputs({"model": rng.normal(size=(64, 50, 4)).cumsum(axis=1)})
+    >>> choice = reduce_layer(LRU(16, 4, rng=rng), 6, data=data).choice
+    >>> choice.by, choice.method == min(choice.values, key=choice.values.get)
+    ('output error', True)
     """
 
     method: str
@@ -76,11 +88,19 @@ class LossAtCut:
     before, after : float
         Just before the cut, and just after.
     constant : float or None
-        That of a constant prediction: of zeros, or of the mean output over the sequences of each batch,
-        whichever loses less (in JAX of zeros); None where it cannot be had.
+        That of a constant prediction: of zeros, or of the mean output over the sequences of each
+        batch, whichever is smaller (in JAX of zeros); None where it is not available.
     unmatched : float or None
-        Where the layers that were cut were trained to put out again what the uncut model does: the loss with
-        the cut alone. `after` is then that with their new weights; None elsewhere.
+        Where the layers that were cut were trained to reproduce the outputs of the uncut model: the
+        loss after the cut alone. `after` is then the loss with their trained weights. None
+        elsewhere.
+
+    Examples
+    --------
+    >>> from ssmreduce.models.report import LossAtCut
+    >>> losses = LossAtCut(before=0.31, after=0.33, constant=2.1)
+    >>> losses.after < losses.constant  # better than a constant prediction
+    True
     """
 
     before: float
@@ -107,7 +127,19 @@ class LayerReduction:
     choice : Choice or None
         How the method was chosen, where the layer was cut by data.
     losses : LossAtCut or None
-        What the whole cut does to the loss, where the data have one and one process can run the model.
+        What the whole cut does to the loss, where the data have one and one process can run the
+        model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import reduce_layer
+    >>> from ssmreduce.demo.lru import LRU
+    >>> result = reduce_layer(LRU(16, 4, rng=np.random.default_rng(0)), 6)
+    >>> result.old_order, result.new_order, result.parameters_saved
+    (16, 6, 190)
+    >>> result.measured_error <= result.error_bound
+    True
     """
 
     layer: Any
@@ -149,8 +181,9 @@ class LayerReduction:
 
         Returns
         -------
-        array of Axes
-            As `Reduction.plot` returns them; of a layer that runs no one system those of the values alone.
+        (2, 2) array of Axes
+            As `Reduction.plot` returns it; (1, 1), of the values alone, for a layer that runs no
+            one system.
 
         Raises
         ------
@@ -173,7 +206,7 @@ class LayerReduction:
 
     @property
     def output_error(self) -> float | None:
-        """Relative error of outputs that were held out; None without data, or where these were matched."""
+        """Relative error of the held-out outputs; None without data, or where they were matched."""
         return self.cut.output_error
 
     @property
@@ -201,10 +234,11 @@ class LayerReduction:
 
     @property
     def measured_error(self) -> float | None:
-        """What the error of the written layer is at least, on a coarse grid; of the worst channel.
+        """Measured error of the written layer, a lower bound from a coarse grid; of the worst
+        channel.
 
-        None where the layer runs no one system. See `Reduction.quick_error`; ``reduction.verify()`` takes
-        longer.
+        None where the layer runs no one system. See `Reduction.quick_error`; ``reduction.verify()``
+        takes longer.
         """
         return self.cut.measured_error
 
@@ -235,12 +269,12 @@ class LayerReduction:
 
     @property
     def parameters_saved(self) -> int:
-        """Entries of weights that are gone; a complex number counts as one."""
+        """Entries of weights that the cut removed; a complex number counts as one."""
         return sum(self._entries_saved(name) for name in self.weights)
 
     @property
     def bytes_saved(self) -> int:
-        """Bytes of weights that are gone."""
+        """Bytes of weights that the cut removed."""
         return sum(self._entries_saved(name) * self.item_sizes[name] for name in self.weights)
 
     def reduce_state(self, state: Array) -> Array:
@@ -282,9 +316,10 @@ class LayerReduction:
 
 
 class ModelReport(dict[str, LayerReduction]):
-    """What came of each layer, by its name in the model; prints as a table.
+    """Result for each layer, by its name in the model: a dict of `LayerReduction` that prints as a
+    table.
 
-    After a cut by data the table has the method, and the error of outputs that were held out, beside the
+    After a cut by data the table has the method, and the error of held-out outputs beside the
     error for the worst input, which such a cut need not keep small.
 
     Examples
@@ -407,13 +442,23 @@ class ModelReduction:
         The optimizer state that goes with it, for PyTorch the optimizer, changed in place; None if
         none was given.
     report : ModelReport
-        What came of each supported layer, by its name in the model: a dict of `LayerReduction` that
+        Result for each supported layer, by its name in the model: a dict of `LayerReduction` that
         prints as a table.
     skipped : dict of str to str
-        Layers that cannot be reduced and were passed over, by name, with the reason.
+        Layers that cannot be reduced and were skipped, by name, with the reason.
     followers : tuple of ModelReduction
         The copies that followed, with reports of their own: errors are those of the copy, Hankel
         singular values those of the model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import reduce_model
+    >>> from ssmreduce.demo.lru import LRU
+    >>> model = {"first": LRU(16, 4, rng=np.random.default_rng(0))}
+    >>> result = reduce_model(model, 6)
+    >>> result.model["first"].nu_log.shape, result.skipped, result.followers
+    ((6,), {}, ())
     """
 
     model: Any
@@ -435,7 +480,23 @@ class ModelReduction:
         return f"{table}\n{html_table([('not reduced', 'reason'), *self.skipped.items()])}"
 
     def plot(self, *, ax: Any = None) -> HostArray:
-        """Draw the report; see `ModelReport.plot`."""
+        """Draw the report, as `ModelReport.plot` does.
+
+        Parameters
+        ----------
+        ax : two Axes, optional
+            Where to draw; a new figure otherwise.
+
+        Returns
+        -------
+        (2,) array of Axes
+            See `ssmreduce.plotting.plot_layers`.
+
+        Raises
+        ------
+        MissingBackendError
+            If Matplotlib is not installed.
+        """
         return self.report.plot(ax=ax)
 
     def __str__(self) -> str:

@@ -74,28 +74,39 @@ class SweepRow:
     wanted : int or OrderRule
         What was asked for.
     order : int
-        Stored states after the cut: of the largest system of a batch, of all layers of a model together.
+        Stored states after the cut: of the largest system of a batch, of all layers of a model
+        together.
     error_bound : float or None
-        Bound on the H-infinity error, the largest over a batch or the layers; None where one has none. With
-        data, this and the next two are those of balanced truncation to the same order, without data.
+        Bound on the H-infinity error, the largest over a batch or the layers; None where one of
+        them has none. With data, this and the next two are those of balanced truncation to the same
+        order, without data.
     measured_error : float or None
-        What the error is at least, the largest over a batch or the layers; None where, with data, a layer
-        has no cut without them.
+        Measured error, a lower bound, the largest over a batch or the layers; None where, with
+        data, a layer cannot be cut without them.
     relative_error : float or None
-        The same over the gain of each system or layer, which is measured alike; of a layer that runs channels
-        apart the largest of both.
+        Measured error over the gain of the system or layer, which is measured alike, the largest
+        over a batch or the layers; of a layer that runs channels apart the largest error over the
+        largest gain.
     metric : float or None
         What `metric` returned.
     seconds : float
-        Wall-clock time of the cut and of measuring its error, without the metric; for a system without
-        balancing, which is done once.
+        Wall-clock time of the cut and of measuring its error, without the metric; for a system
+        without balancing, which is done once.
     method : str or None
-        With data, the method that was chosen; of layers that differ, each with the number of them.
+        With data, the method that was chosen; where layers differ, each with the number of them.
     output_error : float or None
-        With data, the error of the outputs that were held out, relative, the largest over the layers; None
-        where no layer tells.
+        With data, the relative error of the held-out outputs, the largest over the layers; None
+        where no layer has one.
     loss : float or None
         The loss of the reduced model on what was held out, where `data` has a loss.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete, sweep
+    >>> system = DiagonalStateSpace([0.9, 0.5, 0.1], [[1.0]] * 3, [[1.0] * 3], time=Discrete())
+    >>> (row,) = sweep(system, [1]).rows
+    >>> row.wanted, row.order, row.measured_error <= row.error_bound
+    (1, 1, True)
     """
 
     wanted: int | OrderRule
@@ -128,6 +139,14 @@ class Sweep:
     ----------
     rows : tuple of SweepRow
         In the order in which they were asked for.
+
+    Examples
+    --------
+    >>> from ssmreduce import DiagonalStateSpace, Discrete, sweep
+    >>> system = DiagonalStateSpace([0.9, 0.5, 0.1], [[1.0]] * 3, [[1.0] * 3], time=Discrete())
+    >>> costs = sweep(system, [1, 2])
+    >>> len(costs.rows), costs.to_dict()["order"]
+    (2, [1, 2])
     """
 
     rows: tuple[SweepRow, ...]
@@ -232,37 +251,38 @@ def sweep(
     options: CutOptions = CutOptions(),
     progress: Callable[[int, int], object] | None = None,
 ) -> Sweep:
-    """Tell for each order what a cut to it would cost; nothing is changed.
+    """Measure for each order what a cut to it would cost; nothing is changed.
 
     Parameters
     ----------
     model : StateSpace, DiagonalStateSpace, layer or model
-        A system is balanced once and truncated to each order (see `Balancing.truncate`). Of a layer or a
-        model of PyTorch or JAX a copy is reduced to each (see `reduce_model`).
+        A system is balanced once and truncated to each order (see `Balancing.truncate`). For a
+        layer or model of PyTorch or JAX, a copy is reduced to each order (see `reduce_model`).
     orders : sequence of ints or order rules
-        As they are given to `balanced_truncation` or `reduce_model`; a model gets each for all layers. An
-        int is an upper limit: a single dense system gets its numerical rank at most.
+        As they are given to `balanced_truncation` or `reduce_model`; each is used for all layers of
+        a model. An int is an upper limit: a single dense system gets its numerical rank at most.
     metric : callable, optional
         Takes the reduced system, layer or model and returns a number, its accuracy for example.
     data : Calibration, optional
-        What the layers of a layer or model are given: each order is then cut as `reduce_model` does with it.
-        The rows have the method that was chosen and what it loses on what was held out, beside the errors of
+        Recorded inputs of the layers: each order is then cut as `reduce_model` does with them. The
+        rows have the method that was chosen and its held-out error and loss, beside the errors of
         the cut without data.
     options : CutOptions
-        As `reduce_model` takes them; of a system the horizon counts.
+        As `reduce_model` takes them; for a system only the horizon matters.
     progress : callable, optional
         Called after each order with how many are done and how many there are.
 
     Returns
     -------
     Sweep
-        With a row for each order: bound, measured error, metric, seconds; with data also method, output
-        error and loss.
+        With a row for each order: bound, measured error, metric, seconds; with data also method,
+        output error and loss.
 
     Raises
     ------
     OrderError
-        If there are no orders, or one of them cannot be delivered; or if `data` are given for a system.
+        If there are no orders, or one of them cannot be delivered; or if `data` are given for a
+        system.
     UnsupportedLayerError
         If `model` is nothing that can be reduced, or a PyTorch module that cannot be copied.
     SSMReduceError

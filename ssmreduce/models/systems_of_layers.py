@@ -53,18 +53,18 @@ def read_system(layer: Any, *, kind: object = None) -> System:
         A supported layer: an LRU, S5 or S4D of PyTorch or Equinox, or one of your own
         (see `register_layer`), or its arrays by name, of any library.
     kind : str or Layer, optional
-        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``, ``"s4d"``,
-        ``"linoss"`` ... with its defaults, or an instance with others, such as
+        What kind of layer arrays by name are, where no object says so: ``"lru"``, ``"s5"``,
+        ``"s4d"``, ``"linoss"`` ... with its defaults, or an instance with others, such as
         ``S5(Discretisation.BILINEAR)``.
 
     Returns
     -------
     DiagonalStateSpace or StateSpace
-        Discrete, with ``real_output`` and ``read_after_update``; dense where the layer's state matrix
-        is not diagonal (S4); a batch with one system for each
-        channel where the layer runs channels apart; with the outputs of both directions where the
-        layer is bidirectional. Of JAX arrays for a layer of JAX that is traced; of NumPy arrays for one of
-        PyTorch, whose gradients end here (docs/derivatives has the way around).
+        Discrete, with ``real_output`` and ``read_after_update``; dense where the layer's state
+        matrix is not diagonal (S4); a batch with one system for each channel where the layer runs
+        channels apart; with the outputs of both directions where the layer is bidirectional. In JAX
+        arrays for a layer of JAX that is traced; in NumPy arrays for one of PyTorch, whose
+        gradients end here (the page on derivatives shows how to keep them).
 
     Raises
     ------
