@@ -168,9 +168,9 @@ def _norm(array: Array, axis: int) -> Array:
 class LazyHankelNuclearNorm:
     """Hankel nuclear norm whose Gramians and balancing vectors are renewed every k steps only.
 
-    Between two refreshes the penalty is a quadratic function of the weights, with the value and the gradient
-    of Σ σ_i at the refresh. `refresh` looks at values and stays outside ``jax.jit``; `penalty` goes inside,
-    with the state as an argument.
+    Between two refreshes the penalty is a quadratic function of the weights, with the value and the
+    gradient of Σ σ_i at the refresh. `refresh` looks at values and stays outside ``jax.jit``;
+    `penalty` goes inside, with the state as an argument.
 
     Parameters
     ----------
@@ -184,9 +184,10 @@ class LazyHankelNuclearNorm:
 
     Notes
     -----
-    `refresh` costs what `hankel_nuclear_norm` does with its gradient. `penalty` costs O(n² (m + p)) for a
-    diagonal system and O(n³), a few matrix products, for a dense one. How far the gradient stays right as
-    the weights move, and what it costs beside a training step, is in the documentation.
+    `refresh` costs what `hankel_nuclear_norm` does with its gradient. `penalty` costs O(n² (m + p))
+    for a diagonal system and O(n³), a few matrix products, for a dense one. How long the gradient
+    stays accurate as the weights move, and the cost relative to a training step, are in the
+    documentation.
 
     Examples
     --------

@@ -44,18 +44,35 @@ from ssmreduce.time_domain import Discrete
 
 @dataclass(frozen=True, eq=False)
 class FrozenAdjoint:
-    """Fixed matrices of one system or batch; a pytree of JAX.
+    """Fixed matrices by which a function of both Gramians is continued from one system or batch; a
+    pytree of JAX.
+
+    With X and Y that solve the adjoint equations at the Gramians P₀ and Q₀, the function is
+
+        L₀ + Re tr X (A P₀ Aᴴ - P₀ + B Bᴴ) + Re tr Y (Aᴴ Q₀ A - Q₀ + Cᴴ C)
+
+    in discrete time. It is made by `LazyHankelNuclearNorm.refresh`.
 
     Attributes
     ----------
     offset : (...) array
         L₀ less the three terms at the system it was made for.
     inputs, outputs : (..., N, N) array
-        X and Y; of a diagonal system in real and imaginary parts, N = 2n.
+        X and Y; for a diagonal system in real and imaginary parts, N = 2n.
     dynamics : tuple of arrays
-        Of the term in A: one matrix or vector, or (P₀, Q₀) for a dense discrete system.
+        For the term in A: one matrix or vector, or (P₀, Q₀) for a dense discrete system.
     made_for : str
         `kind_of` the system; no leaf of the pytree.
+
+    Examples
+    --------
+    >>> from ssmreduce import Discrete, StateSpace
+    >>> from ssmreduce.regularizers import LazyHankelNuclearNorm
+    >>> system = StateSpace([[0.5]], [[1.0]], [[3.0]], time=Discrete())
+    >>> lazy = LazyHankelNuclearNorm()
+    >>> frozen = lazy.refresh(system)
+    >>> round(float(lazy.penalty(system, frozen)), 12)  # σ₁ of the system
+    4.0
     """
 
     offset: Array

@@ -34,6 +34,19 @@ def register_framework(model_type: type, framework: Framework) -> None:
     ------
     UnsupportedLayerError
         If `model_type` is not a class, or `framework` not an instance of a Framework.
+
+    Examples
+    --------
+    Objects of a class of dicts are mappings of arrays, also where Equinox would take them as
+    pytrees:
+
+    >>> from ssmreduce.frameworks.current import framework_of, register_framework
+    >>> from ssmreduce.frameworks.mappings import MappingFramework
+    >>> class Bundle(dict):
+    ...     "Arrays by name."
+    >>> register_framework(Bundle, MappingFramework())
+    >>> type(framework_of(Bundle())).__name__
+    'MappingFramework'
     """
     if not isinstance(model_type, type) or not isinstance(framework, Framework):
         raise UnsupportedLayerError(

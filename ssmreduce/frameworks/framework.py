@@ -31,7 +31,7 @@ Snapshot = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class LayerHandle:
-    """One layer of a model, resolved once.
+    """One layer of a model: where it is, what it holds, and what that means.
 
     Attributes
     ----------
@@ -45,6 +45,20 @@ class LayerHandle:
         What they mean.
     full_weights : dict of arrays, optional
         Its weights, where the object holds a part of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from LRU_pytorch import LRU
+    >>> from ssmreduce.frameworks.current import framework_of
+    >>> from ssmreduce.frameworks.framework import LayerHandle
+    >>> from ssmreduce.layers.lru import LRU as LRUWeights
+    >>> from ssmreduce.layers.storage import Whole
+    >>> layer = LRU(3, 3, 16)
+    >>> kind = LRUWeights(Whole("B"), Whole("C"))
+    >>> handle = LayerHandle(framework_of(layer), (), layer, kind)
+    >>> handle.name, handle.item_sizes["B"], handle.weights["B"].dtype
+    ('model', 8, dtype('complex128'))
     """
 
     framework: Framework
@@ -72,7 +86,7 @@ class LayerHandle:
 
     @cached_property
     def eps(self) -> float:
-        """The rounding of its weights, relative."""
+        """Relative rounding of its weights."""
         return max(self.framework.precision(self.layer, self.names), self.kind.eps)
 
     @cached_property
@@ -107,13 +121,71 @@ class LayerChange(NamedTuple):
 
 
 class Framework(ABC):
-    """Where the arrays of layers live in a real object, and how they are replaced."""
+    """Where the arrays of layers live in a real object, and how they are replaced.
+
+    Notes
+    -----
+    Arguments that methods share:
+
+    model : object
+        A model of the framework, or a layer of it.
+    layer : object
+        An object that holds arrays of one layer.
+    path : tuple
+        Key path in the model, as `find` yields it.
+    names : sequence of str
+        Names of arrays of the layer.
+    handles : sequence of LayerHandle
+        Layers of the model.
+    handle : LayerHandle
+        One of them.
+    opt_state : object or None
+        The optimizer, or its state.
+    followers : sequence of models
+        Copies of the model that follow its cuts.
+    run : callable
+        Takes the model, and runs it on a batch.
+    forward : callable
+        ``forward(model, batch)`` returns the output of the model.
+    batches : sequence
+        Batches for `forward`.
+
+    What a class has to have are the abstract methods; the others refuse, or do nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ssmreduce.frameworks.current import framework_of
+    >>> layer = torch.nn.Linear(2, 3)
+    >>> framework = framework_of(layer)
+    >>> framework.array_axes(layer), framework.item_sizes(layer, ["bias"])
+    ({'weight': 2, 'bias': 1}, {'bias': 4})
+    >>> framework.read_arrays(layer, ["bias"])["bias"].dtype
+    dtype('float64')
+    """
 
     # --- Layers and their arrays
 
     @abstractmethod
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
-        """Yield key path and object of what may be a layer and `stops`; nothing inside of that is asked."""
+        """Yield key path and object of each part of a model that may be a layer and that `stops`
+        accepts.
+
+        Parameters
+        ----------
+        model : object
+            Where to look.
+        stops : callable
+            Takes an object and returns whether it is what is looked for; nothing inside of such an
+            object is looked at.
+
+        Yields
+        ------
+        path : tuple
+            Key path.
+        layer : object
+            What is there.
+        """
 
     @abstractmethod
     def at(self, model: Any, path: Path) -> Any:
@@ -128,12 +200,14 @@ class Framework(ABC):
         """Return the names of the arrays that `layer` itself holds, and their numbers of axes."""
 
     def unwrapped(self, layer: Any) -> Any:
-        """Return the only layer in wrappers that hold no array of their own."""
+        """Return the only layer inside of wrappers that hold no array of their own, or `layer`
+        itself.
+        """
         return layer
 
     @abstractmethod
     def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
-        """Return the named arrays at double precision on the host; tracers as they are."""
+        """Return the named arrays, at double precision on the host; tracers as they are."""
 
     @abstractmethod
     def precision(self, layer: Any, names: Sequence[str]) -> float:
@@ -148,7 +222,18 @@ class Framework(ABC):
         """Return `values` as the arrays of `layer` would hold them, at double precision."""
 
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
-        """Tell whether two layers hold the same arrays, so that a change of one is one of both."""
+        """Tell whether two layers hold the same arrays, so that a change of one changes both.
+
+        Parameters
+        ----------
+        first, second : LayerHandle
+            The layers.
+
+        Returns
+        -------
+        bool
+            False where the framework cannot tell, as here.
+        """
         return False
 
     # --- A cut
@@ -166,7 +251,16 @@ class Framework(ABC):
             )
 
     def check_orders(self, model: Any, orders: Sequence[tuple[LayerHandle, int]]) -> None:
-        """Raise `OrderError` unless layers may have these orders, beside others that stay as they are."""
+        """Raise `OrderError` unless layers may have new orders, beside others that stay as they
+        are.
+
+        Parameters
+        ----------
+        model : object
+            The model.
+        orders : sequence of (LayerHandle, int)
+            Layers, and their new numbers of states.
+        """
         return None
 
     def moments_of(
@@ -177,7 +271,7 @@ class Framework(ABC):
         Raises
         ------
         OptimizerStateError
-            If it holds what belongs to no weight: flattened or factored moments, say.
+            If it holds what belongs to no weight, such as flattened or factored moments.
         """
         return []
 
@@ -196,7 +290,24 @@ class Framework(ABC):
     ) -> Prepared:
         """Prepare new layers and moments; nothing is changed yet.
 
-        Arrays whose gradients are not among `gradients` lose them.
+        Parameters
+        ----------
+        model : object
+            The model.
+        changes : sequence of LayerChange
+            New arrays of each layer that is cut.
+        opt_state : object or None
+            The optimizer, or its state.
+        moments : dict of arrays
+            New moments, by the keys that `moments_of` returned.
+        gradients : dict of arrays
+            New gradients, by the keys that `gradients_of` returned; arrays of cut layers that are
+            not among them lose theirs.
+
+        Returns
+        -------
+        Prepared
+            The new model and optimizer state, or the same with the steps that change them in place.
         """
 
     # --- Runs of a model on data
@@ -209,9 +320,25 @@ class Framework(ABC):
         *,
         differentiates: bool,
     ) -> dict[Path, list[Recorded]]:
-        """Call `run` with `model`, or a copy of it, and return the calls of each layer in it.
+        """Call `run` with the model, or a copy of it, and return the calls of each layer in it.
 
-        Where it differentiates, `run` returns a scalar. The model is afterwards as before.
+        The model is afterwards as before.
+
+        Parameters
+        ----------
+        model : object
+            The model.
+        handles : sequence of LayerHandle
+            Layers to record.
+        run : callable
+            Takes the model, and runs it on a batch.
+        differentiates : bool
+            Whether `run` returns a scalar, whose derivatives by the layers' outputs are recorded.
+
+        Returns
+        -------
+        dict of tuple to list of Recorded
+            By key path of the layer.
 
         Raises
         ------
@@ -231,7 +358,8 @@ class Framework(ABC):
     def constant_losses(
         self, model: Any, handles: Sequence[LayerHandle], run: Callable[[Any], Any]
     ) -> dict[str, float]:
-        """Return what `run` returns where the model puts out the same for all sequences, by what that is.
+        """Return what `run` returns if the model gives the same output for all sequences, by what
+        that output is.
 
         Nothing where the framework cannot tell, as here.
         """
@@ -251,9 +379,33 @@ class Framework(ABC):
         batches: Sequence[Any],
         targets: Sequence[list[Any]],
     ) -> Any:
-        """Return `model`, a copy that may change, with layers trained to put out `targets` for the batches.
+        """Train layers of a copy of a model to reproduce outputs, and return it.
 
-        Adam descends the mean squared error by the weights of these layers alone, in evaluation mode.
+        Adam descends the mean squared error over the weights of these layers alone, in evaluation
+        mode.
+
+        Parameters
+        ----------
+        model : object
+            A copy, which may change.
+        handles : sequence of LayerHandle
+            The layers to train.
+        forward : callable
+            ``forward(model, batch)`` returns the output of the model.
+        batches : sequence
+            Batches for `forward`.
+        targets : sequence of list of arrays
+            What `outputs` returned for them.
+
+        Returns
+        -------
+        object
+            The trained model.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the framework does not train, as here.
         """
         raise _no_runs(self, model)
 
@@ -262,17 +414,18 @@ class Framework(ABC):
         return model
 
     def scratch(self, model: Any) -> Any:
-        """Return a copy of a plain model that may be cut and run."""
+        """Return a copy, which may be cut and run, of a plain `model`."""
         return model
 
     # --- Snapshots
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
-        """Copy every array to host memory; where several processes train the model, all have to call.
+        """Copy every array to host memory; where several processes train the model, all have to
+        call.
 
-        The layers say what else depends on their orders. So that the state of a reducer can be saved and
-        loaded again, a snapshot is ``{"model": {...}, "opt_state": {...}}``, in each arrays and numbers by
-        name; any other is refused when it is taken.
+        The layers say what else depends on their orders. So that the state of a reducer can be
+        saved and loaded again, a snapshot is ``{"model": {...}, "opt_state": {...}}``, in each
+        arrays and numbers by name; any other is refused when it is taken.
 
         Raises
         ------
@@ -286,10 +439,28 @@ class Framework(ABC):
     ) -> Prepared:
         """Prepare the way back to a snapshot.
 
+        Parameters
+        ----------
+        model : object
+            The model as it is now.
+        opt_state : object or None
+            Its optimizer, or the state of that.
+        snapshot : dict
+            What `snapshot` returned.
+        handles : sequence of LayerHandle
+            Layers of the model.
+
+        Returns
+        -------
+        Prepared
+            As `prepared` returns it.
+
         Raises
         ------
         ShapeError
             If it is of another model or optimizer.
+        UnsupportedLayerError
+            If the framework takes no snapshots, as here.
         """
         raise _no_snapshots(self, model)
 
@@ -300,7 +471,23 @@ class Framework(ABC):
         return None
 
     def gathered(self, model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, Any]:
-        """Return views of model and optimizer in which `layers` have full arrays; every rank has to call."""
+        """Return views of model and optimizer in which layers have full arrays; every rank has to
+        call.
+
+        Parameters
+        ----------
+        model : object
+            The model.
+        opt_state : object or None
+            The optimizer, or its state.
+        layers : sequence of objects
+            What holds the arrays.
+
+        Returns
+        -------
+        tuple
+            Model and optimizer.
+        """
         return model, opt_state
 
     def fields_of(self, opt_state: Any, handle: LayerHandle) -> dict[str, list[str]]:
@@ -324,7 +511,9 @@ class Framework(ABC):
         )
 
     def take_sizes(self, model: Any, handles: Sequence[LayerHandle]) -> None:
-        """Give fresh layers as many states as something that is saved beside the weights says."""
+        """Give fresh layers as many states as the model says beside its weights, in a config for
+        example.
+        """
         return None
 
     def copies_inside(
