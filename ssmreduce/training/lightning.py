@@ -29,11 +29,12 @@ from ssmreduce.training.reducer import InTrainingReducer
 
 
 class ReductionCallback(Callback):  # type: ignore[misc]
-    """Runs a reducer after every update, tells it the watched metric, and saves it in checkpoints.
+    """Runs a reducer after every update, reports the watched metric to it, and saves it in
+    checkpoints.
 
     A step is an update: with gradient accumulation, batches in between do not count.
-    ``trainer.fit(model, ckpt_path=...)`` resumes in the middle of the schedule, with a model that was
-    built at full size.
+    ``trainer.fit(model, ckpt_path=...)`` resumes in the middle of the schedule, with a model that
+    was built at full size.
 
     Parameters
     ----------
@@ -44,21 +45,22 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         ``"val_loss"``; read after every validation but the sanity check.
     followers : callable, optional
         Takes the trainer to a list of copies of the model that follow its cuts, averages of its
-        weights for example; see `InTrainingReducer.step`. Also called before the weights of a checkpoint are
-        loaded: copies that are not made yet may be left out, or None, then.
+        weights for example; see `InTrainingReducer.step`. Also called before the weights of a
+        checkpoint are loaded: copies that are not made yet may be left out, or None, then.
     data : int, optional
-        Calibrate at each attempt by so many batches of the training loader, read beside the run. The reducer
-        has no ``data`` of its own then.
+        Number of batches of the training loader by which to calibrate at each attempt; they are
+        read without disturbing the run. The reducer has no ``data`` of its own then.
     loss : callable, optional
-        ``loss(module, batch)`` returns the scalar by which steps count and cuts are compared. By default what
-        ``training_step`` returns on a copy of the module that has no trainer: nothing is logged.
+        ``loss(module, batch)`` returns the scalar by which steps count and cuts are compared. By
+        default what ``training_step`` returns on a copy of the module that has no trainer: nothing
+        is logged.
 
     Raises
     ------
     OrderError
-        If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is no
-        positive int, or the reducer has data, too; while fitting, if nothing was logged under the name of
-        the metric, or `data` are asked of a module under FSDP2.
+        If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is
+        no positive int, or the reducer has data, too; while fitting, if nothing was logged under
+        the name of the metric, or `data` is given for a module under FSDP2.
     OptimizerStateError
         While fitting, if there is not exactly one optimizer.
 
@@ -112,7 +114,15 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             self._hooks.pop().remove()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Look at the optimizers, and at where a resumed run stands."""
+        """Check the optimizers, and note where a resumed run stands.
+
+        Raises
+        ------
+        OptimizerStateError
+            If there is not exactly one optimizer.
+        OrderError
+            If `data` is given for a module under FSDP2.
+        """
         if len(trainer.optimizers) != 1:
             raise OptimizerStateError(
                 f"the module has {len(trainer.optimizers)} optimizers; expected one. Call "
@@ -135,7 +145,13 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             self.reducer.step(step, trainer.model, optimizer, followers)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Report the watched metric."""
+        """Report the watched metric.
+
+        Raises
+        ------
+        OrderError
+            If the module did not log it.
+        """
         if self.metric is None or trainer.sanity_checking:
             return
         if self.metric not in trainer.callback_metrics:
@@ -147,11 +163,11 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         self.reducer.report(trainer.callback_metrics[self.metric])
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes into the checkpoint: the state of the reducer."""
+        """Return what goes into the checkpoint: the state of the reducer."""
         return self.reducer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was saved."""
+        """Continue where the checkpoint was saved."""
         self.reducer.load_state_dict(state_dict)
 
     def _accept_in_followers(self, trainer: Any) -> None:

@@ -16,23 +16,24 @@ from ssmreduce.training.tracking import ReductionEvent
 class RollbackPolicy:
     """Undo a cut if the watched metric m gets worse by more than the tolerance: m > m₀ + tolerance.
 
-    m₀ is the last value reported before the cut, m the next ones; for ``mode="max"`` (an accuracy) the
-    test is m < m₀ - tolerance. A cut is undone once `patience` reports in a row are worse, and stands
-    from the first that is not. NaN is worse than anything. With data that have a loss ℓ, `at_cut` compares
-    the model just before and just after the same cut, on sequences that are held out: the cut is not made
-    if ℓ_after > ℓ_before + at_cut.
+    m₀ is the last value reported before the cut, m the next ones; for ``mode="max"`` (an accuracy)
+    the test is m < m₀ - tolerance. A cut is undone once `patience` reports in a row are worse, and
+    stands from the first that is not. NaN is worse than anything. With data that have a loss ℓ,
+    `at_cut` compares the model just before and just after the same cut, on sequences that are held
+    out: the cut is not made if ℓ_after > ℓ_before + at_cut.
 
     Parameters
     ----------
     tolerance : float, optional
-        By how much the metric may get worse, in its own units; 0 or more. Without it no metric is reported.
+        By how much the metric may get worse, in its own units; 0 or more. Without it no metric is
+        reported.
     mode : {"min", "max"}
-        Whether the metric is to become small (a loss) or large (an accuracy).
+        Whether a small metric is good (a loss) or a large one (an accuracy).
     patience : int
         How many reports after the cut must all be worse; 1 decides at the next report.
     at_cut : float, optional
-        By how much the loss on held-out sequences may be higher just after a cut; 0 or more. The reducer
-        needs ``data`` with a loss, and no FSDP2.
+        By how much the loss on held-out sequences may be higher just after a cut; 0 or more. The
+        reducer needs ``data`` with a loss, and no FSDP2.
 
     Raises
     ------
@@ -79,11 +80,29 @@ class RollbackPolicy:
 
     @property
     def watches(self) -> bool:
-        """Whether it decides by reports of a metric."""
+        """Whether it decides by a metric that is reported."""
         return self.tolerance is not None
 
     def is_worse(self, metric: float, *, than: float) -> bool:
-        """Tell whether `metric` is worse than `than` by more than the tolerance; NaN is."""
+        """Whether a metric is worse than another by more than the tolerance; NaN is.
+
+        Parameters
+        ----------
+        metric : float
+            The metric after a cut.
+        than : float
+            The metric before it.
+
+        Returns
+        -------
+        bool
+            Without a tolerance only NaN is worse.
+
+        Raises
+        ------
+        OrderError
+            If one of them is not a number.
+        """
         metric, than = metric_value(metric), metric_value(than, "than")
         change = metric - than if self.mode == "min" else than - metric
         return not change <= (math.inf if self.tolerance is None else self.tolerance)

@@ -53,32 +53,33 @@ class InTrainingReducer:
         A layer is cut only if its new order is below this share of the old one: every new shape
         costs a compilation.
     options : CutOptions
-        As `reduce_model` takes them. With ``uniform`` the gate lets pass all layers if one is worth it, and
-        after a rollback there are no more cuts.
+        As `reduce_model` takes them. With ``uniform`` all layers pass the gate if one of them does,
+        and after a rollback there are no more cuts.
     rollback : RollbackPolicy, optional
-        When to undo a cut by the metric that `report` is told; without it cuts are final.
+        When to undo a cut by the metric that is passed to `report`; without it cuts are final.
     trace : HankelTrace, optional
-        Records the Hankel singular values of all layers as training goes on; with `data` at each attempt the
-        data-driven ones beside them.
+        Records the Hankel singular values of all layers as training goes on; with `data`, at each
+        attempt also the data-driven ones.
     data : callable, optional
-        Takes the model to the `Calibration` by which an attempt cuts, such as
-        ``lambda model: calibrate(model, batches, loss=loss)``. Where several processes train the model, all
-        of them are asked, and the calibration of the first counts.
+        Takes the model to the `Calibration` by which an attempt cuts, such as ``lambda model:
+        calibrate(model, batches, loss=loss)``. Where several processes train the model, it is
+        called on all of them, and the calibration of the first counts.
     above_chance : {"warn", "match", "refuse"}
-        What to do about a cut after which the loss on sequences that are held out is no less than that of a
-        constant prediction; needs data with a loss. ``"match"`` trains the layers that are cut, for 100 steps
-        on the other sequences, to put out what the uncut model does, takes their weights where that lowers
-        the loss, and warns where it is not enough.
+        What to do about a cut after which the loss on held-out sequences is no less than that of a
+        constant prediction; needs data with a loss. ``"match"`` trains the layers that are cut, for
+        100 steps on the other sequences, to reproduce the outputs of the uncut model, takes their
+        weights where that lowers the loss, and warns where it is not enough.
 
     Attributes
     ----------
     events : list of ReductionEvent
         One for every cut of a layer so far.
     last_cut : dict of str to LayerReduction
-        What the last cut did to each layer it cut, without the layer itself: `LayerReduction.reduce_state`
-        carries the state of a stream through it. Empty before the first cut, after a rollback and after
-        `load_state_dict`. After a rollback streams start again, or from a state kept from before the cut:
-        it cannot be had from that of the smaller layer.
+        What the last cut did to each layer it cut, without the layer itself:
+        `LayerReduction.reduce_state` carries the state of a stream through it. Empty before the
+        first cut, after a rollback and after `load_state_dict`. After a rollback streams start
+        again, or from a state kept from before the cut: the state of the smaller layer does not
+        determine it.
 
     Raises
     ------
@@ -87,29 +88,30 @@ class InTrainingReducer:
 
     Notes
     -----
-    In JAX model and optimizer state are pytrees that are replaced; in PyTorch model and optimizer are
-    changed in place, after everything that can fail. A cut that fails leaves both as they were and
-    warns. A compiled step function compiles once for the new shapes.
+    In JAX model and optimizer state are pytrees that are replaced; in PyTorch model and optimizer
+    are changed in place, after everything that can fail. A cut that fails leaves both as they were
+    and warns. A compiled step function compiles once for the new shapes.
 
-    Cuts and rollbacks happen entirely or not at all, also by Ctrl-C: model, optimizer, followers, the
-    reducer and the records of its trace are those of before, or those of after. Where `step` raises,
-    pytrees and reducer are those of before: call it again. In PyTorch all may be those of after, and
-    another call goes on.
+    Cuts and rollbacks happen entirely or not at all, also if Ctrl-C comes in between: model,
+    optimizer, followers, the reducer and the records of its trace are all as before, or all as
+    after. If `step` raises, pytrees and reducer are as before: call it again. In PyTorch everything
+    may already be as after; another call then continues from there.
 
-    An attempt whose step was passed over is made in the next call; several of them are made up for by one. An
-    attempt that fails is spent. Gradients that PyTorch parameters hold at a cut follow it, so that an
-    accumulation goes on; a rollback clears them.
+    An attempt whose step was skipped is made in the next call of `step`, one attempt for all that
+    were skipped. An attempt that fails is not repeated. Gradients that PyTorch parameters hold at a
+    cut follow it, so that an accumulation goes on; a rollback clears them.
 
-    With a rollback policy one cut at a time is on trial, and a copy of model and optimizer state from
-    before it is kept in host memory. Attempts that come due meanwhile, or before a finite metric was
-    reported, wait and are made up for by one. A rollback brings back all weights and the whole optimizer
-    state of before the cut; step numbers go on, and so do hyperparameters of PyTorch optimizers, which
-    schedulers set. The layers of an undone cut are not cut again.
+    With a rollback policy one cut at a time is on trial, and a copy of model and optimizer state
+    from before it is kept in host memory. Attempts that come due meanwhile, or before a finite
+    metric was reported, wait, and one attempt is then made for all of them. A rollback restores all
+    weights and the whole optimizer state of before the cut; step numbers go on, and so do
+    hyperparameters of PyTorch optimizers, which schedulers set. The layers of an undone cut are not
+    cut again.
 
-    Where several processes train a model (DDP, FSDP2), all of them run a reducer of their own on the
-    model as it is wrapped. The first one decides, and a cut that one cannot make is made by none; one that
-    fails while it writes makes all undo. A process that ends there leaves the others to the timeout of their
-    group, and then they undo.
+    Where several processes train a model (DDP, FSDP2), all of them run a reducer of their own on
+    the model as it is wrapped. The first one decides. A cut that one process cannot make is made by
+    none; if one fails while it writes, all undo. If a process ends at that point, the others wait
+    for the timeout of their process group, and then undo.
 
     Examples
     --------
@@ -231,41 +233,45 @@ class InTrainingReducer:
         Parameters
         ----------
         step : int
-            Number of updates done, a positive int. No attempt is due at a step that was there before.
+            Number of updates done, a positive int. No attempt is due at a step that was passed
+            before.
         model : torch.nn.Module or pytree
             Model with supported layers.
         opt_state : torch.optim.Optimizer or pytree
             Its optimizer, or its optax state.
         followers : sequence of models, optional
-            Copies of the model that have to follow its cuts and rollbacks, averages of its weights for
-            example; see `reduce_model`. Give the same ones in every step.
+            Copies of the model that have to follow its cuts and rollbacks, averages of its weights
+            for example; see `reduce_model`. Give the same ones in every step.
 
         Returns
         -------
         tuple
-            Model and optimizer state, and a list of the followers if they are given: the same objects if
-            nothing was cut, and always in PyTorch.
+            Model and optimizer state, and a list of the followers if they are given: the same
+            objects if nothing was cut, and always in PyTorch.
 
         Raises
         ------
         OrderError
-            If `step` is no positive int, or the options name a layer that is none; at the first call, if
-            `above_chance`, `at_cut` or the method of the options needs data and there are none.
+            If `step` is no positive int, or the options name a layer that is none; at the first
+            call, if `above_chance`, `at_cut` or the method of the options needs data and there are
+            none.
         UnsupportedLayerError
-            At the first call, or when an attempt is due, if the model holds no supported layer, or a
-            variant of one that cannot be reduced.
+            At the first call, or when an attempt is due, if the model holds no supported layer, or
+            a variant of one that cannot be reduced.
         OptimizerStateError
-            At the first call, if the optimizer is none of this model, or holds what cannot follow a cut.
+            At the first call, if the optimizer is none of this model, or holds what cannot follow a
+            cut.
         ShapeError
-            If a cut is to be undone and this is not the model that was cut, or these not its followers.
+            If a cut is to be undone and this is not the model that was cut, or these not its
+            followers.
         DistributedError
             If several processes train the model and are not all there.
 
         Warns
         -----
         UserWarning
-            If a cut failed; model and optimizer state are returned as they were. If the trace could not
-            record, or if an attempt waits for the first metric.
+            If a cut failed; model and optimizer state are returned as they were. If the trace could
+            not record, or if an attempt waits for the first metric.
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
         if not self._is_checked:
@@ -313,19 +319,7 @@ class InTrainingReducer:
             )
 
     def report(self, metric: Any) -> None:
-        """Tell the watched metric of the model as it is now; a rollback follows in the next `step`.
-
-        Parameters
-        ----------
-        metric : float
-            A loss or an accuracy of the validation set, say. In a distributed run all processes report
-            one, and that of the first counts.
-
-        Raises
-        ------
-        OrderError
-            If there is no rollback policy, or `metric` is not a number.
-        """
+        """"""
         policy = self._watched
         if policy is None:
             raise OrderError(
@@ -335,7 +329,18 @@ class InTrainingReducer:
         self._books = self._books.with_report(metric_value(metric), policy)
 
     def check_metric(self, name: str | None) -> None:
-        """Raise `OrderError` unless a metric is named exactly where a rollback policy watches one."""
+        """Raise unless a metric is named exactly where a rollback policy watches one.
+
+        Parameters
+        ----------
+        name : str or None
+            Name of the metric.
+
+        Raises
+        ------
+        OrderError
+            If one is named and no policy watches it, or the reverse.
+        """
         if name is not None:
             check_text(name, "metric", "the name under which the metric is logged")
         if (name is None) != (self._watched is None):
@@ -363,7 +368,7 @@ class InTrainingReducer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the reducer stood that `state` was saved from.
+        """Continue where the reducer stood whose state was saved.
 
         Parameters
         ----------
@@ -373,15 +378,15 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If it is of a reducer with other settings, or no such state. The schedule may be another one, of a
-            longer run say: its attempts after the saved step are made.
+            If it is of a reducer with other settings, or no such state. The schedule may be another
+            one, of a longer run say: its attempts after the saved step are made.
         ShapeError, NonFiniteError
-            If an array in it is none that a reducer saves.
+            If an array in it is not one that a reducer saves.
 
         Notes
         -----
-        All of `state` is checked before the reducer changes, and it changes at once: neither an error nor
-        Ctrl-C leaves it half-loaded.
+        All of `state` is checked before the reducer changes, and it changes at once: neither an
+        error nor Ctrl-C leaves it half-loaded.
         """
         saved = checked_state(state, self._settings(), self._watched, self.trace)
         books = Books(

@@ -92,6 +92,16 @@ class ReductionSchedule:
     def at(cls, *steps: int) -> ReductionSchedule:
         """Return the schedule with an attempt after each of these steps.
 
+        Parameters
+        ----------
+        *steps : int
+            Numbers of updates, positive.
+
+        Returns
+        -------
+        ReductionSchedule
+            With these steps, ascending, without repeats.
+
         Raises
         ------
         OrderError

@@ -63,9 +63,22 @@ class HankelRecord:
     shares : (..., n) array
         How Σ σ_k is shared out among the states.
     data_hsv : (..., n) array or None
-        The same values between what recorded sequences excite and what is observed, descending: those by
-        which ``method="balanced"`` cuts, in proportion to the inputs. None without data, and for layers that
-        have none: LinOSS, and S4 with a state matrix that is not diagonal.
+        Data-driven values, descending: those between the states that recorded sequences excite and
+        what is observed, by which ``method="balanced"`` cuts, in proportion to the inputs. None
+        without data, and for layers that have none: LinOSS, and S4 with a state matrix that is not
+        diagonal.
+
+    Raises
+    ------
+    ShapeError, NonFiniteError, OrderError
+        If a value is not what a trace records.
+
+    Examples
+    --------
+    >>> from ssmreduce.training.trace import HankelRecord
+    >>> record = HankelRecord(10, "encoder", hsv=[4.0, 1.0], shares=[1.5, 3.5])
+    >>> record.kept(0.9).tolist(), record.kept(0.5).tolist()  # indices of states
+    ([1, 0], [1])
     """
 
     step: int
@@ -124,6 +137,17 @@ class Agreement:
         States that both keep, over states that one of them keeps: 1 for the same set.
     rank_correlation : float
         Spearman's ρ of the shares of the states that one of them keeps: 1 for the same order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import HankelTrace
+    >>> from ssmreduce.demo.lru import LRU
+    >>> model, trace = LRU(16, 4, rng=np.random.default_rng(0)), HankelTrace(10)
+    >>> for step in (10, 20):
+    ...     trace.step(step, model)
+    >>> trace.agreement("model")[0]
+    Agreement(step=10, overlap=1.0, rank_correlation=1.0)
     """
 
     step: int
@@ -134,9 +158,9 @@ class Agreement:
 class HankelTrace:
     """Records the Hankel singular values of every layer, and tells when their ranking has settled.
 
-    Σ σ_k of a layer is shared out among its states, s_i = (T Σ Wᴴ)_ii, and the largest s_i that make
-    up `share` of the sum are the states to keep. The ranking has settled when an earlier record keeps the
-    same states in the same order as the latest.
+    Σ σ_k of a layer is shared out among its states, s_i = (T Σ Wᴴ)_ii, and the largest s_i that
+    make up `share` of the sum are the states to keep. The ranking has settled when an earlier
+    record keeps the same states in the same order as the latest.
 
     Parameters
     ----------
@@ -159,14 +183,15 @@ class HankelTrace:
 
     Notes
     -----
-    A record costs about as much as a cut of each layer, O(n³). Pass the trace to `InTrainingReducer`,
-    or call `step` in the loop, also without any cut. With ``data`` a record has data-driven values too; a
-    reducer with ``data`` records them at its attempts, when it calibrates.
+    A record costs about as much as a cut of each layer, O(n³). Pass the trace to
+    `InTrainingReducer`, or call `step` in the loop, also without any cut. With ``data`` a record
+    has data-driven values too; a reducer with ``data`` records them at its attempts, when it
+    calibrates.
 
-    A long trace thins itself. Once a layer has more than 200 records, its latest 50 stay, and the last before
-    and the first after a change of the number of states. Of the others every second one goes, one without
-    data if there is a choice: twice as many updates, or four times, lie between them then, which `spacing`
-    tells.
+    A long trace thins itself. Once a layer has more than 200 records, its latest 50 stay, and so do
+    the last before and the first after a change of the number of states. Of the others every second
+    one is dropped, preferably one without data; the updates between two of them then double, or
+    quadruple, see `spacing`.
 
     References
     ----------
@@ -201,7 +226,22 @@ class HankelTrace:
         return tuple(dict.fromkeys(record.layer for record in self.records))
 
     def step(self, step: int, model: Any, options: CutOptions = CutOptions()) -> None:
-        """Record every layer if `step`, the number of updates done, is a multiple of `every`."""
+        """Record every layer if `step` is a multiple of `every`.
+
+        Parameters
+        ----------
+        step : int
+            Number of updates done.
+        model : object
+            A model, or a layer.
+        options : CutOptions
+            As `record` takes them.
+
+        Raises
+        ------
+        SSMReduceError
+            As `record`.
+        """
         if whole_number(step, "step", "the number of updates done") % self.every == 0:
             self.record(step, model, options)
 
@@ -213,24 +253,26 @@ class HankelTrace:
         *,
         data: Calibration | None = None,
     ) -> None:
-        """Record every layer of `model` now; either all of them or, if one cannot be balanced, none.
+        """Record every layer of `model` now; either all of them or, if one cannot be balanced,
+        none.
 
         Parameters
         ----------
         step : int
-            Number of updates done. Records of this step and as many states are replaced.
+            Number of updates done. Records of this step with the same number of states are
+            replaced.
         model : object
             A model, or a layer.
         options : CutOptions
-            What they say about layers to exclude or to pass over, and what they are.
+            Which layers to exclude or to skip, and of what kind they are.
         data : Calibration, optional
-            What the layers are given: data-driven values stand beside the others then.
+            Recorded inputs of the layers: records then have data-driven values too.
 
         Raises
         ------
         SSMReduceError
-            If a layer holds NaN, or is not stable and there is no horizon; or if there is no layer, or one of
-            which `data` has no record.
+            If a layer holds NaN, or is not stable and there is no horizon; or if there is no layer,
+            or one of which `data` has no record.
         """
         step = whole_number(step, "step", "the number of updates done")
         check_instance(options, CutOptions, "options", 'CutOptions(exclude=("name",))')
@@ -241,7 +283,23 @@ class HankelTrace:
     def record_layers(
         self, step: int, handles: Sequence[LayerHandle], data: Calibration | None
     ) -> None:
-        """The same of layers that were found; one that runs no one system is passed over beside others."""
+        """Record layers that were found before; those that run no one system are skipped where
+        there are others.
+
+        Parameters
+        ----------
+        step : int
+            Number of updates done.
+        handles : sequence of LayerHandle
+            The layers.
+        data : Calibration or None
+            As `record` takes it.
+
+        Raises
+        ------
+        SSMReduceError
+            As `record`.
+        """
         recorded = [handle for handle in handles if not handle.kind.needs_data] or handles
         new = [self._record_of(step, handle, data) for handle in recorded]
         again = {(each.step, each.layer, each.shares.shape) for each in new}
@@ -262,6 +320,16 @@ class HankelTrace:
     def of_layer(self, layer: str) -> list[HankelRecord]:
         """Return the records of one layer, in order.
 
+        Parameters
+        ----------
+        layer : str
+            Its name in the model.
+
+        Returns
+        -------
+        list of HankelRecord
+            One for each recorded step.
+
         Raises
         ------
         OrderError
@@ -277,14 +345,46 @@ class HankelTrace:
         return records
 
     def spacing(self, layer: str) -> int:
-        """Return the most updates between two records of a layer: `every`, or more in a long trace."""
+        """Return the most updates between two records of a layer: `every`, or more in a long trace.
+
+        Parameters
+        ----------
+        layer : str
+            Its name in the model.
+
+        Returns
+        -------
+        int
+            In updates.
+
+        Raises
+        ------
+        OrderError
+            If nothing was recorded of the layer.
+        """
         steps = [record.step for record in self.of_layer(layer)]
         return max((abs(two - one) for one, two in itertools.pairwise(steps)), default=self.every)
 
     def agreement(self, layer: str) -> list[Agreement]:
-        """Compare each record of a layer with its latest one, as far back as the states are the same.
+        """Compare each record of a layer with its latest one, as far back as the states are the
+        same.
 
         Records from before the last change of the number of states are of other states.
+
+        Parameters
+        ----------
+        layer : str
+            Its name in the model.
+
+        Returns
+        -------
+        list of Agreement
+            One for each record, the latest included.
+
+        Raises
+        ------
+        OrderError
+            If nothing was recorded of the layer.
         """
         records = self.of_layer(layer)
         latest = records[-1]
@@ -296,11 +396,28 @@ class HankelTrace:
         return found[::-1]
 
     def settled(self, layer: str, *, threshold: float = 0.9) -> int | None:
-        """Return the step since when kept set and order have been those of the latest record.
+        """Return the step since which the kept states and their order have been those of the latest
+        record.
 
-        That is the first from which on overlap and rank correlation with the latest record are never
-        below `threshold`; None if no record but the latest itself qualifies. In a long trace it is known
-        to within `spacing`.
+        It is the first from which on overlap and rank correlation with the latest record are never
+        below the threshold. In a long trace it is known to within `spacing`.
+
+        Parameters
+        ----------
+        layer : str
+            Its name in the model.
+        threshold : float
+            Least overlap and rank correlation, in (0, 1].
+
+        Returns
+        -------
+        int or None
+            None if no record but the latest itself qualifies.
+
+        Raises
+        ------
+        OrderError
+            If nothing was recorded of the layer, or `threshold` is out of range.
         """
         threshold = fraction(threshold, "threshold")
         since: int | None = None
@@ -311,7 +428,7 @@ class HankelTrace:
         return since
 
     def plot(self, events: Sequence[ReductionEvent] = (), *, ax: Any = None) -> HostArray:
-        """Heat maps of the values over the steps, and the agreement with the latest ranking.
+        """Draw heat maps of the values over the steps, and the agreement with the latest ranking.
 
         Parameters
         ----------
@@ -323,8 +440,8 @@ class HankelTrace:
         Returns
         -------
         (L, 2) or (L, 3) array of Axes
-            A row for each layer: Hankel singular values, with how many make up `share` of their sum; values
-            by data, where some layer has them; agreement. See `ssmreduce.plotting`.
+            A row for each layer: Hankel singular values, with how many make up `share` of their
+            sum; data-driven values, where some layer has them; agreement. See `ssmreduce.plotting`.
 
         Raises
         ------

@@ -71,31 +71,51 @@ class ReductionEvent:
     real_order : int
         Where `hsv` was cut.
     hsv : (n,) array
-        Hankel singular values before the cut, descending (two for each stored state); of a layer that runs no
-        one system, as Mamba, roots of what outputs lose with each state.
+        Hankel singular values before the cut, descending (two for each stored state); for a layer
+        that runs no one system, such as Mamba, roots of what the outputs lose with each state.
     tau : float or None
         1 - share, where the order rule keeps a share of the Hankel singular values.
     error_bound : float or None
         2 Σ of the discarded values; None with a horizon.
     measured_error : float or None
-        Error of the layer as written, measured on a coarse grid: a lower bound. None for a layer that runs no
-        one system.
+        Error of the layer as written, measured on a coarse grid: a lower bound. None for a layer
+        that runs no one system.
     seconds : float
         Wall-clock time of reading, balancing, writing and measuring.
-    poles_before, poles_after : (n,) complex arrays
+    poles_before, poles_after : (n,) complex array
         Stored poles; none for a layer that runs no one system.
     rolled_back : int or None
         Number of updates done when the cut was undone; None if it stands.
     loss_before, loss_after : float or None
-        Loss on held-out data just before and just after the whole cut; None without data that have one.
+        Loss on held-out data just before and just after the whole cut; None without data that have
+        one.
     constant_loss : float or None
         That of a constant prediction; see `~ssmreduce.models.report.LossAtCut`.
     unmatched_loss : float or None
-        That of the cut alone, where old outputs were matched after it; else None.
+        That of the cut alone, where layers were trained to reproduce the old outputs after it; else
+        None.
     method : str or None
         How the layer was cut by data, as `CutOptions` names it; None without data.
     output_error : float or None
-        Relative error of outputs that were held out; None without data, or where these were matched.
+        Relative error of the held-out outputs; None without data, or where they were matched.
+
+    Raises
+    ------
+    OrderError, ShapeError, NonFiniteError
+        If a value is not what a cut reports.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssmreduce import FixedOrder, reduce_layer
+    >>> from ssmreduce.demo.lru import LRU
+    >>> from ssmreduce.training.tracking import ReductionEvent
+    >>> result = reduce_layer(LRU(16, 4, rng=np.random.default_rng(0)), 6)
+    >>> event = ReductionEvent.of(100, "encoder", result, FixedOrder(6))
+    >>> event.step, event.old_order, event.new_order, event.hsv.shape
+    (100, 16, 6, (32,))
+    >>> ReductionEvent.from_dict(event.to_dict()) == event
+    True
     """
 
     step: int
@@ -177,13 +197,13 @@ class ReductionEvent:
         Parameters
         ----------
         ax : two Axes, optional
-            Where to draw; a new figure otherwise. A layer that runs no one system, and has no poles, takes
-            one.
+            Where to draw; a new figure otherwise. A layer that runs no one system, and has no
+            poles, takes one.
 
         Returns
         -------
         (2,) array of Axes
-            Values and poles, those folded to Im λ ≥ 0; one without poles.
+            Values and poles, the latter with the size of Im λ; (1,) without poles.
 
         Raises
         ------
@@ -208,7 +228,9 @@ class ReductionEvent:
 
     @property
     def ranked_by(self) -> str:
-        """What the values in `hsv` are: those of a cut by data, or of a selection, are others."""
+        """What the values in `hsv` are: Hankel singular values, or those of a cut by data or of a
+        selection.
+        """
         if not self.poles_before.size:
             return LOST_OUTPUT
         if self.method == "balanced":
@@ -219,7 +241,24 @@ class ReductionEvent:
 
     @classmethod
     def of(cls, step: int, layer: str, result: LayerReduction, order: OrderRule) -> ReductionEvent:
-        """Return the event of the cut `result` by the rule `order`, `step` updates into training."""
+        """Return the event of a cut.
+
+        Parameters
+        ----------
+        step : int
+            Number of updates done before it.
+        layer : str
+            Name of the layer in the model.
+        result : LayerReduction
+            What the cut did.
+        order : OrderRule
+            The rule that chose the order.
+
+        Returns
+        -------
+        ReductionEvent
+            With `tau`, if the rule keeps a share.
+        """
         check_instance(result, LayerReduction, "result", "reduce_layer(layer, order)")
         check_instance(order, OrderRule, "order", "FixedOrder(8)")
         reduction, losses = result.cut.reduction, result.losses

@@ -29,12 +29,13 @@ _FILE = "ssmreduce.pt"
 
 
 class ReductionCallback(TrainerCallback):  # type: ignore[misc]
-    """Runs a reducer after every update, tells it the watched metric, and saves it in checkpoints.
+    """Runs a reducer after every update, reports the watched metric to it, and saves it in
+    checkpoints.
 
-    A step is an update: with gradient accumulation, batches in between do not count. The state of the reducer
-    lies beside the weights, in ``checkpoint-<step>/ssmreduce.pt``, and
-    ``trainer.train(resume_from_checkpoint=...)`` resumes in the middle of the schedule, with a model that was
-    built at full size.
+    A step is an update: with gradient accumulation, batches in between do not count. The state of
+    the reducer lies beside the weights, in ``checkpoint-<step>/ssmreduce.pt``, and
+    ``trainer.train(resume_from_checkpoint=...)`` resumes in the middle of the schedule, with a
+    model that was built at full size.
 
     Parameters
     ----------
@@ -44,26 +45,27 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         Name of the metric that its rollback policy watches, as evaluations return it, for example
         ``"eval_loss"``. Evaluations without it do not count.
     data : int, optional
-        Calibrate at each attempt by so many batches of the training loader, read beside the run. The reducer
-        has no ``data`` of its own then.
+        Number of batches of the training loader by which to calibrate at each attempt; they are
+        read without disturbing the run. The reducer has no ``data`` of its own then.
     loss : callable, optional
-        ``loss(model, batch)`` returns the scalar by which steps count and cuts are compared. By default the
-        loss that ``model(**batch)`` returns; pass your own where the Trainer computes another.
+        ``loss(model, batch)`` returns the scalar by which steps count and cuts are compared. By
+        default the loss that ``model(**batch)`` returns; pass your own where the Trainer computes
+        another.
 
     Raises
     ------
     OrderError
-        If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is no
-        positive int, or the reducer has data, too; while training, if the checkpoint of a resumed run has
-        no reducer in it.
+        If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is
+        no positive int, or the reducer has data, too; while training, if the checkpoint of a
+        resumed run has no reducer in it.
     DistributedError
-        While training, if there are several processes: callbacks see the model without the wrapper, and
-        that would keep the old shapes.
+        While training, if there are several processes: callbacks see the model without the wrapper,
+        and that would keep the old shapes.
 
     Notes
     -----
-    Pass it to the constructor, ``Trainer(callbacks=[...])``: callbacks that are added later are too late
-    to load a checkpoint. A checkpoint outside of ``output_dir`` is told with `load` first.
+    Pass it to the constructor, ``Trainer(callbacks=[...])``: callbacks that are added later are too
+    late to load a checkpoint. For a checkpoint outside of ``output_dir`` call `load` first.
 
     Examples
     --------
@@ -96,15 +98,20 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         self._loaded = False
 
     def load(self, checkpoint: str | Path) -> None:
-        """Go on where a checkpoint, the folder given here, was saved.
+        """Continue where a checkpoint was saved.
+
+        Parameters
+        ----------
+        checkpoint : str or Path
+            Its folder.
 
         Raises
         ------
         OrderError
             If there is no state of a reducer in it, or that of another one.
         DataFileError
-            If the file is damaged, holds other objects than tensors and numbers, or unpacks to more than it
-            is long.
+            If the file is damaged, holds other objects than tensors and numbers, or unpacks to more
+            than its own length.
         """
         if not isinstance(checkpoint, str | Path):
             raise OrderError(
@@ -125,7 +132,15 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         accept_shapes(kwargs["model"], self.reducer.options.kind)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Load the reducer if the run is resumed."""
+        """Load the reducer if the run is resumed.
+
+        Raises
+        ------
+        DistributedError
+            If the Trainer runs in several processes.
+        OrderError, DataFileError
+            As `load`.
+        """
         if args.world_size > 1:
             raise DistributedError(
                 f"the Trainer runs in {args.world_size} processes, where callbacks see the model without its "
