@@ -166,7 +166,8 @@ def plot_gain(
     omega: HostArray | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Gain over frequency of a system, of a reduced one and of their difference, with the error bound.
+    """Gain over frequency of a system, of a reduced one and of their difference, with the error
+    bound.
 
     The gain is the largest singular value of G(z) on the stability boundary, in dB.
 
@@ -176,18 +177,19 @@ def plot_gain(
         Of a batch the largest gain at each frequency is drawn.
     reduced : StateSpace or DiagonalStateSpace, optional
         A system of the same inputs, outputs and batch axes.
-    bound : float or array, optional
+    bound : float or (...) array, optional
         Bound on the H-infinity error, drawn as a line; the largest of several.
     omega : (K,) array, optional
-        Positive angles in radians per sample (discrete) or rad/s (continuous), as `frequency_response` takes
-        them; chosen by the poles otherwise.
+        Positive angles in radians per sample (discrete) or rad/s (continuous), as
+        `frequency_response` takes them; chosen by the poles otherwise.
     ax : Axes, optional
         Where to draw; a new figure otherwise.
 
     Returns
     -------
     Axes
-        Over rad/s, or rad/sample where the sampling time is 1, with a line at the Nyquist frequency.
+        Over rad/s, or rad/sample where the sampling time is 1, with a line at the Nyquist
+        frequency.
 
     Raises
     ------

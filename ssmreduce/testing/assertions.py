@@ -129,14 +129,14 @@ def assert_error_within_bound(
     ----------
     original, reduced : StateSpace or DiagonalStateSpace
         Without poles on the stability boundary.
-    bound : float or array
-        What the error may be; of the batch's shape for a batch.
+    bound : float or (...) array
+        What the error may be; one for each system of a batch.
 
     Raises
     ------
     AssertionError
-        If time, sizes or batch axes differ, or an error was seen that exceeds the bound by more than
-        20 n eps times what relative changes of the data do to the two transfer functions.
+        If time, sizes or batch axes differ, or an error was seen that exceeds the bound by more
+        than 20 n eps times what relative changes of the data do to the two transfer functions.
     ShapeError
         If `bound` is neither a real number nor one for each system.
 
@@ -347,7 +347,7 @@ def assert_same_library(result: Array | System, like: Array | System) -> None:
 
     Parameters
     ----------
-    result, like : array, StateSpace or DiagonalStateSpace
+    result, like : StateSpace, DiagonalStateSpace or (...) array
         Of a system, all arrays are looked at.
 
     Raises

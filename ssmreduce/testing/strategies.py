@@ -40,8 +40,8 @@ def state_spaces(
 ) -> SearchStrategy[StateSpace]:
     """Strategy for stable dense systems, A = H (Λ + N) Hᴴ with poles in Λ and unitary H.
 
-    Poles may coincide (then A is defective if N is not zero), lie exactly at the margin, or be zero;
-    inputs and outputs may be silent, states unreachable or unobservable.
+    Poles may coincide (then A is defective if N is not zero), lie exactly at the margin, or be
+    zero; inputs and outputs may be silent, states unreachable or unobservable.
 
     Parameters
     ----------
@@ -54,15 +54,15 @@ def state_spaces(
     batch_shape : tuple of int
         Leading axes.
     margin : float
-        Least distance of the poles from the stability boundary: |λ| <= 1 - margin or Re λ <= -margin, up
-        to rounding.
+        Least distance of the poles from the stability boundary: |λ| <= 1 - margin or Re λ <=
+        -margin, up to rounding.
     departure : float
         Bound on ‖N‖_F, the departure of A from normality; 0 for normal A. Where rounding to `dtype`
         would take poles over half the margin, N is left out.
     minimal : bool, optional
-        True for systems that are reachable and observable, which have distinct poles and normal A; False
-        for those with at least one state that is not (two states where `order` allows them); either if
-        left out.
+        True for systems that are reachable and observable, which have distinct poles and normal A;
+        False for those with at least one state that is not (two states where `order` allows them);
+        either if left out.
     feedthrough : bool
         Whether D may differ from zero.
     read_after_update : bool, optional
@@ -82,17 +82,17 @@ def state_spaces(
     MissingBackendError
         If Hypothesis is not installed.
     OrderError
-        If a range is empty, or `margin` or `departure` is not what they can be.
+        If a range is empty, or `margin` or `departure` is out of range.
     ShapeError
-        If `batch_shape` is no tuple of positive ints, `dtype` is not one of the four, or (in an example)
-        the library has no such dtype.
+        If `batch_shape` is no tuple of positive ints, `dtype` is not one of the four, or (in an
+        example) the library has no such dtype.
     TimeDomainError
         If `time` is not a time domain.
 
     Notes
     -----
-    Reachable and observable in exact arithmetic: the smallest Hankel singular value may still be far
-    below the largest.
+    Reachable and observable in exact arithmetic: the smallest Hankel singular value may still be
+    far below the largest.
 
     References
     ----------
@@ -126,10 +126,11 @@ def diagonal_state_spaces(
     xp: Any = np,
     device: Any = None,
 ) -> SearchStrategy[DiagonalStateSpace]:
-    """Strategy for stable diagonal systems, h[k+1] = diag(λ) h[k] + B u[k] (or h' = diag(λ) h + B u).
+    """Strategy for stable diagonal systems, h[k+1] = diag(λ) h[k] + B u[k] (or h' = diag(λ) h + B
+    u).
 
-    Poles may coincide, lie exactly at the margin, or be zero; inputs and outputs may be silent, states
-    unreachable or unobservable.
+    Poles may coincide, lie exactly at the margin, or be zero; inputs and outputs may be silent,
+    states unreachable or unobservable.
 
     Parameters
     ----------
@@ -142,12 +143,12 @@ def diagonal_state_spaces(
     batch_shape : tuple of int
         Leading axes.
     margin : float
-        Least distance of the poles from the stability boundary: |λ| <= 1 - margin or Re λ <= -margin, up
-        to rounding.
+        Least distance of the poles from the stability boundary: |λ| <= 1 - margin or Re λ <=
+        -margin, up to rounding.
     minimal : bool, optional
-        True for systems that are reachable and observable, with distinct poles (for real outputs, those
-        of the real system of order 2n); False for those with at least one state that is not (two states
-        where `order` allows them); either if left out.
+        True for systems that are reachable and observable, with distinct poles (for real outputs,
+        those of the real system of order 2n); False for those with at least one state that is not
+        (two states where `order` allows them); either if left out.
     feedthrough : bool
         Whether D may differ from zero.
     real_output : bool, optional
@@ -169,17 +170,18 @@ def diagonal_state_spaces(
     MissingBackendError
         If Hypothesis is not installed.
     OrderError
-        If a range is empty, or `margin` is not what it can be.
+        If a range is empty, or `margin` is out of range.
     ShapeError
-        If `batch_shape` is no tuple of positive ints, `dtype` is not one of the four, is real where a
-        minimal system with real output is asked for, or (in an example) the library has no such dtype.
+        If `batch_shape` is no tuple of positive ints, `dtype` is not one of the four, is real where
+        a minimal system with real output is asked for, or (in an example) the library has no such
+        dtype.
     TimeDomainError
         If `time` is not a time domain.
 
     Notes
     -----
-    Reachable and observable in exact arithmetic: the smallest Hankel singular value may still be far
-    below the largest.
+    Reachable and observable in exact arithmetic: the smallest Hankel singular value may still be
+    far below the largest.
 
     Examples
     --------
