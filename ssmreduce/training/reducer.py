@@ -319,7 +319,19 @@ class InTrainingReducer:
             )
 
     def report(self, metric: Any) -> None:
-        """"""
+        """Report the watched metric of the model as it is now; a rollback follows in the next `step`.
+
+        Parameters
+        ----------
+        metric : float
+            A loss or an accuracy of the validation set, say. In a distributed run all processes
+            report one, and that of the first counts.
+
+        Raises
+        ------
+        OrderError
+            If there is no rollback policy, or `metric` is not a number.
+        """
         policy = self._watched
         if policy is None:
             raise OrderError(
