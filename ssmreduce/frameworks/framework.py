@@ -251,8 +251,7 @@ class Framework(ABC):
             )
 
     def check_orders(self, model: Any, orders: Sequence[tuple[LayerHandle, int]]) -> None:
-        """Raise `OrderError` unless layers may have new orders, beside others that stay as they
-        are.
+        """Raise `OrderError` unless layers may have new orders, while others stay as they are.
 
         Parameters
         ----------
@@ -511,9 +510,7 @@ class Framework(ABC):
         )
 
     def take_sizes(self, model: Any, handles: Sequence[LayerHandle]) -> None:
-        """Give fresh layers as many states as the model says beside its weights, in a config for
-        example.
-        """
+        """Give fresh layers as many states as is recorded apart from the weights, in a config say."""
         return None
 
     def copies_inside(

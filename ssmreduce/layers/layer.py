@@ -187,7 +187,7 @@ class Layer(ABC):
         self.read(weights)
 
     def output(self, weights: Weights, inputs: HostArray) -> HostArray:
-        """Return what the layer puts out for sequences, from rest.
+        """Return the layer's outputs for sequences, from rest.
 
         Parameters
         ----------
@@ -213,7 +213,7 @@ class Layer(ABC):
 
     @abstractmethod
     def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
-        """Return batch axes, inputs and outputs, from the shapes of the weights alone."""
+        """Return batch axes and numbers of inputs and outputs, from the shapes of the weights alone."""
 
     @abstractmethod
     def resized(self, weights: Weights, order: int) -> dict[str, HostArray]:
@@ -449,7 +449,7 @@ class LayerCut(ABC):
         """Return M₁ and M₂, shape (..., r, n): a state h goes on as M₁ h + M₂ conj(h)."""
 
     def reduce_state(self, state: Array) -> Array:
-        """The hidden state with which a stream goes on after the cut; see
+        """Return the hidden state with which a stream continues after the cut; see
         `LayerReduction.reduce_state`.
 
         Parameters

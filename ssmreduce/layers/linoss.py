@@ -67,7 +67,7 @@ class LinOSS(SelectingLayer):
     Raises
     ------
     UnsupportedLayerError
-        If there is no such layer.
+        If no layer has these options.
 
     References
     ----------
@@ -146,11 +146,11 @@ class LinOSS(SelectingLayer):
         check_shape(weights, "D", (m,), f", as `B` has {m} inputs")
 
     def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
-        """Return no batch axes, inputs and outputs."""
+        """Return (), for no batch axes, and the numbers of inputs and outputs."""
         return (), int(weights["B"].shape[1]), int(weights["C"].shape[0])
 
     def state_axes(self) -> dict[str, int]:
-        """The first axis, of C the second."""
+        """Return the axis of the oscillators: the first, in C the second."""
         return {**dict.fromkeys(self._of_oscillators(), 0), "C": 1}
 
     def read(self, weights: Weights) -> System:

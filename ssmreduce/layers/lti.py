@@ -54,7 +54,7 @@ class LTILayer(Layer):
         Whether moments of the matrices can follow a change of coordinates, as those of `poles`
         cannot.
     lower_half : bool
-        Whether of a conjugate pair the pole with negative imaginary part is to be stored.
+        Whether the pole with negative imaginary part of a conjugate pair is the one to store.
 
     Notes
     -----
@@ -196,7 +196,7 @@ class LTILayer(Layer):
         return np.asarray(np.where(B[:, 0] == 0.0, 0.0, 1.0 / one))
 
     def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
-        """Return batch axes, inputs and outputs."""
+        """Return the batch axes and the numbers of inputs and outputs."""
         B, C = self.matrices(weights)
         return np.broadcast_shapes(B.shape[:-2], C.shape[:-2]), B.shape[-1], C.shape[-2]
 
@@ -271,8 +271,8 @@ class LTILayer(Layer):
     def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
         """Return the weights, all but the feedthrough, of a layer that runs a storable system.
 
-        States that do not respond or are not seen, as paddings are, get c = 0 and a pole and input
-        weights from which training can revive them.
+        States without input or output, such as padding, get c = 0, and a pole and input weights from
+        which training can revive them.
 
         Raises
         ------

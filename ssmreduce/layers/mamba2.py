@@ -94,8 +94,8 @@ class Mamba2(SelectiveLayer):
         Raises
         ------
         UnsupportedLayerError
-            If it has a state to begin with, channels beside the scan, a part of the heads alone or another
-            activation, or does not say how many groups it has.
+            If it has an initial state, channels that bypass the scan, heads on several processes or
+            another activation, or does not say how many groups it has.
         """
         if not has(**_ARRAYS):
             return None
@@ -194,7 +194,7 @@ class Mamba2(SelectiveLayer):
         return {"mup_vector": self.selected(weights, kept, weights)["mup_vector"]}
 
     def resized(self, weights: Weights, order: int) -> dict[str, HostArray]:
-        """Return zeros in the shapes of the weights for B and C, beside others."""
+        """Return zeros in the shapes of the weights that hold B and C."""
         more = 2 * self.settings.groups * (order - self.order(weights))
         found = {}
         for name, axis in {**_AXES, **_CONVOLVED}.items():

@@ -50,7 +50,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a mixer of Mamba-2 computes beside what its weights say.
+    """Settings of a Mamba-2 mixer that its weights do not tell.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Mixer2:
         self.states = (len(self.kernel) - channels) // (2 * settings.groups)
 
     def output(self, inputs: HostArray) -> HostArray:
-        """Return what the layer puts out for inputs (S, L, m), from rest."""
+        """Return the layer's outputs for inputs (S, L, m), from rest."""
         found = np.empty((*inputs.shape[:2], len(self.out_proj)))
         for own, sequence in zip(found, inputs, strict=True):
             run = Run2(self, sequence)

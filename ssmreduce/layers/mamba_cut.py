@@ -56,9 +56,7 @@ class MambaCut(SelectiveCut):
 
     @property
     def without_image(self) -> tuple[str, ...]:
-        """None where the cut is a selection, whose states are kept or scaled; A_log where states
-        were merged.
-        """
+        """Empty for a selection, whose states are kept or scaled; A_log where they were merged."""
         return () if self.maps.is_selection else ("A_log",)
 
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:

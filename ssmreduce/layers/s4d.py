@@ -183,7 +183,7 @@ class S4Diagonal(LTILayer):
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
-        """Recognise the arrays of `SSMKernelDiag`, and refuse the variants that are no such system."""
+        """Recognise the arrays of `SSMKernelDiag`, and refuse the variants that are not such systems."""
         if has("P") or not has("A_real", "inv_dt", "B", "C"):
             return None
         if getattr(layer, "is_real", False):

@@ -76,7 +76,7 @@ class S5(LTILayer):
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
-        """Recognise the arrays of `S5SSM`, and refuse the variants that are no such system."""
+        """Recognise the arrays of `S5SSM`, and refuse the variants that are not such systems."""
         if has("BH", "CH", "Lambda", "log_step"):
             raise _refusal("`factor_rank` is set: B and C are products of low rank")
         if not has(Lambda=1, B=3, C=2, D=1, log_step=1) or not hasattr(layer, "discretize"):

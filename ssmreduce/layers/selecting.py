@@ -246,7 +246,7 @@ class SelectionCut(SystemCut):
 
     @property
     def without_image(self) -> tuple[str, ...]:
-        """None: what is kept is kept as it is."""
+        """Empty: states that are kept stay as they are."""
         return ()
 
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:

@@ -37,7 +37,7 @@ class RunsSequences(Protocol):
     """What computes the outputs of a layer."""
 
     def output(self, inputs: HostArray) -> HostArray:
-        """Return what the layer puts out for inputs (S, L, m), from rest."""
+        """Return the layer's outputs for inputs (S, L, m), from rest."""
 
 
 class SelectiveLayer(Layer):
@@ -84,11 +84,11 @@ class SelectiveLayer(Layer):
         """Return what computes the outputs of a layer with these weights."""
 
     def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
-        """Return no batch axes, inputs and outputs."""
+        """Return (), for no batch axes, and the numbers of inputs and outputs."""
         return (), int(weights["in_proj.weight"].shape[1]), int(weights["out_proj.weight"].shape[0])
 
     def output(self, weights: Weights, inputs: HostArray) -> HostArray:
-        """Return what the layer puts out for sequences, from rest, with its projections.
+        """Return the layer's outputs for sequences, from rest, with its projections.
 
         Parameters
         ----------
@@ -209,11 +209,11 @@ class SelectiveCut(LayerCut):
 
     @property
     def without_image(self) -> tuple[str, ...]:
-        """None: what is kept is kept as it is, or scaled."""
+        """Empty: states that are kept stay as they are, or are scaled."""
         return ()
 
     def reduce_state(self, state: Array) -> Array:
-        """The hidden state with which a stream goes on after the cut.
+        """Return the hidden state with which a stream continues after the cut.
 
         Parameters
         ----------

@@ -55,7 +55,7 @@ class Calibration:
 
     Examples
     --------
-    Of one layer whose inputs are known:
+    For one layer whose inputs are known:
 
     >>> import numpy as np
     >>> from ssmreduce import Calibration, reduce_layer
@@ -354,7 +354,7 @@ def calibrate(
     NonFiniteError
         If a layer is given NaN or Inf.
     ShapeError
-        If the loss is no scalar, or a mask does not fit.
+        If the loss is not a scalar, or a mask does not fit.
     UnsupportedLayerError
         If the batches do not reach a layer, or its output is not what its weights say; or if a
         layer has no call to record, as dicts of arrays have none: pass its inputs to

@@ -62,7 +62,7 @@ class LayerRecord:
         Returns
         -------
         (N, L, p) array
-            `targets`, or what the layer puts out for `inputs`.
+            `targets`, or the layer's outputs for `inputs`.
         """
         if self.targets is not None:
             return self.targets

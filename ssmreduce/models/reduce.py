@@ -135,7 +135,7 @@ def reduce_model(
     followers : sequence of models, optional
         Copies of the model with weights of their own, such as a
         `torch.optim.swa_utils.AveragedModel` or a momentum teacher: they get the same projection,
-        in the same coordinates, so that averaging goes on. PyTorch modules are changed in place,
+        in the same coordinates, so that averaging continues. PyTorch modules are changed in place,
         pytrees are returned in the result. Copies that are part of a PyTorch model are found
         without being named here.
     kind : str, Layer, or dict of them by layer name, optional
@@ -164,7 +164,7 @@ def reduce_model(
     OptimizerStateError
         If the optimizer holds something that cannot be carried.
     ShapeError
-        If a follower is no copy of the model.
+        If a follower is not a copy of the model.
     DistributedError
         If the model is wrapped by DDP or FSDP2 and its processes differ, or are not all there.
     SSMReduceError

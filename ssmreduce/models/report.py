@@ -278,7 +278,7 @@ class LayerReduction:
         return sum(self._entries_saved(name) * self.item_sizes[name] for name in self.weights)
 
     def reduce_state(self, state: Array) -> Array:
-        """The hidden state with which a stream goes on after the cut: h_r = S Wᵀ [Re h; Im h].
+        """Return the hidden state with which a stream continues after the cut: h_r = S Wᵀ [Re h; Im h].
 
         The reduced layer then continues from the projection x_r = Wᵀ x, as its system would.
 
@@ -319,7 +319,7 @@ class ModelReport(dict[str, LayerReduction]):
     """Result for each layer, by its name in the model: a dict of `LayerReduction` that prints as a
     table.
 
-    After a cut by data the table has the method, and the error of held-out outputs beside the
+    After a cut by data the table has the method, and the error of held-out outputs next to the
     error for the worst input, which such a cut need not keep small.
 
     Examples
@@ -380,7 +380,7 @@ class ModelReport(dict[str, LayerReduction]):
         return {name: part.to_dict() for name, part in self.items()}
 
     def plot(self, *, ax: Any = None) -> HostArray:
-        """Draw the states of each layer before and after, and beside them its errors and bound.
+        """Draw the states of each layer before and after, and next to them its errors and bound.
 
         Parameters
         ----------

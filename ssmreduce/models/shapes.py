@@ -36,7 +36,7 @@ def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
     Returns
     -------
     pytree of equinox.Module
-        With what is no array (functions, numbers) from `model`.
+        What is not an array (functions, numbers) is that of `model`.
 
     Raises
     ------

@@ -265,7 +265,7 @@ def sweep(
         Takes the reduced system, layer or model and returns a number, its accuracy for example.
     data : Calibration, optional
         Recorded inputs of the layers: each order is then cut as `reduce_model` does with them. The
-        rows have the method that was chosen and its held-out error and loss, beside the errors of
+        rows have the method that was chosen and its held-out error and loss, next to the errors of
         the cut without data.
     options : CutOptions
         As `reduce_model` takes them; for a system only the horizon matters.

@@ -104,8 +104,8 @@ def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None)
     Returns
     -------
     object
-        A layer of the same class, with ``system.order`` states, or more where it cannot store one
-        of them in one.
+        A layer of the same class, with ``system.order`` states, or more where it stores one of them
+        in several.
 
     Raises
     ------

@@ -66,7 +66,7 @@ def plot_hsv(
     Returns
     -------
     Axes
-        Logarithmic, without what is less than 1e-12 of the largest value.
+        On a logarithmic scale, without values below 1e-12 of the largest.
 
     Raises
     ------
@@ -195,14 +195,14 @@ def plot_errors(
     Parameters
     ----------
     orders : (K,) sequence of int
-        States kept, in any sequence.
+        States kept, in any order.
     errors : mapping of str to (K,) sequence
         Label of each curve to its values, as ``{"error bound": bounds, "measured error": errors}``. None
         leaves a gap, and so does 0.
     metric : (K,) sequence, optional
         A number for each order, with gaps as well.
     metric_name : str
-        What it is.
+        Its name, for the axis.
     ax : Axes, optional
         Where to draw; a new figure otherwise.
 

@@ -42,7 +42,7 @@ def plot_layers(
     errors: Mapping[str, Sequence[float | None]] | None = None,
     ax: Sequence[Axes] | None = None,
 ) -> HostArray:
-    """States of each layer before and after, and beside them its errors and bounds, logarithmic.
+    """States of each layer before and after, and next to them its errors and bounds, logarithmic.
 
     Parameters
     ----------

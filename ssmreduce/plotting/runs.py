@@ -60,7 +60,7 @@ def plot_hsv_map(
     Returns
     -------
     Axes
-        With a colour bar beside them.
+        With a colour bar next to them.
 
     Raises
     ------

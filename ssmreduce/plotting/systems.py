@@ -85,7 +85,7 @@ def plot_poles(
     time : Continuous or Discrete
         Where stable poles lie: left of the imaginary axis, or inside the unit circle.
     folded : bool
-        Draw each pole with the size of Im λ: a system with real output is the same with its conjugate.
+        Draw each pole at |Im λ|: a system with real output is the same with its conjugate.
     ax : Axes, optional
         Where to draw; a new figure otherwise.
 
@@ -99,11 +99,11 @@ def plot_poles(
     MissingBackendError
         If Matplotlib is not installed.
     ShapeError
-        If poles are no array of numbers.
+        If poles are not an array of numbers.
     NonFiniteError
         If one is not finite.
     TimeDomainError
-        If `time` is no time domain.
+        If `time` is not a time domain.
 
     Examples
     --------
@@ -196,7 +196,7 @@ def plot_gain(
     MissingBackendError
         If Matplotlib is not installed.
     UnsupportedLayerError
-        If `system` or `reduced` is no system.
+        If `system` or `reduced` is not a system.
     ShapeError, TimeDomainError
         If their sizes or times differ, or a frequency is not positive.
 
@@ -363,7 +363,7 @@ def plot_impulse(
     MissingBackendError
         If Matplotlib is not installed.
     UnsupportedLayerError
-        If `system` or `reduced` is no system.
+        If `system` or `reduced` is not a system.
     ShapeError, TimeDomainError
         If their sizes or times differ, or as `impulse_response`.
     OrderError

@@ -115,7 +115,7 @@ def h2_optimal(
         Stable, without batch axes.
     order : int or OrderRule
         As in `balanced_truncation`. Real poles of a diagonal system with real output take a whole
-        stored state; iterates that need more than `order` of them are passed over.
+        stored state; iterates that need more than `order` of them are skipped.
     start : StateSpace or DiagonalStateSpace, optional
         Stable system of that order, of the same kind and sizes, to start from instead.
     iterations : int

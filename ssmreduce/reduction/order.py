@@ -359,7 +359,7 @@ class TotalBudget(OrderRule):
         hsvs : sequence of (n_k,) arrays
             Descending Hankel singular values of each system.
         kept : sequence of int, optional
-            States that each system keeps besides: unstable ones, which have no such value.
+            States that each system keeps in addition: unstable ones, which have no such value.
 
         Returns
         -------

@@ -84,7 +84,7 @@ def state_spaces(
     OrderError
         If a range is empty, or `margin` or `departure` is out of range.
     ShapeError
-        If `batch_shape` is no tuple of positive ints, `dtype` is not one of the four, or (in an
+        If `batch_shape` is not a tuple of positive ints, `dtype` is not one of the four, or (in an
         example) the library has no such dtype.
     TimeDomainError
         If `time` is not a time domain.
@@ -172,7 +172,7 @@ def diagonal_state_spaces(
     OrderError
         If a range is empty, or `margin` is out of range.
     ShapeError
-        If `batch_shape` is no tuple of positive ints, `dtype` is not one of the four, is real where
+        If `batch_shape` is not a tuple of positive ints, `dtype` is not one of the four, is real where
         a minimal system with real output is asked for, or (in an example) the library has no such
         dtype.
     TimeDomainError

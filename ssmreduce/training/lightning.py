@@ -59,7 +59,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
     ------
     OrderError
         If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is
-        no positive int, or the reducer has data, too; while fitting, if nothing was logged under
+        not a positive int, or the reducer has data, too; while fitting, if nothing was logged under
         the name of the metric, or `data` is given for a module under FSDP2.
     OptimizerStateError
         While fitting, if there is not exactly one optimizer.

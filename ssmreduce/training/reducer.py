@@ -99,12 +99,12 @@ class InTrainingReducer:
 
     An attempt whose step was skipped is made in the next call of `step`, one attempt for all that
     were skipped. An attempt that fails is not repeated. Gradients that PyTorch parameters hold at a
-    cut follow it, so that an accumulation goes on; a rollback clears them.
+    cut follow it, so that an accumulation continues; a rollback clears them.
 
     With a rollback policy one cut at a time is on trial, and a copy of model and optimizer state
     from before it is kept in host memory. Attempts that come due meanwhile, or before a finite
     metric was reported, wait, and one attempt is then made for all of them. A rollback restores all
-    weights and the whole optimizer state of before the cut; step numbers go on, and so do
+    weights and the whole optimizer state of before the cut; step numbers continue, and so do
     hyperparameters of PyTorch optimizers, which schedulers set. The layers of an undone cut are not
     cut again.
 
@@ -252,14 +252,14 @@ class InTrainingReducer:
         Raises
         ------
         OrderError
-            If `step` is no positive int, or the options name a layer that is none; at the first
+            If `step` is not a positive int, or the options name a layer that does not exist; at the first
             call, if `above_chance`, `at_cut` or the method of the options needs data and there are
             none.
         UnsupportedLayerError
             At the first call, or when an attempt is due, if the model holds no supported layer, or
             a variant of one that cannot be reduced.
         OptimizerStateError
-            At the first call, if the optimizer is none of this model, or holds what cannot follow a
+            At the first call, if the optimizer does not belong to this model, or holds what cannot follow a
             cut.
         ShapeError
             If a cut is to be undone and this is not the model that was cut, or these not its

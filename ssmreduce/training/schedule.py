@@ -105,7 +105,7 @@ class ReductionSchedule:
         Raises
         ------
         OrderError
-            If there is none, or one is no positive int.
+            If none is given, or one is not a positive int.
 
         Examples
         --------

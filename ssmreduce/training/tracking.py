@@ -203,7 +203,7 @@ class ReductionEvent:
         Returns
         -------
         (2,) array of Axes
-            Values and poles, the latter with the size of Im λ; (1,) without poles.
+            Values and poles, the latter at |Im λ|; (1,) without poles.
 
         Raises
         ------

@@ -33,7 +33,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     checkpoints.
 
     A step is an update: with gradient accumulation, batches in between do not count. The state of
-    the reducer lies beside the weights, in ``checkpoint-<step>/ssmreduce.pt``, and
+    the reducer is stored next to the weights, in ``checkpoint-<step>/ssmreduce.pt``, and
     ``trainer.train(resume_from_checkpoint=...)`` resumes in the middle of the schedule, with a
     model that was built at full size.
 
@@ -56,7 +56,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
     ------
     OrderError
         If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is
-        no positive int, or the reducer has data, too; while training, if the checkpoint of a
+        not a positive int, or the reducer has data, too; while training, if the checkpoint of a
         resumed run has no reducer in it.
     DistributedError
         While training, if there are several processes: callbacks see the model without the wrapper,
@@ -175,7 +175,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
             self.reducer.report(kwargs["metrics"][self.metric])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save the reducer beside the weights."""
+        """Save the reducer next to the weights."""
         if state.is_world_process_zero:
             with written_whole(_folder(args, state) / _FILE) as path, path.open("wb") as file:
                 torch.save(self.reducer.state_dict(), file)
