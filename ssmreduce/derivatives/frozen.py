@@ -49,6 +49,8 @@ class FrozenAdjoint:
 
     With X and Y that solve the adjoint equations at the Gramians P₀ and Q₀, the function is
 
+    ::
+
         L₀ + Re tr X (A P₀ Aᴴ - P₀ + B Bᴴ) + Re tr Y (Aᴴ Q₀ A - Q₀ + Cᴴ C)
 
     in discrete time. It is made by `LazyHankelNuclearNorm.refresh`.

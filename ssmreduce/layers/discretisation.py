@@ -17,6 +17,8 @@ class Discretisation(Enum):
     """Rule by which a layer makes a continuous system discrete: ``Discretisation.ZOH`` or
     ``BILINEAR``.
 
+    ::
+
         zoh:       λ = exp(Λ Δ),                   s = (λ - 1)/Λ
         bilinear:  λ = (1 + Λ Δ/2)/(1 - Λ Δ/2),    s = Δ/(1 - Λ Δ/2)
 

@@ -26,6 +26,8 @@ from ssmreduce.layers.storage import Parts, Storage, Whole
 class LRU(LTILayer):
     """The LRU parametrisation; its weights may be tracers, or tensors that ask for a gradient.
 
+    ::
+
         λ = exp(-exp(nu_log) + i exp(theta_log)),   h[k] = λ h[k-1] + exp(gamma_log) B u[k],
         y[k] = Re(C h[k]) + D u[k].
 

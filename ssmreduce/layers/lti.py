@@ -60,9 +60,11 @@ class LTILayer(Layer):
     -----
     A class says where λ, b, c and D are in
 
+    ::
+
         h[k] = λ h[k-1] + (s b) u[k],    y[k] = Re((c t) h[k]) + D u[k];
 
-    reading, writing and the way of the optimizer's moments follow from that. Arguments that methods
+    reading, writing and the optimizer's moments follow from that. Arguments that methods
     share, besides those of `Layer`:
 
     logarithms : (..., n) complex array

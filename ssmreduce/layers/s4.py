@@ -32,6 +32,8 @@ from ssmreduce.time_domain import Discrete
 class S4(S4Diagonal):
     """The kernel `SSMKernelDPLR`: diagonal plus low rank, one system for each channel.
 
+    ::
+
         x' = (diag(Λ, conj Λ) - Σ_r p_r p_rᴴ) x + b u,   y = c x,
 
     by the bilinear rule. Weights are those of `S4Diagonal`, P (r, H, n, 2) and l_kernel. It is read

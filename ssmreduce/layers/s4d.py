@@ -35,6 +35,8 @@ class S4D(LTILayer):
 
     With Λ = -exp(log_A_real) + i A_imag and Δ = exp(log_dt), by zero-order hold,
 
+    ::
+
         h[k] = λ h[k-1] + s u[k],   y[k] = 2 Re(c h[k]).
 
     Weights, for H channels of n states: C (H, n, 2), log_A_real, A_imag (H, n), log_dt (H).

@@ -37,10 +37,13 @@ _FUNCTIONS = {
 class S5(LTILayer):
     """The S5 parametrisation of s5-pytorch.
 
+    ::
+
         h[k] = λ h[k-1] + s B u[k],   y[k] = Re(C h[k]) + D ⊙ u[k],
 
-    where λ and s follow from Λ and exp(log_step) (see `Discretisation`). Weights, for n states and
-    m channels: Lambda, log_step (n), B (n, m, 2), C (m, n), D (m).
+    where λ and s follow from Λ and the step exp(log_step), see
+    `~ssmreduce.layers.discretisation.Discretisation`. Weights, for n states and m channels:
+    Lambda, log_step (n), B (n, m, 2), C (m, n), D (m).
 
     Parameters
     ----------

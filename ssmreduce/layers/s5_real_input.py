@@ -42,6 +42,8 @@ class S5RealInput(LTILayer):
     -----
     With Λ = -softplus(A[:, 0]) + i A[:, 1] and Δ = exp(log_dt),
 
+    ::
+
         λ = exp(Λ Δ),   h[k] = λ h[k-1] + B u[k],   y[k] = Re(C s h[k]) + Dᵀ u[k],
 
     with s = (λ - 1)/Λ for zero-order hold, else 1. As B is real, a pole of a reduced system may
