@@ -98,6 +98,8 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         If `horizon` is not a positive int.
     NoConvergenceError
         If they leave the range of double precision.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

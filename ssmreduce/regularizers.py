@@ -62,6 +62,8 @@ def hankel_nuclear_norm(system: System) -> Array:
     UnstableSystemError
         If a pole lies on or outside the stability boundary; inside ``jax.jit`` as an error of the
         callback.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----
@@ -96,12 +98,13 @@ def _nuclear_rule(system: System) -> tuple[float, Pullback]:
 
 
 def modal_l1(system: DiagonalStateSpace) -> Array:
-    """Sum of the dominance of all modes, Σ ‖c_i‖‖b_i‖/(1 - |λ_i|), or /(-Re λ_i), with its derivative.
+    """Sum of the dominance of all modes, Σ ‖c_i‖‖b_i‖/(1 - |λ_i|), or /(-Re λ_i), with its
+    derivative.
 
-    A term is the H-infinity norm of the mode c_i b_i/(z - λ_i), and a bound on it where the output is
-    real; `modal_truncation` ranks modes by it, and the terms of the modes it removes add up to its error
-    bound. So the sum bounds ‖G - D‖∞, and what the penalty shrinks is what a cut would cost. As in
-    the group lasso a norm, not its square, is shrunk: whole modes become zero.
+    A term is the H-infinity norm of the mode c_i b_i/(z - λ_i), and a bound on it where the output
+    is real; `modal_truncation` ranks modes by it, and the terms of the modes it removes add up to
+    its error bound. So the sum bounds ‖G - D‖∞, and what the penalty shrinks is what a cut would
+    cost. As in the group lasso a norm, not its square, is shrunk: whole modes become zero.
 
     Parameters
     ----------
@@ -119,10 +122,13 @@ def modal_l1(system: DiagonalStateSpace) -> Array:
         If the system is not diagonal.
     UnstableSystemError
         If a pole lies on or outside the stability boundary, and values can be looked at.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----
-    Cost O(n (m + p)). At ‖c_i‖‖b_i‖ = 0 and λ_i = 0 the derivative taken is 0, one of the subgradients.
+    Cost O(n (m + p)). At ‖c_i‖‖b_i‖ = 0 and λ_i = 0 the derivative taken is 0, one of the
+    subgradients.
 
     References
     ----------
@@ -235,6 +241,8 @@ class LazyHankelNuclearNorm:
             If an array is a tracer of JAX.
         UnstableSystemError
             If a pole lies on or outside the stability boundary.
+        UnsupportedLayerError
+            If `system` is not a system.
         """
         check_system(system)
         if any(map(is_traced, arrays_of(system))):
@@ -272,15 +280,20 @@ class LazyHankelNuclearNorm:
         Parameters
         ----------
         system : StateSpace or DiagonalStateSpace
-            Of the kind, time, sizes and batch axes that `refresh` saw; tracers and tensors that ask for a
-            gradient.
+            Of the kind, time, sizes and batch axes that `refresh` saw; tracers and tensors that ask
+            for a gradient.
         state : FrozenAdjoint
             What `refresh` returned.
 
         Raises
         ------
         ShapeError
-            If the state belongs to another kind of system, one of another order say: refresh after a cut.
+            If the state belongs to another kind of system, one of another order say: refresh after
+            a cut.
+        UnsupportedLayerError
+            If `system` is not a system.
+        OrderError
+            If `state` is not what `refresh` returns.
         """
         check_system(system)
         check_instance(state, FrozenAdjoint, "state", "refresh(system)")

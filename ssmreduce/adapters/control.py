@@ -77,8 +77,8 @@ def to_control(system: System) -> Any:
     Parameters
     ----------
     system : StateSpace or DiagonalStateSpace
-        Real (or with real output), without batch axes. One that reads after its update is exported in
-        its standard form.
+        Real (or with real output), without batch axes. One that reads after its update is exported
+        in its standard form.
 
     Returns
     -------
@@ -91,6 +91,8 @@ def to_control(system: System) -> Any:
         If the system is complex or has batch axes.
     MissingBackendError
         If python-control is missing.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Examples
     --------

@@ -80,8 +80,8 @@ def to_pymor(system: System) -> Any:
     Parameters
     ----------
     system : StateSpace or DiagonalStateSpace
-        Real or complex, without batch axes. One that reads after its update is exported in its standard
-        form.
+        Real or complex, without batch axes. One that reads after its update is exported in its
+        standard form.
 
     Returns
     -------
@@ -94,6 +94,8 @@ def to_pymor(system: System) -> Any:
         If the system has batch axes.
     MissingBackendError
         If pyMOR is missing.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Examples
     --------

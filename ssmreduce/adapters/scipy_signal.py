@@ -83,8 +83,8 @@ def to_scipy(system: System) -> Any:
     Parameters
     ----------
     system : StateSpace or DiagonalStateSpace
-        Real (or with real output), without batch axes. One that reads after its update is exported in
-        its standard form.
+        Real (or with real output), without batch axes. One that reads after its update is exported
+        in its standard form.
 
     Returns
     -------
@@ -95,6 +95,8 @@ def to_scipy(system: System) -> Any:
     ------
     ShapeError
         If the system is complex or has batch axes.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Examples
     --------

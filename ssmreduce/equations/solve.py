@@ -111,8 +111,9 @@ def solve_lyapunov(
 ) -> LyapunovSolution:
     """Solve A X + X Aᴴ + Q = 0 (continuous) or A X Aᴴ - X + Q = 0 (discrete) for X.
 
-    There is one solution if no λ_i + conj λ_j is 0 (continuous), or no λ_i conj λ_j is 1 (discrete); A need
-    not be stable, nor Q Hermitian. (SciPy's `solve_continuous_lyapunov` has Q with the other sign.)
+    There is one solution if no λ_i + conj λ_j is 0 (continuous), or no λ_i conj λ_j is 1
+    (discrete); A need not be stable, nor Q Hermitian. (SciPy's `solve_continuous_lyapunov` has Q
+    with the other sign.)
 
     Parameters
     ----------
@@ -138,12 +139,14 @@ def solve_lyapunov(
         If the equation is singular to working precision, or an iteration fails.
     UnstableSystemError, UnsupportedEquationError
         If the chosen solver needs a stable A, or cannot treat this equation.
+    TimeDomainError
+        If `time` is not a time domain.
 
     Notes
     -----
-    O(n³): a Schur form and matrix products. The residual is that of a backward stable method; the error
-    is larger by the condition of the equation. Arrays of a device, and traced ones, are solved where they
-    are if A is stable, by doubling or the matrix sign iteration.
+    O(n³): a Schur form and matrix products. The residual is that of a backward stable method; the
+    error is larger by the condition of the equation. Arrays of a device, and traced ones, are
+    solved where they are if A is stable, by doubling or the matrix sign iteration.
 
     References
     ----------
@@ -166,10 +169,11 @@ def solve_lyapunov(
 def solve_lyapunov_factor(
     A: Array, B: Array, *, time: TimeDomain, solver: LyapunovSolver = AutoLyapunov()
 ) -> LyapunovSolution:
-    """Solve A X + X Aᴴ + B Bᴴ = 0 (continuous) or A X Aᴴ - X + B Bᴴ = 0 (discrete) for Z with X = Z Zᴴ.
+    """Solve A X + X Aᴴ + B Bᴴ = 0 (continuous) or A X Aᴴ - X + B Bᴴ = 0 (discrete) for Z with X = Z
+    Zᴴ.
 
-    A must be stable. X is never formed, so that directions in which it is small keep their digits: half of
-    them are lost by a Cholesky factorisation of X.
+    A must be stable. X is never formed, so that directions in which it is small keep their digits:
+    half of them are lost by a Cholesky factorisation of X.
 
     Parameters
     ----------
@@ -195,11 +199,13 @@ def solve_lyapunov_factor(
         If an eigenvalue of A is not stable.
     NoConvergenceError, UnsupportedEquationError
         If an iteration fails, or the chosen solver cannot treat this equation.
+    TimeDomainError
+        If `time` is not a time domain.
 
     Notes
     -----
-    O(n³), of which the Schur form is most; with few inputs O(n² m) per step of an iteration and an LU
-    factorisation. The residual is computed from Z Zᴴ and takes three more products.
+    O(n³), of which the Schur form is most; with few inputs O(n² m) per step of an iteration and an
+    LU factorisation. The residual is computed from Z Zᴴ and takes three more products.
 
     References
     ----------

@@ -95,6 +95,8 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
         If `horizon` is not a positive int.
     NoConvergenceError
         If it leaves the range of double precision: its entries are squares of those of B.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----
@@ -147,6 +149,8 @@ def observability_gramian(system: System, *, horizon: int | None = None) -> Host
         If `horizon` is not a positive int.
     NoConvergenceError
         If it leaves the range of double precision: its entries are squares of those of C.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

@@ -75,6 +75,8 @@ def frequency_limited_factors(
         If the band is empty, runs backwards, or leaves the frequencies that the system has.
     ShapeError, NonFiniteError
         If `band` is not two numbers, or the system has batch axes.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

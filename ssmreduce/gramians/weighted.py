@@ -61,6 +61,8 @@ def weighted_factors(
         If sizes do not fit, a real system has a complex weight, or there are batch axes.
     TimeDomainError
         If time domains differ.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

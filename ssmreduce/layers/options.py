@@ -210,6 +210,8 @@ class CutOptions:
         ------
         OrderError
             If `exclude` returns something else than a bool.
+        ShapeError
+            If `names` is not a list.
         """
         names = items(names, "names", "the names of the layers")
         for name in names:

@@ -77,7 +77,8 @@ class Calibration:
     def of_inputs(
         cls, inputs: Mapping[str, Any], weights: Mapping[str, Any] | None = None
     ) -> Calibration:
-        """Return the calibration of layers whose inputs are known, by name; every fourth is held out.
+        """Return the calibration of layers whose inputs are known, by name; every fourth is held
+        out.
 
         Parameters
         ----------
@@ -92,6 +93,8 @@ class Calibration:
             If shapes do not fit, or there are fewer than two sequences.
         NonFiniteError
             If an array holds NaN or Inf.
+        OrderError
+            If an argument is not a mapping.
         """
         check_instance(inputs, Mapping, "inputs", '{"encoder.0": u}')
         if not inputs:
@@ -140,6 +143,8 @@ class Calibration:
             If an array is missing, or its shape does not fit.
         NonFiniteError
             If an array holds NaN or Inf.
+        OrderError
+            If `arrays` is not a mapping.
         """
         check_instance(arrays, Mapping, "arrays", "numpy.load(path, allow_pickle=False)")
         for key in arrays:

@@ -189,6 +189,8 @@ class LayerReduction:
         ------
         MissingBackendError
             If Matplotlib is not installed.
+        OrderError, ShapeError
+            If `ax` is not as many Matplotlib axes.
         """
         if self.cut.reduction is not None:
             return self.cut.reduction.plot(ax=ax)

@@ -56,6 +56,8 @@ def h2_norm(system: System) -> float | HostArray:
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----
@@ -103,6 +105,8 @@ def hankel_norm(system: System) -> float | HostArray:
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

@@ -117,6 +117,10 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
         If levels keep rising: the gain itself is rounding.
     UnsupportedEquationError
         If a certificate is asked for together with a derivative.
+    UnsupportedLayerError
+        If `system` is not a system.
+    OrderError
+        If `certified` is not a bool.
 
     Notes
     -----

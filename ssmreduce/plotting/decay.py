@@ -197,8 +197,8 @@ def plot_errors(
     orders : (K,) sequence of int
         States kept, in any order.
     errors : mapping of str to (K,) sequence
-        Label of each curve to its values, as ``{"error bound": bounds, "measured error": errors}``. None
-        leaves a gap, and so does 0.
+        Label of each curve to its values, as ``{"error bound": bounds, "measured error": errors}``.
+        None leaves a gap, and so does 0.
     metric : (K,) sequence, optional
         A number for each order, with gaps as well.
     metric_name : str
@@ -217,6 +217,10 @@ def plot_errors(
         If Matplotlib is not installed.
     ShapeError
         If there are no orders, or not one value for each.
+    NonFiniteError
+        If an order is NaN or Inf.
+    OrderError
+        If `metric_name` is not text.
 
     Examples
     --------

@@ -51,7 +51,8 @@ def plot_layers(
     before, after : (L,) sequences of int
         Stored states.
     errors : mapping of str to (L,) sequence, optional
-        Label of each kind of marker to its values, as ``{"error bound": bounds}``. None and 0 leave a gap.
+        Label of each kind of marker to its values, as ``{"error bound": bounds}``. None and 0 leave
+        a gap.
     ax : two Axes, optional
         Where to draw; a new figure otherwise, as tall as there are layers.
 
@@ -66,6 +67,8 @@ def plot_layers(
         If Matplotlib is not installed.
     ShapeError
         If there is not one number for each layer.
+    OrderError
+        If `ax` is not Matplotlib axes.
 
     Examples
     --------

@@ -47,7 +47,8 @@ def plot_hsv_map(
     steps : (K,) sequence of float
         When the values were recorded, increasing.
     hsv : K sequences of (..., n) arrays
-        Values at each step, descending; n may change. Where channels run apart, the largest are drawn.
+        Values at each step, descending; n may change. Where channels run apart, the largest are
+        drawn.
     kept : (K,) sequence of int, optional
         How many of them a rule would keep: drawn as a line.
     cuts : mapping of float to str, optional
@@ -68,6 +69,10 @@ def plot_hsv_map(
         If Matplotlib is not installed.
     ShapeError
         If there are no steps, or not one array of values for each.
+    NonFiniteError
+        If a value is NaN or Inf.
+    OrderError
+        If `name` is not text.
 
     Examples
     --------
@@ -220,6 +225,8 @@ def plot_agreement(
         If Matplotlib is not installed.
     ShapeError
         If there is not one value for each step.
+    OrderError
+        If `settled` is not a finite number.
 
     Examples
     --------
@@ -258,7 +265,8 @@ def plot_metric(
     Parameters
     ----------
     curves : mapping of str to (seconds, values)
-        Label of each run to its times in seconds and the metric then. What is not finite leaves a gap.
+        Label of each run to its times in seconds and the metric then. What is not finite leaves a
+        gap.
     cuts : mapping of str to sequence of float, optional
         Seconds at which the run of that label was cut: circles on its curve.
     name : str
@@ -277,6 +285,8 @@ def plot_metric(
         If Matplotlib is not installed.
     ShapeError
         If a run has not one value for each time, or there are cuts of a run that is not there.
+    OrderError
+        If a label or `name` is not text.
 
     Examples
     --------

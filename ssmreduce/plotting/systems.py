@@ -104,6 +104,8 @@ def plot_poles(
         If one is not finite.
     TimeDomainError
         If `time` is not a time domain.
+    OrderError
+        If `folded` is not a bool.
 
     Examples
     --------
@@ -199,6 +201,10 @@ def plot_gain(
         If `system` or `reduced` is not a system.
     ShapeError, TimeDomainError
         If their sizes or times differ, or a frequency is not positive.
+    NonFiniteError
+        If a frequency is NaN or Inf.
+    OrderError
+        If `bound` is not a number, or one for each system.
 
     Examples
     --------
@@ -344,8 +350,8 @@ def plot_impulse(
     reduced : StateSpace or DiagonalStateSpace, optional
         A system of the same inputs, outputs and batch axes.
     channel : tuple of ints, optional
-        ``(output, input)``, after the index of the system in a batch; otherwise that whose response has
-        the most energy.
+        ``(output, input)``, after the index of the system in a batch; otherwise that whose response
+        has the most energy.
     length : int, optional
         Samples of a discrete system; until the response has decayed otherwise, 1000 at most.
     times : (L,) array, optional
@@ -356,7 +362,8 @@ def plot_impulse(
     Returns
     -------
     Axes
-        Over samples where the sampling time is 1, else over seconds. Of a complex response the real part.
+        Over samples where the sampling time is 1, else over seconds. Of a complex response the real
+        part.
 
     Raises
     ------
@@ -368,6 +375,8 @@ def plot_impulse(
         If their sizes or times differ, or as `impulse_response`.
     OrderError
         If there is no such channel.
+    NonFiniteError
+        If a time is NaN or Inf.
 
     Examples
     --------

@@ -102,6 +102,10 @@ def balance(
     NoConvergenceError
         If stable and unstable poles are too close for the two parts to be separated to half of
         the digits.
+    UnsupportedLayerError
+        If `system` is not a system.
+    ShapeError
+        If `band` is not two numbers, or a weight is not a system that fits.
 
     Warns
     -----
@@ -176,6 +180,8 @@ def balanced_truncation(
     UnstableSystemError
         If a pole lies on or outside the stability boundary, there is no horizon and unstable states
         are not to be kept.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

@@ -140,6 +140,8 @@ def h2_optimal(
         If there are batch axes, or `start` does not fit the system.
     UnreachableToleranceError
         If the H2 error leaves the range of double precision.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

@@ -77,6 +77,8 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
     NoConvergenceError
         If an order as a number separates poles that agree to rounding, or nearly so and are nearly
         defective.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

@@ -44,6 +44,11 @@ class OrderRule(ABC):
         -------
         int
             At least 1.
+
+        Raises
+        ------
+        ShapeError, NonFiniteError
+            If `hsv` is not a descending list of nonnegative numbers.
         """
 
 
@@ -220,6 +225,8 @@ class ErrorBound(OrderRule):
         ------
         OrderError
             If `error` is not a number.
+        ShapeError, NonFiniteError
+            If `hsv` is not a descending list of nonnegative numbers.
         """
         if not _checks.is_extended(error):
             raise OrderError(
@@ -243,6 +250,8 @@ class ErrorBound(OrderRule):
             If it is above the tolerance.
         OrderError
             If `error` is not a number.
+        ShapeError, NonFiniteError
+            If `hsv` is not a descending list of nonnegative numbers.
         """
         if not self.is_met(hsv, error):
             self._refuse(self._tolerance(hsv), float(error))
@@ -371,6 +380,8 @@ class TotalBudget(OrderRule):
         ------
         OrderError
             If there are no systems, or the budget is too small for them.
+        ShapeError, NonFiniteError
+            If an entry of `hsvs` is not a descending list of nonnegative numbers.
         """
         lists = [
             _descending(hsv) for hsv in _checks.items(hsvs, "hsvs", "one array for each system")

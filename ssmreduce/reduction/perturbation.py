@@ -50,6 +50,8 @@ def singular_perturbation(
     OrderError, UnreachableToleranceError, UnstableSystemError
         As `balanced_truncation`; also an `OrderError` if the system reads after its update and the
         reduced state matrix is singular, so that no such system has the reduced map.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

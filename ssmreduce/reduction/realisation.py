@@ -52,6 +52,8 @@ def balanced_realisation(system: System) -> StateSpace:
         If the system is not minimal up to rounding; the message names its rank.
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----
@@ -117,6 +119,8 @@ def minimal_realisation(
         If the system has batch axes.
     NoConvergenceError
         As `balance`, if stable and unstable poles are too close.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

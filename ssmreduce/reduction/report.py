@@ -147,6 +147,8 @@ class Reduction:
             If `certified` and the reduction has a horizon, for which there is no level-set test.
         UnstableSystemError
             If `certified` and one of the systems is not stable.
+        OrderError
+            If `certified` is not a bool.
         """
         if flag(certified, "certified"):
             return self._certified()
@@ -180,6 +182,8 @@ class Reduction:
         ------
         MissingBackendError
             If Matplotlib is not installed.
+        OrderError, ShapeError
+            If `ax` is not four Matplotlib axes.
         """
         from ssmreduce.plotting.overview import draw_reduction
 

@@ -94,6 +94,8 @@ def split_unstable(system: System, margin: float = 0.0) -> UnstableSplit:
         If the system has batch axes.
     NoConvergenceError
         If poles on both sides of the line agree to rounding.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

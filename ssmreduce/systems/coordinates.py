@@ -60,10 +60,13 @@ def transformed(system: System, T: HostArray) -> StateSpace:
         If T is singular to working precision.
     NonFiniteError
         If an entry overflows.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----
-    Cost O(n³). Digits lost: log10 of the condition number of T after scaling of its rows and columns.
+    Cost O(n³). Digits lost: log10 of the condition number of T after scaling of its rows and
+    columns.
 
     Examples
     --------
@@ -103,8 +106,8 @@ def transformed(system: System, T: HostArray) -> StateSpace:
 def diagonalised(system: System) -> DiagonalStateSpace:
     """The same map with a diagonal state matrix, x = V h and V⁻¹ A V = diag(λ).
 
-    A real system gets ``real_output=True`` and one stored state for each conjugate pair (and for each
-    real pole); any other one keeps its order.
+    A real system gets ``real_output=True`` and one stored state for each conjugate pair (and for
+    each real pole); any other one keeps its order.
 
     Parameters
     ----------
@@ -124,6 +127,8 @@ def diagonalised(system: System) -> DiagonalStateSpace:
         If the eigenvectors are dependent to working precision: A is (nearly) defective.
     NonFiniteError
         If an entry overflows.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----
@@ -183,6 +188,8 @@ def real_form(system: System) -> StateSpace:
         If a dense complex system has a defective state matrix.
     NonFiniteError
         If an entry overflows.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

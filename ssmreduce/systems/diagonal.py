@@ -44,7 +44,8 @@ from ssmreduce.time_domain import (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DiagonalStateSpace:
-    """Diagonal system h[k+1] = diag(λ) h[k] + B u[k], y[k] = C h[k] + D u[k] (or h' = diag(λ) h + B u).
+    """Diagonal system h[k+1] = diag(λ) h[k] + B u[k], y[k] = C h[k] + D u[k] (or h' = diag(λ) h + B
+    u).
 
     With ``real_output`` the output is y = Re(C h) + D u, and the input-output map is that of a
     *real* system with the 2n states [Re h; Im h]. That real system is what Gramians, Hankel
@@ -75,6 +76,8 @@ class DiagonalStateSpace:
         If an array holds NaN or Inf.
     TimeDomainError
         If `time` is not a time domain.
+    OrderError
+        If `real_output` or `read_after_update` is not a bool.
 
     Notes
     -----
@@ -161,6 +164,8 @@ class DiagonalStateSpace:
         ------
         TimeDomainError
             If `time` is continuous.
+        ShapeError, NonFiniteError, OrderError
+            As the constructor.
 
         Examples
         --------

@@ -46,6 +46,8 @@ def series(first: System, second: System) -> StateSpace:
         If sizes do not fit together.
     NonFiniteError
         If an entry overflows.
+    UnsupportedLayerError
+        If `first` or `second` is not a system.
 
     Examples
     --------
@@ -99,6 +101,8 @@ def parallel(first: System, second: System) -> System:
         If sizes do not fit together.
     NonFiniteError
         If an entry overflows.
+    UnsupportedLayerError
+        If `first` or `second` is not a system.
 
     Examples
     --------
@@ -134,6 +138,8 @@ def difference(first: System, second: System) -> System:
         If sizes do not fit together.
     NonFiniteError
         If an entry overflows.
+    UnsupportedLayerError
+        If `first` or `second` is not a system.
 
     Examples
     --------

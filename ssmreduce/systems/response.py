@@ -68,6 +68,8 @@ def impulse_response(
         If `times` does not increase or starts below 0, or the system has batch axes.
     NonFiniteError
         If the response overflows.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Examples
     --------
@@ -129,6 +131,8 @@ def step_response(
     NoConvergenceError
         If A is so stiff that rounding spoils the outputs, and has more than 24 states or would take
         more than about 10 s in the integer arithmetic that is used up to 24.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Examples
     --------
@@ -180,6 +184,8 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
         If a pole lies at one of the points.
     NonFiniteError
         If a value overflows.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----

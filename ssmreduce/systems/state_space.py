@@ -188,6 +188,8 @@ class StateSpace:
         If an array holds NaN or Inf.
     TimeDomainError
         If `time` is not a time domain.
+    OrderError
+        If `read_after_update` is not a bool.
 
     Examples
     --------

@@ -52,6 +52,8 @@ def assert_stable(system: System, *, margin: float = 0.0) -> None:
         If a pole is nearer; the message has the worst one.
     OrderError
         If `margin` is not a finite number.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Examples
     --------
@@ -87,18 +89,22 @@ def assert_systems_close(actual: System, desired: System, *, rtol: float | None 
     actual, desired : StateSpace or DiagonalStateSpace
         Of any orders and kinds; without poles on the stability boundary.
     rtol : float, optional
-        Allowed difference over the largest gain of the two; if left out, 20 n eps times what relative
-        changes of the data of both do to their transfer functions.
+        Allowed difference over the largest gain of the two; if left out, 20 n eps times what
+        relative changes of the data of both do to their transfer functions.
 
     Raises
     ------
     AssertionError
         If time, sizes or batch axes differ, or the maps do.
+    UnsupportedLayerError
+        If `actual` or `desired` is not a system.
+    OrderError
+        If `rtol` is not a number, 0 or more.
 
     Notes
     -----
-    What is measured is a lower bound (`norms.hinf_difference`). The readout may be before the update
-    in one and after it in the other.
+    What is measured is a lower bound (`norms.hinf_difference`). The readout may be before the
+    update in one and after it in the other.
 
     Examples
     --------
@@ -139,6 +145,8 @@ def assert_error_within_bound(
         than 20 n eps times what relative changes of the data do to the two transfer functions.
     ShapeError
         If `bound` is neither a real number nor one for each system.
+    UnsupportedLayerError
+        If `original` or `reduced` is not a system.
 
     Examples
     --------
@@ -180,14 +188,17 @@ def assert_balanced(system: System) -> None:
     Raises
     ------
     AssertionError
-        If an entry (i, j) of a Gramian is off by more than 20 n eps κ σ₁²/sqrt(σ_i σ_j), κ being the
-        condition of the Lyapunov equations.
+        If an entry (i, j) of a Gramian is off by more than 20 n eps κ σ₁²/sqrt(σ_i σ_j), κ being
+        the condition of the Lyapunov equations.
     UnstableSystemError
         If the system has no Gramians.
+    UnsupportedLayerError
+        If `system` is not a system.
 
     Notes
     -----
-    Balancing divides by sqrt(σ_i) on either side, which is where the rounding of small states comes from.
+    Balancing divides by sqrt(σ_i) on either side, which is where the rounding of small states comes
+    from.
 
     Examples
     --------
@@ -241,6 +252,8 @@ def assert_lyapunov(
         If an argument is not an array of square matrices.
     TimeDomainError
         If `time` is not a time domain.
+    OrderError
+        If `rtol` is not a number, 0 or more.
 
     Examples
     --------
@@ -298,6 +311,12 @@ def assert_outputs_close(
     ------
     AssertionError
         If the shape differs, or the values do.
+    UnsupportedLayerError
+        If `system` is not a system.
+    ShapeError, TimeDomainError
+        As `simulate`.
+    OrderError
+        If `rtol` is not a number, 0 or more.
 
     Examples
     --------

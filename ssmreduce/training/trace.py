@@ -447,6 +447,8 @@ class HankelTrace:
         ------
         MissingBackendError
             If Matplotlib is not installed.
+        OrderError, ShapeError
+            If `ax` is not as many Matplotlib axes, or `events` not a list.
         """
         from ssmreduce.training.pictures import draw_trace
 

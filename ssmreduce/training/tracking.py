@@ -209,6 +209,8 @@ class ReductionEvent:
         ------
         MissingBackendError
             If Matplotlib is not installed.
+        OrderError, ShapeError
+            If `ax` is not as many Matplotlib axes.
         """
         from ssmreduce.plotting.axes import panels
         from ssmreduce.plotting.decay import plot_hsv
@@ -258,6 +260,11 @@ class ReductionEvent:
         -------
         ReductionEvent
             With `tau`, if the rule keeps a share.
+
+        Raises
+        ------
+        OrderError
+            If `result` or `order` is not what it should be.
         """
         check_instance(result, LayerReduction, "result", "reduce_layer(layer, order)")
         check_instance(order, OrderRule, "order", "FixedOrder(8)")
