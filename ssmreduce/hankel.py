@@ -100,6 +100,10 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         If they leave the range of double precision.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
+    UnsupportedEquationError
+        If a derivative is asked for within a horizon.
 
     Notes
     -----

@@ -64,6 +64,8 @@ def hankel_nuclear_norm(system: System) -> Array:
         callback.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----

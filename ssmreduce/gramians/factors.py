@@ -97,6 +97,10 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
         If it leaves the range of double precision: its entries are squares of those of B.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
+    UnsupportedEquationError
+        If a derivative is asked for within a horizon.
 
     Notes
     -----
@@ -151,6 +155,10 @@ def observability_gramian(system: System, *, horizon: int | None = None) -> Host
         If it leaves the range of double precision: its entries are squares of those of C.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
+    UnsupportedEquationError
+        If a derivative is asked for within a horizon.
 
     Notes
     -----

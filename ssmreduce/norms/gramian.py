@@ -58,6 +58,8 @@ def h2_norm(system: System) -> float | HostArray:
         If a pole lies on or outside the stability boundary.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----
@@ -107,6 +109,8 @@ def hankel_norm(system: System) -> float | HostArray:
         If a pole lies on or outside the stability boundary.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----

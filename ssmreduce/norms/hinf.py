@@ -121,6 +121,8 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
         If `system` is not a system.
     OrderError
         If `certified` is not a bool.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----

@@ -182,6 +182,8 @@ def balanced_truncation(
         are not to be kept.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----
@@ -253,6 +255,11 @@ class Balancing:
         Band or weights that were balanced for.
     unstable : int or (...) int array
         How many stored states are kept because they are unstable.
+
+    Raises
+    ------
+    SSMReduceError
+        As `balance`.
 
     Examples
     --------

@@ -79,6 +79,8 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
         defective.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----

@@ -52,6 +52,8 @@ def singular_perturbation(
         reduced state matrix is singular, so that no such system has the reduced map.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----

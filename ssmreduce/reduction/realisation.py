@@ -54,6 +54,8 @@ def balanced_realisation(system: System) -> StateSpace:
         If a pole lies on or outside the stability boundary.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----

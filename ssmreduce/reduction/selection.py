@@ -58,6 +58,8 @@ def state_scores(system: DiagonalStateSpace, score: Score = "hankel") -> HostArr
         If the score has another name.
     UnsupportedLayerError
         If the system is not diagonal.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----
@@ -108,6 +110,8 @@ def select_states(
         name, or an `ErrorBound` is to be met with H2 scores, which bound no H∞ error.
     UnsupportedLayerError
         If the system is not diagonal.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----

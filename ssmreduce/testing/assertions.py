@@ -54,6 +54,8 @@ def assert_stable(system: System, *, margin: float = 0.0) -> None:
         If `margin` is not a finite number.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Examples
     --------
@@ -100,6 +102,8 @@ def assert_systems_close(actual: System, desired: System, *, rtol: float | None 
         If `actual` or `desired` is not a system.
     OrderError
         If `rtol` is not a number, 0 or more.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----
@@ -194,6 +198,8 @@ def assert_balanced(system: System) -> None:
         If the system has no Gramians.
     UnsupportedLayerError
         If `system` is not a system.
+    ShapeError
+        If a batch has no systems.
 
     Notes
     -----
@@ -317,6 +323,8 @@ def assert_outputs_close(
         As `simulate`.
     OrderError
         If `rtol` is not a number, 0 or more.
+    NonFiniteError
+        If an argument holds NaN or Inf, or the output overflows.
 
     Examples
     --------
