@@ -1,15 +1,17 @@
 """A seeded generator of bad calls, and the judge of how they end.
 
 A good call is spoilt in one or two arguments, or in their number or names. It may end in a result
-without NaN, in an exception of ours, or in a `TypeError` that names the argument, and leaves its inputs
-as they were.
+without NaN, in an exception of ours that the docstring names, or in a `TypeError` that names the argument,
+and leaves its inputs as they were.
 """
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import inspect
 import itertools
+import re
 import signal
 import time as clock
 import warnings
@@ -28,6 +30,7 @@ import numpy as np
 import scipy.sparse
 import torch
 from good_calls import CALLS, batch, channels, continuous, dense, diagonal, event, unstable
+from numpydoc.docscrape import NumpyDocString
 
 from ssmreduce import (
     Continuous,
@@ -36,8 +39,11 @@ from ssmreduce import (
     HankelMass,
     SSMReduceError,
     StateSpace,
+    errors,
 )
 from ssmreduce.errors import HostTransferWarning, ScalingWarning
+
+API_PAGE = Path(__file__).parents[1] / "docs" / "api.rst"
 
 SECONDS = 20.0
 """No call may take longer."""
@@ -359,6 +365,9 @@ def ending(call: BadCall) -> str | None:
         failed = True
         if not str(error):
             return "an error without a word"
+        documented = documented_errors(function)
+        if documented is not None and not isinstance(error, documented):
+            return f"{type(error).__name__}, which its docstring does not name: {error}"
     except AssertionError as error:
         failed = True
         if "allowed" not in str(error):
@@ -389,6 +398,17 @@ def ending(call: BadCall) -> str | None:
     if looked_at and holds_nan(result) and not holds_nan(good_result(call.name)):
         return f"NaN: {result!r:.200}"
     return None
+
+
+@cache
+def documented_errors(function: Callable[..., Any]) -> tuple[type[BaseException], ...] | None:
+    """What a function or class of the API page says that it raises; None for anything else."""
+    public = re.findall(r"^   (?:\w+\.)*(\w+)$", API_PAGE.read_text(encoding="utf-8"), re.M)
+    if getattr(function, "__qualname__", "") not in public:
+        return None
+    rows = NumpyDocString(inspect.getdoc(function) or "")["Raises"]
+    names = [name.strip() for row in rows for name in row.type.split(",")]
+    return tuple(getattr(errors, name, None) or getattr(builtins, name) for name in names)
 
 
 IN_PLACE = {

@@ -46,7 +46,8 @@ def plot_hsv(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Values by which states are ranked, largest first, with the kept order and shares of Σσ² marked.
+    """Values by which states are ranked, largest first, with the kept order and shares of Σσ²
+    marked.
 
     Parameters
     ----------
@@ -76,6 +77,8 @@ def plot_hsv(
         If `hsv` is not a descending list of nonnegative numbers.
     OrderError
         If `order` is not between 0 and n, or a share not in (0, 1].
+    NonFiniteError
+        If a value is NaN or Inf.
 
     Examples
     --------

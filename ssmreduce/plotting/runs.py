@@ -227,6 +227,8 @@ def plot_agreement(
         If there is not one value for each step.
     OrderError
         If `settled` is not a finite number.
+    NonFiniteError
+        If a value is NaN or Inf.
 
     Examples
     --------

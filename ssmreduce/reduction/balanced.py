@@ -104,7 +104,7 @@ def balance(
         the digits.
     UnsupportedLayerError
         If `system` is not a system.
-    ShapeError
+    ShapeError, NonFiniteError
         If `band` is not two numbers, or a weight is not a system that fits.
 
     Warns
