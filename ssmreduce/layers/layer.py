@@ -78,6 +78,8 @@ class Layer(ABC):
         goes into the layer and its states is zero there.
     eps : float
         Rounding of the layer itself, where that is coarser than the dtype of its weights.
+    scores_name : str
+        What the values are by which states are ranked, as pictures call them.
     needs_data : bool
         Whether there is no cut without data.
     both_directions : bool
@@ -124,6 +126,7 @@ class Layer(ABC):
     config_sizes: tuple[str, ...] = ()
     masked_by: str = ""
     eps: float = 0.0
+    scores_name: str = "Hankel singular value"
     needs_data: bool = False
     both_directions: bool = False
 
@@ -409,6 +412,11 @@ class LayerCut(ABC):
         """What the states were ranked by, descending."""
 
     @property
+    def scores_name(self) -> str:
+        """What `scores` are, as pictures call them."""
+        return self.kind.scores_name
+
+    @property
     @abstractmethod
     def without_image(self) -> tuple[str, ...]:
         """Names of weights whose moments have no image in the new states."""
@@ -494,6 +502,11 @@ class SystemCut(LayerCut):
 
     reduction: Reduction
     measured_error: float
+
+    @property
+    def scores_name(self) -> str:
+        """What `scores` are: those of a cut by data may be others than those of the layer."""
+        return self.reduction.values_name
 
 
 @dataclass(frozen=True, eq=False)

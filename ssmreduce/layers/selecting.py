@@ -50,6 +50,8 @@ class SelectingLayer(Layer):
     ([1, 0], True)
     """
 
+    scores_name = "score of the state"
+
     @abstractmethod
     def state_axes(self) -> dict[str, int]:
         """Return the axis that counts states, by name of each weight that has one."""

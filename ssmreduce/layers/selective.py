@@ -60,6 +60,7 @@ class SelectiveLayer(Layer):
     (('compensated', 'selected', 'merged'), True)
     """
 
+    scores_name = "root of the output lost with each state"
     needs_data = True
     masked_by = "attention_mask"
     title: str = ""

@@ -38,9 +38,6 @@ _VALUES = (
 )
 """What a dict says of it, and the losses."""
 
-LOST_OUTPUT = "root of the output lost with each state"
-"""What the values are by which states of a selective layer are ranked."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -198,7 +195,7 @@ class LayerReduction:
         from ssmreduce.plotting.decay import plot_hsv
 
         axes = panels(ax, (6.4, 4.2), 1, 1)
-        plot_hsv(self.cut.scores, self.new_order, name=LOST_OUTPUT, ax=axes[0, 0])
+        plot_hsv(self.cut.scores, self.new_order, name=self.cut.scores_name, ax=axes[0, 0])
         return axes
 
     @property

@@ -188,36 +188,42 @@ class Reduction:
         from ssmreduce.plotting.overview import draw_reduction
 
         ranked = self.stable_part or self
-        values, kept, name = ranked._ranking()
+        values, kept = ranked._ranking()
         batch = bool(self.original.batch_shape)
         return draw_reduction(
             self.original,
             None if self.system is self.original else self.system,
             values,
             kept,
-            name,
+            ranked.values_name,
             bound=self.error_bound,
             horizon=self.horizon,
             mask=self.mask if batch else None,
             ax=ax,
         )
 
-    def _ranking(self) -> tuple[HostArray, int | None, str]:
-        """Finite values of states, how many of them were kept at most if it is those, and what they are."""
+    @property
+    def values_name(self) -> str:
+        """What the values are by which states were ranked, as pictures call them."""
+        if self.scores is not None:
+            return "score of the state"
+        by_data = self.method.startswith("data-driven")
+        return "singular value by data" if by_data else "Hankel singular value"
+
+    def _ranking(self) -> tuple[HostArray, int | None]:
+        """Finite values of states, and how many of them were kept at most if it is those."""
         if self.scores is None:
-            if (
-                self.method == "selection with refit"
-            ):  # picked by what they do for outputs, not by these
-                return to_double(self.hsv), None, "Hankel singular value"
-            by_data = self.method.startswith("data-driven")
-            name = "singular value by data" if by_data else "Hankel singular value"
-            return to_double(self.hsv), int(np.max(to_host(self.real_order))), name
+            # A selection picks states by what they do for outputs.
+            is_those = self.method != "selection with refit"
+            return to_double(self.hsv), (
+                int(np.max(to_host(self.real_order))) if is_those else None
+            )
         # Modes that are kept in any case have an infinite one, and come first.
         scores = to_double(self.scores)
         always = int(np.isinf(scores).sum(axis=-1).max(initial=0))
         # The smaller counts states: an oscillator is one of two real ones, a stored mode may be too.
         kept = min(int(np.max(to_host(each))) for each in (self.order, self.real_order))
-        return scores[..., always:], kept - always, "score of the state"
+        return scores[..., always:], kept - always
 
     def _singles(self) -> tuple[Reduction, ...]:
         """The reductions of a batch: its parts, or where all were cut as one, pieces of it."""

@@ -51,7 +51,8 @@ def _draw_values(
     values = _by_step((record.step, record.hsv) for record in records)
     sums = [np.cumsum(each) for each in values.values()]
     kept = [int(np.searchsorted(each, share * each[-1])) + 1 for each in sums]
-    plot_hsv_map([*values], [*values.values()], kept=kept, cuts=cuts, ax=axes)
+    name = records[-1].ranked_by
+    plot_hsv_map([*values], [*values.values()], kept=kept, cuts=cuts, name=name, ax=axes)
     for line in axes.lines:
         if line.get_label() == "kept":
             line.set_label(f"{100.0 * share:g} % of the sum")

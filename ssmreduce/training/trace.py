@@ -67,6 +67,8 @@ class HankelRecord:
         what is observed, by which ``method="balanced"`` cuts, in proportion to the inputs. None
         without data, and for layers that have none: LinOSS, and S4 with a state matrix that is not
         diagonal.
+    ranked_by : str
+        What `hsv` holds, as pictures call it: LinOSS has scores of its states instead.
 
     Raises
     ------
@@ -86,10 +88,12 @@ class HankelRecord:
     hsv: HostArray = field(repr=False)
     shares: HostArray = field(repr=False)
     data_hsv: HostArray | None = field(default=None, repr=False)
+    ranked_by: str = field(default="Hankel singular value", repr=False)
 
     def __post_init__(self) -> None:
         step = whole_number(self.step, "step", "the number of updates done")
         check_text(self.layer, "layer", "the name of the layer")
+        check_text(self.ranked_by, "ranked_by", "what the values are")
         hsv = real_values(self.hsv, "hsv", "the result of hankel_singular_values")
         shares = real_values(self.shares, "shares", "one number for each state")
         if 0 in hsv.shape or 0 in shares.shape:
@@ -110,12 +114,13 @@ class HankelRecord:
         """Return plain numbers and lists, ready for JSON."""
         arrays = {"hsv": self.hsv.tolist(), "shares": self.shares.tolist()}
         by_data = None if self.data_hsv is None else self.data_hsv.tolist()
-        return {"step": self.step, "layer": self.layer, **arrays, "data_hsv": by_data}
+        names = {"step": self.step, "layer": self.layer, "ranked_by": self.ranked_by}
+        return {**names, **arrays, "data_hsv": by_data}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HankelRecord:
         """Return the record that `to_dict` made `values` of."""
-        return cls(**fields_of(values, "step", "layer", "hsv", "shares", "data_hsv"))
+        return cls(**fields_of(values, "step", "layer", "hsv", "shares", "data_hsv", "ranked_by"))
 
     def kept(self, share: float) -> HostArray:
         """Return the fewest states that make up `share` of the sum, largest first (flat indices)."""
@@ -315,7 +320,7 @@ class HankelTrace:
             record = data.record_of(handle)
             own = record.data(record.outputs(handle))
             by_data = handle.kind.data_scores(handle.weights, own, self.horizon)
-        return HankelRecord(step, handle.name, hsv, shares, by_data)
+        return HankelRecord(step, handle.name, hsv, shares, by_data, handle.kind.scores_name)
 
     def of_layer(self, layer: str) -> list[HankelRecord]:
         """Return the records of one layer, in order.

@@ -21,7 +21,7 @@ from ssmreduce._checks import (
 from ssmreduce._display import cell, html_table, short
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, ShapeError
-from ssmreduce.models.report import LOST_OUTPUT, LayerReduction
+from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule
 from ssmreduce.time_domain import Discrete
 
@@ -71,8 +71,8 @@ class ReductionEvent:
     real_order : int
         Where `hsv` was cut.
     hsv : (n,) array
-        Hankel singular values before the cut, descending (two for each stored state); for a layer
-        that runs no one system, such as Mamba, roots of what the outputs lose with each state.
+        Hankel singular values before the cut, descending (two for each stored state); scores of the
+        states where the layer has others.
     tau : float or None
         1 - share, where the order rule keeps a share of the Hankel singular values.
     error_bound : float or None
@@ -98,6 +98,8 @@ class ReductionEvent:
         How the layer was cut by data, as `CutOptions` names it; None without data.
     output_error : float or None
         Relative error of the held-out outputs; None without data, or where they were matched.
+    ranked_by : str
+        What the values in `hsv` are, as pictures call them.
 
     Raises
     ------
@@ -137,12 +139,14 @@ class ReductionEvent:
     unmatched_loss: float | None = None
     method: str | None = None
     output_error: float | None = None
+    ranked_by: str = "Hankel singular value"
 
     def __post_init__(self) -> None:
         for name in ("step", "old_order", "new_order", "real_order"):
             value = whole_number(getattr(self, name), name, "a number of updates, or of states")
             object.__setattr__(self, name, value)
         check_text(self.layer, "layer", "the name of the layer")
+        check_text(self.ranked_by, "ranked_by", "what the values are")
         if self.method is not None:
             check_text(self.method, "method", "how the layer was cut")
         for name in ("tau", "error_bound", "measured_error", "seconds", *_NUMBERS):
@@ -228,19 +232,6 @@ class ReductionEvent:
         axes[0].title.set_text(f"{self.layer}, step {self.step}{undone}")
         return axes
 
-    @property
-    def ranked_by(self) -> str:
-        """What the values in `hsv` are: Hankel singular values, or those of a cut by data or of a
-        selection.
-        """
-        if not self.poles_before.size:
-            return LOST_OUTPUT
-        if self.method == "balanced":
-            return "singular value by data"
-        # A system has as many Hankel singular values as states.
-        is_score = self.hsv.shape[-1] < self.poles_before.shape[-1]
-        return "score of the state" if is_score else "Hankel singular value"
-
     @classmethod
     def of(cls, step: int, layer: str, result: LayerReduction, order: OrderRule) -> ReductionEvent:
         """Return the event of a cut.
@@ -291,6 +282,7 @@ class ReductionEvent:
             unmatched_loss=None if losses is None else losses.unmatched,
             method=result.method,
             output_error=result.output_error,
+            ranked_by=result.cut.scores_name,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def long_trace(
             values = np.linspace(1.0, 2.0, count) + 1e-9 * now[0]
             return values[::-1], values
 
-        kind = SimpleNamespace(shares=shares, needs_data=False)
+        kind = SimpleNamespace(shares=shares, needs_data=False, scores_name="value")
         return SimpleNamespace(name=name, weights={}, kind=kind)
 
     layers = SimpleNamespace(meant=[handle("first"), handle("second")])
@@ -605,3 +605,16 @@ def test_a_layer_without_response() -> None:
     trace.record(3, layer)
     assert trace.settled("model") is None
     trace.plot()[0, 0].figure.canvas.draw()
+
+
+def test_scores_of_oscillators_are_not_called_hankel_singular_values() -> None:
+    trace = HankelTrace(1)
+    trace.record(1, linoss_weights(n=4), options=CutOptions(kind=LinOSS()))
+    trace.record(2, linoss_weights(n=4), options=CutOptions(kind=LinOSS()))
+    again = HankelTrace.from_dict(json.loads(json.dumps(trace.to_dict())))
+    for each in (trace, again):
+        assert [record.ranked_by for record in each.records] == ["score of the state"] * 2
+        figure = each.plot()[0, 0].figure
+        labels = [axes.get_ylabel() for axes in figure.axes]
+        assert "score of the state" in labels
+        assert "Hankel singular value" not in labels
