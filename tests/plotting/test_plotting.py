@@ -323,7 +323,7 @@ def test_long_names_keep_what_tells_them_apart() -> None:
 def check_reduction(axes: Any, name: str) -> None:
     assert axes.shape == (2, 2)
     assert axes[0, 0].get_ylabel() == name
-    assert axes[1, 0].get_title() .startswith("Gain")
+    assert axes[1, 0].get_title().startswith("Gain")
     assert axes[0, 1].get_title() == "Poles"
     assert rendered(axes).startswith(b"\x89PNG")
 
