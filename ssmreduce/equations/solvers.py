@@ -366,7 +366,8 @@ class LowRankADI(LyapunovSolver):
         if result is None:
             raise NoConvergenceError(
                 "LowRankADI() does not converge within 400 steps and 2.5 columns for each state: `A` has "
-                "modes that real shifts damp too slowly, an unstable mode, or too many inputs. Use Hammarling()."
+                "modes that real shifts damp too slowly, an unstable mode, or too many inputs. Use "
+                "Hammarling()."
             )
         return Answer(result.Z, self, result.steps)
 
