@@ -94,3 +94,33 @@ class Discretisation(Enum):
         if self is Discretisation.ZOH:
             return namespace(poles).expm1(poles * step) / poles
         return step / (1.0 - 0.5 * poles * step)
+
+
+def steps_of_decay(decay: HostArray, poles: HostArray, steps: HostArray) -> HostArray:
+    """Return steps Δ with which new poles decay in continuous time as those of a layer do.
+
+    Any step will do for what the layer computes. But optimizers move Λ by amounts that do not depend on
+    its size: with one step for all states slow modes have small Re Λ, and training throws them about.
+
+    Parameters
+    ----------
+    decay : (..., r) array
+        -Re Λ of the new states for a step of 1.
+    poles : (..., n) array
+        Λ of the layer.
+    steps : (..., n) array
+        Its steps; the new ones stay within their range.
+
+    Returns
+    -------
+    (..., r) array
+        Δ = decay over the median of -Re Λ, or the median step where that is not positive.
+    """
+    typical = np.median(-poles.real, axis=-1, keepdims=True)
+    median = np.median(steps, axis=-1, keepdims=True)
+    wanted = np.where(typical > 0.0, decay / np.where(typical > 0.0, typical, 1.0), median)
+    shortest, longest = (
+        np.min(steps, axis=-1, keepdims=True),
+        np.max(steps, axis=-1, keepdims=True),
+    )
+    return np.asarray(np.clip(wanted, shortest, longest))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import Array, HostArray, namespace
-from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal, unsaid
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed, Storage, Whole
@@ -223,13 +223,15 @@ class S4Diagonal(LTILayer):
         return self._discretisation.logarithms(self._poles(weights), self._step(weights))
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
-        """Return A_real and A_imag for the steps as they are, or the median ones of each channel."""
+        """Return A_real and A_imag for the step of each channel, or steps with which they decay as before."""
         check_decay(logarithms, "an S4D layer")
         inv_dt = weights["inv_dt"]
         new: dict[str, HostArray] = {}
         if inv_dt.shape[1] > 1:
-            median = np.median(inv_dt, axis=1, keepdims=True)
-            inv_dt = np.broadcast_to(median, logarithms.shape)
+            unit = self._discretisation.poles(logarithms, 1.0)
+            steps = steps_of_decay(-unit.real, self._poles(weights), self._step(weights))
+            inv_dt = inverse_transformed(steps, self._dt)
+            inv_dt = np.arcsinh(inv_dt) if self._fast_step else inv_dt
         new["inv_dt"] = inv_dt
         poles = self._discretisation.poles(logarithms, self._step(new))
         new["A_real"] = inverse_transformed(-poles.real, self._real)

@@ -7,7 +7,7 @@ With a step Δ = exp(log_step) for each state,
 
     h[k] = λ h[k-1] + s B u[k],   y[k] = Re(C h[k]) + D ⊙ u[k].
 
-The step is a redundant number for each state: written states take the median of the old ones. A
+The step is a redundant number for each state: written states take one with which Λ decays as before. A
 bidirectional layer runs the same states over the sequence from either end and reads them with
 C = [C_f, C_b]: the system here has the outputs of both, [C_f; C_b], with D in the first half. The error
 of the layer is then at most sqrt(2) times that of the system.
@@ -22,7 +22,7 @@ import numpy as np
 
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
-from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -118,8 +118,11 @@ class S5(LTILayer):
         return self._discretisation.logarithms(weights["Lambda"], np.exp(weights["log_step"]))
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
-        """Return Lambda for the median of the old steps, and that step for every state."""
-        log_step = np.full(logarithms.shape, np.median(weights["log_step"]))
+        """Return Lambda and log_step, for steps with which Lambda decays as in the old states."""
+        old = weights["Lambda"], np.exp(weights["log_step"])
+        steps = steps_of_decay(-self._discretisation.poles(logarithms, 1.0).real, *old)
+        # A number of single precision: weights of that dtype hold the very step that Λ is made for.
+        log_step = np.log(steps).astype(np.float32).astype(np.float64)
         return {
             "Lambda": self._discretisation.poles(logarithms, np.exp(log_step)),
             "log_step": log_step,

@@ -9,7 +9,7 @@ With Λ = Lambda_re + i Lambda_im and a step Δ = step_rescale · exp(log_step) 
 
 with φ = 2 where each stored state stands for a conjugate pair (``conj_sym``), else 1. With ``clip_eigs``
 the layer runs min(Re Λ, -1e-4) in place of Re Λ. The step is a redundant number for each state: written
-states take the median of the old ones, and where that clips, for poles near the unit circle, a step that
+states take one with which Λ decays as before, and where that clips, for poles near the unit circle, one that
 makes Re Λ = -2e-4. A bidirectional layer runs the same states over the sequence from either end and reads
 them with C = [C_f, C_b], in one array or in two: the system here has the outputs of both, [C_f; C_b], with D
 in the first half. The error of the layer is then at most sqrt(2) times that of the system.
@@ -25,7 +25,7 @@ import numpy as np
 from ssmreduce._checks import shown
 from ssmreduce._namespace import Array, HostArray, is_traced, namespace
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
-from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, stack_refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
@@ -135,12 +135,13 @@ class S5HalfSpectrum(LTILayer):
         return self._discretisation.logarithms(self._poles(weights), self._step(weights))
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
-        """Return Λ for the median of the old steps, or shorter ones where the layer would clip it."""
-        log_step = np.full(logarithms.shape, np.median(weights["log_step"]))
+        """Return Λ for steps with which it decays as before, or shorter ones where it would be clipped."""
+        unit = self._discretisation.poles(logarithms, self._step_rescale)
+        old = self._poles(weights), np.exp(weights["log_step"][:, 0])
+        log_step = np.log(steps_of_decay(-unit.real, *old))
         if self._clips:
             check_decay(logarithms, "an S5 layer with `clip_eigs`")
-            real = self._discretisation.poles(logarithms, self._step_rescale).real
-            log_step = np.minimum(log_step, np.log(real / (_MARGIN * _LARGEST_REAL_PART)))
+            log_step = np.minimum(log_step, np.log(unit.real / (_MARGIN * _LARGEST_REAL_PART)))
         # A number of single precision: weights of that dtype hold the very step that Λ is made for.
         new = {"log_step": log_step.astype(np.float32).astype(np.float64)[:, None]}
         poles = self._discretisation.poles(logarithms, self._step(new))

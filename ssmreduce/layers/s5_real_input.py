@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._namespace import Array, HostArray
-from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
@@ -91,9 +91,12 @@ class S5RealInput(LTILayer):
         return self._poles(weights) * np.exp(weights["log_dt"])
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
-        """Return A for the median of the old steps, and that step for every state."""
+        """Return A and log_dt, for steps with which A decays as in the old states."""
         check_decay(logarithms, "an S5 layer")
-        log_step = np.full(logarithms.shape, np.median(weights["log_dt"]))
+        old = self._poles(weights), np.exp(weights["log_dt"])
+        log_step = (
+            np.log(steps_of_decay(-logarithms.real, *old)).astype(np.float32).astype(np.float64)
+        )
         poles = logarithms / np.exp(log_step)
         real = inverse_transformed(-poles.real, "softplus")
         return {"A": np.stack([real, poles.imag], axis=-1), "log_dt": log_step}

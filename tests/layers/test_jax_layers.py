@@ -105,7 +105,12 @@ def test_the_system_that_is_read_and_written_is_the_layer(
     assert relative(simulated(system, inputs), outputs) <= 60 * 8 * EPS
     written = write_system(layer, system)
     assert relative(run(written, inputs), outputs) <= 100 * 60 * 8 * EPS
-    assert np.ptp(np.asarray(written.log_step)[2:]) == 0.0
+    # Steps with which the states decay as before, as far as the steps of the layer go.
+    old, new = (np.asarray(each.log_step)[:, 0] for each in (layer, written))
+    decays = -np.minimum(layer.Lambda_re, -1e-4) if clip else -np.asarray(layer.Lambda_re)
+    inside = (old.min() + 1e-3 < new) & (new < old.max() - 1e-3)
+    assert np.sum(inside) >= 2
+    np.testing.assert_allclose(-written.Lambda_re[inside], np.median(decays), rtol=1e-5)
     if clip:
         assert np.all(np.asarray(written.Lambda_re) <= -1e-4)
 

@@ -34,6 +34,7 @@ from ssmreduce.errors import (
     UnstableSystemError,
     UnsupportedLayerError,
 )
+from ssmreduce.layers.discretisation import steps_of_decay
 
 # Sums of 40 steps, rounded in single precision: S4D raises exp(Λ Δ) to powers as a whole.
 ALLOWED = {"float32": 1e-5, "float64": 1e-10}
@@ -331,3 +332,27 @@ def test_the_documented_class_of_a_users_layer(
     )
     with pytest.raises(UnstableSystemError, match="Oscillators"):
         write_system(layer, wild)
+
+
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_states_of_s5_decay_after_a_cut_as_before(bilinear: bool) -> None:
+    """Training moves each Λ by as much as any other: slow modes get short steps, not a small Re Λ."""
+    torch.manual_seed(0)
+    layer = s5(False, bilinear, states=24).seq
+    with torch.no_grad():
+        layer.Lambda.real.mul_(torch.linspace(0.5, 2.0, 24))
+    typical = np.median(-layer.Lambda.detach().real.numpy())
+    steps = layer.log_step.detach().exp()
+    reduce_layer(layer, 20)
+    decays, new = -layer.Lambda.detach().real, layer.log_step.detach().exp()
+    inside = (new > 1.001 * steps.min()) & (new < 0.999 * steps.max())
+    assert inside.sum() >= 10
+    np.testing.assert_allclose(decays[inside], typical, rtol=1e-5)
+
+
+def test_a_median_that_grows_leaves_the_median_step() -> None:
+    poles, steps = np.array([0.1 + 1j, 0.2 + 1j, -1.0]), np.array([0.1, 0.2, 0.4])
+    np.testing.assert_array_equal(steps_of_decay(np.array([0.5, -0.3]), poles, steps), [0.2, 0.2])
+    np.testing.assert_allclose(
+        steps_of_decay(np.array([0.15, -0.3, 9.0]), poles - 1.0, steps), [0.15 / 0.9, 0.1, 0.4]
+    )
