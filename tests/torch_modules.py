@@ -134,9 +134,9 @@ class SSMKernelDPLR(SSMKernelDiag):
 
     def _matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B of the discrete systems with all conjugate states, (H, N, N) and (H, N)."""
-        step = TRANSFORMS[self.dt_transform](self.inv_dt)[..., None]
         real = TRANSFORMS[self.real_transform](self.A_real)
         half = -real - 1j * TRANSFORMS[self.imag_transform](self.A_imag)
+        step = TRANSFORMS[self.dt_transform](self.inv_dt).expand(half.shape).repeat(1, 2)[..., None]
         low, B = torch.view_as_complex(self.P), torch.view_as_complex(self.B)[0]
         low, B = torch.cat([low, low.conj()], -1), torch.cat([B, B.conj()], -1)
         A = torch.diag_embed(torch.cat([half, half.conj()], -1))

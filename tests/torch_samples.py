@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
         }.items()
     },
     "s4": Case(lambda: SSMKernelDPLR(3, 24), _kernel, _responses),
+    "s4 steps": Case(lambda: SSMKernelDPLR(3, 24, dt_tie=False), _kernel, _responses),
     "s4 rank 2": Case(lambda: SSMKernelDPLR(3, 24, rank=2, heads=2), _kernel, _responses),
 }
 

@@ -104,7 +104,8 @@ class S4(S4Diagonal):
         p = real_input(P)  # of [P; conj P] in coordinates [Re; Im]; its adjoint there is twice that
         A = real_state(self._poles(weights)) - 2.0 * p @ adjoint(p)
         B, C = real_input(b), 2.0 * real_output(c)
-        half_step = 0.5 * self._step(weights)[..., None]
+        step = np.broadcast_to(self._step(weights), b.shape[:-1])
+        half_step = 0.5 * np.concatenate([step, step], axis=-1)[..., None]
         identity = np.eye(A.shape[-1])
         backward = identity - half_step * A
         A = np.asarray(np.linalg.solve(backward, identity + half_step * A))
