@@ -20,7 +20,7 @@ from ssmreduce._checks import (
     shown,
     whole_number,
 )
-from ssmreduce._namespace import HostArray, is_array, to_double
+from ssmreduce._namespace import HostArray, adjoint, is_array, to_double
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.gramians.batch import batch_indices
 from ssmreduce.norms.gain import Gain, check_alike
@@ -37,8 +37,10 @@ from ssmreduce.plotting.axes import (
     positive,
     say,
 )
-from ssmreduce.systems.diagonal import System, check_system, is_complex
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
 from ssmreduce.systems.response import impulse_response
+from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.time_step import checked_range, exponents
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 
 if TYPE_CHECKING:
@@ -52,6 +54,18 @@ _ITERATIONS = 8
 
 _LEAST_GAIN = -240.0
 """dB below the peak that count as none: there is rounding alone."""
+
+_PER_PERIOD = 10
+"""Samples of a period of what is drawn as a line, at least."""
+
+_COLUMNS = 200
+"""Columns of an envelope, at most."""
+
+_FINEST = 1000
+"""Samples at which the extremes in a column of an envelope are looked for, at most."""
+
+_LASTING = 5.0
+"""Time constants within a four-hundredth of the picture after which a mode is no oscillation in it."""
 
 _LONGEST = 1000
 """Samples of a response, unless asked for more."""
@@ -191,7 +205,7 @@ def plot_gain(
     -------
     Axes
         Over rad/s, or rad/sample where the sampling time is 1, with a line at the Nyquist
-        frequency.
+        frequency. Curves end 240 dB below the highest peak: rounding alone is left there.
 
     Raises
     ------
@@ -343,6 +357,9 @@ def plot_impulse(
 ) -> Axes:
     """Impulse response of a system and of a reduced one, from one input to one output.
 
+    Where a continuous system oscillates more than 100 times before it has decayed, its envelope is
+    drawn: the smallest and the largest value in each of up to 200 intervals.
+
     Parameters
     ----------
     system : StateSpace or DiagonalStateSpace
@@ -398,17 +415,26 @@ def plot_impulse(
             )
     grid = _grid([*singles.values()], length, times)
     at = _strongest(singles, grid) if channel is None else _channel(system, channel)
-    if length is None and times is None:
-        grid = _shortened(_grid([singles[at[:-2]]], None, None), singles[at[:-2]], at)
     chosen = [("full", FULL, singles[at[:-2]])]
     if others is not None:
         check_alike(singles[at[:-2]], others[at[:-2]])
         chosen.append(("reduced", REDUCED, others[at[:-2]]))
+    periods = 0.0
+    if length is None and times is None:
+        grid = _shortened(_grid([singles[at[:-2]]], None, None), singles[at[:-2]], at)
+        if "times" in grid:
+            periods = max(_periods(each, grid["times"][-1]) for _, _, each in chosen)
+            grid = _fine_enough(grid, periods)
     axes = one_panel(ax)
     is_discrete = isinstance(system.time, Discrete)
     step = system.time.dt if isinstance(system.time, Discrete) else 1.0
+    is_envelope = _PER_PERIOD * periods > _LONGEST
     for label, style, single in chosen:
-        response = _response(single, at, grid).real
+        channel_of = _one_channel(single, at)
+        if is_envelope:
+            _draw_envelope(axes, channel_of, grid["times"][-1], periods, label, style)
+            continue
+        response = impulse_response(channel_of, **grid)[:, 0, 0].real
         instants = step * np.arange(response.size) if is_discrete else grid["times"]
         drawn: dict[str, Any] = {"drawstyle": "steps-post"} if is_discrete else {}
         axes.plot(instants, response, label=label, **style, **drawn)
@@ -416,6 +442,8 @@ def plot_impulse(
     real = (
         "real part of the response" if any(is_complex(each[2]) for each in chosen) else "response"
     )
+    if is_envelope:
+        real = f"{real}: smallest and largest"
     x = "sample" if is_discrete and step == 1.0 else "time (s)"
     finish(axes, f"Impulse response{of} from u[{at[-1]}] to y[{at[-2]}]", x, real)
     return axes
@@ -426,11 +454,9 @@ def _indices(system: System, name: str) -> list[tuple[int, ...]]:
     return list(batch_indices(system))
 
 
-def _response(system: System, channel: tuple[int, ...], grid: dict[str, Any]) -> HostArray:
-    """One channel of the impulse response, shape (L,)."""
+def _one_channel(system: System, channel: tuple[int, ...]) -> System:
     rows, columns = (slice(index, index + 1) for index in channel[-2:])
-    single = replace(system, B=system.B[:, columns], C=system.C[rows], D=system.D[rows, columns])
-    return impulse_response(single, **grid)[:, 0, 0]
+    return replace(system, B=system.B[:, columns], C=system.C[rows], D=system.D[rows, columns])
 
 
 def _grid(systems: list[System], length: int | None, times: Any) -> dict[str, Any]:
@@ -449,12 +475,75 @@ def _grid(systems: list[System], length: int | None, times: Any) -> dict[str, An
 
 def _shortened(grid: dict[str, Any], system: System, channel: tuple[int, ...]) -> dict[str, Any]:
     """As much of it as nearly all of the energy of a response comes in, and some more."""
-    energy = np.cumsum(np.abs(_response(system, channel, grid)) ** 2)
+    single = _one_channel(system, channel)
+    if "length" in grid:
+        energies = np.abs(impulse_response(single, **grid)[:, 0, 0]) ** 2
+    else:
+        end = grid["times"][-1]
+        responses = _in_columns(single, end, _POINTS - 1, _periods(single, end))
+        energies = np.mean(responses**2, axis=1)
+    energy = np.cumsum(energies)
     count = int(1.5 * np.searchsorted(energy, _SEEN * energy[-1])) + 1
     if "length" in grid:
         return {"length": min(max(count, 20), grid["length"])}
     end = grid["times"][min(count, _POINTS - 1)]
     return {"times": np.linspace(0.0, end, _POINTS)}
+
+
+def _fine_enough(grid: dict[str, Any], periods: float) -> dict[str, Any]:
+    """The same times, with enough samples in each period."""
+    points = int(np.clip(_PER_PERIOD * periods, _POINTS, _LONGEST))
+    return {"times": np.linspace(0.0, grid["times"][-1], points)}
+
+
+def _periods(system: System, end: float) -> float:
+    """Periods up to `end` of the fastest mode that does not vanish at once."""
+    poles = system.poles().astype(np.complex128)
+    lasting = np.abs(poles.imag[-poles.real * end < _LASTING * _POINTS])
+    return float(lasting.max(initial=0.0) * end / (2.0 * np.pi))
+
+
+def _draw_envelope(
+    axes: Axes, system: System, end: float, periods: float, label: str, style: dict[str, Any]
+) -> None:
+    """What lies between the extremes of columns that each hold a period, full or as two lines."""
+    columns = int(min(_COLUMNS, periods / 1.5))
+    found = _in_columns(system, end, columns, periods)
+    middle = (np.arange(columns) + 0.5) * (end / columns)
+    low, high = found.min(axis=1), found.max(axis=1)
+    if style is FULL:
+        look = {"linewidth": style["linewidth"], "color": style["color"]}
+        axes.fill_between(middle, low, high, label=label, **look)
+    else:
+        for values, name in ((high, label), (low, None)):
+            axes.plot(middle, values, label=name, **{**style, "linestyle": "-"})
+
+
+def _in_columns(system: System, end: float, columns: int, periods: float) -> HostArray:
+    """Real part of the response of one channel in `columns` intervals up to `end`, one a row.
+
+    C exp(A (t + d)) B is a product of a row that depends on d and a column that depends on t: a million
+    samples take no more steps than there are columns, and samples in one. Where a mode is so fast that
+    there are fewer than ten in its period, they still meet it at all phases, unless it has exactly theirs.
+    """
+    width = end / columns
+    samples = int(np.clip(np.ceil(_PER_PERIOD * periods / columns), 2, _FINEST)) + 1
+    starts, within = width * np.arange(columns), np.linspace(0.0, width, samples)
+    if isinstance(system, DiagonalStateSpace):
+        eigenvalues = system.eigenvalues
+        with np.errstate(over="ignore", invalid="ignore"):
+            states = np.exp(exponents(eigenvalues, starts[:, None])) * system.B[:, 0]
+            rows = np.conj(np.exp(exponents(eigenvalues, within[:, None])) * system.C[0])
+    else:
+        everything = np.eye(system.order)
+        driven = StateSpace(system.A, system.B, everything, time=system.time)
+        read = StateSpace(adjoint(system.A), adjoint(system.C), everything, time=system.time)
+        states = impulse_response(driven, times=starts)[:, :, 0]
+        rows = impulse_response(read, times=within)[:, :, 0]
+    found: HostArray = (states @ adjoint(rows)).real
+    return checked_range(
+        found, "the response drawn", "Pass earlier `times`, or look at system.poles()."
+    )
 
 
 def _until(rates: HostArray, otherwise: float) -> float:
