@@ -160,6 +160,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..., a {type_name(value)}"
 
 
+def exact(value: float) -> str:
+    """The fewest digits that are this double and no other, and no sign of a zero."""
+    return repr(float(value) + 0.0).removesuffix(".0")
+
+
 def flag(value: object, name: str) -> bool:
     """Return `value` as a bool."""
     if isinstance(value, bool | np.bool_):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._checks import exact
 from ssmreduce._namespace import HostArray
 from ssmreduce._poles import are_stable
 from ssmreduce._schur import SchurForm
@@ -54,7 +55,7 @@ def check_stable(
         worst, limit, kind = float(eigenvalues.real.max()), 0.0, "Re λ"
     if worst < limit:
         return
-    raise _unstable(f"{kind} = {worst:.17g}; expected {kind} < {limit:g}", time, name, advice)
+    raise _unstable(f"{kind} = {exact(worst)}; expected {kind} < {limit:g}", time, name, advice)
 
 
 def check_stable_form(
@@ -82,9 +83,9 @@ def check_stable_form(
     if isinstance(time, Discrete):
         kind, found, limit = "|λ|", float(np.abs(worst)), 1.0
     if found >= limit:
-        raise _unstable(f"{kind} = {found:.17g}; expected {kind} < {limit:g}", time, name, advice)
+        raise _unstable(f"{kind} = {exact(found)}; expected {kind} < {limit:g}", time, name, advice)
     raise _unstable(
-        f"{kind} = {found:.17g}, which rounding of the state matrix cannot tell from {limit:g}; expected "
+        f"{kind} = {exact(found)}, which rounding of the state matrix cannot tell from {limit:g}; expected "
         f"{kind} < {limit:g} by more than that",
         time,
         name,

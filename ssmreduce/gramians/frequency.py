@@ -22,7 +22,7 @@ import numpy as np
 from scipy import linalg
 
 from ssmreduce._boundary import any_library
-from ssmreduce._checks import shown
+from ssmreduce._checks import exact, shown
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations.smith import compress_columns
@@ -155,7 +155,7 @@ def check_band(system: System, band: tuple[float, float]) -> Band:
         unit = "radians per sample" if isinstance(system.time, Discrete) else "rad/s"
         mirrored = " The mirrored band is always included for a real system." if real else ""
         raise OrderError(
-            f"`band` is ({low}, {high}); expected a band within [{lowest:.17g}, {limit:.17g}] {unit}."
+            f"`band` is ({low}, {high}); expected a band within [{exact(lowest)}, {exact(limit)}] {unit}."
             f"{mirrored} Multiply frequencies in Hz by 2π"
             f"{' dt' if isinstance(system.time, Discrete) else ''}."
         )

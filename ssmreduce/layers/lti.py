@@ -14,7 +14,7 @@ from abc import abstractmethod
 
 import numpy as np
 
-from ssmreduce._checks import type_name
+from ssmreduce._checks import exact, type_name
 from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData
@@ -323,7 +323,7 @@ def check_decay(logarithms: HostArray, kind: str) -> None:
     if np.any(logarithms.real >= 0.0):
         largest = float(np.exp(logarithms.real.max()))
         raise UnstableSystemError(
-            f"`system` has a pole with |λ| = {largest:.17g}; {kind} stores |λ| < 1 only. "
+            f"`system` has a pole with |λ| = {exact(largest)}; {kind} stores |λ| < 1 only. "
             f"Reduce to another order, or keep poles of the layer's own: {OWN_POLES}."
         )
 

@@ -22,7 +22,12 @@ from ssmreduce._checks import (
 )
 from ssmreduce._display import cell, html_table, text_table
 from ssmreduce._namespace import HostArray, to_double
-from ssmreduce.errors import OrderError, SSMReduceError, UnsupportedLayerError
+from ssmreduce.errors import (
+    OrderError,
+    SSMReduceError,
+    UnstableSystemError,
+    UnsupportedLayerError,
+)
 from ssmreduce.layers.layer import LayerCut, SystemCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
@@ -285,6 +290,8 @@ def sweep(
         system.
     UnsupportedLayerError
         If `model` is nothing that can be reduced, or a PyTorch module that cannot be copied.
+    UnstableSystemError
+        If a system is unstable: sweep ``split_unstable(system).stable``, where all of the error is.
     SSMReduceError
         As `balance` or `reduce_model`.
 
@@ -332,7 +339,13 @@ class _SystemCuts:
     """Cuts of one system, or batch, which is balanced once."""
 
     def __init__(self, system: System, options: CutOptions) -> None:
-        self._balancing = balance(system, horizon=options.horizon)
+        try:
+            self._balancing = balance(system, horizon=options.horizon)
+        except UnstableSystemError as error:
+            raise UnstableSystemError(
+                f"{error} A sweep has no `keep_unstable`: pass it split_unstable(system).stable, where all "
+                "of the error is."
+            ) from error
         self._gains: HostArray | None = None
 
     def cut(self, order: int | OrderRule) -> tuple[System, SweepRow]:

@@ -10,5 +10,6 @@ def check_stable(system: System) -> None:
     """Raise `UnstableSystemError` if a pole lies on or outside the stability boundary."""
     check_stable_system(
         system,
-        "The norm is infinite or undefined otherwise: split off the unstable part first.",
+        "The norm is infinite or undefined otherwise. Take split_unstable(system).stable, or for the "
+        "error of a reduction its verify(certified=True).",
     )

@@ -125,6 +125,13 @@ def count_states(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def few_ticks(axes: Axes) -> None:
+    """So few ticks along x that labels of many digits do not overlap."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+
+
 def say(axes: Axes, text: str) -> None:
     """Write into axes that have nothing to show."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)

@@ -31,6 +31,7 @@ from ssmreduce.plotting.axes import (
     FULL,
     GREY,
     REDUCED,
+    few_ticks,
     finish,
     legend_above,
     one_panel,
@@ -147,6 +148,7 @@ def plot_poles(
         _draw_circle(axes, folded, np.concatenate(sets))
     else:
         axes.axvline(0.0, color="black", linewidth=0.8)
+        few_ticks(axes)
     finish(axes, "Poles", f"Re λ{per_second}", f"{imaginary}{rad}", legend=False)
     legend_above(axes)
     return axes

@@ -166,6 +166,7 @@ class BalancedUnstable(Reducible):
             hsv=self.hsv,
             error_bound=0.0,
             unstable=self.unstable,
+            stable_part=None if self._stable is None else self._stable.unchanged(),
         )
 
     def _joined(self, inner: Reduction) -> Reduction:

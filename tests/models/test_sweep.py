@@ -20,6 +20,7 @@ from torch_samples import cross_entropy, model_and_batches
 
 from ssmreduce import (
     Calibration,
+    Continuous,
     CutOptions,
     DiagonalStateSpace,
     Discrete,
@@ -34,10 +35,17 @@ from ssmreduce import (
     reduce_model,
     sweep,
 )
-from ssmreduce.errors import CalibrationWarning, OrderError, ShapeError, UnsupportedLayerError
+from ssmreduce.errors import (
+    CalibrationWarning,
+    OrderError,
+    ShapeError,
+    UnstableSystemError,
+    UnsupportedLayerError,
+)
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.models.sweep import Sweep, SweepRow
 from ssmreduce.reduction.measured import to_nothing
+from ssmreduce.reduction.unstable import split_unstable
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -308,6 +316,15 @@ def test_data_that_do_not_fit_are_refused() -> None:
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sweep(**{"model": good_calls.dense(), "orders": [1, 2], **arguments})
+
+
+def test_unstable_systems_are_refused_with_what_a_sweep_takes() -> None:
+    system = DiagonalStateSpace([-1.0, -0.0], [[1.0]] * 2, [[1.0] * 2], time=Continuous())
+    with pytest.raises(UnstableSystemError, match=r"Re λ = 0;.* pass it split_unstable") as caught:
+        sweep(system, [1])
+    assert "-0" not in str(caught.value)
+    (row,) = sweep(split_unstable(system).stable, [1]).rows
+    assert row.order == 1
 
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,12 +24,14 @@ from ssmreduce import (
     balance,
     balanced_truncation,
     calibrate,
+    diagonalised,
     error_bounds,
     frequency_response,
     h2_optimal,
     hinf_norm,
     impulse_response,
     modal_truncation,
+    parallel,
     reduce_layer,
     reduce_model,
     sweep,
@@ -168,6 +171,16 @@ def test_poles_in_the_unit_disk_and_the_half_plane() -> None:
     assert set(half.lines[0].get_xdata()) == {0.0}
 
 
+def test_labels_of_fast_poles_do_not_overlap() -> None:
+    axes = plot_poles(2e5 * np.linspace(-1.0, -0.01, 6), time=Continuous())
+    axes.figure.canvas.draw()
+    low, high = axes.get_xlim()
+    shown = [each for each in axes.get_xticklabels() if low <= each.get_position()[0] <= high]
+    boxes = [each.get_window_extent() for each in shown]
+    assert len(boxes) > 2
+    assert all(one.x1 < two.x0 for one, two in itertools.pairwise(boxes))
+
+
 @pytest.mark.parametrize("system", [slow(), fast()], ids=["discrete", "continuous"])
 def test_gains_are_those_of_the_frequency_response(system: Any) -> None:
     reduction = balanced_truncation(system, 1)
@@ -245,6 +258,53 @@ def test_impulse_responses_over_seconds_and_of_batches() -> None:
     assert 1.0 < last < 8.0
     title = plot_impulse(good_calls.channels(), channel=(1, 0, 0)).get_title()
     assert title == "Impulse response of system 1 from u[0] to y[0]"
+
+
+def resonance(omega: float, damping: float) -> StateSpace:
+    """With the impulse response ω exp(-ζ ω t) sin(ω t), for small ζ."""
+    A = [[0.0, omega], [-omega, -2.0 * damping * omega]]
+    return StateSpace(A, [[0.0], [omega]], [[1.0, 0.0]], time=Continuous())
+
+
+def test_each_period_of_an_impulse_response_has_ten_samples() -> None:
+    times = plot_impulse(resonance(100.0, 0.01)).lines[0].get_xdata()
+    assert times.size > 400
+    assert np.diff(times).max() <= 2.0 * np.pi / 100.0 / 9.9
+
+
+@pytest.mark.parametrize("change", [lambda system: system, diagonalised])
+@pytest.mark.parametrize("damping", [1e-3, 1e-5])
+def test_of_many_periods_the_envelope_is_drawn(
+    change: Callable[[Any], Any], damping: float
+) -> None:
+    omega = 2.0 * np.pi * 30e3
+    system = change(resonance(omega, damping))
+    axes = plot_impulse(system, system)
+    assert axes.get_ylabel() == "response: smallest and largest"
+    (filled,) = axes.collections
+    for values, sign in zip(axes.lines, (1.0, -1.0), strict=True):
+        times, width = values.get_xdata(), values.get_xdata()[0]
+        assert times[-1] > 4.0 / (damping * omega)
+        # The largest value in a column is that at its beginning, or up to a period later.
+        first, last = (np.exp(-damping * omega * (times + shift)) for shift in (-width, 0.0))
+        assert np.all(sign * values.get_ydata() <= omega * first)
+        assert np.all(sign * values.get_ydata() >= 0.9 * omega * last)
+        corner = filled.get_paths()[0].get_extents()
+        extreme = corner.y1 if sign > 0.0 else corner.y0
+        assert extreme == pytest.approx(values.get_ydata()[0])
+
+
+def test_a_fast_mode_does_not_hide_a_slow_one() -> None:
+    slowly = StateSpace([[-1.0]], [[100.0]], [[1.0]], time=Continuous())
+    system = parallel(slowly, resonance(1e4, 1e-4))
+    axes = plot_impulse(system, slowly)
+    high, low = (values.get_ydata() for values in axes.lines)
+    times, width = axes.lines[0].get_xdata(), 2.0 * axes.lines[0].get_xdata()[0]
+    np.testing.assert_allclose(high, 100.0 * np.exp(-(times - width / 2.0)))
+    np.testing.assert_allclose(low, 100.0 * np.exp(-(times + width / 2.0)))
+    corners = axes.collections[0].get_paths()[0].get_extents()
+    assert 9.5e3 < corners.y1 < 1.02e4
+    assert -1e4 < corners.y0 < -9.4e3
 
 
 def test_of_a_long_response_a_thousand_samples_are_drawn() -> None:
@@ -362,6 +422,13 @@ def test_a_reduction() -> None:
 )
 def test_reductions_of_every_kind(reduce: Callable[[], Any], name: str) -> None:
     check_reduction(reduce().plot(), name)
+
+
+def test_an_unstable_pole_is_no_hankel_singular_value() -> None:
+    system = DiagonalStateSpace([-1.0, 2.0], [[1.0]] * 2, [[1.0] * 2], time=Continuous())
+    whole = balanced_truncation(system, 2, keep_unstable=True)
+    assert whole.verify(certified=True) == 0.0
+    assert legend(whole.plot()[0, 0])[:2] == ["all 1", "1 of 1 kept: 100 % of Σσ²"]
 
 
 def test_a_balancing() -> None:
