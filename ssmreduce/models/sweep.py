@@ -82,8 +82,9 @@ class SweepRow:
         Stored states after the cut: of the largest system of a batch, of all layers of a model
         together.
     error_bound : float or None
-        Bound on the H-infinity error, the largest over a batch or the layers; None where one of
-        them has none. With data, this and the next two are those of balanced truncation to the same
+        Bound on the H-infinity error in exact arithmetic, the largest over a batch or the layers;
+        None where one of them has none. Rounding may lift an error slightly above a small bound:
+        with one state less than all, error and bound are equal. With data, this and the next two are those of balanced truncation to the same
         order, without data.
     measured_error : float or None
         Measured error, a lower bound, the largest over a batch or the layers; None where, with

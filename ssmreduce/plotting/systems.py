@@ -207,7 +207,7 @@ def plot_gain(
     -------
     Axes
         Over rad/s, or rad/sample where the sampling time is 1, with a line at the Nyquist
-        frequency. Curves end 240 dB below the highest peak: rounding alone is left there.
+        frequency. Curves end 240 dB below the highest peak, where only rounding is left.
 
     Raises
     ------
