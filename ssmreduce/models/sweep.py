@@ -83,9 +83,9 @@ class SweepRow:
         together.
     error_bound : float or None
         Bound on the H-infinity error in exact arithmetic, the largest over a batch or the layers;
-        None where one of them has none. Rounding may lift an error slightly above a small bound:
-        with one state less than all, error and bound are equal. With data, this and the next two are those of balanced truncation to the same
-        order, without data.
+        None where one of them has none. Rounding may lift an error above a bound that is small and
+        tight, as that of one state less than all may be. With data, this and the next two are those
+        of balanced truncation to the same order, without data.
     measured_error : float or None
         Measured error, a lower bound, the largest over a batch or the layers; None where, with
         data, a layer cannot be cut without them.

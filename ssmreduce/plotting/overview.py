@@ -59,8 +59,8 @@ def draw_balancing(hsv: Array, order: int | None, has_bound: bool, ax: Any) -> H
     bounds = tail_bounds(values).reshape(-1, values.shape[-1] + 1).max(axis=0)
     axes: HostArray = panels(ax, (10.0, 4.2), 1, 2)[0]
     if not values.size:
-        say(axes[0], "there are no states")
-        say(axes[1], "there are no states")
+        say(axes[0], "there are no stable states")
+        say(axes[1], "there are no stable states")
         return axes
     plot_hsv(values, order, ax=axes[0])
     errors = {"error bound": bounds} if has_bound else {}

@@ -19,7 +19,7 @@ from ssmreduce._boundary import (
 )
 from ssmreduce._checks import check_instance, flag, shown
 from ssmreduce._display import short
-from ssmreduce._namespace import Array, HostArray, is_host_double
+from ssmreduce._namespace import Array, HostArray, is_host_double, to_host
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
@@ -394,7 +394,11 @@ class Balancing:
         from ssmreduce.plotting.overview import draw_balancing
 
         has_bound = self.horizon is None and self.emphasis is None
-        return draw_balancing(self.hsv, order, has_bound, ax)
+        count = self.hsv.shape[-1]
+        # Zeros stand for the states that are kept because they are unstable.
+        each = count // max(self.system.order, 1)
+        values = self.hsv[..., : count - each * int(to_host(self.unstable).min())]
+        return draw_balancing(values, order, has_bound, ax)
 
     def budget_values(self) -> list[HostArray]:
         """For each system, the values by which a `TotalBudget` shares out states.

@@ -429,6 +429,9 @@ def test_an_unstable_pole_is_no_hankel_singular_value() -> None:
     whole = balanced_truncation(system, 2, keep_unstable=True)
     assert whole.verify(certified=True) == 0.0
     assert legend(whole.plot()[0, 0])[:2] == ["all 1", "1 of 1 kept: 100 % of Σσ²"]
+    assert legend(balance(system, keep_unstable=True).plot()[0])[0] == "all 1"
+    real = dataclasses.replace(system, real_output=True)
+    assert legend(balance(real, keep_unstable=True).plot()[0])[0] == "all 2"
 
 
 def test_a_balancing() -> None:
@@ -456,7 +459,7 @@ def test_a_system_without_states() -> None:
     static = StateSpace(
         np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((1, 0)), [[2.0]], time=Discrete()
     )
-    assert balance(static).plot()[0].texts[0].get_text() == "there are no states"
+    assert balance(static).plot()[0].texts[0].get_text() == "there are no stable states"
     gain = plot_gain(static).lines[0].get_ydata()
     np.testing.assert_allclose(gain, 20.0 * np.log10(2.0))
     assert plot_impulse(static, length=3).lines[0].get_ydata().tolist() == [2.0, 0.0, 0.0]
