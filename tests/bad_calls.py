@@ -431,6 +431,7 @@ ANYTHING = {
     ("assert_same_library", "like"),
     ("ReductionEvent", "tau"),
     ("ReductionEvent", "error_bound"),
+    ("ReductionEvent", "measured_error"),
     ("ReductionEvent", "rolled_back"),
     ("FixedOrder.choose", "hsv"),
     ("StateSpace[]", "index"),

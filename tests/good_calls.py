@@ -116,6 +116,10 @@ def model() -> Any:
     return torch.nn.Sequential(torch.nn.Linear(2, 2), LRU(2, 2, 6, rmin=0.5))
 
 
+def calibration() -> sr.Calibration:
+    return sr.Calibration.of_inputs({"model": np.ones((4, 6, 3))})
+
+
 @cache
 def equinox_layer() -> Any:
     return equinox_lru.LRU(6, 2, rng=rng())
@@ -248,6 +252,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         sr.to_discrete(diagonal_system(rng(), 3, 1, 1, discrete=False), 0.1).is_stable,
         {"margin": 0.01},
     ),
+    "DiagonalStateSpace.rescaled": lambda: (diagonal().rescaled, {"scale": np.ones(4)}),
     "StateSpace[]": lambda: (batch().__getitem__, {"index": 1}),
     "DiagonalStateSpace[]": lambda: (channels().__getitem__, {"index": 1}),
     "rescaled": lambda: (diagonal().rescaled, {"scale": np.ones(4)}),
@@ -485,13 +490,18 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
             "max_sequences": 4,
         },
     ),
+    "Calibration": lambda: (sr.Calibration, {"layers": calibration().layers, "runs": None}),
+    "Calibration.merged": lambda: (
+        lambda other: calibration().merged(other),
+        {"other": calibration()},
+    ),
     "Calibration.of_inputs": lambda: (
         sr.Calibration.of_inputs,
         {"inputs": {"model": np.ones((4, 6, 3))}, "weights": {"model": np.ones((4, 6))}},
     ),
     "Calibration.from_arrays": lambda: (
         sr.Calibration.from_arrays,
-        {"arrays": sr.Calibration.of_inputs({"model": np.ones((4, 6, 3))}).to_arrays()},
+        {"arrays": calibration().to_arrays()},
     ),
     "sweep": lambda: (
         sr.sweep,
@@ -543,6 +553,10 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "ReductionSchedule": lambda: (
         sr.ReductionSchedule,
         {"total_steps": 100, "start": 0.1, "stop": 0.5, "attempts": 2},
+    ),
+    "ReductionSchedule.at": lambda: (
+        lambda step: sr.ReductionSchedule.at(step, 40),
+        {"step": 5},
     ),
     "ReductionSchedule.due": lambda: (schedule().due, {"step": 5}),
     "RollbackPolicy": lambda: (

@@ -129,6 +129,8 @@ class CutOptions:
         """Return the options with a kind that was given apart from them; these options if `kind` is
         None.
 
+        :meta private:
+
         Parameters
         ----------
         kind : str, Layer, dict of them by layer name, or None
@@ -154,28 +156,42 @@ class CutOptions:
         return replace(self, kind=kind)
 
     def size(self, count: int) -> int:
-        """Return the `count`-th of the orders that may be stored, from 1 on."""
+        """Return the `count`-th of the orders that may be stored, from 1 on.
+
+        :meta private:
+        """
         return self.multiple_of << (count - 1) if self.power_of_two else self.multiple_of * count
 
     def count(self, order: int) -> int:
-        """Return how many orders may be stored up to the first one that holds `order` states."""
+        """Return how many orders may be stored up to the first one that holds `order` states.
+
+        :meta private:
+        """
         multiples = -(-order // self.multiple_of)
         return max(multiples - 1, 0).bit_length() + 1 if self.power_of_two else multiples
 
     def rounded_up(self, order: int) -> int:
-        """Return the least order that may be stored and holds `order` states."""
+        """Return the least order that may be stored and holds `order` states.
+
+        :meta private:
+        """
         multiples = -(-order // self.multiple_of)
         if self.power_of_two:
             multiples = 1 << max(multiples - 1, 0).bit_length()
         return self.multiple_of * multiples
 
     def rounded_down(self, order: int) -> int:
-        """Return the largest order that may be stored and is no more than `order`; 0 if there is none."""
+        """Return the largest order that may be stored and is no more than `order`; 0 if there is none.
+
+        :meta private:
+        """
         above = self.count(order + 1)
         return self.size(above - 1) if above > 1 else 0
 
     def check_method(self, *, has_data: bool) -> None:
         """Raise unless there are data for the method.
+
+        :meta private:
 
         Parameters
         ----------

@@ -53,6 +53,11 @@ class Calibration:
         that were cut, and candidates may be compared by a loss. Without them each layer is cut by
         itself.
 
+    Raises
+    ------
+    OrderError, ShapeError
+        If there is no layer, or something is not of its class.
+
     Examples
     --------
     For one layer whose inputs are known:
@@ -72,6 +77,17 @@ class Calibration:
 
     layers: dict[str, LayerRecord]
     runs: Runs | None = None
+
+    def __post_init__(self) -> None:
+        check_instance(self.layers, Mapping, "layers", "Calibration.of_inputs({'encoder.0': u})")
+        if not self.layers:
+            raise ShapeError("`layers` is empty; expected one layer at least, by name.")
+        for name, record in self.layers.items():
+            check_text(name, "layers", "the names of the layers")
+            check_instance(record, LayerRecord, f"layers[{name!r}]", "Calibration.of_inputs")
+        if self.runs is not None:
+            check_instance(self.runs, Runs, "runs", "calibrate(model, batches)")
+        vars(self).update(layers=dict(self.layers))
 
     @classmethod
     def of_inputs(
@@ -196,11 +212,14 @@ class Calibration:
 
         Raises
         ------
+        OrderError
+            If one is no calibration.
         ShapeError
             If they are of other layers, or of layers of another width.
         """
         layers = dict(self.layers)
         for other in others:
+            check_instance(other, Calibration, "others", "data.merged(*from_other_processes)")
             if other.layers.keys() != layers.keys():
                 raise ShapeError(
                     f"a calibration of `others` has the layers {listed(other.layers)}, this one "
@@ -219,6 +238,8 @@ class Calibration:
     def for_first(self, found: Layers) -> Calibration:
         """Return the same, without batches where one process cannot run the model: the first
         decides alone.
+
+        :meta private:
 
         Parameters
         ----------
@@ -264,6 +285,8 @@ class Calibration:
 
     def record_of(self, handle: LayerHandle, *, alone: bool = False) -> LayerRecord:
         """Return the record of a layer.
+
+        :meta private:
 
         Parameters
         ----------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssmreduce._namespace import HostArray
+from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.gramians.sequences import LayerData, Sequences
 
@@ -36,6 +37,11 @@ class LayerRecord:
     targets : (N, L, p) array, optional
         Outputs to reproduce; by default those of the layer as it is.
 
+    Raises
+    ------
+    ShapeError
+        If shapes do not fit.
+
     Examples
     --------
     >>> import numpy as np
@@ -50,6 +56,21 @@ class LayerRecord:
     weights: HostArray
     held_out: HostArray
     targets: HostArray | None = None
+
+    def __post_init__(self) -> None:
+        arrays = [self.inputs, self.weights, self.held_out]
+        shapes = [each.shape if isinstance(each, np.ndarray) else None for each in arrays]
+        first = shapes[0]
+        if first is None or len(first) != 3 or shapes[1:] != [first[:2], first[:1]]:
+            raise ShapeError(
+                f"`inputs`, `weights` and `held_out` have shapes {', '.join(map(str, shapes))}; expected "
+                "arrays of shape (N, L, m), (N, L) and (N,). Try Calibration.of_inputs."
+            )
+        if self.held_out.dtype != bool:
+            raise ShapeError(
+                f"`held_out` has dtype {self.held_out.dtype}; expected bools. Try "
+                "Calibration.of_inputs."
+            )
 
     def outputs(self, handle: LayerHandle) -> HostArray:
         """Return the outputs that a layer is to reproduce.

@@ -291,6 +291,8 @@ class HankelTrace:
         """Record layers that were found before; those that run no one system are skipped where
         there are others.
 
+        :meta private:
+
         Parameters
         ----------
         step : int

@@ -53,6 +53,7 @@ from ssmreduce.frameworks.torch_recording import _Call, _Seen
 from ssmreduce.gramians.sequences import feedthrough, output
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.models.data_cut import planned_with_data
+from ssmreduce.models.layer_records import LayerRecord
 from ssmreduce.models.search import search
 from ssmreduce.training import reducer as reducing
 
@@ -1087,6 +1088,24 @@ def test_data_of_another_width_are_refused_for_one_layer():
         Calibration.of_inputs({})
     with pytest.raises(ShapeError, match="channels in `model`"):
         data().merged(Calibration.of_inputs({"model": slow_inputs(4, 5, 7)}))
+
+
+def test_a_calibration_holds_records_by_name():
+    record = data().layers["model"]
+    for layers, message in (
+        ({}, "`layers` is empty"),
+        (3, "`layers` is 3; expected a Mapping"),
+        ({"model": 3}, r"`layers\['model'\]` is 3; expected a LayerRecord"),
+        ({1: record}, "the names of the layers"),
+    ):
+        with pytest.raises((OrderError, ShapeError), match=message):
+            Calibration(layers)
+    with pytest.raises(OrderError, match="`runs` is 3"):
+        Calibration({"model": record}, runs=3)
+    with pytest.raises(OrderError, match="`others` is 3; expected a Calibration"):
+        data().merged(3)
+    with pytest.raises(ShapeError, match=r"shapes \(64, 60, 6\), \(64, 59\), \(64,\)"):
+        LayerRecord(record.inputs, record.weights[:, 1:], record.held_out)
 
 
 def test_real_poles_count_as_one_excited_state_each():
