@@ -86,8 +86,7 @@ class DataPlan:
         self._kind, self._weights, self._storage = kind, weights, storage
         self._order, self._options, self._data = order, options, data
         self._method, self._horizon = options.method, options.horizon
-        takes_all = options.multiple_of == 1 and not options.power_of_two
-        self._is_fixed = isinstance(as_rule(order), FixedOrder) and takes_all
+        self._is_fixed = isinstance(as_rule(order), FixedOrder)
         try:
             self._white = LTIPlan(kind, weights, order, options, storage)
         except (
@@ -195,10 +194,26 @@ class DataPlan:
                 continue
         return Candidates(white, {method: self._measured(cut) for method, cut in found.items()})
 
+    def _check_excited(self, order: int, balancing: DataBalancing) -> None:
+        """Raise `OrderError` if an order, before it was rounded up, is above what the data excite."""
+        rule = as_rule(self._order)
+        if isinstance(rule, FixedOrder):
+            order = least = min(rule.order, order)
+        else:
+            least = self._options.rounded_down(order - 1) + 1
+        most = balancing.excited(least)
+        if most < least:
+            raise OrderError(
+                f"`order` is {order}, but the sequences of `data` excite {most} of "
+                f"{self._kind.order(self._weights)} states; expected at most {most}. Ask for that, or "
+                "calibrate with more sequences."
+            )
+
     def _white_refitted(self, order: int) -> LTICut:
         return self._refitted(self._white, "balanced truncation with refit", order)
 
     def _balanced(self, order: int) -> LTICut:
+        self._check_excited(order, self._data_balancing)
         return self._refitted(
             self._balanced_plan, "data-driven balanced truncation with refit", order
         )
@@ -210,24 +225,29 @@ class DataPlan:
         return self._sums_of(self._system)
 
     @cached_property
-    def _balanced_plan(self) -> LTIPlan:
-        """Cuts between what the sequences excite and what is observed."""
+    def _data_balancing(self) -> DataBalancing:
+        """The layer as it is, between what the sequences excite and what is observed."""
         assert isinstance(self._system, DiagonalStateSpace)
-        balancing = data_balancing(
-            self._system,
-            self._data,
-            self._horizon,
-            self._own_sums,
-            both_directions=self._kind.both_directions,
-        )
-        return LTIPlan(*self._plans, balancing)
+        return self._balanced_by_data(self._system, self._own_sums)
+
+    def _balanced_by_data(self, system: DiagonalStateSpace, sums: FeatureSums) -> DataBalancing:
+        both = self._kind.both_directions
+        return data_balancing(system, self._data, self._horizon, sums, both_directions=both)
+
+    @cached_property
+    def _balanced_plan(self) -> LTIPlan:
+        return LTIPlan(*self._plans, self._data_balancing)
 
     def _refitted(self, plan: LTIPlan, method: str, order: int) -> LTICut:
         """A cut whose output weights fit the sequences, in the states of a reduction."""
         reduction, _ = plan.reduced(order)
         system = reduction.system
         assert isinstance(system, DiagonalStateSpace)
-        K = self._sums_of(system.to_host()).fitted()
+        sums = self._sums_of(system.to_host())
+        if "balanced" not in self._makers or self._method == "white refit":
+            # The sums of the layer's own states are not at hand: the states that are fitted have to do.
+            self._check_excited(order, self._balanced_by_data(system.to_host(), sums))
+        K = sums.fitted()
         C = output_matrix(K, both_directions=self._kind.both_directions)
         parts = tuple(
             _with_readout(part, C[at][:, : part.system.order], method)
@@ -239,6 +259,8 @@ class DataPlan:
 
     def _selected(self, order: int) -> LTISelection:
         """The cut that keeps modes of the layer, picked for each channel by itself."""
+        if self._is_fixed or self._method == "selected":
+            self._check_excited(order, self._data_balancing)
         sums, system = self._own_sums, self._system
         size = 4 if self._kind.both_directions else 2
         batch, k, p = system.batch_shape, sums.gram.shape[-1], sums.seen.shape[-1]
@@ -290,23 +312,18 @@ class DataBalancing:
         return np.stack([part.hsv for part in self._parts])
 
     def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
-        """Cut every system to at most `order` states.
-
-        Raises
-        ------
-        OrderError
-            If the data excite fewer in all of them.
-        """
+        """Cut every system to at most `order` states, or to as many as the data excite."""
         rule = as_rule(order)
-        wanted = rule.choose(self._parts[0].hsv)
         cuts = [part.truncate(rule) for part in self._parts]
-        most = max(int(cut.order) for cut in cuts)
-        if most < wanted and self._excited < 2 * wanted:
-            raise OrderError(
-                f"`order` is {wanted}, but the sequences of `data` excite {most} of {self._system.order} "
-                f"states; expected at most {most}. Ask for that, or calibrate with more sequences."
-            )
         return replace(assemble(self._system, cuts), method="data-driven balanced truncation")
+
+    def excited(self, order: int) -> int:
+        """How many states the data excite in the system where they excite most; at most `order`."""
+        less = min(order, self._system.order - 1)  # to all of its states a system is not truncated
+        if self._excited >= 2 * order or not less:
+            return order
+        most = max(int(part.truncate(FixedOrder(less)).order) for part in self._parts)
+        return order if most == less else most
 
     def budget_values(self) -> list[HostArray]:
         """Every other value: a stored state stands for two real ones."""

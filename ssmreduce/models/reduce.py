@@ -280,7 +280,7 @@ def _uniform(
         if result.new_order != min(common, result.old_order)
     }
     if data is not None and unlike:  # what follows a layer depends on its cut
-        unlike = dict.fromkeys(results, common)
+        unlike = {name: result.new_order for name, result in results.items()}
     return results | _all_reduced(exactly, unlike, data)
 
 

@@ -434,8 +434,46 @@ def test_an_order_above_what_the_data_excite_is_refused():
     constant = np.zeros((8, 60, 6))
     constant[:, 0, 0] = 1.0  # one pulse at one time: each of 60 steps adds one direction
     short = Calibration.of_inputs({"model": constant[:, :5]})
-    with pytest.raises(OrderError, match="excite 3 of 24 states"):
-        reduce_layer(weights, 8, kind="lru", data=short, options=CutOptions(method="balanced"))
+    for method in ("best", "white refit", "balanced", "selected"):
+        for order in (8, HankelMass(0.8)):
+            for rounding in ({}, {"multiple_of": 4}, {"power_of_two": True}):
+                options = CutOptions(method=method, **rounding)
+                if method == "best" and order != 8:
+                    continue  # the white cut needs no data
+                said = r"`order` is [1-9]\d?, but .* excite 3 of 24 states; expected at most 3"
+                with pytest.raises(OrderError, match=said):
+                    reduce_layer(weights, order, kind="lru", data=short, options=options)
+    options = CutOptions(method="white")
+    assert reduce_layer(weights, 8, kind="lru", data=short, options=options).new_order == 8
+
+
+@pytest.mark.parametrize("method", ["best", "white refit", "balanced", "selected"])
+def test_an_order_that_is_rounded_up_above_what_the_data_excite_is_padded(method):
+    pulse = np.zeros((8, 5, 6))
+    pulse[:, 0, 0] = 1.0
+    short = Calibration.of_inputs({"model": pulse})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        for rounding in ({"multiple_of": 8}, {"multiple_of": 4, "power_of_two": True}):
+            options = CutOptions(method=method, **rounding)
+            result = reduce_layer(lru(), 3, kind="lru", data=short, options=options)
+            assert result.new_order == rounding["multiple_of"]
+            if method == "best":
+                assert {*result.choice.values} == {"white", "white refit", "balanced", "selected"}
+            if method != "white":
+                assert result.cut.output_error < 1e-3
+
+
+def test_a_refit_of_s4_wants_as_many_states_excited():
+    torch.manual_seed(0)
+    kernel = SSMKernelDPLR(6, 24)
+    kernel(60)
+    pulse = np.zeros((8, 5, 6))
+    pulse[:, 0] = 1.0
+    short = Calibration.of_inputs({"model": pulse})
+    for method in ("best", "white refit"):
+        with pytest.raises(OrderError, match=r"`order` is 8, but .*excite 3 of"):
+            reduce_layer(kernel, 8, data=short, options=CutOptions(method=method))
 
 
 @pytest.mark.parametrize("order", [8, MeasuredError(0.1), HankelMass(0.9)])
