@@ -34,7 +34,7 @@ from ssmreduce.errors import (
 from ssmreduce.frameworks.framework import LayerHandle, listed
 from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.cut import on_all
-from ssmreduce.models.layer_records import LayerRecord, every_fourth, joined, weighted
+from ssmreduce.models.layer_records import LayerRecord, every_fourth, weighted
 from ssmreduce.models.runs import Runs
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.shared_runs import as_many, of_first, with_full_weights
@@ -349,7 +349,8 @@ def calibrate(
         checkpointed.
     batches : iterable
         Batches as the model takes them, such as a data loader; they are taken until there are
-        `max_sequences`. One in four is held out, or one sequence in four of a single batch.
+        `max_sequences`. One in four is held out, or one sequence in four of a single batch. A loss
+        reads batches whole: only with two or more does it compare candidates.
     loss : callable, optional
         ``loss(model, batch)`` returns a scalar. With it, each step counts by how much the loss
         depends on the output of the layer there, and candidates are compared by their loss on what
@@ -366,9 +367,11 @@ def calibrate(
         Which layers to leave out; other options have no effect here.
     max_sequences : int
         How many sequences of each layer to keep: where a loss reads one step, at least four times
-        the unknowns of a fit, which are 2 for each state that is to be kept.
+        the unknowns of a fit, which are 2 for each state that is to be kept. Batches run whole, even
+        if only a part of one is kept.
     progress : callable, optional
-        Takes the number of sequences so far and `max_sequences`.
+        Called after each batch with how many sequences are done and how many there will be:
+        `max_sequences`, or at the end as many as there were.
 
     Returns
     -------
@@ -378,7 +381,7 @@ def calibrate(
     Raises
     ------
     OrderError
-        If there are no batches, or fewer than two sequences.
+        If there are no batches, or fewer than two sequences, or no more are wanted.
     NonFiniteError
         If a layer is given NaN or Inf.
     ShapeError
@@ -425,6 +428,10 @@ def calibrate(
     check_instance(options, CutOptions, "options", "CutOptions(exclude=...)")
     check_functions(loss=loss, forward=forward, mask=mask, progress=progress)
     most = positive_count(max_sequences, "max_sequences", "how many sequences to keep")
+    if most < 2:
+        raise OrderError(
+            "`max_sequences` is 1; expected at least two, as some are held out. Leave it out for 512."
+        )
     found = search(model, options)
     found = found.of(found.framework.plain(found.model))
     on_all(found.team, found.check)
@@ -449,11 +456,20 @@ def calibrate(
             f"`batches` has {count} sequences; expected at least two, as some are held out. Pass a data "
             "loader, or a list of batches."
         )
+    if progress is not None and count < most:
+        progress(count, count)
     _warn_of_no_derivative(parts)
-    held_out = every_fourth(len(parts))
+    if loss is not None and len(parts) == 1 and found.team is None:
+        warn_caller(
+            "`batches` has one batch, which `loss` reads whole; expected two at least, of which one is held "
+            "out. Candidates are compared by their outputs. Pass smaller batches.",
+            CalibrationWarning,
+        )
+    held_out = tuple(map(bool, every_fourth(len(parts))))
+    kept = replace(runs, batches=tuple(taken), held_out=held_out, sizes=tuple(sizes), most=most)
     layers = {
         name: weighted(
-            joined(
+            kept.kept(
                 [
                     replace(part[name], held_out=np.full(len(part[name].inputs), out))
                     for part, out in zip(parts, held_out, strict=True)
@@ -467,9 +483,6 @@ def calibrate(
             name: replace(record, held_out=every_fourth(len(record.inputs)))
             for name, record in layers.items()
         }
-    kept = replace(
-        runs, batches=tuple(taken), held_out=tuple(map(bool, held_out)), sizes=tuple(sizes)
-    )
     return Calibration(layers, kept)
 
 

@@ -134,6 +134,27 @@ def joined(records: Sequence[LayerRecord]) -> LayerRecord:
     )
 
 
+def cropped(
+    records: Sequence[LayerRecord], held_out: Sequence[bool], most: int
+) -> list[LayerRecord]:
+    """The records of some batches with `most` sequences at most, of which batches held out get a quarter.
+
+    The latest sequences go first. Where fewer than a quarter are held out, the others get what is left.
+    """
+    sizes = [len(record.inputs) for record in records]
+    out = sum(size for size, is_out in zip(sizes, held_out, strict=True) if is_out)
+    rest = sum(sizes) - out
+    left = {True: min(out, max(most // _EACH, most - rest, 1))}
+    left[False] = most - left[True]
+    found = []
+    for record, size, is_out in zip(records, sizes, held_out, strict=True):
+        count = min(size, left[is_out])
+        left[is_out] -= count
+        first = (record.inputs[:count], record.weights[:count], record.held_out[:count])
+        found.append(LayerRecord(*first))
+    return found
+
+
 def _padded(record: LayerRecord, length: int) -> LayerRecord:
     missing = length - record.inputs.shape[1]
     if not missing:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from ssmreduce._namespace import HostArray, to_host
 from ssmreduce.errors import NonFiniteError, ShapeError, SSMReduceError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework, LayerHandle
 from ssmreduce.frameworks.recording import Recorded
-from ssmreduce.models.layer_records import PADDED, LayerRecord, joined
+from ssmreduce.models.layer_records import PADDED, LayerRecord, cropped, joined
 from ssmreduce.models.masked_steps import without_padding
 from ssmreduce.models.search import Layers
 
@@ -35,6 +36,8 @@ class Runs:
         Which of them nothing is fitted to; none of them where there is one batch.
     sizes : tuple of int
         How many sequences each has.
+    most : int
+        How many sequences of a layer are kept.
     """
 
     forward: Callable[[Any, Any], Any]
@@ -43,6 +46,7 @@ class Runs:
     batches: tuple[Any, ...] = ()
     held_out: tuple[bool, ...] = ()
     sizes: tuple[int, ...] = ()
+    most: int = sys.maxsize
 
     def recorded(
         self, found: Layers, batch: Any, *, differentiates: bool
@@ -76,7 +80,7 @@ class Runs:
             return self.loss(model, batch)
 
     def inputs(self, found: Layers, known: Mapping[str, HostArray]) -> Mapping[str, HostArray]:
-        """What some layers of a model are given in all batches.
+        """What some layers of a model are given in all batches, as far as it is kept.
 
         If the first batch gives them what is `known` of it, bit for bit, the others are not run.
         """
@@ -86,7 +90,11 @@ class Runs:
             return known
         rest = (self.recorded(alone, each, differentiates=False) for each in self.batches[1:])
         parts = [first, *rest]
-        return {name: joined([part[name] for part in parts]).inputs for name in known}
+        return {name: self.kept([part[name] for part in parts]).inputs for name in known}
+
+    def kept(self, parts: Sequence[LayerRecord]) -> LayerRecord:
+        """What is kept of the records of one layer, one for each batch."""
+        return joined(cropped(parts, self.held_out, self.most))
 
     @property
     def fitting(self) -> list[Any]:
@@ -151,8 +159,8 @@ class HeldOutLoss:
 
 def _begins_with(inputs: HostArray, first: HostArray) -> bool:
     """Whether these are the first sequences, but for padding behind them."""
-    count, length, _ = first.shape
-    return np.array_equal(inputs[:count, :length], first)
+    count, length = min(len(inputs), len(first)), first.shape[1]
+    return np.array_equal(inputs[:count, :length], first[:count])
 
 
 def _checked(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> HostArray | None:

@@ -1074,6 +1074,61 @@ def test_with_a_loss_one_batch_at_least_is_held_out():
     assert data.runs.held_out_loss is not None
 
 
+@pytest.mark.parametrize(
+    ("sizes", "loss", "kept", "held_out"),
+    [
+        ((80,), None, 32, 8),
+        ((80, 80), cross_entropy, 32, 8),  # three quarters of the first, the rest of the second
+        ((12, 80), None, 32, 20),
+        ((28, 80), None, 32, 8),
+        ((8, 8, 8, 7, 80), None, 32, 7),  # the fourth is held out, the last is cropped
+        ((8, 8, 8), None, 24, 8),
+    ],
+)
+def test_no_more_sequences_are_kept_than_are_wanted(sizes, loss, kept, held_out):
+    model, _ = model_and_batches()
+    batches = [batch for size in sizes for batch in model_and_batches(count=1, size=size)[1]]
+    data = calibrate(model, batches, loss=loss, max_sequences=32)
+    found = search(model, CutOptions())
+    others = {name: np.zeros_like(record.inputs) for name, record in data.layers.items()}
+    again = data.runs.inputs(found, others)
+    for name, record in data.layers.items():
+        assert len(record.inputs) == kept
+        assert record.held_out.sum() == held_out
+        assert np.array_equal(again[name], record.inputs)
+    assert data.runs.sizes == sizes  # a loss reads batches whole
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        report = reduce_model(model, 5, data=data).report
+    assert {part.new_order for part in report.values()} == {5}
+    with pytest.raises(OrderError, match="`max_sequences` is 1; expected at least two"):
+        calibrate(model, batches, max_sequences=1)
+
+
+def test_progress_ends_with_as_many_sequences_as_there_are():
+    model, batches = model_and_batches(count=3, size=16)
+    for most, expected in (
+        (64, [(16, 64), (32, 64), (48, 64), (48, 48)]),
+        (20, [(16, 20), (20, 20)]),
+    ):
+        seen: list[tuple[int, int]] = []
+        calibrate(model, batches, max_sequences=most, progress=lambda *now, to=seen: to.append(now))
+        assert seen == expected
+
+
+def test_a_loss_with_one_batch_alone_is_said_not_to_compare():
+    model, batches = model_and_batches(count=2)
+    with pytest.warns(
+        CalibrationWarning, match="`batches` has one batch, which `loss` reads whole"
+    ):
+        data = calibrate(model, batches[:1], loss=cross_entropy)
+    assert data.runs.held_out_loss is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        calibrate(model, batches, loss=cross_entropy)
+        calibrate(model, batches[:1])
+
+
 def test_a_loss_that_says_nothing_leaves_the_choice_to_outputs():
     model, batches = model_and_batches()
     with pytest.warns(CalibrationWarning, match="`loss` has no derivative by what"):
