@@ -13,8 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ssmreduce._namespace import HostArray
-from ssmreduce.equations.stability import check_stable
-from ssmreduce.errors import NoConvergenceError, SSMReduceError
+from ssmreduce.errors import NoConvergenceError, SSMReduceError, UnstableSystemError
 from ssmreduce.gramians.batch import map_parts, map_systems
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced import BalancedSystems
@@ -30,9 +29,8 @@ from ssmreduce.systems.transform import diagonalise, slots_needed
 _SAFE_SHARE = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
 
-_ADVICE = (
-    "Reduce with options=CutOptions(horizon=L), L the length of the sequences that the layer sees."
-)
+_NEAR_ONE = 1e-4
+"""Below this log |λ|, what is shown is the distance of |λ| from 1: digits of |λ| do not tell them apart."""
 
 _NEARBY_ORDERS = 6
 """How many lower orders are tried where the eigenvectors are not safe."""
@@ -53,13 +51,26 @@ def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
     if isinstance(system, StateSpace):
         return _DenseLayer(system, horizon)
     host = system.to_host()
-    if horizon is None:
-        check_stable(
-            host.eigenvalues, host.time, log_eigenvalues=host.log_eigenvalues, advice=_ADVICE
-        )
+    if horizon is None and not host.is_stable().all():
+        raise _does_not_decay(host)
     systems = BalancedSystems(host, balanced_systems(host, horizon))
     systems.warn_if_badly_scaled()
     return systems
+
+
+def _does_not_decay(system: System) -> UnstableSystemError:
+    """The error for a layer with a state that would be summed up over all steps, and has no sum."""
+    logarithms = getattr(system, "log_eigenvalues", None)
+    largest = np.max(np.abs(system.poles()))
+    growth = float(np.log(largest) if logarithms is None else np.max(logarithms.real))
+    size = f"{np.exp(growth):.5g}"
+    if 0.0 < abs(growth) < _NEAR_ONE:
+        size = f"1 {'+' if growth > 0.0 else '-'} {abs(growth):.2g}"
+    return UnstableSystemError(
+        f"a state of this layer {'grows' if growth > 0.0 else 'does not decay'} (|λ| = {size}), as is "
+        "common after training; expected |λ| < 1, or the length of your sequences. Pass "
+        "options=CutOptions(horizon=length), or data."
+    )
 
 
 class _DenseLayer:
@@ -67,7 +78,10 @@ class _DenseLayer:
 
     def __init__(self, system: StateSpace, horizon: int | None) -> None:
         self._system = system
-        self._parts = map_systems(system, lambda single: balanced_system(single, horizon))
+        try:
+            self._parts = map_systems(system, lambda single: balanced_system(single, horizon))
+        except UnstableSystemError as error:
+            raise _does_not_decay(system.to_host()) from error
 
     def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
         """Cut each system; with `common_order` to the largest order that one of them takes."""

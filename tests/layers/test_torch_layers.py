@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from torch_samples import CASES, Case, double, s5
 import ssmreduce
 from ssmreduce import (
     DiagonalStateSpace,
+    Discrete,
     ErrorBound,
     HankelMass,
+    StateSpace,
     read_system,
     reduce_layer,
     reduce_model,
     register_layer,
     simulate,
+    sweep,
     write_system,
 )
 from ssmreduce.errors import (
@@ -34,6 +38,7 @@ from ssmreduce.errors import (
     UnstableSystemError,
     UnsupportedLayerError,
 )
+from ssmreduce.layers.diagonal_cut import balanced_layer
 from ssmreduce.layers.discretisation import steps_of_decay
 
 # Sums of 40 steps, rounded in single precision: S4D raises exp(Λ Δ) to powers as a whole.
@@ -230,8 +235,12 @@ def test_unstable_layers_are_refused_and_stay(rng: np.random.Generator) -> None:
     with torch.no_grad():
         layer.seq.Lambda[3] = 0.1 + 2j
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    with pytest.raises(UnstableSystemError):
-        reduce_layer(layer, 4)
+    for call in (lambda: reduce_layer(layer, 4), lambda: sweep(layer, [4])):
+        with pytest.raises(
+            UnstableSystemError,
+            match=r"state of this layer grows .\|λ\| = 1\..*horizon=length.*data",
+        ):
+            call()
     for name, value in layer.state_dict().items():
         assert torch.equal(value, before[name])
     lru = PackageLRU(3, 3, 4, rmin=0.5)
@@ -247,6 +256,27 @@ def test_unstable_layers_are_refused_and_stay(rng: np.random.Generator) -> None:
     )
     with pytest.raises(UnstableSystemError, match="LRU"):
         write_system(lru, unstable)
+
+
+@pytest.mark.parametrize(
+    ("pole", "text"),
+    [
+        (1.25, "grows (|λ| = 1.25)"),
+        (1.0 + 2.0**-40, "grows (|λ| = 1 + 9.1e-13)"),
+        (-1.0, "does not decay (|λ| = 1)"),
+    ],
+)
+def test_a_state_that_does_not_decay_is_told_with_its_size(pole: float, text: str) -> None:
+    ports = {"time": Discrete(), "read_after_update": True}
+    diagonal = DiagonalStateSpace([0.5, pole], np.ones((2, 1)), np.ones((1, 2)), **ports)
+    dense = StateSpace(np.diag([0.5, pole]), np.ones((2, 1)), np.ones((1, 2)), **ports)
+    logs = DiagonalStateSpace.from_log(
+        np.log(np.array([0.5, pole], dtype=complex)), np.ones((2, 1)), np.ones((1, 2)), **ports
+    )
+    for system in (diagonal, dense, logs):
+        with pytest.raises(UnstableSystemError, match=re.escape(text)):
+            balanced_layer(system, None)
+        balanced_layer(system, 20)
 
 
 def test_a_zero_pole_of_zoh_is_named() -> None:
