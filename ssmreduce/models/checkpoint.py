@@ -245,6 +245,13 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
                     f"names of `state_dict` or of `model` begin with `{prefix}`, those of the other do "
                     "not; expected the same. A wrapper was saved or is loaded into: use the model inside."
                 )
+    for name in extra:
+        inner = saved[name]
+        if isinstance(inner, Mapping) and not own.keys().isdisjoint(inner):
+            raise ShapeError(
+                f"`state_dict` holds a state dict as {name!r}; expected that one alone. Pass "
+                f"state_dict[{name!r}]."
+            )
     if missing or extra:
         raise ShapeError(
             f"`state_dict` lacks {', '.join(missing) or 'nothing'} and has "

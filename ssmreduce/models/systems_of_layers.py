@@ -7,13 +7,14 @@ from typing import Any
 from ssmreduce._checks import type_name
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.framework import LayerChange, LayerHandle, listed
 from ssmreduce.frameworks.mappings import opened
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.known import as_said, kind_of, said_kind, with_arrays
 from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.lti import LTILayer
 from ssmreduce.layers.read_back import check_read_back
+from ssmreduce.models.search import search
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _ADVICE = (
@@ -36,6 +37,13 @@ def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     axes = framework.array_axes(inner)
     found = kind_of(inner, axes) if said is None else as_said(said, inner, axes)
     if found is None:
+        inside = [] if said is not None else search(layer).handles
+        if inside:
+            raise UnsupportedLayerError(
+                f"`layer` is a {type_name(layer)}; expected a known layer, but it holds "
+                f"{listed([f'`{each.name}`' for each in inside])}. Pass what is inside, or the whole to "
+                "reduce_model(model, ...)."
+            )
         near = Likeness(inner, axes)
         advice = near.advice if near.share else _ADVICE
         raise UnsupportedLayerError(

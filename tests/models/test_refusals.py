@@ -13,7 +13,7 @@ from fingerprints import fingerprint
 from hypothesis import given
 from hypothesis import strategies as st
 from LRU_pytorch import LRU
-from s5 import S5
+from s5 import S5, S5Block
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -23,6 +23,7 @@ from ssmreduce import (
     MeasuredError,
     TotalBudget,
     load_reduced,
+    read_system,
     reduce_layer,
     reduce_model,
     register_layer,
@@ -55,6 +56,19 @@ def bound_to(**changes: Any) -> nn.Module:
     own_map.__class__ = type("OwnMap", (type(own_map),), changes)
     register_layer(kind, own_map)
     return kind(3, 3, 16, rmin=0.5)
+
+
+def test_a_whole_checkpoint_is_no_state_dict() -> None:
+    net = model()
+    saved = {"step": 3, "options": {}, "model": reduce_model(model(), 6).model.state_dict()}
+    with pytest.raises(ShapeError, match=r"as 'model'.*Pass state_dict\['model'\]\.$"):
+        load_reduced(net, saved)
+    assert load_reduced(net, saved["model"])[1].nu_log.shape == (6,)
+
+
+def test_what_holds_a_layer_is_no_layer() -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"S5Block; .* it holds `s5\.seq`"):
+        read_system(S5Block(4, 8, False))
 
 
 def test_a_map_that_forgets_its_poles_is_refused_where_there_are_moments() -> None:
