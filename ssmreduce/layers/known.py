@@ -188,8 +188,8 @@ def _near_to(kind: Layer, axes: Mapping[str, int], least: float) -> Layer | None
     missing = ", ".join(f"`{name}`" for name in names if name not in axes)
     raise UnsupportedLayerError(
         f"it has {len(has)} of the {len(names)} arrays of {type(kind).__name__}, which `kind` says, and "
-        f"lacks {missing}; expected all of them. Look at the names, write kind={{name: ...}} with what each "
-        "layer is, or leave it out with options=CutOptions(skip_unsupported=True)."
+        f"lacks {missing}; expected all of them. Look at the names, or write kind={{name: ...}} with what "
+        "each layer is."
     )
 
 

@@ -571,8 +571,7 @@ def stack_refusal(kind: str) -> UnsupportedLayerError:
 def refusal(kind: str, reason: str, expected: str) -> UnsupportedLayerError:
     """The error for a variant of a known layer that cannot be reduced."""
     return UnsupportedLayerError(
-        f"this {kind} layer cannot be reduced because {reason}; expected {expected}. Leave it out with "
-        "options=CutOptions(skip_unsupported=True)."
+        f"this {kind} layer cannot be reduced because {reason}; expected {expected}."
     )
 
 

@@ -223,5 +223,5 @@ def _refusal(reason: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"this S5 layer cannot be reduced because {reason}; expected the layer of lindermanlab or "
         "discretax with its options as attributes. Register an S5HalfSpectrum for it with "
-        "register_layer(...), or leave it out with options=CutOptions(skip_unsupported=True)."
+        "register_layer(...)."
     )

@@ -30,6 +30,8 @@ from ssmreduce.models.search import Layers, search
 from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.reduction.order import OrderRule, as_rule
 
+_PASS_DATA = "Pass data=calibrate(model, batches)."
+
 
 def reduce_layer(
     layer: Any,
@@ -212,7 +214,7 @@ def reduce_model(
         cut.model,
         cut.optimizer_state,
         cut.report,
-        skipped=found.passed_over,
+        skipped=found.skipped(has_data=data is not None),
         followers=tuple(
             ModelReduction(follower, None, report) for follower, report in cut.followers
         ),
@@ -237,8 +239,8 @@ def decide_cut(
     """Plan all layers of a model; those left out by name count in a total budget alone."""
     layers = {handle.name: handle for handle in found.meant}
     if data is None and found.options.skip_unsupported:
-        # Where none is left, the error says what all of them want.
-        layers = {name: each for name, each in layers.items() if not each.kind.needs_data} or layers
+        found.check_without_data(_PASS_DATA)
+        layers = {name: each for name, each in layers.items() if not each.kind.needs_data}
     orders = layer_orders(layers, order, found.firsts, found.options, data)
     orders = {name: own for name, own in orders.items() if not leave_out(name)}
     results = _all_reduced(found, orders, data)

@@ -17,6 +17,9 @@ from ssmreduce.layers.layer import Layer
 from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.options import CutOptions, names_meant
 
+_BY_DATA = "is cut by data alone, and there are none"
+"""What a layer is that needs data."""
+
 
 @dataclass(frozen=True, eq=False)
 class Layers:
@@ -126,9 +129,46 @@ class Layers:
         refused = self.passed_over
         if refused and not self.options.skip_unsupported:
             name, why = next(iter(refused.items()))
-            raise UnsupportedLayerError(f"while looking at layer `{name}`: {why}")
+            raise UnsupportedLayerError(
+                f"while looking at layer `{name}`: {why} To leave it out, pass "
+                "options=CutOptions(skip_unsupported=True)."
+            )
         if not self.meant:
             raise _nothing_to_cut(self)
+
+    def check_without_data(self, advice: str) -> None:
+        """Raise unless there is something to cut without data.
+
+        Parameters
+        ----------
+        advice : str
+            How data are passed to what is called.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If a layer needs data and is not skipped, or nothing is left.
+        """
+        needing = [each.name for each in self.meant if each.kind.needs_data]
+        if not needing:
+            return
+        if not self.options.skip_unsupported:
+            raise UnsupportedLayerError(
+                f"layer `{needing[0]}` of `model` {_BY_DATA}; expected some. {advice} To leave the layer "
+                "out, pass options=CutOptions(skip_unsupported=True)."
+            )
+        if len(needing) == len(self.meant):
+            raise UnsupportedLayerError(
+                f"`model` has no layer that can be cut without data, and there are none; expected one at "
+                f"least. {advice} Passed over: {listed([f'`{name}`' for name in needing])}."
+            )
+
+    def skipped(self, *, has_data: bool) -> dict[str, str]:
+        """Layers that a cut leaves out since they cannot be reduced, by name, with the reason."""
+        if has_data or not self.options.skip_unsupported:
+            return self.passed_over
+        needing = [each.name for each in self.meant if each.kind.needs_data]
+        return {**self.passed_over, **dict.fromkeys(needing, f"it {_BY_DATA}.")}
 
     @property
     def passed_over(self) -> dict[str, str]:

@@ -34,6 +34,10 @@ from ssmreduce.training.books import Books
 Turn = Callable[[Books], list[Step]]
 """What puts books in the place of those of the reducer."""
 
+_PASS_DATA = (
+    "Pass InTrainingReducer(schedule, data=lambda model: calibrate(model, batches, loss=loss))."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -74,9 +78,15 @@ class Terms:
 
 
 def check_model(
-    models: Sequence[Any], opt_state: Any, options: CutOptions, check_settings: Callable[[], None]
+    models: Sequence[Any],
+    opt_state: Any,
+    options: CutOptions,
+    check_settings: Callable[[], None],
+    *,
+    has_data: bool,
 ) -> None:
-    """Raise, before any attempt is due, what would end all of them: no layer, or another optimizer.
+    """Raise, before any attempt is due, what would end all of them: no layer, no data where some
+    are needed, or another optimizer.
 
     What else goes wrong may be right again when one is. Settings are checked on all ranks together.
     """
@@ -86,6 +96,8 @@ def check_model(
     def check() -> None:
         check_settings()
         found.check()
+        if not has_data:
+            found.check_without_data(_PASS_DATA)
         framework.check_optimizer(found.model, opt_state, models[1:])
         if framework.team_of(found.model) is not None:
             return  # moments are spread over the processes

@@ -257,7 +257,8 @@ class InTrainingReducer:
             none.
         UnsupportedLayerError
             At the first call, or when an attempt is due, if the model holds no supported layer, or
-            a variant of one that cannot be reduced.
+            a variant of one that cannot be reduced; at the first call, if a layer needs data and there
+            are none.
         OptimizerStateError
             At the first call, if the optimizer does not belong to this model, or holds what cannot follow a
             cut.
@@ -276,7 +277,8 @@ class InTrainingReducer:
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
         if not self._is_checked:
             given = [model, *checked_followers(followers)]
-            check_model(given, opt_state, self.options, self._check_data)
+            has_data = self.data is not None
+            check_model(given, opt_state, self.options, self._check_data, has_data=has_data)
         if self._is_idle(step):
             self._idle_step, self._is_checked = max(step, self._idle_step), True
             if followers is None:

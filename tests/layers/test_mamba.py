@@ -860,12 +860,27 @@ def test_what_needs_data_is_passed_over_where_that_is_asked_for() -> None:
         reduce_model(model, 4)
     result = reduce_model(model, 4, options=options)
     assert list(result.report) == ["0"]
+    assert result.skipped == {"1": "it is cut by data alone, and there are none."}
+    assert str(result).splitlines()[-1] == f"not reduced: 1: {result.skipped['1']}"
     trace = HankelTrace(1)
     trace.record(1, model)
     assert trace.layers == ("0",)
     assert block.A_log.shape[1] == 8
-    with pytest.raises(UnsupportedLayerError, match="there are no data"):
+    with pytest.raises(UnsupportedLayerError, match=r"without data.*Passed over: `0`") as caught:
         reduce_model(nn.Sequential(block), 4, options=options)
+    assert "skip_unsupported" not in str(caught.value)
+
+
+def test_without_data_a_reducer_fails_at_the_first_step() -> None:
+    block = mambapy.mamba.MambaBlock(mambapy.mamba.MambaConfig(8, 1, d_state=8))
+    model = nn.Sequential(LRU(8, 8, 12), block)
+    schedule = ReductionSchedule.at(25)
+    with pytest.raises(UnsupportedLayerError, match=r"`1`.*InTrainingReducer\(schedule, data="):
+        InTrainingReducer(schedule).step(1, model, None)
+    skipping = CutOptions(skip_unsupported=True)
+    InTrainingReducer(schedule, options=skipping).step(1, model, None)
+    with pytest.raises(UnsupportedLayerError, match=r"InTrainingReducer\(schedule, data="):
+        InTrainingReducer(schedule, options=skipping).step(1, nn.Sequential(block), None)
 
 
 def test_without_data_a_cut_says_how_to_calibrate() -> None:
