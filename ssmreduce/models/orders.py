@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ssmreduce._boundary import warn_caller
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle, listed
 from ssmreduce.layers.options import CutOptions, names_meant
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.reduction.order import OrderRule, TotalBudget, as_rule
+from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule
 
 Order = int | OrderRule | Mapping[str, int | OrderRule]
 """An order for all layers of a model, or one for each that is to be cut, by name."""
@@ -34,6 +35,26 @@ def layer_orders(
     if isinstance(order, TotalBudget):
         return {**_shares(own, order, options, data)}
     return dict.fromkeys(own, order)
+
+
+def warn_of_no_cut(order: Order, sizes: Mapping[str, int]) -> None:
+    """Warn where all layers, of which `sizes` has the states by name, are to keep more than they have."""
+    asked = (
+        {names_meant(name, sizes)[0]: as_rule(own) for name, own in order.items()}
+        if isinstance(order, Mapping)
+        else dict.fromkeys(sizes, as_rule(order))
+    )
+    too_many = [
+        rule.order
+        for name, rule in asked.items()
+        if isinstance(rule, FixedOrder) and rule.order > sizes[name]
+    ]
+    if asked and len(too_many) == len(asked):
+        largest = max(sizes[name] for name in asked)
+        warn_caller(
+            f"`order` is {max(too_many)}, but no layer has more than {largest} states: nothing is cut.",
+            UserWarning,
+        )
 
 
 def _named_orders(

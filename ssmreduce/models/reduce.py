@@ -24,7 +24,7 @@ from ssmreduce.models.cut import (
 from ssmreduce.models.data_cut import DataCut, planned_with_data
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.held_out import losses_in, warn_at_chance, with_losses
-from ssmreduce.models.orders import Order, layer_orders, names_in_model
+from ssmreduce.models.orders import Order, layer_orders, names_in_model, warn_of_no_cut
 from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.systems_of_layers import handle_of
@@ -76,6 +76,11 @@ def reduce_layer(
     SSMReduceError
         As `balanced_truncation`; the message names the layer and its order.
 
+    Warns
+    -----
+    UserWarning
+        If `order` is above the number of states, so that nothing is cut.
+
     Examples
     --------
     >>> import numpy as np
@@ -99,6 +104,7 @@ def reduce_layer(
     else:
         result = planned_with_data(handle, order, options, data.record_of(handle, alone=True))
     if result.new_order == result.old_order:
+        warn_of_no_cut(order, {handle.name: result.old_order})
         return replace(result, layer=layer)
     changes, gradients = changes_of(framework, inner, [handle], {handle.path: result.cut})
     ready = framework.prepared(inner, changes, None, {}, gradients)
@@ -172,6 +178,11 @@ def reduce_model(
     SSMReduceError
         As `reduce_layer`; nothing was changed then, on no process.
 
+    Warns
+    -----
+    UserWarning
+        If `order` is above the number of states of every layer, so that nothing is cut.
+
     Notes
     -----
     A model in `torch.nn.parallel.DistributedDataParallel` or under ``fully_shard`` is passed as it
@@ -195,11 +206,25 @@ def reduce_model(
             "`optimizer` and `opt_state` are both given; expected one of them. Pass `optimizer` for "
             "PyTorch, `opt_state` for optax."
         )
-    options.check_method(has_data=data is not None)
     options = options.with_kind(kind)
     for own in order.values() if isinstance(order, Mapping) else (order,):
         as_rule(own)  # before anything is balanced
     state = opt_state if optimizer is None else optimizer
+    result = cut_model(model, order, state, followers, data, options)
+    warn_of_no_cut(order, {name: part.old_order for name, part in result.report.items()})
+    return result
+
+
+def cut_model(
+    model: Any,
+    order: Order,
+    state: Any,
+    followers: Sequence[Any],
+    data: Calibration | None,
+    options: CutOptions,
+) -> ModelReduction:
+    """As `reduce_model`, with arguments that were checked; an order above all sizes is no news."""
+    options.check_method(has_data=data is not None)
     found = search(model, options)
     team = found.team
     on_all(team, found.check)

@@ -32,7 +32,7 @@ from ssmreduce.layers.layer import LayerCut, SystemCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.held_out import losses_in
-from ssmreduce.models.reduce import reduce_model
+from ssmreduce.models.reduce import cut_model
 from ssmreduce.models.report import LayerReduction, LossAtCut, ModelReport
 from ssmreduce.models.search import find_layers, search
 from ssmreduce.reduction.balanced import balance
@@ -388,7 +388,7 @@ class _ModelCuts:
 
     def cut(self, order: int | OrderRule) -> tuple[Any, SweepRow]:
         """Return the reduced copy, and what the cut cost."""
-        result = reduce_model(self._copied(), order, data=self._data, options=self._options)
+        result = cut_model(self._copied(), order, None, (), self._data, self._options)
         report = result.report
         if self._data is None:
             cuts = {name: part.cut for name, part in report.items()}

@@ -15,7 +15,14 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import Results, check_every_rank, make_cut, plan_cut, together
+from ssmreduce.models.cut import (
+    Results,
+    check_every_rank,
+    make_cut,
+    plan_cut,
+    together,
+    with_full_layers,
+)
 from ssmreduce.models.held_out import (
     AboveChance,
     check_losses,
@@ -25,10 +32,11 @@ from ssmreduce.models.held_out import (
 )
 from ssmreduce.models.matching import matched
 from ssmreduce.models.optimizer_state import check_fields
+from ssmreduce.models.orders import warn_of_no_cut
 from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.snapshots import prepared_back, take_all
-from ssmreduce.reduction.order import OrderRule
+from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.training.books import Books
 
 Turn = Callable[[Books], list[Step]]
@@ -109,6 +117,19 @@ def check_model(
             return
 
     together(framework, found.model, check)
+
+
+def warn_if_idle(model: Any, order: OrderRule, options: CutOptions, *, has_data: bool) -> None:
+    """Warn, before any attempt is due, where no layer has as many states as it is to keep."""
+    if not isinstance(order, FixedOrder):
+        return
+    found = with_full_layers(search(model, options))
+    layers = [each for each in found.meant if has_data or not each.kind.needs_data]
+    try:
+        sizes = {each.name: each.kind.order(each.weights) for each in layers}
+    except SSMReduceError:  # an attempt says what is wrong, if it still is
+        return
+    warn_of_no_cut(order, sizes)
 
 
 def attempt(

@@ -19,7 +19,7 @@ from ssmreduce._checks import (
     shown,
     whole_number,
 )
-from ssmreduce.errors import OrderError, SSMReduceError
+from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions
@@ -30,7 +30,15 @@ from ssmreduce.models.held_out import AboveChance
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import Layers, search
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
-from ssmreduce.training.attempts import Outcome, Terms, Turn, attempt, check_model, undo
+from ssmreduce.training.attempts import (
+    Outcome,
+    Terms,
+    Turn,
+    attempt,
+    check_model,
+    undo,
+    warn_if_idle,
+)
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.books import Books
 from ssmreduce.training.policy import RollbackPolicy
@@ -38,6 +46,9 @@ from ssmreduce.training.saved_state import checked_state
 from ssmreduce.training.schedule import ReductionSchedule
 from ssmreduce.training.trace import HankelRecord, HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
+
+_NOT_GIVEN: Any = object()
+"""Stands for an optimizer that was left out; None says that there is none."""
 
 
 class InTrainingReducer:
@@ -226,7 +237,11 @@ class InTrainingReducer:
     ) -> tuple[Any, Any, list[Any]]: ...
 
     def step(
-        self, step: int, model: Any, opt_state: Any, followers: Sequence[Any] | None = None
+        self,
+        step: int,
+        model: Any,
+        opt_state: Any = _NOT_GIVEN,
+        followers: Sequence[Any] | None = None,
     ) -> tuple[Any, ...]:
         """Cut what is due after update number `step` (the first is 1), or undo the last cut.
 
@@ -238,7 +253,7 @@ class InTrainingReducer:
         model : torch.nn.Module or pytree
             Model with supported layers.
         opt_state : torch.optim.Optimizer or pytree
-            Its optimizer, or its optax state.
+            Its optimizer, or its optax state; None if it has none.
         followers : sequence of models, optional
             Copies of the model that have to follow its cuts and rollbacks, averages of its weights
             for example; see `reduce_model`. Give the same ones in every step.
@@ -260,8 +275,8 @@ class InTrainingReducer:
             a variant of one that cannot be reduced; at the first call, if a layer needs data and there
             are none.
         OptimizerStateError
-            At the first call, if the optimizer does not belong to this model, or holds what cannot follow a
-            cut.
+            If `opt_state` is left out; at the first call, if the optimizer does not belong to this model, or
+            holds what cannot follow a cut.
         ShapeError
             If a cut is to be undone and this is not the model that was cut, or these not its
             followers.
@@ -272,13 +287,21 @@ class InTrainingReducer:
         -----
         UserWarning
             If a cut failed; model and optimizer state are returned as they were. If the trace could
-            not record, or if an attempt waits for the first metric.
+            not record, or if an attempt waits for the first metric. At the first call, if `order` is
+            above the number of states of every layer.
         """
         step = positive_count(step, "step", "the number of updates done, 1 after the first")
+        if opt_state is _NOT_GIVEN:
+            raise OptimizerStateError(
+                "`opt_state` is not given; expected the optimizer of `model` in PyTorch, or its optax state "
+                "in JAX. Call reducer.step(step, model, optimizer), with None where there is none."
+            )
         if not self._is_checked:
             given = [model, *checked_followers(followers)]
             has_data = self.data is not None
             check_model(given, opt_state, self.options, self._check_data, has_data=has_data)
+            if not self.events:  # later on layers have fewer states because they were cut
+                warn_if_idle(model, self.order, self.options, has_data=has_data)
         if self._is_idle(step):
             self._idle_step, self._is_checked = max(step, self._idle_step), True
             if followers is None:

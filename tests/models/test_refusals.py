@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations
 
 from ssmreduce import (
     CutOptions,
+    FixedOrder,
     HankelMass,
     MeasuredError,
     TotalBudget,
@@ -27,6 +28,7 @@ from ssmreduce import (
     reduce_layer,
     reduce_model,
     register_layer,
+    sweep,
 )
 from ssmreduce.errors import (
     NonFiniteError,
@@ -56,6 +58,28 @@ def bound_to(**changes: Any) -> nn.Module:
     own_map.__class__ = type("OwnMap", (type(own_map),), changes)
     register_layer(kind, own_map)
     return kind(3, 3, 16, rmin=0.5)
+
+
+@pytest.mark.parametrize("order", [17, FixedOrder(17), {"1": 17}])
+def test_an_order_above_every_size_warns(order: Any) -> None:
+    net = model(2)
+    text = "`order` is 17, but no layer has more than 16 states: nothing is cut"
+    with pytest.warns(UserWarning, match=text) as caught:
+        result = reduce_model(net, order)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert {part.new_order for part in result.report.values()} == {16}
+    with pytest.warns(UserWarning, match=text):
+        reduce_layer(net[1], 17)
+    assert sweep(net, [17]).rows[0].order == 32  # its table has both numbers
+
+
+def test_an_order_above_some_sizes_is_an_upper_limit() -> None:
+    net = nn.Sequential(LRU(3, 3, 16, rmin=0.5), LRU(3, 3, 8, rmin=0.5))
+    report = reduce_model(net, 12).report
+    assert [part.new_order for part in report.values()] == [12, 8]
+    assert reduce_model(net, {"0": 12, "1": 9}).report["1"].new_order == 8
+    assert reduce_model(net, 12).report["0"].new_order == 12
 
 
 def test_a_whole_checkpoint_is_no_state_dict() -> None:

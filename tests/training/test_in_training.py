@@ -56,6 +56,35 @@ def assert_untouched(tree: Any, snapshot: tuple[list[Any], list[np.ndarray]]) ->
         np.testing.assert_array_equal(leaf, copy)
 
 
+# --- The first step
+
+
+def test_an_order_above_every_size_warns_once() -> None:
+    model = make_model()
+    reducer = InTrainingReducer(ReductionSchedule.at(2, 3), order=25)
+    with pytest.warns(UserWarning, match="`order` is 25, but no layer has more than 24 states"):
+        reducer.step(1, model, None)
+    for step in (2, 3):
+        reducer.step(step, model, None)
+    assert not reducer.events
+
+
+def test_a_resumed_reducer_does_not_warn_of_layers_that_it_cut() -> None:
+    reducer = InTrainingReducer(ReductionSchedule.at(1), order=12)
+    model, _ = reducer.step(1, make_model(), None)
+    smaller = reduce_model(model, 8).model
+    resumed = InTrainingReducer(ReductionSchedule.at(1), order=12)
+    resumed.load_state_dict(reducer.state_dict())
+    assert resumed.step(2, smaller, None)[0] is smaller
+
+
+def test_an_optimizer_that_is_left_out_is_asked_for() -> None:
+    reducer = InTrainingReducer(ReductionSchedule.at(1))
+    with pytest.raises(OptimizerStateError, match=r"reducer\.step\(step, model, optimizer\)"):
+        reducer.step(1, make_model())  # type: ignore[call-overload]
+    assert not reducer.events
+
+
 # --- Schedule
 
 
