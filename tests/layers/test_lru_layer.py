@@ -253,6 +253,7 @@ def test_reduced_layer_runs(rng: np.random.Generator, precision: str) -> None:
     assert 0 < gain <= result.reduction.error_bound
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing is cut:UserWarning")
 @pytest.mark.parametrize("order", [12, 13, 500])
 def test_own_order_or_more_returns_the_layer_itself(precision: str, order: int) -> None:
     layer = layer_of(np.random.default_rng(6), 12, 2, precision)

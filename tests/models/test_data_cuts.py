@@ -239,6 +239,7 @@ def test_poles_outside_of_the_circle_do_not_stop_a_cut():
     assert result.error_bound is None
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing is cut:UserWarning")
 @pytest.mark.parametrize("order", [24, 30, MeasuredError(1e-9)])
 @pytest.mark.parametrize("name", LAYERS)
 def test_full_order_changes_nothing(name, order):
