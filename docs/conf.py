@@ -102,7 +102,19 @@ def copy_notebooks(app: Sphinx) -> None:
         (folder / f"{path.stem}.png").write_bytes(base64.b64decode(picture))
 
 
+def copy_linked(app: Sphinx, exception: Exception | None) -> None:
+    """Bring files that pages include and also link to, where a code host resolves no include."""
+    if exception is None and app.builder.format == "html":
+        target = Path(app.outdir) / "examples"
+        target.mkdir(exist_ok=True)
+        for path in Path(app.srcdir).glob("examples/*.py"):
+            shutil.copy2(path, target)
+        for path in Path(app.srcdir).glob("*_table.txt"):
+            shutil.copy2(path, app.outdir)
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", escape_bars, priority=900)  # after numpydoc
     app.connect("builder-inited", compare_api_page)
     app.connect("builder-inited", copy_notebooks)
+    app.connect("build-finished", copy_linked)
