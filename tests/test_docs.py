@@ -65,7 +65,7 @@ def test_the_readme_in_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(2, 4), S5(4, 32))
+    model = torch.nn.Sequential(torch.nn.Linear(2, 16), S5(16, 64))
     left = readme(
         "PyTorch",
         {
@@ -73,6 +73,7 @@ def test_the_readme_in_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
             "optimizer": torch.optim.AdamW(model.parameters(), 1e-3),
             "batches": torch.randn(30, 8, 20, 2),
             "total_steps": 30,
+            "sequence_length": 20,
             "loss_of": lambda model, batch: model(batch).square().mean(),
             "accuracy": lambda model: 0.5,
         },

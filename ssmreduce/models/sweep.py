@@ -77,7 +77,7 @@ class SweepRow:
     Attributes
     ----------
     wanted : int or OrderRule
-        What was asked for.
+        What was asked for, of each layer of a model.
     order : int
         Stored states after the cut: of the largest system of a batch, of all layers of a model
         together.
@@ -140,6 +140,9 @@ class SweepRow:
 @dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
     """One row for each order; prints as a table.
+
+    Of a model *wanted* is for each layer, and *order* the sum over all layers: two layers that are
+    cut to 32 states have 64.
 
     Attributes
     ----------
