@@ -29,6 +29,8 @@ from ssmreduce.systems.transform import diagonalise, slots_needed
 _SAFE_SHARE = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
 
+_ADVICE = "Pass options=CutOptions(horizon=length), or data."
+
 _NEAR_ONE = 1e-4
 """Below this log |λ|, what is shown is the distance of |λ| from 1: digits of |λ| do not tell them apart."""
 
@@ -51,15 +53,20 @@ def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
     if isinstance(system, StateSpace):
         return _DenseLayer(system, horizon)
     host = system.to_host()
-    if horizon is None and not host.is_stable().all():
-        raise _does_not_decay(host)
+    check_states_decay(host, horizon, _ADVICE)
     systems = BalancedSystems(host, balanced_systems(host, horizon))
     systems.warn_if_badly_scaled()
     return systems
 
 
-def _does_not_decay(system: System) -> UnstableSystemError:
-    """The error for a layer with a state that would be summed up over all steps, and has no sum."""
+def check_states_decay(system: DiagonalStateSpace, horizon: int | None, advice: str) -> None:
+    """Raise `UnstableSystemError` where there is no horizon and a state of a layer does not decay."""
+    if horizon is None and not system.is_stable().all():
+        raise _does_not_decay(system, advice)
+
+
+def _does_not_decay(system: System, advice: str) -> UnstableSystemError:
+    """The error for a layer with a state that does not decay; `advice` says how to pass a horizon."""
     logarithms = getattr(system, "log_eigenvalues", None)
     largest = np.max(np.abs(system.poles()))
     growth = float(np.log(largest) if logarithms is None else np.max(logarithms.real))
@@ -68,8 +75,7 @@ def _does_not_decay(system: System) -> UnstableSystemError:
         size = f"1 {'+' if growth > 0.0 else '-'} {abs(growth):.2g}"
     return UnstableSystemError(
         f"a state of this layer {'grows' if growth > 0.0 else 'does not decay'} (|λ| = {size}), as is "
-        "common after training; expected |λ| < 1, or the length of your sequences. Pass "
-        "options=CutOptions(horizon=length), or data."
+        f"common after training; expected |λ| < 1, or the length of your sequences. {advice}"
     )
 
 
@@ -81,7 +87,7 @@ class _DenseLayer:
         try:
             self._parts = map_systems(system, lambda single: balanced_system(single, horizon))
         except UnstableSystemError as error:
-            raise _does_not_decay(system.to_host()) from error
+            raise _does_not_decay(system.to_host(), _ADVICE) from error
 
     def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
         """Cut each system; with `common_order` to the largest order that one of them takes."""

@@ -19,7 +19,7 @@ from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.hankel import rank_tolerance
-from ssmreduce.layers.diagonal_cut import balanced_layer
+from ssmreduce.layers.diagonal_cut import balanced_layer, check_states_decay
 from ssmreduce.layers.layer import Candidates, Layer, Weights, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_data import DataPlan, data_balancing
@@ -227,6 +227,10 @@ class LTILayer(Layer):
     def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
         """Return the Hankel singular values and the diagonal of T Σ Wᴴ, of each system."""
         system = self.read(weights)
+        if isinstance(system, DiagonalStateSpace):
+            check_states_decay(
+                system.to_host(), horizon, "Pass HankelTrace(every, horizon=length)."
+            )
         parts = balanced_systems(system, horizon)
         hsv = np.stack([part.hsv for part in parts])
         shares = np.stack([_shares(part, system.order) for part in parts])

@@ -22,6 +22,7 @@ from ssmreduce import (
     Discrete,
     ErrorBound,
     HankelMass,
+    HankelTrace,
     StateSpace,
     read_system,
     reduce_layer,
@@ -241,6 +242,8 @@ def test_unstable_layers_are_refused_and_stay(rng: np.random.Generator) -> None:
             match=r"state of this layer grows .\|λ\| = 1\..*horizon=length.*data",
         ):
             call()
+    with pytest.raises(UnstableSystemError, match=r"grows.*HankelTrace\(every, horizon=length\)"):
+        HankelTrace(1).record(1, layer)
     for name, value in layer.state_dict().items():
         assert torch.equal(value, before[name])
     lru = PackageLRU(3, 3, 4, rmin=0.5)
