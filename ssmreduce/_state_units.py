@@ -63,8 +63,6 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
         out = np.minimum(np.abs(C).max(axis=0, initial=0.0) * units, _FAR)
     np.maximum.at(whole[:, count], part, into)
     np.maximum.at(whole[count], part, out)
-    even = _even_ports(whole, size)
-    units, whole = units * even[part], np.minimum(in_units(whole, even), _FAR)
     ports = whole[:count, count], whole[count, :count]
     for port in ports:
         port /= port.max() or 1.0
@@ -80,31 +78,6 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
         ports[0][:] /= excess**2
     found: HostArray = units * (change[:count] / change[count])[part]
     return found
-
-
-def _even_ports(whole: HostArray, size: float) -> HostArray:
-    """Powers of two in which each part is reached as strongly as it is seen, directly or through others.
-
-    Where the units of the states begin does not count then. Parts come in an order that makes A block upper
-    triangular, with the ports last; one that is not reached, or not seen, keeps its units.
-    """
-    count = len(whole) - 1
-    with np.errstate(divide="ignore"):
-        digits = np.log2(whole)
-    through = digits[:count, :count] - np.log2(size)
-    reached, seen = digits[:count, count].copy(), digits[count, :count].copy()
-    for k in range(count):
-        seen[k] = max(seen[k], np.max(seen[:k] + through[:k, k], initial=-np.inf))
-    for k in reversed(range(count)):
-        reached[k] = max(
-            reached[k], np.max(through[k, k + 1 :] + reached[k + 1 :], initial=-np.inf)
-        )
-    known = np.isfinite(reached) & np.isfinite(seen)
-    units = np.zeros(count + 1)
-    if known.any():
-        found = np.round((reached[known] - seen[known]) / 2.0)
-        units[:count][known] = found - np.floor(np.median(found))  # B may be far larger than C
-    return np.exp2(units)
 
 
 def in_units(A: HostArray, units: HostArray) -> HostArray:

@@ -12,7 +12,7 @@ from samples import EPS, adjoint, dense_system, well_conditioned
 
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, ErrorBound, HankelMass, StateSpace
 from ssmreduce._schur import SchurForm
-from ssmreduce.errors import NoConvergenceError, OrderError
+from ssmreduce.errors import OrderError
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores
@@ -211,23 +211,3 @@ def test_a_refusal_names_the_system_of_the_batch() -> None:
     )
     with pytest.raises(OrderError, match=r"in system\[1\] of the batch .* 2 states that are not"):
         modal_truncation(unstable, 1)
-
-
-@pytest.mark.parametrize("seed", [3, 4, 8])
-def test_whether_modes_can_be_separated_does_not_depend_on_units(seed: int) -> None:
-    rng, n = np.random.default_rng(seed), 24
-    A = np.triu(0.3 * rng.standard_normal((n, n)), 1) + np.diag(-(10.0 ** rng.uniform(-2, 1, n)))
-    B, C = rng.standard_normal((n, 2)), rng.standard_normal((2, n))
-    answered = set()
-    for exponents in [np.zeros((n, 1)), *rng.integers(-20, 21, (11, n, 1))]:
-        units = 2.0**exponents
-        system = StateSpace(
-            A * adjoint(units) / units, B / units, C * adjoint(units), time=Continuous()
-        )
-        try:
-            modal_truncation(system, 8)
-        except NoConvergenceError:
-            answered.add(False)
-        else:
-            answered.add(True)
-    assert len(answered) == 1
