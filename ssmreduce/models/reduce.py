@@ -144,7 +144,7 @@ def reduce_model(
         For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them. With a dict,
         whose names are those of a report, layers that are not named stay as they are.
     optimizer : torch.optim.Optimizer, optional
-        The optimizer of a PyTorch model, changed in place.
+        The optimizer of a PyTorch model, changed in place. In JAX the same as `opt_state`.
     opt_state : pytree, optional
         optax state, initialised from the model's arrays; for a mapping of arrays another mapping,
         with the moments under the name of their field and that of the weight, such as

@@ -19,6 +19,7 @@ from ssmreduce import (
     reduce_layer,
     reduce_model,
     register_layer,
+    sweep,
 )
 from ssmreduce.errors import OrderError, ReductionWarning, UnsupportedLayerError
 from ssmreduce.layers.lti import LTILayer, check_decay
@@ -120,3 +121,9 @@ def test_data_give_the_order_asked_for_where_the_layer_can_keep_its_modes(order:
         assert reduce_model(model(), 8, data=data, options=white).report["[0]"].new_order == 5
     with pytest.raises(OrderError, match=r"excite 1\d of 16 states"):
         reduce_model(model(), 15, data=data)
+
+
+def test_a_sweep_with_data_has_rows_without_a_white_cut() -> None:
+    data = calibrate(model(), batches(), forward=forward)
+    row = sweep(model(), [8], data=data).rows[0]
+    assert (row.order, row.method, row.error_bound) == (8, "selected", None)
