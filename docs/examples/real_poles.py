@@ -1,4 +1,4 @@
-"""A layer with real poles alone: h[k] = λ h[k-1] + B u[k], y[k] = C h[k], λ = exp(-exp(decay)), all real."""
+"""A layer with real poles only: h[k] = λ h[k-1] + B u[k], y[k] = C h[k], λ = exp(-exp(decay)), all real."""
 
 import equinox as eqx
 import jax
