@@ -224,7 +224,9 @@ def test_a_layer_with_real_poles_alone_is_calibrated() -> None:
     register_layer(Running, module["RealPolesLayer"]())
     layer = Running(32, 2, jax.random.key(0))
     inputs = np.random.default_rng(0).normal(size=(8, 30, 2)).astype(np.float32)
-    data = calibrate(layer, [inputs], loss=lambda model, u: (jax.vmap(model)(u) ** 2).mean())
+    data = calibrate(
+        layer, [inputs, inputs], loss=lambda model, u: (jax.vmap(model)(u) ** 2).mean()
+    )
     assert reduce_layer(layer, 8, data=data).new_order == 8
 
 
