@@ -29,7 +29,13 @@ from ssmreduce._namespace import (
     to_double,
     to_host,
 )
-from ssmreduce.errors import MissingBackendError, NonFiniteError, OrderError, ShapeError
+from ssmreduce.errors import (
+    MissingBackendError,
+    NonFiniteError,
+    OrderError,
+    ShapeError,
+    TracedValueError,
+)
 
 _LARGEST = sys.float_info.max
 
@@ -97,6 +103,12 @@ def numeric_array(value: object, name: str, ndim_min: int) -> Array:
     return array
 
 
+def _holds_traced(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_traced, value))
+    return is_traced(value)
+
+
 def _as_numeric(value: object, name: str) -> Array:
     try:
         array = as_array(value)
@@ -104,6 +116,13 @@ def _as_numeric(value: object, name: str) -> Array:
         raise ShapeError(
             f"`{name}` is not an array ({error}); expected rows of equal length. Look at its nesting."
         ) from None
+    except TypeError as error:
+        if not _holds_traced(value):
+            raise
+        raise TracedValueError(
+            f"`{name}` is a {type_name(value)} with traced arrays of jax, which NumPy cannot read; expected "
+            "one array. Join them first, by jax.numpy.stack say, or call it outside of jit and vmap."
+        ) from error
     if array is not value and isinstance(value, np.ma.MaskedArray):
         raise ShapeError(
             f"`{name}` is a masked array; expected all of its entries. Fill in what is missing, for "

@@ -175,6 +175,10 @@ class ScalingWarning(UserWarning):
     """
 
 
+class ReductionWarning(UserWarning):
+    """A layer keeps fewer states than were asked for, since it cannot hold the cut of that order."""
+
+
 class CalibrationWarning(UserWarning):
     """Data are too few for a cut that is fitted to them, or the model is no better than chance on them."""
 

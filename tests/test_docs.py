@@ -20,9 +20,13 @@ from ssmreduce import (
     ReductionSchedule,
     RollbackPolicy,
     balanced_truncation,
+    calibrate,
+    difference,
+    h2_norm,
     read_system,
     reduce_layer,
     reduce_model,
+    register_layer,
     write_system,
 )
 from ssmreduce.demo.lru import LRU
@@ -186,6 +190,44 @@ def test_a_layer_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(path))
     assert re.search(r"^0 +32 +8 ", capsys.readouterr().out, flags=re.MULTILINE)
     assert len([line for line in path.read_text().splitlines() if line]) < 40
+
+
+def test_a_layer_with_real_poles_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    import jax
+
+    module = runpy.run_path(str(FOLDER / "real_poles.py"))
+    assert re.search(r"^\[0\] +32 +8 ", capsys.readouterr().out, flags=re.MULTILINE)
+    layer = module["RealPoles"](32, 2, jax.random.key(0))
+    result = reduce_layer(layer, 8)
+    cut = result.cut
+    assert np.array_equal(result.layer.decay, layer.decay[cut.kept])
+    squares = cut.scores**2
+    assert squares.sum() == pytest.approx(h2_norm(read_system(layer)) ** 2)
+    lost = h2_norm(difference(read_system(layer), read_system(result.layer))) ** 2
+    assert lost == pytest.approx(squares[8:].sum(), rel=1e-3)
+
+
+def test_a_layer_with_real_poles_alone_is_calibrated() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    module = runpy.run_path(str(FOLDER / "real_poles.py"))
+
+    class Running(module["RealPoles"]):  # type: ignore[misc]
+        def __call__(self, inputs: Any) -> Any:
+            def step(state: Any, sample: Any) -> tuple[Any, Any]:
+                state = jnp.exp(-jnp.exp(self.decay)) * state + self.B @ sample
+                return state, self.C @ state
+
+            return jax.lax.scan(step, jnp.zeros_like(self.decay), inputs)[1]
+
+    register_layer(Running, module["RealPolesLayer"]())
+    layer = Running(32, 2, jax.random.key(0))
+    inputs = np.random.default_rng(0).normal(size=(8, 30, 2)).astype(np.float32)
+    data = calibrate(
+        layer, [inputs, inputs], loss=lambda model, u: (jax.vmap(model)(u) ** 2).mean()
+    )
+    assert reduce_layer(layer, 8, data=data).new_order == 8
 
 
 def test_the_pictures_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ssmreduce._checks import type_name
-from ssmreduce._namespace import Array, HostArray
-from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
+from ssmreduce._namespace import Array, HostArray, described, is_traced
+from ssmreduce.errors import OptimizerStateError, TracedValueError, UnsupportedLayerError
 from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.frameworks.transaction import Prepared
@@ -79,9 +79,27 @@ class LayerHandle:
 
     @cached_property
     def weights(self) -> dict[str, HostArray]:
-        """Arrays by name, at double precision on the host."""
+        """Arrays by name, at double precision on the host.
+
+        Raises
+        ------
+        TracedValueError
+            If one of them is traced.
+        """
         if self.full_weights is not None:
             return self.full_weights
+        arrays = self.maybe_traced_weights
+        for name, value in arrays.items():
+            if is_traced(value):
+                raise TracedValueError(
+                    f"`{name}` of layer `{self.name}` is {described(value)}; expected numbers that can be "
+                    "looked at. Call it outside of jit and vmap."
+                )
+        return arrays
+
+    @cached_property
+    def maybe_traced_weights(self) -> dict[str, HostArray]:
+        """The same, with those of JAX that are traced as they are."""
         return NamedWeights(self.framework.read_arrays(self.layer, self.names))
 
     @cached_property
@@ -123,6 +141,11 @@ class LayerChange(NamedTuple):
 class Framework(ABC):
     """Where the arrays of layers live in a real object, and how they are replaced.
 
+    Attributes
+    ----------
+    maps_batches : bool
+        Whether models may take one sequence, and whoever runs them maps them over a batch.
+
     Notes
     -----
     Arguments that methods share:
@@ -163,6 +186,8 @@ class Framework(ABC):
     >>> framework.read_arrays(layer, ["bias"])["bias"].dtype
     dtype('float64')
     """
+
+    maps_batches: bool = False
 
     # --- Layers and their arrays
 

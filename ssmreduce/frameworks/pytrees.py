@@ -35,6 +35,8 @@ from ssmreduce.frameworks.transaction import Prepared
 class PytreeFramework(Framework, NamedTrees):
     """A model is a pytree, an Equinox module or a dict of arrays in it a layer. Nothing changes in place."""
 
+    maps_batches = True
+
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
         """Yield modules and dicts."""
 

@@ -25,6 +25,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.even_states import replaced
 from ssmreduce.systems.state_space import StateSpace
 
 _TOGETHER = 2**20
@@ -193,7 +194,7 @@ def feature_sums(
     `Sequences.sample`. Cost O(R k (k + m + p)) for R steps and k features, and O(N L k m) for what leads to
     them, in float64; memory is bounded by running few sequences at a time.
     """
-    host = system.to_host()
+    host = _with_complex_states(system)
     k = (4 if both_directions else 2) * host.order
     systems = host.eigenvalues.size // host.order
     stands_for = sequences.sample(max(_ENTRIES // (k * systems), _ROWS * k))
@@ -227,9 +228,9 @@ def feedthrough(system: System, inputs: HostArray, *, both_directions: bool = Fa
 
 def output(system: System, inputs: HostArray, *, both_directions: bool = False) -> HostArray:
     """Return what a layer that runs `system` puts out, shape (N, L, p), from rest."""
-    host = system.to_host()
-    if isinstance(host, StateSpace):
-        return _dense_output(host, inputs)
+    if isinstance(system, StateSpace):
+        return _dense_output(system.to_host(), inputs)
+    host = _with_complex_states(system)
     found = feedthrough(host, inputs, both_directions=both_directions)
     forth, *back = np.split(host.C, 2, axis=-2) if both_directions else [host.C]
     for few in _together(host, *inputs.shape[:2]):
@@ -251,7 +252,8 @@ def output_error(system: System, sequences: Sequences, *, both_directions: bool 
 
 def readout(system: DiagonalStateSpace, *, both_directions: bool = False) -> HostArray:
     """Return K, shape (..., p, k), with y = K f + D u."""
-    halves = np.split(system.C, 2, axis=-2) if both_directions else [system.C]
+    C = _with_complex_states(system).C
+    halves = np.split(C, 2, axis=-2) if both_directions else [C]
     stacked = np.stack(halves, axis=-1)
     return _real_output(stacked.reshape(*stacked.shape[:-2], -1))
 
@@ -271,6 +273,13 @@ def state_moment(gram: HostArray, *, both_directions: bool = False) -> HostArray
     blocks = gram.reshape(*batch, n, size, n, size)
     P = np.mean([blocks[..., :, k : k + 2, :, k : k + 2] for k in range(0, size, 2)], axis=0)
     return np.asarray(np.moveaxis(P, (-3, -1), (-4, -2))).reshape(*batch, 2 * n, 2 * n)
+
+
+def _with_complex_states(system: DiagonalStateSpace) -> DiagonalStateSpace:
+    """The system on the host in complex arrays, also where all numbers are real: two features a mode."""
+    host = system.to_host()
+    poles, B, C = (x.astype(np.complex128, copy=False) for x in (host.eigenvalues, host.B, host.C))
+    return replaced(host, poles, B=B, C=C)
 
 
 def _together(system: DiagonalStateSpace, count: int, length: int) -> Iterator[slice]:

@@ -350,6 +350,9 @@ class LayerCut(ABC):
     output_error : float or None
         Root of the mean squared error of its outputs over their mean square, feedthrough apart, on
         data that nothing was fitted to; None where no data are known.
+    passed_over : str
+        Why the layer cannot hold the cut of the order that was asked for, where this one is of a
+        lower order; else empty.
 
     Notes
     -----
@@ -382,6 +385,7 @@ class LayerCut(ABC):
     new_weights: dict[str, HostArray]
     _: KW_ONLY
     output_error: float | None = None
+    passed_over: str = ""
 
     @cached_property
     def old_order(self) -> int:

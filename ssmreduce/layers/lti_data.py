@@ -127,15 +127,22 @@ class DataPlan:
         rule = as_rule(self._order)
         if isinstance(rule, MeasuredError):
             return self._smallest(rule)
+        fixed = rule if isinstance(rule, FixedOrder) and self._method != "white" else None
         try:
             white = self._white.cut()
-        except UnreachableToleranceError:  # none that keeps its bound in the dtype of the weights
-            if not isinstance(rule, FixedOrder) or self._method == "white":
-                raise
-            found = self._of_order(None, self._options.rounded_up(rule.order))
-            if not found.cuts:
+        except (UnreachableToleranceError, UnsupportedLayerError, UnstableSystemError):
+            # The layer cannot hold it, nor one of a few lower orders.
+            found = None if fixed is None else self._without_white(fixed)
+            if found is None or not found.cuts:
                 raise
             return found
+        if white.passed_over and fixed is not None:
+            try:
+                found = self._without_white(fixed)
+            except SSMReduceError:  # then the lower order, of which there is a warning
+                found = Candidates(None, {})
+            if found.cuts:
+                return found
         if white.new_order == white.old_order:
             return Candidates(white, {"white": white})
         if not isinstance(rule, ErrorBound):
@@ -146,6 +153,10 @@ class DataPlan:
                 "alone has a bound. Try MeasuredError."
             )
         return Candidates(white, {"white": self._measured(white)})
+
+    def _without_white(self, rule: FixedOrder) -> Candidates:
+        """The other cuts of the order that was asked for, those that the layer can hold."""
+        return self._of_order(None, self._options.rounded_up(rule.order))
 
     def _smallest(self, rule: MeasuredError) -> Candidates:
         """The candidates of the smallest order of which one is within the tolerance on what was held out."""

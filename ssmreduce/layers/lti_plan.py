@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,7 +93,7 @@ class LTIPlan:
                 worst = np.argmax(hsv[..., 0])
                 self._order.check(hsv.reshape(-1, hsv.shape[-1])[worst], outcome.measured_error)
             if keeps_bound:
-                return outcome
+                return replace(outcome, passed_over=str(failure or ""))
             failure = failure or self._too_coarse(outcome)
         assert failure is not None
         raise failure

@@ -29,6 +29,7 @@ from ssmreduce.errors import (
     CalibrationWarning,
     OrderError,
     ShapeError,
+    SSMReduceError,
     UnsupportedLayerError,
 )
 from ssmreduce.frameworks.framework import LayerHandle, listed
@@ -385,11 +386,14 @@ def calibrate(
     NonFiniteError
         If a layer is given NaN or Inf.
     ShapeError
-        If the loss is not a scalar, or a mask does not fit.
+        If the loss is not a scalar, a mask does not fit, or a model of JAX that takes one sequence is
+        not mapped over batches.
     UnsupportedLayerError
         If the batches do not reach a layer, or its output is not what its weights say; or if a
         layer has no call to record, as dicts of arrays have none: pass its inputs to
         `Calibration.of_inputs`.
+    TracedValueError
+        If it is called inside of jit.
     MissingBackendError
         If JAX is older than 0.8.2.
 
@@ -436,6 +440,7 @@ def calibrate(
     found = found.of(found.framework.plain(found.model))
     on_all(found.team, found.check)
     found = with_full_weights(found)
+    found.check_untraced()
     runs = Runs(_run if forward is None else forward, loss, mask)
     parts: list[dict[str, LayerRecord]] = []
     taken: list[Any] = []
@@ -496,7 +501,16 @@ def _iterated(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def _all_recorded(runs: Runs, found: Layers, batch: Any, number: int) -> dict[str, LayerRecord]:
-    part = runs.recorded(found, batch, differentiates=runs.loss is not None)
+    try:
+        part = runs.recorded(found, batch, differentiates=runs.loss is not None)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, SSMReduceError) or not _takes_one_sequence(runs, found, batch):
+            raise
+        is_many = isinstance(batch, tuple | list)
+        raise ShapeError(
+            f"`model` does not take batch {number} of `batches`, but it takes one sequence of it; expected a "
+            f"model of batches. Pass forward=lambda m, b: jax.vmap(m)({'b[0]' if is_many else 'b'})."
+        ) from error
     missing = [each.name for each in found.meant if each.name not in part]
     if missing:
         raise UnsupportedLayerError(
@@ -516,5 +530,21 @@ def _warn_of_no_derivative(parts: Sequence[Mapping[str, LayerRecord]]) -> None:
         )
 
 
+def _takes_one_sequence(runs: Runs, found: Layers, batch: Any) -> bool:
+    """Whether a model that is called by itself, as one of JAX is written, takes one sequence of a batch."""
+    if runs.loss is not None or runs.forward is not _run or not found.framework.maps_batches:
+        return False
+    try:
+        one = _inputs_of(batch)[0]
+        found.framework.record(found.model, [], lambda model: model(one), differentiates=False)
+    except Exception:  # whatever it is, the error of the batch itself says more
+        return False
+    return True
+
+
 def _run(model: Any, batch: Any) -> Any:
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+    return model(_inputs_of(batch))
+
+
+def _inputs_of(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) else batch

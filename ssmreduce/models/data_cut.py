@@ -22,6 +22,7 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.held_out import cut_copy
 from ssmreduce.models.layer_records import LayerRecord
+from ssmreduce.models.orders import warn_of_lower_order
 from ssmreduce.models.report import Choice, LayerReduction
 from ssmreduce.models.runs import HeldOutLoss, Runs
 from ssmreduce.models.search import Layers
@@ -132,6 +133,7 @@ def planned_with_data(
     data = record.data(record.outputs(handle))
     _check_excites(handle, data)
     found = handle.kind.candidates(handle.weights, order, options, handle, data)
+    warn_of_lower_order(handle, order, found.white)
     choice, best = None, next(iter(found.cuts.values()))
     if best.new_order < best.old_order:
         choice = _chosen(found, loss)

@@ -7,8 +7,14 @@ from dataclasses import replace
 
 from ssmreduce._boundary import warn_caller
 from ssmreduce._namespace import HostArray
-from ssmreduce.errors import OrderError, UnstableSystemError, UnsupportedLayerError
+from ssmreduce.errors import (
+    OrderError,
+    ReductionWarning,
+    UnstableSystemError,
+    UnsupportedLayerError,
+)
 from ssmreduce.frameworks.framework import LayerHandle, listed
+from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions, names_meant
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule
@@ -190,3 +196,16 @@ def _equal_shares(
         small = [name for name in open_ones if sizes[name] < equal]
         shares |= {name: sizes[name] for name in small} or dict.fromkeys(open_ones, equal)
     return shares
+
+
+def warn_of_lower_order(handle: LayerHandle, order: int | OrderRule, cut: LayerCut | None) -> None:
+    """Warn where a layer cannot hold the cut of the order that was asked for, and gets a lower one."""
+    if cut is None or not cut.passed_over:
+        return
+    rule = as_rule(order)
+    asked = rule.order if isinstance(rule, FixedOrder) else rule
+    warn_caller(
+        f"`order` is {asked}, but layer `{handle.name}` gets {cut.new_order} states: the next order at or "
+        f"below it that its weights can hold. {cut.passed_over}",
+        ReductionWarning,
+    )

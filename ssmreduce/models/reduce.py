@@ -24,7 +24,13 @@ from ssmreduce.models.cut import (
 from ssmreduce.models.data_cut import DataCut, planned_with_data
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.held_out import losses_in, warn_at_chance, with_losses
-from ssmreduce.models.orders import Order, layer_orders, names_in_model, warn_of_no_cut
+from ssmreduce.models.orders import (
+    Order,
+    layer_orders,
+    names_in_model,
+    warn_of_lower_order,
+    warn_of_no_cut,
+)
 from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.systems_of_layers import handle_of
@@ -65,7 +71,8 @@ def reduce_layer(
     LayerReduction
         With ``layer``, ``reduction`` and ``measured_error``. If the error of the layer as written,
         in its own dtype, exceeds the bound by more than a tenth (and more than rounding explains),
-        up to four lower orders are tried, and the first that keeps its bound is taken.
+        or it cannot store the poles, up to four lower orders are tried, and the first that keeps
+        its bound is taken.
 
     Raises
     ------
@@ -78,6 +85,8 @@ def reduce_layer(
 
     Warns
     -----
+    ReductionWarning
+        If a lower order was taken than the one asked for.
     UserWarning
         If `order` is above the number of states, so that nothing is cut.
 
@@ -135,7 +144,7 @@ def reduce_model(
         For each layer; see `reduce_layer`. A `TotalBudget` is shared by all of them. With a dict,
         whose names are those of a report, layers that are not named stay as they are.
     optimizer : torch.optim.Optimizer, optional
-        The optimizer of a PyTorch model, changed in place.
+        The optimizer of a PyTorch model, changed in place. In JAX the same as `opt_state`.
     opt_state : pytree, optional
         optax state, initialised from the model's arrays; for a mapping of arrays another mapping,
         with the moments under the name of their field and that of the weight, such as
@@ -180,6 +189,8 @@ def reduce_model(
 
     Warns
     -----
+    ReductionWarning
+        If a layer cannot hold the cut of the order asked for, and gets a lower one.
     UserWarning
         If `order` is above the number of states of every layer, so that nothing is cut.
 
@@ -336,4 +347,5 @@ def _reduced(
         if not where:
             raise
         raise type(error)(f"{where}{error}") from error
+    warn_of_lower_order(handle, order, cut)
     return LayerReduction(handle.layer, cut, handle.item_sizes, time.perf_counter() - started)

@@ -170,6 +170,11 @@ class Layers:
         needing = [each.name for each in self.meant if each.kind.needs_data]
         return {**self.passed_over, **dict.fromkeys(needing, f"it {_BY_DATA}.")}
 
+    def check_untraced(self) -> None:
+        """Raise `TracedValueError` if weights of layers are traced by JAX."""
+        for handle in self.meant:
+            dict(handle.weights)
+
     @property
     def passed_over(self) -> dict[str, str]:
         """The variants that cannot be reduced and are not excluded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from ssmreduce.frameworks.framework import LayerChange, LayerHandle, NamedTrees
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.report import ModelReport
 from ssmreduce.models.search import find_layers
+
+_STATE = {"settings", "events", "trial"}
+"""Entries by which the state of a reducer is told."""
 
 
 def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
@@ -28,8 +31,9 @@ def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
     model : pytree of equinox.Module
         Built like the model that was reduced, at full size; it stays as it is.
     saved : ModelReport or dict or pytree of arrays
-        The report of the reduction, its ``to_dict()``, also when read back from JSON, or the saved
-        arrays: a model, or dicts and lists of arrays by name, as Orbax restores them.
+        The report of the reduction, its ``to_dict()``, also when read back from JSON; the
+        ``state_dict()`` of a reducer, whose cuts that stand count; or the saved arrays: a model, or
+        dicts and lists of arrays by name, as Orbax restores them.
     kind : str, Layer, or dict of them by layer name, optional
         What kind of layer arrays are, where nothing else tells; see `CutOptions`.
 
@@ -46,7 +50,8 @@ def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
         If a name is missing or left over, a dtype differs, or a shape does by more than the states of
         a layer.
     OrderError
-        If a report does not say how many states a layer has, or more than it has in `model`.
+        If a report or reducer does not say how many states a layer has, or more than it has in
+        `model`.
 
     Examples
     --------
@@ -69,23 +74,48 @@ def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
     trees = framework.named_trees(model)
     options = CutOptions(skip_unsupported=True).with_kind(kind)
     layers = {handle.name: handle for handle in find_layers(model, options).handles}
-    if isinstance(saved, ModelReport):
-        saved = saved.to_dict()
-    given = None if _is_report(saved) else trees.saved_arrays(model, saved)
-    if given is None:
-        orders = _orders_of_report(saved, layers)
+    told = _told(saved)
+    given = trees.saved_arrays(model, saved) if told is None else {}
+    if told is not None:
+        orders = _orders_of_report(told, layers)
     else:
         orders = {name: _order_of_arrays(handle, given, trees) for name, handle in layers.items()}
     changes = [_change(layers[name], order) for name, order in orders.items()]
     real = [change for change in changes if change.ratio != 1.0]
     shaped = framework.prepared(model, real, None, {}, {}).model
-    return shaped if given is None else trees.with_arrays(shaped, given)
+    return trees.with_arrays(shaped, given) if told is None else shaped
 
 
-def _is_report(saved: Any) -> bool:
-    return isinstance(saved, Mapping) and any(
-        isinstance(entry, Mapping) and "new_order" in entry for entry in saved.values()
-    )
+def _told(saved: Any) -> Mapping[Any, Any] | None:
+    """What is told of layers by name: by a report, or by the last cuts of a reducer; None for arrays."""
+    if isinstance(saved, ModelReport):
+        return saved.to_dict()
+    if not isinstance(saved, Mapping):
+        return None
+    if saved.keys() >= _STATE:
+        return {
+            event["layer"]: event
+            for event in _events(saved["events"])
+            if event["rolled_back"] is None
+        }
+    entries = saved.values()
+    is_report = any(isinstance(entry, Mapping) and "new_order" in entry for entry in entries)
+    return saved if is_report else None
+
+
+def _events(saved: Any) -> Sequence[Mapping[str, Any]]:
+    """The events in the state of a reducer."""
+    if not isinstance(saved, list | tuple) or not all(
+        isinstance(event, Mapping)
+        and isinstance(event.get("layer"), str)
+        and "rolled_back" in event
+        for event in saved
+    ):
+        raise OrderError(
+            f"`saved['events']` is {_checks.shown(saved)}; expected a list of dicts with layer, "
+            "new_order and rolled_back. Take what state_dict() of a reducer returned."
+        )
+    return saved
 
 
 def _orders_of_report(

@@ -90,7 +90,7 @@ def read_system(layer: Any, *, kind: object = None) -> System:
     16
     """
     handle = handle_of(layer, kind)
-    return handle.kind.read(handle.weights)
+    return handle.kind.read(handle.maybe_traced_weights)
 
 
 def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None) -> Any:

@@ -18,6 +18,9 @@ from ssmreduce._namespace import Array
 _REGISTERED: set[type] = set()
 """Classes that JAX knows as pytrees."""
 
+_LACKS_LOGARITHMS = "_lacks_logarithms"
+"""Set where a tree, half of one that was parted say, has None in their place: its structure stays."""
+
 
 def arrays_of(system: Any) -> tuple[Array, Array, Array, Array]:
     """Return the state array (A, λ or log λ), B, C and D."""
@@ -61,8 +64,8 @@ def register_fields(cls: type, arrays: list[str], options: list[str]) -> None:
 def _names(system: Any) -> tuple[str, str, str, str]:
     if hasattr(system, "A"):
         return "A", "B", "C", "D"
-    state = "eigenvalues" if system.log_eigenvalues is None else "log_eigenvalues"
-    return state, "B", "C", "D"
+    keeps = system.log_eigenvalues is not None or _LACKS_LOGARITHMS in vars(system)
+    return "log_eigenvalues" if keeps else "eigenvalues", "B", "C", "D"
 
 
 def _structure(system: Any) -> tuple[Any, ...]:
@@ -76,6 +79,8 @@ def _unflatten(cls: type, structure: tuple[Any, ...], arrays: Sequence[Any]) -> 
     values = dict(zip((state, "B", "C", "D"), arrays, strict=True), **dict(options))
     if state == "log_eigenvalues":
         values["eigenvalues"] = logarithms = values[state]
+        if logarithms is None:
+            values[_LACKS_LOGARITHMS] = True
         if array_api_compat.is_array_api_obj(logarithms):
             values["eigenvalues"] = array_api_compat.array_namespace(logarithms).exp(logarithms)
     elif state == "eigenvalues":

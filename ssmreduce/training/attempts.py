@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ssmreduce.errors import OptimizerStateError, SSMReduceError
+from ssmreduce.errors import OptimizerStateError, SSMReduceError, TracedValueError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
@@ -110,8 +110,9 @@ def check_model(
         if framework.team_of(found.model) is not None:
             return  # moments are spread over the processes
         try:
+            found.check_untraced()
             check_fields(framework.moments_of(found.model, opt_state, found.meant), found.meant)
-        except OptimizerStateError:
+        except (OptimizerStateError, TracedValueError):
             raise
         except SSMReduceError:
             return

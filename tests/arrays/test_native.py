@@ -403,6 +403,21 @@ def test_what_looks_at_values_is_refused_under_tracing() -> None:
             jax.jit(call)(jnp.diag(jnp.array([0.5, 0.25])))
 
 
+def test_lists_of_traced_arrays_are_refused() -> None:
+    calls: dict[str, Callable[[Any], Any]] = {
+        "hsv": lambda x: error_bounds([x[0], x[1]]),
+        "A": lambda x: StateSpace([[x[0]]], [[1.0]], [[1.0]], time=Discrete()).A,
+        "eigenvalues": lambda x: (
+            DiagonalStateSpace((x[0],), [[1.0]], [[1.0]], time=Discrete()).eigenvalues
+        ),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            TracedValueError, match=f"`{name}` is a .*jax.numpy.stack.*outside of jit"
+        ):
+            jax.jit(call)(jnp.array([0.5, 0.25]))
+
+
 def test_orders_above_the_rank_have_no_bound_under_jit() -> None:
     def bound(A: Any, order: int) -> Any:
         C = jnp.ones((1, 3))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from torch_samples import CASES, s5
 
-from ssmreduce import HankelMass, load_reduced, reduce_model, register_layer, shaped_like
+from ssmreduce import (
+    HankelMass,
+    InTrainingReducer,
+    ReductionSchedule,
+    RollbackPolicy,
+    load_reduced,
+    reduce_model,
+    register_layer,
+    shaped_like,
+)
 from ssmreduce.demo.lru import LRU
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 
@@ -148,6 +160,73 @@ def test_arrays_that_do_not_fit_are_named(reduction: Any, spoil: Any, message: s
     spoil(saved)
     with pytest.raises(ShapeError, match=message):
         shaped_like(fresh(), saved)
+
+
+def trained(reducer: InTrainingReducer, model: Any, steps: Any, opt_state: Any) -> Any:
+    """Steps without updates, which cut; the metric gets worse after the second cut, which is undone."""
+    for step in steps:
+        if reducer.rollback is not None:
+            reducer.report(float(step > 6))
+        model, opt_state = reducer.step(step, model, opt_state)
+    return model, opt_state
+
+
+def reducer_of(rollback: RollbackPolicy | None = None) -> InTrainingReducer:
+    schedule = ReductionSchedule.at(2, 6)
+    return InTrainingReducer(schedule, HankelMass(0.9), gate=1.0, rollback=rollback)
+
+
+def test_a_run_in_training_is_saved_and_loaded_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/training.rst").read_text(encoding="utf-8")
+    blocks = re.findall(r"code-block:: python\n\n((?:   .*\n|\n)+)", page)
+    (code,) = (each for each in blocks if "eqx.tree_serialise_leaves" in each)
+    optimizer, reducer = optax.adam(1e-3), reducer_of()
+    start = optimizer.init(eqx.filter(fresh(), eqx.is_inexact_array))
+    model, opt_state = trained(reducer, fresh(), range(1, 4), start)
+    given = {
+        "model": model,
+        "opt_state": opt_state,
+        "optimizer": optimizer,
+        "reducer": reducer,
+        "step": 3,
+        "build_model": lambda: fresh(1),
+        "InTrainingReducer": lambda _: reducer_of(),
+    }
+    exec(textwrap.dedent(code), given)
+    before = eqx.filter((model, opt_state), eqx.is_array_like)
+    assert_equal(eqx.filter((given["model"], given["opt_state"]), eqx.is_array_like), before)
+    assert given["reducer"] is not reducer
+    assert given["reducer"].events == reducer.events
+    assert reducer.events[0].new_order < reducer.events[0].old_order
+
+
+def test_cuts_of_a_reducer_that_were_undone_do_not_count() -> None:
+    start = optax.adam(1e-3).init(eqx.filter(fresh(), eqx.is_inexact_array))
+    reducer = reducer_of(RollbackPolicy(0.1))
+    reducer.order = HankelMass(0.99)
+    model, opt_state = trained(reducer, fresh(), range(1, 6), start)
+    reducer.order = HankelMass(0.7)
+    model, opt_state = trained(reducer, model, [6], opt_state)
+    sizes = jax.tree.map(jnp.shape, eqx.filter(model, eqx.is_array))
+    on_trial = shaped_like(fresh(1), reducer.state_dict())
+    assert_equal(jax.tree.map(jnp.shape, eqx.filter(on_trial, eqx.is_array)), sizes)
+    model, _ = trained(reducer, model, [7], opt_state)
+    assert {event.rolled_back for event in reducer.events} == {None, 7}
+    back = jax.tree.map(jnp.shape, eqx.filter(model, eqx.is_array))
+    assert back != sizes
+    like = shaped_like(fresh(1), reducer.state_dict())
+    assert_equal(jax.tree.map(jnp.shape, eqx.filter(like, eqx.is_array)), back)
+
+
+def test_the_state_of_a_reducer_without_cuts_keeps_full_size() -> None:
+    like = shaped_like(fresh(1), reducer_of().state_dict())
+    assert_equal(eqx.filter(like, eqx.is_array), eqx.filter(fresh(1), eqx.is_array))
+    spoilt = reducer_of().state_dict() | {"events": [{"new_order": 3}]}
+    with pytest.raises(OrderError, match=r"saved\['events'\]` is \[.*state_dict"):
+        shaped_like(fresh(1), spoilt)
 
 
 def test_other_things_are_refused(reduction: Any) -> None:

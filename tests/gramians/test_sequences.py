@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -93,6 +94,31 @@ def test_outputs_are_those_of_simulate(case):
     found = output(system, u, both_directions=both)
     for own, given in zip(found, u, strict=True):
         np.testing.assert_allclose(own, simulated(system, given, both), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("real", ["eigenvalues", "B", "C", "all"])
+def test_real_arrays_are_taken_as_complex_ones(case, real):
+    batch, m, p, both = CASES[case]
+    system = drawn(batch, m, p)
+    arrays = {
+        name: getattr(system, name).real if real in (name, "all") else getattr(system, name)
+        for name in ("eigenvalues", "B", "C")
+    }
+    given = dataclasses.replace(system, **arrays)
+    same = dataclasses.replace(system, **{name: x.astype(complex) for name, x in arrays.items()})
+    u = inputs_of(system)
+    outputs = output(same, u, both_directions=both)
+    data = Sequences(u, outputs, np.ones(u.shape[:2]))
+    np.testing.assert_array_equal(output(given, u, both_directions=both), outputs)
+    for name in ("gram", "seen", "moment"):
+        found, expected = (
+            getattr(feature_sums(each, data, both_directions=both), name) for each in (given, same)
+        )
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(
+        readout(given, both_directions=both), readout(same, both_directions=both)
+    )
 
 
 def test_outputs_of_dense_channels_are_those_of_simulate():

@@ -566,3 +566,17 @@ def test_a_tolerance_that_float32_weights_cannot_keep_is_refused(rng: np.random.
     assert balanced_truncation(read_system(make_lru(weights, "float32")), rule).order < 24
     with pytest.raises(UnreachableToleranceError, match="tolerance"):
         reduce_layer(make_lru(weights, "float32"), rule)
+
+
+def test_a_system_with_logarithms_is_parted_and_joined_by_equinox(rng: np.random.Generator) -> None:
+    layer = make_lru(lru_weights(rng, 8, 3), "float32")
+    expected = read_system(layer)
+    system = eqx.filter_jit(read_system)(layer)
+    halves = eqx.partition(system, lambda leaf: leaf.ndim == 1)
+    for half in halves:
+        assert jax.tree.structure(half, is_leaf=lambda leaf: leaf is None) == jax.tree.structure(
+            system
+        )
+    for found in (system, eqx.combine(*halves)):
+        for name in ("log_eigenvalues", "eigenvalues", "C"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5)

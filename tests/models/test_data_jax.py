@@ -22,10 +22,16 @@ from ssmreduce import (
     Calibration,
     CutOptions,
     FixedOrder,
+    HankelTrace,
     InTrainingReducer,
     ReductionSchedule,
     calibrate,
+    hankel_singular_values,
+    read_system,
+    reduce_layer,
     reduce_model,
+    sweep,
+    write_system,
 )
 from ssmreduce.demo.lru import LRU
 from ssmreduce.demo.model import SequenceClassifier
@@ -35,6 +41,7 @@ from ssmreduce.errors import (
     NonFiniteError,
     OrderError,
     ShapeError,
+    TracedValueError,
     UnsupportedLayerError,
 )
 from ssmreduce.frameworks import pytree_callbacks
@@ -588,6 +595,47 @@ def test_what_is_no_data_is_refused(model, batches):
         calibrate(model, batches, forward=lambda m, b: jax.vmap(m.blocks[0])(b[0]))
     with pytest.raises(UnsupportedLayerError, match="given no array"):
         calibrate(model, batches, forward=lambda m, b: m.blocks[0](np.arange(5)))
+
+
+def test_a_model_of_one_sequence_is_told_to_be_mapped(model, batches):
+    for given, forward in ((batches, r"\(b\[0\]\)"), ([each[0] for each in batches], r"\(b\)")):
+        message = rf"takes one sequence of it; .*forward=lambda m, b: jax\.vmap\(m\){forward}\."
+        with pytest.raises(ShapeError, match=message) as raised:
+            calibrate(model, given)
+        assert isinstance(raised.value.__cause__, TypeError)
+    wide = [(inputs[..., :2], labels) for inputs, labels in batches]
+    with pytest.raises(TypeError, match="dot_general"):
+        calibrate(model, wide)
+    with pytest.raises(TypeError, match="dot_general"):
+        calibrate(model, batches, loss=lambda model, batch: model(batch[0]).sum())
+
+
+def test_traced_models_are_refused(model, batches):
+    pair, batch = [LRU(8, 3, rng=np.random.default_rng(0))] * 2, batches[0]
+    given = Calibration.of_inputs({"[0]": batch[0], "[1]": batch[0]})
+    calls = {
+        "reduce_model": lambda traced: reduce_model(traced, 4).model,
+        "with data": lambda traced: reduce_model(traced, 4, data=given).model,
+        "reduce_layer": lambda traced: reduce_layer(traced[0], 4).layer,
+        "write_system": lambda traced: write_system(traced[0], read_system(pair[0])),
+        "sweep": lambda traced: sweep(traced, [4]).rows[0].order,
+        "trace": lambda traced: HankelTrace(1).record(1, traced),
+        "reducer": lambda traced: InTrainingReducer(ReductionSchedule.at(9)).step(1, traced, None),
+        "calibrate": lambda traced: (
+            calibrate(traced, [batch[0]], forward=lambda m, b: m[0](b)).runs
+        ),
+    }
+    for name, call in calls.items():
+        for transform in (eqx.filter_jit, eqx.filter_vmap):
+            if transform is eqx.filter_vmap and name == "calibrate":
+                continue
+            many = jax.tree.map(lambda x: x[None], pair) if transform is eqx.filter_vmap else pair
+            with pytest.raises(
+                TracedValueError, match=r"`nu_log` of layer .*outside of jit and vmap"
+            ):
+                transform(call)(many)
+    norm = jax.jit(lambda layer: jnp.sum(hankel_singular_values(read_system(layer))))
+    assert float(norm(pair[0])) > 0.0
 
 
 def test_a_layer_that_runs_otherwise_than_its_weights_say_is_refused():
