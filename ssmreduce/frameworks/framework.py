@@ -7,6 +7,7 @@ handles, and asks the framework about these alone.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -438,8 +439,11 @@ class Framework(ABC):
         return model
 
     def scratch(self, model: Any) -> Any:
-        """Return a copy, which may be cut and run, of a plain `model`."""
-        return model
+        """Return a copy, which may be cut and run, of a plain `model`.
+
+        It may be the model itself where cuts change nothing in place.
+        """
+        return copy.deepcopy(model)
 
     # --- Snapshots
 

@@ -91,6 +91,10 @@ class MappingFramework(Framework):
         groups = list(_groups(layer).values())
         return groups[0] if len(groups) == 1 else ArrayGroup({}, {}, layer)
 
+    def scratch(self, model: Any) -> Any:
+        """Return `model`, which no cut changes."""
+        return model
+
     def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, HostArray]:
         """Return arrays at double precision on the host."""
         return {name: to_double(layer.arrays[name]) for name in names}

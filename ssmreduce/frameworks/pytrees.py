@@ -68,6 +68,10 @@ class PytreeFramework(Framework, NamedTrees):
             if isinstance(name, str) and eqx.is_array(value)
         }
 
+    def scratch(self, model: Any) -> Any:
+        """Return `model`, which no cut changes."""
+        return model
+
     def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
         """Return arrays at double precision on the host; tracers as they are."""
         arrays = {name: _array(layer, name) for name in names}

@@ -99,8 +99,9 @@ class Discretisation(Enum):
 def steps_of_decay(decay: HostArray, poles: HostArray, steps: HostArray) -> HostArray:
     """Return steps Δ with which new poles decay in continuous time as those of a layer do.
 
-    Any step will do for what the layer computes. But optimizers move Λ by amounts that do not depend on
-    its size: with one step for all states slow modes have small Re Λ, and training throws them about.
+    Any step will do for what the layer computes, but for rounding and what it can store. But optimizers
+    move Λ by amounts that do not depend on its size: with one step for all states slow modes have small
+    Re Λ, and training throws them about.
 
     Parameters
     ----------
@@ -118,7 +119,8 @@ def steps_of_decay(decay: HostArray, poles: HostArray, steps: HostArray) -> Host
     """
     typical = np.median(-poles.real, axis=-1, keepdims=True)
     median = np.median(steps, axis=-1, keepdims=True)
-    wanted = np.where(typical > 0.0, decay / np.where(typical > 0.0, typical, 1.0), median)
+    divisor = np.where(typical > 0.0, typical, 1.0)
+    wanted = np.where(typical > 0.0, decay / divisor, median)
     shortest, longest = (
         np.min(steps, axis=-1, keepdims=True),
         np.max(steps, axis=-1, keepdims=True),

@@ -255,7 +255,9 @@ class DataPlan:
         system = reduction.system
         assert isinstance(system, DiagonalStateSpace)
         sums = self._sums_of(system.to_host())
-        if "balanced" not in self._makers or self._method == "white refit":
+        if self._method == "white refit" and isinstance(self._system, DiagonalStateSpace):
+            self._check_excited(order, self._data_balancing)
+        elif "balanced" not in self._makers:
             # The sums of the layer's own states are not at hand: the states that are fitted have to do.
             self._check_excited(order, self._balanced_by_data(system.to_host(), sums))
         K = sums.fitted()

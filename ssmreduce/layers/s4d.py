@@ -232,6 +232,8 @@ class S4Diagonal(LTILayer):
             steps = steps_of_decay(-unit.real, self._poles(weights), self._step(weights))
             inv_dt = inverse_transformed(steps, self._dt)
             inv_dt = np.arcsinh(inv_dt) if self._fast_step else inv_dt
+            # A number of single precision: weights of that dtype hold the very step that Λ is made for.
+            inv_dt = inv_dt.astype(np.float32).astype(np.float64)
         new["inv_dt"] = inv_dt
         poles = self._discretisation.poles(logarithms, self._step(new))
         new["A_real"] = inverse_transformed(-poles.real, self._real)

@@ -22,7 +22,6 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.held_out import cut_copy
 from ssmreduce.models.layer_records import LayerRecord
-from ssmreduce.models.orders import warn_of_lower_order
 from ssmreduce.models.report import Choice, LayerReduction
 from ssmreduce.models.runs import HeldOutLoss, Runs
 from ssmreduce.models.search import Layers
@@ -57,7 +56,7 @@ class DataCut:
         if runs is not None:  # the weights may have changed since they were recorded
             framework = self._found.framework
             model = framework.scratch(framework.plain(self._found.model))
-            records = self._again(runs, records, self._found.of(model))
+            records = self._again(runs, records, self._found.of(model), may_be_known=True)
         results = {}
         for name in ordered:
             uncut = {each.name: records[each.name] for each in groups[name]}
@@ -83,7 +82,12 @@ class DataCut:
         ]
 
     def _again(
-        self, runs: Runs, records: Mapping[str, LayerRecord], model: Layers
+        self,
+        runs: Runs,
+        records: Mapping[str, LayerRecord],
+        model: Layers,
+        *,
+        may_be_known: bool = False,
     ) -> dict[str, LayerRecord]:
         """Records with what the layers are given now, in the model or in a copy of it."""
         names = {
@@ -92,7 +96,7 @@ class DataCut:
             if each.name in records
         }
         known = {names[name]: record.inputs for name, record in records.items()}
-        inputs = runs.inputs(model, known)
+        inputs = runs.inputs(model, known, known if may_be_known else None)
         return {
             name: replace(record, inputs=inputs[names[name]]) for name, record in records.items()
         }
@@ -133,7 +137,6 @@ def planned_with_data(
     data = record.data(record.outputs(handle))
     _check_excites(handle, data)
     found = handle.kind.candidates(handle.weights, order, options, handle, data)
-    warn_of_lower_order(handle, order, found.white)
     choice, best = None, next(iter(found.cuts.values()))
     if best.new_order < best.old_order:
         choice = _chosen(found, loss)

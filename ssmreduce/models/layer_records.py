@@ -139,7 +139,7 @@ def cropped(
 ) -> list[LayerRecord]:
     """The records of some batches with `most` sequences at most, of which batches held out get a quarter.
 
-    The latest sequences go first. Where fewer than a quarter are held out, the others get what is left.
+    The latest batches go first. Where fewer than a quarter are held out, the others get what is left.
     """
     sizes = [len(record.inputs) for record in records]
     out = sum(size for size, is_out in zip(sizes, held_out, strict=True) if is_out)
@@ -150,8 +150,9 @@ def cropped(
     for record, size, is_out in zip(records, sizes, held_out, strict=True):
         count = min(size, left[is_out])
         left[is_out] -= count
-        first = (record.inputs[:count], record.weights[:count], record.held_out[:count])
-        found.append(LayerRecord(*first))
+        # From all over the batch: a layer that is called twice has the sequences of either call in turn.
+        at = np.linspace(0, size - 1, count).round().astype(np.intp)
+        found.append(LayerRecord(record.inputs[at], record.weights[at], record.held_out[at]))
     return found
 
 

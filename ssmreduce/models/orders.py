@@ -14,9 +14,9 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.frameworks.framework import LayerHandle, listed
-from ssmreduce.layers.layer import LayerCut
 from ssmreduce.layers.options import CutOptions, names_meant
 from ssmreduce.models.calibration import Calibration
+from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import FixedOrder, OrderRule, TotalBudget, as_rule
 
 Order = int | OrderRule | Mapping[str, int | OrderRule]
@@ -198,14 +198,15 @@ def _equal_shares(
     return shares
 
 
-def warn_of_lower_order(handle: LayerHandle, order: int | OrderRule, cut: LayerCut | None) -> None:
-    """Warn where a layer cannot hold the cut of the order that was asked for, and gets a lower one."""
-    if cut is None or not cut.passed_over:
-        return
-    rule = as_rule(order)
-    asked = rule.order if isinstance(rule, FixedOrder) else rule
-    warn_caller(
-        f"`order` is {asked}, but layer `{handle.name}` gets {cut.new_order} states: the next order at or "
-        f"below it that its weights can hold. {cut.passed_over}",
-        ReductionWarning,
-    )
+def warn_of_lower_orders(results: Mapping[str, LayerReduction]) -> None:
+    """Warn of layers that cannot hold the cut of their order, and get a lower one."""
+    for name, result in results.items():
+        white = None if result.choice is None else result.choice.white
+        alike = result.cut if white is None or white.new_order != result.new_order else white
+        reason = result.cut.passed_over or alike.passed_over
+        if reason:
+            warn_caller(
+                f"layer `{name}` gets {result.new_order} states, fewer than its order: its weights cannot "
+                f"hold the cut of a higher one. {reason}",
+                ReductionWarning,
+            )

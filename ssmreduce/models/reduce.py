@@ -28,7 +28,7 @@ from ssmreduce.models.orders import (
     Order,
     layer_orders,
     names_in_model,
-    warn_of_lower_order,
+    warn_of_lower_orders,
     warn_of_no_cut,
 )
 from ssmreduce.models.report import LayerReduction, ModelReduction
@@ -118,6 +118,7 @@ def reduce_layer(
     changes, gradients = changes_of(framework, inner, [handle], {handle.path: result.cut})
     ready = framework.prepared(inner, changes, None, {}, gradients)
     commit(ready.steps)
+    warn_of_lower_orders({handle.name: result})
     return replace(result, layer=layer if ready.model is inner else ready.model)
 
 
@@ -223,6 +224,7 @@ def reduce_model(
     state = opt_state if optimizer is None else optimizer
     result = cut_model(model, order, state, followers, data, options)
     warn_of_no_cut(order, {name: part.old_order for name, part in result.report.items()})
+    warn_of_lower_orders(result.report)
     return result
 
 
@@ -347,5 +349,4 @@ def _reduced(
         if not where:
             raise
         raise type(error)(f"{where}{error}") from error
-    warn_of_lower_order(handle, order, cut)
     return LayerReduction(handle.layer, cut, handle.item_sizes, time.perf_counter() - started)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -79,18 +79,25 @@ class Runs:
         with framework.differentiable():
             return self.loss(model, batch)
 
-    def inputs(self, found: Layers, known: Mapping[str, HostArray]) -> Mapping[str, HostArray]:
+    def inputs(
+        self, found: Layers, names: Collection[str], known: Mapping[str, HostArray] | None = None
+    ) -> Mapping[str, HostArray]:
         """What some layers of a model are given in all batches, as far as it is kept.
 
-        If the first batch gives them what is `known` of it, bit for bit, the others are not run.
+        If the first and the last batch give them what is `known`, bit for bit, the others are not run.
         """
-        alone = replace(found, handles=[each for each in found.handles if each.name in known])
-        first = self.recorded(alone, self.batches[0], differentiates=False)
-        if all(_begins_with(known[name], first[name].inputs) for name in known):
-            return known
-        rest = (self.recorded(alone, each, differentiates=False) for each in self.batches[1:])
-        parts = [first, *rest]
-        return {name: self.kept([part[name] for part in parts]).inputs for name in known}
+        alone = replace(found, handles=[each for each in found.handles if each.name in names])
+        run = partial(self.recorded, alone, differentiates=False)
+        parts: list[dict[str, LayerRecord]] = []
+        if known is not None and len(self.batches) > 1:
+            parts = [run(self.batches[0]), run(self.batches[-1])]
+            if all(
+                _has_ends(known[name], *(part[name].inputs for part in parts)) for name in names
+            ):
+                return known
+        between = self.batches[1:-1] if parts else self.batches
+        parts[1:1] = [run(batch) for batch in between]
+        return {name: self.kept([part[name] for part in parts]).inputs for name in names}
 
     def kept(self, parts: Sequence[LayerRecord]) -> LayerRecord:
         """What is kept of the records of one layer, one for each batch."""
@@ -157,10 +164,11 @@ class HeldOutLoss:
             return self.loss(model, batch)
 
 
-def _begins_with(inputs: HostArray, first: HostArray) -> bool:
-    """Whether these are the first sequences, but for padding behind them."""
-    count, length = min(len(inputs), len(first)), first.shape[1]
-    return np.array_equal(inputs[:count, :length], first[:count])
+def _has_ends(inputs: HostArray, first: HostArray, last: HostArray) -> bool:
+    """Whether these are the first and the last sequences, but for padding behind them."""
+    return np.array_equal(inputs[: len(first), : first.shape[1]], first) and np.array_equal(
+        inputs[-len(last) :, : last.shape[1]], last
+    )
 
 
 def _checked(handle: LayerHandle, call: Recorded, mask: HostArray | None) -> HostArray | None:

@@ -32,7 +32,7 @@ from ssmreduce.models.held_out import (
 )
 from ssmreduce.models.matching import matched
 from ssmreduce.models.optimizer_state import check_fields
-from ssmreduce.models.orders import warn_of_no_cut
+from ssmreduce.models.orders import warn_of_lower_orders, warn_of_no_cut
 from ssmreduce.models.reduce import decide_cut
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.snapshots import prepared_back, take_all
@@ -151,9 +151,11 @@ def attempt(
     decide = partial(_accepted, books.stopped, terms, data)
     plan = plan_cut(found, opt_state, decide, followers)
     warn_at_chance(losses_in(plan.results))
+    path_name = found.framework.path_name
+    warn_of_lower_orders({path_name(path): each for path, each in plan.results.items()})
     on_trial = terms.is_watched and bool(plan.results)
     snapshots = take_all(models, opt_state, found.options) if on_trial else None
-    books = books.with_cut(step, plan.results, order, found.framework.path_name, snapshots)
+    books = books.with_cut(step, plan.results, order, path_name, snapshots)
     cut = make_cut(found, opt_state, plan, followers, turn(books))
     made = [cut.model, *(follower for follower, _ in cut.followers)]
     return Outcome(made, cut.optimizer_state, books)
