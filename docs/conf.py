@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 project = "ssmreduce"
@@ -98,7 +99,12 @@ def copy_notebooks(app: Sphinx) -> None:
         shutil.copy2(path, folder)
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-        picture = [data["image/png"] for data in outputs if "image/png" in data][-1]
+        pictures = [data["image/png"] for data in outputs if "image/png" in data]
+        if not pictures:
+            raise ExtensionError(
+                f"{path.name} has no picture for the gallery; run it, and save it."
+            )
+        picture = pictures[-1]
         (folder / f"{path.stem}.png").write_bytes(base64.b64decode(picture))
 
 

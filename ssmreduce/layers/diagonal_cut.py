@@ -67,7 +67,7 @@ def check_states_decay(system: DiagonalStateSpace, horizon: int | None, advice: 
 
 def _does_not_decay(system: System, advice: str) -> UnstableSystemError:
     """The error for a layer with a state that does not decay; `advice` says how to pass a horizon."""
-    logarithms = getattr(system, "log_eigenvalues", None)
+    logarithms = system.log_eigenvalues if isinstance(system, DiagonalStateSpace) else None
     largest = np.max(np.abs(system.poles()))
     growth = float(np.log(largest) if logarithms is None else np.max(logarithms.real))
     size = f"{np.exp(growth):.5g}"

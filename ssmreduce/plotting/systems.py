@@ -65,6 +65,9 @@ _COLUMNS = 200
 _FINEST = 1000
 """Samples at which the extremes in a column of an envelope are looked for, at most."""
 
+_HEARD = 1e-3
+"""Share of the largest residue from which on a mode is seen in a response."""
+
 _LASTING = 5.0
 """Time constants within a four-hundredth of the picture after which a mode is no oscillation in it."""
 
@@ -501,7 +504,11 @@ def _fine_enough(grid: dict[str, Any], periods: float) -> dict[str, Any]:
 def _periods(system: System, end: float) -> float:
     """Periods up to `end` of the fastest mode that does not vanish at once."""
     poles = system.poles().astype(np.complex128)
-    lasting = np.abs(poles.imag[-poles.real * end < _LASTING * _POINTS])
+    counts = -poles.real * end < _LASTING * _POINTS
+    if isinstance(system, DiagonalStateSpace):
+        residues = np.abs(system.C).max(axis=-2) * np.abs(system.B).max(axis=-1)
+        counts &= residues > _HEARD * residues.max(initial=0.0)
+    lasting = np.abs(poles.imag[counts])
     return float(lasting.max(initial=0.0) * end / (2.0 * np.pi))
 
 

@@ -621,3 +621,15 @@ def test_missing_matplotlib_names_the_pip_command(monkeypatch: pytest.MonkeyPatc
 def test_refusals(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("drive", [0.0, 1e-14])
+def test_a_fast_mode_that_nothing_drives_makes_no_envelope(drive: float) -> None:
+    system = DiagonalStateSpace(
+        [-1.0 + 1e4j, -0.5 + 1.0j], [[drive], [1.0]], [[1.0, 1.0]], time=Continuous()
+    )
+    assert "smallest" not in plot_impulse(system).get_ylabel()
+    driven = DiagonalStateSpace(
+        [-1.0 + 1e4j, -0.5 + 1.0j], [[1.0], [1.0]], [[1.0, 1.0]], time=Continuous()
+    )
+    assert "smallest" in plot_impulse(driven).get_ylabel()
