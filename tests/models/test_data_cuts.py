@@ -436,11 +436,13 @@ def test_an_order_above_what_the_data_excite_is_refused():
     constant[:, 0, 0] = 1.0  # one pulse at one time: each of 60 steps adds one direction
     short = Calibration.of_inputs({"model": constant[:, :5]})
     for method in ("best", "white refit", "balanced", "selected"):
-        for order in (8, HankelMass(0.8)):
+        for order in (4, 8, HankelMass(0.8)):
             for rounding in ({}, {"multiple_of": 4}, {"power_of_two": True}):
                 options = CutOptions(method=method, **rounding)
-                if method == "best" and order != 8:
+                if method == "best" and order not in (4, 8):
                     continue  # the white cut needs no data
+                if order == 4 and not rounding:
+                    continue  # a cut to at most 4 has 3
                 said = r"`order` is [1-9]\d?, but .* excite 3 of 24 states; expected at most 3"
                 with pytest.raises(OrderError, match=said):
                     reduce_layer(weights, order, kind="lru", data=short, options=options)
@@ -1138,6 +1140,40 @@ def test_a_loss_that_says_nothing_leaves_the_choice_to_outputs():
     assert {part.choice.by for part in result.report.values()} == {"output error"}
     with pytest.raises(NonFiniteError, match="derivative of `loss`"):
         calibrate(model, batches, loss=lambda model, batch: torch.nan * model(batch[0]).sum())
+
+
+def test_of_a_layer_that_is_called_twice_both_calls_are_kept():
+    torch.manual_seed(0)
+    layer = S5(6, 24)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, inputs):
+            return self.layer(inputs) + self.layer(100.0 + inputs)
+
+    batch = torch.randn(64, 10, 6)
+    (record,) = calibrate(Twice(), [batch] * 2, max_sequences=64).layers.values()
+    shifted = record.inputs.mean(axis=(1, 2)) > 50.0
+    assert 16 <= shifted.sum() <= 48
+
+
+def test_batches_that_say_nothing_are_no_reason_to_leave_out_others():
+    model, batches = model_and_batches()
+    nothing = (torch.zeros_like(batches[0][0]), batches[0][1])
+    first, last = ([nothing, *batches[:3]], [*batches[:3], nothing])
+    counts = []
+    for given in (first, last):
+        runs = []
+        data = calibrate(
+            model, given, forward=lambda model, batch, to=runs: to.append(1) or model(batch[0])
+        )
+        runs.clear()
+        reduce_model(copy.deepcopy(model), 4, data=data)
+        counts.append(len(runs))
+    assert counts == [2 + len(batches[:3]) + 1] * 2
 
 
 def test_layers_are_in_the_order_in_which_they_run():
