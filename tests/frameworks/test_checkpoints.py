@@ -85,7 +85,7 @@ def test_the_script_cuts_a_checkpoint(
     make().save_pretrained(old)
     if has_tokenizer:
         bytes_tokenizer().save_pretrained(old)
-    found = run_example(monkeypatch, old, text_file(tmp_path, 8 * 64), new, 3)
+    found = run_example(monkeypatch, old, text_file(tmp_path, 20 * 64), new, 3)
     again, ids = AutoModelForCausalLM.from_pretrained(new), found["sequences"][:2]
     assert again.config.state_size == 3
     assert (new / "tokenizer.json").exists() == has_tokenizer
