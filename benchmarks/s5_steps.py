@@ -64,12 +64,12 @@ def one_step_for_all(model, optimizer):
         layer.log_step.copy_(new.log())
 
 
-def trained(seed, way, updates):
+def trained(seed, way, updates, rate):
     """Return the mean loss of the last 20 updates, the accuracy in %, and what the cut changed."""
     torch.manual_seed(seed)
     change = 0.0
     model = Model()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), rate)
     losses = []
     for update in range(1, updates + 1):
         inputs, labels = batch()
@@ -96,11 +96,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="a few updates, one seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate of AdamW")
     given = parser.parse_args()
     torch.set_num_threads(1)
     seeds, updates = (1, 5) if given.quick else (given.seeds, 150)
     for way in ("no cut", "cut", "cut, one step"):
-        found = [trained(seed, way, updates) for seed in range(seeds)]
+        found = [trained(seed, way, updates, given.rate) for seed in range(seeds)]
         losses, hits, changes = zip(*found, strict=True)
         print(
             f"{way:15} loss {', '.join(f'{loss:.2f}' for loss in losses)}   "

@@ -125,6 +125,15 @@ class LTILayer(Layer):
         may be taken.
         """
 
+    def copied_pole_weights(
+        self, logarithms: HostArray, weights: Weights, model: Weights
+    ) -> dict[str, HostArray]:
+        """Return the weights of `poles` of a copy, with steps of its states as in `model`.
+
+        These are the new weights of the layer that it is a copy of, with which it goes on being averaged.
+        """
+        return self.pole_weights(logarithms, weights)
+
     @abstractmethod
     def matrices(self, weights: Weights) -> tuple[Array, Array]:
         """Return b, shape (..., n, m), and c, shape (..., p, n), as they are stored."""
@@ -274,8 +283,12 @@ class LTILayer(Layer):
         """Plan by each method, or the one that is asked for; see `ssmreduce.layers.lti_data`."""
         return DataPlan(self, weights, order, options, storage, data).candidates()
 
-    def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
+    def write(
+        self, system: DiagonalStateSpace, weights: Weights, model: Weights | None = None
+    ) -> dict[str, HostArray]:
         """Return the weights, all but the feedthrough, of a layer that runs a storable system.
+
+        Of a copy with the new weights of its `model`; see `copied_pole_weights`.
 
         States without input or output, such as padding, get c = 0, and a pole and input weights from
         which training can revive them.
@@ -311,7 +324,10 @@ class LTILayer(Layer):
             B = np.where(idle[..., :, None], 1.0, B)
         else:
             B, C = np.ones_like(B), C * np.swapaxes(B, -1, -2)
-        new = self.pole_weights(logarithms, weights)
+        if model is None:
+            new = self.pole_weights(logarithms, weights)
+        else:
+            new = self.copied_pole_weights(logarithms, weights, model)
         for name, value in new.items():
             if not np.all(np.isfinite(value)):
                 raise UnstableSystemError(

@@ -55,7 +55,7 @@ class LTICut(SystemCut):
         system = kind.read(weights)
         parts = copied_parts(own, system, kind, self.readout_change)
         stored = stored_together(parts, system, kind, self.new_order)
-        new = {**weights, **storage.rounded(kind.write(stored, weights))}
+        new = {**weights, **storage.rounded(kind.write(stored, weights, self.new_weights))}
         read_back = kind.read(new)
         check_read_back(kind, stored, read_back, storage.eps)
         if own.parts:

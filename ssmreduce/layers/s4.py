@@ -115,9 +115,11 @@ class S4(S4Diagonal):
             C = adjoint(np.linalg.solve(adjoint(remaining), adjoint(C)))
         return StateSpace(A, B, C, time=Discrete(), read_after_update=True)
 
-    def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
+    def write(
+        self, system: DiagonalStateSpace, weights: Weights, model: Weights | None = None
+    ) -> dict[str, HostArray]:
         """Return the weights of a layer that runs `system`, which is diagonal: with P = 0."""
-        new = super().write(system, weights)
+        new = super().write(system, weights, model)
         rank, channels, _, _ = weights["P"].shape
         P = np.zeros((rank, channels, system.order, 2))
         return {**new, "P": P, "l_kernel": np.zeros(())}

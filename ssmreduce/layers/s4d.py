@@ -224,9 +224,7 @@ class S4Diagonal(LTILayer):
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return A_real and A_imag for the step of each channel, or steps with which they decay as before."""
-        check_decay(logarithms, "an S4D layer")
         inv_dt = weights["inv_dt"]
-        new: dict[str, HostArray] = {}
         if inv_dt.shape[1] > 1:
             unit = self._discretisation.poles(logarithms, 1.0)
             steps = steps_of_decay(-unit.real, self._poles(weights), self._step(weights))
@@ -234,7 +232,18 @@ class S4Diagonal(LTILayer):
             inv_dt = np.arcsinh(inv_dt) if self._fast_step else inv_dt
             # A number of single precision: weights of that dtype hold the very step that Λ is made for.
             inv_dt = inv_dt.astype(np.float32).astype(np.float64)
-        new["inv_dt"] = inv_dt
+        return self._poles_at(logarithms, inv_dt)
+
+    def copied_pole_weights(
+        self, logarithms: HostArray, weights: Weights, model: Weights
+    ) -> dict[str, HostArray]:
+        """Return A_real and A_imag for the step of each channel, or the steps of the model's states."""
+        steps = weights if weights["inv_dt"].shape[1] == 1 else model
+        return self._poles_at(logarithms, steps["inv_dt"])
+
+    def _poles_at(self, logarithms: HostArray, inv_dt: HostArray) -> dict[str, HostArray]:
+        check_decay(logarithms, "an S4D layer")
+        new = {"inv_dt": inv_dt}
         poles = self._discretisation.poles(logarithms, self._step(new))
         new["A_real"] = inverse_transformed(-poles.real, self._real)
         new["A_imag"] = inverse_transformed(-poles.imag, self._imag, positive=True)

@@ -100,9 +100,11 @@ class S5(LTILayer):
             weights = {**weights, "B": _single(weights["B"])}
         return super().read(weights)
 
-    def write(self, system: DiagonalStateSpace, weights: Weights) -> dict[str, HostArray]:
+    def write(
+        self, system: DiagonalStateSpace, weights: Weights, model: Weights | None = None
+    ) -> dict[str, HostArray]:
         """Return the weights of a layer that runs `system`, with B in single precision."""
-        new = super().write(system, weights)
+        new = super().write(system, weights, model)
         return {**new, "B": _single(new["B"])}
 
     def names(self) -> tuple[str, ...]:
@@ -123,10 +125,17 @@ class S5(LTILayer):
         steps = steps_of_decay(-self._discretisation.poles(logarithms, 1.0).real, *old)
         # A number of single precision: weights of that dtype hold the very step that Λ is made for.
         log_step = np.log(steps).astype(np.float32).astype(np.float64)
-        return {
-            "Lambda": self._discretisation.poles(logarithms, np.exp(log_step)),
-            "log_step": log_step,
-        }
+        return self._poles_at(logarithms, log_step)
+
+    def copied_pole_weights(
+        self, logarithms: HostArray, weights: Weights, model: Weights
+    ) -> dict[str, HostArray]:
+        """Return Lambda for the steps of the model, and these."""
+        return self._poles_at(logarithms, model["log_step"])
+
+    def _poles_at(self, logarithms: HostArray, log_step: HostArray) -> dict[str, HostArray]:
+        poles = self._discretisation.poles(logarithms, np.exp(log_step))
+        return {"Lambda": poles, "log_step": log_step}
 
     def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
         """Return B and C, the two directions of C one below the other."""

@@ -138,9 +138,18 @@ class S5HalfSpectrum(LTILayer):
         """Return Λ for steps with which it decays as before, or shorter ones where it would be clipped."""
         unit = self._discretisation.poles(logarithms, self._step_rescale)
         old = self._poles(weights), np.exp(weights["log_step"][:, 0])
-        log_step = np.log(steps_of_decay(-unit.real, *old))
+        return self._poles_at(logarithms, np.log(steps_of_decay(-unit.real, *old)))
+
+    def copied_pole_weights(
+        self, logarithms: HostArray, weights: Weights, model: Weights
+    ) -> dict[str, HostArray]:
+        """Return Λ for the steps of the model, or shorter ones where it would be clipped."""
+        return self._poles_at(logarithms, model["log_step"][:, 0])
+
+    def _poles_at(self, logarithms: HostArray, log_step: HostArray) -> dict[str, HostArray]:
         if self._clips:
             check_decay(logarithms, "an S5 layer with `clip_eigs`")
+            unit = self._discretisation.poles(logarithms, self._step_rescale)
             log_step = np.minimum(log_step, np.log(unit.real / (_MARGIN * _LARGEST_REAL_PART)))
         # A number of single precision: weights of that dtype hold the very step that Λ is made for.
         new = {"log_step": log_step.astype(np.float32).astype(np.float64)[:, None]}

@@ -92,11 +92,20 @@ class S5RealInput(LTILayer):
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return A and log_dt, for steps with which A decays as in the old states."""
-        check_decay(logarithms, "an S5 layer")
         old = self._poles(weights), np.exp(weights["log_dt"])
         log_step = (
             np.log(steps_of_decay(-logarithms.real, *old)).astype(np.float32).astype(np.float64)
         )
+        return self._poles_at(logarithms, log_step)
+
+    def copied_pole_weights(
+        self, logarithms: HostArray, weights: Weights, model: Weights
+    ) -> dict[str, HostArray]:
+        """Return A for the steps of the model, and these."""
+        return self._poles_at(logarithms, model["log_dt"])
+
+    def _poles_at(self, logarithms: HostArray, log_step: HostArray) -> dict[str, HostArray]:
+        check_decay(logarithms, "an S5 layer")
         poles = logarithms / np.exp(log_step)
         real = inverse_transformed(-poles.real, "softplus")
         return {"A": np.stack([real, poles.imag], axis=-1), "log_dt": log_step}

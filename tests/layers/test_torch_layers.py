@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import runpy
 from pathlib import Path
@@ -381,6 +382,25 @@ def test_states_of_s5_decay_after_a_cut_as_before(bilinear: bool) -> None:
     inside = (new > 1.001 * steps.min()) & (new < 0.999 * steps.max())
     assert inside.sum() >= 10
     np.testing.assert_allclose(decays[inside], typical, rtol=1e-5)
+
+
+def test_a_copy_of_s5_gets_the_steps_of_the_model() -> None:
+    """Else the mean of both, which an average goes on with, would be neither."""
+    torch.manual_seed(0)
+    model = s5(False, False, states=24)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.0 + 1e-3 * torch.randn(parameter.shape))
+    reduce_model(model, 8, followers=[twin])
+    assert torch.equal(twin.seq.log_step, model.seq.log_step)
+    between, inputs = copy.deepcopy(model), torch.randn(4, 60, 3)
+    with torch.no_grad():
+        for mean, other in zip(between.parameters(), twin.parameters(), strict=True):
+            mean.lerp_(other, 0.5)
+        outputs = [each(inputs) for each in (model, between, twin)]
+    off = (outputs[1] - 0.5 * (outputs[0] + outputs[2])).abs().max()
+    assert off <= 0.1 * (outputs[0] - outputs[2]).abs().max()
 
 
 def test_a_median_that_grows_leaves_the_median_step() -> None:
