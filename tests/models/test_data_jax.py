@@ -729,7 +729,9 @@ import equinox as eqx, jax, numpy as np
 from test_data_jax import KINDS, STEPS, WIDTH, last_square, slow_inputs
 from ssmreduce import calibrate
 given = [slow_inputs(1000, WIDTH)] * 2  # 320 kB, which JAX copies in another thread
-(record,) = calibrate(KINDS["LRU"](), given, loss=last_square).layers.values()
+(record,) = calibrate(
+    KINDS["LRU"](), given, loss=last_square, max_sequences=2000
+).layers.values()
 np.testing.assert_array_equal(record.inputs, np.concatenate(given))
 np.testing.assert_allclose(record.weights[:, -1], STEPS, rtol=1e-2)
 """
