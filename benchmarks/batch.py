@@ -45,7 +45,7 @@ from ssmreduce import (
     balanced_truncation,
     hankel_singular_values,
 )
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 STORED, KEPT = 32, 8
 """Stored states of a channel, pairs of real ones, before and after."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import ssmreduce as s
-from ssmreduce.systems.response import impulse_response
+from ssmreduce.responses import impulse_response
 from ssmreduce.systems.sampling import to_discrete
 
 HERE = pathlib.Path(__file__).resolve().parent.parent

@@ -42,7 +42,7 @@ from pymor.models.iosys import LTIModel
 from pymor.reductors.bt import BTReductor
 
 from ssmreduce import Continuous, Discrete, StateSpace, balanced_truncation
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 SIZES = (10, 20, 50, 120, 270, 500, 1000, 2000)
 GROWTH = (50, 100, 200, 500, 1000, 2000, 4000)

@@ -28,9 +28,9 @@ import numpy as np
 
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, hankel_singular_values
 from ssmreduce._namespace import to_host
-from ssmreduce.gramians.native_hankel import singular_values
+from ssmreduce.devices.hankel_values import singular_values
 from ssmreduce.reduction.balanced import balanced_truncation
-from ssmreduce.reduction.native import NativeBalancing
+from ssmreduce.reduction.balanced_on_device import NativeBalancing
 from ssmreduce.reduction.order import FixedOrder
 
 

@@ -41,6 +41,9 @@ from ssmreduce.reduction.realisation import minimal_realisation as minimal_reali
 from ssmreduce.reduction.report import Reduction as Reduction
 from ssmreduce.reduction.selection import select_states as select_states
 from ssmreduce.reduction.unstable import split_unstable as split_unstable
+from ssmreduce.responses import frequency_response as frequency_response
+from ssmreduce.responses import impulse_response as impulse_response
+from ssmreduce.responses import step_response as step_response
 from ssmreduce.systems.coordinates import diagonalised as diagonalised
 from ssmreduce.systems.coordinates import real_form as real_form
 from ssmreduce.systems.coordinates import transformed as transformed
@@ -48,9 +51,6 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace as DiagonalStateSpace
 from ssmreduce.systems.interconnect import difference as difference
 from ssmreduce.systems.interconnect import parallel as parallel
 from ssmreduce.systems.interconnect import series as series
-from ssmreduce.systems.response import frequency_response as frequency_response
-from ssmreduce.systems.response import impulse_response as impulse_response
-from ssmreduce.systems.response import step_response as step_response
 from ssmreduce.systems.sampling import to_continuous as to_continuous
 from ssmreduce.systems.sampling import to_discrete as to_discrete
 from ssmreduce.systems.simulation import simulate as simulate

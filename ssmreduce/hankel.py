@@ -32,9 +32,9 @@ from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
 from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
 from ssmreduce.derivatives.rule import Gradients, Pullback
+from ssmreduce.devices import hankel_values as native
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
-from ssmreduce.gramians import native_hankel
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import (
@@ -72,7 +72,7 @@ def state_count(system: System) -> int:
     return 2 * n if isinstance(system, DiagonalStateSpace) and system.real_output else n
 
 
-@any_library(native_hankel.singular_values, has_derivative=True)
+@any_library(native.singular_values, has_derivative=True)
 def hankel_singular_values(system: System, *, horizon: int | None = None) -> HostArray:
     """Hankel singular values σ_i = sqrt(λ_i(P Q)), as the singular values of Yᴴ Z.
 
@@ -137,7 +137,7 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
             system,
             (state_count(system),),
             name="hankel_singular_values",
-            native=native_hankel.singular_values,
+            native=native.singular_values,
         )
         return found
 
@@ -182,7 +182,7 @@ def hsv_rule(system: System) -> tuple[HostArray, Pullback]:
     return balanced.hsv, pullback
 
 
-@any_library(native_hankel.tail_sums)
+@any_library(native.tail_sums)
 def error_bounds(hsv: HostArray) -> HostArray:
     """Bounds on the H-infinity error of balanced truncation: entry r is 2 Σ_{i>r} σ_i.
 

@@ -47,7 +47,7 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
             test_structured_matrices_fall_apart""",
         "reduction/test_modal": "test_schur_poles_are_eigenvalues",
         "reduction/test_perturbation": "test_a_singular_state_matrix_is_refused_read_after_the_update",
-        "systems/test_responses": "test_products_of_diagonal_systems",
+        "test_responses": "test_products_of_diagonal_systems",
     },
     "no array is in it: order rules, time domains and what is missing, by themselves": {
         "reduction/test_balanced_truncation": """
@@ -114,7 +114,7 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
         "reduction/test_perturbation": "test_benchmarks",
         "reduction/test_real_output_gain": "test_gain",
         "test_regressions": "test_memory_of_a_cut",
-        "systems/test_responses": "test_many_frequencies_of_a_dense_system",
+        "test_responses": "test_many_frequencies_of_a_dense_system",
     },
 }
 
@@ -145,7 +145,7 @@ DOUBLE_ONLY: dict[str, dict[str, str]] = {
         "test_regressions": """
             test_extreme_scales_of_the_states
             test_values_beyond_the_range_are_refused""",
-        "systems/test_responses": "test_badly_scaled_systems_have_a_dc_gain",
+        "test_responses": "test_badly_scaled_systems_have_a_dc_gain",
         "systems/test_sampling": "test_large_and_small_inputs_do_not_matter",
     },
     "a pole, a pair or a cancellation that it rests on does not survive rounding to 32 bits": {
@@ -177,7 +177,7 @@ DOUBLE_ONLY: dict[str, dict[str, str]] = {
         "test_regressions": """
             test_a_long_filter_in_sections_is_reduced_within_its_bound
             test_logarithms_of_poles_survive_in_batches_and_beside_unstable_ones""",
-        "systems/test_responses": """
+        "test_responses": """
             test_continuous_simulation_solves_the_equation
             test_integrators_have_no_dc_gain""",
         "systems/test_sampling": """
@@ -209,7 +209,7 @@ DOUBLE_ONLY: dict[str, dict[str, str]] = {
             test_batches_are_their_single_systems
             test_h2_does_not_see_the_basis""",
         "reduction/test_perturbation": "test_a_batch_is_its_singles",
-        "systems/test_responses": """
+        "test_responses": """
             test_graded_matrices_keep_their_digits
             test_static_gains""",
         "layers/test_selection": """

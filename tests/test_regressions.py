@@ -61,7 +61,7 @@ from ssmreduce.errors import (
 )
 from ssmreduce.layers.lru import LRU
 from ssmreduce.norms import finite_horizon_difference
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 pytestmark = pytest.mark.every_library
 

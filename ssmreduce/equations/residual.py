@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from ssmreduce._checks import numeric_array
 from ssmreduce._lapack import frobenius_norm, power_of_two, product
-from ssmreduce._namespace import Array, HostArray, adjoint, namespace, to_double
+from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
-
-BACKWARD_STABLE = 8.0
-"""c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured it
-stays below 1 for the direct solvers, and below 4 for those that iterate, except near the stability
-boundary and for A far from normal: there these lose digits, and say so."""
 
 
 def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDomain) -> float:
@@ -69,25 +64,3 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
         remainder = half + product(X, adjoint(A)) + Q
         scale = 2.0 * frobenius_norm(A) * frobenius_norm(X) + frobenius_norm(Q)
     return float(frobenius_norm(remainder) / scale) if scale != 0.0 else 0.0
-
-
-def factor_residual(A: Array, Z: Array, B: Array, *, time: TimeDomain) -> Array:
-    """Return the residual of X = Z Zᴴ for Q = B Bᴴ, see `stacked_residual`."""
-    return stacked_residual(A, Z @ adjoint(Z), B @ adjoint(B), time=time)
-
-
-def stacked_residual(A: Array, X: Array, Q: Array, *, time: TimeDomain) -> Array:
-    """Return what `relative_residual` does, for arrays of any library with leading axes, shape (...).
-
-    NaN where a product overflows.
-    """
-    size = namespace(A).linalg.matrix_norm
-    if isinstance(time, Discrete):
-        remainder = A @ X @ adjoint(A) - X + Q
-        scale = (size(A) ** 2 + 1.0) * size(X) + size(Q)
-    else:
-        half = A @ X
-        remainder = half + X @ adjoint(A) + Q
-        scale = 2.0 * size(A) * size(X) + size(Q)
-    xp = namespace(A)
-    return size(remainder) / xp.where(scale > 0.0, scale, 1.0)

@@ -7,16 +7,17 @@ from enum import StrEnum
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._boundary import NoNativeRoute, any_library
 from ssmreduce._checks import shown
 from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double, to_host
 from ssmreduce._state_units import balance_states
 from ssmreduce._workers import naming_system
-from ssmreduce.equations import native
+from ssmreduce.devices import lyapunov
+from ssmreduce.devices.residual import BACKWARD_STABLE
 from ssmreduce.equations.arguments import equation
-from ssmreduce.equations.residual import BACKWARD_STABLE, relative_residual
-from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver
+from ssmreduce.equations.residual import relative_residual
+from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver, MatrixSign, SmithDoubling
 from ssmreduce.errors import NoConvergenceError, UnsupportedEquationError
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 
@@ -83,13 +84,14 @@ def _solve_natively(
     A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
 ) -> LyapunovSolution:
     A, right = _checked(A, right, name, time, solver)
-    value, residual, traced, chosen, iterations = native.solve(
-        A, right, time, solver, factor=name == "B"
-    )
+    own = SmithDoubling() if isinstance(time, Discrete) else MatrixSign()
+    if solver != own and not isinstance(solver, AutoLyapunov):
+        raise NoNativeRoute(f"{solver!r} works on the host")
+    value, residual, traced, iterations = lyapunov.solve(A, right, time, factor=name == "B")
     if traced:
-        return LyapunovSolution(value, LyapunovStatus.UNCHECKED, residual, chosen, None)
+        return LyapunovSolution(value, LyapunovStatus.UNCHECKED, residual, own, None)
     return LyapunovSolution(
-        value, LyapunovStatus.SUCCESS, float(to_host(residual)), chosen, iterations
+        value, LyapunovStatus.SUCCESS, float(to_host(residual)), own, iterations
     )
 
 

@@ -16,7 +16,8 @@ from ssmreduce._checks import require_backend
 from ssmreduce._lapack import product
 from ssmreduce._namespace import Array, HostArray, adjoint, to_double
 from ssmreduce._schur import SchurForm
-from ssmreduce.equations import diagonal, sign, smith
+from ssmreduce.devices import doubling, matrix_sign
+from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
 from ssmreduce.equations.arguments import single_equation, state_matrix
 from ssmreduce.equations.bartels_stewart import solve_schur
@@ -266,7 +267,7 @@ class SmithDoubling(LyapunovSolver):
         if not isinstance(time, Discrete):
             A, middle = smith.cayley(A, np.eye(A.shape[0]))
             Q = middle @ Q @ adjoint(middle)
-        X, doublings = smith.infinite_solution(A, Q)
+        X, doublings = doubling.infinite_solution(A, Q)
         return Answer(X, self, doublings)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
@@ -275,7 +276,7 @@ class SmithDoubling(LyapunovSolver):
         _refuse_unstable(A, time)
         if not isinstance(time, Discrete):
             A, B = smith.cayley(A, B)
-        Z, doublings = smith.infinite_factor(A, B)
+        Z, doublings = doubling.infinite_factor(A, B)
         return Answer(Z, self, doublings)
 
 
@@ -305,14 +306,14 @@ class MatrixSign(LyapunovSolver):
         """Return X."""
         A, Q = single_equation(A, Q, "Q", time)
         self._refuse_discrete(time)
-        X, iterations = _inverting(sign.sign_solution, A, Q)
+        X, iterations = _inverting(matrix_sign.sign_solution, A, Q)
         return Answer(X, self, iterations)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
         A, B = single_equation(A, B, "B", time)
         self._refuse_discrete(time)
-        Z, iterations = _inverting(sign.sign_factor, A, B)
+        Z, iterations = _inverting(matrix_sign.sign_factor, A, B)
         return Answer(Z, self, iterations)
 
     def _refuse_discrete(self, time: TimeDomain) -> None:

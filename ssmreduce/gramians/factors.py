@@ -20,11 +20,11 @@ from ssmreduce.derivatives.adjoint import (
 )
 from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
 from ssmreduce.derivatives.rule import Gradients, Pullback
+from ssmreduce.devices import gramian_factors as native
 from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.dense import DenseFactors, dense_factor, dense_factors
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import NoConvergenceError, TimeDomainError
-from ssmreduce.gramians import native
 from ssmreduce.gramians.batch import map_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.real_form import apply_real_state

@@ -22,12 +22,12 @@ from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.derivatives.adjoint import controllability_gradient
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Gradients, Pullback
+from ssmreduce.devices import norms as native
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.gramians.single_channel import channel_gains
 from ssmreduce.hankel import hankel_singular_values, hsv_rule
-from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.even_states import even_states

@@ -18,9 +18,9 @@ from ssmreduce._namespace import HostArray
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Pullback
+from ssmreduce.devices import norms as native
 from ssmreduce.errors import UnreachableToleranceError, UnsupportedEquationError
 from ssmreduce.gramians.batch import map_systems
-from ssmreduce.norms import native
 from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain, check_alike
 from ssmreduce.norms.gain_gradient import gain_gradient

@@ -31,8 +31,8 @@ from ssmreduce.norms.gain import check_alike
 from ssmreduce.norms.units import in_units
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.interconnect import difference
-from ssmreduce.systems.response import StatePart
 from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.transfer import StatePart
 from ssmreduce.time_domain import Discrete
 
 _WHOLE = 4096

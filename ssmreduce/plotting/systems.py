@@ -38,8 +38,8 @@ from ssmreduce.plotting.axes import (
     positive,
     say,
 )
+from ssmreduce.responses import impulse_response
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
-from ssmreduce.systems.response import impulse_response
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range, exponents
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time

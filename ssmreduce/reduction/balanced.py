@@ -26,11 +26,11 @@ from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices,
 from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import check_horizon
 from ssmreduce.gramians.single_channel import is_channel_batch
+from ssmreduce.reduction.balanced_on_device import NativeBalancing
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.channels import truncate_channels
 from ssmreduce.reduction.diagonal import BalancedDiagonal, balanced_system, balanced_systems
 from ssmreduce.reduction.measured import smallest_cut
-from ssmreduce.reduction.native import NativeBalancing
 from ssmreduce.reduction.order import (
     FixedOrder,
     MeasuredError,

@@ -69,7 +69,7 @@ def singular_perturbation(
     --------
     >>> from ssmreduce import DiagonalStateSpace, Discrete
     >>> from ssmreduce.reduction.perturbation import singular_perturbation
-    >>> from ssmreduce.systems.response import frequency_response
+    >>> from ssmreduce.responses import frequency_response
     >>> system = DiagonalStateSpace([0.9, 0.5, 0.1], [[1.0]] * 3, [[1.0] * 3], time=Discrete())
     >>> reduced = singular_perturbation(system, 1).system
     >>> gains = [frequency_response(s, [0.0])[0, 0, 0] for s in (system, reduced)]

@@ -53,7 +53,7 @@ def series(first: System, second: System) -> StateSpace:
     --------
     >>> from ssmreduce import Discrete, StateSpace
     >>> from ssmreduce.systems.interconnect import series
-    >>> from ssmreduce.systems.response import impulse_response
+    >>> from ssmreduce.responses import impulse_response
     >>> delay = StateSpace([[0.0]], [[1.0]], [[1.0]], time=Discrete())
     >>> impulse_response(series(delay, delay), 4).ravel().tolist()
     [0.0, 0.0, 1.0, 0.0]

@@ -86,7 +86,7 @@ def simulate(
     Examples
     --------
     >>> from ssmreduce import DiagonalStateSpace, Discrete
-    >>> from ssmreduce.systems.response import simulate
+    >>> from ssmreduce.systems.simulation import simulate
     >>> system = DiagonalStateSpace([0.5], [[1.0]], [[1.0]], time=Discrete())
     >>> simulate(system, [[1.0], [0.0], [0.0]]).ravel().tolist()
     [0.0, 1.0, 0.5]

@@ -18,7 +18,7 @@ from ssmreduce.adapters.control import from_control, to_control
 from ssmreduce.adapters.pymor import from_pymor, to_pymor
 from ssmreduce.adapters.scipy_signal import from_scipy, to_scipy
 from ssmreduce.errors import MissingBackendError, ShapeError, TimeDomainError, UnsupportedLayerError
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

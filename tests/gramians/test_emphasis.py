@@ -16,7 +16,7 @@ from ssmreduce import (
     balanced_truncation,
 )
 from ssmreduce.errors import OrderError, UnstableSystemError
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 from tests import samples
 
 pytestmark = pytest.mark.every_library

@@ -14,7 +14,7 @@ from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
 from ssmreduce.errors import ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.gramians.factors import gramian_factors
 from ssmreduce.gramians.weighted import weighted_factors
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 from tests import samples
 from tests.oracles import kronecker
 

@@ -39,7 +39,7 @@ from ssmreduce.errors import (
 )
 from ssmreduce.layers import known
 from ssmreduce.layers.lru import LRU
-from ssmreduce.systems.response import simulate
+from ssmreduce.systems.simulation import simulate
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -7,7 +7,7 @@ import pytest
 from samples import complex_normal, lru_system
 
 from ssmreduce import DiagonalStateSpace, Discrete, balance
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 CLOSE = 1e-3
 """What the documentation says of up to 16 inputs or outputs."""

@@ -23,7 +23,7 @@ from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 pytestmark = pytest.mark.every_library
 

@@ -13,7 +13,7 @@ import pytest
 PROBE = """
 import sys
 import ssmreduce
-import ssmreduce.systems.response, ssmreduce.norms
+import ssmreduce.responses, ssmreduce.norms
 frameworks = {"jax", "jaxlib", "equinox", "optax", "torch", "cupy", "matplotlib", "control",
               "lightning", "transformers", "tensorboard", "slycot", "sklearn", "rich",
               "hypothesis", "mpmath", "ssmreduce.testing"}

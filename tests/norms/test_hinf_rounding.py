@@ -22,8 +22,8 @@ from ssmreduce.norms import certified_difference, finite_horizon_difference, hin
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.refined import RefinedGain
 from ssmreduce.norms.units import in_units
+from ssmreduce.responses import frequency_response
 from ssmreduce.systems.diagonal import System
-from ssmreduce.systems.response import frequency_response
 
 
 def exact_gain(system: System, omega: float) -> mp.mpc:

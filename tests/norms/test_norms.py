@@ -48,8 +48,8 @@ from ssmreduce.norms import (
     level_set,
 )
 from ssmreduce.norms.gain import Gain
+from ssmreduce.responses import frequency_response
 from ssmreduce.systems.interconnect import series
-from ssmreduce.systems.response import frequency_response
 from ssmreduce.time_domain import TimeDomain
 
 pytestmark = pytest.mark.every_library

@@ -380,7 +380,7 @@ def test_readout_after_the_update(kind: str) -> None:
     np.testing.assert_array_equal(reduction.system.D, D)
     # ... and the bound holds for the map itself: |y - y_r| at any frequency is |z| |G - G_r|.
     omega = np.linspace(0, np.pi, 200)
-    from ssmreduce.systems.response import frequency_response
+    from ssmreduce.responses import frequency_response
 
     difference = frequency_response(after, omega) - frequency_response(reduction.system, omega)
     worst = np.linalg.norm(difference, 2, axis=(1, 2)).max()
@@ -412,7 +412,7 @@ def test_power_iteration_never_exceeds_the_norm(wide: int) -> None:
     rng = np.random.default_rng(16)
     system = diagonal_system(rng, 8, wide, wide, real_output=True)
     reduction = balanced_truncation(system, 3)
-    from ssmreduce.systems.response import frequency_response
+    from ssmreduce.responses import frequency_response
 
     omega = np.linspace(0, np.pi, 4000)
     norms = []

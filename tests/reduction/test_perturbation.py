@@ -26,7 +26,7 @@ from ssmreduce import (
 from ssmreduce.errors import OrderError
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.perturbation import singular_perturbation
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 pytestmark = pytest.mark.every_library
 

@@ -23,7 +23,7 @@ from ssmreduce import (
 )
 from ssmreduce.errors import OrderError, ScalingWarning, ShapeError, UnstableSystemError
 from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 pytestmark = pytest.mark.every_library
 

@@ -24,7 +24,7 @@ from ssmreduce._state_units import balance_states
 from ssmreduce.errors import NoConvergenceError, OrderError, ShapeError, UnstableSystemError
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.unstable import split_unstable
-from ssmreduce.systems.response import frequency_response
+from ssmreduce.responses import frequency_response
 
 pytestmark = pytest.mark.every_library
 

@@ -30,7 +30,8 @@ from ssmreduce.errors import (
     TracedValueError,
 )
 from ssmreduce.norms import hinf_difference
-from ssmreduce.systems.response import frequency_response, simulate
+from ssmreduce.responses import frequency_response
+from ssmreduce.systems.simulation import simulate
 
 pytestmark = pytest.mark.every_library
 

@@ -13,8 +13,8 @@ from samples import EPS
 
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
 from ssmreduce.errors import NoConvergenceError, NonFiniteError
+from ssmreduce.responses import frequency_response, impulse_response, step_response
 from ssmreduce.systems.exact_step import exact_step
-from ssmreduce.systems.response import frequency_response, impulse_response, step_response
 from ssmreduce.systems.sampling import to_continuous, to_discrete
 from ssmreduce.systems.simulation import simulate
 from ssmreduce.systems.time_step import dense_steps

@@ -21,10 +21,10 @@ from ssmreduce._namespace import (
     refuted,
     repeat_until,
 )
-from ssmreduce.gramians.native import NativeSystem, native_system
-from ssmreduce.gramians.native_hankel import singular_values
+from ssmreduce.devices.gramian_factors import NativeSystem, native_system
+from ssmreduce.devices.hankel_values import singular_values
+from ssmreduce.devices.transfer import transfer_function
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.native_transfer import transfer_function
 from ssmreduce.time_domain import Discrete
 
 _GRID = 256

@@ -13,7 +13,7 @@ from array_api_extra import default_dtype
 
 from ssmreduce._boundary import NoNativeRoute
 from ssmreduce._namespace import Array, adjoint, as_number, device_of, is_traced, to_double
-from ssmreduce.gramians.native_hankel import NativeBalance, tail_sums
+from ssmreduce.devices.hankel_values import NativeBalance, tail_sums
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction

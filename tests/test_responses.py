@@ -16,13 +16,13 @@ from transfer import KINDS, TIMES, plain_matrices, random_system, transfer
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
 from ssmreduce.adapters.scipy_signal import from_scipy
 from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
-from ssmreduce.systems.coordinates import diagonalised, real_form, transformed
-from ssmreduce.systems.interconnect import difference, parallel, series
-from ssmreduce.systems.response import (
+from ssmreduce.responses import (
     frequency_response,
     impulse_response,
     step_response,
 )
+from ssmreduce.systems.coordinates import diagonalised, real_form, transformed
+from ssmreduce.systems.interconnect import difference, parallel, series
 from ssmreduce.systems.sampling import to_continuous, to_discrete
 from ssmreduce.systems.simulation import simulate
 from ssmreduce.systems.transfer import StatePart

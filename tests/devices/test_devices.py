@@ -41,11 +41,12 @@ from ssmreduce import (
     solve_lyapunov,
     solve_lyapunov_factor,
 )
-from ssmreduce.equations import diagonal_native, sign, smith
-from ssmreduce.equations.residual import factor_residual, relative_residual
+from ssmreduce.devices import diagonal_factors, doubling, matrix_sign
+from ssmreduce.devices.hankel_values import singular_values
+from ssmreduce.devices.residual import factor_residual
+from ssmreduce.equations.residual import relative_residual
 from ssmreduce.equations.solvers import BartelsStewart, MatrixSign, SmithDoubling
 from ssmreduce.errors import HostTransferWarning, TracedValueError, UnstableSystemError
-from ssmreduce.gramians.native_hankel import singular_values
 from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm
 from ssmreduce.systems.pytree import arrays_of, with_arrays
 
@@ -562,21 +563,21 @@ def test_one_state_factor_for_all_ranks(rng: np.random.Generator) -> None:
     # Equal poles, and a row of zeros: fewer pivots than states.
     poles = np.array([0.5, 0.5, 0.3, 0.2])
     G = np.array([[1.0], [2.0], [0.0], [1.0]])
-    Z = diagonal_native.state_factor(poles, None, G, Discrete())
+    Z = diagonal_factors.state_factor(poles, None, G, Discrete())
     gramian = (G @ G.T) / (1.0 - np.outer(poles, poles))
     np.testing.assert_allclose(Z @ Z.T, gramian, rtol=1e-14, atol=1e-15)
     assert np.count_nonzero(np.any(Z != 0.0, axis=0)) == 2
     tiny = DiagonalStateSpace.from_log(
         np.array([-1e-13, -1e-3]), np.ones((2, 1)), np.ones((1, 2)), time=Discrete()
     )
-    Z = diagonal_native.state_factor(tiny.eigenvalues, tiny.log_eigenvalues, tiny.B, Discrete())
+    Z = diagonal_factors.state_factor(tiny.eigenvalues, tiny.log_eigenvalues, tiny.B, Discrete())
     assert abs((Z @ Z.T)[0, 0] * 2e-13 - 1.0) < 1e-12
 
 
 def test_both_sides_share_an_iteration(rng: np.random.Generator) -> None:
     for plain, factors in (
-        (dense_system(rng, 7, 2, 3), smith.infinite_factors),
-        (dense_system(rng, 7, 2, 3, discrete=False), sign.sign_factors),
+        (dense_system(rng, 7, 2, 3), doubling.infinite_factors),
+        (dense_system(rng, 7, 2, 3, discrete=False), matrix_sign.sign_factors),
     ):
         dual = adjoint(plain.C)
         (Z, Y), converged, *_ = factors(plain.A, plain.B, dual)

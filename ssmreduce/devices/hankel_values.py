@@ -13,7 +13,7 @@ from array_api_extra import pad
 from ssmreduce._boundary import NoNativeRoute
 from ssmreduce._checks import numeric_array
 from ssmreduce._namespace import Array, adjoint, namespace, refuted
-from ssmreduce.gramians.native import NativeSystem, native_system
+from ssmreduce.devices.gramian_factors import NativeSystem, native_system
 from ssmreduce.systems.diagonal import System
 
 

@@ -27,8 +27,8 @@ from ssmreduce._namespace import (
     real_part,
     refuted,
 )
-from ssmreduce.equations import diagonal_native, sign, smith
-from ssmreduce.equations.residual import BACKWARD_STABLE, factor_residual
+from ssmreduce.devices import diagonal_factors, doubling, matrix_sign
+from ssmreduce.devices.residual import BACKWARD_STABLE, factor_residual
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.pytree import arrays_of
 from ssmreduce.time_domain import Discrete
@@ -117,7 +117,9 @@ class NativeSystem:
             stable = xp.real(self.state) < 0.0
         self.require(stable, "a pole is not stable")
         factor = (
-            diagonal_native.real_state_factor if self.real_output else diagonal_native.state_factor
+            diagonal_factors.real_state_factor
+            if self.real_output
+            else diagonal_factors.state_factor
         )
         factors = [factor(*side, time) for side in sides]
         for Z in factors:
@@ -128,9 +130,9 @@ class NativeSystem:
         xp, time = self.xp, self.system.time
         A, generators = sides[0][0], [G for _, _, G in sides]
         if isinstance(time, Discrete):
-            factors, done, _ = smith.infinite_factors(A, *generators)
+            factors, done, _ = doubling.infinite_factors(A, *generators)
         else:
-            factors, done, stable, _ = sign.sign_factors(A, *generators)
+            factors, done, stable, _ = matrix_sign.sign_factors(A, *generators)
             done = done & stable
         if self.traced:
             undefined = xp.where(done, 1.0, xp.nan)[..., None, None]

@@ -1,7 +1,7 @@
 """Lyapunov equations where the arrays are: doubling in discrete time, the matrix sign in continuous time.
 
-Both need a stable A. Equations with another A, solvers that work on Schur forms, and results that are not
-as accurate as those of the host, which is measured, are left to the host.
+Both need a stable A. Equations with another A, and results that are not as accurate as those of the host,
+which is measured, are left to the host.
 """
 
 from __future__ import annotations
@@ -19,35 +19,28 @@ from ssmreduce._namespace import (
     namespace,
     refuted,
 )
-from ssmreduce.equations import sign, smith
-from ssmreduce.equations.residual import BACKWARD_STABLE, stacked_residual
-from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver, MatrixSign, SmithDoubling
+from ssmreduce.devices import doubling, matrix_sign
+from ssmreduce.devices.residual import BACKWARD_STABLE, stacked_residual
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 
 class NativeAnswer(NamedTuple):
-    """X or Z, the largest residual, whether it is traced, and who gave it in how many iterations."""
+    """X or Z, the largest residual, whether it is traced, and the number of iterations."""
 
     value: Array
     residual: Array
     traced: bool
-    solver: LyapunovSolver
     iterations: int | None
 
 
-def solve(
-    A: Array, right: Array, time: TimeDomain, solver: LyapunovSolver, *, factor: bool
-) -> NativeAnswer:
+def solve(A: Array, right: Array, time: TimeDomain, *, factor: bool) -> NativeAnswer:
     """Solve A X + X Aᴴ + Q = 0 or A X Aᴴ - X + Q = 0 for X, or for its factor with Q = B Bᴴ.
 
     Raises
     ------
     NoNativeRoute
-        If the solver works on the host, A is not stable, or the residual is too large.
+        If A is not stable, or the residual is too large.
     """
-    own = SmithDoubling() if isinstance(time, Discrete) else MatrixSign()
-    if solver != own and not isinstance(solver, AutoLyapunov):
-        raise NoNativeRoute(f"{solver!r} works on the host")
     like = deciding_array(A, right)
     if not has_doubles(like) and not is_traced(like):
         raise NoNativeRoute("it holds 32-bit numbers only (for JAX see jax_enable_x64)")
@@ -68,7 +61,7 @@ def solve(
     limit = BACKWARD_STABLE * (A.shape[-1] + 10) * xp.finfo(A.dtype).eps
     if not traced and not bool(residual <= limit):
         raise NoNativeRoute("the iteration lost digits that a Schur form keeps")
-    return NativeAnswer(value, residual, traced, own, iterations)
+    return NativeAnswer(value, residual, traced, iterations)
 
 
 def _iterated(
@@ -76,12 +69,12 @@ def _iterated(
 ) -> tuple[Array, Array, int | None]:
     """X or Z, whether it is one, shape (...), and the iterations."""
     if isinstance(time, Discrete) and factor:
-        (Z,), done, iterations = smith.infinite_factors(A, right)
+        (Z,), done, iterations = doubling.infinite_factors(A, right)
         return Z, done, iterations
     if isinstance(time, Discrete):
-        return smith.infinite_sum(A, right)
+        return doubling.infinite_sum(A, right)
     if factor:
-        (Z,), done, stable, iterations = sign.sign_factors(A, right)
+        (Z,), done, stable, iterations = matrix_sign.sign_factors(A, right)
         return Z, done & stable, iterations
-    X, done, stable, iterations = sign.sign_sum(A, right)
+    X, done, stable, iterations = matrix_sign.sign_sum(A, right)
     return X, done & stable, iterations

@@ -18,14 +18,14 @@ from ssmreduce import _checks
 from ssmreduce._boundary import any_library
 from ssmreduce._lapack import safe_unit
 from ssmreduce._namespace import HostArray, to_double
+from ssmreduce.devices import transfer as native
 from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
-from ssmreduce.systems import native_transfer
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.even_states import even_states
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range, exponents, time_steps
-from ssmreduce.systems.transfer import StatePart as StatePart
+from ssmreduce.systems.transfer import StatePart
 from ssmreduce.time_domain import Discrete
 
 _SMALLEST_UNIT = 2.0**-1000
@@ -74,7 +74,7 @@ def impulse_response(
     Examples
     --------
     >>> from ssmreduce import DiagonalStateSpace, Discrete
-    >>> from ssmreduce.systems.response import impulse_response
+    >>> from ssmreduce.responses import impulse_response
     >>> system = DiagonalStateSpace(
     ...     [0.5], [[1.0]], [[1.0]], time=Discrete(), read_after_update=True
     ... )
@@ -137,7 +137,7 @@ def step_response(
     Examples
     --------
     >>> from ssmreduce import DiagonalStateSpace, Discrete
-    >>> from ssmreduce.systems.response import step_response
+    >>> from ssmreduce.responses import step_response
     >>> system = DiagonalStateSpace([0.5], [[1.0]], [[1.0]], time=Discrete())
     >>> step_response(system, 4).ravel().tolist()
     [0.0, 1.0, 1.5, 1.75]
@@ -159,7 +159,7 @@ def step_response(
     return response
 
 
-@any_library(native_transfer.frequency_response)
+@any_library(native.frequency_response)
 def frequency_response(system: System, omega: HostArray) -> HostArray:
     """Transfer function C (zI - A)⁻¹ B + D on the stability boundary; times z where read after
     update.
@@ -199,7 +199,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     Examples
     --------
     >>> from ssmreduce import DiagonalStateSpace, Discrete
-    >>> from ssmreduce.systems.response import frequency_response
+    >>> from ssmreduce.responses import frequency_response
     >>> system = DiagonalStateSpace([0.5], [[1.0]], [[1.0]], time=Discrete())
     >>> bool(abs(frequency_response(system, [0.0])[0, 0, 0] - 2.0) < 1e-15)
     True
