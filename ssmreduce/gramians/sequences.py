@@ -5,8 +5,9 @@ puts out
 
     y[k] = Re(C h[k]) + D u[k] = [Re C, -Im C] [Re h[k]; Im h[k]] + D u[k],
 
-a linear map of features. A layer that reads its sequence in both directions has twice as many, those of the
-sequence from its end as well. All that a fit of C needs is in sums over sequences and steps with weights τ,
+a linear map of features; those of a dense system are its states. A layer that reads its sequence in both
+directions has twice as many, those of the sequence from its end as well. All that a fit of C needs is in
+sums over sequences and steps with weights τ,
 
     Φ = Σ τ f fᵀ,   R = Σ τ f y0ᵀ,   y0 = y - D u,
 
@@ -17,6 +18,7 @@ grow with that of the steps, each with τ over its share in the sample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,15 +26,13 @@ import numpy as np
 
 from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError
+from ssmreduce.gramians.chunks import Chunks, Powers, powers, real_output
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.even_states import replaced
 from ssmreduce.systems.state_space import StateSpace
 
 _TOGETHER = 2**20
 """States, over all steps, of sequences that are run together."""
-
-_WINDOW, _LONGEST = 64, 16
-"""Inputs, and steps, in a chunk: the wider a layer, the more does a product of a whole chunk cost."""
 
 _ENTRIES = 2**22
 """Features of steps up to which all are in a sum; beyond, steps are drawn."""
@@ -139,7 +139,7 @@ class FeatureSums:
     Attributes
     ----------
     gram : (..., k, k) array
-        Φ; the features of a mode are neighbours: Re h and Im h, then those of the other direction.
+        Φ; the features of a state are neighbours: Re h and Im h, then those of the other direction.
     seen : (..., k, p) array
         R.
     moment : (..., k, k) array
@@ -174,13 +174,13 @@ class FeatureSums:
 
 
 def feature_sums(
-    system: DiagonalStateSpace, sequences: Sequences, *, both_directions: bool = False
+    system: System, sequences: Sequences, *, both_directions: bool = False
 ) -> FeatureSums:
     """Sum Φ and R over sequences and steps.
 
     Parameters
     ----------
-    system : DiagonalStateSpace
+    system : System
         Discrete, with real output, read after its update; with one input for each of a batch of channels.
     sequences : Sequences
         Inputs and targets; of channels, p columns of the targets for each.
@@ -192,18 +192,21 @@ def feature_sums(
     -----
     Where the features have more than four million entries, steps are drawn, 16 for each feature at least; see
     `Sequences.sample`. Cost O(R k (k + m + p)) for R steps and k features, and O(N L k m) for what leads to
-    them, in float64; memory is bounded by running few sequences at a time.
+    them, for a dense system O(N L k²/16) more, in float64. Memory is bounded by running few sequences at a
+    time.
     """
-    host = _with_complex_states(system)
-    k = (4 if both_directions else 2) * host.order
-    systems = host.eigenvalues.size // host.order
+    host = _on_host(system)
+    size = 2 if isinstance(host, DiagonalStateSpace) else 1
+    k = (2 if both_directions else 1) * size * host.order
+    systems = math.prod(host.batch_shape)
     stands_for = sequences.sample(max(_ENTRIES // (k * systems), _ROWS * k))
     gram: HostArray | float = 0.0
     seen: HostArray | float = 0.0
     moment: HostArray | float = 0.0
+    rates = powers(host, sequences.inputs.shape[1])
     for few in _together(host, *sequences.inputs.shape[:2]):
         inputs, at = sequences.inputs[few], np.nonzero(stands_for[few])
-        features = _features(host, inputs, *at, both_directions=both_directions)
+        features = _features(rates, inputs, *at, both_directions=both_directions)
         features *= np.sqrt(stands_for[few][at])[:, None]
         moment = moment + np.swapaxes(features, -1, -2) @ features
         roots = np.sqrt(sequences.weights[few][at])[:, None]
@@ -228,15 +231,14 @@ def feedthrough(system: System, inputs: HostArray, *, both_directions: bool = Fa
 
 def output(system: System, inputs: HostArray, *, both_directions: bool = False) -> HostArray:
     """Return what a layer that runs `system` puts out, shape (N, L, p), from rest."""
-    if isinstance(system, StateSpace):
-        return _dense_output(system.to_host(), inputs)
-    host = _with_complex_states(system)
+    host = _on_host(system)
     found = feedthrough(host, inputs, both_directions=both_directions)
     forth, *back = np.split(host.C, 2, axis=-2) if both_directions else [host.C]
+    rates = powers(host, inputs.shape[1])
     for few in _together(host, *inputs.shape[:2]):
-        found[few] += _Chunks(host, inputs[few]).read(forth)
+        found[few] += Chunks(rates, inputs[few]).read(forth)
         for C in back:
-            found[few] += _Chunks(host, inputs[few, ::-1]).read(C)[:, ::-1]
+            found[few] += Chunks(rates, inputs[few, ::-1]).read(C)[:, ::-1]
     return found
 
 
@@ -252,10 +254,10 @@ def output_error(system: System, sequences: Sequences, *, both_directions: bool 
 
 def readout(system: DiagonalStateSpace, *, both_directions: bool = False) -> HostArray:
     """Return K, shape (..., p, k), with y = K f + D u."""
-    C = _with_complex_states(system).C
+    C = _on_host(system).C
     halves = np.split(C, 2, axis=-2) if both_directions else [C]
     stacked = np.stack(halves, axis=-1)
-    return _real_output(stacked.reshape(*stacked.shape[:-2], -1))
+    return real_output(stacked.reshape(*stacked.shape[:-2], -1))
 
 
 def output_matrix(K: HostArray, *, both_directions: bool = False) -> HostArray:
@@ -275,22 +277,27 @@ def state_moment(gram: HostArray, *, both_directions: bool = False) -> HostArray
     return np.asarray(np.moveaxis(P, (-3, -1), (-4, -2))).reshape(*batch, 2 * n, 2 * n)
 
 
-def _with_complex_states(system: DiagonalStateSpace) -> DiagonalStateSpace:
-    """The system on the host in complex arrays, also where all numbers are real: two features a mode."""
+def _on_host(system: System) -> System:
+    """The system on the host; a diagonal one in complex arrays, also where all numbers are real: two
+    features a state.
+    """
+    if isinstance(system, StateSpace):
+        return system.to_host()
     host = system.to_host()
     poles, B, C = (x.astype(np.complex128, copy=False) for x in (host.eigenvalues, host.B, host.C))
     return replaced(host, poles, B=B, C=C)
 
 
-def _together(system: DiagonalStateSpace, count: int, length: int) -> Iterator[slice]:
+def _together(system: System, count: int, length: int) -> Iterator[slice]:
     """Yield the sequences whose states are computed together."""
-    step = max(1, _TOGETHER // (length * system.eigenvalues.size))
+    states = system.order * math.prod(system.batch_shape)
+    step = max(1, _TOGETHER // (length * states))
     for first in range(0, count, step):
         yield slice(first, min(first + step, count))
 
 
 def _features(
-    system: DiagonalStateSpace,
+    rates: Powers,
     inputs: HostArray,
     sequences: HostArray,
     steps: HostArray,
@@ -298,108 +305,12 @@ def _features(
     both_directions: bool,
 ) -> HostArray:
     """Return features, shape (..., R, k), of R sequences and steps."""
-    states = [_Chunks(system, inputs).states(sequences, steps)]
+    states = [Chunks(rates, inputs).states(sequences, steps)]
     if both_directions:
         back = inputs.shape[1] - 1 - steps
-        states.append(_Chunks(system, inputs[:, ::-1]).states(sequences, back))
+        states.append(Chunks(rates, inputs[:, ::-1]).states(sequences, back))
     stacked = np.stack(states, axis=-1)
     return stacked.reshape(*stacked.shape[:-2], -1).view(np.float64)
-
-
-class _Chunks:
-    """Sequences in chunks of steps: states and outputs are matrix products of what goes into a chunk.
-
-    With g the state before a chunk, the one after its inputs u[0], ..., u[j] is
-
-        h = λ^(j+1) g + Σ λ^(j-i) B u[i].
-    """
-
-    def __init__(self, system: DiagonalStateSpace, inputs: HostArray) -> None:
-        self._system = system
-        self._count, self._length, width = inputs.shape
-        m = 1 if system.batch_shape else width
-        self._size = min(max(_WINDOW // m, 1), _LONGEST, self._length)
-        self._chunks = -(-self._length // self._size)
-        missing = self._chunks * self._size - self._length
-        padded = np.pad(inputs, ((0, 0), (0, missing), (0, 0)))
-        self._inputs = padded.reshape(-1, self._size, width)
-        poles = system.eigenvalues[..., None, None, :]
-        self._powers = poles ** np.arange(self._size + 1)[:, None, None]  # (..., size + 1, 1, n)
-        descending = np.flip(self._powers[..., :-1, :, :], axis=-3)
-        drive = descending * np.swapaxes(system.B[..., None, :, :], -1, -2)
-        self._drive = drive.reshape(*system.batch_shape, -1, system.order)
-        self._before = self._before_chunks()
-
-    def _before_chunks(self) -> HostArray:
-        """g, shape (..., N chunks, n)."""
-        added = self._driven(self._inputs)
-        apart = added.reshape(*added.shape[:-2], self._count, self._chunks, -1)
-        before = np.zeros_like(apart)
-        factor = self._powers[..., self._size, :, :]
-        for k in range(1, self._chunks):
-            before[..., k, :] = factor * before[..., k - 1, :] + apart[..., k - 1, :]
-        return before.reshape(added.shape)
-
-    def _driven(self, windows: HostArray) -> HostArray:
-        """What inputs (R, steps, m) add to states, shape (..., R, n), at the last of these steps."""
-        rows = self._rows(windows)
-        drive = np.ascontiguousarray(self._drive[..., -rows.shape[-1] :, :])
-        return np.asarray((rows @ drive.view(np.float64)).view(np.complex128))
-
-    def _rows(self, windows: HostArray) -> HostArray:
-        """From (R, steps, m) to (R, steps m), or to (channels, R, steps)."""
-        if self._system.batch_shape:
-            return np.moveaxis(windows, -1, 0)
-        return windows.reshape(len(windows), -1)
-
-    def states(self, sequences: HostArray, steps: HostArray) -> HostArray:
-        """h, shape (..., R, n), of R sequences and steps."""
-        chunks, places = np.divmod(steps, self._size)
-        chunks = sequences * self._chunks + chunks
-        found = np.empty((*self._before.shape[:-2], len(steps), self._system.order), complex)
-        for j in np.unique(places):
-            at = np.flatnonzero(places == j)
-            before = np.take(self._before, chunks[at], axis=-2)
-            driven = self._driven(self._inputs[chunks[at], : j + 1])
-            found[..., at, :] = self._powers[..., j + 1, :, :] * before + driven
-        return found
-
-    def read(self, C: HostArray) -> HostArray:
-        """Re(C h), shape (N, L, p), at all steps."""
-        kernel = (self._drive @ np.swapaxes(C, -1, -2)).real
-        own = np.swapaxes(_real_output(C), -1, -2)
-        found = []
-        for j in range(self._size):
-            windows = self._inputs[:, : j + 1]
-            K = _real_output(self._powers[..., j + 1, :, :] * C)
-            outputs = self._before.view(np.float64) @ np.swapaxes(K, -1, -2)
-            if own.shape[-1] > own.shape[-2]:  # more outputs than features
-                outputs += self._driven(windows).view(np.float64) @ own
-            else:
-                rows = self._rows(windows)
-                outputs += rows @ kernel[..., -rows.shape[-1] :, :]
-            found.append(np.moveaxis(outputs, -2, 0).reshape(len(windows), -1))
-        every = np.stack(found, axis=1).reshape(self._count, self._chunks * self._size, -1)
-        return every[:, : self._length]
-
-
-def _dense_output(system: StateSpace, inputs: HostArray) -> HostArray:
-    """The same for dense systems, of a batch one input for each, read after the update."""
-    states = np.zeros((len(inputs), *system.batch_shape, system.order))
-    outputs = []
-    for k in range(inputs.shape[1]):
-        states = (system.A @ states[..., None])[..., 0]
-        if system.batch_shape:
-            states = states + inputs[:, k, ..., None] * system.B[..., 0]
-        else:
-            states = states + inputs[:, k] @ np.swapaxes(system.B, -1, -2)
-        outputs.append((system.C @ states[..., None])[..., 0].reshape(len(inputs), -1))
-    return np.stack(outputs, axis=1) + feedthrough(system, inputs)
-
-
-def _real_output(C: HostArray) -> HostArray:
-    """[Re C, -Im C], with both columns of a state side by side."""
-    return np.asarray(np.conj(np.ascontiguousarray(C)).view(np.float64))
 
 
 def _by_channel(rows: HostArray, batch_shape: tuple[int, ...]) -> HostArray:

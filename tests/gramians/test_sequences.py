@@ -121,14 +121,41 @@ def test_real_arrays_are_taken_as_complex_ones(case, real):
     )
 
 
-def test_outputs_of_dense_channels_are_those_of_simulate():
+def dense_channels() -> StateSpace:
     rng = np.random.default_rng(0)
     A = 0.4 * rng.normal(size=(3, 4, 4))
     B, C, D = (rng.normal(size=shape) for shape in ((3, 4, 1), (3, 2, 4), (3, 2, 1)))
-    system = StateSpace(A, B, C, D, time=Discrete(), read_after_update=True)
-    u = rng.normal(size=(2, 15, 3))
+    return StateSpace(A, B, C, D, time=Discrete(), read_after_update=True)
+
+
+@pytest.mark.parametrize("steps", [1, 15, 40])
+def test_outputs_of_dense_channels_are_those_of_simulate(steps):
+    system = dense_channels()
+    u = np.random.default_rng(1).normal(size=(2, steps, 3))
     for own, given in zip(output(system, u), u, strict=True):
         np.testing.assert_allclose(own, simulated(system, given, False), rtol=1e-12, atol=1e-12)
+
+
+def test_sums_of_dense_channels_are_those_of_brute_force():
+    system, rng = dense_channels(), np.random.default_rng(1)
+    u, y = rng.normal(size=(5, 40, 3)), rng.normal(size=(5, 40, 6))
+    weights = rng.uniform(size=(5, 40))
+    weights[2, 25:] = 0.0
+    sums = feature_sums(system, Sequences(u, y, weights))
+    for k in range(3):
+        gram = seen = moment = 0.0
+        for inputs, wanted, weight in zip(
+            u[..., k], y[..., 2 * k : 2 * k + 2], weights, strict=True
+        ):
+            x = np.zeros(4)
+            for t in range(40):
+                x = system.A[k] @ x + system.B[k, :, 0] * inputs[t]
+                gram = gram + weight[t] * np.outer(x, x)
+                seen = seen + weight[t] * np.outer(x, wanted[t] - system.D[k, :, 0] * inputs[t])
+                moment = moment + (weight[t] > 0.0) * np.outer(x, x)
+        for found, expected in ((sums.gram, gram), (sums.seen, seen), (sums.moment, moment)):
+            size = np.abs(expected).max()
+            np.testing.assert_allclose(found[k], expected, rtol=1e-12, atol=1e-12 * size)
 
 
 @pytest.mark.parametrize("case", CASES)
