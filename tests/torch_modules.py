@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -165,6 +166,21 @@ class SSMKernelDPLR(SSMKernelDiag):
             terms.append(torch.einsum("chn,hn->ch", C, state).real)
             state = torch.einsum("hmn,hn->hm", A, state)
         return torch.stack(terms, -1)
+
+
+def hippo_legs(kernel: SSMKernelDPLR) -> SSMKernelDPLR:
+    """The kernel with the state matrix -tril(√(2i+1) √(2j+1), -1) - diag(i+1) with which S4 begins."""
+    count = 2 * kernel.N
+    root, P = np.sqrt(2.0 * np.arange(count) + 1.0), np.sqrt(np.arange(count) + 0.5)
+    A = -np.tril(np.outer(root, root), -1) - np.diag(np.arange(count) + 1.0)
+    rates, V = np.linalg.eigh(-1j * (A + np.outer(P, P) + 0.5 * np.eye(count)))
+    rates, V = rates[kernel.N :], V[:, kernel.N :]
+    with torch.no_grad():
+        for held, value in ((kernel.P, V.conj().T @ P), (kernel.B, V.conj().T @ root)):
+            held.copy_(torch.tensor(np.stack([value.real, value.imag], axis=-1)))
+        kernel.A_real.fill_(math.log(0.5))
+        kernel.A_imag.copy_(torch.tensor(-rates))
+    return kernel
 
 
 class LrnnxS5(nn.Module):

@@ -24,7 +24,7 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.systems.transform import diagonalise, slots_needed
+from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
 
 _SAFE_SHARE = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
@@ -101,14 +101,25 @@ class _DenseLayer:
         return assemble(self._system, cuts)
 
     def _cut_each(self, rule: OrderRule) -> list[Reduction]:
-        return map_parts(self._system, _diagonal_cut, self._parts, [rule] * len(self._parts))
+        return map_parts(self._system, diagonal_cut, self._parts, [rule] * len(self._parts))
 
     def budget_values(self) -> list[HostArray]:
         """Every other Hankel singular value: a stored state stands for two real ones."""
         return [part.hsv[::2] for part in self._parts]
 
 
-def _diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
+def diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
+    """Cut one balanced system to a diagonal one of at most so many stored states.
+
+    Raises
+    ------
+    OrderError
+        If all singular values are zero.
+    NoConvergenceError
+        If no order nearby has a stable diagonal form.
+    """
+    if isinstance(part.original, DiagonalStateSpace):
+        return part.truncate(rule)
     rank = part.check_rank()
     limit = 2 * rank
     wanted = min(rule.choose(part.hsv), rank)
@@ -133,15 +144,7 @@ def _diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
             rounding = eps * slot_map.condition * bounds[0]
             total = float(bounds[order] + rounding)
             if best is None or total < best[0]:
-                system = DiagonalStateSpace(
-                    slot_map.eigenvalues,
-                    slot_map.input_matrix(cut.system.B),
-                    slot_map.output_matrix(cut.system.C),
-                    cut.system.D,
-                    time=cut.system.time,
-                    real_output=True,
-                    read_after_update=cut.system.read_after_update,
-                )
+                system = in_slots(cut.system, slot_map)
                 best = total, replace(cut, system=system, order=system.order, slot_map=slot_map)
             if rounding <= _SAFE_SHARE * max(bounds[order], eps**0.5 * bounds[0]):
                 break
@@ -153,3 +156,16 @@ def _diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
             "form; expected distinct poles. Try another order."
         )
     return best[1]
+
+
+def in_slots(system: StateSpace, slot_map: SlotMap) -> DiagonalStateSpace:
+    """A dense system in the stored states of its diagonal form."""
+    return DiagonalStateSpace(
+        slot_map.eigenvalues,
+        slot_map.input_matrix(system.B),
+        slot_map.output_matrix(system.C),
+        system.D,
+        time=system.time,
+        real_output=True,
+        read_after_update=system.read_after_update,
+    )

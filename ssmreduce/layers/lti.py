@@ -249,7 +249,7 @@ class LTILayer(Layer):
     def data_scores(
         self, weights: Weights, data: LayerData, horizon: int | None = None
     ) -> HostArray | None:
-        """Return the values by which ``method="balanced"`` ranks; None if the state matrix is not diagonal.
+        """Return the values by which ``method="balanced"`` ranks.
 
         Raises
         ------
@@ -257,8 +257,6 @@ class LTILayer(Layer):
             If the layer is not stable and there is no horizon.
         """
         system = self.read(weights).to_host()
-        if not isinstance(system, DiagonalStateSpace):
-            return None
         balancing = data_balancing(system, data, horizon, both_directions=self.both_directions)
         return balancing.hsv.reshape(*system.batch_shape, -1)
 

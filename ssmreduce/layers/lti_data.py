@@ -35,21 +35,22 @@ from ssmreduce.gramians.sequences import (
     RIDGE,
     FeatureSums,
     LayerData,
-    Sequences,
     feature_sums,
     output_error,
     output_matrix,
     state_moment,
 )
 from ssmreduce.hankel import balance_between
+from ssmreduce.layers.diagonal_cut import diagonal_cut
 from ssmreduce.layers.layer import Candidates, LayerCut, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
+from ssmreduce.layers.lti_modes import SelectedModes
 from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.lti_selection import LTISelection
 from ssmreduce.layers.options import CutOptions, Method
 from ssmreduce.layers.selection import pursue_target
 from ssmreduce.reduction.batch import assemble, single_systems
-from ssmreduce.reduction.diagonal import BalancedDiagonal
+from ssmreduce.reduction.diagonal import balanced_system
 from ssmreduce.reduction.measured import smallest
 from ssmreduce.reduction.order import (
     ErrorBound,
@@ -59,8 +60,10 @@ from ssmreduce.reduction.order import (
     as_rule,
 )
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import DiagonalStateSpace
+from ssmreduce.reduction.single import BalancedSystem
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.even_states import replaced
+from ssmreduce.systems.state_space import StateSpace
 
 if TYPE_CHECKING:
     from ssmreduce.layers.lti import LTILayer
@@ -98,20 +101,17 @@ class DataPlan:
             options = replace(options, horizon=data.horizon)
             self._white = LTIPlan(kind, weights, order, options, storage)
         self._plans = kind, weights, order, options, storage
-        self._makers: dict[Method, Callable[[int], LTICut]] = {"white refit": self._white_refitted}
+        self._makers: dict[Method, Callable[[int], LTICut]] = {
+            "white refit": self._white_refitted,
+            "balanced": self._balanced,
+            "selected": self._selected,
+        }
         self._system = kind.read(weights).to_host()
-        if isinstance(self._system, DiagonalStateSpace):
-            self._makers |= {"balanced": self._balanced, "selected": self._selected}
         if options.method in ("compensated", "merged"):
             raise UnsupportedLayerError(
                 f"`method` is {options.method!r}, but {type(kind).__name__} is no selective layer; expected "
                 "another. Try 'selected', which fits the weights that read the states, or leave the layer "
                 "out with options=CutOptions(exclude=...), and cut it by another call."
-            )
-        if options.method not in ("best", "white", *self._makers):
-            raise UnsupportedLayerError(
-                f"`method` is {options.method!r}, but {type(kind).__name__} has a state matrix that is not "
-                "diagonal; expected 'best', 'white' or 'white refit'."
             )
 
     def candidates(self) -> Candidates:
@@ -205,14 +205,14 @@ class DataPlan:
                 continue
         return Candidates(white, {method: self._measured(cut) for method, cut in found.items()})
 
-    def _check_excited(self, order: int, balancing: DataBalancing) -> None:
+    def _check_excited(self, order: int) -> None:
         """Raise `OrderError` if an order, before it was rounded up, is above what the data excite."""
         rule = as_rule(self._order)
         if isinstance(rule, FixedOrder):
             order = least = min(rule.order, order)
         else:
             least = self._options.rounded_down(order - 1) + 1
-        most = balancing.excited(least)
+        most = self._data_balancing.excited(least)
         if most < least:
             raise OrderError(
                 f"`order` is {order}, but the sequences of `data` excite {most} of "
@@ -224,7 +224,7 @@ class DataPlan:
         return self._refitted(self._white, "balanced truncation with refit", order)
 
     def _balanced(self, order: int) -> LTICut:
-        self._check_excited(order, self._data_balancing)
+        self._check_excited(order)
         return self._refitted(
             self._balanced_plan, "data-driven balanced truncation with refit", order
         )
@@ -232,22 +232,26 @@ class DataPlan:
     @cached_property
     def _own_sums(self) -> FeatureSums:
         """Those of the layer as it is."""
-        assert isinstance(self._system, DiagonalStateSpace)
         return self._sums_of(self._system)
 
     @cached_property
     def _data_balancing(self) -> DataBalancing:
         """The layer as it is, between what the sequences excite and what is observed."""
-        assert isinstance(self._system, DiagonalStateSpace)
-        return self._balanced_by_data(self._system, self._own_sums)
-
-    def _balanced_by_data(self, system: DiagonalStateSpace, sums: FeatureSums) -> DataBalancing:
         both = self._kind.both_directions
-        return data_balancing(system, self._data, self._horizon, sums, both_directions=both)
+        return data_balancing(
+            self._system, self._data, self._horizon, self._own_sums, both_directions=both
+        )
 
     @cached_property
     def _balanced_plan(self) -> LTIPlan:
         return LTIPlan(*self._plans, self._data_balancing)
+
+    @cached_property
+    def _modes_plan(self) -> LTIPlan:
+        assert isinstance(self._system, StateSpace)
+        whole = self._white.unchanged().reduction
+        modes = SelectedModes(self._system, self._data.fitting, whole)
+        return LTIPlan(*self._plans, modes)
 
     def _refitted(self, plan: LTIPlan, method: str, order: int) -> LTICut:
         """A cut whose output weights fit the sequences, in the states of a reduction."""
@@ -255,11 +259,8 @@ class DataPlan:
         system = reduction.system
         assert isinstance(system, DiagonalStateSpace)
         sums = self._sums_of(system.to_host())
-        if self._method == "white refit" and isinstance(self._system, DiagonalStateSpace):
-            self._check_excited(order, self._data_balancing)
-        elif "balanced" not in self._makers:
-            # The sums of the layer's own states are not at hand: the states that are fitted have to do.
-            self._check_excited(order, self._balanced_by_data(system.to_host(), sums))
+        if self._method == "white refit":
+            self._check_excited(order)
         K = sums.fitted()
         C = output_matrix(K, both_directions=self._kind.both_directions)
         parts = tuple(
@@ -270,10 +271,12 @@ class DataPlan:
         cut, _ = plan.written(fitted)
         return replace(cut, readout_change=C - system.C)
 
-    def _selected(self, order: int) -> LTISelection:
+    def _selected(self, order: int) -> LTICut:
         """The cut that keeps modes of the layer, picked for each channel by itself."""
         if self._is_fixed or self._method == "selected":
-            self._check_excited(order, self._data_balancing)
+            self._check_excited(order)
+        if isinstance(self._system, StateSpace):
+            return self._refitted(self._modes_plan, "selection with refit", order)
         sums, system = self._own_sums, self._system
         size = 4 if self._kind.both_directions else 2
         batch, k, p = system.batch_shape, sums.gram.shape[-1], sums.seen.shape[-1]
@@ -295,21 +298,18 @@ class DataPlan:
         )
         return replace(cut, output_error=error)
 
-    def _sums_of(
-        self, system: DiagonalStateSpace, sequences: Sequences | None = None
-    ) -> FeatureSums:
-        sequences = self._data.fitting if sequences is None else sequences
-        return feature_sums(system, sequences, both_directions=self._kind.both_directions)
+    def _sums_of(self, system: System) -> FeatureSums:
+        both = self._kind.both_directions
+        return feature_sums(system, self._data.fitting, both_directions=both)
 
 
 class DataBalancing:
     """The systems of a layer balanced between P of data and the observability Gramian."""
 
-    def __init__(
-        self, system: DiagonalStateSpace, P: HostArray, horizon: int | None, length: int
-    ) -> None:
-        self._system = system
-        self._parts, self._excited = [], 0
+    def __init__(self, system: System, P: HostArray, horizon: int | None, length: int) -> None:
+        self._system, self._stored = system, P.shape[-1] // 2
+        self._parts: list[BalancedSystem] = []
+        self._excited = 0
         for single, moment in zip(
             single_systems(system), P.reshape(-1, *P.shape[-2:]), strict=True
         ):
@@ -317,7 +317,7 @@ class DataBalancing:
             self._excited = max(self._excited, Z.shape[1])
             factors = balance_between(Z, gramian_factor(single, 1, horizon))
             # No theorem bounds the error, nor any theorem the poles of a finite horizon.
-            self._parts.append(BalancedDiagonal(single, length, None, factors))
+            self._parts.append(balanced_system(single, length, factors=factors))
 
     @property
     def hsv(self) -> HostArray:
@@ -327,24 +327,24 @@ class DataBalancing:
     def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
         """Cut every system to at most `order` states, or to as many as the data excite."""
         rule = as_rule(order)
-        cuts = [part.truncate(rule) for part in self._parts]
+        cuts = [diagonal_cut(part, rule) for part in self._parts]
         return replace(assemble(self._system, cuts), method="data-driven balanced truncation")
 
     def excited(self, order: int) -> int:
         """How many states the data excite in the system where they excite most; at most `order`."""
-        less = min(order, self._system.order - 1)  # to all of its states a system is not truncated
+        less = min(order, self._stored - 1)  # to all of its states a system is not truncated
         if self._excited >= 2 * order or not less:
             return order
-        most = max(int(part.truncate(FixedOrder(less)).order) for part in self._parts)
+        most = max(int(diagonal_cut(part, FixedOrder(less)).order) for part in self._parts)
         return order if most == less else most
 
     def budget_values(self) -> list[HostArray]:
         """Every other value: a stored state stands for two real ones."""
-        return [part.budget_values() for part in self._parts]
+        return [part.hsv[::2] for part in self._parts]
 
 
 def data_balancing(
-    system: DiagonalStateSpace,
+    system: System,
     data: LayerData,
     horizon: int | None,
     sums: FeatureSums | None = None,
@@ -354,9 +354,10 @@ def data_balancing(
     """Balance between what the sequences excite and what is observed; `sums` are those of the fit."""
     if sums is None:
         sums = feature_sums(system, data.fitting, both_directions=both_directions)
-    # All steps alike: P with weights is far worse.
-    P = state_moment(sums.moment, both_directions=both_directions)
-    P /= np.count_nonzero(data.fitting.weights)
+    P = sums.moment  # all steps alike: P with weights is far worse
+    if isinstance(system, DiagonalStateSpace):
+        P = state_moment(P, both_directions=both_directions)
+    P = P / np.count_nonzero(data.fitting.weights)
     return DataBalancing(system, P, horizon, data.horizon)
 
 

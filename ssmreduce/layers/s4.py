@@ -7,7 +7,7 @@ With n stored poles Λ, p_r = [P_r; conj P_r], b = [B; conj B] and c = [C, conj 
 by the bilinear rule with a step Δ for each channel. Once the layer has run with sequences of length L,
 its parameter C holds C̃ = c (I - A^L) and ``l_kernel`` holds L; reading undoes that.
 
-The state matrix is far from normal (that of HiPPO-LegS has real eigenvalues -1 ... -n and eigenvectors
+The state matrix may be far from normal (that of HiPPO-LegS has real eigenvalues -1 ... -n and eigenvectors
 that no arithmetic tells apart), so such a layer is read as a dense system of order 2n. A reduced one is
 diagonal: it is written with P = 0, which has gradient zero and stays, and with l_kernel = 0.
 """

@@ -17,7 +17,7 @@ import numpy as np
 from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.emphasis import Emphasis
-from ssmreduce.hankel import balance_every, tail_bounds
+from ssmreduce.hankel import BalancedFactors, balance_every, tail_bounds
 from ssmreduce.reduction.batch import single_systems
 from ssmreduce.reduction.dc_matching import ShiftedSystem, are_invertible
 from ssmreduce.reduction.order import FixedOrder, OrderRule
@@ -39,12 +39,15 @@ _NEARBY_ORDERS = 6
 
 
 def balanced_system(
-    original: System, horizon: int | None = None, emphasis: Emphasis | None = None
+    original: System,
+    horizon: int | None = None,
+    emphasis: Emphasis | None = None,
+    factors: BalancedFactors | None = None,
 ) -> BalancedSystem:
-    """Balance one system (no batch axes)."""
+    """Balance one system (no batch axes), unless it comes with its factors."""
     if isinstance(original, StateSpace):
-        return BalancedDense(original, horizon, emphasis)
-    return BalancedDiagonal(original, horizon, emphasis)
+        return BalancedDense(original, horizon, emphasis, factors)
+    return BalancedDiagonal(original, horizon, emphasis, factors)
 
 
 def balanced_systems(

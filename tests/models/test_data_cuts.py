@@ -16,7 +16,7 @@ from LRU_pytorch import LRU
 from s5 import S5
 from samples import linoss_weights, lru_weights, slow_inputs
 from torch import nn
-from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR
+from torch_modules import S4D, SSMKernelDiag, SSMKernelDPLR, hippo_legs
 from torch_samples import cross_entropy, model_and_batches, trained_with
 
 from ssmreduce import (
@@ -32,6 +32,7 @@ from ssmreduce import (
     RollbackPolicy,
     TotalBudget,
     calibrate,
+    observability_gramian,
     read_system,
     reduce_layer,
     reduce_model,
@@ -39,6 +40,7 @@ from ssmreduce import (
 )
 from ssmreduce.errors import (
     CalibrationWarning,
+    NoConvergenceError,
     NonFiniteError,
     OrderError,
     ShapeError,
@@ -74,9 +76,13 @@ LAYERS: dict[str, tuple[Any, bool]] = {
     "S5 in both directions": (lambda: S5(6, 24, bidir=True).seq, True),
     "S4D": (lambda: S4D(6, 24).kernel, False),
     "S4D with options": (lambda: SSMKernelDiag(6, 24), False),
+    "S4": (lambda: SSMKernelDPLR(6, 24), False),
     "LRU": (lru, False),
 }
 """A layer of each kind, and whether it reads its sequence in both directions."""
+
+DIAGONAL = [name for name in LAYERS if name != "S4"]
+"""Layers of which a selection keeps rows of the weights."""
 
 METHODS = {
     "white": "balanced truncation",
@@ -155,7 +161,7 @@ def test_a_copy_with_the_same_weights_becomes_the_same(name, method):
         np.testing.assert_allclose(followed.new_weights[key], value, atol=1e-5 * size, err_msg=key)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", DIAGONAL)
 def test_a_selection_keeps_rows_of_the_weights_and_of_their_moments(name):
     torch.manual_seed(0)
     layer = LAYERS[name][0]()
@@ -203,7 +209,7 @@ def test_a_selection_brings_weights_back_to_their_proportions():
     np.testing.assert_allclose(share(cut.reduction.system), usual, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", DIAGONAL)
 def test_a_stream_goes_on_after_a_selection(name):
     torch.manual_seed(0)
     options = CutOptions(method="selected")
@@ -419,15 +425,80 @@ def test_multiples_hold_with_data():
         assert reduce_layer(lru(), 5, kind="lru", data=data(), options=options).new_order == 8
 
 
-def test_s4_is_refitted_but_not_selected_from():
+def recorded(kernel) -> tuple[Any, Array]:
+    """The systems of a kernel of S4, and the inputs of `data` that are not held out."""
+    return read_system(kernel).to_host(), slow_inputs(64, 60, 6)[np.arange(64) % 4 != 3]
+
+
+def states_of(A: Array, B: Array, u: Array) -> Array:
+    """States of one system with one input, (N, L, n), step by step."""
+    x, found = np.zeros((len(u), len(A))), []
+    for inputs in u.T:
+        x = x @ A.T + inputs[:, None] * B[:, 0]
+        found.append(x)
+    return np.stack(found, axis=1)
+
+
+def test_values_by_which_s4_is_balanced_are_those_of_brute_force():
+    torch.manual_seed(0)
+    kernel = SSMKernelDPLR(6, 24, rank=2)
+    kernel(60)
+    systems, u = recorded(kernel)
+    record, (handle,) = data().layers["model"], search(kernel).meant
+    found = handle.kind.data_scores(handle.weights, record.data(record.outputs(handle)))
+    for k in range(6):
+        x = states_of(systems[k].A, systems[k].B, u[..., k]).reshape(-1, 24)
+        P, Q = x.T @ x / len(x), observability_gramian(systems[k])
+        expected = np.sort(np.sqrt(np.linalg.eigvals(P @ Q).real.clip(0.0)))[::-1]
+        np.testing.assert_allclose(found[k], expected, atol=1e-7 * expected[0])
+
+
+@pytest.mark.parametrize("method", ["white refit", "balanced", "selected"])
+def test_output_weights_of_s4_are_those_of_least_squares(method):
+    torch.manual_seed(0)
+    kernel = SSMKernelDPLR(6, 24, heads=2)
+    kernel(60)
+    systems, u = recorded(kernel)
+    cut = reduce_layer(kernel, 4, data=data(), options=CutOptions(method=method)).cut
+    new = cut.reduction.system
+    for k in range(6):
+        wanted = states_of(systems[k].A, systems[k].B, u[..., k]) @ systems[k].C.T
+        h = np.zeros((len(u), u.shape[1] + 1, new.order), complex)
+        for t in range(u.shape[1]):
+            h[:, t] = new.eigenvalues[k] * h[:, t - 1] + u[:, t, k, None] * new.B[k, :, 0]
+        rows = np.concatenate([h[:, :-1].real, -h[:, :-1].imag], axis=-1).reshape(-1, 2 * new.order)
+        y = wanted.reshape(len(rows), 2)
+        own = rows @ np.concatenate([new.C[k].real, new.C[k].imag], axis=1).T
+        best = rows @ np.linalg.lstsq(rows, y, rcond=None)[0]
+        assert np.linalg.norm(y - own) <= np.linalg.norm(y - best) + 1e-3 * np.linalg.norm(y)
+
+
+def test_a_selection_of_s4_keeps_modes_and_their_states():
     torch.manual_seed(0)
     kernel = SSMKernelDPLR(6, 24)
     kernel(60)
-    with pytest.raises(UnsupportedLayerError, match="not diagonal"):
-        reduce_layer(kernel, 4, data=data(), options=CutOptions(method="selected"))
-    result = reduce_layer(kernel, 4, data=data())
-    assert {*result.choice.values} == {"white", "white refit"}
-    assert result.reduction.method == METHODS["white refit"]
+    systems, u = recorded(kernel)
+    result = reduce_layer(kernel, 4, data=data(), options=CutOptions(method="selected"))
+    assert result.reduction.method == METHODS["selected"]
+    new = result.cut.reduction.system
+    for k in range(6):
+        apart = np.abs(systems[k].poles()[:, None] - new.poles()[k]).min(axis=0)
+        assert apart.max() < 1e-6
+    x = np.stack([states_of(systems[k].A, systems[k].B, u[:1, :, k])[0, -1] for k in range(6)])
+    h = np.zeros((6, new.order), complex)
+    for inputs in u[0]:
+        h = new.eigenvalues * h + inputs[:, None] * new.B[..., 0]
+    reduced = result.reduce_state(x[:, :12] + 1j * x[:, 12:])
+    np.testing.assert_allclose(reduced, h, atol=1e-5 * np.abs(h).max())
+
+
+def test_modes_of_hippo_are_not_told_apart():
+    torch.manual_seed(0)
+    kernel = hippo_legs(SSMKernelDPLR(6, 64))
+    options = CutOptions(method="selected")
+    with pytest.raises(NoConvergenceError, match="does not tell its modes apart"):
+        reduce_layer(kernel, 4, data=data(), options=options)
+    assert {*reduce_layer(kernel, 4, data=data()).choice.values} == {*METHODS} - {"selected"}
 
 
 def test_an_order_above_what_the_data_excite_is_refused():
