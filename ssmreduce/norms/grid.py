@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,9 +25,6 @@ from ssmreduce.time_domain import Discrete
 
 _PEAKS = 4
 """Local maxima that are refined side by side."""
-
-_AGREEMENT = 1e-6
-"""Relative difference from the gain by modes up to which a search among those is trusted."""
 
 _STILL = 1e-13
 """Relative rise that counts as none: it moves the place by 3e-7 of the peak's width."""
@@ -46,20 +44,41 @@ _STEEPEST = 1e30
 """Cap on (peak/neighbour)², so that a neighbour where the gain vanishes stays a finite number."""
 
 
-def peak(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Search:
+    """How thoroughly a peak is searched for.
+
+    Attributes
+    ----------
+    grid : int
+        Points of the uniform grid, and at most as many resonances of each system.
+    refinements : int
+        Rounds of refinement around the largest values.
+    iterations : int
+        Power iterations per point where both input and output are wide.
+    accuracy : float
+        Relative error of gains, by modes or by rounding, up to which they need not be computed again.
+    """
+
+    grid: int
+    refinements: int
+    iterations: int
+    accuracy: float = 1e-6
+
+    def best(self, gain: Gain, omega: HostArray) -> tuple[float, float]:
+        """The largest gain around these frequencies, and its place."""
+        return refine(lambda at: gain.estimate(at, self.iterations), omega, self.refinements)
+
+
+def peak(gain: Gain, search: Search) -> tuple[float, float]:
     """Return the largest gain seen and its frequency (∞ where the feedthrough is largest)."""
     cheap = gain.searchable
-    value, frequency = refine(
-        lambda omega: cheap.estimate(omega, iterations), frequencies(cheap, grid), refinements
-    )
+    omega = frequencies(cheap, search.grid)
+    value, frequency = search.best(cheap, omega)
     if cheap is not gain and value > 0.0:
-        seen = float(gain.estimate(np.array([frequency]), iterations)[0])
-        if abs(seen - value) > _AGREEMENT * value:
-            seen, frequency = refine(
-                lambda omega: gain.estimate(omega, iterations),
-                frequencies(cheap, grid),
-                refinements,
-            )
+        seen = float(gain.estimate(np.array([frequency]), search.iterations)[0])
+        if abs(seen - value) > search.accuracy * value:
+            seen, frequency = search.best(gain, omega)
         value = seen
     if not gain.discrete and np.any(gain.D):
         at_infinity = float(gain.exact(np.array([math.inf]))[0])

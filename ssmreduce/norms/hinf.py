@@ -7,8 +7,7 @@ level-set test (`level_set`). The norm of a difference G₁ - G₂ includes its 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,15 +23,15 @@ from ssmreduce.gramians.batch import map_systems
 from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain, check_alike
 from ssmreduce.norms.gain_gradient import gain_gradient
-from ssmreduce.norms.grid import frequencies, peak
+from ssmreduce.norms.grid import Search, frequencies, peak
 from ssmreduce.norms.level_set import rounding_of_test, upper_bound
 from ssmreduce.norms.refined import RefinedGain, lower_bound, plain_rounding
 from ssmreduce.norms.units import Units, in_units
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 
-_GRID, _REFINEMENTS, _ITERATIONS = 256, 12, 32
-"""What `Reduction.verify` uses too."""
+THOROUGH = Search(256, 12, 32)
+"""How `hinf_norm` searches, and `Reduction.verify`."""
 
 _NOISE_POINTS = 16
 """Points of a grid, and sharpest resonances, among which rounding is largest."""
@@ -155,7 +154,7 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     norms = map_systems(
         system,
         lambda single: on_gainful_threads(
-            single.order, _GRID, _single, single, certified, tolerance
+            single.order, THOROUGH.grid, _single, single, certified, tolerance
         ),
     )
     if not system.batch_shape:
@@ -239,18 +238,14 @@ def hinf_difference(
     grid = positive_count(grid, "grid", "the number of frequencies")
     refinements = nonnegative_count(refinements, "refinements", "how often to refine the grid")
     iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
-    return largest_difference(
-        first, second, grid=grid, refinements=refinements, iterations=iterations
-    )
+    return largest_difference(first, second, Search(grid, refinements, iterations))
 
 
-def largest_difference(
-    first: System, second: System, *, grid: int, refinements: int, iterations: int
-) -> float:
+def largest_difference(first: System, second: System, search: Search) -> float:
     """`hinf_difference` of systems on the host."""
     gain, units = _difference(first, second)
-    search = partial(lower_bound, grid=grid, refinements=refinements, iterations=iterations)
-    found = on_gainful_threads(max(first.order, second.order), grid, search, gain)
+    order = max(first.order, second.order)
+    found = on_gainful_threads(order, search.grid, lower_bound, gain, search)
     return units.gain_outside(found[0])
 
 
@@ -297,7 +292,7 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     for system in (first, second):
         check_stable(system)
     joined = _joined(gain)
-    lower, frequency = lower_bound(gain, **_search(max(_GRID, joined.order + 1)))
+    lower, frequency = lower_bound(gain, _beyond(THOROUGH.grid, joined.order))
     omega = frequencies(gain.searchable, _NOISE_POINTS)
     plain = plain_rounding(gain, omega).max(initial=0.0) <= _PLAIN * tolerance * lower
     evaluate, noise = gain.exact, rounding_of_test(gain, omega)
@@ -316,17 +311,18 @@ def _single(system: System, certified: bool, tolerance: float) -> HinfNorm:
     (scaled,), units = in_units([system])
     gain = Gain((1.0, scaled))
     if not certified:
-        lower, frequency = peak(gain, **_search(_GRID))
+        lower, frequency = peak(gain, THOROUGH)
         return _outside(HinfNorm(lower, math.inf, frequency), units)
     dense = _dense(scaled.to_standard())
     # The test finds what a coarse grid has missed.
-    lower, frequency = peak(gain, **_search(max(_COARSE_GRID, dense.order + 1)))
+    lower, frequency = peak(gain, _beyond(_COARSE_GRID, dense.order))
     bounds = upper_bound(gain, dense, lower, frequency, tolerance, evaluate=gain.exact)
     return _outside(HinfNorm(*bounds), units)
 
 
-def _search(grid: int) -> dict[str, int]:
-    return {"grid": grid, "refinements": _REFINEMENTS, "iterations": _ITERATIONS}
+def _beyond(grid: int, order: int) -> Search:
+    """A thorough search of at least `grid` points, and more than `order`."""
+    return replace(THOROUGH, grid=max(grid, order + 1))
 
 
 def _outside(norm: HinfNorm, units: Units) -> HinfNorm:

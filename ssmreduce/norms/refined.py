@@ -30,15 +30,12 @@ from ssmreduce.norms.doubled import (
     side_by_side,
 )
 from ssmreduce.norms.gain import Gain, largest_singular_values
-from ssmreduce.norms.grid import frequencies, once_around, peak, refine
+from ssmreduce.norms.grid import Search, frequencies, once_around, peak, refine
 from ssmreduce.norms.modes import DenseModes, DiagonalModes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _CORRECTIONS = 6
 """Corrections at most. Each multiplies the error by eps ‖A‖ ‖(z - A)⁻¹‖: more means no convergence."""
-
-_PLAIN = 1e-6
-"""Rounding relative to the gain of a difference up to which no solution needs to be refined."""
 
 _AGREEMENT = 0.01
 """Relative difference from the gain by plain solutions up to which their peak is trusted."""
@@ -143,22 +140,22 @@ def _scattered(values: HostArray, where: HostArray) -> HostArray:
     return whole
 
 
-def lower_bound(gain: Gain, *, grid: int, refinements: int, iterations: int) -> tuple[float, float]:
+def lower_bound(gain: Gain, search: Search) -> tuple[float, float]:
     """Largest gain that stands out of rounding, at least 0, and its frequency."""
-    value, frequency = peak(gain, grid=grid, refinements=refinements, iterations=iterations)
+    value, frequency = peak(gain, search)
     if value == 0.0 or not math.isfinite(frequency):
         return value, frequency
     at = np.array([frequency])
     rounding = float(plain_rounding(gain, at)[0])
-    if rounding <= _PLAIN * value:
+    if rounding <= search.accuracy * value:
         return value - rounding, frequency
     refined = RefinedGain(gain)
     lower = float(refined.lower(at)[0])
     if _agrees(lower, value) or _agrees(lower, float(gain.exact(at)[0])):
         return lower, frequency
     # The search saw rounding: another one without.
-    omega = frequencies(gain.searchable, min(grid, _GRID))
-    lower, frequency = refine(refined.lower, omega, refinements)
+    omega = frequencies(gain.searchable, min(search.grid, _GRID))
+    lower, frequency = refine(refined.lower, omega, search.refinements)
     return lower, once_around(gain, frequency)
 
 

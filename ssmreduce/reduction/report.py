@@ -13,9 +13,13 @@ from ssmreduce._display import cell, html_table, short
 from ssmreduce._namespace import HostArray, to_double, to_host
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference
-from ssmreduce.norms.hinf import largest_difference
+from ssmreduce.norms.grid import Search
+from ssmreduce.norms.hinf import THOROUGH, largest_difference
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.transform import SlotMap
+
+_QUICK = Search(24, 4, 3, accuracy=1e-4)
+"""How `quick_error` searches: to a tenth, of which rounding and modes are a negligible part."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -152,7 +156,7 @@ class Reduction:
         """
         if flag(certified, "certified"):
             return self._certified()
-        return self._measure(grid=256, refinements=12, iterations=32)
+        return self._measure(THOROUGH)
 
     @any_library()
     def quick_error(self) -> float | HostArray:
@@ -162,7 +166,7 @@ class Reduction:
         the grid, or where inputs and outputs are both more than 16, since its power iteration is
         short.
         """
-        return self._measure(grid=24, refinements=4, iterations=3)
+        return self._measure(_QUICK)
 
     def plot(self, *, ax: Any = None) -> HostArray:
         """Draw what was cut and what it changed: values, poles, gain and impulse response.
@@ -249,25 +253,14 @@ class Reduction:
             return 0.0
         return float(certified_difference(self.original, self.system).upper)
 
-    def _measure(self, *, grid: int, refinements: int, iterations: int) -> float | HostArray:
+    def _measure(self, search: Search) -> float | HostArray:
         if self.original.batch_shape:
-            errors = [
-                part._measure(grid=grid, refinements=refinements, iterations=iterations)
-                for part in self._singles()
-            ]
+            errors = [part._measure(search) for part in self._singles()]
             return np.asarray(errors).reshape(self.original.batch_shape)
         if self.stable_part is not None:
-            return self.stable_part._measure(
-                grid=grid, refinements=refinements, iterations=iterations
-            )
+            return self.stable_part._measure(search)
         if self.horizon is not None:
             return finite_horizon_difference(
-                self.original, self.system, self.horizon, iterations=iterations
+                self.original, self.system, self.horizon, iterations=search.iterations
             )
-        return largest_difference(
-            self.original,
-            self.system,
-            grid=grid,
-            refinements=refinements,
-            iterations=iterations,
-        )
+        return largest_difference(self.original, self.system, search)

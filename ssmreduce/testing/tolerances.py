@@ -21,7 +21,7 @@ from ssmreduce.errors import OrderError
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
 from ssmreduce.norms import hinf_difference
 from ssmreduce.norms.gain import Gain
-from ssmreduce.norms.grid import peak
+from ssmreduce.norms.grid import Search, peak
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
@@ -72,7 +72,7 @@ def largest_gain(system: System) -> float:
     """Lower bound on ‖G‖∞; of an unstable system, the largest gain on the stability boundary."""
     check_single(system)
     gain = Gain((1.0, system.to_host()))
-    return peak(gain, grid=_GRID, refinements=_REFINEMENTS, iterations=_ITERATIONS)[0]
+    return peak(gain, Search(_GRID, _REFINEMENTS, _ITERATIONS))[0]
 
 
 def rounding(*systems: System) -> float:
