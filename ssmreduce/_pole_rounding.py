@@ -20,6 +20,9 @@ CLEARLY = EPS**0.5
 _FEW = 8
 """Diagonal blocks, times this at most n, whose eigenvectors are found one by one."""
 
+_LEAF = 32
+"""Order up to which vectors are as fast as products."""
+
 SMALL = 64
 """Up to this order LAPACK takes little work space, and is called without the checks of its wrapper, which
 cost more than a pair."""
@@ -69,13 +72,29 @@ def _conditions_of_run(T: HostArray, first: int, last: int) -> HostArray:
 
 
 def _decoupling(one: HostArray, other: HostArray, between: HostArray) -> HostArray:
-    """X of T₁ X - X T₂ = T₁₂ for two triangles."""
+    """X of T₁ X - X T₂ = T₁₂ for two triangles: by halves, since LAPACK's `trsyl` works in vectors."""
     if not between.size:
         return between
+    if len(one) > _LEAF:
+        k = _middle(one)
+        lower = _decoupling(one[k:, k:], other, between[k:])
+        upper = _decoupling(one[:k, :k], other, between[:k] - product(one[:k, k:], lower))
+        return np.concatenate([upper, lower])
+    if len(other) > _LEAF:
+        k = _middle(other)
+        left = _decoupling(one, other[:k, :k], between[:, :k])
+        right = _decoupling(one, other[k:, k:], between[:, k:] + product(left, other[:k, k:]))
+        return np.concatenate([left, right], axis=1)
     trsyl = lapack.ztrsyl if between.dtype.kind == "c" else lapack.dtrsyl
     X, scale, _ = trsyl(one, other, between, isgn=-1)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return np.asarray(X / scale)
+
+
+def _middle(T: HostArray) -> int:
+    """About half the order of a triangle, where it parts no block of a pair."""
+    k = len(T) // 2
+    return k + int(T[k, k - 1] != 0.0)
 
 
 def _eigenvectors(T: HostArray) -> tuple[HostArray, HostArray]:
