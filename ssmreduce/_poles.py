@@ -9,7 +9,7 @@ from ssmreduce._lapack import frobenius_norm
 from ssmreduce._namespace import HostArray
 from ssmreduce._pole_rounding import CLEARLY, EPS, ROUNDINGS, SMALL
 from ssmreduce._schur import SchurForm, fast_to_slow, is_graded
-from ssmreduce._state_units import balance_states, balanced, parts_of
+from ssmreduce._state_units import balance_states, balanced_stack, parts_of
 from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
 
 _LEAST_SCALED = 1e-120
@@ -95,7 +95,7 @@ def _by_eigenvalues(A: HostArray, time: TimeDomain, margin: float) -> tuple[Host
             doubtful[~slow] = ~(np.abs(room[~slow]) > CLEARLY * size[~slow])
         rest = np.flatnonzero(doubtful)
         if small and rest.size:
-            even = np.stack([balanced(A[k])[0] for k in rest])
+            even = balanced_stack(A[rest])
             room[rest], doubtful[rest] = _by_conditions(even, time, margin)
     return room > 0.0, doubtful
 

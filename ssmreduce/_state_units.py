@@ -96,6 +96,21 @@ def balanced(A: HostArray) -> tuple[HostArray, HostArray]:
     return even, units
 
 
+def balanced_stack(A: HostArray) -> HostArray:
+    """S⁻¹ A S for each matrix of a stack, all states at once: nearly what `balanced` finds for each.
+
+    At once where only rates, or only units of the states, are far apart; a second time for both.
+    """
+    for _ in range(2):
+        sizes = np.abs(A)
+        with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
+            rows, columns = (np.einsum(f"kij,kij->k{kept}", sizes, sizes) for kept in "ij")
+            units = np.exp2(np.rint(0.25 * np.log2(rows / columns)))
+            units[~(np.isfinite(units) & (units > 0.0))] = 1.0
+            A = A * (units[:, None, :] / units[:, :, None])
+    return A
+
+
 def whole(n: int) -> tuple[HostArray, Edges]:
     return np.arange(n), [(0, n)]
 
