@@ -39,7 +39,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.errors import UnsatisfiedAssumption
 
 from ssmreduce import _boundary
-from ssmreduce.equations import small_gramians, triangular
+from ssmreduce.equations import hammarling, triangular
 
 LONG_SEED = 20240
 
@@ -221,9 +221,9 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The elimination of small systems, as it is compiled and as it is without a C compiler."""
     if request.param == "python":
-        monkeypatch.setattr(small_gramians, "eliminate", None)
+        monkeypatch.setattr(hammarling, "eliminate", None)
         monkeypatch.setattr(triangular, "stein", None)
-    elif small_gramians.eliminate is None:
+    elif hammarling.eliminate is None:
         pytest.skip("installed without a C compiler")
     return str(request.param)
 

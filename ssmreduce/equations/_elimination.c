@@ -19,9 +19,13 @@
    Above its diagonal blocks S is -M M^H (continuous); in discrete time S and M of the states together follow
    from those of each by the same reflectors.
 
-   `small_gramians` holds the same in Python, which runs where this was not compiled; but here a pair above a
-   block is solved for as one complex state, by its left eigenvector. No entry of a Gramian is formed; squares
-   are taken of scaled numbers alone.
+   A real T keeps its pairs: u, s and m of one come from two complex states, turned real by a rotation, and a pair
+   above a block is solved for as one complex state, by its left eigenvector. No entry of a Gramian is formed;
+   squares are taken of scaled numbers alone.
+
+   Without a compiler `hammarling` goes by complex states in Python. What this file buys, in the Hankel singular
+   values of a real dense system, continuous and discrete: 0.2 and 0.2 ms instead of 1.5 and 1.6 ms at 20 states,
+   1.5 and 1.7 instead of 5.6 and 6.4 ms at 60, 22 and 21 instead of 48 and 53 ms at 200.
 
    Reference: Hammarling, IMA J. Numer. Anal. 2 (1982). */
 
@@ -150,7 +154,7 @@ static int solve_small(int k, const cplx K[4], cplx y[2])
     return 1;
 }
 
-/* u, s and the rows m of a pair from complex ones, as `_turned_real` does it: factor V, V^H S V and V^H m. V turns
+/* u, s and the rows m of a pair from complex ones: factor V, V^H S V and V^H m. V turns
    the larger row of the factor into [0, size]. The first row of [s, m], which rounding may have left nothing
    but its norm, takes the phase in which it is nearly real, and keeps its norm. Then a rotation makes u triangular. */
 static void turn_real(const cplx factor[2][2], double u1, double u2, const cplx S[2][2], double rate, int discrete,
@@ -236,7 +240,7 @@ static void turn_real(const cplx factor[2][2], double u1, double u2, const cplx 
 }
 
 /* u, s (2 x 2, by rows) and the rows m of a conjugate pair: two complex states in the Schur form of the pair,
-   turned real by a rotation, as `_pair_factor` does it. `row` holds 2 m numbers. 0 where unstable. */
+   turned real by a rotation. `row` holds 2 m numbers. 0 where unstable. */
 static int pair_factor(Real T, Index first, Real B, int discrete, cplx *row, double u[4], double s[4])
 {
     const Index m = B.columns;

@@ -1,6 +1,6 @@
 """Hammarling's method in blocks: the factor U of a Gramian straight from a Schur form.
 
-For T upper (quasi-)triangular and stable, U is upper (block) triangular in
+For T upper (quasi-)triangular and stable, U is upper triangular in
 
     T U Uᴴ + U Uᴴ Tᴴ + B Bᴴ = 0   (continuous)   or   T U Uᴴ Tᴴ - U Uᴴ + B Bᴴ = 0   (discrete).
 
@@ -14,30 +14,46 @@ gives the rest X of the block column, and a B₁ for the rows that remain; Q is 
 rows [S, M], which are orthonormal. (In continuous time S + Sᴴ + M Mᴴ = 0.) Neither U₂⁻¹ nor a Gramian
 is ever formed, so small directions of the factor keep their digits.
 
-Inside a block the same is done by groups of states (`small_gramians`); outside, all work is in matrix
-products. Cost O(n³/3 + n² m), a small part of the Schur form before it.
+Inside a block the same is done state by state, compiled (`_elimination.c`); outside, all work is in
+matrix products. Cost O(n³/3 + n² m), a small part of the Schur form before it. Where nothing is compiled,
+T is made triangular in complex arithmetic, and all states go one by one.
 
 References: Hammarling, IMA J. Numer. Anal. 2 (1982); Kressner, ACM TOMS 34 (2008), for blocks.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
+from scipy.linalg import lapack
 
 from ssmreduce._lapack import product, safe_unit
 from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.equations.small_gramians import block_factor, completed_inputs, largest_block
 from ssmreduce.equations.triangular import (
     Edges,
     diagonal_blocks,
+    singular_equation,
     solve_stein_column,
     solve_sylvester_column,
 )
+from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
+
+eliminate: Callable[[HostArray, HostArray, HostArray, HostArray, HostArray, bool], bool] | None
+"""Fills U, S and M of a block, and overwrites B; None where it is not compiled."""
+try:
+    from ssmreduce.equations._elimination import eliminate
+except ImportError:  # installed without a C compiler
+    eliminate = None
+
+LARGEST_BLOCK = 128
+"""Order up to which one compiled block is faster than products of small ones."""
 
 
 def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
-    """Return U, upper block triangular, with U Uᴴ the Gramian of (T, B).
+    """Return U, upper triangular, with U Uᴴ the Gramian of (T, B).
 
     Parameters
     ----------
@@ -52,6 +68,11 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
     -------
     (n, n) array
         Factor, real where T is.
+
+    Raises
+    ------
+    NoConvergenceError
+        If T is not stable.
     """
     n, m = B.shape
     if not np.count_nonzero(B):
@@ -61,12 +82,14 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
     if scale != 1.0:
         B /= scale
     discrete = isinstance(time, Discrete)
-    if n <= largest_block():
+    if eliminate is None:
+        U = _factor_by_states(T, B, discrete=discrete)
+    elif n <= LARGEST_BLOCK:
         U, _, _ = block_factor(T, B, discrete=discrete)
     else:
         U = np.zeros((n, n), dtype=T.dtype, order="F")
-        eliminate = _eliminate_discrete if discrete else _eliminate_continuous
-        eliminate(T, B, U, diagonal_blocks(T))
+        by_blocks = _eliminate_discrete if discrete else _eliminate_continuous
+        by_blocks(T, B, U, diagonal_blocks(T))
     if scale == 1.0:
         return U
     with np.errstate(over="ignore"):  # refused by those who know what overflows
@@ -76,6 +99,23 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
 def _compressed(B: HostArray) -> HostArray:
     """A square B with the same B Bᴴ."""
     return np.asarray(adjoint(np.linalg.qr(adjoint(B), mode="r")))
+
+
+def block_factor(
+    T: HostArray, B: HostArray, *, discrete: bool
+) -> tuple[HostArray, HostArray, HostArray]:
+    """U, S and M of one block, compiled."""
+    U, S = np.zeros(T.shape, T.dtype, order="F"), np.zeros(T.shape, T.dtype, order="F")
+    M = np.zeros(B.shape, B.dtype, order="F")
+    if eliminate is None or not eliminate(
+        np.asfortranarray(T), B.copy(order="F"), U, S, M, discrete
+    ):
+        raise _singular(discrete=discrete)
+    return U, S, M
+
+
+def _singular(*, discrete: bool) -> NoConvergenceError:
+    return singular_equation("λ_i conj λ_j = 1" if discrete else "λ_i + conj λ_j = 0")
 
 
 def _eliminate_continuous(T: HostArray, B: HostArray, U: HostArray, edges: Edges) -> None:
@@ -100,4 +140,101 @@ def _eliminate_discrete(T: HostArray, B: HostArray, U: HostArray, edges: Edges) 
             F = driven @ adjoint(S) + product(B[:first], adjoint(M))
             X, driven = solve_stein_column(T, edges[:index], S, F, driven)
             U[:first, first:last] = X
-            B[:first] = completed_inputs(driven, B[:first], S, M)
+            B[:first] = _completed_inputs(driven, B[:first], S, M)
+
+
+def _completed_inputs(driven: HostArray, B: HostArray, S: HostArray, M: HostArray) -> HostArray:
+    """The last columns of [driven, B] Qᴴ: the input matrix of the rows that remain.
+
+    For the k orthonormal columns E of [S, M]ᴴ with leading block E₁ = U D Wᴴ and phase J = U Wᴴ,
+    the block reflector I - V R Vᴴ of V = E + [J; 0] maps E to -[J; 0].
+    """
+    k = S.shape[0]
+    V = np.concatenate([adjoint(S), adjoint(M)])
+    left, values, right = np.linalg.svd(V[:k])
+    V[:k] += left @ right
+    # Vᴴ V = 2 I + E₁ᴴ J + Jᴴ E₁ = 2 W (I + D) Wᴴ
+    R = (adjoint(right) / (1.0 + values)) @ right
+    inner = product(driven, V[:k]) + product(B, V[k:])
+    return np.asarray(B - product(inner @ R, adjoint(V[k:])))
+
+
+def _factor_by_states(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray:
+    """U by plain recurrence over the states of a complex Schur form; real again where T is."""
+    pairs: list[int] = np.flatnonzero(T.diagonal(-1)).tolist() if np.isrealobj(T) else []
+    if not pairs:
+        return _triangular_factor(T, B, discrete=discrete)
+    triangle, inputs = T.astype(complex), B.astype(complex)
+    for first in pairs:
+        at = slice(first, first + 2)
+        form, q = _pair_schur(T[at, at])
+        triangle[:first, at] = triangle[:first, at] @ q
+        triangle[at, first + 2 :] = adjoint(q) @ triangle[at, first + 2 :]
+        triangle[at, at] = form
+        inputs[at] = adjoint(q) @ inputs[at]
+    U = _triangular_factor(triangle, inputs, discrete=discrete)
+    for first in pairs:
+        at = slice(first, first + 2)
+        U[at] = _pair_schur(T[at, at])[1] @ U[at]
+    # U Uᴴ is real, so [Re U, Im U] is a factor too; a QR decomposition makes it square and triangular.
+    parts = np.concatenate([U.real, U.imag], axis=1)[::-1]
+    return np.asarray(adjoint(np.linalg.qr(adjoint(parts), mode="r"))[::-1, ::-1])
+
+
+def _triangular_factor(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray:
+    """The recurrence of the module for blocks of one state, with Q a reflector; T is triangular."""
+    U, B = np.zeros_like(T), B.copy()
+    trtrs = lapack.ztrtrs if np.iscomplexobj(T) else lapack.dtrtrs
+    for k in range(len(T) - 1, -1, -1):
+        pole, above = T[k, k], T[:k, :k]
+        U[k, k], m = _normalised(pole, B[k], discrete=discrete)
+        if not k or not U[k, k]:  # what nothing reaches drives nothing
+            continue
+        driven, reached = U[k, k] * T[:k, k], B[:k] @ m.conj()
+        if discrete:
+            shifted, right = np.eye(k) - np.conj(pole) * above, np.conj(pole) * driven + reached
+        else:
+            shifted, right = above + np.conj(pole) * np.eye(k), -(driven + reached)
+        U[:k, k], failed = trtrs(shifted, right)
+        if failed:
+            raise _singular(discrete=discrete)
+        if discrete:
+            size = abs(pole)
+            phase = np.conj(pole) / size if size else 1.0
+            driven = phase * (above @ U[:k, k] + driven) + reached / (1.0 + size)
+            B[:k] -= np.outer(driven, m)
+        else:
+            B[:k] -= np.outer(U[:k, k], m)
+    return U
+
+
+def _normalised(pole: complex, row: HostArray, *, discrete: bool) -> tuple[float, HostArray]:
+    """The factor u of one state, and its row m = b/u.
+
+    |b|²/u² is -2 Re λ, or 1 - |λ|², which is rounded as 1 - λ² where λ is nearly real.
+    """
+    small, large = sorted((abs(pole.real), abs(pole.imag)))
+    decay = (1.0 - large) * (1.0 + large) - small * small if discrete else -2.0 * pole.real
+    if not decay > 0.0:
+        raise _singular(discrete=discrete)
+    largest = float(np.abs(row).max(initial=0.0))
+    if largest == 0.0:
+        return 0.0, row
+    norm, rate = float(np.linalg.norm(row / largest)), math.sqrt(decay)
+    return largest * norm / rate, row / largest * (rate / norm)
+
+
+def _pair_schur(T: HostArray) -> tuple[HostArray, HostArray]:
+    """Complex Schur form of a pair, and its unitary basis; the real part of the poles is not rounded."""
+    (a, b), (c, d) = T.tolist()
+    half = 0.5 * (a - d)
+    imag = math.sqrt(max(-(half * half + b * c), 0.0))
+    pole = complex(0.5 * (a + d), imag)
+    # Eigenvector from the row with the larger entries.
+    x, y = (b, pole - a) if abs(b) >= abs(c) else (pole - d, c)
+    size = math.hypot(abs(x), abs(y))
+    x, y = x / size, y / size
+    q = np.array([[x, -complex(y).conjugate()], [y, complex(x).conjugate()]])
+    # What the poles have in common couples nothing, and its rounding need not.
+    coupling = q[:, 0].conj() @ np.array([[half, b], [c, -half]]) @ q[:, 1]
+    return np.array([[pole, coupling], [0.0, pole.conjugate()]]), q

@@ -207,7 +207,7 @@ def test_factors(
 def test_orders_across_blocks(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, n: int, time: str, is_complex: bool
 ) -> None:
-    monkeypatch.setattr(hammarling, "largest_block", lambda: 0)
+    monkeypatch.setattr(hammarling, "LARGEST_BLOCK", 0)
     system = dense_system(rng, n, 3, 1, discrete=time == "discrete", is_complex=is_complex)
     schur = SchurForm.of(system.A)
     T = schur.triangle
