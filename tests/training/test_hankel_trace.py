@@ -413,16 +413,22 @@ def test_values_by_white_noise_tend_to_hankel_singular_values() -> None:
 
 
 def test_layers_without_values_by_data_have_none() -> None:
+    oscillators = linoss_weights(n=4)
+    width = oscillators["D"].shape[0]
+    data = Calibration.of_inputs({"model": slow_inputs(8, 20, width)})
+    trace = HankelTrace(1)
+    trace.record(1, oscillators, CutOptions(kind=LinOSS()), data=data)
+    assert trace.records[0].data_hsv is None
+
+
+def test_layers_that_are_not_diagonal_have_values_by_data() -> None:
     torch.manual_seed(0)
     kernel = SSMKernelDPLR(6, 8)
     kernel(20)
-    oscillators = linoss_weights(n=4)
-    width = oscillators["D"].shape[0]
-    for layer, kind, inputs in ((kernel, None, 6), (oscillators, LinOSS(), width)):
-        data = Calibration.of_inputs({"model": slow_inputs(8, 20, inputs)})
-        trace = HankelTrace(1)
-        trace.record(1, layer, CutOptions(kind=kind), data=data)
-        assert trace.records[0].data_hsv is None
+    trace = HankelTrace(1)
+    trace.record(1, kernel, data=Calibration.of_inputs({"model": slow_inputs(8, 20, 6)}))
+    (record,) = trace.records
+    assert record.data_hsv.shape == record.hsv.shape == (6, 8)
 
 
 def test_a_layer_alone_is_recorded_by_its_only_record() -> None:
