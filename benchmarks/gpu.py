@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, hankel_singular_values
-from ssmreduce._namespace import to_host
+from ssmreduce._array_libraries import to_host
 from ssmreduce.devices.hankel_values import singular_values
 from ssmreduce.reduction.balanced import balanced_truncation
 from ssmreduce.reduction.balanced_on_device import NativeBalancing

@@ -15,8 +15,7 @@ from typing import Any, TypeGuard
 import array_api_compat
 import numpy as np
 
-from ssmreduce._lapack import all_finite
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     HostArray,
     as_array,
@@ -29,6 +28,7 @@ from ssmreduce._namespace import (
     to_double,
     to_host,
 )
+from ssmreduce._lapack import all_finite
 from ssmreduce.errors import (
     MissingBackendError,
     NonFiniteError,

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from ssmreduce._namespace import is_traced, to_host
+from ssmreduce._array_libraries import is_traced, to_host
 
 
 def short(value: Any) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
-from ssmreduce._namespace import Array, HostArray, adjoint
+from ssmreduce._array_libraries import Array, HostArray, adjoint
 
 _SMALL_PRODUCT = 2**18
 """Multiplications below which a BLAS uses one thread anyway, and the call of NumPy is cheaper."""

@@ -6,8 +6,8 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import frobenius_norm, product, safe_unit
-from ssmreduce._namespace import HostArray, adjoint
 
 ROUNDINGS = 2.0
 """c of c n eps ‖A‖_F, beyond the backward error of QR algorithms, which in practice is a few eps ‖A‖_F."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import lapack
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._lapack import frobenius_norm
-from ssmreduce._namespace import HostArray
 from ssmreduce._pole_rounding import CLEARLY, EPS, ROUNDINGS, SMALL
 from ssmreduce._schur import SchurForm, fast_to_slow, is_graded
 from ssmreduce._state_units import balance_states, balanced_stack, parts_of

@@ -36,10 +36,10 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import product
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._pole_rounding import SMALL, clearly, complex_form, conditions_of, rounding_of
-from ssmreduce._state_units import Edges, balance_states, parts_of, whole
+from ssmreduce._state_units import Edges, balance_states, one_part, parts_of
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
 
@@ -112,7 +112,7 @@ class SchurForm:
         """The same for S⁻¹ A S."""
         try:
             n = balanced.shape[0]
-            order, parts = parts_of(balanced) if n >= _SMALLEST_FOR_PARTS else whole(n)
+            order, parts = parts_of(balanced) if n >= _SMALLEST_FOR_PARTS else one_part(n)
             form = cls._in_parts(balanced, order, parts, units)
             if time is None or len(parts) > 1 or n < 2:
                 return form

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import lapack
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 Edges = list[tuple[int, int]]
 """First and last plus one row of each diagonal block."""
@@ -30,7 +30,7 @@ def balance_states(
     if n < 2:
         return A, None
     if B is None or C is None or np.count_nonzero(A) == A.size:
-        even, units = balanced(A)
+        even, units = balanced_matrix(A)
     else:
         units = _units_of_parts(A, B, C)
         even = in_units(A, units)
@@ -49,7 +49,7 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
     for k, (first, last) in enumerate(parts):
         part[order[first:last]] = k
     inside = part[:, None] == part
-    _, units = balanced(np.where(inside, A, 0.0))
+    _, units = balanced_matrix(np.where(inside, A, 0.0))
     if len(parts) == 1:
         return units
     sizes = in_units(np.abs(A), units)
@@ -71,7 +71,7 @@ def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
     np.fill_diagonal(whole[:count, :count], size)
     change = np.ones(count + 1)
     for _ in range(_ROUNDS):
-        even, change = balanced(whole)
+        even, change = balanced_matrix(whole)
         excess = float(even[:count, :count].max()) / size
         if excess <= 1.0:
             break
@@ -87,7 +87,7 @@ def in_units(A: HostArray, units: HostArray) -> HostArray:
     return np.multiply(A, ratios, out=np.zeros_like(A), where=A != 0.0)
 
 
-def balanced(A: HostArray) -> tuple[HostArray, HostArray]:
+def balanced_matrix(A: HostArray) -> tuple[HostArray, HostArray]:
     """S⁻¹ A S with rows and columns of about equal size, and the powers of two in S, shape (n,)."""
     if not A.size:
         return A, np.ones(len(A))
@@ -111,7 +111,7 @@ def balanced_stack(A: HostArray) -> HostArray:
     return A
 
 
-def whole(n: int) -> tuple[HostArray, Edges]:
+def one_part(n: int) -> tuple[HostArray, Edges]:
     return np.arange(n), [(0, n)]
 
 
@@ -119,7 +119,7 @@ def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     """An order of the states that makes A block upper triangular, and its diagonal blocks."""
     n = A.shape[0]
     if np.count_nonzero(A) == A.size:
-        return whole(n)
+        return one_part(n)
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
@@ -130,11 +130,11 @@ def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     graph = csr_array((np.ones(rows.size), columns.astype(np.int32), starts), shape=(n, n))
     count, labels = connected_components(graph, directed=True, connection="strong")
     if count == 1:
-        return whole(n)
+        return one_part(n)
     # Components come in topological order, in one direction or the other; the blocks are checked.
     for candidate in (labels, count - 1 - labels):
         if np.all(candidate[rows] <= candidate[columns]):
             order = np.argsort(candidate, kind="stable")
             starts = np.concatenate([[0], np.cumsum(np.bincount(candidate))])
             return order, list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
-    return whole(n)
+    return one_part(n)

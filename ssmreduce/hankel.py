@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, adjoint, to_double
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import numeric_array
 from ssmreduce._lapack import (
     NUMPY,
@@ -27,7 +28,6 @@ from ssmreduce._lapack import (
     safe_unit,
     sum_of_squares,
 )
-from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
 from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
@@ -36,15 +36,15 @@ from ssmreduce.devices import hankel_values as native
 from ssmreduce.equations.dense import DenseFactors, in_basis
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
-from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import (
     check_horizon,
     dense_gramian_factors,
     gramian_factors,
 )
+from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.gramians.single_channel import decompose_channels, right_singular, single_channel
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
-from ssmreduce.systems.even_states import even_states, is_spread
+from ssmreduce.systems.prescaling import is_spread, prescaled
 from ssmreduce.systems.state_space import StateSpace
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -149,10 +149,10 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         if not single.order:
             return np.zeros(0)
         host = single.to_host()
-        return balance_factors(even_states(host) if uneven else host, horizon).hsv
+        return balance_factors(prescaled(host) if uneven else host, horizon).hsv
 
     def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
-        batch = even_states(batch)
+        batch = prescaled(batch)
         every = np.stack([_pad(v, state_count(batch)) for _, v, _ in decompose_channels(batch)])
         _check_channel_range(batch, every)
         return list(every)
@@ -293,17 +293,17 @@ class BalancedFactors:
 
 
 def balance_factors(
-    system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+    system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    if emphasis is not None:  # weights bring states of their own
-        return _balance_factors(system, horizon, emphasis)
+    if weighting is not None:  # weights bring states of their own
+        return _balance_factors(system, horizon, weighting)
     n, ports = state_count(system), max(system.B.shape[-1], system.C.shape[-2])
     return on_gainful_threads(n, ports, _balance_factors, system, horizon, None)
 
 
 def balance_every(
-    system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+    system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> list[BalancedFactors]:
     """The same for every system of a batch, in C order."""
 
@@ -316,32 +316,32 @@ def balance_every(
         _check_channel_range(batch, np.stack([balanced.hsv for balanced in every]))
         return every
 
-    plain = horizon is None and emphasis is None
+    plain = horizon is None and weighting is None
     return map_systems(
         system,
-        lambda single: balance_factors(single, horizon, emphasis),
+        lambda single: balance_factors(single, horizon, weighting),
         stacked if plain else None,
     )
 
 
 def _balance_factors(
-    system: System, horizon: int | None, emphasis: Emphasis | None
+    system: System, horizon: int | None, weighting: FrequencyWeighting | None
 ) -> BalancedFactors:
     pool = NUMPY
-    plain = horizon is None and emphasis is None
+    plain = horizon is None and weighting is None
     channel = single_channel(system) if plain else None
     if channel is not None:
         factors, M = DenseFactors(channel.Z, channel.Y), channel.M
     else:
         with np.errstate(over="ignore", invalid="ignore"):
-            if emphasis is None and isinstance(system, StateSpace):
+            if weighting is None and isinstance(system, StateSpace):
                 factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
                 pool = SCIPY
             else:
                 every = (
                     gramian_factors(system, horizon)
-                    if emphasis is None
-                    else emphasis.factors(system)
+                    if weighting is None
+                    else weighting.factors(system)
                 )
                 factors = DenseFactors(*every)
             M = product(factors.Y, factors.Z, adjoint_left=True)

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._boundary import announce_transfer, deciding_array
-from ssmreduce._checks import check_instance, positive_count, whole_number
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     HostArray,
     array_eps,
@@ -28,13 +26,15 @@ from ssmreduce._namespace import (
     namespace,
     real_part,
 )
+from ssmreduce._array_routes import announce_transfer, deciding_array
+from ssmreduce._checks import check_instance, positive_count, whole_number
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.frozen import FrozenAdjoint, freeze, frozen_value, kind_of
 from ssmreduce.derivatives.rule import Pullback
 from ssmreduce.errors import ShapeError, UnsupportedEquationError
 from ssmreduce.gramians.batch import in_batch_shape, map_indices
 from ssmreduce.hankel import balance_factors, hankel_singular_values, hsv_rule
-from ssmreduce.norms._common import check_stable
+from ssmreduce.norms.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.pytree import arrays_of
 from ssmreduce.time_domain import Discrete

@@ -15,13 +15,13 @@ from dataclasses import replace
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, to_double
+from ssmreduce._array_routes import any_library
 from ssmreduce._lapack import safe_unit
-from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.devices import transfer as native
 from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
-from ssmreduce.systems.even_states import even_states
+from ssmreduce.systems.prescaling import prescaled
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range, exponents, time_steps
@@ -211,7 +211,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
             f"`omega` is {_checks.shown(omega)}; expected one axis of finite, real frequencies. "
             "Put a single one into a list, or try numpy.linspace(0, numpy.pi, 200)."
         )
-    host = even_states(system.to_host())
+    host = prescaled(system.to_host())
     inputs, outputs = (max(safe_unit(x), _SMALLEST_UNIT) for x in (host.B, host.C))
     if inputs != 1.0 or outputs != 1.0:
         host = replace(host, B=host.B / inputs, C=host.C / outputs)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import is_number, shown
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import TimeDomainError
 
 

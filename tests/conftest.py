@@ -38,7 +38,7 @@ import pytest
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.errors import UnsatisfiedAssumption
 
-from ssmreduce import _boundary
+from ssmreduce import _array_routes
 from ssmreduce.equations import hammarling, triangular
 
 LONG_SEED = 20240
@@ -257,5 +257,5 @@ def native(
     it first meets it, is tested apart.
     """
     with libraries.opened(request.param) as opened:
-        monkeypatch.setattr(_boundary, "in_host_memory", lambda array: False)
+        monkeypatch.setattr(_array_routes, "in_host_memory", lambda array: False)
         yield opened

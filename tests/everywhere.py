@@ -30,11 +30,11 @@ from ssmreduce import (
     DiagonalStateSpace,
     Reduction,
     StateSpace,
-    _boundary,
+    _array_routes,
     balance,
     balanced_truncation,
 )
-from ssmreduce._namespace import is_array, to_host
+from ssmreduce._array_libraries import is_array, to_host
 from ssmreduce.errors import SSMReduceError
 from ssmreduce.systems.transform import SlotMap
 
@@ -53,7 +53,7 @@ def is_staged(function: object) -> bool:
     """Whether a function takes arrays of any library."""
     if not isinstance(function, FunctionType):
         return False
-    decorated = function.__code__.co_filename == _boundary.__file__
+    decorated = function.__code__.co_filename == _array_routes.__file__
     return decorated or function in (balance, balanced_truncation)
 
 

@@ -192,7 +192,7 @@ DOUBLE_ONLY: dict[str, dict[str, str]] = {
         "reduction/test_balanced_truncation": """
             test_a_batch_is_its_singles
             test_readout_after_the_update""",
-        "gramians/test_emphasis": "test_all_frequencies_are_balanced_truncation",
+        "gramians/test_frequency_weighting": "test_all_frequencies_are_balanced_truncation",
         "reduction/test_h2_optimal": """
             test_given_start_is_improved_or_returned
             test_real_systems_stay_real_and_keep_what_they_are

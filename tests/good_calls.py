@@ -382,7 +382,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         sr.balance,
         {"system": unstable(), "keep_unstable": True, "margin": 0.01},
     ),
-    "Balancing": lambda: (sr.Balancing, {"system": dense(), "emphasis": None, **BALANCE}),
+    "Balancing": lambda: (sr.Balancing, {"system": dense(), "weighting": None, **BALANCE}),
     "Balancing.truncate": lambda: (balancing().truncate, {"order": 2, **CUT}),
     "Balancing.match_dc": lambda: (balancing().match_dc, {"order": 2, **CUT}),
     "Balancing.bound": lambda: (balancing().bound, {"order": 2}),

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ssmreduce import DiagonalStateSpace, StateSpace
-from ssmreduce._namespace import to_host
+from ssmreduce._array_libraries import to_host
 from ssmreduce.errors import HostTransferWarning
 
 HostArray = NDArray[Any]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.systems.coordinates import exportable
 from ssmreduce.systems.diagonal import System

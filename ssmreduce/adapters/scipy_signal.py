@@ -17,7 +17,7 @@ from scipy import signal
 from scipy.optimize import linear_sum_assignment
 
 from ssmreduce import _checks
-from ssmreduce._namespace import HostArray, to_double
+from ssmreduce._array_libraries import HostArray, to_double
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.systems.coordinates import exportable
 from ssmreduce.systems.diagonal import System

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.training.tracking import ReductionEvent
 
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.equations.diagonal import cauchy_kernels
 from ssmreduce.equations.solve import solve_lyapunov
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.even_states import replaced
+from ssmreduce.systems.prescaling import replaced
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 

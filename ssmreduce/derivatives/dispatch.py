@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._boundary import announce_transfer
-from ssmreduce._namespace import Array, is_traced, records_gradient
+from ssmreduce._array_libraries import Array, is_traced, records_gradient
+from ssmreduce._array_routes import announce_transfer
 from ssmreduce.derivatives.rule import Rule
 from ssmreduce.errors import UnsupportedEquationError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system

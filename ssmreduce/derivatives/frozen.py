@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._boundary import deciding_array
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     HostArray,
     adjoint,
@@ -34,6 +33,7 @@ from ssmreduce._namespace import (
     namespace,
     real_part,
 )
+from ssmreduce._array_routes import deciding_array
 from ssmreduce.derivatives.adjoint import diagonal_adjoint, dual, rows_left_out
 from ssmreduce.equations.solve import solve_lyapunov
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmreduce._boundary import NoNativeRoute
-from ssmreduce._namespace import HostArray, traced_on_device
+from ssmreduce._array_libraries import HostArray, traced_on_device
+from ssmreduce._array_routes import NoNativeRoute
 from ssmreduce.derivatives.rule import Rule, on_host
 from ssmreduce.systems.diagonal import System
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._workers import naming_system
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.pytree import arrays_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ssmreduce._namespace import to_double
+from ssmreduce._array_libraries import to_double
 from ssmreduce.derivatives.rule import Rule, on_host
 from ssmreduce.errors import UnsupportedEquationError
 from ssmreduce.systems.diagonal import System

@@ -15,7 +15,7 @@ Reference: Gohberg, Kailath and Olshevsky, Math. Comp. 64 (1995).
 
 from __future__ import annotations
 
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     State,
     collect_columns,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     State,
     adjoint,

@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ssmreduce._boundary import NoNativeRoute, deciding_array
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     adjoint,
     common_precision,
@@ -27,6 +26,7 @@ from ssmreduce._namespace import (
     real_part,
     refuted,
 )
+from ssmreduce._array_routes import NoNativeRoute, deciding_array
 from ssmreduce.devices import diagonal_factors, doubling, matrix_sign
 from ssmreduce.devices.residual import BACKWARD_STABLE, factor_residual
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system

@@ -1,7 +1,7 @@
 """Hankel singular values and balancing projections where the arrays are.
 
 The singular values of Yᴴ Z, for all systems of a batch at once, by one singular value decomposition: the
-host's short cut by `eigh` is none on a device (see `ssmreduce._namespace`).
+host's short cut by `eigh` is none on a device (see `ssmreduce._array_libraries`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from array_api_extra import pad
 
-from ssmreduce._boundary import NoNativeRoute
+from ssmreduce._array_libraries import Array, adjoint, namespace, refuted
+from ssmreduce._array_routes import NoNativeRoute
 from ssmreduce._checks import numeric_array
-from ssmreduce._namespace import Array, adjoint, namespace, refuted
 from ssmreduce.devices.gramian_factors import NativeSystem, native_system
 from ssmreduce.systems.diagonal import System
 

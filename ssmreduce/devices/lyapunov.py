@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ssmreduce._boundary import NoNativeRoute, deciding_array
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     adjoint,
     common_precision,
@@ -19,6 +18,7 @@ from ssmreduce._namespace import (
     namespace,
     refuted,
 )
+from ssmreduce._array_routes import NoNativeRoute, deciding_array
 from ssmreduce.devices import doubling, matrix_sign
 from ssmreduce.devices.residual import BACKWARD_STABLE, stacked_residual
 from ssmreduce.time_domain import Discrete, TimeDomain

@@ -13,7 +13,7 @@ References: Roberts, Int. J. Control 32 (1980); Benner and Quintana-Ortí, Numer
 
 from __future__ import annotations
 
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     State,
     adjoint,

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssmreduce._boundary import NoNativeRoute
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     State,
     adjoint,
@@ -21,6 +20,7 @@ from ssmreduce._namespace import (
     refuted,
     repeat_until,
 )
+from ssmreduce._array_routes import NoNativeRoute
 from ssmreduce.devices.gramian_factors import NativeSystem, native_system
 from ssmreduce.devices.hankel_values import singular_values
 from ssmreduce.devices.transfer import transfer_function

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssmreduce._namespace import Array, adjoint, namespace
+from ssmreduce._array_libraries import Array, adjoint, namespace
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 BACKWARD_STABLE = 8.0

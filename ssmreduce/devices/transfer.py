@@ -11,9 +11,7 @@ from typing import Any
 
 import array_api_compat
 
-from ssmreduce._boundary import NoNativeRoute, deciding_array
-from ssmreduce._checks import numeric_array
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     common_precision,
     conjugate,
@@ -24,6 +22,8 @@ from ssmreduce._namespace import (
     namespace,
     refuted,
 )
+from ssmreduce._array_routes import NoNativeRoute, deciding_array
+from ssmreduce._checks import numeric_array
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
 from ssmreduce.time_domain import Discrete
 

@@ -1,4 +1,4 @@
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 def eliminate(
     T: HostArray,

@@ -30,8 +30,8 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import frobenius_norm, product
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 _RITZ_VALUES = 24

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssmreduce import _checks
-from ssmreduce._namespace import Array, HostArray, to_double
+from ssmreduce._array_libraries import Array, HostArray, to_double
 from ssmreduce.errors import ShapeError
 from ssmreduce.time_domain import TimeDomain, check_time
 

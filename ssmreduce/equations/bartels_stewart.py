@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import product
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.triangular import (
     diagonal_blocks,
     solve_stein_column,

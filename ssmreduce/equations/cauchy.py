@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.equations.diagonal import cauchy_kernel, cauchy_kernels
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain

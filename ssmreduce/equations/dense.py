@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import all_finite, product, safe_unit
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce._state_units import balance_states
 from ssmreduce.equations.adi import (

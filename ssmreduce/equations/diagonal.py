@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import inverse_of_triangle
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.time_domain import Discrete, TimeDomain
 

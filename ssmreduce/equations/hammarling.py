@@ -29,8 +29,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.linalg import lapack
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import product, safe_unit
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.equations.triangular import (
     Edges,
     diagonal_blocks,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg.lapack import dgejsv
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 _KEEP_SMALL = {"joba": 2, "jobr": 0, "jobt": 0, "jobp": 0}
 """Rows and columns pivoted, nothing set to zero, no transposition, no perturbation."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ssmreduce._array_libraries import HostArray, adjoint, to_double
 from ssmreduce._checks import numeric_array
 from ssmreduce._lapack import frobenius_norm, power_of_two, product
-from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import ShapeError
 from ssmreduce.time_domain import Discrete, TimeDomain, check_time
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.devices.doubling import compressed
 from ssmreduce.errors import NoConvergenceError
 

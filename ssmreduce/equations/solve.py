@@ -7,10 +7,10 @@ from enum import StrEnum
 
 import numpy as np
 
-from ssmreduce._boundary import NoNativeRoute, any_library
+from ssmreduce._array_libraries import Array, HostArray, adjoint, to_double, to_host
+from ssmreduce._array_routes import NoNativeRoute, any_library
 from ssmreduce._checks import shown
 from ssmreduce._lapack import product, safe_unit
-from ssmreduce._namespace import Array, HostArray, adjoint, to_double, to_host
 from ssmreduce._state_units import balance_states
 from ssmreduce._workers import naming_system
 from ssmreduce.devices import lyapunov

@@ -12,9 +12,9 @@ from types import ModuleType
 
 import numpy as np
 
+from ssmreduce._array_libraries import Array, HostArray, adjoint, to_double
 from ssmreduce._checks import require_backend
 from ssmreduce._lapack import product
-from ssmreduce._namespace import Array, HostArray, adjoint, to_double
 from ssmreduce._schur import SchurForm
 from ssmreduce.devices import doubling, matrix_sign
 from ssmreduce.equations import diagonal, smith

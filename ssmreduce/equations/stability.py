@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import exact
-from ssmreduce._namespace import HostArray
 from ssmreduce._poles import are_stable
 from ssmreduce._schur import SchurForm
 from ssmreduce.errors import UnstableSystemError

@@ -22,8 +22,8 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import product
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._state_units import Edges as Edges
 from ssmreduce.errors import NoConvergenceError
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ssmreduce._array_libraries import Array, HostArray, described, is_traced
 from ssmreduce._checks import type_name
-from ssmreduce._namespace import Array, HostArray, described, is_traced
 from ssmreduce.errors import OptimizerStateError, TracedValueError, UnsupportedLayerError
 from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.recording import Recorded

@@ -17,8 +17,7 @@ from typing import Any, final
 import numpy as np
 from array_api_compat import is_torch_array
 
-from ssmreduce._checks import type_name
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     HostArray,
     array_eps,
@@ -28,6 +27,7 @@ from ssmreduce._namespace import (
     namespace,
     to_double,
 )
+from ssmreduce._checks import type_name
 from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import (
     Framework,

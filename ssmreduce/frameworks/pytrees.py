@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._namespace import HostArray, is_traced, to_double, to_host
+from ssmreduce._array_libraries import HostArray, is_traced, to_double, to_host
 from ssmreduce.errors import OptimizerStateError, ShapeError
 from ssmreduce.frameworks import pytree_matching, pytree_recording
 from ssmreduce.frameworks.framework import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ssmreduce._namespace import Array, HostArray
+from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce.errors import CutRefusedError
 
 SAME_LOSS = 1e-6

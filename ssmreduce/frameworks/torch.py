@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from ssmreduce import _checks
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks import (
     torch_config,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ssmreduce import _checks
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments

@@ -19,8 +19,8 @@ from torch._C import _functorch
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import type_name
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.recording import Recorded

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._threads import blas_threads
 from ssmreduce._workers import map_workers, naming_system
 from ssmreduce.errors import SSMReduceError

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import Array, HostArray, adjoint
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import positive_horizon
 from ssmreduce._lapack import power_of_two
-from ssmreduce._namespace import Array, HostArray, adjoint
 from ssmreduce.derivatives.adjoint import (
     controllability_gradient,
     dual,

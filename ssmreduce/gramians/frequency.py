@@ -21,9 +21,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy import linalg
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import exact, shown
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations.smith import compress_columns
 from ssmreduce.equations.stability import check_stable, check_stable_form

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 _NODES = 32
 """Gauss-Legendre nodes q of a panel."""

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError
 from ssmreduce.gramians.chunks import Chunks, Powers, powers, real_output
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.even_states import replaced
+from ssmreduce.systems.prescaling import replaced
 from ssmreduce.systems.state_space import StateSpace
 
 _TOGETHER = 2**20

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.equations.cauchy import CauchyFactors, cauchy_factors, nearly_real
 from ssmreduce.equations.jacobi import jacobi_right_singular, jacobi_singular_values
 from ssmreduce.equations.stability import check_stable

@@ -22,8 +22,8 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._boundary import any_library
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_routes import any_library
 from ssmreduce.equations.smith import compress_columns
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import ShapeError, TimeDomainError

@@ -12,16 +12,16 @@ from typing import Protocol
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NoConvergenceError, SSMReduceError, UnstableSystemError
 from ssmreduce.gramians.batch import map_parts, map_systems
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced import BalancedSystems
+from ssmreduce.reduction.balanced_diagonal import balanced_system, balanced_systems
+from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.batch import assemble
-from ssmreduce.reduction.diagonal import balanced_system, balanced_systems
 from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed

@@ -10,7 +10,7 @@ from enum import Enum
 
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray, is_complex_array, namespace
+from ssmreduce._array_libraries import Array, HostArray, is_complex_array, namespace
 
 
 class Discretisation(Enum):

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import array_api_compat
 import numpy as np
 
+from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce._checks import floating_arrays, numeric_array, type_name
-from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData, output
 from ssmreduce.layers.options import CutOptions

@@ -26,8 +26,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint, to_double
 from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
-from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import OrderError
 from ssmreduce.layers.layer import HasArrays, Weights, check_shape, refusal, unsaid
 from ssmreduce.layers.oscillators import (

@@ -17,7 +17,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray
+from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, stack_refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Parts, Storage, Whole

@@ -14,8 +14,8 @@ from abc import abstractmethod
 
 import numpy as np
 
+from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce._checks import exact, type_name
-from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.hankel import rank_tolerance
@@ -26,9 +26,9 @@ from ssmreduce.layers.lti_data import DataPlan, data_balancing
 from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.read_back import OWN_POLES
-from ssmreduce.reduction.diagonal import balanced_systems
+from ssmreduce.reduction.balanced_diagonal import balanced_systems
+from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.order import OrderRule
-from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import UnstableSystemError
 from ssmreduce.layers.stored_states import padded, real_input_matrix
 from ssmreduce.reduction.report import Reduction

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.layers.layer import SystemCut, WeightStorage
 from ssmreduce.layers.lti_copies import copied_parts, stored_together
 from ssmreduce.layers.lti_moments import carry, moment_maps

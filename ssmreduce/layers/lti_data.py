@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import (
     OrderError,
     SSMReduceError,
@@ -49,9 +49,10 @@ from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.lti_selection import LTISelection
 from ssmreduce.layers.options import CutOptions, Method
 from ssmreduce.layers.selection import pursue_target
+from ssmreduce.reduction.balanced_diagonal import balanced_system
+from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.batch import assemble, single_systems
-from ssmreduce.reduction.diagonal import balanced_system
-from ssmreduce.reduction.measured import smallest
+from ssmreduce.reduction.measured_order import smallest
 from ssmreduce.reduction.order import (
     ErrorBound,
     FixedOrder,
@@ -60,9 +61,8 @@ from ssmreduce.reduction.order import (
     as_rule,
 )
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.reduction.single import BalancedSystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.even_states import replaced
+from ssmreduce.systems.prescaling import replaced
 from ssmreduce.systems.state_space import StateSpace
 
 if TYPE_CHECKING:

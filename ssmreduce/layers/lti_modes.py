@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.sequences import RIDGE, Sequences, feature_sums
 from ssmreduce.layers.diagonal_cut import in_slots

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import (
     OrderError,
@@ -23,7 +23,7 @@ from ssmreduce.layers.lti_cut import LTICut, as_written
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.read_back import check_read_back
 from ssmreduce.layers.stored_states import padded
-from ssmreduce.reduction.measured import smallest, to_nothing
+from ssmreduce.reduction.measured_order import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.read_back import check_read_back
-from ssmreduce.reduction.diagonal import usual_sizes
+from ssmreduce.reduction.balanced_diagonal import usual_sizes
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 

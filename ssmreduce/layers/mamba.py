@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import HasArrays, Weights, WeightStorage, check_shape, refusal
 from ssmreduce.layers.mamba_cut import MambaPlan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.mamba2_selection import Dropping, dropping

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba2_scan import Chunk, chunks
 from ssmreduce.layers.mamba_mixer import convolved, silu, softplus

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 
 _CHUNK = 64
 """Steps that are multiplied out at once."""

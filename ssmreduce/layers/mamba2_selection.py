@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba2_mixer import Mixer2, Run2
 from ssmreduce.layers.mamba_fit import few_sequences

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import WeightStorage

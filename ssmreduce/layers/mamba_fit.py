@@ -30,7 +30,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import NonFiniteError
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba_mixer import Mixer, Run, product

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.selective_scan import scan
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError, UnstableSystemError
 
 _EPS = float(np.finfo(np.float64).eps)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, unsaid
 from ssmreduce.layers.s4d import S4Diagonal

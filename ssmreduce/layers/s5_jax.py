@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import Array, HostArray, is_traced, namespace
 from ssmreduce._checks import shown
-from ssmreduce._namespace import Array, HostArray, is_traced, namespace
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, stack_refusal

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray
+from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer, check_decay

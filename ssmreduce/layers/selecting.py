@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OrderError, SSMReduceError, UnreachableToleranceError
 from ssmreduce.layers.layer import Layer, SystemCut, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.reduction.measured import smallest, to_nothing
+from ssmreduce.reduction.measured_order import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 

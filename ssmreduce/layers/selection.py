@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint, to_double
 from ssmreduce._checks import floating_array, positive_count, shown
-from ssmreduce._namespace import HostArray, adjoint, to_double
 from ssmreduce.errors import OrderError, ShapeError
 
 _EPS = float(np.finfo(np.float64).eps)

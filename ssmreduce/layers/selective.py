@@ -15,8 +15,8 @@ from typing import Generic, Protocol, TypeVar
 import array_api_compat
 import numpy as np
 
+from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce._checks import numeric_array
-from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import (
     NonFiniteError,
     OrderError,
@@ -28,7 +28,7 @@ from ssmreduce.errors import (
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import Candidates, Layer, LayerCut, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions, Method
-from ssmreduce.reduction.measured import smallest
+from ssmreduce.reduction.measured_order import smallest
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.systems.diagonal import System
 

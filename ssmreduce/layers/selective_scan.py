@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 _CHUNK = 2**17
 """States, over all steps, in a chunk: so that it stays in the cache of a core."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray
+from ssmreduce._array_libraries import Array, HostArray
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
 
 _SMALLEST = 1e-4

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._boundary import warn_caller
+from ssmreduce._array_libraries import HostArray, to_host
+from ssmreduce._array_routes import warn_caller
 from ssmreduce._checks import (
     check_functions,
     check_instance,
@@ -24,7 +25,6 @@ from ssmreduce._checks import (
     shown,
 )
 from ssmreduce._display import html_table, text_table
-from ssmreduce._namespace import HostArray, to_host
 from ssmreduce.errors import (
     CalibrationWarning,
     OrderError,

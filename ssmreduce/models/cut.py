@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import SSMReduceError
 from ssmreduce.frameworks.framework import Framework, LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.transaction import Prepared, Step, commit

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from ssmreduce._boundary import warn_caller
+from ssmreduce._array_routes import warn_caller
 from ssmreduce.errors import CalibrationWarning, CutRefusedError, NonFiniteError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.transaction import commit

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.gramians.sequences import LayerData, Sequences

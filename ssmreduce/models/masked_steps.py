@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.frameworks.recording import Recorded

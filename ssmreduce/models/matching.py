@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._boundary import warn_caller
+from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_routes import warn_caller
 from ssmreduce._checks import type_name
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import (
     CalibrationWarning,
     CutRefusedError,

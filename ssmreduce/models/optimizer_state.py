@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NonFiniteError, OptimizerStateError
 from ssmreduce.frameworks.framework import LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments as LayerMoments

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ssmreduce._boundary import warn_caller
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_routes import warn_caller
 from ssmreduce.errors import (
     OrderError,
     ReductionWarning,

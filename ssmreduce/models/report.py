@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce._display import cell, html_table, short, text_table
-from ssmreduce._namespace import Array, HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.layer import Layer, LayerCut
 from ssmreduce.reduction.report import Reduction

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, to_host
+from ssmreduce._array_libraries import HostArray, to_host
 from ssmreduce.errors import NonFiniteError, ShapeError, SSMReduceError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework, LayerHandle
 from ssmreduce.frameworks.recording import Recorded

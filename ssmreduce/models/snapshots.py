@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import is_array
 from ssmreduce._checks import shown
-from ssmreduce._namespace import is_array
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.frameworks.transaction import Prepared

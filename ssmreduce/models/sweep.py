@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, to_double
 from ssmreduce._checks import (
     check_functions,
     check_instance,
@@ -21,7 +22,6 @@ from ssmreduce._checks import (
     whole_number,
 )
 from ssmreduce._display import cell, html_table, text_table
-from ssmreduce._namespace import HostArray, to_double
 from ssmreduce.errors import (
     OrderError,
     SSMReduceError,
@@ -36,7 +36,7 @@ from ssmreduce.models.reduce import cut_model
 from ssmreduce.models.report import LayerReduction, LossAtCut, ModelReport
 from ssmreduce.models.search import find_layers, search
 from ssmreduce.reduction.balanced import balance
-from ssmreduce.reduction.measured import to_nothing
+from ssmreduce.reduction.measured_order import to_nothing
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System

@@ -17,8 +17,8 @@ from functools import cached_property
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import safe_unit
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.norms.modes import DenseModes, DiagonalModes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex

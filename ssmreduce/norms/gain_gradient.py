@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.derivatives.adjoint import all_states
 from ssmreduce.derivatives.rule import Gradients
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System

@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_routes import any_library
 from ssmreduce._lapack import frobenius_norm
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.derivatives.adjoint import controllability_gradient
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Gradients, Pullback
@@ -28,9 +28,9 @@ from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.gramians.single_channel import channel_gains
 from ssmreduce.hankel import hankel_singular_values, hsv_rule
-from ssmreduce.norms._common import check_stable
+from ssmreduce.norms.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.even_states import even_states
+from ssmreduce.systems.prescaling import prescaled
 from ssmreduce.systems.real_form import real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete, TimeDomain
@@ -232,7 +232,7 @@ def _scaled(system: System) -> tuple[System, HostArray]:
 
     The Gramians hold their squares, which would overflow long before the norm does.
     """
-    system = even_states(system)
+    system = prescaled(system)
     largest = (np.abs(X).max(axis=(-2, -1), initial=0.0) for X in (system.B, system.C))
     first, second = (np.clip(np.frexp(size)[1], -1000, 1000) for size in largest)
     B, C = system.B * _power(-first), system.C * _power(-second)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.norms.gain import Gain
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete

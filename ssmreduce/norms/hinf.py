@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import flag, is_number, nonnegative_count, positive_count, shown
-from ssmreduce._namespace import HostArray
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.dispatch import apply, differentiable
 from ssmreduce.derivatives.rule import Pullback
 from ssmreduce.devices import norms as native
 from ssmreduce.errors import UnreachableToleranceError, UnsupportedEquationError
 from ssmreduce.gramians.batch import map_systems
-from ssmreduce.norms._common import check_stable
 from ssmreduce.norms.gain import Gain, check_alike
 from ssmreduce.norms.gain_gradient import gain_gradient
 from ssmreduce.norms.grid import Search, frequencies, peak
 from ssmreduce.norms.level_set import rounding_of_test, upper_bound
 from ssmreduce.norms.refined import RefinedGain, lower_bound, plain_rounding
+from ssmreduce.norms.stability import check_stable
 from ssmreduce.norms.units import Units, in_units
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace

@@ -21,9 +21,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.linalg import eigvals
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import positive_count
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations import smith
 from ssmreduce.errors import NoConvergenceError

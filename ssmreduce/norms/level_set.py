@@ -33,9 +33,9 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import frobenius_norm
-from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._state_units import balanced
+from ssmreduce._state_units import balanced_matrix
 from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.grid import refine
@@ -218,7 +218,7 @@ class _AxisTest:
         BV[:, :k] /= np.sqrt(gap)
         UC[:k] /= np.sqrt(gap)[:, None]
         H = np.block([[corner, BV @ adjoint(BV)], [-adjoint(UC) @ UC, -adjoint(corner)]])
-        H, _ = balanced(H)
+        H, _ = balanced_matrix(H)
         near = _NEAR_AXIS * math.sqrt(n * np.finfo(np.float64).eps) * np.linalg.norm(H)
         values = scipy.linalg.eigvals(H, overwrite_a=True, check_finite=False)
         return self._frequencies(values[np.abs(values.real) <= near].imag)

@@ -12,8 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import frobenius_norm
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._poles import eigenvectors_of
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.linear_solve import solve_stacked

@@ -20,8 +20,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce.norms.doubled import (
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce.norms.double_double import (
     Sum,
     add_matrix_products,
     add_products,

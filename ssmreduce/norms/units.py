@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._lapack import shifted
-from ssmreduce._namespace import HostArray
-from ssmreduce._state_units import balanced
+from ssmreduce._state_units import balanced_matrix
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.systems.diagonal import System
-from ssmreduce.systems.even_states import even_states, replaced, state_of
+from ssmreduce.systems.prescaling import prescaled, replaced, state_of
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -76,12 +76,12 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
     """Return systems on the host in units common to all of them, and those."""
     hosts, known = [], []
     for host in [system.to_host() for system in systems]:
-        host, more = even_states(host), 0
+        host, more = prescaled(host), 0
         if isinstance(host, StateSpace) and host.order:
             b, c = _exponents(host.B, host.C)
-            A, scale = balanced(host.A)
+            A, scale = balanced_matrix(host.A)
             B, C = shifted(host.B, -b) / scale[:, None], shifted(host.C, -c) * scale
-            host, more = even_states(replaced(host, A, B=B, C=C)), b + c
+            host, more = prescaled(replaced(host, A, B=B, C=C)), b + c
         hosts.append(host)
         known.append(more)
     time = 0

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, is_array, to_double
 from ssmreduce._checks import check_text, items, numeric_array, real_values, require_backend, shown
-from ssmreduce._namespace import HostArray, is_array, to_double
 from ssmreduce.errors import OrderError, ShapeError
 
 if TYPE_CHECKING:

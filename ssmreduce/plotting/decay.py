@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import check_text, fraction, items, real_values, whole_number
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.plotting.axes import (
     MARKERS,

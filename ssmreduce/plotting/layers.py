@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import check_text, items
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import ShapeError
 from ssmreduce.plotting.axes import (
     COLOURS,

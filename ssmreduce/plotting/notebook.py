@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 
 def _png(figure: Any) -> bytes:

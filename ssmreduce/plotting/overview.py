@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import Array, HostArray, to_double, to_host
+from ssmreduce._array_libraries import Array, HostArray, to_double, to_host
 from ssmreduce.hankel import tail_bounds
 from ssmreduce.plotting.axes import panels, say
 from ssmreduce.plotting.decay import plot_errors, plot_hsv

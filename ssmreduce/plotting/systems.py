@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint, is_array, to_double
 from ssmreduce._checks import (
     finite_number,
     flag,
@@ -20,7 +21,6 @@ from ssmreduce._checks import (
     shown,
     whole_number,
 )
-from ssmreduce._namespace import HostArray, adjoint, is_array, to_double
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.gramians.batch import batch_indices
 from ssmreduce.norms.gain import Gain, check_alike

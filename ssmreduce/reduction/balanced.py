@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeGuard
 
-from ssmreduce._boundary import (
+from ssmreduce._array_libraries import Array, HostArray, is_host_double, to_host
+from ssmreduce._array_routes import (
     Caller,
     NoNativeRoute,
     announce_fallback,
@@ -19,18 +20,23 @@ from ssmreduce._boundary import (
 )
 from ssmreduce._checks import check_instance, flag, shown
 from ssmreduce._display import short
-from ssmreduce._namespace import Array, HostArray, is_host_double, to_host
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
-from ssmreduce.gramians.emphasis import Emphasis
 from ssmreduce.gramians.factors import check_horizon
+from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.gramians.single_channel import is_channel_batch
+from ssmreduce.reduction.balanced_channels import truncate_channels
+from ssmreduce.reduction.balanced_diagonal import (
+    BalancedDiagonal,
+    balanced_system,
+    balanced_systems,
+)
 from ssmreduce.reduction.balanced_on_device import NativeBalancing
+from ssmreduce.reduction.balanced_system import BalancedDense, Reducible
+from ssmreduce.reduction.balanced_unstable import BalancedUnstable, check_split
 from ssmreduce.reduction.batch import assemble
-from ssmreduce.reduction.channels import truncate_channels
-from ssmreduce.reduction.diagonal import BalancedDiagonal, balanced_system, balanced_systems
-from ssmreduce.reduction.measured import smallest_cut
+from ssmreduce.reduction.measured_order import smallest_cut
 from ssmreduce.reduction.order import (
     FixedOrder,
     MeasuredError,
@@ -41,8 +47,6 @@ from ssmreduce.reduction.order import (
 )
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled
-from ssmreduce.reduction.single import BalancedDense, Reducible
-from ssmreduce.reduction.stable_part import BalancedUnstable, check_split
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import System, check_system
 from ssmreduce.systems.state_space import StateSpace, checked_margin
@@ -132,8 +136,8 @@ def balance(
     >>> balancing.truncate(2).order
     2
     """
-    emphasis = Emphasis.chosen(horizon, band, input_weight, output_weight)
-    return Balancing(system, horizon, emphasis, keep_unstable=keep_unstable, margin=margin)
+    weighting = FrequencyWeighting.chosen(horizon, band, input_weight, output_weight)
+    return Balancing(system, horizon, weighting, keep_unstable=keep_unstable, margin=margin)
 
 
 def balanced_truncation(
@@ -251,7 +255,7 @@ class Balancing:
         How many of them exceed 4 n eps σ₁.
     horizon : int or None
         Sequence length that was balanced for.
-    emphasis : Emphasis or None
+    weighting : FrequencyWeighting or None
         Band or weights that were balanced for.
     unstable : int or (...) int array
         How many stored states are kept because they are unstable.
@@ -276,21 +280,23 @@ class Balancing:
         self,
         system: System,
         horizon: int | None = None,
-        emphasis: Emphasis | None = None,
+        weighting: FrequencyWeighting | None = None,
         *,
         keep_unstable: bool = False,
         margin: float = 0.0,
     ) -> None:
         check_system(system)
-        if emphasis is not None:
-            check_instance(emphasis, Emphasis, "emphasis", "Emphasis(band=(0.0, 1.0))")
+        if weighting is not None:
+            check_instance(
+                weighting, FrequencyWeighting, "weighting", "FrequencyWeighting(band=(0.0, 1.0))"
+            )
         keep_unstable, margin = flag(keep_unstable, "keep_unstable"), checked_margin(margin)
-        _check_unstable_options(horizon, emphasis, keep_unstable, margin)
+        _check_unstable_options(horizon, weighting, keep_unstable, margin)
         self.system = system
         self.horizon = horizon = check_horizon(system, horizon)
-        self.emphasis = emphasis
+        self.weighting = weighting
         self._options = keep_unstable, margin
-        self._caller = Caller.of(system, emphasis)
+        self._caller = Caller.of(system, weighting)
         self._native = self._on_device()
         self.hsv: Array
         self.rank: int | Array
@@ -307,7 +313,7 @@ class Balancing:
         parts = [repr(self.system), f"rank={short(self.rank)}"]
         parts += [
             f"{name}={value}"
-            for name in ("horizon", "emphasis")
+            for name in ("horizon", "weighting")
             if (value := getattr(self, name)) is not None
         ]
         if short(self.unstable) != "0":
@@ -316,9 +322,9 @@ class Balancing:
 
     def _on_device(self) -> NativeBalancing | None:
         """Balance without leaving the device, where there is one and it can."""
-        if self._caller.like is None or not needs_native(self.system, self.emphasis):
+        if self._caller.like is None or not needs_native(self.system, self.weighting):
             return None
-        plain = self.horizon is None and self.emphasis is None and not self._options[0]
+        plain = self.horizon is None and self.weighting is None and not self._options[0]
         reason = "only dense, stable systems are balanced on it, without a horizon, band or weights"
         if plain and isinstance(self.system, StateSpace):
             try:
@@ -326,7 +332,7 @@ class Balancing:
                 return native
             except NoNativeRoute as refusal:
                 reason = str(refusal)
-        announce_fallback("balance", reason, self.system, self.emphasis)
+        announce_fallback("balance", reason, self.system, self.weighting)
         return None
 
     def _leave_device(self, name: str, reason: str) -> None:
@@ -337,12 +343,12 @@ class Balancing:
     @cached_property
     def _on_host(self) -> BalancedSystems:
         keep_unstable, margin = self._options
-        host, emphasis = self._caller.host(self.system), self._caller.host(self.emphasis)
+        host, weighting = self._caller.host(self.system), self._caller.host(self.weighting)
         parts: Sequence[Reducible]
         if keep_unstable:
             parts = map_systems(host, lambda single: _keeping_unstable(single, margin))
         else:
-            parts = balanced_systems(host, self.horizon, emphasis)
+            parts = balanced_systems(host, self.horizon, weighting)
         return BalancedSystems(host, parts)
 
     def _gathered(self, name: str) -> Any:
@@ -393,7 +399,7 @@ class Balancing:
         """
         from ssmreduce.plotting.overview import draw_balancing
 
-        has_bound = self.horizon is None and self.emphasis is None
+        has_bound = self.horizon is None and self.weighting is None
         count = self.hsv.shape[-1]
         # Zeros stand for the states that are kept because they are unstable.
         each = count // max(self.system.order, 1)
@@ -588,9 +594,9 @@ def _keeping_unstable(system: System, margin: float) -> Reducible:
 
 
 def _check_unstable_options(
-    horizon: int | None, emphasis: Emphasis | None, keep_unstable: bool, margin: float
+    horizon: int | None, weighting: FrequencyWeighting | None, keep_unstable: bool, margin: float
 ) -> None:
-    if keep_unstable and emphasis is not None:
+    if keep_unstable and weighting is not None:
         raise OrderError(
             "`keep_unstable` is True and a band or weights are given; expected one of the two. Balance "
             "split_unstable(system).stable with the band or weights."

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from array_api_extra import default_dtype
 
-from ssmreduce._boundary import NoNativeRoute
-from ssmreduce._namespace import Array, adjoint, as_number, device_of, is_traced, to_double
+from ssmreduce._array_libraries import Array, adjoint, as_number, device_of, is_traced, to_double
+from ssmreduce._array_routes import NoNativeRoute
 from ssmreduce.devices.hankel_values import NativeBalance, tail_sums
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.reduction.order import FixedOrder, OrderRule

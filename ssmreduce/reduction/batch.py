@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System

@@ -26,9 +26,9 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import frobenius_norm, product
-from ssmreduce._namespace import HostArray, adjoint
-from ssmreduce._state_units import balanced
+from ssmreduce._state_units import balanced_matrix
 from ssmreduce.errors import OrderError
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.real_form import real_input, real_output, real_state
@@ -267,7 +267,7 @@ def _scaled(matrix: HostArray, *, even: bool = False) -> tuple[HostArray, HostAr
 
     All are powers of two, so that nothing is rounded. The states of an `even` one have good units.
     """
-    scaled, scale = (matrix, np.ones(len(matrix))) if even else balanced(matrix)
+    scaled, scale = (matrix, np.ones(len(matrix))) if even else balanced_matrix(matrix)
     unit = float(2.0 ** np.frexp(np.abs(scaled).max())[1])
     return scaled / unit, scale[:, None], unit
 

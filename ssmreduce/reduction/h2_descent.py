@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.equations.stability import check_stable_form
 from ssmreduce.errors import NoConvergenceError, UnstableSystemError
 from ssmreduce.reduction.h2_plant import Plant, TriangularSystem, distance

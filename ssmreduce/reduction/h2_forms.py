@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import diagonalise

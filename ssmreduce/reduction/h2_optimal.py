@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_routes import any_library
 from ssmreduce._display import short
-from ssmreduce._namespace import HostArray
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import (
     OrderError,

@@ -20,8 +20,8 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg import lapack
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import frobenius_norm, safe_unit
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.gramians.factors import gramian_factor

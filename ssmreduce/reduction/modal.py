@@ -20,12 +20,13 @@ from dataclasses import replace
 import numpy as np
 import scipy.linalg
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_routes import any_library
 from ssmreduce._lapack import safe_unit
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.gramians.batch import map_parts, map_systems
+from ssmreduce.reduction.balanced_system import check_still_stable
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.decoupling import Decoupling, decouple
 from ssmreduce.reduction.order import (
@@ -37,7 +38,6 @@ from ssmreduce.reduction.order import (
 )
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import choose_modes, select_states
-from ssmreduce.reduction.single import check_still_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import boundary_distance

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OrderError, UnreachableToleranceError
 from ssmreduce.hankel import error_bounds, rank_tolerance
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_routes import any_library
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction

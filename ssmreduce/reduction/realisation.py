@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import is_number, shown
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.hankel import rank_tolerance, state_count
-from ssmreduce.reduction.diagonal import balanced_system
+from ssmreduce.reduction.balanced_diagonal import balanced_system
+from ssmreduce.reduction.balanced_system import check_still_stable
+from ssmreduce.reduction.balanced_unstable import BalancedUnstable, check_split
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.reduction.single import check_still_stable
-from ssmreduce.reduction.stable_part import BalancedUnstable, check_split
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace

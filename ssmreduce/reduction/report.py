@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, to_double, to_host
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import flag
 from ssmreduce._display import cell, html_table, short
-from ssmreduce._namespace import HostArray, to_double, to_host
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference
 from ssmreduce.norms.grid import Search

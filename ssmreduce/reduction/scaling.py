@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
-from ssmreduce._boundary import warn_caller
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_routes import warn_caller
 from ssmreduce._lapack import frobenius_norm
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce.errors import ScalingWarning
 from ssmreduce.hankel import BalancedFactors
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System

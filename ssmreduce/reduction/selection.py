@@ -19,9 +19,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import is_one_of, shown
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.gramians.batch import in_batch_shape, map_parts, map_systems
 from ssmreduce.reduction.batch import assemble, single_systems

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import is_number, shown
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.reduction.decoupling import decouple

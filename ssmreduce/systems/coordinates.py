@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._boundary import any_library
-from ssmreduce._namespace import HostArray, to_double
+from ssmreduce._array_libraries import HostArray, to_double
+from ssmreduce._array_routes import any_library
 from ssmreduce._state_units import balance_states
 from ssmreduce.errors import ShapeError, UnreachableToleranceError
 from ssmreduce.systems.diagonal import (

@@ -9,8 +9,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._boundary import any_library
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     HostArray,
     is_host_double,
@@ -19,6 +18,7 @@ from ssmreduce._namespace import (
     to_double,
     to_host,
 )
+from ssmreduce._array_routes import any_library
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
 from ssmreduce.systems.pytree import register_pytree

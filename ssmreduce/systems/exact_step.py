@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 _BITS = 1100
 """Doubles end at 2^-1074."""

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._boundary import any_library
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_routes import any_library
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace

@@ -13,7 +13,7 @@ import contextlib
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 
 def singularity(size: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import array_api_compat
 
-from ssmreduce._namespace import Array
+from ssmreduce._array_libraries import Array
 
 _REGISTERED: set[type] = set()
 """Classes that JAX knows as pytrees."""

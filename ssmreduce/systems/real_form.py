@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 
 
 def real_state(eigenvalues: HostArray) -> HostArray:

@@ -31,11 +31,11 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import scipy.linalg
 
-from ssmreduce._boundary import any_library
+from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_routes import any_library
 from ssmreduce._checks import is_one_of, shown
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._poles import poles_of
-from ssmreduce._state_units import balanced, in_units
+from ssmreduce._state_units import balanced_matrix, in_units
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import NoConvergenceError, NonFiniteError, ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
@@ -287,7 +287,7 @@ def _unsample_dense(host: StateSpace, dt: float) -> StateSpace:
     A = np.zeros(host.A.shape, host.A.dtype)
     B = np.zeros(host.B.shape, np.result_type(host.A, host.B))
     for at in np.ndindex(host.batch_shape):
-        even, units = balanced(host.A[at])
+        even, units = balanced_matrix(host.A[at])
         with naming_system(at):
             logarithm = _principal_logarithm(even)
         step = dense_steps(logarithm[None], np.eye(n)[None], np.ones(1))
@@ -367,7 +367,7 @@ def _evened(A: HostArray) -> tuple[HostArray, HostArray]:
     """S⁻¹ A S and the diagonals of S, for each of a batch."""
     even, units = np.empty_like(A), np.ones(A.shape[:-1])
     for at in np.ndindex(A.shape[:-2]):
-        even[at], units[at] = balanced(A[at])
+        even[at], units[at] = balanced_matrix(A[at])
     return even, units
 
 

@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._boundary import any_library
-from ssmreduce._namespace import HostArray, to_double
+from ssmreduce._array_libraries import HostArray, to_double
+from ssmreduce._array_routes import any_library
 from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
 from ssmreduce.systems.state_space import StateSpace

@@ -9,8 +9,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._boundary import any_library
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     HostArray,
     adjoint,
@@ -21,8 +20,9 @@ from ssmreduce._namespace import (
     product_of,
     to_double,
 )
+from ssmreduce._array_routes import any_library
 from ssmreduce._poles import are_stable, poles_of
-from ssmreduce._state_units import balance_states, balanced, in_units, parts_of
+from ssmreduce._state_units import balance_states, balanced_matrix, in_units, parts_of
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import NonFiniteError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
@@ -393,7 +393,7 @@ def _solve_part(
     """The same for one part, which has no pole at z if it is stable; in units that balance it there."""
     if len(A) == 1:
         return (driven / shifted, 1.0) if shifted[0, 0] else (driven, 0.0)
-    even, units = balanced(shifted)
+    even, units = balanced_matrix(shifted)
     columns = units[:, None]
     states, conditioned = solve_conditioned(even, driven / columns)
     if conditioned < _SUSPICIOUS and not are_stable(A, time):

@@ -43,10 +43,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._lapack import shifted
-from ssmreduce._namespace import HostArray
 from ssmreduce._schur import is_graded
-from ssmreduce._state_units import balanced
+from ssmreduce._state_units import balanced_matrix
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import NoConvergenceError, NonFiniteError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -219,7 +219,7 @@ def dense_steps(
     if n == 0:
         empty = np.zeros((count, 0, m), dtype=dtype)
         return TimeStep(np.zeros((count, 0, 0), dtype=A.dtype), empty, empty)
-    A, states = (np.stack(parts) for parts in zip(*map(balanced, A), strict=True))
+    A, states = (np.stack(parts) for parts in zip(*map(balanced_matrix, A), strict=True))
     units = np.frexp(states)[1][:, :, None] - 1
     a, b = _exponent(A, (1, 2)), _input_exponent(B, units)
     A, B = shifted(A, -a), shifted(B, -b - units)

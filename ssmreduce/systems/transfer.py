@@ -21,8 +21,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import mixed_product
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._schur import SchurForm
 from ssmreduce._state_units import parts_of
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint, namespace, product_of
+from ssmreduce._array_libraries import HostArray, adjoint, namespace, product_of
 
 
 @dataclass(frozen=True, eq=False)

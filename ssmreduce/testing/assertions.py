@@ -9,9 +9,9 @@ from __future__ import annotations
 import array_api_compat
 import numpy as np
 
+from ssmreduce._array_libraries import Array, HostArray, array_eps, to_double, to_host
 from ssmreduce._checks import is_number, numeric_array, shown
 from ssmreduce._lapack import frobenius_norm
-from ssmreduce._namespace import Array, HostArray, array_eps, to_double, to_host
 from ssmreduce.equations.residual import relative_residual
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian

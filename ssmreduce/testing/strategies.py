@@ -13,7 +13,7 @@ import numpy as np
 
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.testing.drawing import Options, strategy
+from ssmreduce.testing.random_systems import Options, strategy
 from ssmreduce.time_domain import TimeDomain
 
 if TYPE_CHECKING:

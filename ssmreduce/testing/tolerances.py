@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ssmreduce._array_libraries import Array, HostArray, array_eps
 from ssmreduce._checks import is_number, shown
-from ssmreduce._namespace import Array, HostArray, array_eps
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
 from ssmreduce.norms import hinf_difference

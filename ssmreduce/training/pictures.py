@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import check_instance, items
-from ssmreduce._namespace import HostArray
 from ssmreduce.plotting.axes import panels, say
 from ssmreduce.plotting.runs import plot_agreement, plot_hsv_map
 from ssmreduce.training.tracking import ReductionEvent

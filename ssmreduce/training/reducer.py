@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args, overload
 
-from ssmreduce._boundary import warn_caller
+from ssmreduce._array_routes import warn_caller
 from ssmreduce._checks import (
     check_instance,
     check_text,

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import array_api_compat
 import numpy as np
 
+from ssmreduce._array_libraries import is_array
 from ssmreduce._checks import (
     flag,
     is_number,
@@ -25,7 +26,6 @@ from ssmreduce._checks import (
     shown,
     type_name,
 )
-from ssmreduce._namespace import is_array
 from ssmreduce.errors import OrderError, ShapeError, SSMReduceError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.layers.options import Method

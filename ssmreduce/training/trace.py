@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import (
     check_instance,
     check_text,
@@ -29,7 +30,6 @@ from ssmreduce._checks import (
     real_values,
     whole_number,
 )
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.frameworks.framework import LayerHandle
 from ssmreduce.layers.options import CutOptions

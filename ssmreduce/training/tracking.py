@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import (
     check_instance,
     check_text,
@@ -19,7 +20,6 @@ from ssmreduce._checks import (
     whole_number,
 )
 from ssmreduce._display import cell, html_table, short
-from ssmreduce._namespace import HostArray
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule

@@ -263,7 +263,7 @@ def test_32_bit_devices_are_left_for_double_precision(monkeypatch: pytest.Monkey
         values = hankel_singular_values(system)
     assert (values.dtype, values.device) == (strict.float32, device)
     with jax.enable_x64(False):
-        monkeypatch.setattr("ssmreduce._boundary.in_host_memory", lambda array: False)
+        monkeypatch.setattr("ssmreduce._array_routes.in_host_memory", lambda array: False)
         arrays = [jnp.asarray(getattr(plain, x)) for x in "ABCD"]
         with pytest.warns(HostTransferWarning, match="jax_enable_x64"):
             found = hankel_singular_values(StateSpace(*arrays, time=Discrete()))
@@ -379,7 +379,7 @@ def test_traced_values_that_do_not_converge_are_nan(on_device: None) -> None:
 def test_jax_arrays_of_a_device_stay(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("ssmreduce._boundary.in_host_memory", lambda array: False)
+    monkeypatch.setattr("ssmreduce._array_routes.in_host_memory", lambda array: False)
     plain = SYSTEMS[kind](rng)
     with libraries.opened("jax-x64") as library:
         system = library.system(plain)
@@ -526,7 +526,7 @@ def test_derivatives_of_the_host_say_so(
     plain = diagonal_system(rng, 3, 2, 2)
     tensors = [torch.tensor(x, requires_grad=True) for x in arrays_of(plain)]
     system = with_arrays(plain, tensors)
-    monkeypatch.setattr("ssmreduce._boundary.in_host_memory", lambda array: False)
+    monkeypatch.setattr("ssmreduce._array_routes.in_host_memory", lambda array: False)
     for name, call in {
         "h2_norm": h2_norm,
         "hankel_nuclear_norm": hankel_nuclear_norm,

@@ -15,8 +15,8 @@ ROOT = Path(ssmreduce.__file__).parent
 LEVELS = [
     {
         "errors",
-        "_namespace",
-        "_boundary",
+        "_array_libraries",
+        "_array_routes",
         "time_domain",
         "_checks",
         "_display",
@@ -52,8 +52,8 @@ ALLOWED = {
     # Solvers work on arrays alone, and on the coordinates of real systems.
     "equations": {
         "errors",
-        "_namespace",
-        "_boundary",
+        "_array_libraries",
+        "_array_routes",
         "time_domain",
         "_checks",
         "_lapack",
@@ -120,7 +120,7 @@ FRAMEWORK_HOMES = {
     "plotting/layers.py",
     "plotting/runs.py",
     "plotting/systems.py",
-    "testing/drawing.py",
+    "testing/random_systems.py",
     "testing/strategies.py",
 }
 """Where a framework may be imported at the top of a module; the demo brings its own."""

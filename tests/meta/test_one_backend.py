@@ -10,7 +10,7 @@ import pytest
 import ssmreduce
 
 ROOT = Path(ssmreduce.__file__).parent
-HOME = "_namespace.py"
+HOME = "_array_libraries.py"
 OUTSIDE = {
     "adapters",
     "cli.py",

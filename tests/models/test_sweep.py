@@ -44,7 +44,7 @@ from ssmreduce.errors import (
 )
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.models.sweep import Sweep, SweepRow
-from ssmreduce.reduction.measured import to_nothing
+from ssmreduce.reduction.measured_order import to_nothing
 from ssmreduce.reduction.unstable import split_unstable
 
 EPS = float(np.finfo(np.float64).eps)

@@ -1,10 +1,10 @@
-"""`Emphasis`: which frequencies Gramians count, a band of them or those that weights let through."""
+"""`FrequencyWeighting`: a frequency band or weights, for Gramians that count some frequencies more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.frequency import frequency_limited_factors
 from ssmreduce.gramians.weighted import weighted_factors
@@ -12,7 +12,7 @@ from ssmreduce.systems.diagonal import System
 
 
 @dataclass(frozen=True, eq=False)
-class Emphasis:
+class FrequencyWeighting:
     """A frequency band, or an input weight, an output weight, or both weights.
 
     Parameters
@@ -34,7 +34,7 @@ class Emphasis:
         band: tuple[float, float] | None,
         input_weight: System | None,
         output_weight: System | None,
-    ) -> Emphasis | None:
+    ) -> FrequencyWeighting | None:
         """Return what the arguments of `balance` ask for; None if all frequencies count alike.
 
         Raises
@@ -62,7 +62,7 @@ class Emphasis:
         return self.band is None and (self.input_weight is None or self.output_weight is None)
 
     def factors(self, system: System) -> tuple[HostArray, HostArray]:
-        """Return the Gramian factors Z and Y of one system under this emphasis."""
+        """Return the Gramian factors Z and Y of one system with this weighting."""
         if self.band is not None:
             return frequency_limited_factors(system, self.band)
         return weighted_factors(system, self.input_weight, self.output_weight)

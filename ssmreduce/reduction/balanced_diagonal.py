@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
-from ssmreduce.gramians.emphasis import Emphasis
+from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.hankel import BalancedFactors, balance_every, tail_bounds
+from ssmreduce.reduction.balanced_system import BalancedDense, BalancedSystem
 from ssmreduce.reduction.batch import single_systems
 from ssmreduce.reduction.dc_matching import ShiftedSystem, are_invertible
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.reduction.single import BalancedDense, BalancedSystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
@@ -41,28 +41,28 @@ _NEARBY_ORDERS = 6
 def balanced_system(
     original: System,
     horizon: int | None = None,
-    emphasis: Emphasis | None = None,
+    weighting: FrequencyWeighting | None = None,
     factors: BalancedFactors | None = None,
 ) -> BalancedSystem:
     """Balance one system (no batch axes), unless it comes with its factors."""
     if isinstance(original, StateSpace):
-        return BalancedDense(original, horizon, emphasis, factors)
-    return BalancedDiagonal(original, horizon, emphasis, factors)
+        return BalancedDense(original, horizon, weighting, factors)
+    return BalancedDiagonal(original, horizon, weighting, factors)
 
 
 def balanced_systems(
-    system: System, horizon: int | None = None, emphasis: Emphasis | None = None
+    system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> list[BalancedSystem]:
     """Balance every system of a batch, in C order."""
     if not system.batch_shape:
-        return [balanced_system(system, horizon, emphasis)]
+        return [balanced_system(system, horizon, weighting)]
     kind = BalancedDense if isinstance(system, StateSpace) else BalancedDiagonal
     singles: list[Any] = single_systems(system)
     if system.order == 0:
-        return [kind(single, horizon, emphasis) for single in singles]
-    every = balance_every(system, horizon, emphasis)
+        return [kind(single, horizon, weighting) for single in singles]
+    every = balance_every(system, horizon, weighting)
     return [
-        kind(single, horizon, emphasis, factors)
+        kind(single, horizon, weighting, factors)
         for single, factors in zip(singles, every, strict=True)
     ]
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from ssmreduce._namespace import (
+from ssmreduce._array_libraries import (
     Array,
     described,
     from_host,

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._lapack import mixed_product
-from ssmreduce._namespace import HostArray
 
 _PIECES = 5
 """Pieces of a pair: five times 20 bits, or 19 and 18 where sums have more than 400 and 1600 terms."""

@@ -1,8 +1,8 @@
 """Cut a batch of balanced channels together: diagonal systems with one input and one output.
 
 Channels that keep the same real order share projections, eigenvectors and write-back, in stacked arrays.
-The steps are those of `ssmreduce.reduction.diagonal` for a single system, to which all is left that is
-out of the ordinary: eigenvectors that are not safe, a rank of zero, a bound that is missed.
+The steps are those of `ssmreduce.reduction.balanced_diagonal` for a single system, which takes over where
+eigenvectors are not safe, the rank is zero, or a bound is missed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import NUMPY
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._workers import map_workers
 from ssmreduce.equations.dense import DenseFactors
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.gramians.batch import chunks
 from ssmreduce.hankel import BalancedFactors, tail_bounds
-from ssmreduce.reduction.diagonal import (
+from ssmreduce.reduction.balanced_diagonal import (
     BalancedDiagonal,
     Target,
     eigenvectors_are_safe,

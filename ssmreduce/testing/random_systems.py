@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import array_api_compat
 import numpy as np
 
+from ssmreduce._array_libraries import Array, HostArray, adjoint, to_double
 from ssmreduce._checks import flag, is_int, is_number, is_one_of, require_backend, shown
-from ssmreduce._namespace import Array, HostArray, adjoint, to_double
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.testing.numbers import ENTRIES, NONZERO, OFFSETS, Numbers, real_pole
+from ssmreduce.testing.random_matrices import ENTRIES, NONZERO, OFFSETS, Numbers, real_pole
 from ssmreduce.time_domain import Continuous, Discrete, TimeDomain, check_time, inside_boundary
 
 if TYPE_CHECKING:

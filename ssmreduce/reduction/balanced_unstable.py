@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 import scipy.linalg
 
-from ssmreduce._namespace import HostArray
+from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.hankel import error_bounds, state_count
-from ssmreduce.reduction.diagonal import balanced_system
+from ssmreduce.reduction.balanced_diagonal import balanced_system
+from ssmreduce.reduction.balanced_system import BalancedSystem, Reducible, check_still_stable
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import embedding
-from ssmreduce.reduction.single import BalancedSystem, Reducible, check_still_stable
 from ssmreduce.reduction.unstable import UnstableSplit
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.interconnect import parallel

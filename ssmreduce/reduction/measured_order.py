@@ -9,9 +9,9 @@ from typing import TypeVar
 import numpy as np
 
 from ssmreduce.errors import SSMReduceError
+from ssmreduce.reduction.balanced_system import BalancedSystem, Reducible
 from ssmreduce.reduction.order import FixedOrder, MeasuredError, OrderRule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.reduction.single import BalancedSystem, Reducible
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
 

@@ -1,4 +1,4 @@
-"""Units of states in which what leads to them and what leads from them are about equally large."""
+"""Prescaling: units of states in which their rows of B and columns of C are about equally large."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._lapack import shifted
-from ssmreduce._namespace import HostArray
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units
 
@@ -23,7 +23,7 @@ _MODERATE = 2.0 ** (_SPREAD - 1)
 """Ratio below which exponents differ by less."""
 
 
-def even_states(system: SomeSystem) -> SomeSystem:
+def prescaled(system: SomeSystem) -> SomeSystem:
     """A system on the host in such units where products of its B and C might underflow, else itself.
 
     A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._namespace import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray, adjoint
 
 _MOST_BYTES = 512
 """Bytes drawn for one matrix at most; a larger one repeats them, so that any order can be drawn."""

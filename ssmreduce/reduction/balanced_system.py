@@ -1,7 +1,7 @@
 """Cut one balanced system, and what all kinds of them share.
 
 A dense system is truncated to (Wᴴ A T, Wᴴ B, C T). For DC matching see `ssmreduce.reduction.dc_matching`, for
-diagonal systems `ssmreduce.reduction.diagonal`.
+diagonal systems `ssmreduce.reduction.balanced_diagonal`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg
 
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import product
-from ssmreduce._namespace import HostArray, adjoint
 from ssmreduce._poles import are_stable
 from ssmreduce._schur import SchurForm
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import OrderError
-from ssmreduce.gramians.emphasis import Emphasis
+from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.hankel import (
     BalancedFactors,
     balance_factors,
@@ -105,15 +105,15 @@ class BalancedSystem(Reducible):
         self,
         original: System,
         horizon: int | None = None,
-        emphasis: Emphasis | None = None,
+        weighting: FrequencyWeighting | None = None,
         factors: BalancedFactors | None = None,
     ) -> None:
         self.original = original
         self.horizon = horizon
-        self.emphasis = emphasis
+        self.weighting = weighting
         # Without states nothing is left to balance: the system is its feedthrough.
         if factors is None and original.order:
-            factors = balance_factors(original, horizon, emphasis)
+            factors = balance_factors(original, horizon, weighting)
         self.factors = factors
         self.hsv: HostArray = np.zeros(0) if self.factors is None else self.factors.hsv
         self.rank = 0 if self.factors is None else self.factors.rank
@@ -133,10 +133,10 @@ class BalancedSystem(Reducible):
                 f"`horizon` is {self.horizon}; expected none: the DC gain is that of sequences "
                 "without end. Use truncate, or balance without a horizon."
             )
-        if self.emphasis is not None:
+        if self.weighting is not None:
             raise OrderError(
                 "a band or weights are given; expected none: DC matching is exact at zero frequency and "
-                "knows no other emphasis. Use truncate, or balance without them."
+                "knows no other frequencies. Use truncate, or balance without them."
             )
         if self.original.order == 0:
             return self.unchanged()
@@ -230,10 +230,10 @@ class BalancedSystem(Reducible):
     def check_bound(self, rule: OrderRule, real_order: int) -> None:
         """Raise `UnreachableToleranceError` if an `ErrorBound` is missed; refuse one where none is known."""
         if isinstance(rule, ErrorBound):
-            if self.horizon is not None or self.emphasis is not None:
-                emphasis = "a band or weights" if self.horizon is None else "a horizon"
+            if self.horizon is not None or self.weighting is not None:
+                weighting = "a band or weights" if self.horizon is None else "a horizon"
                 raise OrderError(
-                    f"`order` is an ErrorBound but the system was balanced for {emphasis}; expected a rule "
+                    f"`order` is an ErrorBound but the system was balanced for {weighting}; expected a rule "
                     "without a promise: no theorem bounds that error. Try HankelMass(0.99), then verify()."
                 )
             rule.check(self.hsv, float(tail_bounds(self.hsv)[real_order]))
@@ -249,7 +249,7 @@ class BalancedSystem(Reducible):
     ) -> Reduction:
         """Report `reduced`, which was cut to `real_order`."""
         left, right = projections
-        bounded = self.horizon is None and self.emphasis is None
+        bounded = self.horizon is None and self.weighting is None
         return Reduction(
             original=self.original,
             system=reduced,
@@ -322,7 +322,7 @@ class BalancedDense(BalancedSystem):
         """Refuse an unstable result, but within a horizon, where poles may lie anywhere."""
         if self.horizon is not None or are_stable(reduced.A, reduced.time):
             return
-        if self.emphasis is not None and not self.emphasis.keeps_stability:
+        if self.weighting is not None and not self.weighting.keeps_stability:
             advice = (
                 "Neither a band nor two weights guarantee that: try an order next to it, or one weight "
                 "only."
