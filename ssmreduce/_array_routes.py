@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -240,10 +239,9 @@ def any_library(
     """
 
     def decorate(function: F) -> F:
-        is_foreign = _is_foreign
-
+        @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if is_foreign(*args, *kwargs.values()):
+            if _is_foreign(*args, *kwargs.values()):
                 return elsewhere(*args, **kwargs)
             return function(*args, **kwargs)
 
@@ -266,11 +264,7 @@ def any_library(
             named = {key: caller.host(value) for key, value in kwargs.items()}
             return caller.answer(function(*on_host, **named))
 
-        # doctest runs the examples of functions whose globals are those of the module it looks at.
-        outer: Any = types.FunctionType(
-            call.__code__, function.__globals__, closure=call.__closure__
-        )
-        return cast(F, functools.update_wrapper(outer, function))
+        return cast(F, call)
 
     return decorate
 
