@@ -11,8 +11,8 @@ from ssmreduce.hankel import error_bounds as error_bounds
 from ssmreduce.hankel import hankel_singular_values as hankel_singular_values
 from ssmreduce.layers.known import register_layer as register_layer
 from ssmreduce.layers.options import CutOptions as CutOptions
+from ssmreduce.models.calibrate import calibrate as calibrate
 from ssmreduce.models.calibration import Calibration as Calibration
-from ssmreduce.models.calibration import calibrate as calibrate
 from ssmreduce.models.checkpoint import load_reduced as load_reduced
 from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model

@@ -335,7 +335,7 @@ def _balance_factors(
     else:
         with np.errstate(over="ignore", invalid="ignore"):
             if weighting is None and isinstance(system, StateSpace):
-                factors = dense_gramian_factors(system.to_host(), check_horizon(system, horizon))
+                factors = dense_gramian_factors(system.to_host(), horizon)
                 pool = SCIPY
             else:
                 every = (

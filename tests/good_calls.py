@@ -30,7 +30,7 @@ from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.reduction.selection import state_scores
 from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm, modal_l1
 from ssmreduce.training import lightning, transformers
-from ssmreduce.training.trace import HankelRecord
+from ssmreduce.training.records import HankelRecord
 from ssmreduce.training.tracking import ReductionEvent
 
 GoodCall = tuple[Callable[..., Any], dict[str, Any]]

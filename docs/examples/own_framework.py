@@ -30,24 +30,14 @@ class Parts(Framework):
     def array_axes(self, layer):
         return {k: x.ndim for k, x in vars(layer).items() if isinstance(x, np.ndarray)}
 
-    def read_arrays(self, layer, names):
-        return {k: getattr(layer, k) * np.float64(1.0) for k in names}
-
-    def precision(self, layer, names):
-        return max(np.finfo(getattr(layer, k).dtype).eps for k in names)
-
-    def item_sizes(self, layer, names):
-        return {k: getattr(layer, k).itemsize for k in names}
-
-    def rounded(self, layer, values):
-        return {k: x.astype(getattr(layer, k).dtype) * np.float64(1.0) for k, x in values.items()}
+    def arrays(self, layer, names):
+        return {k: getattr(layer, k) for k in names}
 
     def prepared(self, model, changes, opt_state, moments, gradients):
         model = copy.deepcopy(model)
         for change in changes:
             layer = self.at(model, change.handle.path)
-            for name, x in change.values.items():
-                setattr(layer, name, x.astype(getattr(layer, name).dtype))
+            vars(layer).update(self.like(change.handle.arrays, change.values))
         return Prepared(model, opt_state)
 
 

@@ -1,4 +1,4 @@
-"""`Framework`: where the arrays of layers live in a real object; `LayerHandle`: one layer of a model.
+"""`Framework`: where the arrays of layers live in a real object.
 
 One final class for each: `TorchFramework` and `PytreeFramework` (Equinox, and dicts of JAX arrays);
 `register_framework` adds others. A call resolves the layers of a model once, as
@@ -11,132 +11,26 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from ssmreduce._array_libraries import Array, HostArray, described, is_traced
+from ssmreduce._array_libraries import (
+    Array,
+    HostArray,
+    from_host,
+    is_complex_array,
+    namespace,
+    to_double,
+)
 from ssmreduce._checks import type_name
-from ssmreduce.errors import OptimizerStateError, TracedValueError, UnsupportedLayerError
+from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.recording import Recorded
+from ssmreduce.frameworks.saved import NamedTrees, StateDicts
 from ssmreduce.frameworks.transaction import Prepared
-from ssmreduce.layers.layer import Layer, NamedWeights
-
-Path = tuple[Any, ...]
-"""Key path of a layer in a model."""
 
 Snapshot = dict[str, Any]
 """A copy of one model, and of its optimizer state, in host memory: dicts, numbers and arrays alone."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerHandle:
-    """One layer of a model: where it is, what it holds, and what that means.
-
-    Attributes
-    ----------
-    framework : Framework
-        Where its arrays live.
-    path : tuple
-        Key path in the model.
-    layer : object
-        The object that holds the arrays.
-    kind : Layer
-        What they mean.
-    full_weights : dict of arrays, optional
-        Its weights, where the object holds a part of them.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from LRU_pytorch import LRU
-    >>> from ssmreduce.frameworks.current import framework_of
-    >>> from ssmreduce.frameworks.framework import LayerHandle
-    >>> from ssmreduce.layers.lru import LRU as LRUWeights
-    >>> from ssmreduce.layers.storage import Whole
-    >>> layer = LRU(3, 3, 16)
-    >>> kind = LRUWeights(Whole("B"), Whole("C"))
-    >>> handle = LayerHandle(framework_of(layer), (), layer, kind)
-    >>> handle.name, handle.item_sizes["B"], handle.weights["B"].dtype
-    ('model', 8, dtype('complex128'))
-    """
-
-    framework: Framework
-    path: Path
-    layer: Any
-    kind: Layer
-    full_weights: dict[str, HostArray] | None = None
-
-    @cached_property
-    def name(self) -> str:
-        """Name in the model."""
-        return self.framework.path_name(self.path)
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of its weights."""
-        return self.kind.names()
-
-    @cached_property
-    def weights(self) -> dict[str, HostArray]:
-        """Arrays by name, at double precision on the host.
-
-        Raises
-        ------
-        TracedValueError
-            If one of them is traced.
-        """
-        if self.full_weights is not None:
-            return self.full_weights
-        arrays = self.maybe_traced_weights
-        for name, value in arrays.items():
-            if is_traced(value):
-                raise TracedValueError(
-                    f"`{name}` of layer `{self.name}` is {described(value)}; expected numbers that can be "
-                    "looked at. Call it outside of jit and vmap."
-                )
-        return arrays
-
-    @cached_property
-    def maybe_traced_weights(self) -> dict[str, HostArray]:
-        """The same, with those of JAX that are traced as they are."""
-        return NamedWeights(self.framework.read_arrays(self.layer, self.names))
-
-    @cached_property
-    def eps(self) -> float:
-        """Relative rounding of its weights."""
-        return max(self.framework.precision(self.layer, self.names), self.kind.eps)
-
-    @cached_property
-    def item_sizes(self) -> dict[str, int]:
-        """Bytes of one entry of each weight."""
-        return self.framework.item_sizes(self.layer, self.names)
-
-    def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
-        """Return `values` as the layer would hold them, at double precision."""
-        return self.framework.rounded(self.layer, values)
-
-
-class LayerChange(NamedTuple):
-    """What is to become of one layer.
-
-    Attributes
-    ----------
-    handle : LayerHandle
-        The layer.
-    values : dict of arrays
-        New arrays by name.
-    ratio : float
-        New order over the old one.
-    reduce_state : callable or None
-        Takes a hidden state that the layer keeps to the new states; None to begin with zeros.
-    """
-
-    handle: LayerHandle
-    values: Mapping[str, HostArray]
-    ratio: float
-    reduce_state: Callable[[Array], Array] | None = None
 
 
 class Framework(ABC):
@@ -146,6 +40,8 @@ class Framework(ABC):
     ----------
     maps_batches : bool
         Whether models may take one sequence, and whoever runs them maps them over a batch.
+    side_by_side : bool
+        Whether `array_axes` knows no arrays of objects inside of a layer.
 
     Notes
     -----
@@ -182,13 +78,14 @@ class Framework(ABC):
     >>> from ssmreduce.frameworks.current import framework_of
     >>> layer = torch.nn.Linear(2, 3)
     >>> framework = framework_of(layer)
-    >>> framework.array_axes(layer), framework.item_sizes(layer, ["bias"])
-    ({'weight': 2, 'bias': 1}, {'bias': 4})
-    >>> framework.read_arrays(layer, ["bias"])["bias"].dtype
+    >>> framework.array_axes(layer)
+    {'weight': 2, 'bias': 1}
+    >>> framework.on_host(framework.arrays(layer, ["bias"]))["bias"].dtype
     dtype('float64')
     """
 
     maps_batches: bool = False
+    side_by_side: bool = False
 
     # --- Layers and their arrays
 
@@ -232,20 +129,21 @@ class Framework(ABC):
         return layer
 
     @abstractmethod
-    def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
-        """Return the named arrays, at double precision on the host; tracers as they are."""
+    def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Array]:
+        """Return the named arrays as the layer holds them."""
 
-    @abstractmethod
-    def precision(self, layer: Any, names: Sequence[str]) -> float:
-        """Return the largest eps among the dtypes of the named arrays."""
+    def on_host(self, arrays: Mapping[str, Array]) -> dict[str, HostArray]:
+        """Return `arrays` at double precision on the host."""
+        return {name: to_double(array) for name, array in arrays.items()}
 
-    @abstractmethod
-    def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
-        """Return the bytes of one entry of each named array."""
+    def like(
+        self, arrays: Mapping[str, Array], values: Mapping[str, HostArray]
+    ) -> dict[str, Array]:
+        """Return `values`, each in the library and dtype and on the device of that in `arrays`.
 
-    @abstractmethod
-    def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
-        """Return `values` as the arrays of `layer` would hold them, at double precision."""
+        Of a real array those are the real parts.
+        """
+        return {name: _like(arrays[name], value) for name, value in values.items()}
 
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether two layers hold the same arrays, so that a change of one changes both.
@@ -549,48 +447,9 @@ class Framework(ABC):
         return {}
 
 
-class StateDicts(ABC):
-    """Loading of saved weights by name into a model, in place."""
-
-    @abstractmethod
-    def check_saved(self, present: Any, saved: Any, name: str) -> None:
-        """Raise `ShapeError` unless `saved`, called so in messages, can replace an entry of a state dict."""
-
-    @abstractmethod
-    def saved_weights(
-        self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]
-    ) -> dict[str, HostArray]:
-        """Return what a state dict holds for the named arrays of a layer, at double precision."""
-
-    @abstractmethod
-    def load_state(
-        self, model: Any, state_dict: Mapping[str, Any], changes: Sequence[LayerChange]
-    ) -> None:
-        """Give layers the shapes of a state dict, whose names and shapes were checked, and load it."""
-
-
-class NamedTrees(ABC):
-    """Copies of a model with saved arrays, by name."""
-
-    @abstractmethod
-    def saved_arrays(self, model: Any, saved: Any) -> dict[Path, Any]:
-        """Return the leaves of `saved` by their names: one for each array of `model`.
-
-        Raises
-        ------
-        ShapeError
-            If a name is missing or left over, or what is under it no array with as many axes.
-        """
-
-    @abstractmethod
-    def shapes_of_layer(
-        self, given: Mapping[Path, Any], path: Path, names: Sequence[str]
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the shapes that saved arrays give to the layer at a path."""
-
-    @abstractmethod
-    def with_arrays(self, model: Any, given: Mapping[Path, Any]) -> Any:
-        """Return a copy of `model` with saved arrays; `ShapeError` if a shape or dtype differs."""
+def _like(array: Array, value: HostArray) -> Array:
+    real = value if is_complex_array(array) else value.real
+    return namespace(array).astype(from_host(real, array), array.dtype)
 
 
 def _no_runs(framework: Framework, model: Any) -> UnsupportedLayerError:

@@ -20,8 +20,6 @@ from array_api_compat import is_torch_array
 from ssmreduce._array_libraries import (
     Array,
     HostArray,
-    array_eps,
-    from_host,
     is_array,
     is_complex_array,
     namespace,
@@ -29,14 +27,8 @@ from ssmreduce._array_libraries import (
 )
 from ssmreduce._checks import type_name
 from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks.framework import (
-    Framework,
-    LayerChange,
-    LayerHandle,
-    Path,
-    Snapshot,
-    listed,
-)
+from ssmreduce.frameworks.framework import Framework, Snapshot, listed
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments, read_moment, written_moment
 from ssmreduce.frameworks.transaction import Prepared
 from ssmreduce.layers.layer import PlainArrays
@@ -68,6 +60,8 @@ class ArrayGroup(PlainArrays):
 class MappingFramework(Framework):
     """A model is a mapping, a layer the arrays whose names begin alike, moments are a second mapping."""
 
+    side_by_side = True
+
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
         """Yield groups of arrays."""
         for prefix, group in _groups(model).items():
@@ -95,22 +89,9 @@ class MappingFramework(Framework):
         """Return `model`, which no cut changes."""
         return model
 
-    def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, HostArray]:
-        """Return arrays at double precision on the host."""
-        return {name: to_double(layer.arrays[name]) for name in names}
-
-    def precision(self, layer: Any, names: Sequence[str]) -> float:
-        """Return the largest eps."""
-        return array_eps(*(layer.arrays[name] for name in names))
-
-    def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
-        """Return bytes."""
-        return {name: int(layer.arrays[name].dtype.itemsize) for name in names}
-
-    def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
-        """Round through the dtype of each array."""
-        arrays = layer.arrays
-        return {name: to_double(_like(arrays[name], value)) for name, value in values.items()}
+    def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Array]:
+        """Return arrays of a group."""
+        return {name: layer.arrays[name] for name in names}
 
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether they hold the same arrays, as tied weights do in a state dict."""
@@ -178,7 +159,7 @@ class MappingFramework(Framework):
             for change in changes
             for name, value in change.values.items()
         }
-        new_model = _replaced(model, _written(own, new))
+        new_model = _replaced(model, _tied(own, new, self.like(own, new)))
         if opt_state is None:
             return Prepared(new_model, None)
         state = _flat(opt_state, "opt_state")
@@ -188,7 +169,7 @@ class MappingFramework(Framework):
             )
             for name, value in moments.items()
         }
-        return Prepared(new_model, _replaced(opt_state, _written(state, kept)))
+        return Prepared(new_model, _replaced(opt_state, _tied(state, kept, self.like(state, kept))))
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy arrays, each in its library, and numbers."""
@@ -279,12 +260,6 @@ def _groups(model: Mapping[str, Any]) -> dict[str, ArrayGroup]:
     return groups
 
 
-def _like(array: Array, value: HostArray) -> Array:
-    """The values in the library and dtype and on the device of an array; of a real array the real part."""
-    real = value if is_complex_array(array) else value.real
-    return namespace(array).astype(from_host(real, array), array.dtype)
-
-
 def _memory(array: Array) -> Any:
     """The same for two arrays that are one: torch makes new objects for one tensor, NumPy views."""
     if is_torch_array(array):
@@ -295,16 +270,18 @@ def _memory(array: Array) -> Any:
     return id(array)
 
 
-def _written(old: Mapping[str, Array], values: Mapping[str, HostArray]) -> dict[str, Array]:
+def _tied(
+    old: Mapping[str, Array], values: Mapping[str, HostArray], new: Mapping[str, Array]
+) -> dict[str, Array]:
     """New arrays by name; one for all names of one array, if they get the same values."""
-    made: dict[Any, tuple[HostArray, Array]] = {}
-    new: dict[str, Array] = {}
+    made: dict[Any, str] = {}
+    tied: dict[str, Array] = {}
     for name, value in values.items():
-        key = _memory(old[name])
-        if key not in made or not np.array_equal(made[key][0], value):
-            made[key] = value, _like(old[name], value)
-        new[name] = made[key][1]
-    return new
+        first = made.get(key := _memory(old[name]))
+        if first is None or not np.array_equal(values[first], value):
+            made[key] = first = name
+        tied[name] = new[first]
+    return tied
 
 
 def _copied(value: Any) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.recording import Recorded
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmreduce._array_libraries import is_array, to_host
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.pytree_recording import in_inference_mode
 from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS, pairs_of
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ssmreduce._checks import type_name
 from ssmreduce.errors import MissingBackendError, ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.pytree_callbacks import Heard, numbered
 from ssmreduce.frameworks.pytree_stand_ins import with_stand_ins, with_zero_outputs
 from ssmreduce.frameworks.recording import SAME_LOSS, Recorded

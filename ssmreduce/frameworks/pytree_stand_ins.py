@@ -19,7 +19,7 @@ import numpy as np
 
 from ssmreduce._checks import type_name
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.pytree_callbacks import tell, told
 
 _Own = Callable[[], Any]

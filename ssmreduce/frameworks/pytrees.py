@@ -19,15 +19,10 @@ from ssmreduce import _checks
 from ssmreduce._array_libraries import HostArray, is_traced, to_double, to_host
 from ssmreduce.errors import OptimizerStateError, ShapeError
 from ssmreduce.frameworks import pytree_matching, pytree_recording
-from ssmreduce.frameworks.framework import (
-    Framework,
-    LayerChange,
-    LayerHandle,
-    NamedTrees,
-    Path,
-    Snapshot,
-)
+from ssmreduce.frameworks.framework import Framework, Snapshot
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments, read_moment, written_moment
+from ssmreduce.frameworks.saved import NamedTrees
 from ssmreduce.frameworks.transaction import Prepared
 
 
@@ -36,6 +31,7 @@ class PytreeFramework(Framework, NamedTrees):
     """A model is a pytree, an Equinox module or a dict of arrays in it a layer. Nothing changes in place."""
 
     maps_batches = True
+    side_by_side = True
 
     def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
         """Yield modules and dicts."""
@@ -72,26 +68,17 @@ class PytreeFramework(Framework, NamedTrees):
         """Return `model`, which no cut changes."""
         return model
 
-    def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
+    def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
+        """Return fields, or entries."""
+        return {name: _array(layer, name) for name in names}
+
+    def on_host(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Return arrays at double precision on the host; tracers as they are."""
-        arrays = {name: _array(layer, name) for name in names}
         return {name: x if is_traced(x) else to_double(x) for name, x in arrays.items()}
 
-    def precision(self, layer: Any, names: Sequence[str]) -> float:
-        """Return the largest eps."""
-        dtypes = [_array(layer, name).dtype for name in names]
-        inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
-        return max(float(jnp.finfo(dtype).eps) for dtype in inexact)  # type: ignore[no-untyped-call]
-
-    def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
-        """Return bytes."""
-        return {name: int(_array(layer, name).dtype.itemsize) for name in names}
-
-    def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
-        """Round through the dtype of each array."""
-        return {
-            name: to_double(_like(_array(layer, name), value)) for name, value in values.items()
-        }
+    def like(self, arrays: Mapping[str, Any], values: Mapping[str, HostArray]) -> dict[str, Any]:
+        """Return arrays of JAX, rounded once on the host."""
+        return {name: jnp.asarray(_like(arrays[name], value)) for name, value in values.items()}
 
     def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
         """Raise `OptimizerStateError` for an optimizer in place of its state, or an iterator.
@@ -281,7 +268,7 @@ def _child(node: Any, key: Any) -> Any:
 
 def _like(array: Any, value: HostArray) -> HostArray:
     """The values in the dtype of an array, on the host; of a real array the real part."""
-    dtype = to_host(array).dtype
+    dtype = array.dtype
     if np.iscomplexobj(value) and not np.issubdtype(dtype, np.complexfloating):
         value = value.real
     return np.asarray(value, dtype=dtype)
@@ -294,10 +281,7 @@ def _written(change: LayerChange) -> Any:
     which an optimizer state shares: they stay as they are.
     """
     layer = change.handle.layer
-    new: dict[str, Any] = {
-        name: jnp.asarray(_like(_array(layer, name), value))
-        for name, value in change.values.items()
-    }
+    new: dict[str, Any] = change.handle.framework.like(change.handle.arrays, change.values)
     if isinstance(layer, dict):
         copied = copy.copy(layer)
         copied.update(new)

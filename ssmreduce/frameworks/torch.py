@@ -28,14 +28,9 @@ from ssmreduce.frameworks import (
     torch_sharing,
     torch_snapshot,
 )
-from ssmreduce.frameworks.framework import (
-    Framework,
-    LayerChange,
-    LayerHandle,
-    NamedTrees,
-    Path,
-    StateDicts,
-)
+from ssmreduce.frameworks.framework import Framework
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
+from ssmreduce.frameworks.saved import NamedTrees, StateDicts
 from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, tensors_like
 from ssmreduce.frameworks.torch_attributes import dependents
 from ssmreduce.frameworks.transaction import Entries, Prepared, commit
@@ -59,11 +54,21 @@ class TorchFramework(Framework, StateDicts):
 
     def array_axes(self, layer: Any) -> dict[str, int]:
         """Look at parameters and buffers, its own and those of modules in it, ``x_proj.weight`` say."""
-        axes = _own_axes(layer)
-        if not axes:
-            return {}  # a wrapper, in which a layer may be
-        for child, module in layer.named_children():
-            axes |= {f"{child}.{name}": count for name, count in _own_axes(module).items()}
+        axes: dict[str, int] = {}
+        for child, module in (("", layer), *layer.named_children()):
+            own = {
+                name: tensor.ndim
+                for tensors in (module._parameters, module._buffers)
+                for name, tensor in tensors.items()
+                if tensor is not None
+            }
+            if parametrize.is_parametrized(module):
+                # Not the value itself: computing it may change the module, as spectral_norm does.
+                for name, chain in module.parametrizations.items():
+                    own[name] = getattr(chain, "original" if chain.is_tensor else "original0").ndim
+            if module is layer and not own:
+                return {}  # a wrapper, in which a layer may be
+            axes |= {f"{child}.{name}" if child else name: count for name, count in own.items()}
         return axes
 
     def unwrapped(self, layer: Any) -> Any:
@@ -75,24 +80,12 @@ class TorchFramework(Framework, StateDicts):
             layer = children[0]
         return layer
 
-    def read_arrays(self, layer: Any, names: Sequence[str]) -> dict[str, HostArray]:
-        """Return tensors at double precision on the host."""
-        return host_arrays({name: attrgetter(name)(layer) for name in names})
+    def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
+        """Return tensors, of modules inside too."""
+        return {name: attrgetter(name)(layer) for name in names}
 
-    def precision(self, layer: Any, names: Sequence[str]) -> float:
-        """Return the largest eps."""
-        dtypes = [attrgetter(name)(layer).dtype for name in names]
-        inexact = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
-        return max(float(torch.finfo(dtype).eps) for dtype in inexact)
-
-    def item_sizes(self, layer: Any, names: Sequence[str]) -> dict[str, int]:
-        """Return bytes."""
-        return {name: int(attrgetter(name)(layer).element_size()) for name in names}
-
-    def rounded(self, layer: Any, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
-        """Round through the dtype of each tensor."""
-        tensors = {name: attrgetter(name)(layer) for name in values}
-        return host_arrays(tensors_like(tensors, values))
+    on_host = staticmethod(host_arrays)
+    like = staticmethod(tensors_like)
 
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether they hold the same parameters."""
@@ -216,18 +209,3 @@ def _new_tensors(changes: Sequence[LayerChange]) -> list[tuple[Any, Any]]:
         old = {name: attrgetter(name)(change.handle.layer) for name in change.values}
         pairs += zip(old.values(), tensors_like(old, change.values).values(), strict=True)
     return pairs
-
-
-def _own_axes(module: Any) -> dict[str, int]:
-    """Numbers of axes of the parameters and buffers that a module holds itself."""
-    axes = {
-        name: tensor.ndim
-        for tensors in (module._parameters, module._buffers)
-        for name, tensor in tensors.items()
-        if tensor is not None
-    }
-    if parametrize.is_parametrized(module):
-        # Not the value itself: computing it may change the module, as spectral_norm does.
-        for name, chain in module.parametrizations.items():
-            axes[name] = getattr(chain, "original" if chain.is_tensor else "original0").ndim
-    return axes

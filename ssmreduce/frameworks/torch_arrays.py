@@ -45,7 +45,7 @@ def sharded_like(tensor: Any, full: Any) -> Any:
     return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
-def host_arrays(tensors: Mapping[K, Any]) -> dict[K, HostArray]:
+def host_arrays(arrays: Mapping[K, Any]) -> dict[K, HostArray]:
     """Return tensors at double precision on the host.
 
     Raises
@@ -54,8 +54,8 @@ def host_arrays(tensors: Mapping[K, Any]) -> dict[K, HostArray]:
         If this process holds a part of one only, or it holds no numbers.
     """
     sharded = sharded_type()
-    arrays = {}
-    for key, tensor in tensors.items():
+    read = {}
+    for key, tensor in arrays.items():
         if tensor.is_meta:
             raise UnsupportedLayerError(
                 'the layer is on the device "meta", without numbers; expected weights. Load them with '
@@ -68,21 +68,21 @@ def host_arrays(tensors: Mapping[K, Any]) -> dict[K, HostArray]:
                 "fully_shard."
             )
         double = torch.complex128 if tensor.is_complex() else torch.float64
-        arrays[key] = np.array(tensor.detach().to("cpu", double).resolve_conj().numpy())
-    return arrays
+        read[key] = np.array(tensor.detach().to("cpu", double).resolve_conj().numpy())
+    return read
 
 
 def tensors_like(
-    tensors: Mapping[K, Any], values: Mapping[K, HostArray], *, in_shards: bool = False
+    arrays: Mapping[K, Any], values: Mapping[K, HostArray], *, in_shards: bool = False
 ) -> dict[K, Any]:
-    """New tensors with the values of `values`, each in the dtype and on the device of that in `tensors`.
+    """New tensors with the values of `values`, each in the dtype and on the device of that in `arrays`.
 
     With `in_shards` of one like a tensor that is sharded the part that is this rank's.
     """
     sharded = sharded_type()
     made = {}
     for key, value in values.items():
-        tensor = tensors[key]
+        tensor = arrays[key]
         value = value if tensor.is_complex() else value.real
         new = torch.from_numpy(np.array(value, order="C")).to(tensor.device, tensor.dtype)
         made[key] = sharded_like(tensor, new) if in_shards and isinstance(tensor, sharded) else new

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ssmreduce.errors import ShapeError
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.transaction import Assignment
 
 

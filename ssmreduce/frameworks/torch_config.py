@@ -21,7 +21,7 @@ from typing import Any
 
 from ssmreduce import _checks
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import replaced
 from ssmreduce.frameworks.torch_attributes import dependents, ones, ones_like
 from ssmreduce.frameworks.transaction import Step, commit
@@ -147,16 +147,13 @@ def _places(model: Any, handles: Sequence[LayerHandle]) -> list[_Place]:
     names = {
         id(part): (owner, plain_name(name))
         for owner in model.modules()  # the innermost comes last
-        if isinstance(owner, stock) or isinstance(_ssm_cfg(owner), dict)
+        if isinstance(owner, stock)
+        # What mamba_ssm builds all layers of a language model by.
+        or isinstance(getattr(vars(owner).get("config"), "ssm_cfg", None), dict)
         for name, part in owner.named_modules()
     }
     places = [_Place(*names[id(each.layer)], each) for each in handles if id(each.layer) in names]
     return [each for each in places if each.common or isinstance(each.owner, stock)]
-
-
-def _ssm_cfg(module: Any) -> Any:
-    """What ``mamba_ssm`` builds all layers of a language model by."""
-    return getattr(vars(module).get("config"), "ssm_cfg", None)
 
 
 def _has_size(config: Any, field: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._C import _functorch
 
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.recording import SAME_LOSS
 from ssmreduce.frameworks.torch_recording import NamedTuple, evaluated, record
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.torch_arrays import whole
 
 Name = tuple[str, ...]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS, pairs_of
 from ssmreduce.frameworks.torch_recording import untouched
 

@@ -11,7 +11,7 @@ import torch
 from ssmreduce import _checks
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OptimizerStateError
-from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments
 from ssmreduce.frameworks.torch_arrays import (
     host_arrays,

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import type_name
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.recording import Recorded
 
 

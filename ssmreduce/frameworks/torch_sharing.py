@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from ssmreduce._checks import type_name
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.torch_arrays import sharded_type
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from ssmreduce.errors import ShapeError
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle, Snapshot
+from ssmreduce.frameworks.framework import Snapshot
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import replaced, sharded_like, whole
 from ssmreduce.frameworks.torch_attributes import assigned, attribute, dependents
 from ssmreduce.frameworks.torch_config import size_steps

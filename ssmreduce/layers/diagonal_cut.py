@@ -14,10 +14,10 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NoConvergenceError, SSMReduceError, UnstableSystemError
-from ssmreduce.gramians.batch import map_parts, map_systems
+from ssmreduce.gramians.batch import map_parts
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced import BalancedSystems
-from ssmreduce.reduction.balanced_diagonal import balanced_system, balanced_systems
+from ssmreduce.reduction.balanced_diagonal import balanced_systems
 from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
@@ -50,19 +50,27 @@ class LayerBalancing(Protocol):
 
 def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
     """Balance the systems that a layer runs."""
+    system = system.to_host()
+    parts = balanced_parts(system, horizon, _ADVICE)
     if isinstance(system, StateSpace):
-        return _DenseLayer(system, horizon)
-    host = system.to_host()
-    check_states_decay(host, horizon, _ADVICE)
-    systems = BalancedSystems(host, balanced_systems(host, horizon))
+        return _DenseLayer(system, parts)
+    systems = BalancedSystems(system, parts)
     systems.warn_if_badly_scaled()
     return systems
 
 
-def check_states_decay(system: DiagonalStateSpace, horizon: int | None, advice: str) -> None:
-    """Raise `UnstableSystemError` where there is no horizon and a state of a layer does not decay."""
-    if horizon is None and not system.is_stable().all():
-        raise _does_not_decay(system, advice)
+def balanced_parts(system: System, horizon: int | None, advice: str) -> list[BalancedSystem]:
+    """Balance every system of a layer.
+
+    Raises
+    ------
+    UnstableSystemError
+        If there is no horizon and a state does not decay; `advice` says how to pass one.
+    """
+    try:
+        return balanced_systems(system, horizon)
+    except UnstableSystemError as error:
+        raise _does_not_decay(system, advice) from error
 
 
 def _does_not_decay(system: System, advice: str) -> UnstableSystemError:
@@ -82,12 +90,8 @@ def _does_not_decay(system: System, advice: str) -> UnstableSystemError:
 class _DenseLayer:
     """Dense systems of a layer, cut to diagonal ones."""
 
-    def __init__(self, system: StateSpace, horizon: int | None) -> None:
-        self._system = system
-        try:
-            self._parts = map_systems(system, lambda single: balanced_system(single, horizon))
-        except UnstableSystemError as error:
-            raise _does_not_decay(system.to_host(), _ADVICE) from error
+    def __init__(self, system: StateSpace, parts: list[BalancedSystem]) -> None:
+        self._system, self._parts = system, parts
 
     def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
         """Cut each system; with `common_order` to the largest order that one of them takes."""

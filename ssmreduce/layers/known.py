@@ -134,15 +134,23 @@ def kind_of(
     return None
 
 
-def said_kind(kind: object) -> Layer | type[Layer] | None:
+def said_kind(kind: object, *, side_by_side: bool = False) -> Layer | type[Layer] | None:
     """Return what `kind` says: an instance itself, or the class of that name.
 
     Raises
     ------
     UnsupportedLayerError
-        If it is neither.
+        If it is neither, or has weights in modules inside, where all arrays of a layer are `side_by_side`.
     """
-    if kind is None or isinstance(kind, Layer):
+    if kind is None:
+        return None
+    if isinstance(kind, Layer):
+        inside = [name for name in kind.names() if "." in name]
+        if inside and side_by_side:
+            raise UnsupportedLayerError(
+                f"`kind` is {kind!r}, which has `{inside[0]}` in a module inside of the layer; expected a "
+                "kind whose arrays are next to each other. Load them into the PyTorch model, and pass that."
+            )
         return kind
     if isinstance(kind, str) and kind in KINDS:
         return KINDS[kind]

@@ -1,6 +1,6 @@
-"""`Layer`: what the weights of one kind of layer mean, and how they get smaller; `LayerCut`: what follows.
+"""`Layer`: what the weights of one kind of layer mean, and how they get smaller.
 
-Both are framework-free: weights are host arrays by name, at double precision. What a framework knows of
+It is framework-free: weights are host arrays by name, at double precision. What a framework knows of
 them (how they are rounded when they are stored) comes in as a `WeightStorage`.
 """
 
@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import array_api_compat
-import numpy as np
-
 from ssmreduce._array_libraries import Array, HostArray
-from ssmreduce._checks import floating_arrays, numeric_array, type_name
+from ssmreduce._checks import floating_arrays, type_name
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData, output
+from ssmreduce.layers.cut import Candidates, LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.order import OrderRule
-from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import System
 
 Weights = Mapping[str, Array]
@@ -332,221 +328,23 @@ class Layer(ABC):
         return self is other or (type(self) is type(other) and vars(self) == vars(other))
 
 
-@dataclass(frozen=True, eq=False)
-class LayerCut(ABC):
-    """A decision about one layer, and all that follows from it.
-
-    Attributes
-    ----------
-    kind : Layer
-        What the weights mean.
-    reduction : Reduction or None
-        The systems before and after, the latter as read back from the new weights; None for a layer
-        that runs no one system.
-    measured_error : float or None
-        What the error of the written layer is at least; None without systems.
-    weights, new_weights : dict of arrays
-        Weights before and after.
-    output_error : float or None
-        Root of the mean squared error of its outputs over their mean square, feedthrough apart, on
-        data that nothing was fitted to; None where no data are known.
-    passed_over : str
-        Why the layer cannot hold the cut of the order that was asked for, where this one is of a
-        lower order; else empty.
-
-    Notes
-    -----
-    Arguments that methods share:
-
-    moments : dict of arrays
-        Moments of an optimizer by the name of their weight, in its shape.
-    squared : bool
-        Whether they are second moments, of squared gradients.
-    storage : WeightStorage
-        How the layer rounds its weights.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from ssmreduce import reduce_layer
-    >>> from ssmreduce.demo.lru import LRU
-    >>> cut = reduce_layer(LRU(16, 4, rng=np.random.default_rng(0)), 6).cut
-    >>> cut.old_order, cut.new_order, cut.without_image
-    (16, 6, ('nu_log', 'theta_log', 'gamma_log'))
-    >>> moments = {name: np.zeros(value.shape) for name, value in cut.weights.items()}
-    >>> cut.carry(moments, squared=False)["B_re"].shape
-    (6, 4)
-    """
-
-    kind: Layer
-    reduction: Reduction | None
-    measured_error: float | None
-    weights: dict[str, HostArray]
-    new_weights: dict[str, HostArray]
-    _: KW_ONLY
-    output_error: float | None = None
-    passed_over: str = ""
-
-    @cached_property
-    def old_order(self) -> int:
-        """Stored states before, of each channel where they run apart."""
-        return self.kind.order(self.weights)
-
-    @cached_property
-    def new_order(self) -> int:
-        """Stored states after."""
-        return self.kind.order(self.new_weights)
-
-    @property
-    def error_bound(self) -> float | None:
-        """Bound on the H-infinity error of the layer before rounding; None where there is none."""
-        bound = None if self.reduction is None else self.reduction.error_bound
-        return None if bound is None else self.kind.error_factor * float(np.max(bound))
-
-    @cached_property
-    def changed(self) -> tuple[str, ...]:
-        """Names of the weights with a new shape."""
-        return tuple(
-            name for name, new in self.new_weights.items() if new.shape != self.weights[name].shape
-        )
-
-    @property
-    @abstractmethod
-    def scores(self) -> HostArray:
-        """What the states were ranked by, descending."""
-
-    @property
-    def scores_name(self) -> str:
-        """What `scores` are, as pictures call them."""
-        return self.kind.scores_name
-
-    @property
-    @abstractmethod
-    def without_image(self) -> tuple[str, ...]:
-        """Names of weights whose moments have no image in the new states."""
-
-    @abstractmethod
-    def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
-        """Map moments of all weights to those of the new weights."""
-
-    @abstractmethod
-    def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> LayerCut:
-        """Return the same cut of a copy of the layer, in the same coordinates.
-
-        Parameters
-        ----------
-        weights : dict of arrays
-            Weights of the copy.
-        storage : WeightStorage
-            How the copy rounds them.
-
-        Returns
-        -------
-        LayerCut
-            Of the same order.
-
-        Raises
-        ------
-        SSMReduceError
-            If the copy is too far from the layer.
-        """
-
-    @property
-    @abstractmethod
-    def state_shape(self) -> tuple[int, ...]:
-        """Shape of the hidden state before."""
-
-    @abstractmethod
-    def state_maps(self) -> tuple[HostArray, HostArray]:
-        """Return M₁ and M₂, shape (..., r, n): a state h goes on as M₁ h + M₂ conj(h)."""
-
-    def reduce_state(self, state: Array) -> Array:
-        """Return the hidden state with which a stream continues after the cut; see
-        `LayerReduction.reduce_state`.
-
-        Parameters
-        ----------
-        state : (..., n) complex array
-            State before the cut, with any leading axes; its last axes are `state_shape`.
-
-        Returns
-        -------
-        (..., r) array
-            M₁ h + M₂ conj(h), with the matrices of `state_maps`; `state` itself if nothing was cut.
-
-        Raises
-        ------
-        ShapeError
-            If the last axes do not fit, or `state` is not complex.
-        """
-        state = numeric_array(state, "state", 0)
-        xp = array_api_compat.array_namespace(state)
-        expected = self.state_shape
-        if tuple(state.shape[-len(expected) :]) != expected or not xp.isdtype(
-            state.dtype, "complex floating"
-        ):
-            raise ShapeError(
-                f"`state` has shape {tuple(state.shape)} and dtype {state.dtype}; expected a complex "
-                f"array whose last axes are {expected}, the states before the cut. Pass the state as "
-                "the layer returned it; join real and imaginary parts first if they are apart."
-            )
-        if self.new_order == self.old_order:
-            return state
-        device = array_api_compat.device(state)
-        direct, conjugate = (
-            xp.asarray(matrix, dtype=state.dtype, device=device) for matrix in self.state_maps()
-        )
-        column = state[..., None]
-        return (direct @ column + conjugate @ xp.conj(column))[..., 0]
-
-
-@dataclass(frozen=True, eq=False)
-class SystemCut(LayerCut):
-    """A cut of a layer that runs a system."""
-
-    reduction: Reduction
-    measured_error: float
-
-    @property
-    def scores_name(self) -> str:
-        """What `scores` are: those of a cut by data may be others than those of the layer."""
-        return self.reduction.values_name
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Cuts of one layer to one order.
-
-    Attributes
-    ----------
-    white : LayerCut or None
-        The one without data, the only one that may have a bound; None where it cannot be made.
-    cuts : dict of str to LayerCut
-        Those to choose from, by method, as `CutOptions` names them.
-    """
-
-    white: LayerCut | None
-    cuts: dict[str, LayerCut]
-
-
 class PlainArrays:
     """Base of what holds arrays by name alone, with no attributes that say what they are."""
 
 
+@dataclass(eq=False)
 class HasArrays:
     """What a kind of layer may ask about the arrays of an object: their names and numbers of axes."""
 
-    def __init__(self, axes: Mapping[str, int]) -> None:
-        self._axes = axes
+    axes: Mapping[str, int]
 
     def __call__(self, *names: str, **axes: int) -> bool:
         """Tell whether there is an array under each name, with so many axes where told."""
-        found = self._axes
-        return found.keys() >= {*names, *axes} and axes.items() <= found.items()
+        return self.axes.keys() >= {*names, *axes} and axes.items() <= self.axes.items()
 
     def unstacked(self) -> HasArrays:
         """The same of one layer, where each array is a stack of those of several."""
-        return HasArrays({name: count - 1 for name, count in self._axes.items() if count})
+        return HasArrays({name: count - 1 for name, count in self.axes.items() if count})
 
 
 def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: str = "") -> None:

@@ -105,7 +105,7 @@ class _Asked(HasArrays):
         """Tell, and note."""
         met = super().__call__(*names, **axes)
         wanted = {*names, *axes}
-        missing = sorted(wanted - self._axes.keys())
+        missing = sorted(wanted - self.axes.keys())
         share = 1.0 - len(missing) / len(wanted)
         if len(wanted) > 1 and (share, not met) > (self.share, self._failed):
             self.share, self._failed = share, not met
@@ -116,7 +116,7 @@ class _Asked(HasArrays):
         if missing:
             return f"it lacks {', '.join(f'`{name}`' for name in missing)}"
         for name, count in axes.items():
-            found = self._axes[name]
+            found = self.axes[name]
             if found != count:
                 return f"`{name}` has {found} {'axis' if found == 1 else 'axes'} instead of {count}"
         return "it has the arrays, but nothing says which variant they are"

@@ -19,14 +19,14 @@ from ssmreduce._checks import exact, type_name
 from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.hankel import rank_tolerance
-from ssmreduce.layers.diagonal_cut import balanced_layer, check_states_decay
-from ssmreduce.layers.layer import Candidates, Layer, Weights, WeightStorage
+from ssmreduce.layers.cut import Candidates
+from ssmreduce.layers.diagonal_cut import balanced_layer, balanced_parts
+from ssmreduce.layers.layer import Layer, Weights, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_data import DataPlan, data_balancing
 from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.read_back import OWN_POLES
-from ssmreduce.reduction.balanced_diagonal import balanced_systems
 from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
@@ -236,11 +236,7 @@ class LTILayer(Layer):
     def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
         """Return the Hankel singular values and the diagonal of T Σ Wᴴ, of each system."""
         system = self.read(weights)
-        if isinstance(system, DiagonalStateSpace):
-            check_states_decay(
-                system.to_host(), horizon, "Pass HankelTrace(every, horizon=length)."
-            )
-        parts = balanced_systems(system, horizon)
+        parts = balanced_parts(system, horizon, "Pass HankelTrace(every, horizon=length).")
         hsv = np.stack([part.hsv for part in parts])
         shares = np.stack([_shares(part, system.order) for part in parts])
         batch = system.batch_shape

@@ -77,10 +77,7 @@ def stored_together(
 
 def _copied_part(part: Reduction, system: System, kind: LTILayer, change: HostArray) -> Reduction:
     """Project one system as another one was, and diagonalise it alike."""
-    W, T, slot_map = part.left, part.right, part.slot_map
-    assert W is not None
-    assert T is not None
-    assert slot_map is not None
+    W, T, slot_map = part.projection
     if isinstance(system, DiagonalStateSpace):
         A, C = real_state(system.to_host().eigenvalues), real_output(system.to_host().C)
     else:

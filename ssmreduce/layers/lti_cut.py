@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.layers.layer import SystemCut, WeightStorage
+from ssmreduce.layers.cut import SystemCut
+from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_copies import copied_parts, stored_together
 from ssmreduce.layers.lti_moments import carry, moment_maps
 from ssmreduce.layers.read_back import check_read_back
@@ -63,7 +64,7 @@ class LTICut(SystemCut):
         else:
             reduction = replace(parts[0], original=system)
         written = as_written(reduction, read_back)
-        worst = max(float(part.quick_error()) for part in written.parts or (written,))
+        worst = max(float(part.measured()) for part in written.parts or (written,))
         return LTICut(kind, written, kind.error_factor * worst, weights, new)
 
     @property

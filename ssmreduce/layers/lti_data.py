@@ -41,8 +41,9 @@ from ssmreduce.gramians.sequences import (
     state_moment,
 )
 from ssmreduce.hankel import balance_between
+from ssmreduce.layers.cut import Candidates, LayerCut
 from ssmreduce.layers.diagonal_cut import diagonal_cut
-from ssmreduce.layers.layer import Candidates, LayerCut, WeightStorage
+from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_modes import SelectedModes
 from ssmreduce.layers.lti_plan import LTIPlan

@@ -84,10 +84,7 @@ def moment_maps(cut: LTICut) -> list[tuple[HostArray, HostArray]]:
     parts = cut.reduction.parts or (cut.reduction,)
     maps = []
     for part, at in zip(parts, np.ndindex(factors[0].shape[:-1]), strict=True):
-        slot_map, left, right = part.slot_map, part.left, part.right
-        assert slot_map is not None
-        assert left is not None
-        assert right is not None
+        left, right, slot_map = part.projection
         old_s, old_t, new_s, new_t = (factor[at] for factor in factors)
         vectors, inverse = stored_basis(part, kind)
         weight = np.where(slot_map.is_pair, 2.0, 1.0)[:, None]

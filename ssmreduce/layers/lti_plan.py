@@ -74,7 +74,7 @@ class LTIPlan:
 
     def _nearest(self, reduction: Reduction, first: int) -> LTICut:
         """The first written layer that keeps its bound, from `reduction` to `first` states downwards."""
-        failure: SSMReduceError | None = None
+        failures: list[SSMReduceError] = []
         limits: Sequence[int] = range(first, 0, -self._options.multiple_of)[: 1 + _NEARBY_ORDERS]
         if self._options.power_of_two:
             limits = [each for each in (first, self._options.rounded_down(first - 1)) if each]
@@ -85,7 +85,7 @@ class LTIPlan:
                 candidate = reduction if limit == first else self.reduced(limit)[0]
                 outcome, keeps_bound = self.written(candidate)
             except SSMReduceError as error:
-                failure = failure or error
+                failures.append(error)
                 continue
             # A tolerance that was asked for is one for the layer as it would be written.
             if isinstance(self._order, ErrorBound):
@@ -93,14 +93,13 @@ class LTIPlan:
                 worst = np.argmax(hsv[..., 0])
                 self._order.check(hsv.reshape(-1, hsv.shape[-1])[worst], outcome.measured_error)
             if keeps_bound:
-                return replace(outcome, passed_over=str(failure or ""))
-            failure = failure or self._too_coarse(outcome)
-        assert failure is not None
-        raise failure
+                return replace(outcome, passed_over=str(failures[0]) if failures else "")
+            failures.append(self._too_coarse(outcome))
+        raise failures[0]
 
     def _too_coarse(self, outcome: LTICut) -> UnreachableToleranceError:
         parts = outcome.reduction.parts or (outcome.reduction,)
-        errors = [self._kind.error_factor * float(part.quick_error()) for part in parts]
+        errors = [self._kind.error_factor * float(part.measured()) for part in parts]
         bounds = [self._kind.error_factor * float(part.error_bound or 0.0) for part in parts]
         worst = int(np.argmax(np.subtract(errors, bounds)))
         return UnreachableToleranceError(
@@ -114,7 +113,7 @@ class LTIPlan:
         """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
         whole, _ = self.reduced(self._old_order)
         parts = whole.parts or (whole,)
-        gain = self._kind.error_factor * max(float(to_nothing(x).quick_error()) for x in parts)
+        gain = self._kind.error_factor * max(float(to_nothing(x).measured()) for x in parts)
         if not np.any(whole.hsv):
             self.reduced(1)  # refuses
         best = smallest(
@@ -171,7 +170,7 @@ class LTIPlan:
             )
         written = as_written(reduction, read_back)
         parts = written.parts or (written,)
-        errors = [float(part.quick_error()) for part in parts]
+        errors = [float(part.measured()) for part in parts]
         keeps = True
         for part, error in zip(parts, errors, strict=True):
             if part.error_bound is not None:

@@ -90,7 +90,7 @@ class LTISelection(LTICut):
             horizon=whole.horizon,
             method="selection with refit",
         )
-        error = kind.error_factor * float(np.max(reduction.quick_error()))
+        error = kind.error_factor * float(np.max(reduction.measured()))
         return cls(
             kind,
             reduction,

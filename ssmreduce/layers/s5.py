@@ -125,17 +125,15 @@ class S5(LTILayer):
         steps = steps_of_decay(-self._discretisation.poles(logarithms, 1.0).real, *old)
         # A number of single precision: weights of that dtype hold the very step that Λ is made for.
         log_step = np.log(steps).astype(np.float32).astype(np.float64)
-        return self._poles_at(logarithms, log_step)
+        poles = self._discretisation.poles(logarithms, np.exp(log_step))
+        return {"Lambda": poles, "log_step": log_step}
 
     def copied_pole_weights(
         self, logarithms: HostArray, weights: Weights, model: Weights
     ) -> dict[str, HostArray]:
         """Return Lambda for the steps of the model, and these."""
-        return self._poles_at(logarithms, model["log_step"])
-
-    def _poles_at(self, logarithms: HostArray, log_step: HostArray) -> dict[str, HostArray]:
-        poles = self._discretisation.poles(logarithms, np.exp(log_step))
-        return {"Lambda": poles, "log_step": log_step}
+        poles = self._discretisation.poles(logarithms, np.exp(model["log_step"]))
+        return {"Lambda": poles, "log_step": model["log_step"]}
 
     def matrices(self, weights: Weights) -> tuple[HostArray, HostArray]:
         """Return B and C, the two directions of C one below the other."""

@@ -14,7 +14,8 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OrderError, SSMReduceError, UnreachableToleranceError
-from ssmreduce.layers.layer import Layer, SystemCut, Weights, WeightStorage
+from ssmreduce.layers.cut import SystemCut
+from ssmreduce.layers.layer import Layer, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.measured_order import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
@@ -164,7 +165,7 @@ class _Plan:
     def _smallest(self, rule: MeasuredError) -> SelectionCut:
         """The smallest one that a bisection finds within the tolerance."""
         whole = self._kept(self._old_order)
-        gain = self._kind.error_factor * float(to_nothing(whole.reduction).quick_error())
+        gain = self._kind.error_factor * float(to_nothing(whole.reduction).measured())
         best = smallest(
             1,
             self._options.count(self._old_order),
@@ -206,7 +207,7 @@ class _Plan:
             method="selection with refit",
             scores=np.sort(self._scores)[::-1],
         )
-        error = 0.0 if unchanged else self._kind.error_factor * float(reduction.quick_error())
+        error = 0.0 if unchanged else self._kind.error_factor * float(reduction.measured())
         return SelectionCut(self._kind, reduction, error, self._weights, new, kept)
 
 
@@ -243,8 +244,7 @@ class SelectionCut(SystemCut):
     @property
     def scores(self) -> HostArray:
         """What each state adds to the output, descending."""
-        assert self.reduction.scores is not None
-        return self.reduction.scores
+        return self.reduction.ranked_by
 
     @property
     def without_image(self) -> tuple[str, ...]:

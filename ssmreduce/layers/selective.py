@@ -26,7 +26,8 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.gramians.sequences import LayerData
-from ssmreduce.layers.layer import Candidates, Layer, LayerCut, Weights, WeightStorage
+from ssmreduce.layers.cut import Candidates, LayerCut
+from ssmreduce.layers.layer import Layer, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions, Method
 from ssmreduce.reduction.measured_order import smallest
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 def stored_basis(part: Reduction, kind: LTILayer) -> tuple[HostArray, HostArray]:
     """Return V, shape (R, r), and S, shape (r, R), of one system, for states as the layer stores them."""
-    slot_map, left = part.slot_map, part.left
-    assert slot_map is not None
-    assert left is not None
+    left, _, slot_map = part.projection
     vectors, inverse = slot_map.vectors, slot_map.inverse
     scale = kind.state_scale(inverse @ (adjoint(left) @ real_input_matrix(part.original)))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -46,9 +44,8 @@ def state_maps(reduction: Reduction, kind: LTILayer, order: int) -> tuple[HostAr
     parts = reduction.parts or (reduction,)
     maps = []
     for part in parts:
-        assert part.left is not None
         _, inverse = stored_basis(part, kind)
-        real, imag = np.split(inverse @ adjoint(part.left), 2, axis=1)
+        real, imag = np.split(inverse @ adjoint(part.projection.left), 2, axis=1)
         pad = ((0, order - len(real)), (0, 0))
         maps.append([np.pad(0.5 * (real + sign * 1j * imag), pad) for sign in (-1.0, 1.0)])
     batch = reduction.original.batch_shape

@@ -11,7 +11,8 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce.errors import ShapeError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle, StateDicts
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle
+from ssmreduce.frameworks.saved import StateDicts
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import find_layers, search
 

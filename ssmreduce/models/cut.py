@@ -13,9 +13,10 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import SSMReduceError
-from ssmreduce.frameworks.framework import Framework, LayerChange, LayerHandle, Path
+from ssmreduce.frameworks.framework import Framework
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.transaction import Prepared, Step, commit
-from ssmreduce.layers.layer import LayerCut
+from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.followers import counterparts, followed
 from ssmreduce.models.optimizer_state import reduced_gradients, reduced_moments

@@ -15,14 +15,15 @@ from functools import partial
 import numpy as np
 
 from ssmreduce.errors import CalibrationWarning, OrderError, SSMReduceError
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.gramians.sequences import LayerData
-from ssmreduce.layers.layer import Candidates, LayerCut
+from ssmreduce.layers.cut import Candidates, LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
+from ssmreduce.models.choice import Choice
 from ssmreduce.models.held_out import cut_copy
 from ssmreduce.models.layer_records import LayerRecord
-from ssmreduce.models.report import Choice, LayerReduction
+from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.runs import HeldOutLoss, Runs
 from ssmreduce.models.search import Layers
 from ssmreduce.reduction.order import OrderRule

@@ -7,8 +7,8 @@ from typing import Any
 
 from ssmreduce._checks import type_name
 from ssmreduce.errors import ShapeError, SSMReduceError
-from ssmreduce.frameworks.framework import LayerHandle, Path
-from ssmreduce.layers.layer import LayerCut
+from ssmreduce.frameworks.handle import LayerHandle, Path
+from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import plain_name
 from ssmreduce.models.search import first_of_same
 

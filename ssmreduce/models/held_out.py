@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from ssmreduce._array_routes import warn_caller
 from ssmreduce.errors import CalibrationWarning, CutRefusedError, NonFiniteError
-from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.transaction import commit
-from ssmreduce.layers.layer import LayerCut
+from ssmreduce.layers.cut import LayerCut
 from ssmreduce.models.calibration import Calibration
+from ssmreduce.models.choice import LossAtCut
 from ssmreduce.models.cut import Results, changes_of, really_cut
-from ssmreduce.models.report import LayerReduction, LossAtCut
+from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.runs import HeldOutLoss
 from ssmreduce.models.search import Layers
 

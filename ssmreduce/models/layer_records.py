@@ -9,7 +9,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.gramians.sequences import LayerData, Sequences
 
 _EACH = 4

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.recording import Recorded
 
 

@@ -23,8 +23,9 @@ from ssmreduce.errors import (
     SSMReduceError,
     UnstableSystemError,
 )
-from ssmreduce.frameworks.framework import LayerHandle, Path
-from ssmreduce.layers.layer import LayerCut, WeightStorage
+from ssmreduce.frameworks.handle import LayerHandle, Path
+from ssmreduce.layers.cut import LayerCut
+from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import as_written
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import Results, really_cut
@@ -78,7 +79,7 @@ class MatchedCut(LayerCut):
             method=f"{old.method}, outputs matched",
         )
         written = as_written(reduction, system)
-        worst = max(float(np.max(part.quick_error())) for part in written.parts or (written,))
+        worst = max(float(np.max(part.measured())) for part in written.parts or (written,))
         return cls(kind, written, kind.error_factor * worst, cut.weights, new_weights, cut)
 
     @property

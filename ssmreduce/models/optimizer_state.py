@@ -14,10 +14,10 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NonFiniteError, OptimizerStateError
-from ssmreduce.frameworks.framework import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.moments import Moments as LayerMoments
 from ssmreduce.frameworks.moments import reason_against
-from ssmreduce.layers.layer import LayerCut
+from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import Moments
 
 _FIRST = frozenset(

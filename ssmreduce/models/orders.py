@@ -13,7 +13,8 @@ from ssmreduce.errors import (
     UnstableSystemError,
     UnsupportedLayerError,
 )
-from ssmreduce.frameworks.framework import LayerHandle, listed
+from ssmreduce.frameworks.framework import listed
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.layers.options import CutOptions, names_meant
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.report import LayerReduction

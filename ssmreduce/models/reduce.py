@@ -10,7 +10,7 @@ from typing import Any
 
 from ssmreduce._checks import check_instance
 from ssmreduce.errors import OrderError, SSMReduceError
-from ssmreduce.frameworks.framework import LayerHandle
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration

@@ -12,7 +12,8 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, to_host
 from ssmreduce.errors import NonFiniteError, ShapeError, SSMReduceError, UnsupportedLayerError
-from ssmreduce.frameworks.framework import Framework, LayerHandle
+from ssmreduce.frameworks.framework import Framework
+from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.models.layer_records import PADDED, LayerRecord, cropped, joined
 from ssmreduce.models.masked_steps import without_padding

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from ssmreduce._checks import type_name
 from ssmreduce.errors import OrderError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import Framework, LayerHandle, Path, listed
+from ssmreduce.frameworks.framework import Framework, listed
+from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.mappings import opened
 from ssmreduce.layers.known import ENOUGH, kind_of, said_kind
 from ssmreduce.layers.layer import Layer
@@ -125,7 +126,22 @@ class Layers:
         OrderError
             If a name to exclude, or one that is said to be of a kind, is that of no layer of the model.
         """
-        _check_names(self)
+        names = [*(handle.name for handle in self.handles), *self.refused]
+        kind, exclude = self.options.kind, self.options.exclude
+        for argument, given, advice in (
+            (
+                "kind",
+                kind if isinstance(kind, Mapping) else (),
+                "Look at the names of the arrays there.",
+            ),
+            ("exclude", () if callable(exclude) else exclude, "Leave out what is no layer."),
+        ):
+            unknown = [name for name in given if not names_meant(name, names)]
+            if unknown:
+                raise OrderError(
+                    f"`{argument}` names {listed(unknown)}, but the layers are {listed(names) or 'none'}; "
+                    f"expected some of these. {advice}"
+                )
         refused = self.passed_over
         if refused and not self.options.skip_unsupported:
             name, why = next(iter(refused.items()))
@@ -188,8 +204,9 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
     model = opened(model)
     framework = framework_of(model)
     by_name = options.kind if isinstance(options.kind, Mapping) else {}
-    said = {name: said_kind(kind) for name, kind in by_name.items()}
-    usual = None if by_name else said_kind(options.kind)
+    told = partial(said_kind, side_by_side=framework.side_by_side)
+    said = {name: told(kind) for name, kind in by_name.items()}
+    usual = None if by_name else told(options.kind)
     as_usual: dict[int, Layer | str | None] = {}
 
     def kind_or_reason(candidate: Any, told: Any, least: float = ENOUGH) -> Layer | str | None:
@@ -203,12 +220,12 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
         return own is not None or any(kind_or_reason(candidate, told) for told in said.values())
 
     found = {framework.path_name(path): (path, at) for path, at in framework.find(model, stops)}
-    told = {own: said[name] for name in said for own in names_meant(name, found)}
+    named = {own: said[name] for name in said for own in names_meant(name, found)}
     handles: list[LayerHandle] = []
     refused: dict[str, str] = {}
     for name, (path, layer) in found.items():
         # What is named has to be what it is said to be; what is not, and is like it, may be anything.
-        kind = kind_or_reason(layer, told[name], 0.0) if name in told else as_usual[id(layer)]
+        kind = kind_or_reason(layer, named[name], 0.0) if name in named else as_usual[id(layer)]
         if isinstance(kind, str):
             refused[name] = kind
         elif kind is not None:
@@ -259,23 +276,6 @@ def _most_alike(found: Layers) -> tuple[Path, Likeness]:
 
     near = [(path, asked[-1]) for path, _ in framework.find(found.model, asks)]
     return max(near, key=lambda each: each[1].share, default=((), Likeness(found.model, {})))
-
-
-def _check_names(found: Layers) -> None:
-    options = found.options
-    names = [*(handle.name for handle in found.handles), *found.refused]
-    kinds = options.kind if isinstance(options.kind, Mapping) else ()
-    exclude = () if callable(options.exclude) else options.exclude
-    for argument, given, advice in (
-        ("kind", kinds, "Look at the names of the arrays there."),
-        ("exclude", exclude, "Leave out what is no layer."),
-    ):
-        unknown = [name for name in given if not names_meant(name, names)]
-        if unknown:
-            raise OrderError(
-                f"`{argument}` names {listed(unknown)}, but the layers are {listed(names) or 'none'}; "
-                f"expected some of these. {advice}"
-            )
 
 
 def first_of_same(handles: Sequence[LayerHandle]) -> dict[str, str]:

@@ -10,7 +10,8 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce.errors import OrderError, ShapeError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle, NamedTrees
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle
+from ssmreduce.frameworks.saved import NamedTrees
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.report import ModelReport
 from ssmreduce.models.search import find_layers

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,13 @@ from ssmreduce.errors import (
     UnstableSystemError,
     UnsupportedLayerError,
 )
-from ssmreduce.layers.layer import LayerCut, SystemCut
+from ssmreduce.layers.cut import LayerCut, SystemCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
+from ssmreduce.models.choice import LossAtCut
 from ssmreduce.models.held_out import losses_in
 from ssmreduce.models.reduce import cut_model
-from ssmreduce.models.report import LayerReduction, LossAtCut, ModelReport
+from ssmreduce.models.report import LayerReduction, ModelReport
 from ssmreduce.models.search import find_layers, search
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.reduction.measured_order import to_nothing
@@ -226,18 +228,16 @@ class Sweep:
             If there is none.
         """
         limit = finite_number(relative_error, "relative_error", "0.01 for 1 %")
-        known = [row for row in self.rows if row.relative_error is not None]
-        good = [row for row in known if _relative_error(row) <= limit]
+        known = [(row.relative_error, row) for row in self.rows if row.relative_error is not None]
+        good = [(row.order, error, row) for error, row in known if error <= limit]
         if not good:
-            best = min(known, key=_relative_error, default=None)
-            smallest = (
-                "unknown" if best is None else f"{_relative_error(best):.3g}, at order {best.order}"
-            )
+            error, best = min(known, key=itemgetter(0), default=(np.inf, None))
+            smallest = "unknown" if best is None else f"{error:.3g}, at order {best.order}"
             raise OrderError(
                 f"`relative_error` is {limit:g} but the smallest of the sweep is {smallest}; expected at "
                 "least that. Sweep larger orders."
             )
-        return min(good, key=_order_and_error)
+        return min(good, key=itemgetter(0, 1))[2]
 
     def _table(self) -> list[tuple[str, ...]]:
         filled = {
@@ -458,7 +458,7 @@ def _gains(reduction: Reduction) -> HostArray:
 
 def _gain_of(cut: SystemCut) -> HostArray:
     parts = cut.reduction.parts or (cut.reduction,)
-    gain = max(float(to_nothing(each).quick_error()) for each in parts)
+    gain = max(float(to_nothing(each).measured()) for each in parts)
     return np.asarray(cut.kind.error_factor * gain)
 
 
@@ -496,11 +496,3 @@ def _checked_orders(orders: Any) -> list[int | OrderRule]:
         else positive_count(whole_number(order, "orders", meaning), "orders", meaning)
         for order in found
     ]
-
-
-def _relative_error(row: SweepRow) -> float:
-    return np.inf if row.relative_error is None else row.relative_error
-
-
-def _order_and_error(row: SweepRow) -> tuple[int, float]:
-    return row.order, _relative_error(row)

@@ -7,10 +7,12 @@ from typing import Any
 from ssmreduce._checks import type_name
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.framework import LayerChange, LayerHandle, listed
+from ssmreduce.frameworks.framework import listed
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.mappings import opened
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.known import as_said, kind_of, said_kind, with_arrays
+from ssmreduce.layers.layer import NamedWeights
 from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.lti import LTILayer
 from ssmreduce.layers.read_back import check_read_back
@@ -31,8 +33,9 @@ def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     UnsupportedLayerError
         If it is no known layer, or a variant of one that cannot be reduced.
     """
-    layer, said = opened(layer), said_kind(kind)
+    layer = opened(layer)
     framework = framework_of(layer, "layer")
+    said = said_kind(kind, side_by_side=framework.side_by_side)
     inner = framework.unwrapped(layer)
     axes = framework.array_axes(inner)
     found = kind_of(inner, axes) if said is None else as_said(said, inner, axes)
@@ -90,7 +93,8 @@ def read_system(layer: Any, *, kind: object = None) -> System:
     16
     """
     handle = handle_of(layer, kind)
-    return handle.kind.read(handle.maybe_traced_weights)
+    weights = handle.framework.on_host(handle.arrays)  # those of JAX that are traced as they are
+    return handle.kind.read(NamedWeights(weights))
 
 
 def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None) -> Any:

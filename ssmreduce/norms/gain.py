@@ -61,11 +61,6 @@ class Gain:
             for system in self.systems
         ]
 
-    @property
-    def poles(self) -> list[HostArray]:
-        """Poles of every system."""
-        return [modes.poles for modes in self.modes]
-
     @cached_property
     def searchable(self) -> Gain:
         """The same gain by modes, where dense systems have good ones: cheap, and right to some 1e-9."""

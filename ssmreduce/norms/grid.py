@@ -84,12 +84,8 @@ def peak(gain: Gain, search: Search) -> tuple[float, float]:
         at_infinity = float(gain.exact(np.array([math.inf]))[0])
         if at_infinity > value:
             return at_infinity, math.inf
-    return value, once_around(gain, frequency)
-
-
-def once_around(gain: Gain, frequency: float) -> float:
-    """The same frequency in [-π, π] in discrete time."""
-    return math.remainder(frequency, math.tau) if gain.discrete else frequency
+    # In discrete time the same frequency in [-π, π].
+    return value, math.remainder(frequency, math.tau) if gain.discrete else frequency
 
 
 def refine(
@@ -128,8 +124,8 @@ def frequencies(gain: Gain, count: int) -> HostArray:
     """
     poles = np.concatenate(
         [
-            _sharpest(system, poles, count)
-            for system, poles in zip(gain.systems, gain.poles, strict=True)
+            _sharpest(system, modes.poles, count)
+            for system, modes in zip(gain.systems, gain.modes, strict=True)
         ]
     )
     if gain.discrete:

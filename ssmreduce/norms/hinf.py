@@ -238,12 +238,14 @@ def hinf_difference(
     grid = positive_count(grid, "grid", "the number of frequencies")
     refinements = nonnegative_count(refinements, "refinements", "how often to refine the grid")
     iterations = positive_count(iterations, "iterations", "the steps of a power iteration")
+    check_alike(first, second)
     return largest_difference(first, second, Search(grid, refinements, iterations))
 
 
 def largest_difference(first: System, second: System, search: Search) -> float:
-    """`hinf_difference` of systems on the host."""
-    gain, units = _difference(first, second)
+    """`hinf_difference` of systems on the host that are known to be alike."""
+    (one, two), units = in_units([first, second])
+    gain = Gain((1.0, one), (-1.0, two))
     order = max(first.order, second.order)
     found = on_gainful_threads(order, search.grid, lower_bound, gain, search)
     return units.gain_outside(found[0])
@@ -288,7 +290,9 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     True
     """
     tolerance = _checked_tolerance(tolerance)
-    gain, units = _difference(first, second)
+    check_alike(first, second)
+    (one, two), units = in_units([first, second])
+    gain = Gain((1.0, one), (-1.0, two))
     for system in (first, second):
         check_stable(system)
     joined = _joined(gain)
@@ -329,12 +333,6 @@ def _outside(norm: HinfNorm, units: Units) -> HinfNorm:
     """The same norm in the units of the given systems."""
     lower, upper = (units.gain_outside(float(x)) for x in (norm.lower, norm.upper))
     return HinfNorm(lower, upper, units.frequency_outside(float(norm.frequency)))
-
-
-def _difference(first: System, second: System) -> tuple[Gain, Units]:
-    check_alike(first, second)
-    (one, two), units = in_units([first, second])
-    return Gain((1.0, one), (-1.0, two)), units
 
 
 def _joined(gain: Gain) -> StateSpace:

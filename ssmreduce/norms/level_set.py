@@ -145,7 +145,7 @@ def rounding_of_test(gain: Gain, omega: HostArray) -> float:
 
 
 def _check_resolved(gain: Gain) -> None:
-    poles = np.concatenate(gain.poles)
+    poles = np.concatenate([modes.poles for modes in gain.modes])
     if np.any(np.abs(poles) >= 1.0 if gain.discrete else poles.real >= 0.0):
         raise UnreachableToleranceError(
             "`system` has a pole so close to the stability boundary that it rounds onto it; expected "
@@ -164,7 +164,8 @@ def _anchors(gain: Gain) -> HostArray:
 def _rotation(gain: Gain, anchors: HostArray, gains: HostArray) -> complex:
     """Return w such that -w is far from the poles and the gain there is low; ±1 if possible."""
     points = np.exp(1j * anchors)
-    distance = np.abs(points[:, None] - np.concatenate(gain.poles)).min(axis=1)
+    poles = np.concatenate([modes.poles for modes in gain.modes])
+    distance = np.abs(points[:, None] - poles).min(axis=1)
     score = distance * np.maximum(1.0 - gains**2, np.finfo(np.float64).eps)
     best = int(np.argmax(score))
     if gain.real:

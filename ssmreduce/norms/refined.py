@@ -30,7 +30,7 @@ from ssmreduce.norms.double_double import (
     side_by_side,
 )
 from ssmreduce.norms.gain import Gain, largest_singular_values
-from ssmreduce.norms.grid import Search, frequencies, once_around, peak, refine
+from ssmreduce.norms.grid import Search, frequencies, peak, refine
 from ssmreduce.norms.modes import DenseModes, DiagonalModes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -156,7 +156,7 @@ def lower_bound(gain: Gain, search: Search) -> tuple[float, float]:
     # The search saw rounding: another one without.
     omega = frequencies(gain.searchable, min(search.grid, _GRID))
     lower, frequency = refine(refined.lower, omega, search.refinements)
-    return lower, once_around(gain, frequency)
+    return lower, math.remainder(frequency, math.tau) if gain.discrete else frequency
 
 
 def _agrees(lower: float, plain: float) -> bool:

@@ -9,7 +9,6 @@ another dense system, see `ssmreduce.reduction.dc_matching`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,9 +53,9 @@ def balanced_systems(
     system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> list[BalancedSystem]:
     """Balance every system of a batch, in C order."""
-    if not system.batch_shape:
-        return [balanced_system(system, horizon, weighting)]
     kind = BalancedDense if isinstance(system, StateSpace) else BalancedDiagonal
+    if not system.batch_shape:
+        return [kind(system, horizon, weighting)]
     singles: list[Any] = single_systems(system)
     if system.order == 0:
         return [kind(single, horizon, weighting) for single in singles]
@@ -81,10 +80,6 @@ class BalancedDiagonal(BalancedSystem):
 
     original: DiagonalStateSpace
 
-    @cached_property
-    def _host(self) -> DiagonalStateSpace:
-        return self.original.to_host()
-
     def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
         """Cut to the order that `rule` chooses, or the nearest below that fits and is safe.
 
@@ -102,7 +97,7 @@ class BalancedDiagonal(BalancedSystem):
         if isinstance(rule, FixedOrder):
             limit = rule.order
             wanted = 2 * limit if self.original.real_output else limit
-            if limit >= self._host.eigenvalues.size:
+            if limit >= self.original.order:
                 return None
         else:
             limit = wanted = rule.choose(self.hsv)
@@ -115,7 +110,7 @@ class BalancedDiagonal(BalancedSystem):
 
     def budget_values(self) -> HostArray:
         """Every other Hankel singular value where the output is real: r stored states keep 2r."""
-        return self.hsv[::2] if self._host.real_output else self.hsv
+        return self.hsv[::2] if self.original.real_output else self.hsv
 
     def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
         cut = _DCMatchingCut(self, balancing_free=balancing_free)
@@ -129,7 +124,7 @@ class _DiagonalCut:
 
     def __init__(self, balanced: BalancedDiagonal, *, balancing_free: bool) -> None:
         self._balanced = balanced
-        self._host = balanced._host
+        self._host = balanced.original.to_host()
         self._balancing_free = balancing_free
         self._state: HostArray = np.zeros((0, 0))
 

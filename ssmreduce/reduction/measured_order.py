@@ -30,7 +30,7 @@ def smallest_cut(
     if balanced is None or balanced.original.order == 0:
         return whole
     balanced.check_rank()
-    tolerance = rule.relative * float(to_nothing(balanced.unchanged()).quick_error())
+    tolerance = rule.relative * float(to_nothing(balanced.unchanged()).measured())
 
     def attempt(order: int) -> Reduction | None:
         try:
@@ -39,7 +39,7 @@ def smallest_cut(
             return None
 
     best = smallest(
-        max(part.unstable, 1), n, attempt, lambda found: float(found.quick_error()) <= tolerance
+        max(part.unstable, 1), n, attempt, lambda found: float(found.measured()) <= tolerance
     )
     return whole if best is None else best
 

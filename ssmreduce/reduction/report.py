@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ssmreduce._array_libraries import HostArray, to_double, to_host
 from ssmreduce._array_routes import any_library
 from ssmreduce._checks import flag
 from ssmreduce._display import cell, html_table, short
-from ssmreduce.errors import UnreachableToleranceError
+from ssmreduce.errors import OrderError, UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference
 from ssmreduce.norms.grid import Search
 from ssmreduce.norms.hinf import THOROUGH, largest_difference
@@ -20,6 +20,14 @@ from ssmreduce.systems.transform import SlotMap
 
 _QUICK = Search(24, 4, 3, accuracy=1e-4)
 """How `quick_error` searches: to a tenth, of which rounding and modes are a negligible part."""
+
+
+class Projection(NamedTuple):
+    """From the (real) states of a system to those of its reduction, and to stored ones."""
+
+    left: HostArray
+    right: HostArray
+    slot_map: SlotMap
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,7 +164,7 @@ class Reduction:
         """
         if flag(certified, "certified"):
             return self._certified()
-        return self._measure(THOROUGH)
+        return self.measured(THOROUGH)
 
     @any_library()
     def quick_error(self) -> float | HostArray:
@@ -166,7 +174,7 @@ class Reduction:
         the grid, or where inputs and outputs are both more than 16, since its power iteration is
         short.
         """
-        return self._measure(_QUICK)
+        return self.measured()
 
     def plot(self, *, ax: Any = None) -> HostArray:
         """Draw what was cut and what it changed: values, poles, gain and impulse response.
@@ -205,6 +213,32 @@ class Reduction:
             mask=self.mask if batch else None,
             ax=ax,
         )
+
+    @property
+    def projection(self) -> Projection:
+        """W, T and the map to stored states, of one system that was cut to a diagonal one.
+
+        :meta private:
+
+        Raises
+        ------
+        OrderError
+            If nothing was projected.
+        """
+        if self.left is None or self.right is None or self.slot_map is None:
+            raise OrderError(
+                f"this reduction ({self.method}) projects nothing on stored states; expected one system that "
+                "was cut to a diagonal one. Look at its parts, or at order."
+            )
+        return Projection(self.left, self.right, self.slot_map)
+
+    @property
+    def ranked_by(self) -> HostArray:
+        """The values by which states were ranked: scores, or Hankel singular values.
+
+        :meta private:
+        """
+        return self.hsv if self.scores is None else self.scores
 
     @property
     def values_name(self) -> str:
@@ -253,12 +287,16 @@ class Reduction:
             return 0.0
         return float(certified_difference(self.original, self.system).upper)
 
-    def _measure(self, search: Search) -> float | HostArray:
+    def measured(self, search: Search = _QUICK) -> float | HostArray:
+        """Return what `quick_error` does, or `verify` by another `search`, of systems on the host.
+
+        :meta private:
+        """
         if self.original.batch_shape:
-            errors = [part._measure(search) for part in self._singles()]
+            errors = [part.measured(search) for part in self._singles()]
             return np.asarray(errors).reshape(self.original.batch_shape)
         if self.stable_part is not None:
-            return self.stable_part._measure(search)
+            return self.stable_part.measured(search)
         if self.horizon is not None:
             return finite_horizon_difference(
                 self.original, self.system, self.horizon, iterations=search.iterations

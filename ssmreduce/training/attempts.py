@@ -21,7 +21,6 @@ from ssmreduce.models.cut import (
     make_cut,
     plan_cut,
     together,
-    with_full_layers,
 )
 from ssmreduce.models.held_out import (
     AboveChance,
@@ -38,6 +37,7 @@ from ssmreduce.models.search import Layers, search
 from ssmreduce.models.snapshots import prepared_back, take_all
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.training.books import Books
+from ssmreduce.training.policy import Trial
 
 Turn = Callable[[Books], list[Step]]
 """What puts books in the place of those of the reducer."""
@@ -124,10 +124,9 @@ def warn_if_idle(model: Any, order: OrderRule, options: CutOptions, *, has_data:
     """Warn, before any attempt is due, where no layer has as many states as it is to keep."""
     if not isinstance(order, FixedOrder):
         return
-    found = with_full_layers(search(model, options))
-    layers = [each for each in found.meant if has_data or not each.kind.needs_data]
+    layers = [each for each in search(model, options).meant if has_data or not each.kind.needs_data]
     try:
-        sizes = {each.name: each.kind.order(each.weights) for each in layers}
+        sizes = {each.name: each.order for each in layers}
     except SSMReduceError:  # an attempt says what is wrong, if it still is
         return
     warn_of_no_cut(order, sizes)
@@ -185,15 +184,19 @@ def _accepted(
 
 
 def undo(
-    step: int, models: Sequence[Any], opt_state: Any, books: Books, turn: Turn, options: CutOptions
+    step: int,
+    trial: Trial,
+    models: Sequence[Any],
+    opt_state: Any,
+    books: Books,
+    turn: Turn,
+    options: CutOptions,
 ) -> Outcome:
     """Bring models and optimizer state back to where they were before the cut on trial."""
-    model, trial = models[0], books.trial
-    assert trial is not None
-    with_all = partial(together, framework_of(model), model)
+    with_all = partial(together, framework_of(models[0]), models[0])
     ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots, options))
     check_every_rank(models, options)
-    books = books.with_rollback(step)
+    books = books.with_rollback(step, trial)
     steps = [step for each in ready for step in each.steps]
     if steps:
         commit([*steps, *turn(books)], with_all)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ssmreduce.frameworks.framework import Path, Snapshot
+from ssmreduce.frameworks.framework import Snapshot
+from ssmreduce.frameworks.handle import Path
 from ssmreduce.layers.options import plain_name
 from ssmreduce.models.cut import Results
 from ssmreduce.models.report import LayerReduction
@@ -54,10 +55,12 @@ class Books:
         """The cut that no report confirmed yet."""
         return None if self.trial is None or self.trial.stands else self.trial
 
-    def has_failed(self, policy: RollbackPolicy | None) -> bool:
-        """Whether the cut on trial is to be undone."""
+    def failed(self, policy: RollbackPolicy | None) -> Trial | None:
+        """The cut on trial, if it is to be undone."""
         trial = self.on_trial
-        return policy is not None and trial is not None and trial.misses >= policy.patience
+        if policy is None or trial is None or trial.misses < policy.patience:
+            return None
+        return trial
 
     def may_cut(self, policy: RollbackPolicy | None) -> bool:
         """Whether a cut made now could be judged later, if it is to be."""
@@ -66,10 +69,9 @@ class Books:
     def with_report(self, value: float, policy: RollbackPolicy) -> Books:
         """The books after a metric was reported."""
         told, trial = replace(self, was_told=True), self.on_trial
-        if self.has_failed(policy):
+        if self.failed(policy) is not None:
             return told
-        if trial is not None:
-            assert self.metric is not None
+        if trial is not None and self.metric is not None:
             if policy.is_worse(value, than=self.metric):
                 return replace(told, trial=replace(trial, misses=trial.misses + 1))
             told = replace(told, trial=replace(trial, stands=True))
@@ -108,10 +110,8 @@ class Books:
             last_cut={name: replace(each, layer=None) for name, each in named.items()},
         )
 
-    def with_rollback(self, step: int) -> Books:
+    def with_rollback(self, step: int, trial: Trial) -> Books:
         """The books after the cut on trial was undone."""
-        trial = self.trial
-        assert trial is not None
         return replace(
             self,
             events=tuple(

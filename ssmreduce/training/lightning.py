@@ -170,10 +170,9 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         """Continue where the checkpoint was saved."""
         self.reducer.load_state_dict(state_dict)
 
-    def _accept_in_followers(self, trainer: Any) -> None:
-        """Let the followers load the weights of reduced ones, too."""
-        assert self.followers is not None
-        for follower in self.followers(trainer):
+    def _accept_in(self, followers: Sequence[Any]) -> None:
+        """Let followers load the weights of reduced ones, too."""
+        for follower in followers:
             parts = follower.modules() if isinstance(follower, torch.nn.Module) else ()
             # Of an AveragedModel Lightning loads the whole, or the module inside.
             for part in parts:
@@ -222,4 +221,4 @@ def _let_followers_load(module: Any, *_: Any) -> None:
         return
     for callback in trainer.callbacks:
         if isinstance(callback, ReductionCallback) and callback.followers is not None:
-            callback._accept_in_followers(trainer)
+            callback._accept_in(callback.followers(trainer))

@@ -22,7 +22,8 @@ from ssmreduce.errors import OrderError
 from ssmreduce.frameworks.torch_fsdp import sharded_modules
 from ssmreduce.frameworks.torch_recording import plain, scratch
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.models.calibration import Calibration, calibrate
+from ssmreduce.models.calibrate import calibrate
+from ssmreduce.models.calibration import Calibration
 from ssmreduce.training.reducer import InTrainingReducer
 
 _INSTEAD = "Give the reducer data=lambda model: calibrate(model, batches) instead."

@@ -14,7 +14,8 @@ from ssmreduce.plotting.runs import plot_agreement, plot_hsv_map
 from ssmreduce.training.tracking import ReductionEvent
 
 if TYPE_CHECKING:
-    from ssmreduce.training.trace import HankelRecord, HankelTrace
+    from ssmreduce.training.records import HankelRecord
+    from ssmreduce.training.trace import HankelTrace
 
 _WIDTH, _HEIGHT = 5.4, 3.0
 """Inches of a panel."""

@@ -42,9 +42,10 @@ from ssmreduce.training.attempts import (
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.books import Books
 from ssmreduce.training.policy import RollbackPolicy
+from ssmreduce.training.records import HankelRecord
 from ssmreduce.training.saved_state import checked_state
 from ssmreduce.training.schedule import ReductionSchedule
-from ssmreduce.training.trace import HankelRecord, HankelTrace
+from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent, events_html
 
 _NOT_GIVEN: Any = object()
@@ -225,7 +226,7 @@ class InTrainingReducer:
         step = whole_number(step, "step", "the number of updates done")
         books = self._books
         if books.on_trial is not None:
-            return books.has_failed(self._watched)
+            return books.failed(self._watched) is not None
         return books.may_cut(self._watched) and (books.waiting or self._comes_due(step))
 
     @overload
@@ -313,8 +314,9 @@ class InTrainingReducer:
         recording = self._recorded(step, model)
         books = self._seen(step, model)
         turn = partial(self._turned, records=recording.records, is_checked=True)
-        if books.has_failed(self._watched):
-            made = undo(step, models, opt_state, books, turn, self.options)
+        failed = books.failed(self._watched)
+        if failed is not None:
+            made = undo(step, failed, models, opt_state, books, turn, self.options)
         elif books.trial is None and books.waiting:
             made = self._attempt(step, models, opt_state, books, turn, recording)
         else:

@@ -30,7 +30,8 @@ from ssmreduce.errors import OrderError, ShapeError, SSMReduceError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.layers.options import Method
 from ssmreduce.training.policy import RollbackPolicy, Trial
-from ssmreduce.training.trace import HankelRecord, HankelTrace
+from ssmreduce.training.records import HankelRecord
+from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent
 
 _ENTRIES = ("settings", "step", "events", "waiting", "metric", "stopped", "trial", "trace")

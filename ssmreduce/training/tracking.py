@@ -90,7 +90,7 @@ class ReductionEvent:
         Loss on held-out data just before and just after the whole cut; None without data that have
         one.
     constant_loss : float or None
-        That of a constant prediction; see `~ssmreduce.models.report.LossAtCut`.
+        That of a constant prediction; see `~ssmreduce.models.choice.LossAtCut`.
     unmatched_loss : float or None
         That of the cut alone, where layers were trained to reproduce the old outputs after it; else
         None.

@@ -30,12 +30,21 @@ from torch_samples import s5
 
 from ssmreduce import CutOptions, load_reduced, reduce_model
 from ssmreduce.errors import UnsupportedLayerError
+from ssmreduce.models.search import search
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(24)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_number_of_states_follows_from_shapes_alone(name: str) -> None:
+    (handle,) = search(model_of(name)).meant
+    assert handle.order == handle.kind.order(handle.weights)
+    (empty,) = search(model_of(name).to("meta")).meant
+    assert empty.order == handle.order
 
 
 COMPILED = ["s4d", "s4 diagonal"]

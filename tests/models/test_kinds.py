@@ -33,6 +33,7 @@ from ssmreduce import (
 )
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
+from ssmreduce.layers.mamba import Mamba
 from ssmreduce.layers.s5 import S5
 from ssmreduce.layers.s5_jax import S5HalfSpectrum
 from ssmreduce.models.checkpoint import accept_reduced
@@ -206,6 +207,16 @@ def test_a_kind_is_said_once() -> None:
             call(arrays(), 5, kind="s5", options=SAID)  # type: ignore[operator]
     with pytest.raises(UnsupportedLayerError, match=r"`kind` is \{.*expected one of"):
         reduce_layer(arrays(), 5, kind={"model": "s5"})
+
+
+def test_kinds_with_weights_in_modules_inside_are_refused_of_arrays() -> None:
+    reason = "which has `in_proj.weight` in a module inside of the layer"
+    model = {"x": {"A_log": np.ones((4, 2)), "D": np.ones(4)}}
+    for kind in (Mamba(), {"x": Mamba()}):
+        with pytest.raises(UnsupportedLayerError, match=reason):
+            reduce_model(model, 1, kind=kind)
+    with pytest.raises(UnsupportedLayerError, match=reason):
+        reduce_layer(model["x"], 1, kind=Mamba())
 
 
 # --- Near misses

@@ -45,7 +45,7 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.layers.linoss import LinOSS
-from ssmreduce.training.trace import Agreement, HankelRecord, thinned
+from ssmreduce.training.records import Agreement, HankelRecord, thinned
 
 EPS = float(np.finfo(np.float64).eps)
 

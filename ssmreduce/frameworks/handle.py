@@ -1,0 +1,141 @@
+"""`LayerHandle`: one layer of a model; `LayerChange`: what is to become of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ssmreduce._array_libraries import (
+    Array,
+    HostArray,
+    array_eps,
+    described,
+    is_traced,
+)
+from ssmreduce.errors import TracedValueError
+from ssmreduce.layers.layer import Layer, NamedWeights
+
+if TYPE_CHECKING:
+    from ssmreduce.frameworks.framework import Framework
+
+
+Path = tuple[Any, ...]
+"""Key path of a layer in a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerHandle:
+    """One layer of a model: where it is, what it holds, and what that means.
+
+    Attributes
+    ----------
+    framework : Framework
+        Where its arrays live.
+    path : tuple
+        Key path in the model.
+    layer : object
+        The object that holds the arrays.
+    kind : Layer
+        What they mean.
+    full_weights : dict of arrays, optional
+        Its weights, where the object holds a part of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from LRU_pytorch import LRU
+    >>> from ssmreduce.frameworks.current import framework_of
+    >>> from ssmreduce.frameworks.handle import LayerHandle
+    >>> from ssmreduce.layers.lru import LRU as LRUWeights
+    >>> from ssmreduce.layers.storage import Whole
+    >>> layer = LRU(3, 3, 16)
+    >>> kind = LRUWeights(Whole("B"), Whole("C"))
+    >>> handle = LayerHandle(framework_of(layer), (), layer, kind)
+    >>> handle.name, handle.item_sizes["B"], handle.weights["B"].dtype
+    ('model', 8, dtype('complex128'))
+    """
+
+    framework: Framework
+    path: Path
+    layer: Any
+    kind: Layer
+    full_weights: dict[str, HostArray] | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """Name in the model."""
+        return self.framework.path_name(self.path)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of its weights."""
+        return self.kind.names()
+
+    @cached_property
+    def weights(self) -> dict[str, HostArray]:
+        """Arrays by name, at double precision on the host.
+
+        Raises
+        ------
+        TracedValueError
+            If one of them is traced.
+        """
+        if self.full_weights is not None:
+            return self.full_weights
+        for name, value in self.arrays.items():
+            if is_traced(value):
+                raise TracedValueError(
+                    f"`{name}` of layer `{self.name}` is {described(value)}; expected numbers that can be "
+                    "looked at. Call it outside of jit and vmap."
+                )
+        return NamedWeights(self.framework.on_host(self.arrays))
+
+    @cached_property
+    def arrays(self) -> dict[str, Array]:
+        """The same as the object holds them, a part of them or traced maybe."""
+        return self.framework.arrays(self.layer, self.names)
+
+    @property
+    def order(self) -> int:
+        """Number of states, from the shapes of the weights alone."""
+        shapes = {name: tuple(array.shape) for name, array in self.arrays.items()}
+        return self.kind.order({name: np.broadcast_to(1.0, shapes[name]) for name in shapes})
+
+    @property
+    def eps(self) -> float:
+        """Relative rounding of its weights."""
+        return max(array_eps(*self.arrays.values()), self.kind.eps)
+
+    @property
+    def item_sizes(self) -> dict[str, int]:
+        """Bytes of one entry of each weight."""
+        return {name: int(array.dtype.itemsize) for name, array in self.arrays.items()}
+
+    def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+        """Return `values` as the layer would hold them, at double precision."""
+        return self.framework.on_host(self.framework.like(self.arrays, values))
+
+
+class LayerChange(NamedTuple):
+    """What is to become of one layer.
+
+    Attributes
+    ----------
+    handle : LayerHandle
+        The layer.
+    values : dict of arrays
+        New arrays by name.
+    ratio : float
+        New order over the old one.
+    reduce_state : callable or None
+        Takes a hidden state that the layer keeps to the new states; None to begin with zeros.
+    """
+
+    handle: LayerHandle
+    values: Mapping[str, HostArray]
+    ratio: float
+    reduce_state: Callable[[Array], Array] | None = None
