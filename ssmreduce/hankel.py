@@ -296,10 +296,10 @@ def balance_factors(
     system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    if weighting is not None:  # weights bring states of their own
-        return _balance_factors(system, horizon, weighting)
     n, ports = state_count(system), max(system.B.shape[-1], system.C.shape[-2])
-    return on_gainful_threads(n, ports, _balance_factors, system, horizon, None)
+    if weighting is not None:  # weights bring states of their own
+        return _balance_factors(system, n, horizon, weighting)
+    return on_gainful_threads(n, ports, _balance_factors, system, n, horizon, None)
 
 
 def balance_every(
@@ -325,11 +325,12 @@ def balance_every(
 
 
 def _balance_factors(
-    system: System, horizon: int | None, weighting: FrequencyWeighting | None
+    system: System, n: int, horizon: int | None, weighting: FrequencyWeighting | None
 ) -> BalancedFactors:
     pool = NUMPY
     plain = horizon is None and weighting is None
-    channel = single_channel(system) if plain else None
+    dense = isinstance(system, StateSpace)
+    channel = single_channel(system) if plain and not dense else None
     if channel is not None:
         factors, M = DenseFactors(channel.Z, channel.Y), channel.M
     else:
@@ -357,7 +358,7 @@ def _balance_factors(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
             "the range of double precision. Look for a pole at the stability boundary."
         ) from error
-    hsv = _pad(values, state_count(system))
+    hsv = _pad(values, n)
     return _ranked(hsv, factors, M, V, pool, is_channel=channel is not None)
 
 

@@ -205,7 +205,7 @@ def _event_fields() -> dict[str, Any]:
 
 
 BALANCE = {"horizon": None, "keep_unstable": False, "margin": 0.0}
-CUT = {"common_order": False, "balancing_free": False}
+CUT = {"common_order": False}
 OPTIONS = {
     "horizon": None,
     "multiple_of": 1,

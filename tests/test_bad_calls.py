@@ -115,7 +115,6 @@ def test_many_bad_calls_end_in_a_clear_word(seed: int) -> None:
         lambda value: hinf_norm(dense(), certified=value),
         lambda value: balanced_truncation(dense(), 2, keep_unstable=value),
         lambda value: balanced_truncation(dense(), 2, common_order=value),
-        lambda value: ssmreduce.balance(dense()).truncate(2, balancing_free=value),
         lambda value: balanced_truncation(dense(), 2).verify(certified=value),
         lambda value: StateSpace(
             [[0.5]], [[1.0]], [[1.0]], time=Discrete(), read_after_update=value

@@ -16,7 +16,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NoConvergenceError, SSMReduceError, UnstableSystemError
 from ssmreduce.gramians.batch import map_parts
 from ssmreduce.hankel import error_bounds
-from ssmreduce.reduction.balanced import BalancedSystems
+from ssmreduce.reduction.balanced_batch import BalancedBatch
 from ssmreduce.reduction.balanced_diagonal import balanced_systems
 from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.batch import assemble
@@ -54,7 +54,7 @@ def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
     parts = balanced_parts(system, horizon, _ADVICE)
     if isinstance(system, StateSpace):
         return _DenseLayer(system, parts)
-    systems = BalancedSystems(system, parts)
+    systems = BalancedBatch(system, parts)
     systems.warn_if_badly_scaled()
     return systems
 

@@ -6,11 +6,10 @@ Automatic Control 32 (1987), for discrete time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
-from ssmreduce._array_libraries import Array, HostArray, is_host_double, to_host
+from ssmreduce._array_libraries import Array, HostArray, to_host
 from ssmreduce._array_routes import (
     Caller,
     NoNativeRoute,
@@ -20,34 +19,13 @@ from ssmreduce._array_routes import (
 )
 from ssmreduce._checks import check_instance, flag, shown
 from ssmreduce._display import short
-from ssmreduce._threads import on_gainful_threads
 from ssmreduce.errors import OrderError
-from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.factors import check_horizon
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
-from ssmreduce.gramians.single_channel import is_channel_batch
-from ssmreduce.reduction.balanced_channels import truncate_channels
-from ssmreduce.reduction.balanced_diagonal import (
-    BalancedDiagonal,
-    balanced_system,
-    balanced_systems,
-)
+from ssmreduce.reduction.balanced_batch import BalancedBatch
 from ssmreduce.reduction.balanced_on_device import NativeBalancing
-from ssmreduce.reduction.balanced_system import BalancedDense, Reducible
-from ssmreduce.reduction.balanced_unstable import BalancedUnstable, check_split
-from ssmreduce.reduction.batch import assemble
-from ssmreduce.reduction.measured_order import smallest_cut
-from ssmreduce.reduction.order import (
-    FixedOrder,
-    MeasuredError,
-    OrderRule,
-    TotalBudget,
-    as_rule,
-    divided,
-)
+from ssmreduce.reduction.order import MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.reduction.scaling import warn_if_badly_scaled
-from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import System, check_system
 from ssmreduce.systems.state_space import StateSpace, checked_margin
 
@@ -208,37 +186,8 @@ def balanced_truncation(
     >>> reduction.order, reduction.verify() <= reduction.error_bound
     (1, True)
     """
-    common_order = flag(common_order, "common_order")
-    keep_unstable = flag(keep_unstable, "keep_unstable")
-    margin = checked_margin(margin)
-    plain = not (common_order or keep_unstable or margin or isinstance(order, MeasuredError))
-    if plain and _is_single_dense(system):
-        return _truncate_single(system, as_rule(order), horizon)
-    balancing = balance(system, horizon=horizon, keep_unstable=keep_unstable, margin=margin)
+    balancing = Balancing(system, horizon, keep_unstable=keep_unstable, margin=margin)
     return balancing.truncate(order, common_order=common_order)
-
-
-def _is_single_dense(system: object) -> TypeGuard[StateSpace]:
-    """Whether `system` is one dense system on the host, in double precision."""
-    return (
-        isinstance(system, StateSpace)
-        and not system.batch_shape
-        and is_host_double(system.A, system.B, system.C, system.D)
-    )
-
-
-def _truncate_single(system: StateSpace, rule: OrderRule, horizon: int | None) -> Reduction:
-    """Cut one dense system; what batches and devices need would be a seventh of the time at 20 states."""
-    ports = max(system.inputs, system.outputs)
-    balanced = on_gainful_threads(system.order, ports, _balanced_single, system, horizon)
-    return balanced.truncate(rule)
-
-
-def _balanced_single(system: StateSpace, horizon: int | None) -> BalancedDense:
-    balanced = BalancedDense(system, horizon)
-    if balanced.factors is not None:
-        warn_if_badly_scaled(system, balanced.factors)
-    return balanced
 
 
 class Balancing:
@@ -304,9 +253,8 @@ class Balancing:
         if self._native is not None:
             self.hsv, self.rank, self.unstable = self._native.hsv, self._native.rank, 0
             return
-        self.hsv, self.rank, self.unstable = (
-            self._gathered(name) for name in ("hsv", "rank", "unstable")
-        )
+        found = self._on_host.values()
+        self.hsv, self.rank, self.unstable = self._caller.answer(found)
         self._on_host.warn_if_badly_scaled()
 
     def __repr__(self) -> str:
@@ -341,19 +289,12 @@ class Balancing:
             announce_fallback(name, reason, self.system)
 
     @cached_property
-    def _on_host(self) -> BalancedSystems:
+    def _on_host(self) -> BalancedBatch:
         keep_unstable, margin = self._options
         host, weighting = self._caller.host(self.system), self._caller.host(self.weighting)
-        parts: Sequence[Reducible]
         if keep_unstable:
-            parts = map_systems(host, lambda single: _keeping_unstable(single, margin))
-        else:
-            parts = balanced_systems(host, self.horizon, weighting)
-        return BalancedSystems(host, parts)
-
-    def _gathered(self, name: str) -> Any:
-        values = [getattr(part, name) for part in self._on_host.parts]
-        return self._caller.answer(in_batch_shape(values, self.system.batch_shape))
+            return BalancedBatch.beside_unstable(host, margin)
+        return BalancedBatch.of(host, self.horizon, weighting)
 
     def bound(self, order: int | OrderRule) -> float | HostArray | None:
         """Error bound of ``truncate(order)``: on ‖G - G_r‖∞.
@@ -413,11 +354,10 @@ class Balancing:
         kept. Where a stored state stands for two real ones, that is every other value.
         """
         self._leave_device("budget_values", "it has no version for devices")
-        return self._on_host.budget_values()
+        values: list[HostArray] = self._on_host.budget_values()
+        return values
 
-    def truncate(
-        self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
-    ) -> Reduction:
+    def truncate(self, order: int | OrderRule, *, common_order: bool = False) -> Reduction:
         """Cut to an order, as `balanced_truncation` does.
 
         Parameters
@@ -426,10 +366,6 @@ class Balancing:
             As `balanced_truncation` takes it.
         common_order : bool
             For a batch: give all systems the largest of their orders; see `balanced_truncation`.
-        balancing_free : bool
-            Make the columns of T orthonormal: the same transfer function, in states of the size of
-            the original ones. Rounding is then amplified by the norm of W, so that it is seldom a
-            remedy for a loss of digits.
 
         Returns
         -------
@@ -442,17 +378,10 @@ class Balancing:
             As `balanced_truncation`.
         UnstableSystemError
             If a dense system that was balanced in a band, or with two weights, became unstable.
-
-        References
-        ----------
-        Varga, Proc. CDC 1991, for the balancing-free projection.
         """
-        balancing_free = flag(balancing_free, "balancing_free")
         if self._native is not None:
-            reason = "balancing-free projections are made on the host"
-            if isinstance(order, MeasuredError):
-                reason = "reduced systems are measured on the host"
-            elif not balancing_free:
+            reason = "reduced systems are measured on the host"
+            if not isinstance(order, MeasuredError):
                 try:
                     cut: Reduction = run_native(self._native.truncate, as_rule(order))
                     return cut
@@ -460,13 +389,11 @@ class Balancing:
                     reason = str(refusal)
             self._leave_device("truncate", reason)
         reduction: Reduction = self._caller.answer(
-            self._on_host.truncate(order, common_order=common_order, balancing_free=balancing_free)
+            self._on_host.truncate(order, common_order=common_order)
         )
         return reduction
 
-    def match_dc(
-        self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
-    ) -> Reduction:
+    def match_dc(self, order: int | OrderRule, *, common_order: bool = False) -> Reduction:
         """Cut to an order and keep the DC gain, as `singular_perturbation` does.
 
         For a system that reads its state after the update the standard form is balanced on first
@@ -477,7 +404,7 @@ class Balancing:
         ----------
         order : int or OrderRule
             As `balanced_truncation` takes it.
-        common_order, balancing_free : bool
+        common_order : bool
             As in `truncate`.
 
         Returns
@@ -490,107 +417,11 @@ class Balancing:
         OrderError, UnreachableToleranceError, UnstableSystemError
             As `singular_perturbation`.
         """
-        balancing_free = flag(balancing_free, "balancing_free")
         self._leave_device("match_dc", "it has no version for devices")
         reduction: Reduction = self._caller.answer(
-            self._on_host.cut(
-                order,
-                lambda part, rule: part.match_dc(rule, balancing_free=balancing_free),
-                common_order,
-            )
+            self._on_host.match_dc(order, common_order=common_order)
         )
         return reduction
-
-
-class BalancedSystems:
-    """A system on the host and its balanced parts, one or those of a batch in C order, ready for cuts."""
-
-    def __init__(self, system: System, parts: Sequence[Reducible]) -> None:
-        self.system = system
-        self.parts = parts
-
-    def warn_if_badly_scaled(self) -> None:
-        """Issue a `ScalingWarning` where inputs or outputs of a system drown beside the strongest one."""
-        for part in self.parts:
-            balanced = part.balanced_part
-            if balanced is not None and balanced.factors is not None:
-                warn_if_badly_scaled(balanced.original, balanced.factors)
-
-    def budget_values(self) -> list[HostArray]:
-        """For each system, the values by which a `TotalBudget` shares out states."""
-        return [part.budget_values() for part in self.parts]
-
-    def truncate(
-        self, order: int | OrderRule, *, common_order: bool = False, balancing_free: bool = False
-    ) -> Reduction:
-        """See `Balancing.truncate`."""
-        return self.cut(
-            order,
-            lambda part, rule: part.truncate(rule, balancing_free=balancing_free),
-            common_order,
-            together=not balancing_free,
-        )
-
-    def cut(
-        self,
-        order: int | OrderRule,
-        cut: Callable[[Reducible, OrderRule], Reduction],
-        common_order: bool,
-        *,
-        together: bool = False,
-    ) -> Reduction:
-        """Cut every system; `together` those that can be truncated in stacked arrays."""
-        rule = as_rule(order)
-        common_order = flag(common_order, "common_order")
-        rules = [rule] * len(self.parts)
-        if isinstance(rule, TotalBudget):
-            if common_order:
-                raise OrderError(
-                    "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
-                    "budget gives each system its own order. Pass an int for a common one."
-                )
-            rules = divided(rule, self.budget_values(), [part.unstable for part in self.parts])
-        if not self.system.batch_shape:
-            return _cut_one(self.parts[0], rules[0], cut)
-        parts = self._cut_each(rules, cut, together)
-        if common_order:
-            largest = max(int(part.order) for part in parts)
-            common = [FixedOrder(part.available(largest)) for part in self.parts]
-            parts = self._cut_each(common, cut, together)
-        return assemble(self.system, parts)
-
-    def _cut_each(
-        self,
-        rules: Sequence[OrderRule],
-        cut: Callable[[Reducible, OrderRule], Reduction],
-        together: bool,
-    ) -> list[Reduction]:
-        done: list[Reduction | None] = [None] * len(rules)
-        balanced = [part for part in self.parts if isinstance(part, BalancedDiagonal)]
-        measured = any(isinstance(rule, MeasuredError) for rule in rules)
-        together = together and not measured and is_channel_batch(self.system)
-        if together and len(balanced) == len(rules):
-            done = truncate_channels(balanced, rules)
-        every = zip(self.parts, rules, done, strict=True)
-        tasks = dict(zip(batch_indices(self.system), every, strict=True))
-
-        def one(index: tuple[int, ...]) -> Reduction:
-            part, rule, ready = tasks[index]
-            return ready or _cut_one(part, rule, cut)
-
-        return map_indices(self.system, one)
-
-
-def _cut_one(
-    part: Reducible, rule: OrderRule, cut: Callable[[Reducible, OrderRule], Reduction]
-) -> Reduction:
-    return smallest_cut(part, rule, cut) if isinstance(rule, MeasuredError) else cut(part, rule)
-
-
-def _keeping_unstable(system: System, margin: float) -> Reducible:
-    split = split_unstable(system, margin)
-    check_split(split)
-    return BalancedUnstable(system, split) if split.unstable_count else balanced_system(system)
 
 
 def _check_unstable_options(

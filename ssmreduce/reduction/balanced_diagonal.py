@@ -80,7 +80,7 @@ class BalancedDiagonal(BalancedSystem):
 
     original: DiagonalStateSpace
 
-    def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+    def truncate(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses, or the nearest below that fits and is safe.
 
         Raises
@@ -90,7 +90,7 @@ class BalancedDiagonal(BalancedSystem):
         NoConvergenceError
             If no order nearby has a stable diagonal form.
         """
-        return _DiagonalCut(self, balancing_free=balancing_free).to(rule)
+        return _DiagonalCut(self).to(rule)
 
     def target(self, rule: OrderRule) -> Target | None:
         """What `rule` aims at; None if nothing is to be cut."""
@@ -112,9 +112,8 @@ class BalancedDiagonal(BalancedSystem):
         """Every other Hankel singular value where the output is real: r stored states keep 2r."""
         return self.hsv[::2] if self.original.real_output else self.hsv
 
-    def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
-        cut = _DCMatchingCut(self, balancing_free=balancing_free)
-        return cut.to(rule, invertible=invertible)
+    def _match_dc(self, rule: OrderRule, *, invertible: bool) -> Reduction:
+        return _DCMatchingCut(self).to(rule, invertible=invertible)
 
 
 class _DiagonalCut:
@@ -122,10 +121,9 @@ class _DiagonalCut:
 
     method = "balanced truncation"
 
-    def __init__(self, balanced: BalancedDiagonal, *, balancing_free: bool) -> None:
+    def __init__(self, balanced: BalancedDiagonal) -> None:
         self._balanced = balanced
         self._host = balanced.original.to_host()
-        self._balancing_free = balancing_free
         self._state: HostArray = np.zeros((0, 0))
 
     def to(self, rule: OrderRule, *, invertible: bool = False) -> Reduction:
@@ -142,15 +140,15 @@ class _DiagonalCut:
         if slot_map.order >= stored:
             return balanced.unchanged()
         balanced.check_bound(rule, real_order)
-        W, T = balanced.projections(real_order, balancing_free=self._balancing_free)
+        W, T = balanced.projections(real_order)
         B, C, D = self._ports(real_order, W, T)
         reduced, slot_map = stored_system(host, slot_map, B, C, D)
         return balanced.report(reduced, real_order, target.wanted, (W, T), slot_map, self.method)
 
     def _dense_state(self, real_order: int) -> HostArray:
-        """Wᴴ A T of this order: a leading block of that of any larger one, unless balancing-free."""
-        if real_order > len(self._state) or self._balancing_free:
-            W, T = self._balanced.projections(real_order, balancing_free=self._balancing_free)
+        """Wᴴ A T of this order: a leading block of that of any larger one."""
+        if real_order > len(self._state):
+            W, T = self._balanced.projections(real_order)
             eigenvalues = self._host.eigenvalues
             if self._host.real_output:
                 moved = apply_real_state(eigenvalues, T)
@@ -233,7 +231,7 @@ class _DCMatchingCut(_DiagonalCut):
     method = "DC matching"
 
     def _matched(self, real_order: int) -> ShiftedSystem:
-        return self._balanced.matched(real_order, balancing_free=self._balancing_free)
+        return self._balanced.matched(real_order)
 
     def _dense_state(self, real_order: int) -> HostArray:
         return self._matched(real_order).A

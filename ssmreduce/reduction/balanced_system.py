@@ -11,9 +11,8 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-import scipy.linalg
 
-from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._lapack import product
 from ssmreduce._poles import are_stable
 from ssmreduce._schur import SchurForm
@@ -38,7 +37,6 @@ from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import stability_distance
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
 
@@ -58,11 +56,11 @@ class Reducible(ABC):
         """What was balanced: the system itself, or its stable part."""
 
     @abstractmethod
-    def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+    def truncate(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses."""
 
     @abstractmethod
-    def match_dc(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+    def match_dc(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses from the standard form, and keep the DC gain."""
 
     @abstractmethod
@@ -119,14 +117,14 @@ class BalancedSystem(Reducible):
         self.rank = 0 if self.factors is None else self.factors.rank
         self._widest: tuple[HostArray, HostArray] = np.zeros((0, 0)), np.zeros((0, 0))
         self._followers: Followers | None = None
-        self._latest: tuple[tuple[int, bool], ShiftedSystem] | None = None
+        self._latest: tuple[int, ShiftedSystem] | None = None
 
     @property
     def balanced_part(self) -> BalancedSystem:
         """The system itself."""
         return self
 
-    def match_dc(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+    def match_dc(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses from the standard form, and keep the DC gain."""
         if self.horizon is not None:
             raise OrderError(
@@ -142,8 +140,8 @@ class BalancedSystem(Reducible):
             return self.unchanged()
         standard = self.standard
         if standard is self:
-            return self._match_dc(rule, balancing_free=balancing_free, invertible=False)
-        reduction = standard._match_dc(rule, balancing_free=balancing_free, invertible=True)
+            return self._match_dc(rule, invertible=False)
+        reduction = standard._match_dc(rule, invertible=True)
         if reduction.system is reduction.original:
             return replace(reduction, original=self.original, system=self.original)
         reduced = reduction.system
@@ -159,22 +157,17 @@ class BalancedSystem(Reducible):
         return type(self)(self.original.to_host().to_standard())
 
     @abstractmethod
-    def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
+    def _match_dc(self, rule: OrderRule, *, invertible: bool) -> Reduction:
         """Match the DC gain in the standard form; where needed with poles other than 0."""
 
     @cached_property
     def _shifted(self) -> ShiftedSystem:
         return ShiftedSystem.of(self.original.to_host())
 
-    def matched(self, order: int, *, balancing_free: bool = False) -> ShiftedSystem:
+    def matched(self, order: int) -> ShiftedSystem:
         """The dense system of this order with the same DC gain, kept until another is asked for."""
-        asked = order, balancing_free
-        if self._latest is None or self._latest[0] != asked:
-            if balancing_free:
-                followers = self._shifted.follow(*self.projections(order, balancing_free=True))
-            else:
-                followers = self.followers(order)
-            self._latest = asked, self._shifted.matched(followers)
+        if self._latest is None or self._latest[0] != order:
+            self._latest = order, self._shifted.matched(self.followers(order))
         return self._latest[1]
 
     def followers(self, order: int) -> Followers:
@@ -184,34 +177,12 @@ class BalancedSystem(Reducible):
             self._followers = self._shifted.follow(W, T)
         return self._followers.leading(order)
 
-    def projections(
-        self, order: int, *, balancing_free: bool = False
-    ) -> tuple[HostArray, HostArray]:
-        """W and T of this order: the leading columns of those of the largest order so far.
-
-        Balancing-free ones span the same spaces, T with orthonormal columns and W = X (Tᴴ X)⁻¹ with
-        those of X (Varga, CDC 1991), in units in which every state is as well reached as observed.
-        """
+    def projections(self, order: int) -> tuple[HostArray, HostArray]:
+        """W and T of this order: the leading columns of those of the largest order so far."""
         if order > self._widest[0].shape[1] and self.factors is not None:
             n = self.factors.hsv.size
             self._widest = on_gainful_threads(n, 0, self.factors.projections, order)
-        W, T = self._widest[0][:, :order], self._widest[1][:, :order]
-        if balancing_free:
-            reached, observed = (np.abs(basis).max(axis=1, initial=0.0) for basis in (T, W))
-            used = (reached > 0.0) & (observed > 0.0)
-            ratio = np.where(used, reached, 1.0) / np.where(used, observed, 1.0)
-            units = np.exp2(np.round(0.5 * np.log2(ratio)))[:, None]
-            T, _ = scipy.linalg.qr(T / units, mode="economic", check_finite=False)
-            X, _ = scipy.linalg.qr(W * units, mode="economic", check_finite=False)
-            inverse, conditioned = solve_conditioned(adjoint(T) @ X, np.eye(order))
-            if conditioned < singularity(order):
-                raise OrderError(
-                    f"`balancing_free` is True and `order` is {order}, where orthonormal W and T overlap "
-                    f"with reciprocal condition {conditioned:.1e}, so that no digit is left; expected a "
-                    "lower order. Leave `balancing_free` out."
-                )
-            W, T = X @ inverse / units, T * units
-        return W, T
+        return self._widest[0][:, :order], self._widest[1][:, :order]
 
     def unchanged(self) -> Reduction:
         """Report that nothing was cut."""
@@ -276,7 +247,7 @@ class BalancedDense(BalancedSystem):
     def _host(self) -> StateSpace:
         return self.original.to_host()
 
-    def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+    def truncate(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses.
 
         Raises
@@ -289,13 +260,13 @@ class BalancedDense(BalancedSystem):
         """
         # The rule may be code of the user's, and finds the threads that the user has.
         order, wanted = self._order(rule)
-        if order == self._host.order:
+        (p, m), n = self._host.D.shape, self._host.order
+        if order == n:
             return self.unchanged()
-        n, ports = self._host.order, max(self._host.inputs, self._host.outputs)
-        return on_gainful_threads(n, ports, self._cut, order, wanted, balancing_free)
+        return on_gainful_threads(n, max(m, p), self._cut, order, wanted)
 
-    def _cut(self, order: int, wanted: int, balancing_free: bool) -> Reduction:
-        W, T = self.projections(order, balancing_free=balancing_free)
+    def _cut(self, order: int, wanted: int) -> Reduction:
+        W, T = self.projections(order)
         reduced = _projected(self._host, W, T)
         self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T))
@@ -308,12 +279,12 @@ class BalancedDense(BalancedSystem):
         """Hankel singular values."""
         return self.hsv
 
-    def _match_dc(self, rule: OrderRule, *, balancing_free: bool, invertible: bool) -> Reduction:
+    def _match_dc(self, rule: OrderRule, *, invertible: bool) -> Reduction:
         order, wanted = self._order(rule)
         if order == self._host.order:
             return self.unchanged()
-        W, T = self.projections(order, balancing_free=balancing_free)
-        matched = self.matched(order, balancing_free=balancing_free)
+        W, T = self.projections(order)
+        matched = self.matched(order)
         reduced = matched.system(self._host.time)
         self._check_still_stable(reduced)
         return self.report(reduced, order, wanted, (W, T), method="DC matching")

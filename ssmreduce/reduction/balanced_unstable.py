@@ -67,18 +67,18 @@ class BalancedUnstable(Reducible):
         """The balanced stable part; None if there is none."""
         return self._stable
 
-    def truncate(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+    def truncate(self, rule: OrderRule) -> Reduction:
         """Cut the stable part: fixed orders count all states, other rules see the stable part's σ."""
         if self._stable is None or self._stable_order(rule) == 0:
             return self._without_stable_states(rule, matched=False)
-        inner = self._stable.truncate(self._stable_rule(rule), balancing_free=balancing_free)
+        inner = self._stable.truncate(self._stable_rule(rule))
         return self._joined(inner)
 
-    def match_dc(self, rule: OrderRule, *, balancing_free: bool = False) -> Reduction:
+    def match_dc(self, rule: OrderRule) -> Reduction:
         """As `truncate`, keeping the DC gain of the stable part."""
         if self._stable is None or self._stable_order(rule) == 0:
             return self._without_stable_states(rule, matched=True)
-        inner = self._stable.match_dc(self._stable_rule(rule), balancing_free=balancing_free)
+        inner = self._stable.match_dc(self._stable_rule(rule))
         return self._joined(inner)
 
     def available(self, order: int) -> int:

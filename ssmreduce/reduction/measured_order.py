@@ -19,14 +19,14 @@ Found = TypeVar("Found")
 
 
 def smallest_cut(
-    part: Reducible, rule: MeasuredError, cut: Callable[[Reducible, OrderRule], Reduction]
+    part: Reducible, rule: MeasuredError, cut: Callable[[OrderRule], Reduction]
 ) -> Reduction:
     """Return the smallest cut that a bisection finds within the tolerance; nothing is cut at worst."""
     n, balanced = max(part.original.order, 1), part.balanced_part
     if isinstance(part, BalancedSystem):
         whole = part.unchanged()
     else:
-        whole = cut(part, FixedOrder(max(part.available(n), 1)))
+        whole = cut(FixedOrder(max(part.available(n), 1)))
     if balanced is None or balanced.original.order == 0:
         return whole
     balanced.check_rank()
@@ -34,7 +34,7 @@ def smallest_cut(
 
     def attempt(order: int) -> Reduction | None:
         try:
-            return cut(part, FixedOrder(order))
+            return cut(FixedOrder(order))
         except SSMReduceError:  # above the rank, or one that cannot be made
             return None
 

@@ -196,7 +196,6 @@ def test_what_has_no_native_route_says_so(rng: np.random.Generator, native: Libr
         "certificate": ("hinf_norm", lambda: hinf_norm(system, certified=True)),
         "diagonal": ("balance", lambda: balance(stored)),
         "match_dc": ("match_dc", lambda: balance(system).match_dc(2)),
-        "free": ("truncate", lambda: balance(system).truncate(2, balancing_free=True)),
         "budget": (
             "budget_values",
             lambda: TotalBudget(3).allocate(balance(system).budget_values()),

@@ -308,11 +308,7 @@ ANSWERS: dict[str, Answer] = {
     ),
     "hankel_nuclear_norm": lambda s, u: hankel_nuclear_norm(s),
     "balanced_truncation": reduced(sr.balanced_truncation),
-    "balancing-free": reduced(lambda s, r: sr.balance(s).truncate(r, balancing_free=True)),
     "singular_perturbation": reduced(sr.singular_perturbation),
-    "balancing-free DC matching": reduced(
-        lambda s, r: sr.balance(s).match_dc(r, balancing_free=True)
-    ),
     "balance in a band": lambda s, u: sr.balance(s, band=(0.2, 2.0)).hsv,
     "balance with weights": lambda s, u: (
         sr.balance(s, input_weight=weight(s, s.inputs), output_weight=weight(s, s.outputs)).hsv
@@ -528,7 +524,6 @@ def test_companion_forms_give_what_sections_give(name: str, hertz: float) -> Non
         cuts = [
             sr.balanced_truncation(system, kept),
             sr.singular_perturbation(system, kept),
-            sr.balance(system).truncate(kept, balancing_free=True),
         ]
         strictly_proper = StateSpace(system.A, system.B, system.C, time=system.time)
         found = [

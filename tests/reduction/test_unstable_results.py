@@ -21,8 +21,6 @@ from ssmreduce.errors import OrderError, UnstableSystemError
 CUTS: dict[str, Callable[..., Reduction]] = {
     "truncate": lambda balancing, order: balancing.truncate(order),
     "match_dc": lambda balancing, order: balancing.match_dc(order),
-    "balancing-free": lambda balancing, order: balancing.truncate(order, balancing_free=True),
-    "balancing-free match_dc": lambda b, order: b.match_dc(order, balancing_free=True),
 }
 
 
