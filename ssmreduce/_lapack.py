@@ -136,7 +136,7 @@ def frobenius_norm(matrix: Array) -> float:
 class Pool:
     """Products and decompositions in one BLAS: (U, values, Vᴴ), (values, vectors) and (Q, R), all thin.
 
-    That of NumPy takes stacks of matrices too.
+    That of NumPy takes stacks of matrices too; `svd` and `eigh` of SciPy overwrite their argument.
     """
 
     multiply: Callable[[HostArray, HostArray], HostArray]
@@ -152,7 +152,7 @@ def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
         return np.linalg.svd(matrix, full_matrices=False)
     gesdd = lapack.zgesdd if matrix.dtype.kind == "c" else lapack.dgesdd
     work = _svd_work(matrix.dtype.kind, *matrix.shape)
-    left, values, right, failed = gesdd(matrix, full_matrices=0, lwork=work)
+    left, values, right, failed = gesdd(matrix, full_matrices=0, lwork=work, overwrite_a=True)
     if failed or not all_finite(values):
         raise np.linalg.LinAlgError("the singular value decomposition did not converge")
     return left, values, right
@@ -208,7 +208,7 @@ NUMPY = Pool(
 SCIPY = Pool(
     product,
     _svd,
-    lambda x: scipy.linalg.eigh(x, driver="evd", check_finite=False),
+    lambda x: scipy.linalg.eigh(x, driver="evd", overwrite_a=True, check_finite=False),
     _qr,
     over_upper,
 )

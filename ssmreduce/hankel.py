@@ -23,7 +23,6 @@ from ssmreduce._lapack import (
     Pool,
     all_finite,
     frobenius_norm,
-    power_of_two,
     product,
     safe_unit,
     sum_of_squares,
@@ -33,7 +32,7 @@ from ssmreduce.derivatives.adjoint import controllability_gradient, observabilit
 from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
 from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.devices import hankel_values as native
-from ssmreduce.equations.dense import DenseFactors, in_basis
+from ssmreduce.equations.dense import DenseFactors
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.factors import (
@@ -245,7 +244,8 @@ class BalancedFactors:
     hsv: HostArray
     rank: int
     factors: DenseFactors
-    M: HostArray
+    M: HostArray | None
+    """Of channels, whose M is right to eps; None where `images` multiplies by Z and by Yᴴ, to save its n²."""
     V: HostArray
     pool: Pool
     floor: float = 0.0
@@ -253,14 +253,18 @@ class BalancedFactors:
 
     def observed(self, B: HostArray) -> HostArray:
         """What the outputs see of each column: the factor of Q, transposed, times B."""
-        basis = self.factors.left_basis
-        inner = B if basis is None else product(basis, B, adjoint_left=True)
-        return self.pool.multiply(adjoint(self.factors.Y), inner)
+        return self.pool.multiply(adjoint(self.factors.Y), self.factors.inputs(B))
 
     def reached(self, C: HostArray) -> HostArray:
         """What the inputs reach of each row: C times the factor of P."""
-        basis = self.factors.right_basis
-        return self.pool.multiply(C if basis is None else product(C, basis), self.factors.Z)
+        return self.pool.multiply(self.factors.outputs(C), self.factors.Z)
+
+    def images(self, V: HostArray) -> HostArray:
+        """M V."""
+        multiply = self.pool.multiply
+        if self.M is not None:
+            return multiply(self.M, V)
+        return multiply(adjoint(self.factors.Y), multiply(self.factors.Z, V))
 
     def projections(self, order: int) -> tuple[HostArray, HostArray]:
         """Return W and T, each of shape (n, order), with Wᴴ T = I; `order` at most the rank.
@@ -271,12 +275,12 @@ class BalancedFactors:
         V, root = self.V[..., :order], np.sqrt(self.hsv[..., None, :order])
         multiply = self.pool.multiply
         with np.errstate(over="ignore", invalid="ignore"):
-            Q, R = self.pool.qr(multiply(self.M, V))
+            Q, R = self.pool.qr(self.images(V))
             W = multiply(self.factors.Y, Q) / root
             T = multiply(self.factors.Z, self.pool.over_upper(V, R) * root)
         if not (all_finite(W) and all_finite(T)):
             raise _out_of_range(np.inf)
-        return in_basis(self.factors.left_basis, W), in_basis(self.factors.right_basis, T)
+        return self.factors.observed(W), self.factors.reached(T)
 
     def gramian_derivatives(self, weights: HostArray) -> tuple[HostArray, HostArray]:
         """Derivatives of Σ g_i σ_i by P and by Q: ½ W diag(g) Wᴴ and ½ T diag(g) Tᴴ.
@@ -287,7 +291,7 @@ class BalancedFactors:
         values, V = self.hsv[: weights.size], self.V[:, : weights.size]
         Z, Y = self.factors.whole()
         multiply = self.pool.multiply
-        left, right = multiply(Y, multiply(self.M, V) / values), multiply(Z, V)
+        left, right = multiply(Y, self.images(V) / values), multiply(Z, V)
         share = 0.5 * weights / values
         return multiply(left * share, adjoint(left)), multiply(right * share, adjoint(right))
 
@@ -332,7 +336,7 @@ def _balance_factors(
     dense = isinstance(system, StateSpace)
     channel = single_channel(system) if plain and not dense else None
     if channel is not None:
-        factors, M = DenseFactors(channel.Z, channel.Y), channel.M
+        factors = DenseFactors(channel.Z, channel.Y)
     else:
         with np.errstate(over="ignore", invalid="ignore"):
             if weighting is None and isinstance(system, StateSpace):
@@ -345,11 +349,9 @@ def _balance_factors(
                     else weighting.factors(system)
                 )
                 factors = DenseFactors(*every)
-            M = product(factors.Y, factors.Z, adjoint_left=True)
-        _check_range(M, factors)
     try:
         if channel is None:
-            values, V = _right_singular(M, pool)
+            values, V = _right_singular(factors, pool)
         else:
             values, V = right_singular(channel)
             _check_channel_range(system, values)
@@ -359,7 +361,7 @@ def _balance_factors(
             "the range of double precision. Look for a pole at the stability boundary."
         ) from error
     hsv = _pad(values, n)
-    return _ranked(hsv, factors, M, V, pool, is_channel=channel is not None)
+    return _ranked(hsv, factors, None if channel is None else channel.M, V, pool)
 
 
 def balance_between(Z: HostArray, Y: HostArray) -> BalancedFactors:
@@ -371,24 +373,19 @@ def balance_between(Z: HostArray, Y: HostArray) -> BalancedFactors:
         If the values leave the range of double precision.
     """
     factors = DenseFactors(Z, Y)
-    M = product(Y, Z, adjoint_left=True)
-    _check_range(M, factors)
-    values, V = _right_singular(M, NUMPY)
-    return _ranked(_pad(values, len(Z)), factors, M, V, NUMPY, is_channel=False)
+    values, V = _right_singular(factors, NUMPY)
+    return _ranked(_pad(values, len(Z)), factors, None, V, NUMPY)
 
 
 def _ranked(
-    hsv: HostArray,
-    factors: DenseFactors,
-    M: HostArray,
-    V: HostArray,
-    pool: Pool,
-    *,
-    is_channel: bool,
+    hsv: HostArray, factors: DenseFactors, M: HostArray | None, V: HostArray, pool: Pool
 ) -> BalancedFactors:
-    """The factors with their numerical rank, which is 0 if all of Yᴴ Z may be rounding."""
+    """The factors with their numerical rank, which is 0 if all of Yᴴ Z may be rounding.
+
+    That of channels, of which M is given, is not.
+    """
     rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
-    floor = 0.0 if is_channel or not rank else _product_rounding(factors, float(hsv[0]))
+    floor = 0.0 if M is not None or not rank else _product_rounding(factors, float(hsv[0]))
     if rank and hsv[0] <= floor:
         rank = 0
     return BalancedFactors(hsv, rank, factors, M, V, pool, floor)
@@ -440,8 +437,8 @@ def _product_rounding(factors: DenseFactors, largest: float) -> float:
     )
     if largest > floor:
         return floor
-    reached = _of_mixed_states(factors.right_basis, factors.Z)
-    observed = _of_mixed_states(factors.left_basis, factors.Y)
+    # Rows of one and columns of the other have inverse units.
+    reached, observed = (_of_mixed_states(factors.basis, X) for X in (factors.Z, factors.Y))
     return float(reached @ (_RANK_CONSTANT * _EPS * observed))
 
 
@@ -454,8 +451,8 @@ def _of_mixed_states(basis: HostArray | None, factor: HostArray) -> HostArray:
     return rows * unit
 
 
-def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
-    """Singular values, descending, and right singular vectors, to an absolute error of n eps σ₁.
+def _right_singular(factors: DenseFactors, pool: Pool) -> tuple[HostArray, HostArray]:
+    """Singular values of M = Yᴴ Z, descending, and right singular vectors, right to n eps σ₁.
 
     The eigenvectors of Mᴴ M cost a third of a singular value decomposition and are as good for large
     values: squaring costs them eps σ₁²/σ. The rest is decomposed without squaring, in the coordinates
@@ -463,26 +460,31 @@ def _right_singular(M: HostArray, pool: Pool) -> tuple[HostArray, HostArray]:
     of large values, few values are large and all of M is decomposed directly. All is done in
     the pool of BLAS threads in which the factors were made.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        M = product(factors.Y, factors.Z, adjoint_left=True)
+    _check_range(M, factors)
     if M.shape[1] <= _SMALL:
         _, values, Vh = pool.svd(M)
         return values, adjoint(Vh)
     reach = _SQUARED_RANGE * M.shape[1]
-    unit = power_of_two(M)  # squares neither over- nor underflow, and nothing is rounded
-    M = M / unit
-    norms = np.linalg.norm(M, axis=0)
+    unit = safe_unit(M)  # squares neither over- nor underflow, and nothing is rounded
+    M = M if unit == 1.0 else M / unit
+    norms = np.sqrt(np.einsum("ij,ij->j", M, M.conj()).real)
     if norms.min() < norms.max() / reach**2:
         _, values, Vh = pool.svd(M)
         return values * unit, adjoint(Vh)
-    squares, V = pool.eigh(pool.multiply(adjoint(M), M))
-    squares, V = squares[::-1], V[:, ::-1]
-    head = int(np.sum(squares * reach**2 > squares[0]))
-    if head == squares.size:
-        return np.sqrt(squares) * unit, V
-    _, small, Xh = pool.svd(pool.multiply(M, V[:, head:]))
-    values = np.concatenate([np.sqrt(squares[:head]), small])
-    V = np.concatenate([V[:, :head], pool.multiply(V[:, head:], adjoint(Xh))], axis=1)
-    order = np.argsort(-values, kind="stable")
-    return values[order] * unit, V[:, order]
+    squares, V = pool.eigh(pool.multiply(adjoint(M), M))  # ascending
+    tail = int(np.sum(squares * reach**2 <= squares[-1]))
+    falling = np.arange(squares.size)[::-1]
+    values = np.sqrt(squares[tail:])[::-1]
+    if tail:
+        M = pool.multiply(M, V[:, :tail])  # in the place of M
+        small, Xh = pool.svd(M)[1:]
+        V[:, :tail] = pool.multiply(V[:, :tail], adjoint(Xh))
+        values = np.concatenate([values, small])
+        order = np.argsort(-values, kind="stable")
+        falling, values = np.concatenate([falling[:-tail], np.arange(tail)])[order], values[order]
+    return values * unit, V[:, falling]
 
 
 def _pad(values: HostArray, n: int) -> HostArray:

@@ -33,24 +33,39 @@ _SMALLEST_FOR_LOW_RANK = 128
 
 @dataclass(frozen=True, eq=False)
 class DenseFactors:
-    """Z and Y with P = (R Z)(R Z)ᴴ and Q = (L Y)(L Y)ᴴ, where Lᴴ R = I; None stands for I.
+    """Z and Y with P = (S W Z)(S W Z)ᴴ and Q = (S⁻¹ W Y)(S⁻¹ W Y)ᴴ, in a unitary basis W and units S.
 
-    Their product Yᴴ Z is that of the whole factors.
+    None stands for I. Their product Yᴴ Z is that of the whole factors.
     """
 
     Z: HostArray
     Y: HostArray
-    right_basis: HostArray | None = None
-    left_basis: HostArray | None = None
+    basis: HostArray | None = None
+    units: HostArray | None = None
 
     def whole(self) -> tuple[HostArray, HostArray]:
         """The factors of P and Q themselves."""
-        return in_basis(self.right_basis, self.Z), in_basis(self.left_basis, self.Y)
+        return self.reached(self.Z), self.observed(self.Y)
 
+    def reached(self, columns: HostArray) -> HostArray:
+        """S W X: directions that inputs reach, in the states of the system."""
+        moved = columns if self.basis is None else product(self.basis, columns)
+        return moved if self.units is None else moved * self.units
 
-def in_basis(basis: HostArray | None, columns: HostArray) -> HostArray:
-    """Return ``basis @ columns``."""
-    return columns if basis is None else product(basis, columns)
+    def observed(self, columns: HostArray) -> HostArray:
+        """S⁻¹ W X: directions that outputs observe, in the states of the system."""
+        moved = columns if self.basis is None else product(self.basis, columns)
+        return moved if self.units is None else moved / self.units
+
+    def inputs(self, B: HostArray) -> HostArray:
+        """Wᴴ S⁻¹ B: inputs in the coordinates of the factors."""
+        B = B if self.units is None else B / self.units
+        return B if self.basis is None else product(self.basis, B, adjoint_left=True)
+
+    def outputs(self, C: HostArray) -> HostArray:
+        """C S W: outputs in the coordinates of the factors."""
+        C = C if self.units is None else C * self.units[:, 0]
+        return C if self.basis is None else product(C, self.basis)
 
 
 def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) -> DenseFactors:
@@ -74,13 +89,12 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
         if first is not None:
             second = low_rank_gramian(solves, C_adjoint, plan, mirrored=True)
             if second is not None:
-                return DenseFactors(units.reached(first.Z), units.observed(second.Z))
+                return DenseFactors(first.Z, second.Z, units=units.states)
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
-    basis = schur.basis
     Z, Y = _reached(schur, B, time), _observed(schur, C_adjoint, time)
-    return DenseFactors(Z, Y, units.reached(basis), units.observed(basis))
+    return DenseFactors(Z, Y, schur.basis, units.states)
 
 
 def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> HostArray:

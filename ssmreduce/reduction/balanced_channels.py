@@ -42,7 +42,8 @@ def truncate_channels(
     for k, (part, rule) in enumerate(zip(balanced, rules, strict=True)):
         target = part.target(rule) if part.rank else None
         if target is not None and part.factors is not None:
-            key = target.order, target.limit, part.factors.M.shape
+            widths = part.factors.factors.Z.shape, part.factors.factors.Y.shape
+            key = target.order, target.limit, widths
             alike[key].append((k, target))
     order = balanced[0].original.order
     tasks = [chunk for members in alike.values() for chunk in chunks(members, order)]
