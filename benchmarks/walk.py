@@ -1,9 +1,11 @@
-"""How far one cut goes through the code: functions, calls and changes of file.
+"""How far one call goes through the code: functions, calls and changes of file.
 
-The way of one PyTorch S5 layer with AdamW through `reduce_model`, after a first cut that
-imports everything. Comprehensions and lambdas belong to the function that they stand in.
+The way of one PyTorch S5 layer with AdamW through `reduce_model`, or of a dense system with 20 states
+through `balanced_truncation` and `solve_lyapunov`, after a first call that imports everything.
+Comprehensions and lambdas belong to the function that they stand in.
 
     python benchmarks/walk.py             the counts, and what each part of the package adds
+    python benchmarks/walk.py --core      those of the two functions for a dense system
     python benchmarks/walk.py --calls     every function, the most called first
     python benchmarks/walk.py --tree 4    the tree of calls to a depth of 4
 """
@@ -14,6 +16,7 @@ import itertools
 import pathlib
 import sys
 
+import numpy as np
 import torch
 from s5 import S5
 
@@ -64,29 +67,54 @@ def trained_model():
     return model, optimizer
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", action="store_true", help="list every function")
-    parser.add_argument("--tree", type=int, default=0, help="print the tree to this depth")
-    options = parser.parse_args()
+def cut_of_a_model():
     model, optimizer = trained_model()
-    ssmreduce.reduce_model(model, 12, optimizer=optimizer)
-    model, optimizer = trained_model()
-    walk = Walk(lambda: ssmreduce.reduce_model(model, 12, optimizer=optimizer))
-    counts = collections.Counter((file, name) for _, file, name in walk.calls)
+    return lambda: ssmreduce.reduce_model(model, 12, optimizer=optimizer)
+
+
+def dense_calls():
+    rng = np.random.default_rng(1)
+    A = rng.standard_normal((20, 20)) - 6.0 * np.eye(20)
+    B, C = rng.standard_normal((20, 1)), rng.standard_normal((1, 20))
+    time = ssmreduce.Continuous()
+    return {
+        "balanced_truncation": lambda: ssmreduce.balanced_truncation(
+            ssmreduce.StateSpace(A, B, C, time=time), 5
+        ),
+        "solve_lyapunov": lambda: ssmreduce.solve_lyapunov(A, B @ B.T, time=time),
+    }
+
+
+def show(name, walk, options):
+    counts = collections.Counter((file, function) for _, file, function in walk.calls)
     print(
-        f"{len(counts)} functions in {len({file for file, _ in counts})} files, "
+        f"{name}: {len(counts)} functions in {len({file for file, _ in counts})} files, "
         f"{len(walk.calls)} calls, {walk.changes_of_file} changes of file"
     )
     for part in sorted({file.split("/")[0] for file, _ in counts}):
         here = [n for (file, _), n in counts.items() if file.split("/")[0] == part]
         print(f"  {part:20s} {len(here):4d} functions {sum(here):5d} calls")
     if options.calls:
-        for (file, name), n in counts.most_common():
-            print(f"{n:5d}  {file}  {name}")
-    for depth, file, name in walk.calls:
+        for (file, function), n in counts.most_common():
+            print(f"{n:5d}  {file}  {function}")
+    for depth, file, function in walk.calls:
         if depth < options.tree:
-            print(f"{'  ' * depth}{file}  {name}")
+            print(f"{'  ' * depth}{file}  {function}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--core", action="store_true", help="functions for a dense system")
+    parser.add_argument("--calls", action="store_true", help="list every function")
+    parser.add_argument("--tree", type=int, default=0, help="print the tree to this depth")
+    options = parser.parse_args()
+    if options.core:
+        for name, call in dense_calls().items():
+            call()
+            show(name, Walk(call), options)
+    else:
+        cut_of_a_model()()
+        show("reduce_model", Walk(cut_of_a_model()), options)
 
 
 if __name__ == "__main__":
