@@ -30,6 +30,8 @@ from ssmreduce._array_libraries import (
 )
 from ssmreduce._lapack import all_finite
 from ssmreduce.errors import (
+    ArgumentError,
+    ArgumentTypeError,
     MissingBackendError,
     NonFiniteError,
     OrderError,
@@ -188,7 +190,7 @@ def flag(value: object, name: str) -> bool:
     """Return `value` as a bool."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise OrderError(
+    raise ArgumentTypeError(
         f"`{name}` is {shown(value)}; expected a bool: anything else would count as True or False "
         "unseen. Pass True or False."
     )
@@ -223,7 +225,9 @@ def is_extended(value: object) -> TypeGuard[float]:
 def finite_number(value: object, name: str, meaning: str) -> float:
     """Return `value` as a float."""
     if not is_number(value):
-        raise OrderError(f"`{name}` is {shown(value)}; expected a finite number. Pass {meaning}.")
+        raise ArgumentError(
+            f"`{name}` is {shown(value)}; expected a finite number. Pass {meaning}."
+        )
     return float(value)
 
 
@@ -232,7 +236,7 @@ def metric_value(metric: Any, name: str = "metric") -> float:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If it is none.
     """
     try:
@@ -242,25 +246,25 @@ def metric_value(metric: Any, name: str = "metric") -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise OrderError(
+        raise ArgumentError(
             f"`{name}` is {shown(metric)}; expected a number, or an array of one entry. Report the value "
             "itself, for example metrics['val_loss']."
         ) from None
 
 
 def check_instance(value: object, expected: type, name: str, example: str) -> None:
-    """Raise `OrderError` unless `value` is an object of that class."""
+    """Raise `ArgumentTypeError` unless `value` is an object of that class."""
     if not isinstance(value, expected):
-        raise OrderError(
+        raise ArgumentTypeError(
             f"`{name}` is {shown(value)}; expected a {expected.__name__}. Try {example}."
         )
 
 
 def check_functions(**functions: object) -> None:
-    """Raise `OrderError` unless each of these arguments is a function or None."""
+    """Raise `ArgumentTypeError` unless each of these arguments is a function or None."""
     for name, function in functions.items():
         if function is not None and not callable(function):
-            raise OrderError(
+            raise ArgumentTypeError(
                 f"`{name}` is {shown(function)}; expected a function. Leave it out if there is none."
             )
 
@@ -285,9 +289,9 @@ def fields_of(values: object, *names: str) -> dict[str, Any]:
 
 
 def check_text(value: object, name: str, meaning: str) -> None:
-    """Raise `OrderError` unless `value` is a string."""
+    """Raise `ArgumentTypeError` unless `value` is a string."""
     if not isinstance(value, str):
-        raise OrderError(f"`{name}` is {shown(value)}; expected a str. Pass {meaning}.")
+        raise ArgumentTypeError(f"`{name}` is {shown(value)}; expected a str. Pass {meaning}.")
 
 
 def positive_order(order: object) -> int:
@@ -313,14 +317,16 @@ def _share_meant(order: object) -> float:
 def positive_count(value: object, name: str, meaning: str) -> int:
     """Return `value` as a positive int."""
     if not is_int(value) or value < 1:
-        raise OrderError(f"`{name}` is {shown(value)}; expected a positive int. Pass {meaning}.")
+        raise ArgumentError(f"`{name}` is {shown(value)}; expected a positive int. Pass {meaning}.")
     return int(value)
 
 
 def nonnegative_count(value: object, name: str, meaning: str) -> int:
     """Return `value` as an int that is not negative."""
     if not is_int(value) or value < 0:
-        raise OrderError(f"`{name}` is {shown(value)}; expected an int, 0 or more. Pass {meaning}.")
+        raise ArgumentError(
+            f"`{name}` is {shown(value)}; expected an int, 0 or more. Pass {meaning}."
+        )
     return int(value)
 
 
@@ -334,7 +340,9 @@ def whole_number(value: Any, name: str, meaning: str) -> int:
             raise TypeError
         return number
     except TypeError:
-        raise OrderError(f"`{name}` is {shown(value)}; expected an int. Pass {meaning}.") from None
+        raise ArgumentError(
+            f"`{name}` is {shown(value)}; expected an int. Pass {meaning}."
+        ) from None
 
 
 def positive_horizon(horizon: object) -> int | None:
@@ -342,7 +350,7 @@ def positive_horizon(horizon: object) -> int | None:
     if horizon is None:
         return None
     if not is_int(horizon) or horizon < 1:
-        raise OrderError(
+        raise ArgumentError(
             f"`horizon` is {shown(horizon)}; expected a positive number of steps, or None for an "
             "infinite horizon. Pass the length of the sequences that the layer sees."
         )
@@ -352,7 +360,9 @@ def positive_horizon(horizon: object) -> int | None:
 def fraction(value: object, name: str, example: float = 0.95) -> float:
     """Return `value` as a float strictly between 0 and 1, or equal to 1."""
     if not is_number(value) or not 0.0 < value <= 1.0:
-        raise OrderError(f"`{name}` is {shown(value)}; expected a number in (0, 1]. Try {example}.")
+        raise ArgumentError(
+            f"`{name}` is {shown(value)}; expected a number in (0, 1]. Try {example}."
+        )
     return float(value)
 
 

@@ -76,8 +76,34 @@ class UnstableSystemError(SSMReduceError, ValueError):
     """
 
 
-class OrderError(SSMReduceError, ValueError):
-    """An order, or a setting that decides one, is out of range or cannot be delivered.
+class ArgumentError(SSMReduceError, ValueError):
+    """An argument is out of range, is none of the known names, or excludes another one.
+
+    Examples
+    --------
+    >>> from ssmreduce import HankelMass
+    >>> HankelMass(1.5)
+    Traceback (most recent call last):
+        ...
+    ssmreduce.errors.ArgumentError: `share` is 1.5; expected a number in (0, 1]. ...
+    """
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument is an object of another type than the function takes: no system, no bool, no text.
+
+    Examples
+    --------
+    >>> from ssmreduce import hankel_norm
+    >>> hankel_norm("system")
+    Traceback (most recent call last):
+        ...
+    ssmreduce.errors.ArgumentTypeError: `system` is a builtins.str; expected a StateSpace ...
+    """
+
+
+class OrderError(ArgumentError):
+    """An order is out of range or cannot be delivered.
 
     Examples
     --------
@@ -131,7 +157,7 @@ class NoConvergenceError(SSMReduceError, RuntimeError):
 
 
 class UnsupportedLayerError(SSMReduceError, TypeError):
-    """An object is no layer, model or system that can be read, or a variant that cannot be reduced.
+    """An object is no layer or model that can be read, or a variant that cannot be reduced.
 
     Examples
     --------

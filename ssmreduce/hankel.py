@@ -93,11 +93,11 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         If a pole lies on or outside the stability boundary and there is no horizon.
     TimeDomainError
         If a horizon is given for a continuous system.
-    OrderError
+    ArgumentError
         If `horizon` is not a positive int.
     NoConvergenceError
         If they leave the range of double precision.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.

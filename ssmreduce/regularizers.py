@@ -62,7 +62,7 @@ def hankel_nuclear_norm(system: System) -> Array:
     UnstableSystemError
         If a pole lies on or outside the stability boundary; inside ``jax.jit`` as an error of the
         callback.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.
@@ -124,7 +124,7 @@ def modal_l1(system: DiagonalStateSpace) -> Array:
         If the system is not diagonal.
     UnstableSystemError
         If a pole lies on or outside the stability boundary, and values can be looked at.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes
@@ -187,7 +187,7 @@ class LazyHankelNuclearNorm:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If `every` is not a positive int.
 
     Notes
@@ -223,7 +223,7 @@ class LazyHankelNuclearNorm:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If `step` is not an int.
         """
         meaning = "the number of optimizer steps, counted from 0"
@@ -243,7 +243,7 @@ class LazyHankelNuclearNorm:
             If an array is a tracer of JAX.
         UnstableSystemError
             If a pole lies on or outside the stability boundary.
-        UnsupportedLayerError
+        ArgumentTypeError
             If `system` is not a system.
         """
         check_system(system)
@@ -292,9 +292,9 @@ class LazyHankelNuclearNorm:
         ShapeError
             If the state belongs to another kind of system, one of another order say: refresh after
             a cut.
-        UnsupportedLayerError
+        ArgumentTypeError
             If `system` is not a system.
-        OrderError
+        ArgumentError
             If `state` is not what `refresh` returns.
         """
         check_system(system)

@@ -19,7 +19,7 @@ from ssmreduce._array_libraries import HostArray, to_double
 from ssmreduce._array_routes import any_library
 from ssmreduce._lapack import safe_unit
 from ssmreduce.devices import transfer as native
-from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.errors import ArgumentError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.prescaling import prescaled
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
@@ -62,13 +62,13 @@ def impulse_response(
     ------
     TimeDomainError
         If `length` is missing for a discrete system, or `times` for a continuous one.
-    OrderError
+    ArgumentError
         If `length` is not a positive int, or above 2³¹.
     ShapeError
         If `times` does not increase or starts below 0, or the system has batch axes.
     NonFiniteError
         If the response overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Examples
@@ -122,7 +122,7 @@ def step_response(
     ------
     TimeDomainError
         If `length` is missing for a discrete system, or `times` for a continuous one.
-    OrderError
+    ArgumentError
         If `length` is not a positive int, or above 2³¹.
     ShapeError
         If `times` does not increase, or the system has batch axes.
@@ -131,7 +131,7 @@ def step_response(
     NoConvergenceError
         If A is so stiff that rounding spoils the outputs, and has more than 24 states or would take
         more than about 10 s in the integer arithmetic that is used up to 24.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Examples
@@ -184,7 +184,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
         If a pole lies at one of the points.
     NonFiniteError
         If a value overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes
@@ -269,7 +269,7 @@ def _sample_count(length: int | None, times: HostArray | None) -> int:
         )
     samples = _checks.positive_count(length, "length", "the number of samples")
     if samples > _MOST_SAMPLES:
-        raise OrderError(
+        raise ArgumentError(
             f"`length` is {samples}; expected at most {_MOST_SAMPLES} samples, which all lie in memory. "
             "Ask for what the response takes to decay, or for dc_gain()."
         )

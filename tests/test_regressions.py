@@ -51,6 +51,7 @@ from ssmreduce import (
 )
 from ssmreduce.adapters.scipy_signal import from_scipy
 from ssmreduce.errors import (
+    ArgumentTypeError,
     NoConvergenceError,
     OptimizerStateError,
     OrderError,
@@ -165,7 +166,7 @@ def test_a_registered_class_without_the_arrays_names_them() -> None:
 
 
 def test_arguments_that_are_no_systems() -> None:
-    with pytest.raises(UnsupportedLayerError, match="expected a StateSpace"):
+    with pytest.raises(ArgumentTypeError, match="expected a StateSpace"):
         balance(np.eye(2))
     with pytest.raises(ShapeError, match="rows of equal length"):
         StateSpace([[0.5], [0.1, 0.2]], [[1.0]], [[1.0]], time=Discrete())
@@ -327,9 +328,7 @@ def test_an_h2_optimal_reduction_says_so() -> None:
 def test_systems_of_other_packages_are_refused_by_name(call: Any) -> None:
     own = StateSpace([[-1.0]], [[1.0]], [[1.0]], time=Continuous())
     other = control.ss(-1.0, 1.0, 1.0, 0.0)
-    with pytest.raises(
-        UnsupportedLayerError, match=r"is a control\.statesp\.StateSpace.*from_control"
-    ):
+    with pytest.raises(ArgumentTypeError, match=r"is a control\.statesp\.StateSpace.*from_control"):
         call(other, own)
 
 
@@ -364,7 +363,7 @@ def test_frequencies_that_are_no_real_numbers(omega: Any) -> None:
 
 
 def test_systems_of_other_packages_are_named_with_their_way_in() -> None:
-    with pytest.raises(UnsupportedLayerError, match="from_scipy"):
+    with pytest.raises(ArgumentTypeError, match="from_scipy"):
         balance(scipy.signal.StateSpace([[-1.0]], [[1.0]], [[1.0]], [[0.0]]))
 
 

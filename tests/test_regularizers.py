@@ -23,7 +23,12 @@ from ssmreduce import (
     modal_truncation,
     read_system,
 )
-from ssmreduce.errors import OrderError, ShapeError, UnstableSystemError, UnsupportedEquationError
+from ssmreduce.errors import (
+    ArgumentError,
+    ShapeError,
+    UnstableSystemError,
+    UnsupportedEquationError,
+)
 from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm, modal_l1
 from ssmreduce.systems.pytree import arrays_of, with_arrays
 
@@ -265,7 +270,7 @@ def test_modal_l1_needs_no_host_and_knows_logarithms() -> None:
 def test_what_is_refused(rng: np.random.Generator) -> None:
     system = samples.diagonal_system(rng, 3, 2, 2)
     lazy = LazyHankelNuclearNorm()
-    with pytest.raises(OrderError, match="`every` is 0"):
+    with pytest.raises(ArgumentError, match="`every` is 0"):
         LazyHankelNuclearNorm(every=0)
     with pytest.raises(ShapeError, match="`system` is a StateSpace"):
         modal_l1(system.to_dense())
@@ -395,7 +400,7 @@ def test_due_counts_from_zero() -> None:
     numbers: list[Any] = [np.int64(3), jnp.asarray(3), torch.tensor(3)]
     assert all(map(lazy.due, numbers))
     for step in ("a", 2.5, None):
-        with pytest.raises(OrderError, match="`step` is"):
+        with pytest.raises(ArgumentError, match="`step` is"):
             lazy.due(step)  # type: ignore[arg-type]
 
 

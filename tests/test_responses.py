@@ -15,7 +15,7 @@ from transfer import KINDS, TIMES, plain_matrices, random_system, transfer
 
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
 from ssmreduce.adapters.scipy_signal import from_scipy
-from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.errors import ArgumentError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.responses import (
     frequency_response,
     impulse_response,
@@ -230,7 +230,7 @@ def test_arguments_of_responses(rng: np.random.Generator) -> None:
             response(discrete)
         with pytest.raises(TimeDomainError, match="`times` is given but `system` is discrete"):
             response(discrete, 5, times=[0.0, 1.0])
-        with pytest.raises(OrderError, match="`length`"):
+        with pytest.raises(ArgumentError, match="`length`"):
             response(discrete, 0)
         for times in ([1.0, 0.5], [0.0, 0.0], [], [[0.0, 1.0]], [0.0, 1j]):
             with pytest.raises(ShapeError, match="`times`"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce.errors import MissingBackendError, ShapeError, TimeDomainError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentTypeError, MissingBackendError, ShapeError, TimeDomainError
 from ssmreduce.systems.coordinates import exportable
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
@@ -42,7 +42,7 @@ def from_control(sys: Any, time: TimeDomain | None = None) -> StateSpace:
     ------
     TimeDomainError
         If ``sys.dt`` is None and `time` is missing, or the two disagree.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `sys` is neither of the two.
     ShapeError
         If a transfer function has a numerator of higher degree than its denominator.
@@ -59,7 +59,7 @@ def from_control(sys: Any, time: TimeDomain | None = None) -> StateSpace:
     """
     control = _checks.require_backend("control", extra="control")
     if not isinstance(sys, control.StateSpace | control.TransferFunction):
-        raise UnsupportedLayerError(
+        raise ArgumentTypeError(
             f"`sys` is a {_checks.type_name(sys)}; expected a control.StateSpace "
             "or a control.TransferFunction. Convert it with control.ss first."
         )
@@ -91,7 +91,7 @@ def to_control(system: System) -> Any:
         If the system is complex or has batch axes.
     MissingBackendError
         If python-control is missing.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Examples

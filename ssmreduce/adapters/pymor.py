@@ -13,7 +13,7 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentError, ArgumentTypeError, ShapeError
 from ssmreduce.systems.coordinates import exportable
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
@@ -35,8 +35,10 @@ def from_pymor(model: Any) -> StateSpace:
 
     Raises
     ------
-    UnsupportedLayerError
-        If `model` is not an LTIModel, or depends on parameters.
+    ArgumentTypeError
+        If `model` is not an LTIModel.
+    ArgumentError
+        If it depends on parameters.
     ShapeError
         If E is not the identity.
     MissingBackendError
@@ -53,12 +55,12 @@ def from_pymor(model: Any) -> StateSpace:
     """
     iosys = _checks.require_backend("pymor.models.iosys", extra="pymor")
     if not isinstance(model, iosys.LTIModel):
-        raise UnsupportedLayerError(
+        raise ArgumentTypeError(
             f"`model` is a {_checks.type_name(model)}; expected a pyMOR "
             "LTIModel. Second-order models have to_lti()."
         )
     if model.parametric:
-        raise UnsupportedLayerError(
+        raise ArgumentError(
             f"`model` depends on the parameters {dict(model.parameters)}; expected fixed matrices. "
             "Build an LTIModel from the matrices at one parameter value."
         )
@@ -94,7 +96,7 @@ def to_pymor(system: System) -> Any:
         If the system has batch axes.
     MissingBackendError
         If pyMOR is missing.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Examples

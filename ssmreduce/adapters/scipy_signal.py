@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ssmreduce import _checks
 from ssmreduce._array_libraries import HostArray, to_double
-from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentTypeError, ShapeError
 from ssmreduce.systems.coordinates import exportable
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.interconnect import series
@@ -47,7 +47,7 @@ def from_scipy(sys: Any) -> StateSpace:
 
     Raises
     ------
-    UnsupportedLayerError
+    ArgumentTypeError
         If `sys` is none of these.
     ShapeError
         If the numerator has a higher degree than the denominator.
@@ -61,7 +61,7 @@ def from_scipy(sys: Any) -> StateSpace:
     ([[-0.5]], Discrete(dt=0.1))
     """
     if not isinstance(sys, signal.lti | signal.dlti):
-        raise UnsupportedLayerError(
+        raise ArgumentTypeError(
             f"`sys` is a {_checks.type_name(sys)}; expected a scipy.signal.lti or "
             "dlti. Build one from coefficients, for example scipy.signal.TransferFunction(num, den)."
         )
@@ -95,7 +95,7 @@ def to_scipy(system: System) -> Any:
     ------
     ShapeError
         If the system is complex or has batch axes.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Examples

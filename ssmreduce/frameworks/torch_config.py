@@ -128,7 +128,7 @@ def take_sizes(model: Any, handles: Sequence[LayerHandle]) -> None:
 
     Raises
     ------
-    ShapeError, OrderError
+    ShapeError, ArgumentError
         If a config holds something else than numbers of states by name.
     """
     steps: list[Step] = []

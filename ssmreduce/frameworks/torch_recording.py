@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import type_name
-from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.recording import Recorded
 
@@ -283,7 +283,7 @@ def _differentiate(loss: Any, calls: Sequence[_Call]) -> None:
     """Give each call the derivative of a loss by what came out."""
     loss = _checked_scalar(loss)
     if not loss.requires_grad:
-        raise OrderError(
+        raise ArgumentError(
             "`loss` returned a tensor without a graph; expected one that depends on what the model puts out. "
             "Leave out detach() and no_grad(); an accuracy, or other counts, are no loss."
         )

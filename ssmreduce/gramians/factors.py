@@ -87,11 +87,11 @@ def controllability_gramian(system: System, *, horizon: int | None = None) -> Ho
         If a pole lies on or outside the stability boundary and there is no horizon.
     TimeDomainError
         If a horizon is given for a continuous system.
-    OrderError
+    ArgumentError
         If `horizon` is not a positive int.
     NoConvergenceError
         If it leaves the range of double precision: its entries are squares of those of B.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.
@@ -145,11 +145,11 @@ def observability_gramian(system: System, *, horizon: int | None = None) -> Host
         If a pole lies on or outside the stability boundary and there is no horizon.
     TimeDomainError
         If a horizon is given for a continuous system.
-    OrderError
+    ArgumentError
         If `horizon` is not a positive int.
     NoConvergenceError
         If it leaves the range of double precision: its entries are squares of those of C.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.

@@ -27,7 +27,7 @@ from ssmreduce._checks import exact, shown
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations.smith import compress_columns
 from ssmreduce.equations.stability import check_stable, check_stable_form
-from ssmreduce.errors import NonFiniteError, OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, NonFiniteError, ShapeError
 from ssmreduce.gramians.quadrature import Nodes, axis_nodes, circle_nodes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
 from ssmreduce.systems.state_space import StateSpace
@@ -71,11 +71,11 @@ def frequency_limited_factors(
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
-    OrderError
+    ArgumentError
         If the band is empty, runs backwards, or leaves the frequencies that the system has.
     ShapeError, NonFiniteError
         If `band` is not two numbers, or the system has batch axes.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes
@@ -144,7 +144,7 @@ def check_band(system: System, band: tuple[float, float]) -> Band:
             f"`band` is ({low}, {high}); expected numbers. Use inf for a band without an end."
         )
     if not low < high:
-        raise OrderError(
+        raise ArgumentError(
             f"`band` is ({low}, {high}), which {'is empty' if low == high else 'runs backwards'}; "
             "expected low < high. Write the lower frequency first, and give the band a width."
         )
@@ -154,7 +154,7 @@ def check_band(system: System, band: tuple[float, float]) -> Band:
     if low < lowest or high > limit:
         unit = "radians per sample" if isinstance(system.time, Discrete) else "rad/s"
         mirrored = " The mirrored band is always included for a real system." if real else ""
-        raise OrderError(
+        raise ArgumentError(
             f"`band` is ({low}, {high}); expected a band within [{exact(lowest)}, {exact(limit)}] {unit}."
             f"{mirrored} Multiply frequencies in Hz by 2π"
             f"{' dt' if isinstance(system.time, Discrete) else ''}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError
 from ssmreduce.gramians.frequency import frequency_limited_factors
 from ssmreduce.gramians.weighted import weighted_factors
 from ssmreduce.systems.diagonal import System
@@ -39,7 +39,7 @@ class FrequencyWeighting:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If two of a horizon, a band and weights are given.
         """
         weights = {"input_weight": input_weight, "output_weight": output_weight}
@@ -48,7 +48,7 @@ class FrequencyWeighting:
         ]
         given += [name for name, value in weights.items() if value is not None][:1]
         if len(given) > 1:
-            raise OrderError(
+            raise ArgumentError(
                 f"`{given[0]}` and `{given[1]}` are both given; expected one of a horizon, a band and "
                 "weights. A band can be written as a weight: a band-pass filter."
             )

@@ -61,7 +61,7 @@ def weighted_factors(
         If sizes do not fit, a real system has a complex weight, or there are batch axes.
     TimeDomainError
         If time domains differ.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes

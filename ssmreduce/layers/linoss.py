@@ -244,7 +244,7 @@ class LinOSS(SelectingLayer):
 
         Raises
         ------
-        OrderError
+        OrderError, ArgumentError
             If there are not as many.
         UnstableSystemError
             If an oscillator does not decay and there is no horizon.
@@ -269,7 +269,7 @@ class LinOSS(SelectingLayer):
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If `kept` is not an ascending array of indices.
         UnstableSystemError
             If an oscillator does not decay and there is no horizon.

@@ -15,7 +15,12 @@ from ssmreduce._checks import (
     positive_horizon,
     shown,
 )
-from ssmreduce.errors import OptimizerStateError, OrderError, UnsupportedLayerError
+from ssmreduce.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    OptimizerStateError,
+    UnsupportedLayerError,
+)
 
 if TYPE_CHECKING:
     from ssmreduce.layers.layer import Layer
@@ -70,7 +75,7 @@ class CutOptions:
 
     Raises
     ------
-    OrderError, OptimizerStateError, UnsupportedLayerError
+    ArgumentError, OptimizerStateError, UnsupportedLayerError
         If a value is none of these.
 
     Examples
@@ -98,7 +103,7 @@ class CutOptions:
             )
         methods = get_args(Method)
         if not is_one_of(self.method, methods):
-            raise OrderError(
+            raise ArgumentError(
                 f"`method` is {shown(self.method)}; expected one of {', '.join(map(repr, methods))}. Leave "
                 "it out for the best."
             )
@@ -200,11 +205,11 @@ class CutOptions:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If the method needs data and there are none.
         """
         if not has_data and self.method not in ("best", "white"):
-            raise OrderError(
+            raise ArgumentError(
                 f"`method` is {self.method!r}, but there are no data; expected some. Pass "
                 "data=calibrate(model, batches), or leave `method` out."
             )
@@ -224,7 +229,7 @@ class CutOptions:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If `exclude` returns something else than a bool.
         ShapeError
             If `names` is not a list.
@@ -259,7 +264,7 @@ def _names(exclude: object) -> tuple[str, ...]:
     if not isinstance(exclude, list | tuple | set | frozenset) or not all(
         isinstance(name, str) for name in exclude
     ):
-        raise OrderError(
+        raise ArgumentTypeError(
             f"`exclude` is {shown(exclude)}; expected names of layers, or a function of a name. Write "
             "(name,) for one."
         )

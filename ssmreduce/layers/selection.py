@@ -25,7 +25,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint, to_double
 from ssmreduce._checks import floating_array, positive_count, shown
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, OrderError, ShapeError
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -206,7 +206,7 @@ def refit(gram: HostArray, C: HostArray, kept: HostArray) -> HostArray:
         If sizes do not fit together.
     NonFiniteError
         If an array holds NaN or Inf.
-    OrderError
+    ArgumentError
         If `kept` is not an ascending array of indices.
     """
     gram, C = _checked(gram, C, 1)
@@ -232,13 +232,13 @@ def checked_groups(kept: object, count: int) -> HostArray:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If they are not ascending ints from 0 on and below `count`, or there are none.
     """
     found = np.asarray(kept)
     fits = found.ndim == 1 and found.size > 0 and found.dtype.kind in "iu"
     if not (fits and found[0] >= 0 and found[-1] < count and np.all(np.diff(found) > 0)):
-        raise OrderError(
+        raise ArgumentError(
             f"`kept` is {shown(kept)}; expected an array of ascending ints, at least one, from 0 to "
             f"{count - 1}. Pass the indices that a selection returned."
         )

@@ -17,8 +17,8 @@ from ssmreduce._checks import (
     shown,
 )
 from ssmreduce.errors import (
+    ArgumentError,
     CalibrationWarning,
-    OrderError,
     ShapeError,
     SSMReduceError,
     UnsupportedLayerError,
@@ -85,7 +85,7 @@ def calibrate(
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If there are no batches, or fewer than two sequences, or no more are wanted.
     NonFiniteError
         If a layer is given NaN or Inf.
@@ -137,7 +137,7 @@ def calibrate(
     check_functions(loss=loss, forward=forward, mask=mask, progress=progress)
     most = positive_count(max_sequences, "max_sequences", "how many sequences to keep")
     if most < 2:
-        raise OrderError(
+        raise ArgumentError(
             "`max_sequences` is 1; expected at least two, as some are held out. Leave it out for 512."
         )
     found = search(model, options)
@@ -161,7 +161,7 @@ def calibrate(
         if count >= most and (loss is None or len(parts) > 1):
             break  # with a loss one batch at least is held out
     if count < 2:
-        raise OrderError(
+        raise ArgumentError(
             f"`batches` has {count} sequences; expected at least two, as some are held out. Pass a data "
             "loader, or a list of batches."
         )
@@ -199,7 +199,7 @@ def _iterated(batches: Iterable[Any]) -> Iterable[Any]:
     try:
         return iter(batches)
     except TypeError:
-        raise OrderError(
+        raise ArgumentError(
             f"`batches` is {shown(batches)}; expected batches. Pass a data loader or a list of them."
         ) from None
 

@@ -20,9 +20,7 @@ from ssmreduce._checks import (
     floating_array,
 )
 from ssmreduce._display import html_table, text_table
-from ssmreduce.errors import (
-    ShapeError,
-)
+from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import listed
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.layers.options import plain_name
@@ -46,7 +44,7 @@ class Calibration:
 
     Raises
     ------
-    OrderError, ShapeError
+    ArgumentError, ShapeError
         If there is no layer, or something is not of its class.
 
     Examples
@@ -100,7 +98,7 @@ class Calibration:
             If shapes do not fit, or there are fewer than two sequences.
         NonFiniteError
             If an array holds NaN or Inf.
-        OrderError
+        ArgumentError
             If an argument is not a mapping.
         """
         check_instance(inputs, Mapping, "inputs", '{"encoder.0": u}')
@@ -150,7 +148,7 @@ class Calibration:
             If an array is missing, or its shape does not fit.
         NonFiniteError
             If an array holds NaN or Inf.
-        OrderError
+        ArgumentError
             If `arrays` is not a mapping.
         """
         check_instance(arrays, Mapping, "arrays", "numpy.load(path, allow_pickle=False)")
@@ -203,7 +201,7 @@ class Calibration:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If one is no calibration.
         ShapeError
             If they are of other layers, or of layers of another width.

@@ -164,7 +164,7 @@ def accept_reduced(model: Any, *, kind: object = None) -> Any:
     ------
     UnsupportedLayerError
         If `model` is not a PyTorch module.
-    ShapeError, OrderError
+    ShapeError, ArgumentError
         If ``config.ssm_states`` of a model of Hugging Face is not a dict of numbers of states.
 
     Notes

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from ssmreduce.errors import CalibrationWarning, OrderError, SSMReduceError
+from ssmreduce.errors import ArgumentError, CalibrationWarning, SSMReduceError
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.cut import Candidates, LayerCut
@@ -172,10 +172,10 @@ def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> Choi
 
 
 def _check_excites(handle: LayerHandle, data: LayerData) -> None:
-    """Raise `OrderError` unless something goes into a layer, in both parts of the sequences."""
+    """Raise `ArgumentError` unless something goes into a layer, in both parts of the sequences."""
     for name, part in (("fitted to", data.fitting), ("held out", data.held_out)):
         if not np.any(part.inputs[part.weights > 0.0]):
-            raise OrderError(
+            raise ArgumentError(
                 f"`data` excite 0 of {handle.kind.order(handle.weights)} states of layer `{handle.name}` by "
                 f"the sequences that are {name}; expected inputs that are not zero. Calibrate with more, or "
                 "other, batches."

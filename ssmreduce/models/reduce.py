@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ssmreduce._checks import check_instance
-from ssmreduce.errors import OrderError, SSMReduceError
+from ssmreduce.errors import ArgumentError, SSMReduceError
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.options import CutOptions
@@ -214,7 +214,7 @@ def reduce_model(
         check_instance(data, Calibration, "data", "calibrate(model, batches)")
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     if optimizer is not None and opt_state is not None:
-        raise OrderError(
+        raise ArgumentError(
             "`optimizer` and `opt_state` are both given; expected one of them. Pass `optimizer` for "
             "PyTorch, `opt_state` for optax."
         )

@@ -121,7 +121,7 @@ class LayerReduction:
         ------
         MissingBackendError
             If Matplotlib is not installed.
-        OrderError, ShapeError
+        ArgumentError, ShapeError
             If `ax` is not as many Matplotlib axes.
         """
         if self.cut.reduction is not None:

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from ssmreduce._checks import type_name
-from ssmreduce.errors import OrderError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import Framework, listed
 from ssmreduce.frameworks.handle import LayerHandle, Path
@@ -123,7 +123,7 @@ class Layers:
         ------
         UnsupportedLayerError
             If there is none, or, unless they are skipped, a variant of a known layer that cannot be reduced.
-        OrderError
+        ArgumentError
             If a name to exclude, or one that is said to be of a kind, is that of no layer of the model.
         """
         names = [*(handle.name for handle in self.handles), *self.refused]
@@ -138,7 +138,7 @@ class Layers:
         ):
             unknown = [name for name in given if not names_meant(name, names)]
             if unknown:
-                raise OrderError(
+                raise ArgumentError(
                     f"`{argument}` names {listed(unknown)}, but the layers are {listed(names) or 'none'}; "
                     f"expected some of these. {advice}"
                 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.saved import NamedTrees
@@ -50,7 +50,7 @@ def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
     ShapeError
         If a name is missing or left over, a dtype differs, or a shape does by more than the states of
         a layer.
-    OrderError
+    ArgumentError
         If a report or reducer does not say how many states a layer has, or more than it has in
         `model`.
 
@@ -112,7 +112,7 @@ def _events(saved: Any) -> Sequence[Mapping[str, Any]]:
         and "rolled_back" in event
         for event in saved
     ):
-        raise OrderError(
+        raise ArgumentError(
             f"`saved['events']` is {_checks.shown(saved)}; expected a list of dicts with layer, "
             "new_order and rolled_back. Take what state_dict() of a reducer returned."
         )
@@ -156,7 +156,7 @@ def _change(handle: LayerHandle, order: int) -> LayerChange:
     """Zeros in the shapes that the arrays of a layer have at another order."""
     states = handle.kind.order(handle.weights)
     if order > states:
-        raise OrderError(
+        raise ArgumentError(
             f"`saved` gives layer `{handle.name}` {order} states, but it has {states} in `model`; expected "
             "no more. Build the model at full size."
         )

@@ -24,6 +24,7 @@ from ssmreduce._checks import (
 )
 from ssmreduce._display import cell, html_table, text_table
 from ssmreduce.errors import (
+    ArgumentError,
     OrderError,
     SSMReduceError,
     UnstableSystemError,
@@ -224,7 +225,7 @@ class Sweep:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If there is none.
         """
         limit = finite_number(relative_error, "relative_error", "0.01 for 1 %")
@@ -233,7 +234,7 @@ class Sweep:
         if not good:
             error, best = min(known, key=itemgetter(0), default=(np.inf, None))
             smallest = "unknown" if best is None else f"{error:.3g}, at order {best.order}"
-            raise OrderError(
+            raise ArgumentError(
                 f"`relative_error` is {limit:g} but the smallest of the sweep is {smallest}; expected at "
                 "least that. Sweep larger orders."
             )
@@ -289,7 +290,7 @@ def sweep(
 
     Raises
     ------
-    OrderError
+    OrderError, ArgumentError
         If there are no orders, or one of them cannot be delivered; or if `data` are given for a
         system.
     UnsupportedLayerError
@@ -320,7 +321,7 @@ def sweep(
     elif data is None:
         cuts = _SystemCuts(model, options)
     else:
-        raise OrderError(
+        raise ArgumentError(
             f"`data` are given but `model` is a {type_name(model)}; expected a layer or a model. Leave "
             "`data` out."
         )

@@ -56,7 +56,7 @@ def h2_norm(system: System) -> float | HostArray:
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.
@@ -107,7 +107,7 @@ def hankel_norm(system: System) -> float | HostArray:
     ------
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.

@@ -116,9 +116,9 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
         If levels keep rising: the gain itself is rounding.
     UnsupportedEquationError
         If a certificate is asked for together with a derivative.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
-    OrderError
+    ArgumentError
         If `certified` is not a bool.
     ShapeError
         If a batch has no systems.

@@ -80,7 +80,7 @@ def finite_horizon_difference(
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If `horizon` is no positive int.
     NoConvergenceError
         If the outputs overflow within the horizon.

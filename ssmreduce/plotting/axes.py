@@ -10,7 +10,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, is_array, to_double
 from ssmreduce._checks import check_text, items, numeric_array, real_values, require_backend, shown
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentTypeError, ShapeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def panels(
     elif isinstance(ax, list | tuple):
         given = list(ax)
     if not all(isinstance(each, Axes) for each in given):
-        raise OrderError(
+        raise ArgumentTypeError(
             f"`ax` is {shown(ax)}; expected Matplotlib axes. Pass what plt.subplots() returned."
         )
     if len(given) != rows * columns:

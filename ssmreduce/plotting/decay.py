@@ -75,7 +75,7 @@ def plot_hsv(
         If Matplotlib is not installed.
     ShapeError
         If `hsv` is not a descending list of nonnegative numbers.
-    OrderError
+    OrderError, ArgumentError
         If `order` is not between 0 and n, or a share not in (0, 1].
     NonFiniteError
         If a value is NaN or Inf.
@@ -222,7 +222,7 @@ def plot_errors(
         If there are no orders, or not one value for each.
     NonFiniteError
         If an order is NaN or Inf.
-    OrderError
+    ArgumentError
         If `metric_name` is not text.
 
     Examples

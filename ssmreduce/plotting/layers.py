@@ -67,7 +67,7 @@ def plot_layers(
         If Matplotlib is not installed.
     ShapeError
         If there is not one number for each layer.
-    OrderError
+    ArgumentError
         If `ax` is not Matplotlib axes.
 
     Examples

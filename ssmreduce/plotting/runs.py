@@ -71,7 +71,7 @@ def plot_hsv_map(
         If there are no steps, or not one array of values for each.
     NonFiniteError
         If a value is NaN or Inf.
-    OrderError
+    ArgumentError
         If `name` is not text.
 
     Examples
@@ -225,7 +225,7 @@ def plot_agreement(
         If Matplotlib is not installed.
     ShapeError
         If there is not one value for each step.
-    OrderError
+    ArgumentError
         If `settled` is not a finite number.
     NonFiniteError
         If a value is NaN or Inf.
@@ -287,7 +287,7 @@ def plot_metric(
         If Matplotlib is not installed.
     ShapeError
         If a run has not one value for each time, or there are cuts of a run that is not there.
-    OrderError
+    ArgumentError
         If a label or `name` is not text.
 
     Examples

@@ -21,7 +21,7 @@ from ssmreduce._checks import (
     shown,
     whole_number,
 )
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.gramians.batch import batch_indices
 from ssmreduce.norms.gain import Gain, check_alike
 from ssmreduce.plotting.axes import (
@@ -122,7 +122,7 @@ def plot_poles(
         If one is not finite.
     TimeDomainError
         If `time` is not a time domain.
-    OrderError
+    ArgumentError
         If `folded` is not a bool.
 
     Examples
@@ -216,13 +216,13 @@ def plot_gain(
     ------
     MissingBackendError
         If Matplotlib is not installed.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` or `reduced` is not a system.
     ShapeError, TimeDomainError
         If their sizes or times differ, or a frequency is not positive.
     NonFiniteError
         If a frequency is NaN or Inf.
-    OrderError
+    ArgumentError
         If `bound` is not a number, or one for each system.
 
     Examples
@@ -391,11 +391,11 @@ def plot_impulse(
     ------
     MissingBackendError
         If Matplotlib is not installed.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` or `reduced` is not a system.
     ShapeError, TimeDomainError
         If their sizes or times differ, or as `impulse_response`.
-    OrderError
+    ArgumentError
         If there is no such channel.
     NonFiniteError
         If a time is NaN or Inf.
@@ -594,13 +594,13 @@ def _channel(system: System, channel: object) -> tuple[int, ...]:
     """The indices in `channel`, each in its range."""
     shape = (*system.batch_shape, system.outputs, system.inputs)
     if not isinstance(channel, tuple | list) or len(channel) != len(shape):
-        raise OrderError(
+        raise ArgumentError(
             f"`channel` is {shown(channel)}; expected {len(shape)} ints: the indices of output and input, "
             f"after those of the system in a batch. Try {(0,) * len(shape)}."
         )
     found = tuple(whole_number(each, "channel", "(output, input)") for each in channel)
     if any(not 0 <= each < size for each, size in zip(found, shape, strict=True)):
-        raise OrderError(
+        raise ArgumentError(
             f"`channel` is {found}; expected indices below {shape}. Try {(0,) * len(shape)}."
         )
     return found

@@ -19,7 +19,9 @@ from ssmreduce._array_routes import (
 )
 from ssmreduce._checks import check_instance, flag, shown
 from ssmreduce._display import short
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import (
+    ArgumentError,
+)
 from ssmreduce.gramians.factors import check_horizon
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.reduction.balanced_batch import BalancedBatch
@@ -75,7 +77,7 @@ def balance(
         If a pole lies on or outside the stability boundary, there is no horizon and unstable states
         are not to be kept; from `truncate` if a dense system that was balanced in a band, or with
         two weights, became unstable.
-    OrderError
+    ArgumentError
         If more than one of a horizon, a band and weights is given, or the band is empty or leaves
         the frequencies of the system; if `keep_unstable` is combined with one of them, or `margin`
         given without `keep_unstable`.
@@ -84,7 +86,7 @@ def balance(
     NoConvergenceError
         If stable and unstable poles are too close for the two parts to be separated to half of
         the digits.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError, NonFiniteError
         If `band` is not two numbers, or a weight is not a system that fits.
@@ -154,7 +156,7 @@ def balanced_truncation(
 
     Raises
     ------
-    OrderError
+    OrderError, ArgumentError
         If the order is not positive, above the numerical rank of a dense system or below the number
         of unstable states, or if all Hankel singular values are zero.
     UnreachableToleranceError
@@ -162,7 +164,7 @@ def balanced_truncation(
     UnstableSystemError
         If a pole lies on or outside the stability boundary, there is no horizon and unstable states
         are not to be kept.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.
@@ -428,17 +430,17 @@ def _check_unstable_options(
     horizon: int | None, weighting: FrequencyWeighting | None, keep_unstable: bool, margin: float
 ) -> None:
     if keep_unstable and weighting is not None:
-        raise OrderError(
+        raise ArgumentError(
             "`keep_unstable` is True and a band or weights are given; expected one of the two. Balance "
             "split_unstable(system).stable with the band or weights."
         )
     if keep_unstable and horizon is not None:
-        raise OrderError(
+        raise ArgumentError(
             f"`horizon` is {shown(horizon)} but `keep_unstable` is True; expected one of the two: within a "
             "horizon unstable states are balanced like any other. Leave `keep_unstable` out."
         )
     if not keep_unstable and margin != 0.0:
-        raise OrderError(
+        raise ArgumentError(
             f"`margin` is {margin!r} but `keep_unstable` is False; expected no margin: nothing is "
             "split. Pass keep_unstable=True."
         )

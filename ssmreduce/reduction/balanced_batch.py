@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import flag
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.gramians.single_channel import is_channel_batch
@@ -106,7 +106,7 @@ class BalancedBatch:
         if not isinstance(rule, TotalBudget):
             return [rule] * len(self.parts)
         if common_order:
-            raise OrderError(
+            raise ArgumentError(
                 "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
                 "budget gives each system its own order. Pass an int for a common one."
             )

@@ -18,7 +18,7 @@ from ssmreduce._poles import are_stable
 from ssmreduce._schur import SchurForm
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations.stability import check_stable_system
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError, OrderError
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.hankel import (
     BalancedFactors,
@@ -127,12 +127,12 @@ class BalancedSystem(Reducible):
     def match_dc(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses from the standard form, and keep the DC gain."""
         if self.horizon is not None:
-            raise OrderError(
+            raise ArgumentError(
                 f"`horizon` is {self.horizon}; expected none: the DC gain is that of sequences "
                 "without end. Use truncate, or balance without a horizon."
             )
         if self.weighting is not None:
-            raise OrderError(
+            raise ArgumentError(
                 "a band or weights are given; expected none: DC matching is exact at zero frequency and "
                 "knows no other frequencies. Use truncate, or balance without them."
             )

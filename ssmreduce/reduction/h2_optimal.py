@@ -30,12 +30,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce._array_routes import any_library
 from ssmreduce._display import short
 from ssmreduce.equations.stability import check_stable_system
-from ssmreduce.errors import (
-    OrderError,
-    ShapeError,
-    TimeDomainError,
-    UnreachableToleranceError,
-)
+from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnreachableToleranceError
 from ssmreduce.hankel import state_count
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.reduction.h2_descent import Iterate, descend
@@ -131,7 +126,7 @@ def h2_optimal(
 
     Raises
     ------
-    OrderError
+    OrderError, ArgumentError
         As in `balanced_truncation`, if `start` is of another order, or if `iterations` or
         `tolerance` is not positive.
     UnstableSystemError
@@ -140,7 +135,7 @@ def h2_optimal(
         If there are batch axes, or `start` does not fit the system.
     UnreachableToleranceError
         If the H2 error leaves the range of double precision.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes

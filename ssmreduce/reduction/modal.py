@@ -71,13 +71,13 @@ def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
 
     Raises
     ------
-    OrderError
+    OrderError, ArgumentError
         If the order is not positive, above the system's own, below the number of unstable states,
         or separates a conjugate pair of a real dense system: the message names the nearest orders.
     NoConvergenceError
         If an order as a number separates poles that agree to rounding, or nearly so and are nearly
         defective.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.

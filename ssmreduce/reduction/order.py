@@ -10,7 +10,7 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.errors import OrderError, UnreachableToleranceError
+from ssmreduce.errors import ArgumentError, OrderError, UnreachableToleranceError
 from ssmreduce.hankel import error_bounds, rank_tolerance
 
 
@@ -97,7 +97,7 @@ class HankelMass(OrderRule):
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If it is not in that range.
 
     References
@@ -132,7 +132,7 @@ class HankelEnergy(OrderRule):
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If it is not in that range.
 
     Examples
@@ -165,7 +165,7 @@ class ErrorBound(OrderRule):
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If not exactly one positive tolerance is given.
     UnreachableToleranceError
         From `choose`, if the tolerance is below 4 n eps σ₁, where no bound can be certified.
@@ -188,13 +188,13 @@ class ErrorBound(OrderRule):
             if value is not None
         }
         if len(given) != 1:
-            raise OrderError(
+            raise ArgumentError(
                 f"ErrorBound got {sorted(given) or 'no tolerance'}; expected exactly one of "
                 "`absolute` and `relative`. Try ErrorBound(relative=1e-3)."
             )
         ((name, value),) = given.items()
         if not _checks.is_number(value) or value <= 0:
-            raise OrderError(
+            raise ArgumentError(
                 f"`{name}` is {_checks.shown(value)}; expected a positive finite number. Try 1e-3."
             )
 
@@ -223,13 +223,13 @@ class ErrorBound(OrderRule):
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If `error` is not a number.
         ShapeError, NonFiniteError
             If `hsv` is not a descending list of nonnegative numbers.
         """
         if not _checks.is_extended(error):
-            raise OrderError(
+            raise ArgumentError(
                 f"`error` is {_checks.shown(error)}; expected a number. Pass a bound, or what was measured."
             )
         return error <= self._tolerance(hsv)
@@ -248,7 +248,7 @@ class ErrorBound(OrderRule):
         ------
         UnreachableToleranceError
             If it is above the tolerance.
-        OrderError
+        ArgumentError
             If `error` is not a number.
         ShapeError, NonFiniteError
             If `hsv` is not a descending list of nonnegative numbers.
@@ -286,7 +286,7 @@ class MeasuredError(OrderRule):
 
     Raises
     ------
-    OrderError
+    OrderError, ArgumentError
         If `relative` is not in that range, or where orders are chosen from Hankel singular values
         or scores alone: in `modal_truncation`, and by `choose`.
 
@@ -330,7 +330,7 @@ class TotalBudget(OrderRule):
 
     Raises
     ------
-    OrderError
+    OrderError, ArgumentError
         If `states` is not a positive int; from `allocate`, if it is less than one per system.
 
     Examples
@@ -378,7 +378,7 @@ class TotalBudget(OrderRule):
 
         Raises
         ------
-        OrderError
+        OrderError, ArgumentError
             If there are no systems, or the budget is too small for them.
         ShapeError, NonFiniteError
             If an entry of `hsvs` is not a descending list of nonnegative numbers.
@@ -394,7 +394,7 @@ class TotalBudget(OrderRule):
                 for own in _checks.items(kept, "kept", "one int for each system")
             ]
         if len(orders) != len(lists):
-            raise OrderError(
+            raise ArgumentError(
                 f"`kept` has {len(orders)} entries but `hsvs` has {len(lists)}; expected one for each "
                 "system. Leave it out where nothing else is kept."
             )

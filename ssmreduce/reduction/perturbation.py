@@ -47,10 +47,10 @@ def singular_perturbation(
 
     Raises
     ------
-    OrderError, UnreachableToleranceError, UnstableSystemError
+    OrderError, ArgumentError, UnreachableToleranceError, UnstableSystemError
         As `balanced_truncation`; also an `OrderError` if the system reads after its update and the
         reduced state matrix is singular, so that no such system has the reduced map.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.

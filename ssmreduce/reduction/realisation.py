@@ -17,7 +17,7 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._array_routes import any_library
 from ssmreduce._checks import is_number, shown
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError, OrderError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.hankel import rank_tolerance, state_count
 from ssmreduce.reduction.balanced_diagonal import balanced_system
@@ -52,7 +52,7 @@ def balanced_realisation(system: System) -> StateSpace:
         If the system is not minimal up to rounding; the message names its rank.
     UnstableSystemError
         If a pole lies on or outside the stability boundary.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.
@@ -115,13 +115,13 @@ def minimal_realisation(
 
     Raises
     ------
-    OrderError
+    OrderError, ArgumentError
         If the tolerance is not between 0 and 1, or if a stable system does not respond at all.
     ShapeError
         If the system has batch axes.
     NoConvergenceError
         As `balance`, if stable and unstable poles are too close.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes
@@ -236,7 +236,7 @@ def _checked_tolerance(tolerance: float | None) -> float | None:
     if tolerance is None:
         return None
     if not is_number(tolerance) or not 0.0 < tolerance < 1.0:
-        raise OrderError(
+        raise ArgumentError(
             f"`tolerance` is {shown(tolerance)}; expected a number between 0 and 1, relative to the largest "
             "Hankel singular value. Try 1e-12, or leave it out."
         )

@@ -11,7 +11,7 @@ from ssmreduce._array_libraries import HostArray, to_double, to_host
 from ssmreduce._array_routes import any_library
 from ssmreduce._checks import flag
 from ssmreduce._display import cell, html_table, short
-from ssmreduce.errors import OrderError, UnreachableToleranceError
+from ssmreduce.errors import ArgumentError, UnreachableToleranceError
 from ssmreduce.norms import certified_difference, finite_horizon_difference
 from ssmreduce.norms.grid import Search
 from ssmreduce.norms.hinf import THOROUGH, largest_difference
@@ -159,7 +159,7 @@ class Reduction:
             If `certified` and the reduction has a horizon, for which there is no level-set test.
         UnstableSystemError
             If `certified` and one of the systems is not stable.
-        OrderError
+        ArgumentError
             If `certified` is not a bool.
         """
         if flag(certified, "certified"):
@@ -194,7 +194,7 @@ class Reduction:
         ------
         MissingBackendError
             If Matplotlib is not installed.
-        OrderError, ShapeError
+        ArgumentError, ShapeError
             If `ax` is not four Matplotlib axes.
         """
         from ssmreduce.plotting.overview import draw_reduction
@@ -222,11 +222,11 @@ class Reduction:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If nothing was projected.
         """
         if self.left is None or self.right is None or self.slot_map is None:
-            raise OrderError(
+            raise ArgumentError(
                 f"this reduction ({self.method}) projects nothing on stored states; expected one system that "
                 "was cut to a diagonal one. Look at its parts, or at order."
             )

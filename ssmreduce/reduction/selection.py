@@ -22,7 +22,7 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._array_routes import any_library
 from ssmreduce._checks import is_one_of, shown
-from ssmreduce.errors import OrderError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentError, ArgumentTypeError, OrderError
 from ssmreduce.gramians.batch import in_batch_shape, map_parts, map_systems
 from ssmreduce.reduction.batch import assemble, single_systems
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule, divided
@@ -54,9 +54,9 @@ def state_scores(system: DiagonalStateSpace, score: Score = "hankel") -> HostArr
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If the score has another name.
-    UnsupportedLayerError
+    ArgumentTypeError
         If the system is not diagonal.
     ShapeError
         If a batch has no systems.
@@ -105,10 +105,10 @@ def select_states(
 
     Raises
     ------
-    OrderError
+    OrderError, ArgumentError
         If the order is not positive or below the number of unstable states, the score has another
         name, or an `ErrorBound` is to be met with H2 scores, which bound no H∞ error.
-    UnsupportedLayerError
+    ArgumentTypeError
         If the system is not diagonal.
     ShapeError
         If a batch has no systems.
@@ -291,10 +291,10 @@ def _coherence(vectors: HostArray, axis: int) -> HostArray:
 def _check_diagonal(system: object, score: str) -> None:
     check_system(system)
     if not isinstance(system, DiagonalStateSpace):
-        raise UnsupportedLayerError(
+        raise ArgumentTypeError(
             "`system` is a StateSpace; expected a DiagonalStateSpace, whose states are modes. "
             "Use modal_truncation, or diagonalise the system first."
         )
     if not is_one_of(score, get_args(Score)):
         names = ", ".join(f'"{name}"' for name in get_args(Score))
-        raise OrderError(f"`score` is {shown(score)}; expected one of {names}.")
+        raise ArgumentError(f"`score` is {shown(score)}; expected one of {names}.")

@@ -18,7 +18,7 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._array_routes import any_library
 from ssmreduce._checks import is_number, shown
 from ssmreduce._schur import SchurForm
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.reduction.decoupling import decouple
 from ssmreduce.reduction.selection import embedding, stability_distance, subsystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
@@ -88,13 +88,13 @@ def split_unstable(system: System, margin: float = 0.0) -> UnstableSplit:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If the margin is not a nonnegative number (below 1 in discrete time).
     ShapeError
         If the system has batch axes.
     NoConvergenceError
         If poles on both sides of the line agree to rounding.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes
@@ -169,7 +169,7 @@ def _checked_margin(margin: float, system: System) -> float:
     limit = 1.0 if isinstance(system.time, Discrete) else np.inf
     if not is_number(margin) or not 0.0 <= margin < limit:
         below = " below 1" if limit == 1.0 else ""
-        raise OrderError(
+        raise ArgumentError(
             f"`margin` is {shown(margin)}; expected a nonnegative number{below}: how far inside the "
             "stability boundary poles still count as unstable. Try 1e-6."
         )

@@ -60,7 +60,7 @@ def transformed(system: System, T: HostArray) -> StateSpace:
         If T is singular to working precision.
     NonFiniteError
         If an entry overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes
@@ -127,7 +127,7 @@ def diagonalised(system: System) -> DiagonalStateSpace:
         If the eigenvectors are dependent to working precision: A is (nearly) defective.
     NonFiniteError
         If an entry overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes
@@ -188,7 +188,7 @@ def real_form(system: System) -> StateSpace:
         If a dense complex system has a defective state matrix.
     NonFiniteError
         If an entry overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes

@@ -20,7 +20,7 @@ from ssmreduce._array_libraries import (
 )
 from ssmreduce._array_routes import any_library
 from ssmreduce._workers import naming_system
-from ssmreduce.errors import ShapeError, TimeDomainError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentTypeError, ShapeError, TimeDomainError
 from ssmreduce.systems.pytree import register_pytree
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
@@ -76,7 +76,7 @@ class DiagonalStateSpace:
         If an array holds NaN or Inf.
     TimeDomainError
         If `time` is not a time domain.
-    OrderError
+    ArgumentError
         If `real_output` or `read_after_update` is not a bool.
 
     Notes
@@ -164,7 +164,7 @@ class DiagonalStateSpace:
         ------
         TimeDomainError
             If `time` is continuous.
-        ShapeError, NonFiniteError, OrderError
+        ShapeError, NonFiniteError, ArgumentError
             As the constructor.
 
         Examples
@@ -243,7 +243,7 @@ class DiagonalStateSpace:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If `margin` is not a finite number.
         """
         margin = checked_margin(margin)
@@ -391,7 +391,7 @@ def is_complex(system: System) -> bool:
 
 
 def check_single(system: System) -> None:
-    """Raise unless `system` is a system without batch axes: `UnsupportedLayerError`, `ShapeError`."""
+    """Raise unless `system` is a system without batch axes: `ArgumentTypeError`, `ShapeError`."""
     batch = check_system(system)
     if batch:
         raise ShapeError(
@@ -400,9 +400,9 @@ def check_single(system: System) -> None:
 
 
 def check_system(system: object, name: str = "system") -> tuple[int, ...]:
-    """Return the batch axes; raise `UnsupportedLayerError`, a TypeError, unless `system` is a system."""
+    """Return the batch axes; raise `ArgumentTypeError`, a TypeError, unless `system` is a system."""
     if not isinstance(system, StateSpace | DiagonalStateSpace):
-        raise UnsupportedLayerError(
+        raise ArgumentTypeError(
             f"`{name}` is a {_checks.type_name(system)}; expected a "
             "StateSpace or a DiagonalStateSpace. Build one from arrays, with read_system(layer), or with "
             "from_control, from_scipy or from_pymor of ssmreduce.adapters."

@@ -46,7 +46,7 @@ def series(first: System, second: System) -> StateSpace:
         If sizes do not fit together.
     NonFiniteError
         If an entry overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `first` or `second` is not a system.
 
     Examples
@@ -101,7 +101,7 @@ def parallel(first: System, second: System) -> System:
         If sizes do not fit together.
     NonFiniteError
         If an entry overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `first` or `second` is not a system.
 
     Examples
@@ -138,7 +138,7 @@ def difference(first: System, second: System) -> System:
         If sizes do not fit together.
     NonFiniteError
         If an entry overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `first` or `second` is not a system.
 
     Examples

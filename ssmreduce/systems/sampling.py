@@ -92,7 +92,7 @@ def to_discrete(system: AnySystem, dt: float, method: Method = "zoh") -> AnySyst
     NoConvergenceError
         If A is so stiff that rounding spoils the outputs, and has more than 24 states or would take
         more than about 10 s in the integer arithmetic that is used up to 24.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes
@@ -157,7 +157,7 @@ def to_continuous(system: AnySystem, method: Method = "zoh") -> AnySystem:
         If `method` is neither of the two.
     NonFiniteError
         If an entry of the result overflows.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes

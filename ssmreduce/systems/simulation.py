@@ -75,7 +75,7 @@ def simulate(
     NoConvergenceError
         If A is so stiff that rounding spoils the outputs, and has more than 24 states or would take
         more than about 10 s in the integer arithmetic that is used up to 24.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
 
     Notes

@@ -188,7 +188,7 @@ class StateSpace:
         If an array holds NaN or Inf.
     TimeDomainError
         If `time` is not a time domain.
-    OrderError
+    ArgumentError
         If `read_after_update` is not a bool.
 
     Examples
@@ -277,7 +277,7 @@ class StateSpace:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If `margin` is not a finite number.
 
         Examples

@@ -13,7 +13,7 @@ from ssmreduce._array_libraries import Array, HostArray, array_eps, to_double, t
 from ssmreduce._checks import is_number, numeric_array, shown
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce.equations.residual import relative_residual
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
 from ssmreduce.systems.diagonal import System, check_single
 from ssmreduce.systems.simulation import simulate
@@ -50,9 +50,9 @@ def assert_stable(system: System, *, margin: float = 0.0) -> None:
     ------
     AssertionError
         If a pole is nearer; the message has the worst one.
-    OrderError
+    ArgumentError
         If `margin` is not a finite number.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.
@@ -69,7 +69,7 @@ def assert_stable(system: System, *, margin: float = 0.0) -> None:
     AssertionError: `system` has a pole with |λ| = 0.9; allowed: |λ| < 0.8.
     """
     if not is_number(margin):
-        raise OrderError(f"`margin` is {shown(margin)}; expected a finite number. Try 0.0.")
+        raise ArgumentError(f"`margin` is {shown(margin)}; expected a finite number. Try 0.0.")
     for place, single in singles(system):
         if single.is_stable(margin):
             continue
@@ -98,9 +98,9 @@ def assert_systems_close(actual: System, desired: System, *, rtol: float | None 
     ------
     AssertionError
         If time, sizes or batch axes differ, or the maps do.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `actual` or `desired` is not a system.
-    OrderError
+    ArgumentError
         If `rtol` is not a number, 0 or more.
     ShapeError
         If a batch has no systems.
@@ -149,7 +149,7 @@ def assert_error_within_bound(
         than 20 n eps times what relative changes of the data do to the two transfer functions.
     ShapeError
         If `bound` is neither a real number nor one for each system.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `original` or `reduced` is not a system.
 
     Examples
@@ -196,7 +196,7 @@ def assert_balanced(system: System) -> None:
         the condition of the Lyapunov equations.
     UnstableSystemError
         If the system has no Gramians.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError
         If a batch has no systems.
@@ -258,7 +258,7 @@ def assert_lyapunov(
         If an argument is not an array of square matrices.
     TimeDomainError
         If `time` is not a time domain.
-    OrderError
+    ArgumentError
         If `rtol` is not a number, 0 or more.
 
     Examples
@@ -317,11 +317,11 @@ def assert_outputs_close(
     ------
     AssertionError
         If the shape differs, or the values do.
-    UnsupportedLayerError
+    ArgumentTypeError
         If `system` is not a system.
     ShapeError, TimeDomainError
         As `simulate`.
-    OrderError
+    ArgumentError
         If `rtol` is not a number, 0 or more.
     NonFiniteError
         If an argument holds NaN or Inf, or the output overflows.

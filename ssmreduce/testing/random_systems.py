@@ -11,7 +11,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import Array, HostArray, adjoint, to_double
 from ssmreduce._checks import flag, is_int, is_number, is_one_of, require_backend, shown
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.testing.random_matrices import ENTRIES, NONZERO, OFFSETS, Numbers, real_pole
@@ -80,15 +80,17 @@ class Options:
         n = self.range("order")[1]
         for name in ("inputs", "outputs"):
             if self.range(name)[0] < 1:
-                raise OrderError(f"`{name}` is {shown(getattr(self, name))}; expected at least 1.")
+                raise ArgumentError(
+                    f"`{name}` is {shown(getattr(self, name))}; expected at least 1."
+                )
         least = _ROUNDING * max(n, 1) * float(np.finfo(self.dtype or "float64").eps)
         if not is_number(self.margin) or not least <= self.margin < 1.0:
-            raise OrderError(
+            raise ArgumentError(
                 f"`margin` is {shown(self.margin)}; expected a number from {least:.1e} (64 n eps) to below "
                 "1. Nearer poles might be rounded over the boundary."
             )
         if not is_number(self.departure) or self.departure < 0.0:
-            raise OrderError(
+            raise ArgumentError(
                 f"`departure` is {shown(self.departure)}; expected a nonnegative finite number. Pass 0 for "
                 "normal `A`."
             )
@@ -98,7 +100,7 @@ class Options:
         value = getattr(self, name)
         ends = value if isinstance(value, tuple) else (value, value)
         if len(ends) != 2 or not all(map(_is_count, ends)) or ends[0] > ends[1]:
-            raise OrderError(
+            raise ArgumentError(
                 f"`{name}` is {shown(value)}; expected an int or (least, most) with 0 <= least <= most. "
                 "Try (1, 5)."
             )

@@ -81,7 +81,7 @@ def state_spaces(
     ------
     MissingBackendError
         If Hypothesis is not installed.
-    OrderError
+    ArgumentError
         If a range is empty, or `margin` or `departure` is out of range.
     ShapeError
         If `batch_shape` is not a tuple of positive ints, `dtype` is not one of the four, or (in an
@@ -169,7 +169,7 @@ def diagonal_state_spaces(
     ------
     MissingBackendError
         If Hypothesis is not installed.
-    OrderError
+    ArgumentError
         If a range is empty, or `margin` is out of range.
     ShapeError
         If `batch_shape` is not a tuple of positive ints, `dtype` is not one of the four, is real where

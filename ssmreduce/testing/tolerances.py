@@ -17,7 +17,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import Array, HostArray, array_eps
 from ssmreduce._checks import is_number, shown
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
 from ssmreduce.norms import hinf_difference
 from ssmreduce.norms.gain import Gain
@@ -45,7 +45,7 @@ def checked_tolerance(rtol: float | None) -> float | None:
     if rtol is None:
         return None
     if not is_number(rtol) or rtol < 0.0:
-        raise OrderError(
+        raise ArgumentError(
             f"`rtol` is {shown(rtol)}; expected a number, 0 or more. Try 1e-6, or leave it out."
         )
     return float(rtol)

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from ssmreduce._checks import check_instance, shown, type_name
-from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
+from ssmreduce.errors import ArgumentError, ArgumentTypeError, OptimizerStateError, SSMReduceError
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
 from ssmreduce.training.loader_batches import (
@@ -57,7 +57,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is
         not a positive int, or the reducer has data, too; while fitting, if nothing was logged under
         the name of the metric, or `data` is given for a module under FSDP2.
@@ -90,7 +90,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         )
         reducer.check_metric(metric)
         if followers is not None and not callable(followers):
-            raise OrderError(
+            raise ArgumentTypeError(
                 f"`followers` is {shown(followers)}; expected a function of the trainer. "
                 "Try lambda trainer: [copy]."
             )
@@ -120,7 +120,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         ------
         OptimizerStateError
             If there is not exactly one optimizer.
-        OrderError
+        ArgumentError
             If `data` is given for a module under FSDP2.
         """
         if len(trainer.optimizers) != 1:
@@ -149,13 +149,13 @@ class ReductionCallback(Callback):  # type: ignore[misc]
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If the module did not log it.
         """
         if self.metric is None or trainer.sanity_checking:
             return
         if self.metric not in trainer.callback_metrics:
-            raise OrderError(
+            raise ArgumentError(
                 f"`metric` is {self.metric!r}, which the module did not log; expected one of "
                 f"{', '.join(sorted(trainer.callback_metrics)) or 'those it logs'}. Call "
                 f"self.log({self.metric!r}, value) in validation_step."
@@ -200,7 +200,7 @@ def _own_loss(precision: Any, module: Any, batch: Any) -> Any:
         except SSMReduceError:
             raise
         except (AttributeError, RuntimeError, TypeError) as error:
-            raise OrderError(
+            raise ArgumentError(
                 f"training_step of {type_name(module)} ends in {type_name(error)}: {error} (on a copy of the "
                 "module without a trainer, for the loss of a calibration); expected a loss. Pass "
                 "loss=lambda module, batch: ..., as training_step computes it."

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ssmreduce._checks import check_functions, positive_count, shown, type_name
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError
 from ssmreduce.frameworks.torch_fsdp import sharded_modules
 from ssmreduce.frameworks.torch_recording import plain, scratch
 from ssmreduce.layers.options import CutOptions
@@ -36,19 +36,19 @@ def checked_count(
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If the number is no positive int, the loss no function, or the reducer calibrates by itself.
     """
     check_functions(loss=loss)
     if data is None:
         if loss is not None:
-            raise OrderError(
+            raise ArgumentError(
                 f"`loss` is {shown(loss)} but `data` is None; expected a number of batches. Pass data=8."
             )
         return None
     count = positive_count(data, "data", "how many batches of the training loader calibrate")
     if reducer.data is not None:
-        raise OrderError(
+        raise ArgumentError(
             f"`data` is {data} but the reducer has data={shown(reducer.data)}; expected one of them. Leave "
             "out the other."
         )
@@ -56,9 +56,9 @@ def checked_count(
 
 
 def check_can_be_copied(model: Any, count: int | None) -> None:
-    """Raise `OrderError` if a callback is to calibrate a model under FSDP2, of which there are no copies."""
+    """Raise `ArgumentError` if a callback is to calibrate a model under FSDP2, which has no copies."""
     if count is not None and sharded_modules(model):
-        raise OrderError(
+        raise ArgumentError(
             f"`data` is {count} but the module is sharded by fully_shard, and cannot be copied to run a "
             "training step without its trainer; expected one on each process. Give the reducer "
             "data=lambda model: calibrate(model, batches, loss=...) instead."
@@ -86,7 +86,7 @@ def first_batches(loader: Any, count: int) -> list[Any]:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If the loader, or its data set, can be read once only, or its samplers cannot be copied.
     """
     with _generators_kept():
@@ -98,7 +98,7 @@ def _fresh(loader: Any) -> Iterable[Any]:
     if not isinstance(loader, DataLoader):
         return _checked_batches(loader)
     if isinstance(loader.dataset, Iterator):
-        raise OrderError(
+        raise ArgumentError(
             f"the training loader reads a {type_name(loader.dataset)}, which can be read once only; expected "
             f"a data set that gives a new iterator each time. {_INSTEAD}"
         )
@@ -108,7 +108,7 @@ def _fresh(loader: Any) -> Iterable[Any]:
             (loader.sampler, loader.batch_sampler, loader.generator), known
         )
     except (TypeError, RuntimeError) as error:
-        raise OrderError(
+        raise ArgumentError(
             f"the sampler of the training loader cannot be copied ({error}); expected one that can: a pass "
             f"over itself would change what training reads. {_INSTEAD}"
         ) from error
@@ -133,7 +133,7 @@ def _checked_batches(loader: Any) -> Iterable[Any]:
     several = isinstance(loader, list | tuple) and any(isinstance(e, DataLoader) for e in loader)
     readable = isinstance(loader, Iterable) and not isinstance(loader, Iterator | Mapping)
     if several or not readable:
-        raise OrderError(
+        raise ArgumentError(
             f"the training loader is a {type_name(loader)}; expected one DataLoader, or batches that can be "
             f"read more than once. {_INSTEAD}"
         )

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from ssmreduce._checks import is_number, is_one_of, metric_value, positive_count, shown
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.training.tracking import ReductionEvent
 
@@ -37,7 +37,7 @@ class RollbackPolicy:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If an argument is out of range, or neither `tolerance` nor `at_cut` is given.
 
     Examples
@@ -56,13 +56,13 @@ class RollbackPolicy:
 
     def __post_init__(self) -> None:
         if self.tolerance is None and self.at_cut is None:
-            raise OrderError(
+            raise ArgumentError(
                 "`tolerance` and `at_cut` are None; expected one of them, or both. Try RollbackPolicy(0.02)."
             )
         _check_limit(self.tolerance, "tolerance", "metric", "metric between two reports")
         _check_limit(self.at_cut, "at_cut", "loss", "loss between two batches")
         if not is_one_of(self.mode, ("min", "max")):
-            raise OrderError(
+            raise ArgumentError(
                 f'`mode` is {shown(self.mode)}; expected "min" for a loss or "max" for an accuracy.'
             )
         patience = positive_count(
@@ -100,7 +100,7 @@ class RollbackPolicy:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If one of them is not a number.
         """
         metric, than = metric_value(metric), metric_value(than, "than")
@@ -110,7 +110,7 @@ class RollbackPolicy:
 
 def _check_limit(value: float | None, name: str, unit: str, spread: str) -> None:
     if value is not None and (not is_number(value) or value < 0):
-        raise OrderError(
+        raise ArgumentError(
             f"`{name}` is {shown(value)}; expected a finite number, 0 or more, in the units of the {unit}. "
             f"Try the spread of the {spread}."
         )

@@ -51,7 +51,7 @@ class HankelRecord:
 
     Raises
     ------
-    ShapeError, NonFiniteError, OrderError
+    ShapeError, NonFiniteError, ArgumentError
         If a value is not what a trace records.
 
     Examples

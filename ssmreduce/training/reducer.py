@@ -19,7 +19,7 @@ from ssmreduce._checks import (
     shown,
     whole_number,
 )
-from ssmreduce.errors import OptimizerStateError, OrderError, SSMReduceError
+from ssmreduce.errors import ArgumentError, OptimizerStateError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions
@@ -95,7 +95,7 @@ class InTrainingReducer:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If an argument is out of range.
 
     Notes
@@ -166,13 +166,13 @@ class InTrainingReducer:
         self.rollback = rollback
         self.trace = trace
         if data is not None and not callable(data):
-            raise OrderError(
+            raise ArgumentError(
                 f"`data` is {shown(data)}; expected a function of the model. Pass "
                 "data=lambda model: calibrate(model, batches, loss=loss)."
             )
         self.data = data
         if not is_one_of(above_chance, get_args(AboveChance)):
-            raise OrderError(
+            raise ArgumentError(
                 f'`above_chance` is {shown(above_chance)}; expected "warn", "match" or "refuse". Leave it '
                 "out to warn."
             )
@@ -267,7 +267,7 @@ class InTrainingReducer:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If `step` is not a positive int, or the options name a layer that does not exist; at the first
             call, if `above_chance`, `at_cut` or the method of the options needs data and there are
             none.
@@ -332,7 +332,7 @@ class InTrainingReducer:
         return answer
 
     def _check_data(self) -> None:
-        """Raise `OrderError` where what was asked for needs data that are not there."""
+        """Raise `ArgumentError` where what was asked for needs data that are not there."""
         self.options.check_method(has_data=self.data is not None)
         asked = []
         if self.above_chance != "warn":
@@ -340,7 +340,7 @@ class InTrainingReducer:
         if self.rollback is not None and self.rollback.at_cut is not None:
             asked.append(f"`at_cut` of `rollback` is {self.rollback.at_cut!r}")
         if asked and self.data is None:
-            raise OrderError(
+            raise ArgumentError(
                 f"{asked[0]}, but there are no data; expected some with a loss. Pass "
                 "data=lambda model: calibrate(model, batches, loss=loss)."
             )
@@ -356,12 +356,12 @@ class InTrainingReducer:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If there is no rollback policy, or `metric` is not a number.
         """
         policy = self._watched
         if policy is None:
-            raise OrderError(
+            raise ArgumentError(
                 "`metric` was reported but the reducer has no rollback policy with a tolerance; expected "
                 "one. Try InTrainingReducer(schedule, rollback=RollbackPolicy(tolerance))."
             )
@@ -377,13 +377,13 @@ class InTrainingReducer:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If one is named and no policy watches it, or the reverse.
         """
         if name is not None:
             check_text(name, "metric", "the name under which the metric is logged")
         if (name is None) != (self._watched is None):
-            raise OrderError(
+            raise ArgumentError(
                 f"`metric` is {name!r} and the reducer's rollback policy is {self.rollback!r}; expected "
                 "both or neither. Name the metric that the policy watches."
             )
@@ -416,7 +416,7 @@ class InTrainingReducer:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If it is of a reducer with other settings, or no such state. The schedule may be another
             one, of a longer run say: its attempts after the saved step are made.
         ShapeError, NonFiniteError

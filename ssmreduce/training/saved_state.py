@@ -26,7 +26,13 @@ from ssmreduce._checks import (
     shown,
     type_name,
 )
-from ssmreduce.errors import OrderError, ShapeError, SSMReduceError
+from ssmreduce.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    OrderError,
+    ShapeError,
+    SSMReduceError,
+)
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.layers.options import Method
 from ssmreduce.training.policy import RollbackPolicy, Trial
@@ -84,20 +90,20 @@ def checked_state(
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If it is of a reducer with other settings, or no state of a reducer.
     ShapeError, NonFiniteError
         If an array in it is none that a reducer saves.
     """
     if not isinstance(state, Mapping):
-        raise OrderError(
+        raise ArgumentTypeError(
             f"`state` is a {type_name(state)}; expected what state_dict() of a reducer returned. "
             "Read a file with torch.load(path) first."
         )
     try:
         return _checked(_dict_of(state, "state", _ENTRIES), settings, rollback, trace)
     except RecursionError:
-        raise OrderError(
+        raise ArgumentError(
             "`state` is nested too deeply to be read; expected what state_dict() of a reducer returned. "
             "Take another file."
         ) from None
@@ -131,7 +137,7 @@ def _check_settings(saved: object, settings: Mapping[str, str]) -> None:
         if not isinstance(before, str):
             raise _wrong(f'state["settings"]["{name}"]', before, "a str")
         if name != "schedule" and before != here:
-            raise OrderError(
+            raise ArgumentError(
                 f"`state` was saved with {name} {_text(before)} but the reducer has {here}; expected "
                 "the same. Build the reducer as it was."
             )
@@ -266,7 +272,7 @@ def _trial(
         return None
     values = _dict_of(saved, name, _TRIAL)
     if rollback is None:
-        raise OrderError(
+        raise ArgumentError(
             f"`{name}` is a dict but the reducer has no rollback policy; expected None. Build the reducer as "
             "it was."
         )
@@ -377,7 +383,7 @@ def _records(saved: object, name: str, trace: HankelTrace | None) -> list[Hankel
     with _inside(name):
         before = HankelTrace.from_dict({**entries, "records": []})
     if repr(before) != repr(trace):
-        raise OrderError(
+        raise ArgumentError(
             f"`{name}` is of {before!r} but the reducer has {trace!r}; expected the same. Build the "
             "reducer as it was."
         )
@@ -414,7 +420,7 @@ def _dict_of(saved: object, name: str, keys: Sequence[str]) -> dict[str, Any]:
     if missing or extra:
         lacks = f"lacks {', '.join(missing)}" if missing else ""
         has = f"has {', '.join(extra)} besides" if extra else ""
-        raise OrderError(
+        raise ArgumentError(
             f"`{name}` {' and '.join(filter(None, (lacks, has)))}; expected what state_dict() of a reducer "
             "returned. Take that of the same version of ssmreduce."
         )
@@ -429,7 +435,7 @@ def _dict_by(
         raise _wrong(name, saved, "a dict")
     for key in saved:
         if not isinstance(key, kind) or isinstance(key, bool):
-            raise OrderError(
+            raise ArgumentError(
                 f"`{name}` has the key {shown(key)}; expected keys of type {kind.__name__}. "
                 "Take another file."
             )

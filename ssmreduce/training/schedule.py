@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ssmreduce._checks import is_number, positive_count, shown, whole_number
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError
 
 _MOST_ATTEMPTS = 10_000
 """All of them are looked through at every step."""
@@ -43,7 +43,7 @@ class ReductionSchedule:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If a number is out of range.
 
     References
@@ -72,12 +72,12 @@ class ReductionSchedule:
         total = positive_count(total_steps, "total_steps", "the optimizer steps of the run")
         count = 4 if attempts is None else positive_count(attempts, "attempts", "how often to try")
         if count > _MOST_ATTEMPTS:
-            raise OrderError(
+            raise ArgumentError(
                 f"`attempts` is {attempts}; expected at most {_MOST_ATTEMPTS}. Try 4: each new shape "
                 "costs a compilation."
             )
         if not (is_number(start) and is_number(stop)) or not 0.0 <= start < stop <= 1.0:
-            raise OrderError(
+            raise ArgumentError(
                 f"`start` is {shown(start)} and `stop` is {shown(stop)}; expected shares of the "
                 "run with 0 <= start < stop <= 1."
             )
@@ -104,7 +104,7 @@ class ReductionSchedule:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If none is given, or one is not a positive int.
 
         Examples
@@ -114,7 +114,7 @@ class ReductionSchedule:
         ReductionSchedule.at(100, 400)
         """
         if not 0 < len(steps) <= _MOST_ATTEMPTS:
-            raise OrderError(
+            raise ArgumentError(
                 f"`steps` are {len(steps)} numbers; expected 1 to {_MOST_ATTEMPTS}. Write "
                 "ReductionSchedule.at(100, 400)."
             )

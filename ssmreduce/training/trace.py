@@ -28,7 +28,7 @@ from ssmreduce._checks import (
     positive_horizon,
     whole_number,
 )
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
@@ -63,7 +63,7 @@ class HankelTrace:
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If an argument is out of range.
 
     Notes
@@ -219,13 +219,13 @@ class HankelTrace:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If there is none.
         """
         check_text(layer, "layer", "the name of a layer")
         records = [record for record in self.records if record.layer == layer]
         if not records:
-            raise OrderError(
+            raise ArgumentError(
                 f"`layer` is {layer!r}, of which nothing was recorded; expected one of "
                 f"{', '.join(self.layers) or 'those that are recorded first'}."
             )
@@ -246,7 +246,7 @@ class HankelTrace:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If nothing was recorded of the layer.
         """
         steps = [record.step for record in self.of_layer(layer)]
@@ -270,7 +270,7 @@ class HankelTrace:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If nothing was recorded of the layer.
         """
         records = self.of_layer(layer)
@@ -303,7 +303,7 @@ class HankelTrace:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If nothing was recorded of the layer, or `threshold` is out of range.
         """
         threshold = fraction(threshold, "threshold")
@@ -334,7 +334,7 @@ class HankelTrace:
         ------
         MissingBackendError
             If Matplotlib is not installed.
-        OrderError, ShapeError
+        ArgumentError, ShapeError
             If `ax` is not as many Matplotlib axes, or `events` not a list.
         """
         from ssmreduce.training.pictures import draw_trace

@@ -20,7 +20,7 @@ from ssmreduce._checks import (
     whole_number,
 )
 from ssmreduce._display import cell, html_table, short
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule
 from ssmreduce.time_domain import Discrete
@@ -103,7 +103,7 @@ class ReductionEvent:
 
     Raises
     ------
-    OrderError, ShapeError, NonFiniteError
+    ArgumentError, ShapeError, NonFiniteError
         If a value is not what a cut reports.
 
     Examples
@@ -152,7 +152,7 @@ class ReductionEvent:
         for name in ("tau", "error_bound", "measured_error", "seconds", *_NUMBERS):
             value = getattr(self, name)
             if not is_extended(value) and (value is not None or name == "seconds"):
-                raise OrderError(
+                raise ArgumentError(
                     f"`{name}` is {shown(value)}; expected a number, as a cut reports it."
                 )
         hsv = real_values(self.hsv, "hsv", "the result of hankel_singular_values")
@@ -213,7 +213,7 @@ class ReductionEvent:
         ------
         MissingBackendError
             If Matplotlib is not installed.
-        OrderError, ShapeError
+        ArgumentError, ShapeError
             If `ax` is not as many Matplotlib axes.
         """
         from ssmreduce.plotting.axes import panels
@@ -254,7 +254,7 @@ class ReductionEvent:
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If `result` or `order` is not what it should be.
         """
         check_instance(result, LayerReduction, "result", "reduce_layer(layer, order)")

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ssmreduce._checks import check_instance, shown, type_name
 from ssmreduce._files import written_whole
-from ssmreduce.errors import DataFileError, DistributedError, OrderError
+from ssmreduce.errors import ArgumentError, ArgumentTypeError, DataFileError, DistributedError
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
 from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches, lent
@@ -54,7 +54,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
 
     Raises
     ------
-    OrderError
+    ArgumentError
         If the reducer has a rollback policy and there is no `metric`, or the reverse; if `data` is
         not a positive int, or the reducer has data, too; while training, if the checkpoint of a
         resumed run has no reducer in it.
@@ -107,19 +107,19 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
 
         Raises
         ------
-        OrderError
+        ArgumentError
             If there is no state of a reducer in it, or that of another one.
         DataFileError
             If the file is damaged, holds other objects than tensors and numbers, or unpacks to more
             than its own length.
         """
         if not isinstance(checkpoint, str | Path):
-            raise OrderError(
+            raise ArgumentTypeError(
                 f"`checkpoint` is {shown(checkpoint)}; expected a str or a Path. Pass the folder."
             )
         file = Path(checkpoint) / _FILE
         if not file.is_file():
-            raise OrderError(
+            raise ArgumentError(
                 f"`checkpoint` is {str(checkpoint)!r}, where there is no {_FILE}; expected a checkpoint "
                 "of a run with this callback. Call callback.load(folder) before trainer.train(...) if it "
                 "lies elsewhere."
@@ -138,7 +138,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         ------
         DistributedError
             If the Trainer runs in several processes.
-        OrderError, DataFileError
+        ArgumentError, DataFileError
             As `load`.
         """
         if args.world_size > 1:
@@ -184,7 +184,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
 def _own_loss(model: Any, batch: Any) -> Any:
     """The loss that a model returns for a batch with labels."""
     if not isinstance(batch, Mapping):
-        raise OrderError(
+        raise ArgumentError(
             f"a batch of the training loader is a {type_name(batch)}; expected a dict for model(**batch). "
             "Pass loss=lambda model, batch: ..."
         )
@@ -192,7 +192,7 @@ def _own_loss(model: Any, batch: Any) -> Any:
     if not isinstance(outputs, Mapping):
         return outputs[0]
     if "loss" not in outputs:
-        raise OrderError(
+        raise ArgumentError(
             f"model(**batch) returns {', '.join(outputs)}; expected a loss among them. Pass "
             "loss=lambda model, batch: ..."
         )

@@ -17,7 +17,7 @@ from ssmreduce import Continuous, Discrete, StateSpace, hinf_norm
 from ssmreduce.adapters.control import from_control, to_control
 from ssmreduce.adapters.pymor import from_pymor, to_pymor
 from ssmreduce.adapters.scipy_signal import from_scipy, to_scipy
-from ssmreduce.errors import MissingBackendError, ShapeError, TimeDomainError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentTypeError, MissingBackendError, ShapeError, TimeDomainError
 from ssmreduce.responses import frequency_response
 
 with warnings.catch_warnings():
@@ -317,13 +317,13 @@ def test_layers_and_batches(rng: np.random.Generator, export: Any) -> None:
     batch = random_system(rng, "real dense", Continuous(), batch=(2,))
     with pytest.raises(ShapeError, match=r"batch axes \(2,\)"):
         export(batch)
-    with pytest.raises(UnsupportedLayerError, match="expected a StateSpace"):
+    with pytest.raises(ArgumentTypeError, match="expected a StateSpace"):
         export(np.eye(3))
 
 
 @pytest.mark.parametrize("function", [from_control, from_scipy, from_pymor])
 def test_other_objects_are_refused(function: Any) -> None:
-    with pytest.raises(UnsupportedLayerError, match=r"numpy\.ndarray; expected a"):
+    with pytest.raises(ArgumentTypeError, match=r"numpy\.ndarray; expected a"):
         function(np.eye(3))
 
 

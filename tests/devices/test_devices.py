@@ -46,7 +46,11 @@ from ssmreduce.devices.hankel_values import singular_values
 from ssmreduce.devices.residual import factor_residual
 from ssmreduce.equations.residual import relative_residual
 from ssmreduce.equations.solvers import BartelsStewart, MatrixSign, SmithDoubling
-from ssmreduce.errors import HostTransferWarning, TracedValueError, UnstableSystemError
+from ssmreduce.errors import (
+    HostTransferWarning,
+    TracedValueError,
+    UnstableSystemError,
+)
 from ssmreduce.regularizers import LazyHankelNuclearNorm, hankel_nuclear_norm
 from ssmreduce.systems.pytree import arrays_of, with_arrays
 

@@ -23,7 +23,10 @@ from ssmreduce import (
     TotalBudget,
     reduce_model,
 )
-from ssmreduce.errors import OrderError, UnsupportedLayerError
+from ssmreduce.errors import (
+    OrderError,
+    UnsupportedLayerError,
+)
 from ssmreduce.models.report import ModelReduction
 from ssmreduce.models.search import search
 

@@ -24,7 +24,7 @@ from ssmreduce import (
     reduce_layer,
     reduce_model,
 )
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.models.checkpoint import accept_reduced
 
 LAYERS: dict[str, Any] = {
@@ -189,7 +189,7 @@ def test_a_model_made_from_such_a_config_has_its_sizes() -> None:
 
 @pytest.mark.parametrize(
     ("states", "error"),
-    [([6], ShapeError), ({"layer.seq": 0}, OrderError), ({"layer.seq": "six"}, OrderError)],
+    [([6], ShapeError), ({"layer.seq": 0}, ArgumentError), ({"layer.seq": "six"}, ArgumentError)],
 )
 def test_a_config_with_something_else_is_refused(states: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"config\.ssm_states"):

@@ -35,7 +35,7 @@ from ssmreduce import (
     sweep,
     write_system,
 )
-from ssmreduce.errors import OptimizerStateError, OrderError, ShapeError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentError, OptimizerStateError, ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.layers.s4 import S4
@@ -420,7 +420,7 @@ def test_dicts_of_jax_arrays_are_pytrees_with_optax(rng: np.random.Generator) ->
             OptimizerStateError,
             "`opt_state` holds a .*list as `adam`; expected arrays",
         ),
-        ({"options": CutOptions(exclude=("y",))}, OrderError, "`exclude` names y"),
+        ({"options": CutOptions(exclude=("y",))}, ArgumentError, "`exclude` names y"),
         ({"followers": [{"y": {}}]}, UnsupportedLayerError, "without a known layer"),
         (
             {"followers": [{"x.a": 1.0, "x": {}}]},

@@ -28,7 +28,7 @@ from ssmreduce import (
     shaped_like,
 )
 from ssmreduce.demo.lru import LRU
-from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentError, ShapeError, UnsupportedLayerError
 
 
 class Model(eqx.Module):
@@ -225,7 +225,7 @@ def test_the_state_of_a_reducer_without_cuts_keeps_full_size() -> None:
     like = shaped_like(fresh(1), reducer_of().state_dict())
     assert_equal(eqx.filter(like, eqx.is_array), eqx.filter(fresh(1), eqx.is_array))
     spoilt = reducer_of().state_dict() | {"events": [{"new_order": 3}]}
-    with pytest.raises(OrderError, match=r"saved\['events'\]` is \[.*state_dict"):
+    with pytest.raises(ArgumentError, match=r"saved\['events'\]` is \[.*state_dict"):
         shaped_like(fresh(1), spoilt)
 
 
@@ -233,12 +233,14 @@ def test_other_things_are_refused(reduction: Any) -> None:
     with pytest.raises(ShapeError, match=r"names layer 'b', but those of `model` are named\['a'\]"):
         shaped_like(fresh(), {"b": {"new_order": 3}})
     with pytest.raises(
-        OrderError, match=r"saved\[.*\]\['new_order'\]` is None; expected a positive int"
+        ArgumentError, match=r"saved\[.*\]\['new_order'\]` is None; expected a positive int"
     ):
         shaped_like(fresh(), {"named['a']": {"new_order": 3}, "named['z']": {}})
-    with pytest.raises(OrderError, match=r"layer `listed\[0\]` 5 states, but it has 4 in `model`"):
+    with pytest.raises(
+        ArgumentError, match=r"layer `listed\[0\]` 5 states, but it has 4 in `model`"
+    ):
         shaped_like(fresh(), {"listed[0]": {"new_order": 5}})
-    with pytest.raises(OrderError, match=r"24 states, but it has 5 in `model`.*full size"):
+    with pytest.raises(ArgumentError, match=r"24 states, but it has 5 in `model`.*full size"):
         shaped_like(reduction.model, by_name(fresh()))
     with pytest.raises(ShapeError, match=r"`saved` is a builtins\.str; .*Read the file first"):
         shaped_like(fresh(), "model.eqx")

@@ -15,7 +15,7 @@ from ssmreduce import (
     balance,
     balanced_truncation,
 )
-from ssmreduce.errors import OrderError, UnstableSystemError
+from ssmreduce.errors import ArgumentError, UnstableSystemError
 from ssmreduce.responses import frequency_response
 from tests import samples
 
@@ -159,7 +159,7 @@ def test_only_one_of_horizon_band_and_weights(rng: Any) -> None:
         ({"horizon": 5, "output_weight": weight}, "`horizon` and `output_weight`"),
         ({"band": (0.1, 0.2), "input_weight": weight}, "`band` and `input_weight`"),
     ):
-        with pytest.raises(OrderError, match=words):
+        with pytest.raises(ArgumentError, match=words):
             balance(system, **options)
-    with pytest.raises(OrderError, match="is empty"):
+    with pytest.raises(ArgumentError, match="is empty"):
         balance(system, band=(0.2, 0.2))

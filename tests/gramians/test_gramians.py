@@ -23,7 +23,7 @@ from ssmreduce import (
     hankel_singular_values,
     observability_gramian,
 )
-from ssmreduce.errors import NoConvergenceError, OrderError, TimeDomainError, UnstableSystemError
+from ssmreduce.errors import ArgumentError, NoConvergenceError, TimeDomainError, UnstableSystemError
 from ssmreduce.gramians.factors import gramian_factors
 
 pytestmark = pytest.mark.every_library
@@ -225,7 +225,7 @@ def test_horizon_in_continuous_time_is_refused() -> None:
 @pytest.mark.parametrize("horizon", [0, -3, 2.5, True, "8"])
 def test_horizon_must_be_a_positive_int(horizon: Any) -> None:
     system = DiagonalStateSpace([0.5], [[1.0]], [[1.0]], time=Discrete())
-    with pytest.raises(OrderError, match="horizon"):
+    with pytest.raises(ArgumentError, match="horizon"):
         hankel_singular_values(system, horizon=horizon)
 
 

@@ -16,6 +16,7 @@ from samples import linoss_weights
 
 from ssmreduce import DiagonalStateSpace, StateSpace, h2_norm, impulse_response, simulate
 from ssmreduce.errors import (
+    ArgumentError,
     NoConvergenceError,
     NonFiniteError,
     OrderError,
@@ -525,13 +526,13 @@ def test_weights_that_are_missing_or_not_finite() -> None:
 
 @pytest.mark.parametrize("order", [0, 9, 2.0, True])
 def test_orders_that_there_are_not(order: Any) -> None:
-    with pytest.raises(OrderError, match="`order` is"):
+    with pytest.raises(ArgumentError, match="`order` is"):
         LinOSS().selected(linoss_weights(), order)
 
 
 @pytest.mark.parametrize("kept", [[], [1, 1], [2, 0], [0, 8], [-1, 2], [0.0, 1.0], [True, False]])
 def test_sets_that_there_are_not(kept: Any) -> None:
-    with pytest.raises(OrderError, match="`kept` is"):
+    with pytest.raises(ArgumentError, match="`kept` is"):
         LinOSS().refitted(linoss_weights(), np.array(kept))
 
 

@@ -35,6 +35,7 @@ from ssmreduce import (
     reduce_model,
 )
 from ssmreduce.errors import (
+    ArgumentError,
     CalibrationWarning,
     OrderError,
     ShapeError,
@@ -505,7 +506,7 @@ def test_layers_of_one_config_get_one_order() -> None:
     model = made()
     data = calibrate(model, tokens(4))
     before = fingerprint(model)
-    with pytest.raises(OrderError, match=r"would have 3, 8 states.*one `state_size`"):
+    with pytest.raises(ArgumentError, match=r"would have 3, 8 states.*one `state_size`"):
         reduce_model(model, {"backbone.layers.0.mixer": 3}, data=data)
     assert fingerprint(model) == before
 

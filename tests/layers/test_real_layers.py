@@ -21,7 +21,11 @@ from ssmreduce import (
     register_layer,
     sweep,
 )
-from ssmreduce.errors import OrderError, ReductionWarning, UnsupportedLayerError
+from ssmreduce.errors import (
+    OrderError,
+    ReductionWarning,
+    UnsupportedLayerError,
+)
 from ssmreduce.layers.lti import LTILayer, check_decay
 
 

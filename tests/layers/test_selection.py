@@ -19,7 +19,11 @@ from ssmreduce import (
     StateSpace,
     hankel_singular_values,
 )
-from ssmreduce.errors import OrderError, UnsupportedLayerError
+from ssmreduce.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    OrderError,
+)
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores
@@ -191,10 +195,10 @@ def test_modal_truncation_of_a_diagonal_system_is_the_selection_by_h_infinity() 
 
 def test_refusals() -> None:
     dense = StateSpace([[0.5]], [[1.0]], [[1.0]], time=Discrete())
-    with pytest.raises(UnsupportedLayerError, match="modal_truncation"):
+    with pytest.raises(ArgumentTypeError, match="modal_truncation"):
         select_states(dense, 1)  # type: ignore[arg-type]
     system = diagonal_system(np.random.default_rng(4), 3, 1, 1)
-    with pytest.raises(OrderError, match="`score` is 'energy'; expected one of \"hankel\""):
+    with pytest.raises(ArgumentError, match="`score` is 'energy'; expected one of \"hankel\""):
         select_states(system, 1, "energy")  # type: ignore[arg-type]
     with pytest.raises(OrderError, match="`order` is 0"):
         select_states(system, 0)

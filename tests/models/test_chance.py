@@ -23,7 +23,7 @@ from ssmreduce import (
     calibrate,
     reduce_model,
 )
-from ssmreduce.errors import CalibrationWarning, OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, CalibrationWarning, ShapeError
 from ssmreduce.frameworks.torch_constant import constant_losses
 from ssmreduce.models.runs import HeldOutLoss
 from ssmreduce.models.search import search
@@ -259,7 +259,7 @@ def test_events_say_what_a_cut_does_to_the_loss(learned: Model) -> None:
     for name in ("loss_before", "loss_after", "constant_loss", "output_error", "method"):
         state = reducer.state_dict()
         state["events"][0][name] = float("nan")
-        with pytest.raises(OrderError, match=rf'\["{name}"\]'):
+        with pytest.raises(ArgumentError, match=rf'\["{name}"\]'):
             again.load_state_dict(state)
 
 
@@ -292,9 +292,9 @@ def test_a_policy_compares_just_before_with_just_after(learned: Model) -> None:
     state = loose.state_dict()
     assert state["trial"] is None
     with_data(2, options=white, rollback=RollbackPolicy(at_cut=100.0)).load_state_dict(state)
-    with pytest.raises(OrderError, match="saved with rollback"):
+    with pytest.raises(ArgumentError, match="saved with rollback"):
         with_data(2, options=white, rollback=RollbackPolicy(at_cut=1.0)).load_state_dict(state)
-    with pytest.raises(OrderError, match="no rollback policy with a tolerance"):
+    with pytest.raises(ArgumentError, match="no rollback policy with a tolerance"):
         loose.report(1.0)
     both = with_data(2, rollback=RollbackPolicy(0.1, at_cut=100.0))
     both.report(1.0)
@@ -331,7 +331,7 @@ def test_what_judges_a_cut_has_to_be_known(learned: Model) -> None:
 )
 def test_what_needs_data_is_told_at_the_first_step(options: Any, told: str, learned: Model) -> None:
     reducer = InTrainingReducer(ReductionSchedule.at(100), FixedOrder(6), **options)
-    with pytest.raises(OrderError, match=told):
+    with pytest.raises(ArgumentError, match=told):
         step_with(reducer, copy.deepcopy(learned))
 
 
@@ -343,7 +343,7 @@ def test_a_loss_without_a_graph_is_refused(detached: str, learned: Model) -> Non
         with torch.no_grad():
             return loss_of(model, batch)
 
-    with pytest.raises(OrderError, match="`loss` returned a tensor without a graph"):
+    with pytest.raises(ArgumentError, match="`loss` returned a tensor without a graph"):
         calibrate(learned, batches(), loss=loss)
 
 
@@ -371,11 +371,11 @@ def test_a_loss_that_is_no_number_stops_a_cut(monkeypatch: Any, learned: Model) 
 
 def test_bad_arguments() -> None:
     for wrong in ("no", None, True, 0.1):
-        with pytest.raises(OrderError, match="`above_chance` is"):
+        with pytest.raises(ArgumentError, match="`above_chance` is"):
             with_data(above_chance=wrong)
     for wrong in (-1.0, float("nan"), "1", SimpleNamespace()):
-        with pytest.raises(OrderError, match="`at_cut` is"):
+        with pytest.raises(ArgumentError, match="`at_cut` is"):
             RollbackPolicy(at_cut=wrong)
-    with pytest.raises(OrderError, match="`tolerance` and `at_cut` are None"):
+    with pytest.raises(ArgumentError, match="`tolerance` and `at_cut` are None"):
         RollbackPolicy()
     assert repr(RollbackPolicy(0.1)) == "RollbackPolicy(tolerance=0.1, mode='min', patience=1)"

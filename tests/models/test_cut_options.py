@@ -21,7 +21,7 @@ from ssmreduce import (
     reduce_layer,
     reduce_model,
 )
-from ssmreduce.errors import OrderError, UnsupportedLayerError
+from ssmreduce.errors import ArgumentError, UnsupportedLayerError
 
 
 def model() -> nn.Sequential:
@@ -67,7 +67,7 @@ def test_functions_see_names_without_wrappers() -> None:
     options = CutOptions(exclude=lambda name: name.startswith("1"))
     reduce_model(net, 6, followers=[average], options=options)
     assert orders(average.module) == orders(net) == [6, 16, 6]
-    with pytest.raises(OrderError, match="`exclude` names 7"):
+    with pytest.raises(ArgumentError, match="`exclude` names 7"):
         HankelTrace(1).record(1, net, CutOptions(exclude=("7",)))
 
 
@@ -97,7 +97,7 @@ def test_names_of_no_layer_are_refused() -> None:
         ).step(1, net, None),
     ):
         with pytest.raises(
-            OrderError, match=r"`exclude` names encoder, but the layers are 0, 1, 2"
+            ArgumentError, match=r"`exclude` names encoder, but the layers are 0, 1, 2"
         ):
             call()
     with pytest.raises(UnsupportedLayerError, match="all 3 layers"):
@@ -108,16 +108,16 @@ def test_names_of_no_layer_are_refused() -> None:
 def test_bad_settings() -> None:
     wrong: Any
     for wrong in ("1", 1, [1], None):
-        with pytest.raises(OrderError, match="`exclude` is"):
+        with pytest.raises(ArgumentError, match="`exclude` is"):
             CutOptions(exclude=wrong)
-    with pytest.raises(OrderError, match=r"expected a bool"):
+    with pytest.raises(ArgumentError, match=r"expected a bool"):
         reduce_model(model(), 6, options=CutOptions(exclude=len))
     for wrong in (None, {"horizon": 3}, CutOptions):
-        with pytest.raises(OrderError, match="`options` is"):
+        with pytest.raises(ArgumentError, match="`options` is"):
             reduce_layer(model()[0], 6, options=wrong)
-        with pytest.raises(OrderError, match="`options` is"):
+        with pytest.raises(ArgumentError, match="`options` is"):
             reduce_model(model(), 6, options=wrong)
-        with pytest.raises(OrderError, match="`options` is"):
+        with pytest.raises(ArgumentError, match="`options` is"):
             InTrainingReducer(ReductionSchedule(10), options=wrong)
 
 
@@ -134,6 +134,6 @@ def test_settings_of_a_run_are_compared_by_name() -> None:
     ]
     state = reducers[0].state_dict()
     reducers[1].load_state_dict(state)
-    with pytest.raises(OrderError, match="options"):
+    with pytest.raises(ArgumentError, match="options"):
         reducers[2].load_state_dict(state)
     assert repr(CutOptions()) == "CutOptions()"

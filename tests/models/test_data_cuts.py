@@ -39,6 +39,7 @@ from ssmreduce import (
     simulate,
 )
 from ssmreduce.errors import (
+    ArgumentError,
     CalibrationWarning,
     NoConvergenceError,
     NonFiniteError,
@@ -364,7 +365,7 @@ def test_a_bound_is_promised_by_the_white_cut_alone():
     assert result.reduction.method == "balanced truncation"
     assert result.error_bound is not None
     options = CutOptions(method="balanced")
-    with pytest.raises(OrderError, match="`method` is 'balanced'"):
+    with pytest.raises(ArgumentError, match="`method` is 'balanced'"):
         reduce_layer(lru(), ErrorBound(relative=0.5), kind="lru", data=data(), options=options)
 
 
@@ -382,9 +383,9 @@ def test_a_white_cut_that_misses_its_bound_is_left_out(monkeypatch):
 
 def test_a_method_that_knows_the_data_needs_some():
     options = CutOptions(method="selected")
-    with pytest.raises(OrderError, match="`method` is 'selected', but there are no data"):
+    with pytest.raises(ArgumentError, match="`method` is 'selected', but there are no data"):
         reduce_model([lru()], 4, kind="lru", options=options)
-    with pytest.raises(OrderError, match="`method` is 'selected', but there are no data"):
+    with pytest.raises(ArgumentError, match="`method` is 'selected', but there are no data"):
         reduce_layer(lru(), 4, kind="lru", options=options)
 
 
@@ -515,7 +516,7 @@ def test_an_order_above_what_the_data_excite_is_refused():
                 if order == 4 and not rounding:
                     continue  # a cut to at most 4 has 3
                 said = r"`order` is [1-9]\d?, but .* excite 3 of 24 states; expected at most 3"
-                with pytest.raises(OrderError, match=said):
+                with pytest.raises(ArgumentError, match=said):
                     reduce_layer(weights, order, kind="lru", data=short, options=options)
     options = CutOptions(method="white")
     assert reduce_layer(weights, 8, kind="lru", data=short, options=options).new_order == 8
@@ -557,10 +558,10 @@ def test_data_that_excite_nothing_are_refused(order, rest):
     u[rest] = 0.0
     weights = lru()
     still = Calibration.of_inputs({"model": u})
-    with pytest.raises(OrderError, match="excite 0 of 24 states of layer `model`"):
+    with pytest.raises(ArgumentError, match="excite 0 of 24 states of layer `model`"):
         reduce_layer(weights, order, kind="lru", data=still)
     nothing = still.to_arrays() | {"model/held_out": np.zeros(16, bool)}
-    with pytest.raises(OrderError, match="excite 0 of 24 states"):
+    with pytest.raises(ArgumentError, match="excite 0 of 24 states"):
         reduce_model(weights, order, kind="lru", data=Calibration.from_arrays(nothing))
     for name, value in lru().items():
         np.testing.assert_array_equal(weights[name], value)
@@ -786,14 +787,14 @@ def test_mixed_precision_is_recorded(autocast):
 
 def test_what_is_no_data_is_refused():
     model, batches = model_and_batches()
-    with pytest.raises(OrderError, match="has 0 sequences"):
+    with pytest.raises(ArgumentError, match="has 0 sequences"):
         calibrate(model, [])
-    with pytest.raises(OrderError, match="`batches` is 3; expected batches"):
+    with pytest.raises(ArgumentError, match="`batches` is 3; expected batches"):
         calibrate(model, 3)
     for name in ("loss", "forward", "mask", "progress"):
-        with pytest.raises(OrderError, match=f"`{name}` is 3; expected a function"):
+        with pytest.raises(ArgumentError, match=f"`{name}` is 3; expected a function"):
             calibrate(model, batches, **{name: 3})
-    with pytest.raises(OrderError, match="has 1 sequences"):
+    with pytest.raises(ArgumentError, match="has 1 sequences"):
         calibrate(model, [batches[0][0][:1]])
     with pytest.raises(NonFiniteError, match=r"`first\.seq` is given NaN"):
         calibrate(model, [torch.full((4, 10, 3), torch.nan)])
@@ -977,7 +978,7 @@ def test_data_that_fail_leave_model_and_reducer_as_they_were():
     )
     with pytest.warns(UserWarning, match="no cut after step 1.*has 0 sequences"):
         empty.step(1, model, optimizer)
-    with pytest.raises(OrderError, match="`data` is"):
+    with pytest.raises(ArgumentError, match="`data` is"):
         InTrainingReducer(ReductionSchedule.at(1), data=batches)
     other = InTrainingReducer(ReductionSchedule.at(1), FixedOrder(5), data=lambda model: batches)
     with pytest.warns(UserWarning, match=r"`data\(model\)` is"):
@@ -1175,7 +1176,7 @@ def test_no_more_sequences_are_kept_than_are_wanted(sizes, loss, kept, held_out)
         warnings.simplefilter("ignore", CalibrationWarning)
         report = reduce_model(model, 5, data=data).report
     assert {part.new_order for part in report.values()} == {5}
-    with pytest.raises(OrderError, match="`max_sequences` is 1; expected at least two"):
+    with pytest.raises(ArgumentError, match="`max_sequences` is 1; expected at least two"):
         calibrate(model, batches, max_sequences=1)
 
 
@@ -1299,11 +1300,11 @@ def test_a_calibration_holds_records_by_name():
         ({"model": 3}, r"`layers\['model'\]` is 3; expected a LayerRecord"),
         ({1: record}, "the names of the layers"),
     ):
-        with pytest.raises((OrderError, ShapeError), match=message):
+        with pytest.raises((ArgumentError, ShapeError), match=message):
             Calibration(layers)
-    with pytest.raises(OrderError, match="`runs` is 3"):
+    with pytest.raises(ArgumentError, match="`runs` is 3"):
         Calibration({"model": record}, runs=3)
-    with pytest.raises(OrderError, match="`others` is 3; expected a Calibration"):
+    with pytest.raises(ArgumentError, match="`others` is 3; expected a Calibration"):
         data().merged(3)
     with pytest.raises(ShapeError, match=r"shapes \(64, 60, 6\), \(64, 59\), \(64,\)"):
         LayerRecord(record.inputs, record.weights[:, 1:], record.held_out)

@@ -36,10 +36,10 @@ from ssmreduce import (
 from ssmreduce.demo.lru import LRU
 from ssmreduce.demo.model import SequenceClassifier
 from ssmreduce.errors import (
+    ArgumentError,
     CalibrationWarning,
     MissingBackendError,
     NonFiniteError,
-    OrderError,
     ShapeError,
     TracedValueError,
     UnsupportedLayerError,
@@ -587,7 +587,7 @@ def test_what_is_no_data_is_refused(model, batches):
         calibrate(model, batches, loss=lambda m, b: jnp.ones(3))
     with pytest.raises(ShapeError, match=r"`loss` returned builtins\.tuple"):
         calibrate(model, batches, loss=lambda m, b: (jnp.ones(()), 1))
-    with pytest.raises(OrderError, match="has 0 sequences"):
+    with pytest.raises(ArgumentError, match="has 0 sequences"):
         calibrate(model, [])
     with pytest.raises(UnsupportedLayerError, match=r"does not reach layer `blocks\[0\]`"):
         calibrate(model, batches, forward=lambda m, b: None)

@@ -17,7 +17,11 @@ from torch import nn
 from torch_modules import SSMKernelDiag
 
 from ssmreduce import CutOptions, InTrainingReducer, ReductionSchedule, reduce_layer, reduce_model
-from ssmreduce.errors import OptimizerStateError, OrderError, UnsupportedLayerError
+from ssmreduce.errors import (
+    OptimizerStateError,
+    OrderError,
+    UnsupportedLayerError,
+)
 from ssmreduce.layers.lru import LRU as LRULayer
 
 SHAPES = {"A_diag": 12, "G_diag": 12, "steps": 12, "B": (12, 3, 2), "C": (3, 12, 2), "D": 3}

@@ -31,6 +31,7 @@ from ssmreduce import (
     sweep,
 )
 from ssmreduce.errors import (
+    ArgumentError,
     NonFiniteError,
     OptimizerStateError,
     OrderError,
@@ -150,7 +151,7 @@ def test_a_budget_holds_whatever_orders_must_be(options: Any) -> None:
 
 
 def test_a_budget_too_small_for_a_multiple_is_refused() -> None:
-    with pytest.raises(OrderError, match="`multiple_of` is 8"):
+    with pytest.raises(ArgumentError, match="`multiple_of` is 8"):
         reduce_model(model(3), TotalBudget(22), options=CutOptions(uniform=True, multiple_of=8))
 
 

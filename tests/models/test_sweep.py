@@ -36,6 +36,7 @@ from ssmreduce import (
     sweep,
 )
 from ssmreduce.errors import (
+    ArgumentError,
     CalibrationWarning,
     OrderError,
     ShapeError,
@@ -131,7 +132,7 @@ def test_the_smallest_order() -> None:
     assert result.smallest(relative_error=0.999 * errors[2]).order == 3
     short = Sweep(result.rows[2:])
     with pytest.raises(
-        OrderError, match=r"`relative_error` is 0\.001 .* 0\.0\d+, at order 2; expected"
+        ArgumentError, match=r"`relative_error` is 0\.001 .* 0\.0\d+, at order 2; expected"
     ):
         short.smallest(relative_error=0.001)
 
@@ -183,7 +184,7 @@ def test_the_table_with_data_tells_both_kinds_of_values_apart() -> None:
     found = json.loads(json.dumps(result.to_dict()))
     assert found["method"] == ["selected", None]
     assert (found["output_error"], found["loss"]) == ([0.0625, 0.0], [1.5, 1.25])
-    with pytest.raises(OrderError, match="the smallest of the sweep is unknown"):
+    with pytest.raises(ArgumentError, match="the smallest of the sweep is unknown"):
         Sweep((replace(row, relative_error=None),)).smallest(relative_error=0.1)
 
 
@@ -273,9 +274,9 @@ def test_data_that_do_not_fit_are_refused() -> None:
     weights, options = lru_weights(np.random.default_rng(0), 24, 6), CutOptions(kind="lru")
     before = fingerprint(weights)
     good = Calibration.of_inputs({"model": slow_inputs(8, 20, 6)})
-    with pytest.raises(OrderError, match=r"`data` are given but `model` is a .*StateSpace"):
+    with pytest.raises(ArgumentError, match=r"`data` are given but `model` is a .*StateSpace"):
         sweep(good_calls.dense(), [1], data=good)
-    with pytest.raises(OrderError, match="`data` is"):
+    with pytest.raises(ArgumentError, match="`data` is"):
         sweep(weights, [1], data={"model": slow_inputs(8, 20, 6)}, options=options)  # type: ignore[arg-type]
     wide = Calibration.of_inputs({"model": slow_inputs(8, 20, 7)})
     with pytest.raises(ShapeError, match=r"while trying order 4: .*expected 6 channels"):
@@ -298,18 +299,22 @@ def test_data_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"orders": []}, OrderError, "`orders` has no entries; expected at least one"),
+        ({"orders": []}, ArgumentError, "`orders` has no entries; expected at least one"),
         ({"orders": 3}, ShapeError, r"`orders` is 3; expected a list.* \[4, 8, 16\]"),
-        ({"orders": [2, 0]}, OrderError, "`orders` is 0; expected a positive int"),
+        ({"orders": [2, 0]}, ArgumentError, "`orders` is 0; expected a positive int"),
         (
             {"orders": [FixedOrder(5)]},
             OrderError,
             r"while trying order FixedOrder\(order=5\): `order` is 5 but .* rank 4",
         ),
-        ({"metric": 3}, OrderError, "`metric` is 3; expected a function"),
-        ({"metric": str}, OrderError, r"`metric\(reduced\)` is 'StateSpace.*; expected a number"),
-        ({"progress": True}, OrderError, "`progress` is True; expected a function"),
-        ({"options": 0}, OrderError, "`options` is 0"),
+        ({"metric": 3}, ArgumentError, "`metric` is 3; expected a function"),
+        (
+            {"metric": str},
+            ArgumentError,
+            r"`metric\(reduced\)` is 'StateSpace.*; expected a number",
+        ),
+        ({"progress": True}, ArgumentError, "`progress` is True; expected a function"),
+        ({"options": 0}, ArgumentError, "`options` is 0"),
         ({"model": [1]}, UnsupportedLayerError, "`model` is a .*would be a StateSpace"),
     ],
 )

@@ -38,7 +38,13 @@ from ssmreduce import (
 )
 from ssmreduce.demo.lru import LRU
 from ssmreduce.demo.pictures import poles_picture, values_picture
-from ssmreduce.errors import MissingBackendError, OrderError, ShapeError, TimeDomainError
+from ssmreduce.errors import (
+    ArgumentError,
+    MissingBackendError,
+    OrderError,
+    ShapeError,
+    TimeDomainError,
+)
 from ssmreduce.plotting import (
     plot_agreement,
     plot_errors,
@@ -563,7 +569,7 @@ def test_axes_are_drawn_into_and_counted() -> None:
     assert balanced_truncation(slow(), 1).plot(ax=axes)[1, 1] is axes[1, 1]
     with pytest.raises(ShapeError, match="`ax` has 4 axes; expected 2"):
         balance(slow()).plot(ax=axes)
-    with pytest.raises(OrderError, match="`ax` is 'here'; expected Matplotlib axes"):
+    with pytest.raises(ArgumentError, match="`ax` is 'here'; expected Matplotlib axes"):
         plot_hsv([1.0], ax="here")  # type: ignore[arg-type]
 
 
@@ -599,7 +605,7 @@ def test_missing_matplotlib_names_the_pip_command(monkeypatch: pytest.MonkeyPatc
     [
         (lambda: plot_hsv([1.0, 2.0]), ShapeError, "`hsv` has shape"),
         (lambda: plot_hsv([2.0, 1.0], 3), OrderError, "`order` is 3 but there are 2 values"),
-        (lambda: plot_hsv([1.0], energy=(2.0,)), OrderError, "`energy` is 2.0"),
+        (lambda: plot_hsv([1.0], energy=(2.0,)), ArgumentError, "`energy` is 2.0"),
         (lambda: plot_errors([], {}), ShapeError, "`orders` has no entries"),
         (lambda: plot_errors([1], {"a": [1.0, 2.0]}), ShapeError, r"`errors\['a'\]` has 2 numbers"),
         (lambda: plot_errors([1], [1.0]), ShapeError, "`errors` is"),
@@ -607,8 +613,8 @@ def test_missing_matplotlib_names_the_pip_command(monkeypatch: pytest.MonkeyPatc
         (lambda: plot_gain(slow(), omega=[0.0, 1.0]), ShapeError, "positive frequencies"),
         (lambda: plot_gain(slow(), fast()), TimeDomainError, "has time"),
         (lambda: plot_gain(slow(), good_calls.channels()), ShapeError, "`reduced` has batch axes"),
-        (lambda: plot_impulse(slow(), channel=(0,)), OrderError, "`channel` is"),
-        (lambda: plot_impulse(slow(), channel=(0, 1)), OrderError, "expected indices below"),
+        (lambda: plot_impulse(slow(), channel=(0,)), ArgumentError, "`channel` is"),
+        (lambda: plot_impulse(slow(), channel=(0, 1)), ArgumentError, "expected indices below"),
         (lambda: plot_impulse(slow(), times=[0.0]), TimeDomainError, "`times`"),
         (lambda: plot_hsv_map([1, 1], [[1.0], [1.0]]), ShapeError, "steps that increase"),
         (lambda: plot_hsv_map([1], [[1.0]], cuts=[3]), ShapeError, "`cuts` is"),

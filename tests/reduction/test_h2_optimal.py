@@ -18,7 +18,13 @@ from ssmreduce import (
     StateSpace,
     balanced_truncation,
 )
-from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.errors import (
+    ArgumentError,
+    OrderError,
+    ShapeError,
+    TimeDomainError,
+    UnstableSystemError,
+)
 from ssmreduce.reduction.h2_descent import stable as mirrored
 from ssmreduce.reduction.h2_forms import continuous, discrete
 from ssmreduce.reduction.h2_optimal import H2Reduction, h2_optimal
@@ -403,9 +409,9 @@ def test_starts_that_do_not_fit(start: Any, error: type[Exception], words: str) 
 
 def test_arguments_that_are_refused() -> None:
     system = layer([0.9, 0.5, 0.1])
-    with pytest.raises(OrderError, match="iterations"):
+    with pytest.raises(ArgumentError, match="iterations"):
         h2_optimal(system, 1, iterations=0)
-    with pytest.raises(OrderError, match="tolerance"):
+    with pytest.raises(ArgumentError, match="tolerance"):
         h2_optimal(system, 1, tolerance=0.0)
     with pytest.raises(UnstableSystemError):
         h2_optimal(layer([0.9, 1.5]), 1)

@@ -24,7 +24,11 @@ from ssmreduce import (
     hankel_singular_values,
     observability_gramian,
 )
-from ssmreduce.errors import OrderError, ScalingWarning, UnstableSystemError
+from ssmreduce.errors import (
+    OrderError,
+    ScalingWarning,
+    UnstableSystemError,
+)
 from ssmreduce.norms import hinf_difference
 
 pytestmark = pytest.mark.every_library

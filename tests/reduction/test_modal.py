@@ -12,7 +12,10 @@ from samples import EPS, adjoint, dense_system, well_conditioned
 
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, ErrorBound, HankelMass, StateSpace
 from ssmreduce._schur import SchurForm
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import (
+    ArgumentError,
+    OrderError,
+)
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.selection import select_states, state_scores
@@ -209,5 +212,7 @@ def test_a_refusal_names_the_system_of_the_batch() -> None:
     unstable = DiagonalStateSpace(
         [[-1.0, -2.0], [1.0, 2.0]], np.ones((2, 2, 1)), np.ones((2, 1, 2)), time=Continuous()
     )
-    with pytest.raises(OrderError, match=r"in system\[1\] of the batch .* 2 states that are not"):
+    with pytest.raises(
+        ArgumentError, match=r"in system\[1\] of the batch .* 2 states that are not"
+    ):
         modal_truncation(unstable, 1)

@@ -23,7 +23,10 @@ from ssmreduce import (
     hinf_norm,
     singular_perturbation,
 )
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import (
+    ArgumentError,
+    OrderError,
+)
 from ssmreduce.reduction.modal import modal_truncation
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation
@@ -72,14 +75,14 @@ def test_too_small_a_budget_is_refused() -> None:
     lists = [np.ones(3)] * 3
     with pytest.raises(OrderError, match=r"`states` is 2 for 3 systems; expected at least 3"):
         TotalBudget(2).allocate(lists)
-    with pytest.raises(OrderError, match="expected at least 6"):
+    with pytest.raises(ArgumentError, match="expected at least 6"):
         TotalBudget(5).allocate(lists, kept=[1, 2, 0])
     assert TotalBudget(6).allocate(lists, kept=[1, 2, 0]) == [2, 3, 1]
     with pytest.raises(OrderError, match="`states` is 4 for 0 systems"):
         TotalBudget(4).allocate([])
     bad: Any
     for bad in (0, -1, 2.5, True, None):
-        with pytest.raises(OrderError, match="`states` is"):
+        with pytest.raises(ArgumentError, match="`states` is"):
             TotalBudget(bad)
 
 
@@ -235,7 +238,7 @@ def test_a_measured_error_serves_other_cuts_and_horizons() -> None:
     with pytest.raises(OrderError, match="reduced systems are measured"):
         modal_truncation(system, rule)
     for wrong in (0.0, 2.0, "1", None):
-        with pytest.raises(OrderError, match="`relative` is"):
+        with pytest.raises(ArgumentError, match="`relative` is"):
             MeasuredError(wrong)
 
 

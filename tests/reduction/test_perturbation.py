@@ -23,7 +23,10 @@ from ssmreduce import (
     balance,
     hankel_singular_values,
 )
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import (
+    ArgumentError,
+    OrderError,
+)
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.perturbation import singular_perturbation
 from ssmreduce.responses import frequency_response
@@ -308,7 +311,7 @@ def test_own_order_changes_nothing(kind: str, after: bool) -> None:
 
 def test_a_horizon_is_refused() -> None:
     system = draw("diagonal", 7, 4, discrete=True)
-    with pytest.raises(OrderError, match=r"`horizon` is 12; expected none"):
+    with pytest.raises(ArgumentError, match=r"`horizon` is 12; expected none"):
         balance(system, horizon=12).match_dc(2)
 
 

@@ -21,7 +21,13 @@ from ssmreduce import (
     hankel_singular_values,
     observability_gramian,
 )
-from ssmreduce.errors import OrderError, ScalingWarning, ShapeError, UnstableSystemError
+from ssmreduce.errors import (
+    ArgumentError,
+    OrderError,
+    ScalingWarning,
+    ShapeError,
+    UnstableSystemError,
+)
 from ssmreduce.reduction.realisation import balanced_realisation, minimal_realisation
 from ssmreduce.responses import frequency_response
 
@@ -210,7 +216,7 @@ def test_refusals() -> None:
         minimal_realisation(silent)
     bad: Any
     for bad in (0.0, 1.0, -1.0, np.nan, True, "small"):
-        with pytest.raises(OrderError, match="`tolerance`"):
+        with pytest.raises(ArgumentError, match="`tolerance`"):
             minimal_realisation(unstable, bad)
 
 

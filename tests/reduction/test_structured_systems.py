@@ -37,7 +37,11 @@ from ssmreduce import (
     modal_truncation,
     observability_gramian,
 )
-from ssmreduce.errors import NoConvergenceError, OrderError, UnstableSystemError
+from ssmreduce.errors import (
+    NoConvergenceError,
+    OrderError,
+    UnstableSystemError,
+)
 
 C = 20.0
 """c of c n eps times the condition of the equation."""

@@ -21,7 +21,13 @@ from ssmreduce import (
     balanced_truncation,
 )
 from ssmreduce._state_units import balance_states
-from ssmreduce.errors import NoConvergenceError, OrderError, ShapeError, UnstableSystemError
+from ssmreduce.errors import (
+    ArgumentError,
+    NoConvergenceError,
+    OrderError,
+    ShapeError,
+    UnstableSystemError,
+)
 from ssmreduce.reduction.order import TotalBudget
 from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.responses import frequency_response
@@ -383,15 +389,15 @@ def test_slicot_agrees(seed: int, discrete: bool) -> None:
 @pytest.mark.parametrize("margin", [-1e-3, np.nan, "small", True, 1.0])
 def test_margins_out_of_range(margin: Any) -> None:
     system = draw("diagonal", 6, 2, 1, discrete=True)
-    with pytest.raises(OrderError, match="`margin`"):
+    with pytest.raises(ArgumentError, match="`margin`"):
         split_unstable(system, margin)
 
 
 def test_arguments_that_do_not_go_together() -> None:
     system = draw("diagonal", 7, 2, 1, discrete=True)
-    with pytest.raises(OrderError, match="`keep_unstable` is True"):
+    with pytest.raises(ArgumentError, match="`keep_unstable` is True"):
         balance(system, horizon=5, keep_unstable=True)
-    with pytest.raises(OrderError, match="`keep_unstable` is False"):
+    with pytest.raises(ArgumentError, match="`keep_unstable` is False"):
         balance(system, margin=0.1)
     batch = DiagonalStateSpace(
         system.eigenvalues[None], system.B[None], system.C[None], system.D[None], time=Discrete()

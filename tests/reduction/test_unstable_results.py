@@ -16,7 +16,10 @@ from ssmreduce import (
     balance,
     balanced_realisation,
 )
-from ssmreduce.errors import OrderError, UnstableSystemError
+from ssmreduce.errors import (
+    OrderError,
+    UnstableSystemError,
+)
 
 CUTS: dict[str, Callable[..., Reduction]] = {
     "truncate": lambda balancing, order: balancing.truncate(order),

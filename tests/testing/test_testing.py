@@ -28,7 +28,12 @@ from ssmreduce import (
     to_discrete,
     transformed,
 )
-from ssmreduce.errors import OrderError, ShapeError, TimeDomainError
+from ssmreduce.errors import (
+    ArgumentError,
+    OrderError,
+    ShapeError,
+    TimeDomainError,
+)
 from ssmreduce.testing import (
     assert_balanced,
     assert_error_within_bound,
@@ -502,8 +507,8 @@ def test_large_systems_are_drawn_too(system: StateSpace) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: assert_stable(one_state, margin=np.nan), OrderError, "`margin` is nan"),
-        (lambda: assert_stable(one_state, margin="a"), OrderError, "`margin` is 'a'"),
+        (lambda: assert_stable(one_state, margin=np.nan), ArgumentError, "`margin` is nan"),
+        (lambda: assert_stable(one_state, margin="a"), ArgumentError, "`margin` is 'a'"),
         (
             lambda: assert_error_within_bound(one_state, one_state, [1, 2, 3]),
             ShapeError,
@@ -544,20 +549,20 @@ def test_arguments_that_make_no_sense(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"order": (3, 2)}, OrderError, r"`order` is \(3, 2\); expected an int or"),
-        ({"order": -1}, OrderError, "`order` is -1"),
-        ({"inputs": 0}, OrderError, "`inputs` is 0; expected at least 1"),
-        ({"margin": 0.0}, OrderError, "`margin` is 0.0; expected a number from 7.1e-14"),
-        ({"margin": 1e-6, "dtype": "float32"}, OrderError, "from 3.8e-05 "),
-        ({"margin": 1.0}, OrderError, "below 1"),
+        ({"order": (3, 2)}, ArgumentError, r"`order` is \(3, 2\); expected an int or"),
+        ({"order": -1}, ArgumentError, "`order` is -1"),
+        ({"inputs": 0}, ArgumentError, "`inputs` is 0; expected at least 1"),
+        ({"margin": 0.0}, ArgumentError, "`margin` is 0.0; expected a number from 7.1e-14"),
+        ({"margin": 1e-6, "dtype": "float32"}, ArgumentError, "from 3.8e-05 "),
+        ({"margin": 1.0}, ArgumentError, "below 1"),
         ({"dtype": "int8"}, ShapeError, "`dtype` is 'int8'; expected one of float64"),
         ({"time": 1.0}, TimeDomainError, "`time` is 1.0"),
-        ({"order": "a"}, OrderError, "`order` is 'a'; expected an int or"),
-        ({"order": (1, 2, 3)}, OrderError, r"`order` is \(1, 2, 3\)"),
-        ({"order": True}, OrderError, "`order` is True"),
-        ({"order": 2.5}, OrderError, "`order` is 2.5"),
-        ({"inputs": [1, 2]}, OrderError, r"`inputs` is \[1, 2\]"),
-        ({"margin": "a"}, OrderError, "`margin` is 'a'"),
+        ({"order": "a"}, ArgumentError, "`order` is 'a'; expected an int or"),
+        ({"order": (1, 2, 3)}, ArgumentError, r"`order` is \(1, 2, 3\)"),
+        ({"order": True}, ArgumentError, "`order` is True"),
+        ({"order": 2.5}, ArgumentError, "`order` is 2.5"),
+        ({"inputs": [1, 2]}, ArgumentError, r"`inputs` is \[1, 2\]"),
+        ({"margin": "a"}, ArgumentError, "`margin` is 'a'"),
         ({"batch_shape": 3}, ShapeError, "`batch_shape` is 3; expected a tuple"),
         ({"batch_shape": (0,)}, ShapeError, r"`batch_shape` is \(0,\)"),
         ({"batch_shape": (-1,)}, ShapeError, r"`batch_shape` is \(-1,\)"),
@@ -571,7 +576,7 @@ def test_options_that_make_no_sense(
 
 
 def test_options_that_do_not_go_together() -> None:
-    with pytest.raises(OrderError, match="`departure` is -1"):
+    with pytest.raises(ArgumentError, match="`departure` is -1"):
         state_spaces(departure=-1.0)
     with pytest.raises(ShapeError, match="`dtype` is 'float64'; expected a complex dtype"):
         diagonal_state_spaces(minimal=True, real_output=True, dtype="float64")

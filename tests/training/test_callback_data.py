@@ -32,7 +32,7 @@ from ssmreduce import (
     ReductionSchedule,
     calibrate,
 )
-from ssmreduce.errors import OrderError
+from ssmreduce.errors import ArgumentError
 from ssmreduce.regularizers import modal_l1
 from ssmreduce.training import loader_batches
 from ssmreduce.training.lightning import ReductionCallback as LightningCallback
@@ -199,7 +199,7 @@ class Once(Stream):
 def test_loaders_that_cannot_be_read_beside(loader: Any, words: str) -> None:
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, Stream):
         loader = DataLoader([0], sampler=(index for index in [0]))
-    with pytest.raises(OrderError, match=rf"{words}.*data=lambda model"):
+    with pytest.raises(ArgumentError, match=rf"{words}.*data=lambda model"):
         first_batches(loader, 1)
 
 
@@ -285,7 +285,9 @@ def test_a_module_under_fsdp2_is_refused_at_the_start(
 ) -> None:
     monkeypatch.setattr(loader_batches, "sharded_modules", lambda model: [model])
     fit(Module(), LightningCallback(reducer_of()), tmp_path)
-    with pytest.raises(OrderError, match=r"`data` is 4 but the module is sharded by fully_shard"):
+    with pytest.raises(
+        ArgumentError, match=r"`data` is 4 but the module is sharded by fully_shard"
+    ):
         fit(Module(), LightningCallback(reducer_of(), data=4), tmp_path)
 
 
@@ -423,9 +425,9 @@ def test_the_loss_of_a_model_is_what_it_returns() -> None:
     whole = transformers.modeling_outputs.CausalLMOutput(loss=torch.ones(()), logits=torch.zeros(3))
     assert torch.equal(*_outputs(model, {"outputs": whole}), torch.zeros(3))
     assert _outputs(model, {"outputs": (2.0, 3.0)}) == (3.0,)
-    with pytest.raises(OrderError, match=r"returns logits; expected a loss.*Pass loss="):
+    with pytest.raises(ArgumentError, match=r"returns logits; expected a loss.*Pass loss="):
         _own_loss(model, {"outputs": {"logits": 1.0}})
-    with pytest.raises(OrderError, match=r"is a .*tuple; expected a dict.*Pass"):
+    with pytest.raises(ArgumentError, match=r"is a .*tuple; expected a dict.*Pass"):
         _own_loss(model, (1.0,))
 
 
@@ -435,11 +437,11 @@ def test_the_loss_of_a_model_is_what_it_returns() -> None:
 @pytest.mark.parametrize("callback", [LightningCallback, TransformersCallback])
 def test_bad_arguments(callback: Any) -> None:
     for wrong in (0, -1, 1.5, True, "8", calibrate):
-        with pytest.raises(OrderError, match="`data` is"):
+        with pytest.raises(ArgumentError, match="`data` is"):
             callback(reducer_of(), data=wrong)
-    with pytest.raises(OrderError, match="`loss` is 3; expected a function"):
+    with pytest.raises(ArgumentError, match="`loss` is 3; expected a function"):
         callback(reducer_of(), data=8, loss=3)
-    with pytest.raises(OrderError, match=r"`loss` is .* but `data` is None"):
+    with pytest.raises(ArgumentError, match=r"`loss` is .* but `data` is None"):
         callback(reducer_of(), loss=squared)
-    with pytest.raises(OrderError, match=r"`data` is 8 but the reducer has data="):
+    with pytest.raises(ArgumentError, match=r"`data` is 8 but the reducer has data="):
         callback(reducer_of(data=lambda model: None), data=8)

@@ -32,7 +32,7 @@ from ssmreduce import (
     RollbackPolicy,
     reduce_model,
 )
-from ssmreduce.errors import DataFileError, DistributedError, OptimizerStateError, OrderError
+from ssmreduce.errors import ArgumentError, DataFileError, DistributedError, OptimizerStateError
 from ssmreduce.models.checkpoint import accept_reduced
 from ssmreduce.training.lightning import ReductionCallback as LightningCallback
 from ssmreduce.training.transformers import ReductionCallback as TransformersCallback
@@ -255,14 +255,14 @@ def test_lightning_resumes_in_any_order_of_callbacks(
 
 def test_lightning_says_what_is_wrong(tmp_path: Path) -> None:
     watching = make_reducer(rollback=RollbackPolicy(0.5))
-    with pytest.raises(OrderError, match=r"did not log.*one of watched"):
+    with pytest.raises(ArgumentError, match=r"did not log.*one of watched"):
         fit(Module(), watching, tmp_path, metric="accuracy")
     with pytest.raises(OptimizerStateError, match="2 optimizers"):
         fit(Module(optimizers=2), make_reducer(), tmp_path)
     for callback in (LightningCallback, TransformersCallback):
-        with pytest.raises(OrderError, match=r"`metric` is None .*both or neither"):
+        with pytest.raises(ArgumentError, match=r"`metric` is None .*both or neither"):
             callback(watching)
-        with pytest.raises(OrderError, match=r"`metric` is 'loss' .*both or neither"):
+        with pytest.raises(ArgumentError, match=r"`metric` is 'loss' .*both or neither"):
             callback(make_reducer(), metric="loss")
 
 
@@ -358,7 +358,7 @@ def test_transformers_resumes_bit_for_bit(stop_at: int, elsewhere: bool, tmp_pat
         checkpoint = Path(shutil.move(checkpoint, tmp_path / "moved"))
     trainer = trainer_of(resumed, again, tmp_path / "part")
     if elsewhere:
-        with pytest.raises(OrderError, match=r"no ssmreduce\.pt.*callback\.load"):
+        with pytest.raises(ArgumentError, match=r"no ssmreduce\.pt.*callback\.load"):
             trainer.train(resume_from_checkpoint=str(checkpoint))
         (callback,) = (c for c in trainer.callback_handler.callbacks if hasattr(c, "reducer"))
         callback.load(checkpoint)
@@ -407,7 +407,7 @@ def test_transformers_refuses_damaged_files(tmp_path: Path) -> None:
         callback.load(tmp_path)
     file.unlink()
     file.mkdir()
-    with pytest.raises(OrderError, match=r"there is no ssmreduce.pt"):
+    with pytest.raises(ArgumentError, match=r"there is no ssmreduce.pt"):
         callback.load(tmp_path)
 
 

@@ -37,9 +37,9 @@ from ssmreduce import (
     read_system,
 )
 from ssmreduce.errors import (
+    ArgumentError,
     CalibrationWarning,
     NonFiniteError,
-    OrderError,
     ShapeError,
     UnstableSystemError,
     UnsupportedLayerError,
@@ -169,7 +169,7 @@ def test_a_trace_in_a_run_warns_once_while_it_cannot_record() -> None:
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any]) -> None:
-    with pytest.raises(OrderError):
+    with pytest.raises(ArgumentError):
         HankelTrace(**arguments)
 
 
@@ -233,11 +233,11 @@ def test_rankings_without_an_order() -> None:
 
 
 def test_layers_without_records() -> None:
-    with pytest.raises(OrderError, match=r"`layer` is 'third'.*expected one of layer"):
+    with pytest.raises(ArgumentError, match=r"`layer` is 'third'.*expected one of layer"):
         trace_of([1.0]).settled("third")
-    with pytest.raises(OrderError, match="recorded first"):
+    with pytest.raises(ArgumentError, match="recorded first"):
         HankelTrace(5).agreement("layer")
-    with pytest.raises(OrderError, match="threshold"):
+    with pytest.raises(ArgumentError, match="threshold"):
         trace_of([1.0]).settled("layer", threshold=2.0)
 
 
@@ -446,7 +446,7 @@ def test_data_of_another_model_leave_no_record() -> None:
     other = Calibration.of_inputs({"first": slow_inputs(8, 20, 3)})
     with pytest.raises(ShapeError, match="expected one of the name `second`"):
         trace.record(1, stack(), data=other)
-    with pytest.raises(OrderError, match="`data` is"):
+    with pytest.raises(ArgumentError, match="`data` is"):
         trace.record(1, stack(), data=slow_inputs(8, 20, 3))  # type: ignore[arg-type]
     assert trace.records == []
     both = Calibration.of_inputs({name: slow_inputs(8, 20, 3) for name in ("first", "second")})
@@ -590,7 +590,7 @@ def test_the_picture_marks_cuts_at_their_steps() -> None:
     above = trace.plot([dataclasses.replace(cut, rolled_back=20)])[0, 0]
     assert steps_of_cuts(above) == [2, 20]
     assert [text.get_text() for text in above.texts] == ["3 → 2", "undone"]
-    with pytest.raises(OrderError, match="`events` is"):
+    with pytest.raises(ArgumentError, match="`events` is"):
         trace.plot(["cut"])  # type: ignore[list-item]
 
 

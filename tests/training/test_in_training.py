@@ -24,9 +24,9 @@ from ssmreduce import (
     reduce_model,
 )
 from ssmreduce.errors import (
+    ArgumentError,
     NonFiniteError,
     OptimizerStateError,
-    OrderError,
     UnsupportedLayerError,
 )
 from ssmreduce.training.tracking import ReductionEvent
@@ -135,7 +135,7 @@ def test_a_schedule_takes_the_steps_themselves() -> None:
     assert ReductionSchedule(1000) == ReductionSchedule.at(25, 50, 75, 100)
     wrong: Any
     for wrong in ((), (0,), (1.5,), ("1",), (10, -1), ([100, 400],)):
-        with pytest.raises(OrderError, match="`steps`"):
+        with pytest.raises(ArgumentError, match="`steps`"):
             ReductionSchedule.at(*wrong)
 
 
@@ -162,19 +162,19 @@ def test_short_runs_have_at_least_one_attempt_after_the_first_step() -> None:
     ],
 )
 def test_bad_schedules(arguments: dict[str, Any]) -> None:
-    with pytest.raises(OrderError):
+    with pytest.raises(ArgumentError):
         ReductionSchedule(**arguments)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"gate": 0.0}, OrderError),
-        ({"gate": 1.5}, OrderError),
-        ({"gate": None}, OrderError),
-        ({"order": 0}, OrderError),
-        ({"order": 2.5}, OrderError),
-        ({"options": {"horizon": 3}}, OrderError),
+        ({"gate": 0.0}, ArgumentError),
+        ({"gate": 1.5}, ArgumentError),
+        ({"gate": None}, ArgumentError),
+        ({"order": 0}, ArgumentError),
+        ({"order": 2.5}, ArgumentError),
+        ({"options": {"horizon": 3}}, ArgumentError),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
@@ -269,14 +269,14 @@ def test_what_ends_every_attempt_is_raised_in_the_first_step() -> None:
             model,
             None,
             {"exclude": ("x",)},
-            OrderError,
+            ArgumentError,
             "`exclude` names x, but the layers are first",
         ),
         (
             model,
             None,
             {"kind": {"x": "lru"}},
-            OrderError,
+            ArgumentError,
             "`kind` names x, but the layers are first",
         ),
         (model, adam, {}, OptimizerStateError, "expected the state of an optimizer"),
@@ -394,7 +394,7 @@ def test_attempts_passed_over_are_made_up_for_by_one() -> None:
 
 @pytest.mark.parametrize("step", [0, -1, 1.0, True, None])
 def test_a_step_is_a_positive_int(step: Any) -> None:
-    with pytest.raises(OrderError, match="`step`"):
+    with pytest.raises(ArgumentError, match="`step`"):
         InTrainingReducer(ReductionSchedule(10, attempts=4)).step(step, make_model(), None)
 
 
@@ -404,7 +404,7 @@ def test_a_step_is_a_positive_int(step: Any) -> None:
 )
 def test_a_state_saved_with_other_options_is_refused(options: dict[str, Any]) -> None:
     saved = InTrainingReducer(ReductionSchedule(10, attempts=4)).state_dict()
-    with pytest.raises(OrderError, match=next(iter(options))):
+    with pytest.raises(ArgumentError, match=next(iter(options))):
         InTrainingReducer(ReductionSchedule(10, attempts=4), **options).load_state_dict(saved)
 
 
@@ -425,7 +425,7 @@ def test_orders_are_uniform_and_rounded_as_in_reduce_model() -> None:
     )
     cut, _ = reducer.step(1, model, None)
     assert cut.first.nu_log.size == cut.second.nu_log.size < 20
-    with pytest.raises(OrderError, match="multiple_of"):
+    with pytest.raises(ArgumentError, match="multiple_of"):
         InTrainingReducer(ReductionSchedule(10, attempts=4), options=CutOptions(multiple_of=0))
 
 

@@ -38,8 +38,8 @@ from ssmreduce import (
     reduce_model,
 )
 from ssmreduce.errors import (
+    ArgumentError,
     NonFiniteError,
-    OrderError,
     ShapeError,
     UnstableSystemError,
     UnsupportedLayerError,
@@ -209,13 +209,13 @@ def test_worse_by_more_than_the_tolerance(
     ],
 )
 def test_bad_policies(arguments: dict[str, Any]) -> None:
-    with pytest.raises(OrderError):
+    with pytest.raises(ArgumentError):
         RollbackPolicy(**arguments)
 
 
 def test_bad_options_of_the_reducer() -> None:
     for options in ({"rollback": 0.1}, {"trace": 10}):
-        with pytest.raises(OrderError, match=next(iter(options))):
+        with pytest.raises(ArgumentError, match=next(iter(options))):
             InTrainingReducer(ReductionSchedule(10, attempts=4), **options)
 
 
@@ -364,10 +364,10 @@ def test_without_a_metric_an_attempt_waits() -> None:
 
 
 def test_reports_that_make_no_sense() -> None:
-    with pytest.raises(OrderError, match=r"no rollback policy.*RollbackPolicy\(tolerance\)"):
+    with pytest.raises(ArgumentError, match=r"no rollback policy.*RollbackPolicy\(tolerance\)"):
         InTrainingReducer(ReductionSchedule(10, attempts=4)).report(1.0)
     for metric in ("good", None, torch.ones(2), {}):
-        with pytest.raises(OrderError, match="`metric`"):
+        with pytest.raises(ArgumentError, match="`metric`"):
             reducer_of().report(metric)
     reducer = reducer_of()
     for metric in (torch.ones(1, requires_grad=True), jnp.ones(()), np.float32(1.0), 1):
@@ -805,14 +805,16 @@ def test_states_of_other_reducers_are_refused() -> None:
     }
     for name, other in others.items():
         before = fingerprint(other)
-        with pytest.raises(OrderError, match=rf"saved with {name} .*Build the reducer as it was"):
+        with pytest.raises(
+            ArgumentError, match=rf"saved with {name} .*Build the reducer as it was"
+        ):
             other.load_state_dict(state)
         assert fingerprint(other) == before
-    with pytest.raises(OrderError, match="lacks events, metric"):
+    with pytest.raises(ArgumentError, match="lacks events, metric"):
         reducer_of().load_state_dict({"model": 1})
     longer = HankelTrace(5), HankelTrace(6)
     one, two = (InTrainingReducer(reducer_of().schedule, trace=trace) for trace in longer)
-    with pytest.raises(OrderError, match=r"HankelTrace\(5.*HankelTrace\(6"):
+    with pytest.raises(ArgumentError, match=r"HankelTrace\(5.*HankelTrace\(6"):
         two.load_state_dict(one.state_dict())
 
 

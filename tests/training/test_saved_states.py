@@ -24,7 +24,7 @@ from ssmreduce import (
     RollbackPolicy,
     SSMReduceError,
 )
-from ssmreduce.errors import OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.training import saved_state
 from ssmreduce.training.saved_state import checked_state
 
@@ -289,7 +289,7 @@ def test_an_error_names_the_entry(path: tuple[Any, ...], value: Any, message: st
     bad = replaced(state, tuple(before), lambda owner: put(owner, last, value))
     reducer = reducer_of("rollback and trace")
     unchanged = spelled(reducer.state_dict())
-    with pytest.raises((OrderError, ShapeError), match=message):
+    with pytest.raises((ArgumentError, ShapeError), match=message):
         reducer.load_state_dict(bad)
     assert spelled(reducer.state_dict()) == unchanged
 
@@ -305,14 +305,14 @@ def test_a_trial_needs_a_policy_and_a_trace_a_trace() -> None:
     settings = reducer_of("plain")._settings()
     bare = {**state, "settings": settings, "trace": None}
     plain = reducer_of("plain")
-    with pytest.raises(OrderError, match=r'`state\["metric"\]` is 1\.0; expected None'):
+    with pytest.raises(ArgumentError, match=r'`state\["metric"\]` is 1\.0; expected None'):
         plain.load_state_dict(bare)
-    with pytest.raises(OrderError, match=r'`state\["trial"\]` is a dict .* no rollback policy'):
+    with pytest.raises(ArgumentError, match=r'`state\["trial"\]` is a dict .* no rollback policy'):
         plain.load_state_dict({**bare, "metric": None})
-    with pytest.raises(OrderError, match=r'`state\["trace"\]` is .* expected None'):
+    with pytest.raises(ArgumentError, match=r'`state\["trace"\]` is .* expected None'):
         plain.load_state_dict({**bare, "metric": None, "trial": None, "trace": state["trace"]})
     missing = {**state, "trace": None}
-    with pytest.raises(OrderError, match=r'`state\["trace"\]` is None; expected that of Hankel'):
+    with pytest.raises(ArgumentError, match=r'`state\["trace"\]` is None; expected that of Hankel'):
         reducer_of("rollback and trace").load_state_dict(missing)
 
 
