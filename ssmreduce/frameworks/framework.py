@@ -242,6 +242,7 @@ class Framework(ABC):
         run: Callable[[Any], Any],
         *,
         differentiates: bool,
+        enough: int | None = None,
     ) -> dict[Path, list[Recorded]]:
         """Call `run` with the model, or a copy of it, and return the calls of each layer in it.
 
@@ -257,6 +258,8 @@ class Framework(ABC):
             Takes the model, and runs it on a batch.
         differentiates : bool
             Whether `run` returns a scalar, whose derivatives by the layers' outputs are recorded.
+        enough : int, optional
+            Once each layer was given so many sequences, the run may end.
 
         Returns
         -------

@@ -25,7 +25,12 @@ _SPREAD = ("ordered effects", "is not found in mesh")
 
 
 def record(
-    model: Any, handles: Sequence[LayerHandle], run: Callable[[Any], Any], *, differentiates: bool
+    model: Any,
+    handles: Sequence[LayerHandle],
+    run: Callable[[Any], Any],
+    *,
+    differentiates: bool,
+    enough: int | None = None,
 ) -> dict[Path, list[Recorded]]:
     """Run a copy of a model once and return the calls of each layer, in the order in which they come first.
 

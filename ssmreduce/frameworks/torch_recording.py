@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,9 +27,16 @@ from ssmreduce.frameworks.recording import Recorded
 
 
 def record(
-    model: Any, handles: Sequence[LayerHandle], run: Callable[[Any], Any], *, differentiates: bool
+    model: Any,
+    handles: Sequence[LayerHandle],
+    run: Callable[[Any], Any],
+    *,
+    differentiates: bool,
+    enough: int | None = None,
 ) -> dict[Path, list[Recorded]]:
     """Run a model once and return the calls of each layer, in the order in which they are called first.
+
+    The run ends where each of them was given `enough` sequences.
 
     Raises
     ------
@@ -37,7 +44,7 @@ def record(
         If a layer is given something else than a batch of sequences, or `run`, whose derivative is
         wanted, does not return a scalar.
     """
-    calls: list[tuple[Path, _Call]] = []
+    calls = _Calls(handles, enough)
     watched = [
         _Kernel(model, each, calls) if each.kind.ports(each.weights)[0] else _Watched(each, calls)
         for each in handles
@@ -51,14 +58,15 @@ def record(
         try:
             for each in watched:
                 hooks += each.hooks()
-            value = run(model)
+            with suppress(_Enough):
+                value = run(model)
         finally:
             for hook in hooks:
                 hook.remove()
         if differentiates:
-            _differentiate(value, [call for _, call in calls])
+            _differentiate(value, [call for _, call in calls.every])
     recorded: dict[Path, list[Recorded]] = {}
-    for path, call in calls:
+    for path, call in calls.every:
         recorded.setdefault(path, []).append(call.recorded())
     return recorded
 
@@ -142,10 +150,40 @@ class _Call:
         )
 
 
+class _Enough(BaseException):
+    """Ends a run that has shown what it was for; no error, which a model might handle."""
+
+
+class _Calls:
+    """The calls of a run, which ends where each layer was given enough sequences."""
+
+    def __init__(self, handles: Sequence[LayerHandle], enough: int | None) -> None:
+        self.every: list[tuple[Path, _Call]] = []
+        self._left = {} if enough is None else {each.path: enough for each in handles}
+
+    def add(self, path: Path, call: _Call) -> None:
+        """Keep a call.
+
+        Raises
+        ------
+        _Enough
+            If it is the last that is wanted.
+        """
+        self.every.append((path, call))
+        if self.ends(path, call):
+            raise _Enough
+
+    def ends(self, path: Path, call: _Call) -> bool:
+        """Tell whether a call is the last that is wanted."""
+        if path in self._left:
+            self._left[path] -= len(call.inputs.values)
+        return bool(self._left) and max(self._left.values()) <= 0
+
+
 class _Watched:
     """A layer that is given the sequence itself."""
 
-    def __init__(self, handle: LayerHandle, calls: list[tuple[Path, _Call]]) -> None:
+    def __init__(self, handle: LayerHandle, calls: _Calls) -> None:
         self._handle, self._calls = handle, calls
         _, self._width, _ = handle.kind.ports(handle.weights)
         self._latest: _Call | None = None
@@ -166,7 +204,7 @@ class _Watched:
         mask = kwargs.get(self._handle.kind.masked_by)
         told = _Seen(mask).kept() if torch.is_tensor(mask) else None
         self._latest = _Call(seen, mask=told)
-        self._calls.append((self._handle.path, self._latest))
+        self._calls.add(self._handle.path, self._latest)
 
     def _leave(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:
         """Hand on a copy of what came out, which may be changed in place."""
@@ -184,7 +222,7 @@ class _Watched:
 class _Kernel:
     """A layer that computes a kernel, in a module that is given the sequence, one channel for each system."""
 
-    def __init__(self, model: Any, handle: LayerHandle, calls: list[tuple[Path, _Call]]) -> None:
+    def __init__(self, model: Any, handle: LayerHandle, calls: _Calls) -> None:
         self._handle, self._calls = handle, calls
         (self._width,), _, _ = handle.kind.ports(handle.weights)
         name = str(handle.path[0])
@@ -235,7 +273,7 @@ class _Kernel:
             first = told
         seen.channels_first = first
         self._latest = _Call(seen, computes_output=False)
-        self._calls.append((self._handle.path, self._latest))
+        self._calls.add(self._handle.path, self._latest)
 
     def _pass(self, sibling: Any, args: tuple[Any, ...]) -> None:
         """What a sibling is given first after the kernel is what the layer puts out, or comes of it."""

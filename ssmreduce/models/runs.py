@@ -50,14 +50,19 @@ class Runs:
     most: int = sys.maxsize
 
     def recorded(
-        self, found: Layers, batch: Any, *, differentiates: bool
+        self, found: Layers, batch: Any, *, differentiates: bool, enough: int | None = None
     ) -> dict[str, LayerRecord]:
-        """What the layers of a model are given in one batch; squares of derivatives, or ones, for weights."""
+        """What the layers of a model are given in one batch; squares of derivatives, or ones, for weights.
+
+        With `enough`, the run ends once each was given so many sequences, and what it puts out is not looked
+        at: that was done when the model was calibrated.
+        """
         calls = found.framework.record(
             found.model,
             found.meant,
             partial(self._run, found.framework, batch),
             differentiates=differentiates,
+            enough=enough,
         )
         mask = None if self.mask is None else np.asarray(to_host(self.mask(batch)), dtype=bool)
         records: dict[str, LayerRecord] = {}
@@ -66,7 +71,9 @@ class Runs:
             handle = by_path[path]
             for seen in own:
                 call, counted = without_padding(handle, seen, _checked(handle, seen, mask))
-                _check_call(handle, call)
+                _check_inputs(handle, call)
+                if enough is None:
+                    _check_output(handle, call)
                 # An output that a loss does not depend on has no derivative, or zero.
                 weights = _weights(call, counted, otherwise=0.0 if differentiates else 1.0)
                 record = LayerRecord(call.inputs, weights, np.zeros(len(call.inputs), bool))
@@ -87,17 +94,18 @@ class Runs:
 
         If the first and the last batch give them what is `known`, bit for bit, the others are not run.
         """
-        alone = replace(found, handles=[each for each in found.handles if each.name in names])
+        alone = replace(found, handles=[own for own in found.handles if own.name in names])
         run = partial(self.recorded, alone, differentiates=False)
+        each = list(zip(self.batches, self.sizes, strict=True))
         parts: list[dict[str, LayerRecord]] = []
         if known is not None and len(self.batches) > 1:
-            parts = [run(self.batches[0]), run(self.batches[-1])]
+            parts = [run(batch, enough=size) for batch, size in (each[0], each[-1])]
             if all(
                 _has_ends(known[name], *(part[name].inputs for part in parts)) for name in names
             ):
                 return known
-        between = self.batches[1:-1] if parts else self.batches
-        parts[1:1] = [run(batch) for batch in between]
+        between = each[1:-1] if parts else each
+        parts[1:1] = [run(batch, enough=size) for batch, size in between]
         return {name: self.kept([part[name] for part in parts]).inputs for name in names}
 
     def kept(self, parts: Sequence[LayerRecord]) -> LayerRecord:
@@ -197,8 +205,8 @@ def _weights(call: Recorded, counted: HostArray | None, *, otherwise: float) -> 
     return squares if counted is None else np.where(counted, squares, PADDED)
 
 
-def _check_call(handle: LayerHandle, call: Recorded) -> None:
-    """Raise unless the inputs are finite, and what came out is what the weights say."""
+def _check_inputs(handle: LayerHandle, call: Recorded) -> None:
+    """Raise unless the inputs are finite, and derivatives as well."""
     if not np.all(np.isfinite(call.inputs)):
         raise NonFiniteError(
             f"layer `{handle.name}` is given NaN or Inf; expected finite inputs. Look at the batches, and at "
@@ -209,6 +217,10 @@ def _check_call(handle: LayerHandle, call: Recorded) -> None:
             f"the derivative of `loss` by what layer `{handle.name}` puts out has NaN or Inf; expected "
             "finite numbers. Look at the loss of each batch."
         )
+
+
+def _check_output(handle: LayerHandle, call: Recorded) -> None:
+    """Raise unless what came out is what the weights say."""
     if call.first_output is None:
         return
     try:
