@@ -27,6 +27,7 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import on_all
 from ssmreduce.models.layer_records import LayerRecord, every_fourth, weighted
+from ssmreduce.models.output_checks import OutputChecks
 from ssmreduce.models.runs import Runs
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.shared_runs import as_many, of_first, with_full_weights
@@ -149,9 +150,9 @@ def calibrate(
     parts: list[dict[str, LayerRecord]] = []
     taken: list[Any] = []
     sizes: list[int] = []
-    count = 0
+    count, checks = 0, OutputChecks()
     for batch in as_many(found.team, _iterated(batches)):
-        part = on_all(found.team, partial(_all_recorded, runs, found, batch, len(taken)))
+        part = on_all(found.team, partial(_all_recorded, runs, found, batch, len(taken), checks))
         parts.append(part)
         taken.append(batch)
         sizes.append(max(len(record.inputs) for record in part.values()))
@@ -160,6 +161,7 @@ def calibrate(
             progress(min(count, most), most)
         if count >= most and (loss is None or len(parts) > 1):
             break  # with a loss one batch at least is held out
+    on_all(found.team, checks.check)
     if count < 2:
         raise ArgumentError(
             f"`batches` has {count} sequences; expected at least two, as some are held out. Pass a data "
@@ -204,9 +206,13 @@ def _iterated(batches: Iterable[Any]) -> Iterable[Any]:
         ) from None
 
 
-def _all_recorded(runs: Runs, found: Layers, batch: Any, number: int) -> dict[str, LayerRecord]:
+def _all_recorded(
+    runs: Runs, found: Layers, batch: Any, number: int, checks: OutputChecks
+) -> dict[str, LayerRecord]:
     try:
-        part = runs.recorded(found, batch, differentiates=runs.loss is not None)
+        part = runs.recorded(found, batch, differentiates=runs.loss is not None, checks=checks)
+        if number == 0:  # the others wait, to be looked at together
+            checks.check()
     except (TypeError, ValueError) as error:
         if isinstance(error, SSMReduceError) or not _takes_one_sequence(runs, found, batch):
             raise

@@ -31,6 +31,9 @@ from ssmreduce.reduction.order import OrderRule
 _ROWS = 4.0
 """Effective rows that a fit wants for each of its unknowns."""
 
+_WORSE = 3.0
+"""Candidates with an output error so many times the least one are not run for their loss."""
+
 _TIE = 0.1
 """Losses that differ by a smaller share are equal, as far as some hundred sequences tell."""
 
@@ -153,16 +156,17 @@ def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> Choi
 
     A selected cut has to be better than the balanced one by more than losses tell.
     """
-    cuts, values = list(found.cuts.values()), []
-    if loss is not None and len(cuts) > 1:
-        losses = [loss(cut) for cut in cuts]
-        values = [value if np.isfinite(value) else np.inf for value in losses]
-        if min(values) == max(values):
-            values = []
-    by = "loss" if values else "output error"
-    if not values:
-        values = [np.inf if cut.output_error is None else cut.output_error for cut in cuts]
-    compared = dict(zip(found.cuts, values, strict=True))
+    errors = {
+        name: np.inf if cut.output_error is None else cut.output_error
+        for name, cut in found.cuts.items()
+    }
+    by, compared = "output error", errors
+    if loss is not None and len(errors) > 1:
+        near = [name for name, error in errors.items() if error <= _WORSE * min(errors.values())]
+        losses = {name: loss(found.cuts[name]) for name in near}
+        values = {name: own if np.isfinite(own) else np.inf for name, own in losses.items()}
+        if len(near) == 1 or min(values.values()) < max(values.values()):
+            by, compared = "loss", values
     best = min(compared, key=compared.__getitem__)
     balanced = compared.get("balanced", np.inf)
     nearly = balanced - _TIE * abs(balanced) <= compared[best]

@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray, to_host
-from ssmreduce.errors import NonFiniteError, ShapeError, SSMReduceError, UnsupportedLayerError
+from ssmreduce.errors import NonFiniteError, ShapeError
 from ssmreduce.frameworks.framework import Framework
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.models.layer_records import PADDED, LayerRecord, cropped, joined
 from ssmreduce.models.masked_steps import without_padding
+from ssmreduce.models.output_checks import OutputChecks
 from ssmreduce.models.search import Layers
-
-_SAME, _ROUNDINGS = 1e-2, 8
-"""Relative difference up to which a layer puts out what its weights say: this, or some roundings in half."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +48,18 @@ class Runs:
     most: int = sys.maxsize
 
     def recorded(
-        self, found: Layers, batch: Any, *, differentiates: bool, enough: int | None = None
+        self,
+        found: Layers,
+        batch: Any,
+        *,
+        differentiates: bool,
+        checks: OutputChecks | None = None,
+        enough: int | None = None,
     ) -> dict[str, LayerRecord]:
         """What the layers of a model are given in one batch; squares of derivatives, or ones, for weights.
 
-        With `enough`, the run ends once each was given so many sequences, and what it puts out is not looked
-        at: that was done when the model was calibrated.
+        What they put out is added to `checks`. With `enough`, the run ends once each was given so many
+        sequences.
         """
         calls = found.framework.record(
             found.model,
@@ -72,8 +76,8 @@ class Runs:
             for seen in own:
                 call, counted = without_padding(handle, seen, _checked(handle, seen, mask))
                 _check_inputs(handle, call)
-                if enough is None:
-                    _check_output(handle, call)
+                if checks is not None:
+                    checks.add(handle, call)
                 # An output that a loss does not depend on has no derivative, or zero.
                 weights = _weights(call, counted, otherwise=0.0 if differentiates else 1.0)
                 record = LayerRecord(call.inputs, weights, np.zeros(len(call.inputs), bool))
@@ -216,26 +220,4 @@ def _check_inputs(handle: LayerHandle, call: Recorded) -> None:
         raise NonFiniteError(
             f"the derivative of `loss` by what layer `{handle.name}` puts out has NaN or Inf; expected "
             "finite numbers. Look at the loss of each batch."
-        )
-
-
-def _check_output(handle: LayerHandle, call: Recorded) -> None:
-    """Raise unless what came out is what the weights say."""
-    if call.first_output is None:
-        return
-    try:
-        own = handle.kind.output(handle.weights, call.inputs[:1].astype(np.float64))[0]
-    except SSMReduceError as error:
-        raise type(error)(f"layer `{handle.name}`: {error}") from error
-    size = float(np.max(np.abs(own), initial=0.0))
-    apart = np.inf
-    if own.shape == call.first_output.shape:
-        steps = slice(None) if call.mask is None else call.mask[0]
-        apart = float(np.max(np.abs(own - call.first_output)[steps], initial=0.0))
-    if not apart <= max(_SAME, _ROUNDINGS * handle.eps) * size:
-        raise UnsupportedLayerError(
-            f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
-            f"{size:.3g}; expected a run from rest with steps of one length, of one sequence or a "
-            "batch. Map a model of single sequences over its batches, and leave out initial states and "
-            "step_scale, or the layer with options=CutOptions(exclude=...)."
         )

@@ -1448,6 +1448,38 @@ def test_small_derivatives_in_half_precision_count():
     np.testing.assert_allclose(call.recorded().squares, [[0.0, 1e-8]], rtol=1e-2)
 
 
+def test_a_layer_that_runs_otherwise_in_a_later_batch_is_refused():
+    model, batches = model_and_batches()
+    runs = []
+
+    def forward(model, batch):
+        runs.append(1)
+        with torch.no_grad():
+            found = model(batch[0])
+            if len(runs) == 2:
+                model.first.seq.D.mul_(1.5)
+        return found
+
+    with pytest.raises(UnsupportedLayerError, match=r"`first\.seq` puts out something else"):
+        calibrate(model, batches, forward=forward)
+
+
+def test_candidates_far_behind_in_their_outputs_are_not_run():
+    model, batches = model_and_batches()
+    handle = search(model, CutOptions()).meant[0]
+    record = calibrate(model, batches).record_of(handle)
+    errors = planned_with_data(handle, 8, CutOptions(), record).choice.values
+    run = []
+    result = planned_with_data(
+        handle, 8, CutOptions(), record, lambda cut: run.append(cut.output_error) or -len(run)
+    )
+    least = min(errors.values())
+    assert max(errors.values()) > 3.0 * least
+    assert sorted(run) == sorted(error for error in errors.values() if error <= 3.0 * least)
+    assert {*result.choice.values} == {name for name in errors if errors[name] <= 3.0 * least}
+    assert result.choice.by == "loss"
+
+
 def test_a_candidate_whose_loss_is_not_finite_is_not_taken():
     model, batches = model_and_batches()
     handle = search(model, CutOptions()).meant[0]

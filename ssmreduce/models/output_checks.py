@@ -1,0 +1,67 @@
+"""What layers put out is what their weights say: checked for the first sequence of each call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ssmreduce._array_libraries import HostArray
+from ssmreduce.errors import SSMReduceError, UnsupportedLayerError
+from ssmreduce.frameworks.handle import LayerHandle, Path
+from ssmreduce.frameworks.recording import Recorded
+
+_SAME, _ROUNDINGS = 1e-2, 8
+"""Relative difference up to which a layer puts out what its weights say: this, or some roundings in half."""
+
+
+@dataclass(eq=False)
+class OutputChecks:
+    """Calls that are still to be checked, those of one layer and length together."""
+
+    _waiting: dict[tuple[Path, tuple[int, ...]], list[tuple[LayerHandle, Recorded]]] = field(
+        default_factory=dict
+    )
+
+    def add(self, handle: LayerHandle, call: Recorded) -> None:
+        """Keep the first sequence of a call, where it is known what came out of it."""
+        if call.first_output is None:
+            return
+        mask = None if call.mask is None else call.mask[:1]
+        first = Recorded(call.inputs[:1].copy(), call.first_output, None, mask)
+        key = handle.path, first.inputs.shape
+        self._waiting.setdefault(key, []).append((handle, first))
+
+    def check(self) -> None:
+        """Compare what came out with what the weights say.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If it is something else.
+        """
+        for waiting in self._waiting.values():
+            handle, _ = waiting[0]
+            inputs = np.concatenate([call.inputs for _, call in waiting]).astype(np.float64)
+            try:
+                outputs = handle.kind.output(handle.weights, inputs)
+            except SSMReduceError as error:
+                raise type(error)(f"layer `{handle.name}`: {error}") from error
+            for (_, call), own in zip(waiting, outputs, strict=True):
+                _compare(handle, call, own)
+        self._waiting.clear()
+
+
+def _compare(handle: LayerHandle, call: Recorded, own: HostArray) -> None:
+    size = float(np.max(np.abs(own), initial=0.0))
+    apart = np.inf
+    if call.first_output is not None and own.shape == call.first_output.shape:
+        steps = slice(None) if call.mask is None else call.mask[0]
+        apart = float(np.max(np.abs(own - call.first_output)[steps], initial=0.0))
+    if not apart <= max(_SAME, _ROUNDINGS * handle.eps) * size:
+        raise UnsupportedLayerError(
+            f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
+            f"{size:.3g}; expected a run from rest with steps of one length, of one sequence or a "
+            "batch. Map a model of single sequences over its batches, and leave out initial states and "
+            "step_scale, or the layer with options=CutOptions(exclude=...)."
+        )
