@@ -10,7 +10,7 @@ from ssmreduce._lapack import frobenius_norm
 from ssmreduce._pole_rounding import CLEARLY, EPS, ROUNDINGS, SMALL
 from ssmreduce._schur import SchurForm, fast_to_slow, is_graded
 from ssmreduce._state_units import balance_states, balanced_stack, parts_of
-from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
+from ssmreduce.time_domain import TimeDomain
 
 _LEAST_SCALED = 1e-120
 """Norm below which, and over which in its inverse, LAPACK's geev scales a matrix."""
@@ -90,7 +90,7 @@ def _by_eigenvalues(A: HostArray, time: TimeDomain, margin: float) -> tuple[Host
         size = np.linalg.norm(rows, axis=-1)
         slow = small & (rows.min(axis=-1) < 2.0 * CLEARLY * size)
         if not slow.all():
-            distance = boundary_distance(np.linalg.eigvals(A[~slow]), time) - margin
+            distance = time.distance(np.linalg.eigvals(A[~slow])) - margin
             room[~slow] = distance.min(axis=-1)
             doubtful[~slow] = ~(np.abs(room[~slow]) > CLEARLY * size[~slow])
         rest = np.flatnonzero(doubtful)
@@ -106,7 +106,7 @@ def _by_conditions(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostA
     It does not where all lie inside by twice what their conditions let it do.
     """
     poles, vectors = np.linalg.eig(A)
-    distance = boundary_distance(poles, time) - margin
+    distance = time.distance(poles) - margin
     room, size = distance.min(axis=-1), np.linalg.norm(A, axis=(-2, -1))
     doubtful = ~(np.abs(room) > CLEARLY * size)
     try:
@@ -128,6 +128,6 @@ def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
         poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)
     else:
         real, imaginary, _, _, failed = lapack.dgeev(A, compute_vl=0, compute_vr=0)
-        poles = real + 1j * imaginary if isinstance(time, Discrete) else real
-    nearest = min(boundary_distance(poles, time).tolist())
+        poles = real + 1j * imaginary
+    nearest = min(time.distance(poles).tolist())
     return bool(not failed and nearest > margin + CLEARLY * size)

@@ -41,7 +41,7 @@ from ssmreduce._lapack import product
 from ssmreduce._pole_rounding import SMALL, clearly, complex_form, conditions_of, rounding_of
 from ssmreduce._state_units import Edges, balance_states, one_part, parts_of
 from ssmreduce.errors import NoConvergenceError
-from ssmreduce.time_domain import Discrete, TimeDomain, boundary_distance
+from ssmreduce.time_domain import Discrete, TimeDomain
 
 _GRADED = 64.0
 """Ratio of the sizes of rows above which their order matters to more than two digits."""
@@ -220,20 +220,14 @@ class SchurForm:
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
-        room = boundary_distance(self.eigenvalues(), time) - margin
+        room = time.distance(self._eigenvalues) - margin
         rounding = 0.0 if self._is_clear(time, margin) else self._rounding(room, time)
         return np.asarray(room > rounding)
-
-    def _distance(self, time: TimeDomain) -> HostArray:
-        """Of each pole from the boundary; blocks of pairs have equal diagonal entries."""
-        if isinstance(time, Discrete):
-            return boundary_distance(self._eigenvalues, time)
-        return boundary_distance(self.triangle.diagonal(), time)
 
     def _nearest(self, time: TimeDomain) -> float:
         nearest = self._known.get(time)
         if nearest is None:
-            nearest = float(np.minimum.reduce(self._distance(time), initial=np.inf))
+            nearest = float(np.minimum.reduce(time.distance(self._eigenvalues), initial=np.inf))
             self._known[time] = nearest
         return nearest
 
@@ -244,7 +238,7 @@ class SchurForm:
 
     def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
         """Whether no pole is so near to the boundary, or the line at `margin`, that rounding might decide."""
-        near = np.abs(self._distance(time) - margin) <= self._doubtful
+        near = np.abs(time.distance(self._eigenvalues) - margin) <= self._doubtful
         return not near.any()
 
     def _rounding(self, room: HostArray, time: TimeDomain) -> HostArray:

@@ -1,18 +1,71 @@
-"""Time as a type: `Continuous` and `Discrete`, required wherever it matters, never a sentinel."""
+"""Time as a type: `Continuous` and `Discrete`, required wherever it matters, never a sentinel.
+
+The two own what depends on time in formulas about poles, frequencies and Gramians, for arrays of any
+library. Logarithms of poles, where they are kept, belong to discrete time.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_libraries import Array, namespace, real_part
 from ssmreduce._checks import is_number, shown
 from ssmreduce.errors import TimeDomainError
 
+_NEAR_BOUNDARY = 0.1
+"""|1 - λ λ'| below which logarithms are used; they gain a digit at least."""
+
+
+class _Time(ABC):
+    """What both time domains answer."""
+
+    steady_point: ClassVar[float]
+    """Point of the stability boundary that stands for constant signals, and the limit of `growth`."""
+
+    nyquist: ClassVar[float]
+    """The highest frequency."""
+
+    has_unit: ClassVar[bool]
+    """Whether poles are rates, which depend on the unit of time."""
+
+    variable: ClassVar[str]
+    growth_symbol: ClassVar[str]
+    frequency_unit: ClassVar[str]
+
+    @abstractmethod
+    def growth(self, poles: Array) -> Array:
+        """What is below `steady_point` for stable poles."""
+
+    @abstractmethod
+    def distance(self, poles: Array, logarithms: Array | None = None) -> Array:
+        """How far `poles` lie inside the stability boundary."""
+
+    def inside(self, poles: Array, margin: float = 0.0, logarithms: Array | None = None) -> Array:
+        """Whether `poles` lie inside the stability boundary by more than `margin`."""
+        return self.distance(poles, logarithms) > margin
+
+    @abstractmethod
+    def point(self, omega: Array) -> Array:
+        """Points of the stability boundary at the frequencies `omega`."""
+
+    @abstractmethod
+    def rates(self, poles: Array) -> Array:
+        """What `poles` are in continuous time, for a step of 1."""
+
+    @abstractmethod
+    def divisor(
+        self, left: Array, right: Array, logarithms: tuple[Array, Array] | None = None
+    ) -> Array:
+        """What divides the entry of a Gramian that belongs to two poles."""
+
 
 @dataclass(frozen=True)
-class Continuous:
+class Continuous(_Time):
     """Continuous time: x'(t) = A x(t) + B u(t). Stable poles have a negative real part.
 
     Examples
@@ -22,9 +75,38 @@ class Continuous:
     True
     """
 
+    steady_point = 0.0
+    nyquist = math.inf
+    has_unit = True
+    variable = "s"
+    growth_symbol = "Re λ"
+    frequency_unit = "rad/s"
+
+    def growth(self, poles: Array) -> Array:
+        """Re s of `poles`."""
+        return poles.real if isinstance(poles, np.ndarray) else real_part(poles)
+
+    def distance(self, poles: Array, logarithms: Array | None = None) -> Array:
+        """Return -Re s of `poles`; there are no `logarithms`."""
+        return -self.growth(poles)
+
+    def point(self, omega: Array) -> Array:
+        """Return jω at frequencies `omega` in rad/s."""
+        return 1j * omega
+
+    def rates(self, poles: Array) -> Array:
+        """Return `poles` themselves."""
+        return poles
+
+    def divisor(
+        self, left: Array, right: Array, logarithms: tuple[Array, Array] | None = None
+    ) -> Array:
+        """Return -(λ + λ') of `left` and `right`; there are no `logarithms`."""
+        return -(left + right)
+
 
 @dataclass(frozen=True)
-class Discrete:
+class Discrete(_Time):
     """Discrete time: x[k+1] = A x[k] + B u[k]. Stable poles lie inside the unit circle.
 
     Parameters
@@ -46,6 +128,13 @@ class Discrete:
 
     dt: float = 1.0
 
+    steady_point = 1.0
+    nyquist = math.pi
+    has_unit = False
+    variable = "z"
+    growth_symbol = "|λ|"
+    frequency_unit = "radians per sample"
+
     def __post_init__(self) -> None:
         if not is_number(self.dt) or self.dt <= 0:
             raise TimeDomainError(
@@ -53,6 +142,38 @@ class Discrete:
                 "Pass a number, such as 0.1; Discrete() alone counts steps."
             )
         vars(self).update(dt=float(self.dt))
+
+    def growth(self, poles: Array) -> Array:
+        """|z| of `poles`."""
+        return _functions(poles).abs(poles)
+
+    def distance(self, poles: Array, logarithms: Array | None = None) -> Array:
+        """Return 1 - |z| of `poles`, from their `logarithms` where given."""
+        if logarithms is None:
+            return 1.0 - self.growth(poles)
+        return -_functions(logarithms).expm1(real_part(logarithms))
+
+    def point(self, omega: Array) -> Array:
+        """Return exp(jω) at frequencies `omega` in radians per sample."""
+        return _functions(omega).exp(1j * omega)
+
+    def rates(self, poles: Array) -> Array:
+        """Return the logarithms of `poles`."""
+        return _functions(poles).log(poles)
+
+    def divisor(
+        self, left: Array, right: Array, logarithms: tuple[Array, Array] | None = None
+    ) -> Array:
+        """Return 1 - λ λ' of `left` and `right`; from `logarithms`, where given, if it is small."""
+        distance = 1.0 - left * right
+        if logarithms is None:
+            return distance
+        xp, (first, second) = _functions(distance), logarithms
+        near = xp.abs(distance) < _NEAR_BOUNDARY
+        if xp is not np:
+            return xp.where(near, -xp.expm1(first + second), distance)
+        distance[near] = -np.expm1((first + second)[near])
+        return distance
 
 
 TimeDomain = Continuous | Discrete
@@ -68,18 +189,6 @@ def check_time(time: object, *, name: str = "time") -> TimeDomain:
     )
 
 
-def boundary_distance(poles: HostArray, time: TimeDomain) -> HostArray:
-    """How far each pole lies inside the stability boundary: 1 - |z|, or -Re s."""
-    if isinstance(time, Discrete):
-        return np.asarray(1.0 - np.abs(poles))
-    return np.asarray(-poles.real)
-
-
-def inside_boundary(poles: HostArray, time: TimeDomain, margin: float) -> HostArray:
-    """Tell for each pole whether |z| < 1 - margin, or Re s < -margin."""
-    return np.asarray(boundary_distance(poles, time) > margin)
-
-
-def steady_point(time: TimeDomain) -> float:
-    """Return the point of the stability boundary that stands for constant signals: z = 1 or s = 0."""
-    return 1.0 if isinstance(time, Discrete) else 0.0
+def _functions(array: Array) -> Any:
+    """NumPy for its own arrays, without the search for another library."""
+    return np if isinstance(array, np.ndarray | np.generic | float) else namespace(array)

@@ -109,12 +109,7 @@ class NativeSystem:
 
     def _diagonal_factors(self, sides: list[_Side]) -> list[Array]:
         xp, time = self.xp, self.system.time
-        if self.logarithms is not None:
-            stable = xp.real(self.logarithms) < 0.0
-        elif isinstance(time, Discrete):
-            stable = xp.abs(self.state) < 1.0
-        else:
-            stable = xp.real(self.state) < 0.0
+        stable = time.inside(self.state, logarithms=self.logarithms)
         self.require(stable, "a pole is not stable")
         factor = (
             diagonal_factors.real_state_factor
@@ -191,7 +186,7 @@ def native_system(system: System, *, horizon: int | None = None) -> NativeSystem
     arrays = [state, system.B, system.C, system.D]
     given = [x for x in (*arrays, logarithms) if x is not None]
     state, B, C, D, *logs = common_precision(*(in_library_of(x, like) for x in given))
-    if isinstance(system, DiagonalStateSpace) and logs and isinstance(system.time, Discrete):
+    if logs:
         state = namespace(state).exp(logs[0])
     return NativeSystem(state, logs[0] if logs else None, B, C, D, system)
 

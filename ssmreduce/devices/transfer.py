@@ -25,7 +25,6 @@ from ssmreduce._array_libraries import (
 from ssmreduce._array_routes import NoNativeRoute, deciding_array
 from ssmreduce._checks import numeric_array
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
-from ssmreduce.time_domain import Discrete
 
 _WORKING_ENTRIES = 2**26
 """Complex numbers held at once: 1 GiB in double precision."""
@@ -53,7 +52,7 @@ def transfer_function(system: System, omega: Array) -> Array:
     state = system.eigenvalues if isinstance(system, DiagonalStateSpace) else system.A
     arrays = (in_library_of(x, omega) for x in (state, system.B, system.C, system.D, omega))
     state, B, C, D, omega = (_complex(x) for x in common_precision(*arrays))
-    z = xp.exp(1j * omega) if isinstance(system.time, Discrete) else 1j * omega
+    z = system.time.point(omega)
     if isinstance(system, DiagonalStateSpace):
         values = _diagonal(state, B, C, z)
         if system.real_output:

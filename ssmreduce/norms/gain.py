@@ -24,7 +24,6 @@ from ssmreduce.norms.modes import DenseModes, DiagonalModes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transfer import Product, StatePart
-from ssmreduce.time_domain import Discrete
 
 _EXACT_WIDTH = 16
 """Up to this many inputs or outputs G(z) is decomposed; above, power iteration is cheaper."""
@@ -49,7 +48,7 @@ class Gain:
         self.signs = [sign for sign, _ in terms]
         self.parts = [StatePart(system) for _, system in terms]
         self.systems = [part.system for part in self.parts]
-        self.discrete = isinstance(self.systems[0].time, Discrete)
+        self.time = self.systems[0].time
         self.is_dense = any(isinstance(x, StateSpace) and x.order for x in self.systems)
         self.real = not any(map(is_complex, self.systems))
         D = [s * x.D for s, x in zip(self.signs, self.systems, strict=True)]
@@ -131,7 +130,7 @@ class Gain:
 
 def _by_modes(modes: DenseModes, part: StatePart, omega: HostArray) -> HostArray:
     """One dense system without its feedthrough, by its modes where they serve."""
-    system, z = part.system, np.exp(1j * omega) if part.discrete else 1j * omega
+    system, z = part.system, part.system.time.point(omega)
     values = np.empty((omega.size, system.outputs, system.inputs), dtype=np.complex128)
     served = modes.serve(z)
     at = np.flatnonzero(served)

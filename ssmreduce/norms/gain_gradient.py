@@ -20,7 +20,6 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.derivatives.adjoint import all_states
 from ssmreduce.derivatives.rule import Gradients
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.time_domain import Discrete
 
 
 def gain_gradient(system: System, omega: float, scale: float) -> Gradients:
@@ -38,7 +37,7 @@ def gain_gradient(system: System, omega: float, scale: float) -> Gradients:
     if math.isinf(omega) or system.order == 0:
         u, v = _leading(system.D)
         return None, None, None, scale * _outer(u, v)
-    z = np.exp(1j * omega) if isinstance(system.time, Discrete) else 1j * omega
+    z = system.time.point(omega)
     if not isinstance(system, DiagonalStateSpace):
         resolvent = np.linalg.inv(z * np.eye(system.order) - system.A)
         u, v = _leading(system.C @ resolvent @ system.B + system.D)

@@ -80,12 +80,12 @@ def peak(gain: Gain, search: Search) -> tuple[float, float]:
         if abs(seen - value) > search.accuracy * value:
             seen, frequency = search.best(gain, omega)
         value = seen
-    if not gain.discrete and np.any(gain.D):
+    if math.isinf(gain.time.nyquist) and np.any(gain.D):
         at_infinity = float(gain.exact(np.array([math.inf]))[0])
         if at_infinity > value:
             return at_infinity, math.inf
     # In discrete time the same frequency in [-π, π].
-    return value, math.remainder(frequency, math.tau) if gain.discrete else frequency
+    return value, math.remainder(frequency, 2.0 * gain.time.nyquist)
 
 
 def refine(
@@ -128,7 +128,8 @@ def frequencies(gain: Gain, count: int) -> HostArray:
             for system, modes in zip(gain.systems, gain.modes, strict=True)
         ]
     )
-    if gain.discrete:
+    in_steps = isinstance(gain.time, Discrete)
+    if in_steps:
         resonances = np.angle(poles)
         grid = np.linspace(0.0 if gain.real else -np.pi, np.pi, count + 1)
         if not gain.real:
@@ -144,17 +145,14 @@ def frequencies(gain: Gain, count: int) -> HostArray:
             decades = np.geomspace(slowest, sizes.max() * 100, count)
             grid = np.concatenate([grid, decades, decades[:0] if gain.real else -decades])
     omega = np.unique(np.concatenate([grid, np.abs(resonances) if gain.real else resonances]))
-    size = np.maximum(np.abs(omega[1:]), 1.0 if gain.discrete else 0.0)
+    size = np.maximum(np.abs(omega[1:]), 1.0 if in_steps else 0.0)
     near = np.diff(omega) <= _CLOSEST * _EPS * size
     return np.asarray(omega[np.concatenate([[True], ~near])])
 
 
 def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
     """The poles with the largest resonance ‖c‖‖b‖/(distance to the boundary), at most `count`."""
-    if isinstance(system.time, Discrete):
-        distance = np.abs(1.0 - np.abs(poles))
-    else:
-        distance = np.abs(poles.real)
+    distance = np.abs(system.time.distance(poles))
     weight = np.ones(poles.size)
     if isinstance(system, DiagonalStateSpace):
         # Of the system itself or of its modes.

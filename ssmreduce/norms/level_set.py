@@ -40,6 +40,7 @@ from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.grid import refine
 from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Discrete
 
 _NEAR_AXIS = 4.0
 """c of c sqrt(n eps) ‖H‖, the distance from the axis within which an eigenvalue is a candidate.
@@ -117,7 +118,9 @@ def upper_bound(
     if gains.max() > lower:
         lower, frequency = float(gains.max()), float(anchors[np.argmax(gains)])
         frequency = abs(frequency) if gain.real else frequency
-    w = _rotation(gain, anchors, gains / (lower + noise)) if gain.discrete else None
+    w = None
+    if isinstance(gain.time, Discrete):
+        w = _rotation(gain, anchors, gains / (lower + noise))
     test = _AxisTest(system, w, real=gain.real)
     for _ in range(_LEVELS):
         level = (1.0 + tolerance) * lower + noise
@@ -139,14 +142,14 @@ def upper_bound(
 
 def rounding_of_test(gain: Gain, omega: HostArray) -> float:
     """What rounding of A may move of a difference: the largest eps ‖ |C R| |A| |R B| ‖, R = (z - A)⁻¹."""
-    z = np.exp(1j * omega) if gain.discrete else 1j * omega
+    z = gain.time.point(omega)
     moved = sum((modes.sensitivity(z) for modes in gain.modes), start=np.zeros(z.size))
     return _NOISE * float(np.finfo(np.float64).eps) * float(moved.max(initial=0.0))
 
 
 def _check_resolved(gain: Gain) -> None:
     poles = np.concatenate([modes.poles for modes in gain.modes])
-    if np.any(np.abs(poles) >= 1.0 if gain.discrete else poles.real >= 0.0):
+    if not np.all(gain.time.inside(poles)):
         raise UnreachableToleranceError(
             "`system` has a pole so close to the stability boundary that it rounds onto it; expected "
             "one that double precision can tell from it. Ask for the lower bound alone with "
@@ -156,7 +159,7 @@ def _check_resolved(gain: Gain) -> None:
 
 def _anchors(gain: Gain) -> HostArray:
     """Frequencies whose gain must lie below every level: ends of the boundary, candidates for -w."""
-    if not gain.discrete:
+    if math.isinf(gain.time.nyquist):
         return np.array([0.0, math.inf])
     return np.linspace(-np.pi, np.pi, _ROTATIONS, endpoint=False)
 

@@ -110,7 +110,7 @@ class RefinedGain:
         gain = self.gain
         finite = np.isfinite(omega)
         at = np.where(finite, omega, 0.0)
-        z = np.exp(1j * at) if gain.discrete else 1j * at
+        z = gain.time.point(at)
         total = Sum(np.zeros((omega.size, gain.outputs, gain.inputs), dtype=np.complex128))
         if any(system.D.any() for system in gain.systems):
             through = Sum(np.zeros((gain.outputs, gain.inputs), dtype=np.complex128))
@@ -165,7 +165,7 @@ def _agrees(lower: float, plain: float) -> bool:
 
 def plain_rounding(gain: Gain, omega: HostArray) -> HostArray:
     """What rounding may make of `gain.exact` at frequencies, shape (K,)."""
-    z = np.exp(1j * omega) if gain.discrete else 1j * omega
+    z = gain.time.point(omega)
     total = sum((modes.rounding(z) for modes in gain.modes), start=np.zeros(z.size))
     return np.where(np.isfinite(total), total, np.inf)
 

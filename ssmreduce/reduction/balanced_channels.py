@@ -30,7 +30,6 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.transform import SlotMap, diagonalise_each
-from ssmreduce.time_domain import inside_boundary
 
 
 def truncate_channels(
@@ -88,7 +87,7 @@ def _truncated(
                 continue
             at = pending[members]
             safe = eigenvectors_are_safe(slot_map, bounds[at], order)
-            safe &= np.all(inside_boundary(slot_map.eigenvalues, host.time, 0.0), axis=-1)
+            safe &= np.all(host.time.inside(slot_map.eigenvalues), axis=-1)
             if slot_map.order >= host.order or not np.any(safe):
                 continue
             at, slot_map = at[safe], slot_map[safe]

@@ -220,9 +220,7 @@ class _DiagonalCut:
         poles = slot_map.eigenvalues
         if not np.all(np.isfinite(poles)) or (invertible and not are_invertible(poles)):
             return False
-        if isinstance(self._host.time, Discrete):
-            return bool(np.all(np.abs(poles) < 1.0))
-        return bool(np.all(poles.real < 0.0))
+        return bool(np.all(self._host.time.inside(poles)))
 
 
 class _DCMatchingCut(_DiagonalCut):

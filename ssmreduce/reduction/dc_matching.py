@@ -33,7 +33,7 @@ from ssmreduce.errors import OrderError
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete, TimeDomain, steady_point
+from ssmreduce.time_domain import TimeDomain
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -87,11 +87,11 @@ class ShiftedSystem:
     @classmethod
     def of(cls, system: StateSpace | DiagonalStateSpace) -> ShiftedSystem:
         """Shift a system on the host, in the standard form."""
-        point = steady_point(system.time)
+        point = system.time.steady_point
         if isinstance(system, StateSpace):
             S = system.A - point * np.eye(system.order)
             return cls(S, system.B, system.C, system.D, point)
-        if system.log_eigenvalues is not None and isinstance(system.time, Discrete):
+        if system.log_eigenvalues is not None:
             distance = np.expm1(system.log_eigenvalues)
         else:
             distance = system.eigenvalues - point

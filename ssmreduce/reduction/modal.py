@@ -40,7 +40,6 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import choose_modes, select_states
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import boundary_distance
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -252,7 +251,7 @@ def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray
     if not np.iscomplexobj(T):
         T, turn = scipy.linalg.rsf2csf(T, turn)
     B, C = adjoint(turn) @ B, C @ turn
-    distance = boundary_distance(T.diagonal(), host.time)
+    distance = host.time.distance(T.diagonal())
     # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
     _, left, right = scipy.linalg.eig(T, left=True)
     overlap = np.abs(np.sum(left.conj() * right, axis=0))

@@ -193,11 +193,7 @@ def embedding(system: DiagonalStateSpace, kept: HostArray) -> tuple[HostArray, S
 
 def stability_distance(system: DiagonalStateSpace) -> HostArray:
     """1 - |λ| or -Re λ of a system on the host; from the logarithms where they are known."""
-    if not isinstance(system.time, Discrete):
-        return np.asarray(-system.eigenvalues.real)
-    if system.log_eigenvalues is not None:
-        return np.asarray(-np.expm1(system.log_eigenvalues.real))
-    return np.asarray(1.0 - np.abs(system.eigenvalues))
+    return np.asarray(system.time.distance(system.eigenvalues, system.log_eigenvalues))
 
 
 def choose_modes(rule: OrderRule, scores: HostArray, score: Score, unstable: int) -> int:

@@ -37,8 +37,6 @@ from ssmreduce.time_domain import (
     Discrete,
     TimeDomain,
     check_time,
-    inside_boundary,
-    steady_point,
 )
 
 
@@ -247,12 +245,8 @@ class DiagonalStateSpace:
             If `margin` is not a finite number.
         """
         margin = checked_margin(margin)
-        if self.log_eigenvalues is None:
-            inside = inside_boundary(self.poles(), self.time, margin)
-        elif margin < 1.0:
-            inside = to_double(self.log_eigenvalues).real < np.log1p(-margin)
-        else:
-            inside = np.zeros(self.eigenvalues.shape, dtype=bool)
+        logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
+        inside = self.time.inside(self.poles(), margin, logarithms)
         stable: HostArray = np.all(inside, axis=-1)
         return stable
 
@@ -270,7 +264,7 @@ class DiagonalStateSpace:
         """
         host = self.to_host()
         if host.log_eigenvalues is None:
-            distance = steady_point(self.time) - host.eigenvalues
+            distance = self.time.steady_point - host.eigenvalues
         else:
             distance = -np.expm1(host.log_eigenvalues)
         at_point = distance == 0.0

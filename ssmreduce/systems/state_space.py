@@ -31,7 +31,6 @@ from ssmreduce.time_domain import (
     Discrete,
     TimeDomain,
     check_time,
-    steady_point,
 )
 
 _SUSPICIOUS = float(np.finfo(np.float64).eps) ** 0.5
@@ -134,7 +133,7 @@ def _is_index(value: Any) -> bool:
 
 def no_steady_gain(time: TimeDomain, found: str) -> UnstableSystemError:
     """Return the error for a system with a pole where constant signals are."""
-    point = "z = 1" if isinstance(time, Discrete) else "s = 0"
+    point = f"{time.variable} = {time.steady_point:g}"
     return UnstableSystemError(
         f"`system` has a pole at {point} ({found}), so that a constant input has no constant output; "
         "expected a system without integrators. Look at system.poles()."
@@ -300,7 +299,7 @@ class StateSpace:
         NonFiniteError
             If the gain overflows.
         """
-        host, shift = self.to_host(), steady_point(self.time) * np.eye(self.order)
+        host, shift = self.to_host(), self.time.steady_point * np.eye(self.order)
         gain = np.zeros(host.D.shape, dtype=np.result_type(host.A, host.B, host.C, host.D))
         for at in np.ndindex(self.batch_shape):
             single = in_balanced_units(host[at])

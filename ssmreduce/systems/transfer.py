@@ -28,7 +28,6 @@ from ssmreduce._state_units import parts_of
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.linear_solve import solve_stacked
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units
-from ssmreduce.time_domain import Discrete
 
 _WORKING_ENTRIES = 2**22
 """Complex numbers held at once while a transfer function is evaluated: 64 MiB."""
@@ -60,12 +59,11 @@ class StatePart:
         if isinstance(host, StateSpace):
             host = _in_triangular_order(in_balanced_units(host))
         self.system = host
-        self.discrete = isinstance(host.time, Discrete)
         self._schur: SchurForm | None = None
 
     def matrices(self, omega: HostArray) -> HostArray:
         """Return G(z_k), shape (K, p, m)."""
-        host, z = self.system, np.exp(1j * omega) if self.discrete else 1j * omega
+        host, z = self.system, self.system.time.point(omega)
         if isinstance(host, DiagonalStateSpace):
             values = _diagonal_matrices(host, z)
         elif host.inputs <= host.outputs:
@@ -81,7 +79,7 @@ class StatePart:
 
     def products(self, omega: HostArray) -> tuple[Product, Product]:
         """Return v -> G(z_k) v_k and v -> G(z_k)ᴴ v_k, for columns v_k, shape (m, K) and (p, K)."""
-        host, z = self.system, np.exp(1j * omega) if self.discrete else 1j * omega
+        host, z = self.system, self.system.time.point(omega)
         if isinstance(host, DiagonalStateSpace):
             return _diagonal_products(host, z, self._advanced(z))
 

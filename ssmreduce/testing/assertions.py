@@ -33,7 +33,7 @@ from ssmreduce.testing.tolerances import (
     singles,
     system_eps,
 )
-from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+from ssmreduce.time_domain import TimeDomain, check_time
 
 
 def assert_stable(system: System, *, margin: float = 0.0) -> None:
@@ -74,10 +74,8 @@ def assert_stable(system: System, *, margin: float = 0.0) -> None:
         if single.is_stable(margin):
             continue
         poles = np.asarray(single.poles())
-        if isinstance(single.time, Discrete):
-            worst, limit, kind = np.abs(poles).max(), 1.0 - margin, "|λ|"
-        else:
-            worst, limit, kind = poles.real.max(), 0.0 - margin, "Re λ"
+        worst, kind = single.time.growth(poles).max(), single.time.growth_symbol
+        limit = single.time.steady_point - margin
         raise AssertionError(
             f"`system`{place} has a pole with {kind} = {float(worst)!r}; allowed: {kind} < {limit!r}."
         )

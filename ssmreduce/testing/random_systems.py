@@ -15,7 +15,7 @@ from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.testing.random_matrices import ENTRIES, NONZERO, OFFSETS, Numbers, real_pole
-from ssmreduce.time_domain import Continuous, Discrete, TimeDomain, check_time, inside_boundary
+from ssmreduce.time_domain import Continuous, Discrete, TimeDomain, check_time
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -224,7 +224,7 @@ def _silence(
 
 def _keeps_margin(A: HostArray, options: Options, common: _Common) -> bool:
     poles = np.linalg.eigvals(to_double(A))
-    return bool(np.all(inside_boundary(poles, common.time, options.margin / 2)))
+    return bool(np.all(common.time.inside(poles, options.margin / 2)))
 
 
 def _placed(array: HostArray, options: Options) -> Array:
