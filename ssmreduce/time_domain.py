@@ -50,6 +50,10 @@ class _Time(ABC):
         return self.distance(poles, logarithms) > margin
 
     @abstractmethod
+    def decay(self, distance: Array) -> Array:
+        """How fast the energy of a mode decays whose pole lies `distance` inside the boundary."""
+
+    @abstractmethod
     def point(self, omega: Array) -> Array:
         """Points of the stability boundary at the frequencies `omega`."""
 
@@ -62,6 +66,10 @@ class _Time(ABC):
         self, left: Array, right: Array, logarithms: tuple[Array, Array] | None = None
     ) -> Array:
         """What divides the entry of a Gramian that belongs to two poles."""
+
+    @abstractmethod
+    def h2_norm(self, state: Array, feedthrough: Array) -> Array:
+        """H2 norm of a system from those of its `state` part and of its `feedthrough`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,10 @@ class Continuous(_Time):
         """Return -Re s of `poles`; there are no `logarithms`."""
         return -self.growth(poles)
 
+    def decay(self, distance: Array) -> Array:
+        """Return -2 Re s of poles at a `distance`."""
+        return 2.0 * distance
+
     def point(self, omega: Array) -> Array:
         """Return jω at frequencies `omega` in rad/s."""
         return 1j * omega
@@ -103,6 +115,11 @@ class Continuous(_Time):
     ) -> Array:
         """Return -(λ + λ') of `left` and `right`; there are no `logarithms`."""
         return -(left + right)
+
+    def h2_norm(self, state: Array, feedthrough: Array) -> Array:
+        """Return `state`, or inf where there is `feedthrough`."""
+        xp = _functions(state)
+        return xp.where(feedthrough > 0.0, xp.inf, state)
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,10 @@ class Discrete(_Time):
             return 1.0 - self.growth(poles)
         return -_functions(logarithms).expm1(real_part(logarithms))
 
+    def decay(self, distance: Array) -> Array:
+        """Return 1 - |z|² of poles at a `distance`."""
+        return distance * (2.0 - distance)
+
     def point(self, omega: Array) -> Array:
         """Return exp(jω) at frequencies `omega` in radians per sample."""
         return _functions(omega).exp(1j * omega)
@@ -174,6 +195,10 @@ class Discrete(_Time):
             return xp.where(near, -xp.expm1(first + second), distance)
         distance[near] = -np.expm1((first + second)[near])
         return distance
+
+    def h2_norm(self, state: Array, feedthrough: Array) -> Array:
+        """Root of the sum of squares of `state` and `feedthrough`, which is one impulse."""
+        return _functions(state).hypot(state, feedthrough)
 
 
 TimeDomain = Continuous | Discrete

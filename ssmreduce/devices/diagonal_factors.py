@@ -23,10 +23,10 @@ from ssmreduce._array_libraries import (
     device_of,
     namespace,
 )
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce.time_domain import TimeDomain
 
 _NEAR = 0.1
-"""Distances below this come from the logarithms, where they are known."""
+"""Differences of poles below this come from the logarithms, where they are known."""
 
 
 def state_factor(
@@ -48,7 +48,7 @@ def state_factor(
     xp = namespace(eigenvalues)
     n = eigenvalues.shape[-1]
     logs = eigenvalues if log_eigenvalues is None else log_eigenvalues
-    exact = log_eigenvalues is not None and isinstance(time, Discrete)
+    exact = log_eigenvalues is not None
     numbers = xp.arange(n, device=device_of(eigenvalues))
     gain = xp.real(_kernel(eigenvalues, logs, eigenvalues, logs, time, exact=exact))
     size = _row_norm(G) * xp.sqrt(gain)
@@ -101,14 +101,8 @@ def _kernel(
     first: Array, logs: Array, second: Array, other_logs: Array, time: TimeDomain, *, exact: bool
 ) -> Array:
     """1/(1 - λ conj μ), through the logarithms where `exact` and near; or -1/(λ + conj μ)."""
-    if not isinstance(time, Discrete):
-        return -1.0 / (first + conjugate(second))
-    distance = 1.0 - first * conjugate(second)
-    if exact:
-        xp = namespace(first)
-        near = xp.abs(distance) < _NEAR
-        distance = xp.where(near, -xp.expm1(logs + conjugate(other_logs)), distance)
-    return 1.0 / distance
+    logarithms = (logs, conjugate(other_logs)) if exact else None
+    return 1.0 / time.divisor(first, conjugate(second), logarithms)
 
 
 def _gap(first: Array, logs: Array, second: Array, other_logs: Array, *, exact: bool) -> Array:

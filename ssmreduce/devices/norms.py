@@ -8,6 +8,7 @@ all poles lie.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ssmreduce._array_libraries import (
@@ -50,9 +51,7 @@ def h2(system: System) -> Any:
         (Z,), seen = arrays.factors(1), adjoint(arrays.input_matrix)
     state = xp.linalg.matrix_norm(_as(seen, Z) @ Z)
     through = xp.linalg.matrix_norm(arrays.D)
-    if isinstance(system.time, Discrete):
-        return as_number(xp.hypot(state, through))
-    return as_number(xp.where(through > 0.0, xp.inf, state))
+    return as_number(system.time.h2_norm(state, through))
 
 
 def hankel(system: System) -> Any:
@@ -94,7 +93,7 @@ def hinf_lower_bound(system: System, certified: bool) -> tuple[Any, Any]:
     start = (gain, _entry(omega, at), omega, at)
     (gain, frequency, *_), _ = repeat_until(finer, start, _ROUNDS)
     through = xp.linalg.matrix_norm(arrays.D, ord=2)
-    if not isinstance(system.time, Discrete):
+    if math.isinf(system.time.nyquist):
         frequency = xp.where(through > gain, xp.inf, frequency)
         gain = xp.maximum(gain, through)
     return as_number(gain), as_number(frequency)

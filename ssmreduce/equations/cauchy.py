@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
-from ssmreduce.equations.diagonal import cauchy_kernel, cauchy_kernels
+from ssmreduce.equations.diagonal import cauchy_kernels
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -147,8 +147,7 @@ def nearly_real(
 ) -> HostArray:
     """Which poles nearly coincide with their conjugates without being equal, shape (..., n)."""
     logarithms = None if log_eigenvalues is None else (log_eigenvalues, log_eigenvalues)
-    kernel = cauchy_kernel(eigenvalues, eigenvalues, logarithms, time)
-    distance = 2.0 * np.abs(eigenvalues.imag * kernel)
+    distance = 2.0 * np.abs(eigenvalues.imag / time.divisor(eigenvalues, eigenvalues, logarithms))
     near: HostArray = (eigenvalues.imag != 0) & (distance < _NEARLY_REAL)
     return near
 

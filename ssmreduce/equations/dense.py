@@ -25,7 +25,7 @@ from ssmreduce.equations.adi import (
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.stability import check_stable_form
 from ssmreduce.errors import NoConvergenceError
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce.time_domain import TimeDomain
 
 _SMALLEST_FOR_LOW_RANK = 128
 """Below this order the Schur form takes less time than the calls of an iteration."""
@@ -160,7 +160,7 @@ class Units:
     def of(cls, A: HostArray, time: TimeDomain) -> tuple[HostArray, Units]:
         """A in units that balance its rows and columns, with rates near 1, and these units."""
         A, states = balance_states(A)
-        rate = 1.0 if isinstance(time, Discrete) else safe_unit(A)
+        rate = safe_unit(A) if time.has_unit else 1.0
         if rate != 1.0:
             scaled = A / rate
             if np.count_nonzero(scaled) < np.count_nonzero(A):  # rates too far apart for any unit

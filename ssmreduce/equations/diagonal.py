@@ -37,44 +37,26 @@ _ACCEPTED_PIVOT = 0.1
 Within a block differences *are* taken; this bounds their amplification of eps by 10.
 """
 
-_NEAR_BOUNDARY = 0.1
-"""Below this modulus 1 - λ_i conj λ_j is taken from the logarithms, if they are known."""
+
+_NEAR = 0.1
+"""Differences of poles below this are taken from the logarithms, if they are known."""
 
 
 def cauchy_kernels(
     eigenvalues: HostArray, log_eigenvalues: HostArray | None, time: TimeDomain
 ) -> tuple[HostArray, HostArray]:
-    """Return K_ij for (λ_i, λ_j) and for (λ_i, conj λ_j), each of shape (..., n, n).
+    """Return 1/(1 - λ_i λ') or -1/(λ_i + λ') for λ' = conj λ_j and λ' = λ_j, each of shape (..., n, n).
 
     The first belongs to E[h hᴴ], the second to E[h hᵀ].
     """
     left, right = eigenvalues[..., :, None], eigenvalues[..., None, :]
     if log_eigenvalues is None:
-        return cauchy_kernel(left, right.conj(), None, time), cauchy_kernel(left, right, None, time)
+        return 1.0 / time.divisor(left, right.conj()), 1.0 / time.divisor(left, right)
     first, second = log_eigenvalues[..., :, None], log_eigenvalues[..., None, :]
     return (
-        cauchy_kernel(left, right.conj(), (first, second.conj()), time),
-        cauchy_kernel(left, right, (first, second), time),
+        1.0 / time.divisor(left, right.conj(), (first, second.conj())),
+        1.0 / time.divisor(left, right, (first, second)),
     )
-
-
-def cauchy_kernel(
-    left: HostArray,
-    right: HostArray,
-    logarithms: tuple[HostArray, HostArray] | None,
-    time: TimeDomain,
-) -> HostArray:
-    """Return 1/(1 - λ λ') or -1/(λ + λ'), entry by entry.
-
-    Discrete entries near the unit circle are -1/expm1(log λ + log λ') where the logarithms are given.
-    """
-    if not isinstance(time, Discrete):
-        return np.asarray(-1.0 / (left + right))
-    distance = 1.0 - left * right
-    if logarithms is not None:
-        near = np.abs(distance) < _NEAR_BOUNDARY
-        distance[near] = -np.expm1((logarithms[0] + logarithms[1])[near])
-    return np.asarray(1.0 / distance)
 
 
 def horizon_kernels(
@@ -155,7 +137,7 @@ def _gaps(
     """λ_i - λ_p over the active states, as λ_p expm1(log λ_i - log λ_p) where that is small."""
     gaps: HostArray = eigenvalues[active] - eigenvalues[pivot]
     if log_eigenvalues is not None:
-        near = np.abs(gaps) < _NEAR_BOUNDARY
+        near = np.abs(gaps) < _NEAR
         logarithms = log_eigenvalues[active[near]] - log_eigenvalues[pivot]
         gaps[near] = eigenvalues[pivot] * np.expm1(logarithms)
     return gaps

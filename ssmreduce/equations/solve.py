@@ -263,7 +263,7 @@ def _solve_one(
     right = right if units is None else right / units
     if units is not None and name == "Q":
         right = right / adjoint(units)
-    fast = 1.0 if isinstance(time, Discrete) else safe_unit(A)
+    fast = safe_unit(A) if time.has_unit else 1.0
     size = safe_unit(right)
     solve = solver.solution if name == "Q" else solver.factor
     answer = solve(A / fast, right / size, time)

@@ -149,15 +149,14 @@ def check_band(system: System, band: tuple[float, float]) -> Band:
             "expected low < high. Write the lower frequency first, and give the band a width."
         )
     real = not is_complex(system)
-    limit = np.pi if isinstance(system.time, Discrete) else np.inf
+    limit = system.time.nyquist
     lowest = 0.0 if real else -limit
     if low < lowest or high > limit:
-        unit = "radians per sample" if isinstance(system.time, Discrete) else "rad/s"
         mirrored = " The mirrored band is always included for a real system." if real else ""
         raise ArgumentError(
-            f"`band` is ({low}, {high}); expected a band within [{exact(lowest)}, {exact(limit)}] {unit}."
-            f"{mirrored} Multiply frequencies in Hz by 2π"
-            f"{' dt' if isinstance(system.time, Discrete) else ''}."
+            f"`band` is ({low}, {high}); expected a band within [{exact(lowest)}, {exact(limit)}] "
+            f"{system.time.frequency_unit}.{mirrored} Multiply frequencies in Hz by 2π"
+            f"{'' if system.time.has_unit else ' dt'}."
         )
     return low, high
 

@@ -33,7 +33,7 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.prescaling import prescaled
 from ssmreduce.systems.real_form import real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce.time_domain import Discrete
 
 
 @any_library(native.h2, has_derivative=True)
@@ -156,7 +156,7 @@ def _h2_rule(system: System) -> tuple[float, Pullback]:
         if value == 0.0 or math.isinf(value):
             return None, None, None, None
         scale = float(cotangent) / value
-        D = scale * system.D if isinstance(system.time, Discrete) else None
+        D = scale * system.D
         if system.order == 0:
             return None, None, None, D
         real = isinstance(system, DiagonalStateSpace) and system.real_output
@@ -196,7 +196,7 @@ def _h2(system: System) -> float:
     if host.order > 0 and np.any(host.B) and np.any(host.C):
         scaled, exponent = _scaled(host)
         state = float(_restored(_state_norm(scaled), exponent, "H2"))
-    return _with_feedthrough(state, D, host.time)
+    return float(host.time.h2_norm(state, frobenius_norm(D)))
 
 
 def _h2_of_channels(batch: DiagonalStateSpace) -> list[float]:
@@ -206,15 +206,9 @@ def _h2_of_channels(batch: DiagonalStateSpace) -> list[float]:
     assert isinstance(scaled, DiagonalStateSpace)
     states = _restored(channel_gains(scaled), exponents, "H2")
     return [
-        _with_feedthrough(float(state), D, batch.time)
+        float(batch.time.h2_norm(state, frobenius_norm(D)))
         for state, D in zip(states, standard.D, strict=True)
     ]
-
-
-def _with_feedthrough(state: float, D: HostArray, time: TimeDomain) -> float:
-    if not isinstance(time, Discrete):
-        return math.inf if np.any(D) else state
-    return math.hypot(state, frobenius_norm(D))
 
 
 def _state_norm(system: System) -> float:

@@ -24,7 +24,6 @@ from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.prescaling import prescaled, replaced, state_of
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
 
 _SMALLEST = -1100
 """Exponent below which there are no doubles: zero in units is zero."""
@@ -85,7 +84,7 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
         hosts.append(host)
         known.append(more)
     time = 0
-    if not isinstance(hosts[0].time, Discrete):
+    if hosts[0].time.has_unit:
         time = max(_exponents(*map(state_of, hosts)))
     sizes = [_exponents(host.B, host.C, host.D) for host in hosts]
     gains = [b + c + more - time for (b, c, _), more in zip(sizes, known, strict=True)]

@@ -26,7 +26,7 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce.time_domain import TimeDomain
 
 _DIAGONALISATION_FACTOR = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
@@ -313,10 +313,7 @@ def _leading_phase(B: HostArray) -> HostArray:
 
 def _input_share(eigenvalues: HostArray, B: HostArray, C: HostArray, time: TimeDomain) -> HostArray:
     """Root of ‖b‖/sqrt(1-|λ|²) over ‖c‖ for every stored state; of a root since the ratio may overflow."""
-    if isinstance(time, Discrete):
-        decay = np.abs(1.0 - np.abs(eigenvalues) ** 2)
-    else:
-        decay = np.abs(2.0 * eigenvalues.real)
+    decay = np.abs(time.decay(time.distance(eigenvalues)))
     norms = []
     with np.errstate(divide="ignore", invalid="ignore"):
         for matrix, axis in ((B, -1), (C, -2)):

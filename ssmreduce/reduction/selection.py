@@ -249,15 +249,12 @@ def _scores(system: DiagonalStateSpace, score: Score) -> HostArray:
     host = system.to_host()
     b, c = np.linalg.norm(host.B, axis=1), np.linalg.norm(host.C, axis=0)
     distance = stability_distance(host)
-    if isinstance(host.time, Discrete):
-        weights = {"hinf": distance, "hankel": distance * (2.0 - distance)}
-    else:
-        weights = {"hinf": distance, "hankel": 2.0 * distance}
+    decay = host.time.decay(distance)
     with np.errstate(divide="ignore", invalid="ignore"):
-        if score != "h2":
-            values = b * (c / weights[score])
+        if score == "h2":
+            values = b * (c * np.sqrt(_mean_square(host, decay)))
         else:
-            values = b * (c * np.sqrt(_mean_square(host, weights["hankel"])))
+            values = b * (c / (distance if score == "hinf" else decay))
     return np.where(distance > 0, values, np.inf)
 
 
@@ -268,11 +265,8 @@ def _mean_square(host: DiagonalStateSpace, decay: HostArray) -> HostArray:
     """
     if not host.real_output:
         return np.asarray(1.0 / decay)
-    other = -2.0 * host.eigenvalues
-    if isinstance(host.time, Discrete):
-        other = 1.0 - host.eigenvalues**2
-        if host.log_eigenvalues is not None:
-            other = -np.expm1(2.0 * host.log_eigenvalues)
+    poles, logs = host.eigenvalues, host.log_eigenvalues
+    other = host.time.divisor(poles, poles, None if logs is None else (logs, logs))
     coherence = _coherence(host.B, axis=1) * _coherence(host.C, axis=0)
     return np.asarray(np.maximum(0.5 * (1.0 / decay + (coherence / other).real), 0.0))
 
