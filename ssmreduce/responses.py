@@ -83,10 +83,9 @@ def impulse_response(
     """
     check_single(system)
     host = system.to_host()
-    if isinstance(host.time, Discrete):
-        return _markov_parameters(host, _sample_count(length, times))
-    _refuse_length(length)
-    instants = sample_times(times, None)
+    samples, instants = _samples(host, length, times)
+    if instants is None:
+        return _markov_parameters(host, samples)
     if instants[0] < 0.0:
         raise ShapeError(
             f"`times` starts at {instants[0]:g}; expected times from 0 on, where the impulse is."
@@ -144,12 +143,7 @@ def step_response(
     """
     check_single(system)
     host = system.to_host()
-    if isinstance(host.time, Discrete):
-        samples, instants = _sample_count(length, times), None
-    else:
-        _refuse_length(length)
-        instants = sample_times(times, None)
-        samples = instants.size
+    samples, instants = _samples(host, length, times)
     dtype = np.complex128 if is_complex(host) else np.float64
     response = np.empty((samples, host.outputs, host.inputs), dtype=dtype)
     for j in range(host.inputs):
@@ -261,6 +255,21 @@ def _markov_parameters(host: System, length: int) -> HostArray:
     return checked_range(response, reached, "Take fewer samples, or look at system.poles().")
 
 
+def _samples(
+    host: System, length: int | None, times: HostArray | None
+) -> tuple[int, HostArray | None]:
+    """Number of samples, and their times in continuous time."""
+    if isinstance(host.time, Discrete):
+        return _sample_count(length, times), None
+    if length is not None:
+        raise TimeDomainError(
+            f"`length` is {_checks.shown(length)} but `system` is continuous; expected `times` instead. "
+            "Try times=numpy.linspace(0, 10, 200)."
+        )
+    instants = sample_times(times, None)
+    return instants.size, instants
+
+
 def _sample_count(length: int | None, times: HostArray | None) -> int:
     refuse_times(times)
     if length is None:
@@ -274,11 +283,3 @@ def _sample_count(length: int | None, times: HostArray | None) -> int:
             "Ask for what the response takes to decay, or for dc_gain()."
         )
     return samples
-
-
-def _refuse_length(length: int | None) -> None:
-    if length is not None:
-        raise TimeDomainError(
-            f"`length` is {_checks.shown(length)} but `system` is continuous; expected `times` instead. "
-            "Try times=numpy.linspace(0, 10, 200)."
-        )

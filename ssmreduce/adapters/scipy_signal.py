@@ -10,6 +10,7 @@ not exported: SciPy's `freqresp` and `dlsim` drop imaginary parts.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -157,18 +158,18 @@ def _sections(zeros: HostArray, poles: HostArray, gain: complex, time: TimeDomai
 def _points(zeros: HostArray, poles: HostArray, time: TimeDomain) -> HostArray:
     """Points of the stability boundary at the corner frequencies of all zeros and poles, and at its ends."""
     roots = np.concatenate([zeros, poles]).astype(np.complex128)
-    discrete = isinstance(time, Discrete)
-    if discrete:
-        roots = np.log(np.where(roots == 0.0, np.exp(-np.pi), roots))
+    if isinstance(time, Discrete):
+        roots = np.where(roots == 0.0, np.exp(-np.pi), roots)
+    roots = time.rates(roots)
     sizes = np.abs(roots)
-    end = np.pi if discrete else 1e3 * sizes.max(initial=1e-3)
+    end = 1e3 * sizes.max(initial=1e-3) if math.isinf(time.nyquist) else time.nyquist
     omega = np.concatenate([np.abs(roots.imag), np.minimum(sizes, end), [0.0, end]])
     omega = np.unique(np.concatenate([omega, -omega]))
-    points = np.exp(1j * omega) if discrete else 1j * omega
+    points = time.point(omega)
     with np.errstate(divide="ignore", invalid="ignore"):
         nearest = np.abs(points[:, None] - poles).min(axis=1, initial=np.inf)
     kept = points[nearest > _EPS * np.abs(points)]
-    return kept if kept.size else points[-1:] * 2.0
+    return np.asarray(kept if kept.size else points[-1:] * 2.0)
 
 
 def _paired(

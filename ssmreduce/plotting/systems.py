@@ -5,6 +5,7 @@ A batch is drawn as its worst: at each frequency the largest gain, the largest e
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -137,17 +138,17 @@ def plot_poles(
     sets = [_poles(before, "before", folded)]
     if after is not None:
         sets.append(_poles(after, "after", folded))
-    axes = one_panel(ax, (5.2, 4.0 if folded and isinstance(time, Discrete) else 4.8))
+    in_steps = isinstance(time, Discrete)
+    axes = one_panel(ax, (5.2, 4.0 if folded and in_steps else 4.8))
     looks: list[dict[str, Any]] = [
         {"s": 20, "color": GREY, "alpha": 0.7, "linewidths": 0},
         {"s": 46, "marker": "x", "color": COLOURS[1], "linewidths": 1.5},
     ]
     for poles, name, style in zip(sets, ("before", "after"), looks, strict=False):
         axes.scatter(poles.real, poles.imag, label=f"{poles.size} {name}", zorder=3, **style)
-    per_second = "" if isinstance(time, Discrete) else " (1/s)"
+    per_second, rad = ("", "") if in_steps else (" (1/s)", " (rad/s)")
     imaginary = "|Im λ|" if folded else "Im λ"
-    rad = "" if isinstance(time, Discrete) else " (rad/s)"
-    if isinstance(time, Discrete):
+    if in_steps:
         _draw_circle(axes, folded, np.concatenate(sets))
     else:
         axes.axvline(0.0, color="black", linewidth=0.8)
@@ -276,7 +277,7 @@ def _draw_gains(
     gains: list[tuple[str, dict[str, Any], list[Gain]]],
     bound: float | None,
 ) -> None:
-    step = time.dt if isinstance(time, Discrete) else 1.0
+    dt = _sampling_time(time)
     curves = [
         _decibels(np.max([_gain_at(gain, omega) for gain in each], axis=0)) for _, _, each in gains
     ]
@@ -284,20 +285,24 @@ def _draw_gains(
     for curve, (label, style, each) in zip(curves, gains, strict=True):
         seen = np.where(curve > max(tops, default=0.0) + _LEAST_GAIN, curve, np.nan)
         of = f" (largest of {len(each)})" if len(each) > 1 else ""
-        axes.plot(omega / step, seen, label=f"{label}{of}", **style)
+        axes.plot(omega / (dt or 1.0), seen, label=f"{label}{of}", **style)
     if bound is not None and bound > 0.0:
         level = float(_decibels(np.array([bound]))[0])
         axes.axhline(level, label=f"error bound ({level:.1f} dB)", **BOUND)
     axes.set_xscale("log")
-    if isinstance(time, Discrete):
-        axes.axvline(np.pi / step, color="black", linewidth=0.8, label="Nyquist frequency")
+    if dt is not None:
+        axes.axvline(np.pi / dt, color="black", linewidth=0.8, label="Nyquist frequency")
     if not tops:
         say(axes, "the gain is 0")
-    counted = isinstance(time, Discrete) and step == 1.0
     both = "" if gains[0][2][0].real else ", the larger of both signs"
-    unit = "rad/sample" if counted else "rad/s"
+    unit = "rad/sample" if dt == 1.0 else "rad/s"
     finish(axes, "Gain", f"frequency ({unit}){both}", "gain (dB)", legend=False)
     legend_above(axes)
+
+
+def _sampling_time(time: TimeDomain) -> float | None:
+    """Seconds from sample to sample; None in continuous time."""
+    return time.dt if isinstance(time, Discrete) else None
 
 
 def _gain_at(gain: Gain, omega: HostArray) -> HostArray:
@@ -331,15 +336,15 @@ def _checked_frequencies(omega: object) -> HostArray:
 def _frequencies(systems: list[System]) -> HostArray:
     """From a tenth of the slowest pole to the Nyquist frequency, or ten times the fastest, and resonances."""
     poles = np.concatenate([system.poles().ravel() for system in systems]).astype(np.complex128)
-    if isinstance(systems[0].time, Discrete):
-        poles = np.log(poles[poles != 0.0])
+    time = systems[0].time
+    poles = time.rates(poles[poles != 0.0])
     poles = poles[(np.abs(poles) > 1e-100) & (np.abs(poles) < 1e100)]
     slowest, fastest = np.abs(poles).min(initial=1.0), np.abs(poles).max(initial=0.0)
-    if isinstance(systems[0].time, Discrete):
-        low, high = np.clip(slowest / 10.0, 1e-6, np.pi / 100.0), np.pi
-    else:
+    if math.isinf(time.nyquist):
         high = 10.0 * (fastest or 10.0)
         low = max(0.1 * (np.abs(poles).min() if poles.size else 0.1), 1e-12 * high)
+    else:
+        low, high = np.clip(slowest / 10.0, 1e-6, np.pi / 100.0), time.nyquist
     resonances = np.abs(poles.imag)
     inside = resonances[(resonances > low) & (resonances < high)]
     # The first of many, evenly spread, stand for all.
@@ -431,8 +436,7 @@ def plot_impulse(
             periods = max(_periods(each, grid["times"][-1]) for _, _, each in chosen)
             grid = _fine_enough(grid, periods)
     axes = one_panel(ax)
-    is_discrete = isinstance(system.time, Discrete)
-    step = system.time.dt if isinstance(system.time, Discrete) else 1.0
+    dt = _sampling_time(system.time)
     is_envelope = _PER_PERIOD * periods > _LONGEST
     for label, style, single in chosen:
         channel_of = _one_channel(single, at)
@@ -440,8 +444,8 @@ def plot_impulse(
             _draw_envelope(axes, channel_of, grid["times"][-1], periods, label, style)
             continue
         response = impulse_response(channel_of, **grid)[:, 0, 0].real
-        instants = step * np.arange(response.size) if is_discrete else grid["times"]
-        drawn: dict[str, Any] = {"drawstyle": "steps-post"} if is_discrete else {}
+        instants = grid["times"] if dt is None else dt * np.arange(response.size)
+        drawn: dict[str, Any] = {} if dt is None else {"drawstyle": "steps-post"}
         axes.plot(instants, response, label=label, **style, **drawn)
     of = f" of system {', '.join(map(str, at[:-2]))}" if at[:-2] else ""
     real = (
@@ -449,7 +453,7 @@ def plot_impulse(
     )
     if is_envelope:
         real = f"{real}: smallest and largest"
-    x = "sample" if is_discrete and step == 1.0 else "time (s)"
+    x = "sample" if dt == 1.0 else "time (s)"
     finish(axes, f"Impulse response{of} from u[{at[-1]}] to y[{at[-2]}]", x, real)
     return axes
 

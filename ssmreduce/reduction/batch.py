@@ -12,7 +12,6 @@ from ssmreduce.gramians.batch import batch_indices, in_batch_shape
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
 
 _LOG_ZERO = -1000.0
 """A logarithm of which the exponential is 0."""
@@ -63,7 +62,7 @@ def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System,
     order = max(system.order for system in systems)
     mask = np.array([np.arange(order) < system.order for system in systems])
     hosts = [system.to_host() for system in systems]
-    resting = 0.0 if isinstance(hosts[0].time, Discrete) else -1.0
+    resting = hosts[0].time.steady_point - 1.0
 
     def stacked(arrays: list[HostArray]) -> HostArray:
         return np.stack(arrays).reshape(*batch_shape, *arrays[0].shape)

@@ -23,7 +23,6 @@ from ssmreduce.reduction.decoupling import decouple
 from ssmreduce.reduction.selection import embedding, stability_distance, subsystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +165,7 @@ def _split_dense(host: StateSpace, margin: float) -> UnstableSplit:
 
 
 def _checked_margin(margin: float, system: System) -> float:
-    limit = 1.0 if isinstance(system.time, Discrete) else np.inf
+    limit = np.inf if system.time.has_unit else 1.0
     if not is_number(margin) or not 0.0 <= margin < limit:
         below = " below 1" if limit == 1.0 else ""
         raise ArgumentError(
