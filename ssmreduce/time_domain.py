@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ssmreduce._array_libraries import Array, namespace, real_part
+from ssmreduce._array_libraries import Array, adjoint, namespace, real_part
 from ssmreduce._checks import is_number, shown
 from ssmreduce.errors import TimeDomainError
 
@@ -68,6 +68,14 @@ class _Time(ABC):
         """What divides the entry of a Gramian that belongs to two poles."""
 
     @abstractmethod
+    def lyapunov(self, A: Array, X: Array) -> Array:
+        """What of the Lyapunov equation of `A` depends on its solution `X`."""
+
+    @abstractmethod
+    def lyapunov_size(self, size: Array) -> Array:
+        """Bound of the norm of that for `X` of norm 1 and A of norm `size`."""
+
+    @abstractmethod
     def h2_norm(self, state: Array, feedthrough: Array) -> Array:
         """H2 norm of a system from those of its `state` part and of its `feedthrough`."""
 
@@ -115,6 +123,14 @@ class Continuous(_Time):
     ) -> Array:
         """Return -(λ + λ') of `left` and `right`; there are no `logarithms`."""
         return -(left + right)
+
+    def lyapunov(self, A: Array, X: Array) -> Array:
+        """Return A X + X Aᴴ of `A` and `X`."""
+        return A @ X + X @ adjoint(A)
+
+    def lyapunov_size(self, size: Array) -> Array:
+        """Return 2 ‖A‖, given ‖A‖ as `size`."""
+        return 2.0 * size
 
     def h2_norm(self, state: Array, feedthrough: Array) -> Array:
         """Return `state`, or inf where there is `feedthrough`."""
@@ -196,6 +212,14 @@ class Discrete(_Time):
         distance[near] = -np.expm1((first + second)[near])
         return distance
 
+    def lyapunov(self, A: Array, X: Array) -> Array:
+        """Return A X Aᴴ - X of `A` and `X`."""
+        return A @ X @ adjoint(A) - X
+
+    def lyapunov_size(self, size: Array) -> Array:
+        """Return ‖A‖² + 1, given ‖A‖ as `size`."""
+        return size**2 + 1.0
+
     def h2_norm(self, state: Array, feedthrough: Array) -> Array:
         """Root of the sum of squares of `state` and `feedthrough`, which is one impulse."""
         return _functions(state).hypot(state, feedthrough)
@@ -212,6 +236,11 @@ def check_time(time: object, *, name: str = "time") -> TimeDomain:
         f"`{name}` is {shown(time)}; expected Continuous() or Discrete(dt=...). "
         "Pass an instance, for example time=Discrete()."
     )
+
+
+def sampling_time(time: TimeDomain) -> float | None:
+    """Seconds from sample to sample; None in continuous time."""
+    return time.dt if isinstance(time, Discrete) else None
 
 
 def _functions(array: Array) -> Any:

@@ -19,7 +19,7 @@ from ssmreduce.errors import ArgumentTypeError, MissingBackendError, ShapeError,
 from ssmreduce.systems.coordinates import exportable
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Continuous, Discrete, TimeDomain, check_time
+from ssmreduce.time_domain import Continuous, Discrete, TimeDomain, check_time, sampling_time
 
 
 def from_control(sys: Any, time: TimeDomain | None = None) -> StateSpace:
@@ -109,7 +109,7 @@ def to_control(system: System) -> Any:
             f"`system` has {dense.inputs} inputs and {dense.outputs} outputs; expected at least one of "
             "each: python-control has no other systems."
         )
-    dt = dense.time.dt if isinstance(dense.time, Discrete) else 0
+    dt = sampling_time(dense.time) or 0
     return control.StateSpace(dense.A, dense.B, dense.C, dense.D, dt, remove_useless_states=False)
 
 

@@ -17,7 +17,7 @@ from ssmreduce.errors import ArgumentError, ArgumentTypeError, ShapeError
 from ssmreduce.systems.coordinates import exportable
 from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Continuous, Discrete
+from ssmreduce.time_domain import Continuous, Discrete, sampling_time
 
 
 def from_pymor(model: Any) -> StateSpace:
@@ -109,7 +109,7 @@ def to_pymor(system: System) -> Any:
     """
     iosys = _checks.require_backend("pymor.models.iosys", extra="pymor")
     dense = exportable(system)
-    dt = dense.time.dt if isinstance(dense.time, Discrete) else 0
+    dt = sampling_time(dense.time) or 0
     # pyMOR forbids writing to the arrays that it is given.
     arrays = (np.array(x) for x in (dense.A, dense.B, dense.C, dense.D))
     return iosys.LTIModel.from_matrices(*arrays, sampling_time=dt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssmreduce._array_libraries import Array, adjoint, namespace
-from ssmreduce.time_domain import Discrete, TimeDomain
+from ssmreduce.time_domain import TimeDomain
 
 BACKWARD_STABLE = 8.0
 """c of the residual c (n + 10) eps up to which a solution counts as backward stable: measured it
@@ -21,13 +21,7 @@ def stacked_residual(A: Array, X: Array, Q: Array, *, time: TimeDomain) -> Array
 
     NaN where a product overflows.
     """
-    size = namespace(A).linalg.matrix_norm
-    if isinstance(time, Discrete):
-        remainder = A @ X @ adjoint(A) - X + Q
-        scale = (size(A) ** 2 + 1.0) * size(X) + size(Q)
-    else:
-        half = A @ X
-        remainder = half + X @ adjoint(A) + Q
-        scale = 2.0 * size(A) * size(X) + size(Q)
     xp = namespace(A)
-    return size(remainder) / xp.where(scale > 0.0, scale, 1.0)
+    size = xp.linalg.matrix_norm
+    scale = time.lyapunov_size(size(A)) * size(X) + size(Q)
+    return size(time.lyapunov(A, X) + Q) / xp.where(scale > 0.0, scale, 1.0)

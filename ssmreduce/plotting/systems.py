@@ -43,7 +43,7 @@ from ssmreduce.responses import impulse_response
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range, exponents
-from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+from ssmreduce.time_domain import Discrete, TimeDomain, check_time, sampling_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,7 +277,7 @@ def _draw_gains(
     gains: list[tuple[str, dict[str, Any], list[Gain]]],
     bound: float | None,
 ) -> None:
-    dt = _sampling_time(time)
+    dt = sampling_time(time)
     curves = [
         _decibels(np.max([_gain_at(gain, omega) for gain in each], axis=0)) for _, _, each in gains
     ]
@@ -298,11 +298,6 @@ def _draw_gains(
     unit = "rad/sample" if dt == 1.0 else "rad/s"
     finish(axes, "Gain", f"frequency ({unit}){both}", "gain (dB)", legend=False)
     legend_above(axes)
-
-
-def _sampling_time(time: TimeDomain) -> float | None:
-    """Seconds from sample to sample; None in continuous time."""
-    return time.dt if isinstance(time, Discrete) else None
 
 
 def _gain_at(gain: Gain, omega: HostArray) -> HostArray:
@@ -436,7 +431,7 @@ def plot_impulse(
             periods = max(_periods(each, grid["times"][-1]) for _, _, each in chosen)
             grid = _fine_enough(grid, periods)
     axes = one_panel(ax)
-    dt = _sampling_time(system.time)
+    dt = sampling_time(system.time)
     is_envelope = _PER_PERIOD * periods > _LONGEST
     for label, style, single in chosen:
         channel_of = _one_channel(single, at)

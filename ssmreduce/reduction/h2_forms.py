@@ -34,6 +34,18 @@ def continuous(system: StateSpace) -> StateSpace:
     return StateSpace(solved[:, :n], solved[:, n:], system.C, time=Continuous())
 
 
+def continuous_modes(system: DiagonalStateSpace) -> tuple[HostArray, HostArray]:
+    """Return the eigenvalues of A_c, and B_c, of a diagonal system with host arrays."""
+    poles, B = system.eigenvalues, system.B
+    if not isinstance(system.time, Discrete):
+        return poles, B
+    if system.log_eigenvalues is None:
+        poles = (poles - 1.0) / (poles + 1.0)
+    else:
+        poles = np.tanh(0.5 * system.log_eigenvalues)
+    return poles, B * (1.0 - poles)[:, None] / np.sqrt(2.0)
+
+
 def discrete(reduced: StateSpace) -> tuple[HostArray, HostArray]:
     """Return A and B of the discrete system that `continuous` takes to `reduced`."""
     identity = np.eye(reduced.order)

@@ -25,11 +25,11 @@ from ssmreduce._lapack import frobenius_norm, safe_unit
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.gramians.factors import gramian_factor
-from ssmreduce.reduction.h2_forms import continuous
+from ssmreduce.reduction.h2_forms import continuous, continuous_modes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units
-from ssmreduce.time_domain import Continuous, Discrete
+from ssmreduce.time_domain import Continuous
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,13 +171,7 @@ class DiagonalPlant(Plant):
     """A `DiagonalStateSpace` with host arrays; its real states [Re h; Im h] if its output is real."""
 
     def __init__(self, system: DiagonalStateSpace) -> None:
-        poles, B, C = system.eigenvalues, system.B, system.C
-        if isinstance(system.time, Discrete):
-            if system.log_eigenvalues is None:
-                poles = (poles - 1.0) / (poles + 1.0)
-            else:
-                poles = np.tanh(0.5 * system.log_eigenvalues)
-            B = B * (1.0 - poles)[:, None] / np.sqrt(2.0)
+        (poles, B), C = continuous_modes(system), system.C
         self._poles, self._inputs, self._outputs = poles, B, adjoint(C)
         self.real_output = system.real_output
         self.B = real_input(B) if system.real_output else B
