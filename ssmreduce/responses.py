@@ -10,8 +10,6 @@ dense system about k ε of the largest state. See `ssmreduce.systems.transfer` f
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from ssmreduce import _checks
@@ -208,7 +206,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     host = prescaled(system.to_host())
     inputs, outputs = (max(safe_unit(x), _SMALLEST_UNIT) for x in (host.B, host.C))
     if inputs != 1.0 or outputs != 1.0:
-        host = replace(host, B=host.B / inputs, C=host.C / outputs)
+        host = host.replace(B=host.B / inputs, C=host.C / outputs)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         response = StatePart(host).matrices(points)
         if not np.all(np.isfinite(response)):
@@ -229,7 +227,7 @@ def _impulse_at(host: System, instants: HostArray) -> HostArray:
         return np.asarray(response.real if host.real_output else response)
     sizes, repeats = step_sizes(instants)
     at_once = instants[0] == 0.0
-    undriven = replace(host, B=host.B[:, :0], D=host.D[:, :0])
+    undriven = host.replace(B=host.B[:, :0], D=host.D[:, :0])
     steps = time_steps(undriven, sizes if at_once else np.concatenate([instants[:1], sizes]))
     at_zero = host.B.astype(np.result_type(host.A, host.B))
     states = [at_zero if at_once else next(steps).moved(at_zero)]

@@ -27,7 +27,7 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.equations.diagonal import cauchy_kernels
 from ssmreduce.equations.solve import solve_lyapunov
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.prescaling import replaced
+from ssmreduce.systems.pytree import unchecked
 from ssmreduce.time_domain import Discrete, TimeDomain
 
 
@@ -84,7 +84,7 @@ def dual(system: DiagonalStateSpace) -> DiagonalStateSpace:
     state, logarithms = system.eigenvalues.conj(), system.log_eigenvalues
     logarithms = None if logarithms is None else logarithms.conj()
     B, C, D = (adjoint(x) for x in (system.C, system.B, system.D))
-    return replaced(system, state, B=B, C=C, D=D, log_eigenvalues=logarithms)
+    return unchecked(system, state=state, B=B, C=C, D=D, log_eigenvalues=logarithms)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError
 from ssmreduce.gramians.chunks import Chunks, Powers, powers, real_output
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.prescaling import replaced
+from ssmreduce.systems.pytree import unchecked
 from ssmreduce.systems.state_space import StateSpace
 
 _TOGETHER = 2**20
@@ -285,7 +285,7 @@ def _on_host(system: System) -> System:
         return system.to_host()
     host = system.to_host()
     poles, B, C = (x.astype(np.complex128, copy=False) for x in (host.eigenvalues, host.B, host.C))
-    return replaced(host, poles, B=B, C=C)
+    return unchecked(host, state=poles, B=B, C=C)
 
 
 def _together(system: System, count: int, length: int) -> Iterator[slice]:

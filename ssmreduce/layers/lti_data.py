@@ -63,7 +63,7 @@ from ssmreduce.reduction.order import (
 )
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.prescaling import replaced
+from ssmreduce.systems.pytree import unchecked
 from ssmreduce.systems.state_space import StateSpace
 
 if TYPE_CHECKING:
@@ -375,6 +375,4 @@ def _with_readout(reduction: Reduction, C: HostArray, method: str) -> Reduction:
     """A reduction with other output weights, about which no theorem says anything."""
     old = reduction.system
     assert isinstance(old, DiagonalStateSpace)
-    return replace(
-        reduction, system=replaced(old, old.eigenvalues, C=C), error_bound=None, method=method
-    )
+    return replace(reduction, system=unchecked(old, C=C), error_bound=None, method=method)

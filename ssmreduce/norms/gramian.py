@@ -32,8 +32,6 @@ from ssmreduce.norms.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.prescaling import prescaled
 from ssmreduce.systems.real_form import real_input, real_output
-from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
 
 
 @any_library(native.h2, has_derivative=True)
@@ -231,16 +229,7 @@ def _scaled(system: System) -> tuple[System, HostArray]:
     first, second = (np.clip(np.frexp(size)[1], -1000, 1000) for size in largest)
     B, C = system.B * _power(-first), system.C * _power(-second)
     exponents = np.asarray(first + second)
-    if isinstance(system, StateSpace):
-        return StateSpace(system.A, B, C, time=system.time), exponents
-    real = system.real_output
-    if system.log_eigenvalues is not None and isinstance(system.time, Discrete):
-        scaled = DiagonalStateSpace.from_log(
-            system.log_eigenvalues, B, C, time=system.time, real_output=real
-        )
-    else:
-        scaled = DiagonalStateSpace(system.eigenvalues, B, C, time=system.time, real_output=real)
-    return scaled, exponents
+    return system.replace(B=B, C=C, D=None), exponents
 
 
 def _restored(norms: HostArray | float, exponents: HostArray, name: str) -> HostArray:

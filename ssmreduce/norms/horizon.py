@@ -16,8 +16,6 @@ observability Gramian over b steps: by doubling, both cost O(log b). That leaves
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.linalg import eigvals
 
@@ -156,9 +154,9 @@ def _carrier(system: System, steps: int) -> tuple[complex, HostArray]:
     radius = max(1.0, float(np.max(np.abs(poles), initial=0.0))) * (1.0 + 1.0 / steps)
     # On the unit circle, of the system with poles divided by the radius.
     if isinstance(system, DiagonalStateSpace):
-        inner: System = replace(system, eigenvalues=poles / radius)
+        inner: System = system.replace(eigenvalues=poles / radius)
     else:
-        inner = replace(system, A=system.A / radius)
+        inner = system.replace(A=system.A / radius)
     part, D = StatePart(inner), np.asarray(system.D)
     angles = np.concatenate([np.angle(poles), np.linspace(-np.pi, np.pi, _GRID, endpoint=False)])
     width, at = 2.0 * np.pi / _GRID, 0.0

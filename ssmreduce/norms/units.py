@@ -22,7 +22,8 @@ from ssmreduce._lapack import shifted
 from ssmreduce._state_units import balanced_matrix
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.systems.diagonal import System
-from ssmreduce.systems.prescaling import prescaled, replaced, state_of
+from ssmreduce.systems.prescaling import prescaled, state_of
+from ssmreduce.systems.pytree import unchecked
 from ssmreduce.systems.state_space import StateSpace
 
 _SMALLEST = -1100
@@ -80,7 +81,7 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
             b, c = _exponents(host.B, host.C)
             A, scale = balanced_matrix(host.A)
             B, C = shifted(host.B, -b) / scale[:, None], shifted(host.C, -c) * scale
-            host, more = prescaled(replaced(host, A, B=B, C=C)), b + c
+            host, more = prescaled(unchecked(host, A=A, B=B, C=C)), b + c
         hosts.append(host)
         known.append(more)
     time = 0
@@ -99,7 +100,7 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
             "C": shifted(host.C, lacking - lacking // 2 - c),
             "D": shifted(host.D, -gain),
         }
-        result.append(replaced(host, state, **arrays))
+        result.append(unchecked(host, state=state, **arrays))
     return result, Units(gain, time)
 
 

@@ -6,7 +6,6 @@ A batch is drawn as its worst: at each frequency the largest gain, the largest e
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -460,7 +459,7 @@ def _indices(system: System, name: str) -> list[tuple[int, ...]]:
 
 def _one_channel(system: System, channel: tuple[int, ...]) -> System:
     rows, columns = (slice(index, index + 1) for index in channel[-2:])
-    return replace(system, B=system.B[:, columns], C=system.C[rows], D=system.D[rows, columns])
+    return system.replace(B=system.B[:, columns], C=system.C[rows], D=system.D[rows, columns])
 
 
 def _grid(systems: list[System], length: int | None, times: Any) -> dict[str, Any]:
@@ -544,7 +543,7 @@ def _in_columns(system: System, end: float, columns: int, periods: float) -> Hos
             rows = np.conj(np.exp(exponents(eigenvalues, within[:, None])) * system.C[0])
     else:
         everything = np.eye(system.order)
-        driven = StateSpace(system.A, system.B, everything, time=system.time)
+        driven = system.replace(C=everything, D=None)
         read = StateSpace(adjoint(system.A), adjoint(system.C), everything, time=system.time)
         states = impulse_response(driven, times=starts)[:, :, 0]
         rows = impulse_response(read, times=within)[:, :, 0]

@@ -103,15 +103,9 @@ def _truncated(
 
 
 def _stacked_systems(hosts: Sequence[DiagonalStateSpace]) -> DiagonalStateSpace:
-    first = hosts[0]
-    return DiagonalStateSpace(
-        *(
-            np.stack([getattr(host, name) for host in hosts])
-            for name in ("eigenvalues", "B", "C", "D")
-        ),
-        time=first.time,
-        real_output=first.real_output,
-        read_after_update=first.read_after_update,
+    names = ("eigenvalues", "B", "C", "D")
+    return hosts[0].replace(
+        **{name: np.stack([getattr(host, name) for host in hosts]) for name in names}
     )
 
 

@@ -263,14 +263,11 @@ def stored_system(
     """
     B, C = slot_map.input_matrix(B), slot_map.output_matrix(C)
     scale = usual_sizes(host, slot_map.eigenvalues, B, C) / _leading_phase(B)
-    reduced = DiagonalStateSpace(
-        slot_map.eigenvalues,
-        B * scale[..., :, None],
-        C / scale[..., None, :],
-        D,
-        time=host.time,
-        real_output=host.real_output,
-        read_after_update=host.read_after_update,
+    reduced = host.replace(
+        eigenvalues=slot_map.eigenvalues,
+        B=B * scale[..., :, None],
+        C=C / scale[..., None, :],
+        D=D,
     )
     return reduced, slot_map.rescaled(scale)
 

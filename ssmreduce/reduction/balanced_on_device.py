@@ -66,13 +66,11 @@ class NativeBalancing:
                 # Above the rank the projections are rounding, or NaN, and no theorem holds.
                 bounds = xp.where(self.rank >= order, bounds, xp.nan)
             arrays = balance.arrays
-            reduced = StateSpace(
-                adjoint(W) @ (arrays.state @ T),
-                adjoint(W) @ arrays.B,
-                arrays.C @ T,
-                arrays.D,
-                time=system.time,
-                read_after_update=system.read_after_update,
+            reduced = system.replace(
+                A=adjoint(W) @ (arrays.state @ T),
+                B=adjoint(W) @ arrays.B,
+                C=arrays.C @ T,
+                D=arrays.D,
             )
             if not self._traced and not np.all(reduced.to_host().is_stable()):
                 raise NoNativeRoute("the result is not stable")

@@ -337,11 +337,8 @@ class BalancedDense(BalancedSystem):
 
 
 def _projected(host: StateSpace, W: HostArray, T: HostArray) -> StateSpace:
-    return StateSpace(
-        product(W, product(host.A, T), adjoint_left=True),
-        product(W, host.B, adjoint_left=True),
-        product(host.C, T),
-        host.D,
-        time=host.time,
-        read_after_update=host.read_after_update,
+    return host.replace(
+        A=product(W, product(host.A, T), adjoint_left=True),
+        B=product(W, host.B, adjoint_left=True),
+        C=product(host.C, T),
     )

@@ -219,18 +219,8 @@ def _static(stable: System, D: HostArray) -> System:
     """The system without states that is its feedthrough D, of the kind of `stable`."""
     B, C = np.zeros((0, stable.inputs)), np.zeros((stable.outputs, 0))
     if isinstance(stable, DiagonalStateSpace):
-        return DiagonalStateSpace(
-            np.zeros(0),
-            B,
-            C,
-            D,
-            time=stable.time,
-            real_output=stable.real_output,
-            read_after_update=stable.read_after_update,
-        )
-    return StateSpace(
-        np.zeros((0, 0)), B, C, D, time=stable.time, read_after_update=stable.read_after_update
-    )
+        return stable.replace(eigenvalues=np.zeros(0), B=B, C=C, D=D)
+    return stable.replace(A=np.zeros((0, 0)), B=B, C=C, D=D)
 
 
 def _side_by_side(first: SlotMap, second: SlotMap) -> SlotMap:

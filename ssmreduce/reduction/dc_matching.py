@@ -316,7 +316,7 @@ def dense_after_update(system: StateSpace) -> StateSpace:
         response = np.linalg.norm(system.D) + np.linalg.norm(system.C) * np.linalg.norm(system.B)
         if np.linalg.norm(C) * np.linalg.norm(system.B) <= _LARGEST_GROWTH * response:
             D = system.D - C @ system.B
-            return StateSpace(system.A, system.B, C, D, time=system.time, read_after_update=True)
+            return system.replace(C=C, D=D, read_after_update=True)
     raise OrderError(
         f"the reduced state matrix of order {system.order} is singular, or too nearly so, so that no system "
         "that reads its state after the update has the reduced map; expected poles other than 0. "
@@ -328,12 +328,5 @@ def diagonal_after_update(system: DiagonalStateSpace) -> DiagonalStateSpace:
     """Return the same map read after the update; the poles must be invertible."""
     C = system.C / system.eigenvalues
     first = C @ system.B
-    return DiagonalStateSpace(
-        system.eigenvalues,
-        system.B,
-        C,
-        system.D - (first.real if system.real_output else first),
-        time=system.time,
-        real_output=system.real_output,
-        read_after_update=True,
-    )
+    D = system.D - (first.real if system.real_output else first)
+    return system.replace(C=C, D=D, read_after_update=True)

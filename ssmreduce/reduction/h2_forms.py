@@ -94,9 +94,7 @@ def written_like(reduced: StateSpace, system: System) -> System | None:
 def _written_dense(reduced: StateSpace, host: StateSpace) -> StateSpace:
     in_steps = isinstance(host.time, Discrete)
     A, B = discrete(reduced) if in_steps else (reduced.A, reduced.B)
-    return StateSpace(
-        A, B, reduced.C, host.D, time=host.time, read_after_update=host.read_after_update
-    )
+    return host.replace(A=A, B=B, C=reduced.C)
 
 
 def _written_diagonal(reduced: StateSpace, host: DiagonalStateSpace) -> DiagonalStateSpace | None:
@@ -109,12 +107,4 @@ def _written_diagonal(reduced: StateSpace, host: DiagonalStateSpace) -> Diagonal
         poles, B = (1.0 + poles) / (1.0 - poles), np.sqrt(2.0) * B / (1.0 - poles)[:, None]
     into, out = np.linalg.norm(B, axis=1), np.linalg.norm(C, axis=0)
     scale = np.sqrt(np.where(into * out > 0, out, 1.0) / np.where(into * out > 0, into, 1.0))
-    return DiagonalStateSpace(
-        poles,
-        B * scale[:, None],
-        C / scale,
-        host.D,
-        time=host.time,
-        real_output=host.real_output,
-        read_after_update=host.read_after_update,
-    )
+    return host.replace(eigenvalues=poles, B=B * scale[:, None], C=C / scale)

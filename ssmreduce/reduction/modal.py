@@ -194,14 +194,7 @@ class _Modes:
                 "poles of the two groups are near to each other for the size of `A`. Try another order."
             )
         W, T = groups.left[0], groups.right[0]
-        reduced = StateSpace(
-            groups.first,
-            adjoint(W) @ host.B,
-            host.C @ T,
-            host.D,
-            time=host.time,
-            read_after_update=host.read_after_update,
-        )
+        reduced = host.replace(A=groups.first, B=adjoint(W) @ host.B, C=host.C @ T)
         check_still_stable(
             reduced,
             "Rounding of the size of `A` decides on which side of the boundary a pole lies: try other "

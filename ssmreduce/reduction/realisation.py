@@ -83,11 +83,7 @@ def balanced_realisation(system: System) -> StateSpace:
     def stacked(name: str) -> HostArray:
         return np.asarray(in_batch_shape([getattr(single, name) for single in singles], batch))
 
-    return StateSpace(
-        *(stacked(name) for name in "ABCD"),
-        time=system.time,
-        read_after_update=system.read_after_update,
-    )
+    return singles[0].replace(**{name: stacked(name) for name in "ABCD"})
 
 
 @any_library()
@@ -179,14 +175,7 @@ def _balanced_single(system: System) -> StateSpace:
             "Use minimal_realisation(system).system first."
         )
     W, T = balanced.projections(n)
-    realisation = StateSpace(
-        adjoint(W) @ (dense.A @ T),
-        adjoint(W) @ dense.B,
-        dense.C @ T,
-        dense.D,
-        time=system.time,
-        read_after_update=system.read_after_update,
-    )
+    realisation = dense.replace(A=adjoint(W) @ (dense.A @ T), B=adjoint(W) @ dense.B, C=dense.C @ T)
     check_still_stable(
         realisation,
         "Rounding of the projections has moved a pole: leave out the weakest states first.",
@@ -213,23 +202,8 @@ def _minimal_unstable(system: System, rule: OrderRule) -> Reduction:
 def _moved(system: System, factor: float, offset: float) -> System:
     """The system with A replaced by factor · A + offset."""
     if isinstance(system, DiagonalStateSpace):
-        return DiagonalStateSpace(
-            factor * system.poles() + offset,
-            system.B,
-            system.C,
-            system.D,
-            time=system.time,
-            real_output=system.real_output,
-            read_after_update=system.read_after_update,
-        )
-    return StateSpace(
-        factor * system.A + offset * np.eye(system.order),
-        system.B,
-        system.C,
-        system.D,
-        time=system.time,
-        read_after_update=system.read_after_update,
-    )
+        return system.replace(eigenvalues=factor * system.poles() + offset)
+    return system.replace(A=factor * system.A + offset * np.eye(system.order))
 
 
 def _checked_tolerance(tolerance: float | None) -> float | None:

@@ -29,7 +29,6 @@ from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, check_system
 from ssmreduce.systems.transform import SlotMap
-from ssmreduce.time_domain import Discrete
 
 Score = Literal["hankel", "hinf", "h2"]
 
@@ -149,27 +148,11 @@ def select_states(
 def subsystem(system: DiagonalStateSpace, kept: HostArray, *, keep_D: bool) -> DiagonalStateSpace:
     """Return the states at the indices `kept` as a system on the host, with D or without."""
     host = system.to_host()
-    B, C = host.B[kept], host.C[:, kept]
+    state = {"eigenvalues": host.eigenvalues[kept]}
+    if host.log_eigenvalues is not None:
+        state = {"log_eigenvalues": host.log_eigenvalues[kept]}
     D = host.D if keep_D else np.zeros_like(host.D)
-    if host.log_eigenvalues is not None and isinstance(host.time, Discrete):
-        return DiagonalStateSpace.from_log(
-            host.log_eigenvalues[kept],
-            B,
-            C,
-            D,
-            time=host.time,
-            real_output=host.real_output,
-            read_after_update=host.read_after_update,
-        )
-    return DiagonalStateSpace(
-        host.eigenvalues[kept],
-        B,
-        C,
-        D,
-        time=host.time,
-        real_output=host.real_output,
-        read_after_update=host.read_after_update,
-    )
+    return host.replace(**state, B=host.B[kept], C=host.C[:, kept], D=D)
 
 
 def embedding(system: DiagonalStateSpace, kept: HostArray) -> tuple[HostArray, SlotMap]:

@@ -146,14 +146,8 @@ def _split_dense(host: StateSpace, margin: float) -> UnstableSplit:
     def part(A: HostArray, W: HostArray, T: HostArray, *, keep_D: bool) -> StateSpace | None:
         if not len(A):
             return None
-        return StateSpace(
-            A,
-            adjoint(W) @ host.B,
-            host.C @ T,
-            host.D if keep_D else np.zeros_like(host.D),
-            time=host.time,
-            read_after_update=host.read_after_update,
-        )
+        D = host.D if keep_D else np.zeros_like(host.D)
+        return host.replace(A=A, B=adjoint(W) @ host.B, C=host.C @ T, D=D)
 
     return UnstableSplit(
         stable=part(groups.first, groups.left[0], groups.right[0], keep_D=True),

@@ -99,7 +99,7 @@ def transformed(system: System, T: HostArray) -> StateSpace:
                 f"above n·ε = {singularity(n):.1e}. Take coordinates that are not nearly dependent."
             )
     _in_range(moved)
-    return _dense_like(dense, moved[..., :n], moved[..., n:], C, dense.D)
+    return dense.replace(A=moved[..., :n], B=moved[..., n:], C=C)
 
 
 @any_library()

@@ -21,7 +21,7 @@ from ssmreduce._array_libraries import (
 from ssmreduce._array_routes import any_library
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import ArgumentTypeError, ShapeError, TimeDomainError
-from ssmreduce.systems.pytree import register_pytree
+from ssmreduce.systems.pytree import register_pytree, unchecked
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
     StateSpace,
@@ -38,6 +38,9 @@ from ssmreduce.time_domain import (
     TimeDomain,
     check_time,
 )
+
+_OTHER_ARGUMENTS = ("B", "C", "D", "time", "real_output", "read_after_update")
+"""Arguments of the constructors besides the poles or their logarithms."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -197,6 +200,25 @@ class DiagonalStateSpace:
         object.__setattr__(system, "log_eigenvalues", logarithms)
         return system
 
+    def replace(self, **changes: Any) -> DiagonalStateSpace:
+        """Return the system with some arguments of the constructor changed, checked as there.
+
+        Logarithms are kept unless `eigenvalues` are given.
+
+        Parameters
+        ----------
+        **changes : Any
+            New arguments by name; ``log_eigenvalues`` as in `from_log`.
+        """
+        fields = {name: getattr(self, name) for name in _OTHER_ARGUMENTS} | changes
+        if "eigenvalues" in changes:
+            return DiagonalStateSpace(**fields)
+        logarithms = fields.setdefault("log_eigenvalues", self.log_eigenvalues)
+        if logarithms is not None:
+            return DiagonalStateSpace.from_log(**fields)
+        del fields["log_eigenvalues"]
+        return DiagonalStateSpace(self.eigenvalues, **fields)
+
     @property
     def order(self) -> int:
         """Number of stored states n."""
@@ -282,9 +304,9 @@ class DiagonalStateSpace:
         if is_host_double(self.eigenvalues, self.B, self.C, self.D):
             return self
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
-        eigenvalues = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
+        state = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
         B, C, D = map(to_double, (self.B, self.C, self.D))
-        return self._with(eigenvalues, B, C, D, logarithms)
+        return unchecked(self, state=state, B=B, C=C, D=D, log_eigenvalues=logarithms)
 
     @any_library()
     def to_dense(self) -> StateSpace:
@@ -307,16 +329,8 @@ class DiagonalStateSpace:
         first = product_of(self.C, self.B)
         if self.real_output and xp.isdtype(first.dtype, "complex floating"):
             first = xp.real(first)
-        standard = DiagonalStateSpace(
-            self.eigenvalues,
-            self.B,
-            self.C * self.eigenvalues[..., None, :],
-            self.D + first,
-            time=self.time,
-            real_output=self.real_output,
-        )
-        object.__setattr__(standard, "log_eigenvalues", self.log_eigenvalues)
-        return standard
+        C = self.C * self.eigenvalues[..., None, :]
+        return self.replace(C=C, D=self.D + first, read_after_update=False)
 
     def rescaled(self, scale: HostArray) -> DiagonalStateSpace:
         """Return the same map with each stored state multiplied by a number: B by `scale`, C by its
@@ -345,8 +359,7 @@ class DiagonalStateSpace:
                 f"`scale` has shape {tuple(scale.shape)}; expected {tuple(self.eigenvalues.shape)}, one "
                 "number other than zero for each stored state."
             )
-        B, C = self.B * scale[..., :, None], self.C / scale[..., None, :]
-        return self._with(self.eigenvalues, B, C, self.D, self.log_eigenvalues)
+        return unchecked(self, B=self.B * scale[..., :, None], C=self.C / scale[..., None, :])
 
     def __getitem__(self, index: Any) -> DiagonalStateSpace:
         """Return one system of a batch, or what a slice or an index array selects."""
@@ -358,18 +371,8 @@ class DiagonalStateSpace:
                 f"{len(self.batch_shape)} indices. For a subset of states use select_states."
             )
         logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[(*at, ...)]
-        eigenvalues, B, C, D = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
-        return self._with(eigenvalues, B, C, D, logarithms)
-
-    def _with(
-        self, eigenvalues: Array, B: Array, C: Array, D: Array, logarithms: Array
-    ) -> DiagonalStateSpace:
-        """Return a system like this one with other arrays, which are known to fit."""
-        system = object.__new__(DiagonalStateSpace)
-        system.__dict__.update(
-            self.__dict__, eigenvalues=eigenvalues, B=B, C=C, D=D, log_eigenvalues=logarithms
-        )
-        return system
+        state, B, C, D = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
+        return unchecked(self, state=state, B=B, C=C, D=D, log_eigenvalues=logarithms)
 
 
 System = StateSpace | DiagonalStateSpace

@@ -21,7 +21,6 @@ from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range
-from ssmreduce.time_domain import Discrete
 
 
 @any_library()
@@ -69,13 +68,11 @@ def series(first: System, second: System) -> StateSpace:
         C1, D1 = (G1.C @ G1.A, G1.D + G1.C @ G1.B) if G1.read_after_update else (G1.C, G1.D)
         A21, B2, C, D = map(_in_range, (G2.B @ C1, G2.B @ D1, G2.D @ G1.C, G2.D @ G1.D))
     corner = np.zeros((*G1.batch_shape, G1.order, G2.order))
-    return StateSpace(
-        _rows(_columns(G1.A, corner), _columns(A21, G2.A)),
-        _rows(G1.B, B2),
-        _columns(C, G2.C),
-        D,
-        time=G1.time,
-        read_after_update=G1.read_after_update,
+    return G1.replace(
+        A=_rows(_columns(G1.A, corner), _columns(A21, G2.A)),
+        B=_rows(G1.B, B2),
+        C=_columns(C, G2.C),
+        D=D,
     )
 
 
@@ -168,40 +165,27 @@ def _sum(first: System, second: System, sign: float) -> System:
     G1, G2 = one.to_dense(), two.to_dense()
     corner = np.zeros((*G1.batch_shape, G1.order, G2.order))
     other = np.zeros((*G1.batch_shape, G2.order, G1.order))
-    return StateSpace(
-        _rows(_columns(G1.A, corner), _columns(other, G2.A)),
-        _rows(G1.B, G2.B),
-        _columns(G1.C, sign * G2.C),
-        _sum_of_feedthroughs(G1, G2, sign),
-        time=G1.time,
-        read_after_update=G1.read_after_update,
+    return G1.replace(
+        A=_rows(_columns(G1.A, corner), _columns(other, G2.A)),
+        B=_rows(G1.B, G2.B),
+        C=_columns(G1.C, sign * G2.C),
+        D=_sum_of_feedthroughs(G1, G2, sign),
     )
 
 
 def _diagonal_sum(
     one: DiagonalStateSpace, two: DiagonalStateSpace, sign: float
 ) -> DiagonalStateSpace:
-    arrays = (
-        _rows(one.B, two.B),
-        _columns(one.C, sign * two.C),
-        _sum_of_feedthroughs(one, two, sign),
-    )
-    kept = one.log_eigenvalues is not None or two.log_eigenvalues is not None
+    state = {"eigenvalues": _columns(one.eigenvalues, two.eigenvalues)}
     logs, other_logs = _logarithms(one), _logarithms(two)
-    if kept and isinstance(one.time, Discrete) and logs is not None and other_logs is not None:
-        return DiagonalStateSpace.from_log(
-            _columns(logs, other_logs),
-            *arrays,
-            time=one.time,
-            real_output=one.real_output,
-            read_after_update=one.read_after_update,
-        )
-    return DiagonalStateSpace(
-        _columns(one.eigenvalues, two.eigenvalues),
-        *arrays,
-        time=one.time,
-        real_output=one.real_output,
-        read_after_update=one.read_after_update,
+    kept = one.log_eigenvalues is not None or two.log_eigenvalues is not None
+    if kept and logs is not None and other_logs is not None:
+        state = {"log_eigenvalues": _columns(logs, other_logs)}
+    return one.replace(
+        **state,
+        B=_rows(one.B, two.B),
+        C=_columns(one.C, sign * two.C),
+        D=_sum_of_feedthroughs(one, two, sign),
     )
 
 

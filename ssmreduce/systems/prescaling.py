@@ -9,6 +9,7 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._lapack import shifted
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.pytree import unchecked
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units
 
 SomeSystem = TypeVar("SomeSystem", StateSpace, DiagonalStateSpace, System)
@@ -39,12 +40,8 @@ def prescaled(system: SomeSystem) -> SomeSystem:
         shift = np.where((B > NO_SIZE) & (C > NO_SIZE), (C - B) // 2, 0)
     else:
         state, shift = _evened_parts(system.A, B, C)
-    return replaced(
-        system,
-        state,
-        B=shifted(system.B, shift[..., :, None]),
-        C=shifted(system.C, -shift[..., None, :]),
-    )
+    B, C = shifted(system.B, shift[..., :, None]), shifted(system.C, -shift[..., None, :])
+    return unchecked(system, state=state, B=B, C=C)
 
 
 def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, HostArray]:
@@ -95,11 +92,3 @@ def state_of(system: System) -> HostArray:
     """A, or the eigenvalues of a diagonal system."""
     state = system.eigenvalues if isinstance(system, DiagonalStateSpace) else system.A
     return np.asarray(state)
-
-
-def replaced(system: SomeSystem, state: HostArray, **arrays: HostArray | None) -> SomeSystem:
-    """The system with other arrays, which are known to fit."""
-    copy = object.__new__(type(system))
-    name = "eigenvalues" if isinstance(system, DiagonalStateSpace) else "A"
-    vars(copy).update(vars(system) | arrays | {name: state})
-    return copy

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import array_api_compat
 
 from ssmreduce._array_libraries import Array
+
+SomeSystem = TypeVar("SomeSystem")
 
 _REGISTERED: set[type] = set()
 """Classes that JAX knows as pytrees."""
@@ -31,6 +33,15 @@ def arrays_of(system: Any) -> tuple[Array, Array, Array, Array]:
 def with_arrays(system: Any, arrays: Sequence[Array]) -> Any:
     """Return a system like `system` with other arrays, of any kind and unchecked."""
     return _unflatten(type(system), _structure(system), tuple(arrays))
+
+
+def unchecked(system: SomeSystem, **fields: Any) -> SomeSystem:
+    """Return a copy of `system` with other fields, which are known to fit; `state` is A or λ."""
+    if "state" in fields:
+        fields["A" if hasattr(system, "A") else "eigenvalues"] = fields.pop("state")
+    copy = object.__new__(type(system))
+    vars(copy).update(vars(system), **fields)
+    return copy
 
 
 def register_pytree(cls: type) -> None:

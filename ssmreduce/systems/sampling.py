@@ -246,7 +246,7 @@ def _sample_dense(host: StateSpace, time: Discrete) -> StateSpace:
     step = dense_steps(stacked[0], stacked[1], np.array([time.dt]), host.C)
     _sampled_range(time.dt, step.power, step.constant)
     A, B = step.power.reshape(host.A.shape), step.constant.reshape(host.B.shape)
-    return StateSpace(A, B, host.C, host.D, time=time)
+    return host.replace(A=A, B=B, time=time)
 
 
 def _sample_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateSpace:
@@ -254,9 +254,7 @@ def _sample_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateS
         logarithms = host.eigenvalues * time.dt
     step = diagonal_step(host.eigenvalues, host.B, time.dt)
     _sampled_range(time.dt, logarithms, step.power, step.constant)
-    return DiagonalStateSpace.from_log(
-        logarithms, step.constant, host.C, host.D, time=time, real_output=host.real_output
-    )
+    return host.replace(log_eigenvalues=logarithms, B=step.constant, time=time)
 
 
 def _unsample_diagonal(host: DiagonalStateSpace, dt: float) -> DiagonalStateSpace:
@@ -277,9 +275,7 @@ def _unsample_diagonal(host: DiagonalStateSpace, dt: float) -> DiagonalStateSpac
         poles = logarithms / dt
         B = host.B / exponential_integral(logarithms)[..., :, None] / dt
     _continuous_range(dt, poles, B)
-    return DiagonalStateSpace(
-        poles, B, host.C, host.D, time=Continuous(), real_output=host.real_output
-    )
+    return host.replace(eigenvalues=poles, B=B, time=Continuous())
 
 
 def _unsample_dense(host: StateSpace, dt: float) -> StateSpace:
@@ -304,7 +300,7 @@ def _unsample_dense(host: StateSpace, dt: float) -> StateSpace:
             A[at] = logarithm / dt * units[:, None] / units
             B[at] = driven / dt * units[:, None]
     _continuous_range(dt, A, B)
-    return StateSpace(A, B, host.C, host.D, time=Continuous())
+    return host.replace(A=A, B=B, time=Continuous())
 
 
 def _principal_logarithm(matrix: HostArray) -> HostArray:
@@ -415,12 +411,8 @@ def _map_diagonal(host: DiagonalStateSpace, time: Discrete) -> DiagonalStateSpac
     _sampled_range(time.dt, B, C, D)
     with_logarithm = np.iscomplexobj(ratio) or np.all(np.abs(ratio) < 1.0)
     if with_logarithm and not np.any(ratio == -1.0):
-        return DiagonalStateSpace.from_log(
-            2.0 * np.arctanh(ratio), B, C, D, time=time, real_output=host.real_output
-        )
-    return DiagonalStateSpace(
-        (1.0 + ratio) / (1.0 - ratio), B, C, D, time=time, real_output=host.real_output
-    )
+        return host.replace(log_eigenvalues=2.0 * np.arctanh(ratio), B=B, C=C, D=D, time=time)
+    return host.replace(eigenvalues=(1.0 + ratio) / (1.0 - ratio), B=B, C=C, D=D, time=time)
 
 
 def _unmap_diagonal(host: DiagonalStateSpace, dt: float) -> DiagonalStateSpace:
@@ -435,7 +427,7 @@ def _unmap_diagonal(host: DiagonalStateSpace, dt: float) -> DiagonalStateSpace:
         poles = 2.0 * ratio / dt
     B, C, D = _weighed(host, 1.0 / divisor, 2.0 / math.sqrt(dt), -1.0)
     _continuous_range(dt, poles, B, C, D)
-    return DiagonalStateSpace(poles, B, C, D, time=Continuous(), real_output=host.real_output)
+    return host.replace(eigenvalues=poles, B=B, C=C, D=D, time=Continuous())
 
 
 def _weighed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import array_api_compat
@@ -26,7 +26,7 @@ from ssmreduce._state_units import balance_states, balanced_matrix, in_units, pa
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import NonFiniteError, ShapeError, TimeDomainError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
-from ssmreduce.systems.pytree import register_pytree
+from ssmreduce.systems.pytree import register_pytree, unchecked
 from ssmreduce.time_domain import (
     Discrete,
     TimeDomain,
@@ -314,16 +314,22 @@ class StateSpace:
                 gain[at] = single.D + single.C @ states
         return finite_gain(gain)
 
+    def replace(self, **changes: Any) -> StateSpace:
+        """Return the system with some arguments of the constructor changed, checked as there.
+
+        Parameters
+        ----------
+        **changes : Any
+            New arguments by name.
+        """
+        return replace(self, **changes)
+
     def to_host(self) -> StateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
-        arrays = (self.A, self.B, self.C, self.D)
-        if is_host_double(*arrays):
+        if is_host_double(self.A, self.B, self.C, self.D):
             return self
-        return StateSpace(
-            *map(to_double, arrays),
-            time=self.time,
-            read_after_update=self.read_after_update,
-        )
+        A, B, C, D = map(to_double, (self.A, self.B, self.C, self.D))
+        return self.replace(A=A, B=B, C=C, D=D)
 
     def to_dense(self) -> StateSpace:
         """Return the system itself: it is dense."""
@@ -333,13 +339,8 @@ class StateSpace:
         """Return the same input-output map read before the update: (A, B, C A, D + C B)."""
         if not self.read_after_update:
             return self
-        return StateSpace(
-            self.A,
-            self.B,
-            product_of(self.C, self.A),
-            self.D + product_of(self.C, self.B),
-            time=self.time,
-        )
+        C, D = product_of(self.C, self.A), self.D + product_of(self.C, self.B)
+        return self.replace(C=C, D=D, read_after_update=False)
 
     def __getitem__(self, index: int | tuple[int, ...]) -> StateSpace:
         """Return one system of a batch."""
@@ -350,10 +351,7 @@ class StateSpace:
                 f"{len(self.batch_shape)} indices. For one channel take columns of B and D, rows of C and D."
             )
         at = (*index, ...) if isinstance(index, tuple) else (index, ...)
-        # The constructor would check again what was checked before.
-        system = object.__new__(StateSpace)
-        vars(system).update(vars(self), A=self.A[at], B=self.B[at], C=self.C[at], D=self.D[at])
-        return system
+        return unchecked(self, A=self.A[at], B=self.B[at], C=self.C[at], D=self.D[at])
 
 
 def finite_gain(gain: HostArray) -> HostArray:
@@ -412,11 +410,4 @@ def in_balanced_units(system: StateSpace) -> StateSpace:
     A, units = balance_states(system.A, system.B, system.C)
     if units is None:
         return system
-    return StateSpace(
-        A,
-        system.B / units,
-        system.C * adjoint(units),
-        system.D,
-        time=system.time,
-        read_after_update=system.read_after_update,
-    )
+    return system.replace(A=A, B=system.B / units, C=system.C * adjoint(units))

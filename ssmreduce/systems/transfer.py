@@ -17,7 +17,6 @@ Iterative refinement implies numerical stability for Gaussian elimination, Math.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -134,7 +133,7 @@ def _in_triangular_order(system: StateSpace) -> StateSpace:
     if len(parts) < n or np.all(order[1:] > order[:-1]):
         return system
     A, B, C = system.A[np.ix_(order, order)], system.B[order], system.C[:, order]
-    return replace(system, A=A, B=B, C=C)
+    return system.replace(A=A, B=B, C=C)
 
 
 def _chunks(z: HostArray, entries: int) -> list[HostArray]:
