@@ -65,12 +65,6 @@ _SMALL = 64
 """Columns up to which a singular value decomposition is not slower than eigenvectors of Mᴴ M."""
 
 
-def state_count(system: System) -> int:
-    """Order of the system that is balanced: 2n where a diagonal system outputs a real part."""
-    n = int(system.C.shape[-1])
-    return 2 * n if isinstance(system, DiagonalStateSpace) and system.real_output else n
-
-
 @any_library(native.singular_values, has_derivative=True)
 def hankel_singular_values(system: System, *, horizon: int | None = None) -> HostArray:
     """Hankel singular values σ_i = sqrt(λ_i(P Q)), as the singular values of Yᴴ Z.
@@ -134,7 +128,7 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         found: HostArray = apply(
             hsv_rule,
             system,
-            (state_count(system),),
+            (system.real_order,),
             name="hankel_singular_values",
             native=native.singular_values,
         )
@@ -152,7 +146,7 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
 
     def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
         batch = prescaled(batch)
-        every = np.stack([_pad(v, state_count(batch)) for _, v, _ in decompose_channels(batch)])
+        every = np.stack([_pad(v, batch.real_order) for _, v, _ in decompose_channels(batch)])
         _check_channel_range(batch, every)
         return list(every)
 
@@ -300,7 +294,7 @@ def balance_factors(
     system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    n, ports = state_count(system), max(system.B.shape[-1], system.C.shape[-2])
+    n, ports = system.real_order, max(system.B.shape[-1], system.C.shape[-2])
     if weighting is not None:  # weights bring states of their own
         return _balance_factors(system, n, horizon, weighting)
     return on_gainful_threads(n, ports, _balance_factors, system, n, horizon, None)
@@ -312,7 +306,7 @@ def balance_every(
     """The same for every system of a batch, in C order."""
 
     def stacked(batch: DiagonalStateSpace) -> list[BalancedFactors]:
-        n, every = state_count(batch), []
+        n, every = batch.real_order, []
         for channel, values, V in decompose_channels(batch):
             hsv, factors = _pad(values, n), DenseFactors(channel.Z, channel.Y)
             rank = int(np.sum(hsv > rank_tolerance(hsv)))

@@ -245,8 +245,7 @@ def _markov_parameters(host: System, length: int) -> HostArray:
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(0 if host.read_after_update else 1, length):
             output = host.C @ state
-            real = isinstance(host, DiagonalStateSpace) and host.real_output
-            response[k] = output.real if real else output
+            response[k] = output.real if host.real_output else output
             state = advance @ state if isinstance(host, StateSpace) else advance * state
         response[0] += host.D
     reached = f"`length` is {length}, within which the response"

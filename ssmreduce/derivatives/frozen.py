@@ -90,7 +90,7 @@ class FrozenAdjoint:
 def kind_of(system: System) -> str:
     """What a system must have in common with another for which a `FrozenAdjoint` was made."""
     kind = type(system).__name__
-    if isinstance(system, DiagonalStateSpace) and system.real_output:
+    if system.real_output:
         kind += " with real output"
     sizes = f"{system.order} states, {system.inputs} inputs, {system.outputs} outputs"
     return f"{kind}, {system.time}, {sizes}"

@@ -70,7 +70,7 @@ class NativeSystem:
     @property
     def real_output(self) -> bool:
         """Whether the real system of order 2n is meant."""
-        return isinstance(self.system, DiagonalStateSpace) and self.system.real_output
+        return self.system.real_output
 
     @property
     def traced(self) -> bool:
@@ -210,7 +210,7 @@ def _gramian(system: System, horizon: int | None, which: int) -> Array:
 
 def is_complex_gramian(system: System, which: int) -> bool:
     """Whether P of (A, B), or Q of (A, C), is complex: where the one or the other is."""
-    if isinstance(system, DiagonalStateSpace) and system.real_output:
+    if system.real_output:
         return False
     state, B, C, _ = arrays_of(system)
     return any(map(is_complex_array, (state, C if which else B)))

@@ -68,7 +68,7 @@ class NativeBalance:
 
 def _padded(values: Array, arrays: NativeSystem) -> Array:
     """As many values as the balanced system has states; what is missing is zero."""
-    n = arrays.system.order * (2 if arrays.real_output else 1)
+    n = arrays.system.real_order
     # At most n: where B has more columns than there are states the factors have been compressed.
     missing = n - values.shape[-1]
     return pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)]) if missing else values

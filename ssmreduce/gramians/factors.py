@@ -211,8 +211,7 @@ def _in_range(scaled: HostArray, unit: float, which: int) -> HostArray:
 
 def _with_derivative(system: System, which: int) -> Array:
     rule = _observability_rule if which else _controllability_rule
-    real_output = isinstance(system, DiagonalStateSpace) and system.real_output
-    n = 2 * system.order if real_output else system.order
+    n = system.real_order
     name, where_it_is = (
         ("observability_gramian", native.observability)
         if which

@@ -23,7 +23,6 @@ from ssmreduce.equations.cauchy import CauchyFactors, cauchy_factors, nearly_rea
 from ssmreduce.equations.jacobi import jacobi_right_singular, jacobi_singular_values
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.real_form import real_output
 
 LARGEST_ROTATED = 512
 """Largest real matrix given to Jacobi rotations: 256 stored states, 128 if poles are nearly real."""
@@ -86,7 +85,7 @@ def decompose_channels(
 def channel_gains(batch: DiagonalStateSpace) -> HostArray:
     """‖C Z‖ of each system along one batch axis; raises what `decompose_channels` does."""
     gains = np.zeros(batch.batch_shape[0])
-    C = real_output(batch.C) if batch.real_output else batch.C
+    _, C = batch.ports()
     for alike, own in _channel_factors(batch):
         _check_finite(own)
         gains[alike] = np.linalg.norm(C[alike] @ own.Z, axis=(-2, -1))

@@ -31,7 +31,6 @@ from ssmreduce.hankel import hankel_singular_values, hsv_rule
 from ssmreduce.norms.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.prescaling import prescaled
-from ssmreduce.systems.real_form import real_input, real_output
 
 
 @any_library(native.h2, has_derivative=True)
@@ -157,12 +156,10 @@ def _h2_rule(system: System) -> tuple[float, Pullback]:
         D = scale * system.D
         if system.order == 0:
             return None, None, None, D
-        real = isinstance(system, DiagonalStateSpace) and system.real_output
-        C = real_output(system.C) if real else system.C
-        Z = gramian_factor(system, 0)
+        (_, C), Z = system.ports(), gramian_factor(system, 0)
         state, B = controllability_gradient(system, Z, (0.5 * scale) * (adjoint(C) @ C))
         outer = scale * ((C @ Z) @ adjoint(Z))
-        if real:
+        if system.real_output:
             real_part, imaginary_part = np.split(outer, 2, axis=1)
             outer = real_part - 1j * imaginary_part
         return state, B, outer, D
@@ -211,12 +208,10 @@ def _h2_of_channels(batch: DiagonalStateSpace) -> list[float]:
 
 def _state_norm(system: System) -> float:
     """‖C Z‖_F or ‖Bᴴ Y‖_F, whichever has fewer rows."""
-    real = isinstance(system, DiagonalStateSpace) and system.real_output
+    B, C = system.ports()
     if system.outputs <= system.inputs:
-        seen = real_output(system.C) if real else system.C
-        return frobenius_norm(seen @ gramian_factor(system, 0))
-    reached = real_input(system.B) if real else system.B
-    return frobenius_norm(adjoint(reached) @ gramian_factor(system, 1))
+        return frobenius_norm(C @ gramian_factor(system, 0))
+    return frobenius_norm(adjoint(B) @ gramian_factor(system, 1))
 
 
 def _scaled(system: System) -> tuple[System, HostArray]:

@@ -95,8 +95,7 @@ def finite_horizon_difference(
         return 0.0
     systems, units = in_units([first, second])
     both = difference(systems[0], systems[1])
-    doubled = isinstance(both, DiagonalStateSpace) and both.real_output
-    size = both.order * (2 if doubled else 1) + both.inputs
+    size = both.real_order + both.inputs
     if steps > max(_WHOLE, size**3 // _SOLVED):
         gain = on_gainful_threads(size, _BLOCKS, _in_blocks, both, steps, iterations)
         return units.gain_outside(gain)

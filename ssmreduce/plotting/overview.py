@@ -11,7 +11,7 @@ from ssmreduce.hankel import tail_bounds
 from ssmreduce.plotting.axes import panels, say
 from ssmreduce.plotting.decay import plot_errors, plot_hsv
 from ssmreduce.plotting.systems import plot_gain, plot_impulse, plot_poles
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import System
 
 _SAMPLES = 1000
 """Samples of an impulse response that are drawn at most."""
@@ -31,10 +31,10 @@ def draw_reduction(
 ) -> HostArray:
     """Draw into four axes; `reduced` is None where nothing was cut."""
     axes = panels(ax, (10.4, 7.6), 2, 2)
-    is_real = isinstance(original, DiagonalStateSpace) and original.real_output
+    is_real = original.real_output
     if values.size:
         plot_hsv(values, kept, name=name, ax=axes[0, 0])
-        if is_real and values.shape[-1] == 2 * original.order:
+        if is_real and values.shape[-1] == original.real_order:
             axes[0, 0].set_xlabel("number of the value (2 per stored state)")
     else:
         say(axes[0, 0], "no values rank the states")

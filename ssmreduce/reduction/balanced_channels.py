@@ -28,7 +28,6 @@ from ssmreduce.reduction.balanced_diagonal import (
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
-from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.transform import SlotMap, diagonalise_each
 
 
@@ -68,12 +67,8 @@ def _truncated(
     host = _stacked_systems([part.original.to_host() for part in parts])
     factors = _stacked_factors([part.factors for part in parts if part.factors is not None])
     W, T = factors.projections(target.order)
-    if host.real_output:
-        moved = apply_real_state(host.eigenvalues, T)
-        B, C = real_input(host.B), real_output(host.C)
-    else:
-        moved, B, C = host.eigenvalues[..., None] * T, host.B, host.C
-    state, B, C = adjoint(W) @ moved, adjoint(W) @ B, C @ T
+    B, C = host.ports()
+    state, B, C = adjoint(W) @ host.applied(T), adjoint(W) @ B, C @ T
     bounds = tail_bounds(factors.hsv)
     # One order lower at a time for those that do not fit: real poles come and go with the order.
     pending = np.arange(len(parts))

@@ -23,7 +23,6 @@ from ssmreduce.reduction.dc_matching import ShiftedSystem, are_invertible
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
 from ssmreduce.time_domain import TimeDomain
@@ -149,12 +148,7 @@ class _DiagonalCut:
         """Wᴴ A T of this order: a leading block of that of any larger one."""
         if real_order > len(self._state):
             W, T = self._balanced.projections(real_order)
-            eigenvalues = self._host.eigenvalues
-            if self._host.real_output:
-                moved = apply_real_state(eigenvalues, T)
-            else:
-                moved = eigenvalues[:, None] * T
-            self._state = adjoint(W) @ moved
+            self._state = adjoint(W) @ self._host.applied(T)
         return self._state[:real_order, :real_order]
 
     def _pattern(self, real_order: int) -> HostArray:
@@ -165,11 +159,8 @@ class _DiagonalCut:
         self, real_order: int, W: HostArray, T: HostArray
     ) -> tuple[HostArray, HostArray, HostArray]:
         """B, C and D of the dense system of this order."""
-        host = self._host
-        B, C = host.B, host.C
-        if host.real_output:
-            B, C = real_input(B), real_output(C)
-        return adjoint(W) @ B, C @ T, host.D
+        B, C = self._host.ports()
+        return adjoint(W) @ B, C @ T, self._host.D
 
     def _largest_fit(self, real_order: int, limit: int) -> int:
         """Largest order, at most `real_order`, whose poles fit `limit` stored states.

@@ -24,7 +24,6 @@ from ssmreduce.hankel import (
     BalancedFactors,
     balance_factors,
     rank_tolerance,
-    state_count,
     tail_bounds,
 )
 from ssmreduce.reduction.dc_matching import (
@@ -186,7 +185,7 @@ class BalancedSystem(Reducible):
 
     def unchanged(self) -> Reduction:
         """Report that nothing was cut."""
-        order = state_count(self.original)
+        order = self.original.real_order
         return self.report(self.original, order, order, (None, None))
 
     def check_rank(self) -> int:

@@ -12,7 +12,7 @@ import scipy.linalg
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NoConvergenceError, OrderError
-from ssmreduce.hankel import error_bounds, state_count
+from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced_diagonal import balanced_system
 from ssmreduce.reduction.balanced_system import BalancedSystem, Reducible, check_still_stable
 from ssmreduce.reduction.order import FixedOrder, OrderRule
@@ -59,7 +59,7 @@ class BalancedUnstable(Reducible):
         self.unstable = 0 if self._kept is None else self._kept.order
         self._stable = None if split.stable is None else balanced_system(split.stable)
         values = np.zeros(0) if self._stable is None else self._stable.hsv
-        self.hsv = np.concatenate([values, np.zeros(state_count(original) - values.size)])
+        self.hsv = np.concatenate([values, np.zeros(original.real_order - values.size)])
         self.rank = 0 if self._stable is None else self._stable.rank
 
     @property
@@ -123,7 +123,7 @@ class BalancedUnstable(Reducible):
         assert self._stable is not None
         balanced = self._stable.standard if matched else self._stable
         D = stable.dc_gain() if matched else stable.D
-        n = state_count(stable)
+        n = stable.real_order
         empty = np.zeros((n, 0), dtype=self._split.left[0].dtype)
         inner = Reduction(
             original=stable,
@@ -155,7 +155,7 @@ class BalancedUnstable(Reducible):
         )
 
     def _unchanged(self) -> Reduction:
-        order = state_count(self.original)
+        order = self.original.real_order
         return Reduction(
             original=self.original,
             system=self.original,

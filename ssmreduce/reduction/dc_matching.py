@@ -31,7 +31,7 @@ from ssmreduce._lapack import frobenius_norm, product
 from ssmreduce._state_units import balanced_matrix
 from ssmreduce.errors import OrderError
 from ssmreduce.systems.diagonal import DiagonalStateSpace
-from ssmreduce.systems.real_form import real_input, real_output, real_state
+from ssmreduce.systems.real_form import real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import TimeDomain
 
@@ -96,11 +96,9 @@ class ShiftedSystem:
         else:
             distance = system.eigenvalues - point
         S, inverse = np.diag(distance), np.diag(1.0 / distance)
-        B, C = system.B, system.C
         if system.real_output:
             S, inverse = real_state(distance), real_state(1.0 / distance)
-            B, C = real_input(B), real_output(C)
-        return cls(S, B, C, system.D, point, inverse)
+        return cls(S, *system.ports(), system.D, point, inverse)
 
     def follow(self, W: HostArray, T: HostArray) -> Followers:
         """What DC matching needs of projections W and T with Wᴴ T = I, and of any leading columns of them."""

@@ -34,16 +34,17 @@ def continuous(system: StateSpace) -> StateSpace:
     return StateSpace(solved[:, :n], solved[:, n:], system.C, time=Continuous())
 
 
-def continuous_modes(system: DiagonalStateSpace) -> tuple[HostArray, HostArray]:
-    """Return the eigenvalues of A_c, and B_c, of a diagonal system with host arrays."""
-    poles, B = system.eigenvalues, system.B
+def continuous_diagonal(system: DiagonalStateSpace) -> DiagonalStateSpace:
+    """Return the same of a diagonal system."""
     if not isinstance(system.time, Discrete):
-        return poles, B
+        return system
     if system.log_eigenvalues is None:
-        poles = (poles - 1.0) / (poles + 1.0)
+        poles = (system.eigenvalues - 1.0) / (system.eigenvalues + 1.0)
     else:
         poles = np.tanh(0.5 * system.log_eigenvalues)
-    return poles, B * (1.0 - poles)[:, None] / np.sqrt(2.0)
+    B = system.B * (1.0 - poles)[:, None] / np.sqrt(2.0)
+    time = Continuous()
+    return system.replace(eigenvalues=poles, B=B, D=None, time=time, read_after_update=False)
 
 
 def discrete(reduced: StateSpace) -> tuple[HostArray, HostArray]:

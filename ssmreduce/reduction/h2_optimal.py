@@ -30,8 +30,12 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce._array_routes import any_library
 from ssmreduce._display import short
 from ssmreduce.equations.stability import check_stable_system
-from ssmreduce.errors import OrderError, ShapeError, TimeDomainError, UnreachableToleranceError
-from ssmreduce.hankel import state_count
+from ssmreduce.errors import (
+    OrderError,
+    ShapeError,
+    TimeDomainError,
+    UnreachableToleranceError,
+)
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.reduction.h2_descent import Iterate, descend
 from ssmreduce.reduction.h2_forms import minimal, written_like
@@ -177,7 +181,7 @@ def h2_optimal(
     else:
         _check_start(start, system, order if isinstance(order, int) else int(truncation.order))
     if start is system or system.order == 0:
-        return _result(truncation, system, 0.0, np.zeros(1), state_count(system))
+        return _result(truncation, system, 0.0, np.zeros(1), system.real_order)
     plant = plant_of(system.to_host())
     limit = start.order if isinstance(system, DiagonalStateSpace) else None
     first = Iterate(plant, minimal(start))
@@ -246,10 +250,7 @@ def _check_start(start: System, system: System, order: int) -> None:
             "Reduce the system in its own time domain."
         )
     found, expected = (start.outputs, start.inputs), (system.outputs, system.inputs)
-    flags = [
-        (each.read_after_update, isinstance(each, DiagonalStateSpace) and each.real_output)
-        for each in (start, system)
-    ]
+    flags = [(each.read_after_update, each.real_output) for each in (start, system)]
     if found != expected or flags[0] != flags[1]:
         raise ShapeError(
             f"`start` is {found[0]}x{found[1]} with (read_after_update, real_output) = {flags[0]} but "

@@ -25,9 +25,8 @@ from ssmreduce._lapack import frobenius_norm, safe_unit
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.gramians.factors import gramian_factor
-from ssmreduce.reduction.h2_forms import continuous, continuous_modes
+from ssmreduce.reduction.h2_forms import continuous, continuous_diagonal
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.real_form import apply_real_state, real_input, real_output
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units
 from ssmreduce.time_domain import Continuous
 
@@ -171,28 +170,25 @@ class DiagonalPlant(Plant):
     """A `DiagonalStateSpace` with host arrays; its real states [Re h; Im h] if its output is real."""
 
     def __init__(self, system: DiagonalStateSpace) -> None:
-        (poles, B), C = continuous_modes(system), system.C
-        self._poles, self._inputs, self._outputs = poles, B, adjoint(C)
-        self.real_output = system.real_output
-        self.B = real_input(B) if system.real_output else B
-        self.C = real_output(C) if system.real_output else C
+        self._form = continuous_diagonal(system)
+        self.B, self.C = self._form.ports()
         self.Z = gramian_factor(system, 0)
-        self.real = system.real_output or not any(np.iscomplexobj(x) for x in (poles, B, C))
+        self.real_output = system.real_output
+        arrays = (self._form.eigenvalues, self._form.B, self._form.C)
+        self.real = system.real_output or not any(map(np.iscomplexobj, arrays))
 
     def apply(self, V: HostArray) -> HostArray:
         """Return A V."""
-        if self.real_output:
-            return apply_real_state(self._poles, V)
-        return np.asarray(self._poles[:, None] * V)
+        return self._form.applied(V)
 
     def driven(self, T: HostArray, E: HostArray) -> HostArray:
         """Return X with A X + X Tᴴ + B Eᴴ = 0."""
-        return self._solved(self._poles, self._inputs, T, adjoint(E))
+        return self._solved(self._form.eigenvalues, self._form.B, T, adjoint(E))
 
     def seen(self, T: HostArray, E: HostArray) -> HostArray:
         """Return Y with Aᴴ Y + Y T + Cᴴ E = 0: the first equation with Tᴴ, from the last column on."""
-        Y = self._solved(self._poles.conj(), self._outputs, adjoint(T)[::-1, ::-1], E[:, ::-1])
-        return Y[:, ::-1]
+        poles, outputs = self._form.eigenvalues.conj(), adjoint(self._form.C)
+        return self._solved(poles, outputs, adjoint(T)[::-1, ::-1], E[:, ::-1])[:, ::-1]
 
     def _solved(self, poles: HostArray, G: HostArray, T: HostArray, E: HostArray) -> HostArray:
         """Solve Λ X + X Tᴴ + G E = 0, where the output is real with h and its mirror image."""

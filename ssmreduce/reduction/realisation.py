@@ -19,7 +19,7 @@ from ssmreduce._array_routes import any_library
 from ssmreduce._checks import is_number, shown
 from ssmreduce.errors import ArgumentError, OrderError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
-from ssmreduce.hankel import rank_tolerance, state_count
+from ssmreduce.hankel import rank_tolerance
 from ssmreduce.reduction.balanced_diagonal import balanced_system
 from ssmreduce.reduction.balanced_system import check_still_stable
 from ssmreduce.reduction.balanced_unstable import BalancedUnstable, check_split
@@ -167,7 +167,7 @@ class _NumericalRank(OrderRule):
 def _balanced_single(system: System) -> StateSpace:
     dense = system.to_host() if isinstance(system, StateSpace) else system.to_dense()
     balanced = balanced_system(system)
-    n = state_count(system)
+    n = system.real_order
     if balanced.rank < n:
         raise OrderError(
             f"`system` has numerical rank {balanced.rank} but {n} states, so that no balanced "

@@ -16,8 +16,7 @@ from ssmreduce._array_routes import warn_caller
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce.errors import ScalingWarning
 from ssmreduce.hankel import BalancedFactors
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.real_form import real_input, real_output
+from ssmreduce.systems.diagonal import System
 
 _DROWNED = float(np.sqrt(np.finfo(np.float64).eps))
 """Below this share of the strongest channel a channel keeps less than half its digits, and a cut to
@@ -33,9 +32,7 @@ def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
     if system.B.shape[-1] == system.C.shape[-2] == 1:
         return
     host = system.to_host()
-    B, C = host.B, host.C
-    if isinstance(host, DiagonalStateSpace) and host.real_output:
-        B, C = real_input(B), real_output(C)
+    B, C = host.ports()
     with np.errstate(over="ignore", invalid="ignore"):
         if _plainly_heard(adjoint(factors.observed(B))) and _plainly_heard(factors.reached(C)):
             return

@@ -22,7 +22,7 @@ from ssmreduce._array_routes import any_library
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import ArgumentTypeError, ShapeError, TimeDomainError
 from ssmreduce.systems.pytree import register_pytree, unchecked
-from ssmreduce.systems.real_form import real_input, real_output, real_state
+from ssmreduce.systems.real_form import apply_real_state, real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
     StateSpace,
     check_index,
@@ -225,6 +225,11 @@ class DiagonalStateSpace:
         return int(self.eigenvalues.shape[-1])
 
     @property
+    def real_order(self) -> int:
+        """Number of states of Gramians: 2n where the output is real, those of [Re h; Im h]."""
+        return 2 * self.order if self.real_output else self.order
+
+    @property
     def inputs(self) -> int:
         """Number of inputs m."""
         return int(self.B.shape[-1])
@@ -299,6 +304,18 @@ class DiagonalStateSpace:
             gain = (host.C / np.where(at_point, 1.0, distance)[..., None, :]) @ host.B
             return finite_gain(np.asarray(host.D + (gain.real if self.real_output else gain)))
 
+    def ports(self) -> tuple[HostArray, HostArray]:
+        """B and C for the states of Gramians, [Re h; Im h] where the output is real; host arrays."""
+        if self.real_output:
+            return real_input(self.B), real_output(self.C)
+        return self.B, self.C
+
+    def applied(self, X: HostArray) -> HostArray:
+        """Return A X for states `X` of Gramians, shape (..., n, k) or (..., 2n, k); host arrays."""
+        if self.real_output:
+            return apply_real_state(self.eigenvalues, X)
+        return np.asarray(self.eigenvalues[..., :, None] * X)
+
     def to_host(self) -> DiagonalStateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
         if is_host_double(self.eigenvalues, self.B, self.C, self.D):
@@ -313,12 +330,12 @@ class DiagonalStateSpace:
         """Return the dense system: of order 2n and real where the output is real, else of order n."""
         host = self.to_host()
         if self.real_output:
-            A, B, C = real_state(host.eigenvalues), real_input(host.B), real_output(host.C)
+            A = real_state(host.eigenvalues)
         else:
             n = self.order
             A = np.zeros((*self.batch_shape, n, n), dtype=host.eigenvalues.dtype)
             A[..., range(n), range(n)] = host.eigenvalues
-            B, C = host.B, host.C
+        B, C = host.ports()
         return StateSpace(A, B, C, host.D, time=self.time, read_after_update=self.read_after_update)
 
     def to_standard(self) -> DiagonalStateSpace:
@@ -380,7 +397,7 @@ System = StateSpace | DiagonalStateSpace
 
 def is_complex(system: System) -> bool:
     """Tell whether the map of `system` is complex: not for real outputs, nor for real arrays."""
-    if isinstance(system, DiagonalStateSpace) and system.real_output:
+    if system.real_output:
         return False
     host = system.to_host()
     state = host.eigenvalues if isinstance(host, DiagonalStateSpace) else host.A

@@ -20,7 +20,7 @@ from ssmreduce import _checks
 from ssmreduce._array_libraries import HostArray, to_double
 from ssmreduce._array_routes import any_library
 from ssmreduce.errors import ShapeError, TimeDomainError
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single
+from ssmreduce.systems.diagonal import System, check_single
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range, time_steps
 from ssmreduce.time_domain import Discrete
@@ -99,7 +99,7 @@ def simulate(
             f"`inputs` has shape {signal.shape}; expected (L, {host.inputs}) for a system with "
             f"{host.inputs} inputs. Put time first."
         )
-    if isinstance(host, DiagonalStateSpace) and host.real_output and np.iscomplexobj(signal):
+    if host.real_output and np.iscomplexobj(signal):
         raise ShapeError(
             f"`inputs` has dtype {signal.dtype} but `system` has real output, the real part of C h; "
             "expected real inputs. Simulate real and imaginary part one after the other."
@@ -160,9 +160,7 @@ def _continuous_states(
 
 def _read(host: System, states: HostArray) -> HostArray:
     output = _each_row(host.C, states)
-    if isinstance(host, DiagonalStateSpace) and host.real_output:
-        output = output.real
-    return output
+    return output.real if host.real_output else output
 
 
 def _each_row(matrix: HostArray, rows: HostArray) -> HostArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import array_api_compat
 import numpy as np
@@ -206,6 +206,9 @@ class StateSpace:
     time: TimeDomain
     read_after_update: bool = False
 
+    real_output: ClassVar[bool] = False
+    """As of a `DiagonalStateSpace`: the output is all of C x here."""
+
     def __post_init__(self) -> None:
         given = {"A": self.A, "B": self.B, "C": self.C, "D": self.D}
         A, B, C, D = checked_arrays(given, 2, real=False)
@@ -220,6 +223,11 @@ class StateSpace:
     def order(self) -> int:
         """Number of states n."""
         return int(self.A.shape[-1])
+
+    @property
+    def real_order(self) -> int:
+        """Number of states of Gramians: the order."""
+        return self.order
 
     @property
     def inputs(self) -> int:
@@ -323,6 +331,14 @@ class StateSpace:
             New arguments by name.
         """
         return replace(self, **changes)
+
+    def ports(self) -> tuple[Array, Array]:
+        """B and C for the states of Gramians: these two."""
+        return self.B, self.C
+
+    def applied(self, X: Array) -> Array:
+        """Return A X for states `X` of Gramians, shape (..., n, k)."""
+        return self.A @ X
 
     def to_host(self) -> StateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
