@@ -224,10 +224,15 @@ class SchurForm:
         rounding = 0.0 if self._is_clear(time, margin) else self._rounding(room, time)
         return np.asarray(room > rounding)
 
+    def _distance(self, time: TimeDomain) -> HostArray:
+        """Of each pole from the boundary; the real parts are on the diagonal, of pairs too."""
+        poles = self._eigenvalues if isinstance(time, Discrete) else self.triangle.diagonal()
+        return np.asarray(time.distance(poles))
+
     def _nearest(self, time: TimeDomain) -> float:
         nearest = self._known.get(time)
         if nearest is None:
-            nearest = float(np.minimum.reduce(time.distance(self._eigenvalues), initial=np.inf))
+            nearest = float(np.minimum.reduce(self._distance(time), initial=np.inf))
             self._known[time] = nearest
         return nearest
 
@@ -238,7 +243,7 @@ class SchurForm:
 
     def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
         """Whether no pole is so near to the boundary, or the line at `margin`, that rounding might decide."""
-        near = np.abs(time.distance(self._eigenvalues) - margin) <= self._doubtful
+        near = np.abs(self._distance(time) - margin) <= self._doubtful
         return not near.any()
 
     def _rounding(self, room: HostArray, time: TimeDomain) -> HostArray:

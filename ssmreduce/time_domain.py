@@ -100,7 +100,7 @@ class Continuous(_Time):
 
     def growth(self, poles: Array) -> Array:
         """Re s of `poles`."""
-        return poles.real if isinstance(poles, np.ndarray) else real_part(poles)
+        return _real(poles)
 
     def distance(self, poles: Array, logarithms: Array | None = None) -> Array:
         """Return -Re s of `poles`; there are no `logarithms`."""
@@ -184,7 +184,7 @@ class Discrete(_Time):
         """Return 1 - |z| of `poles`, from their `logarithms` where given."""
         if logarithms is None:
             return 1.0 - self.growth(poles)
-        return -_functions(logarithms).expm1(real_part(logarithms))
+        return -_functions(logarithms).expm1(_real(logarithms))
 
     def decay(self, distance: Array) -> Array:
         """Return 1 - |z|² of poles at a `distance`."""
@@ -241,6 +241,10 @@ def check_time(time: object, *, name: str = "time") -> TimeDomain:
 def sampling_time(time: TimeDomain) -> float | None:
     """Seconds from sample to sample; None in continuous time."""
     return time.dt if isinstance(time, Discrete) else None
+
+
+def _real(array: Array) -> Array:
+    return array.real if isinstance(array, np.ndarray) else real_part(array)
 
 
 def _functions(array: Array) -> Any:

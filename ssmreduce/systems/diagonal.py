@@ -213,11 +213,13 @@ class DiagonalStateSpace:
         fields = {name: getattr(self, name) for name in _OTHER_ARGUMENTS} | changes
         if "eigenvalues" in changes:
             return DiagonalStateSpace(**fields)
-        logarithms = fields.setdefault("log_eigenvalues", self.log_eigenvalues)
-        if logarithms is not None:
+        if self.log_eigenvalues is not None and "time" in changes:
+            fields.setdefault("log_eigenvalues", self.log_eigenvalues)
+        if "log_eigenvalues" in fields:
             return DiagonalStateSpace.from_log(**fields)
-        del fields["log_eigenvalues"]
-        return DiagonalStateSpace(self.eigenvalues, **fields)
+        system = DiagonalStateSpace(self.eigenvalues, **fields)
+        vars(system)["log_eigenvalues"] = self.log_eigenvalues
+        return system
 
     @property
     def order(self) -> int:
@@ -273,7 +275,7 @@ class DiagonalStateSpace:
         """
         margin = checked_margin(margin)
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
-        inside = self.time.inside(self.poles(), margin, logarithms)
+        inside = self.time.inside(to_host(self.eigenvalues), margin, logarithms)
         stable: HostArray = np.all(inside, axis=-1)
         return stable
 
