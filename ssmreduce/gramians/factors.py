@@ -7,6 +7,8 @@ Aᴴ Q A - Q + Cᴴ C = 0. Continuous time: A P + P Aᴴ + B Bᴴ = 0 and Aᴴ Q
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ssmreduce._array_libraries import Array, HostArray, adjoint
@@ -27,7 +29,7 @@ from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import NoConvergenceError, TimeDomainError
 from ssmreduce.gramians.batch import map_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
-from ssmreduce.systems.real_form import apply_real_state
+from ssmreduce.systems.pytree import unchecked
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -43,12 +45,11 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     host = system.to_host()
     if not isinstance(host, DiagonalStateSpace):
         return dense_gramian_factors(host, horizon).whole()
-    kernels = None if horizon is not None else _stable_kernels(host)
-    mirrored = None if kernels is None else (kernels[0].conj(), kernels[1].conj())
-    return (
-        _diagonal_factor(host, horizon, kernels),
-        _diagonal_factor(dual(host), horizon, mirrored),
-    )
+    if horizon is not None:
+        return _horizon_factor(host, horizon), _horizon_factor(dual(host), horizon)
+    kernels = _stable_kernels(host)
+    mirrored = (kernels[0].conj(), kernels[1].conj())
+    return _diagonal_factor(host, kernels), _diagonal_factor(dual(host), mirrored)
 
 
 def gramian_factor(system: System, which: int, horizon: int | None = None) -> HostArray:
@@ -56,7 +57,9 @@ def gramian_factor(system: System, which: int, horizon: int | None = None) -> Ho
     host = system.to_host()
     if isinstance(host, DiagonalStateSpace):
         host = dual(host) if which else host
-        return _diagonal_factor(host, horizon, None if horizon else _stable_kernels(host))
+        if horizon is not None:
+            return _horizon_factor(host, horizon)
+        return _diagonal_factor(host, _stable_kernels(host))
     A, G = host.A, adjoint(host.C) if which else host.B
     if horizon is None:
         return dense_factor(A, G, host.time, which)
@@ -304,28 +307,22 @@ def _stable_kernels(system: DiagonalStateSpace) -> tuple[HostArray, HostArray]:
     return diagonal.cauchy_kernels(eigenvalues, logarithms, system.time)
 
 
-def _diagonal_factor(
-    system: DiagonalStateSpace,
-    horizon: int | None,
-    kernels: tuple[HostArray, HostArray] | None,
-) -> HostArray:
-    """Z of a system on the host; `kernels` where there is no horizon."""
+def _diagonal_factor(system: DiagonalStateSpace, kernels: tuple[HostArray, HostArray]) -> HostArray:
+    """Z of a system on the host, from its Cauchy kernels."""
     if system.order == 0:
         return np.zeros((0, 0))
     eigenvalues, B, logarithms = system.eigenvalues, system.B, system.log_eigenvalues
-    if kernels is None:
-        assert horizon is not None
-        return _horizon_factor(eigenvalues, B, horizon, real=system.real_output)
     if system.real_output:
         return diagonal.real_state_factor(eigenvalues, B, kernels, system.time, logarithms)
     return diagonal.state_factor(eigenvalues, B, kernels[0], logarithms)
 
 
-def _horizon_factor(eigenvalues: HostArray, G: HostArray, horizon: int, *, real: bool) -> HostArray:
-    """Factor of Σ_{k<L} Λ^k G Gᴴ Λ^kᴴ, or of the same sum for the real states [Re h; Im h]."""
-    if real:
-        stacked = np.concatenate([G.real, G.imag])
-        return smith.finite_factor(
-            lambda i: lambda X: apply_real_state(eigenvalues ** (2**i), X), stacked, horizon
-        )
-    return smith.finite_factor(lambda i: lambda X: (eigenvalues ** (2**i))[:, None] * X, G, horizon)
+def _horizon_factor(system: DiagonalStateSpace, horizon: int) -> HostArray:
+    """Factor of Σ_{k<L} Aᵏ B Bᴴ Aᵏᴴ, in the states of Gramians."""
+    if system.order == 0:
+        return np.zeros((0, 0))
+
+    def power(i: int) -> Callable[[HostArray], HostArray]:
+        return unchecked(system, eigenvalues=system.eigenvalues ** (2**i)).applied
+
+    return smith.finite_factor(power, system.ports()[0], horizon)

@@ -30,7 +30,7 @@ from ssmreduce.gramians.single_channel import channel_gains
 from ssmreduce.hankel import hankel_singular_values, hsv_rule
 from ssmreduce.norms.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.prescaling import prescaled
+from ssmreduce.systems.prescaling import SomeSystem, prescaled
 
 
 @any_library(native.h2, has_derivative=True)
@@ -198,7 +198,6 @@ def _h2_of_channels(batch: DiagonalStateSpace) -> list[float]:
     """The same for channels along one batch axis, which share every step."""
     standard = batch.to_host().to_standard()
     scaled, exponents = _scaled(standard)
-    assert isinstance(scaled, DiagonalStateSpace)
     states = _restored(channel_gains(scaled), exponents, "H2")
     return [
         float(batch.time.h2_norm(state, frobenius_norm(D)))
@@ -214,7 +213,7 @@ def _state_norm(system: System) -> float:
     return frobenius_norm(adjoint(B) @ gramian_factor(system, 1))
 
 
-def _scaled(system: System) -> tuple[System, HostArray]:
+def _scaled(system: SomeSystem) -> tuple[SomeSystem, HostArray]:
     """System without D, the largest entries of B and C near 1, and the exponent of two taken out.
 
     The Gramians hold their squares, which would overflow long before the norm does.

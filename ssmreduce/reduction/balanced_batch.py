@@ -138,4 +138,6 @@ def _cut_one(part: Reducible, rule: OrderRule, cut: Cut) -> Reduction:
 def _keeping_unstable(system: System, margin: float) -> Reducible:
     split = split_unstable(system, margin)
     check_split(split)
-    return BalancedUnstable(system, split) if split.unstable_count else balanced_system(system)
+    if split.unstable is None:
+        return balanced_system(system)
+    return BalancedUnstable(system, split, split.unstable)

@@ -50,13 +50,18 @@ class BalancedUnstable(Reducible):
     """
 
     def __init__(
-        self, original: System, split: UnstableSplit, trimmed: Reduction | None = None
+        self,
+        original: System,
+        split: UnstableSplit,
+        unstable: System,
+        trimmed: Reduction | None = None,
     ) -> None:
         self.original = original
         self._split = split
-        self._kept = split.unstable if trimmed is None else trimmed.system
+        self._unstable = unstable
         self._trimmed = trimmed
-        self.unstable = 0 if self._kept is None else self._kept.order
+        self._kept = unstable if trimmed is None else trimmed.system
+        self.unstable = self._kept.order
         self._stable = None if split.stable is None else balanced_system(split.stable)
         values = np.zeros(0) if self._stable is None else self._stable.hsv
         self.hsv = np.concatenate([values, np.zeros(original.real_order - values.size)])
@@ -114,14 +119,13 @@ class BalancedUnstable(Reducible):
 
     def _without_stable_states(self, rule: OrderRule, *, matched: bool) -> Reduction:
         """Keep the unstable states and of the stable part its feedthrough, or its DC gain."""
-        stable = self._split.stable
-        if stable is None:
+        stable, balanced = self._split.stable, self._stable
+        if stable is None or balanced is None:
             self._stable_order(rule)
-            return (
-                self._unchanged() if self._kept is self._split.unstable else self._trimmed_alone()
-            )
-        assert self._stable is not None
-        balanced = self._stable.standard if matched else self._stable
+            if self._trimmed is None or self._kept is self._unstable:
+                return self._unchanged()
+            return self._trimmed_alone(self._trimmed)
+        balanced = balanced.standard if matched else balanced
         D = stable.dc_gain() if matched else stable.D
         n = stable.real_order
         empty = np.zeros((n, 0), dtype=self._split.left[0].dtype)
@@ -141,12 +145,11 @@ class BalancedUnstable(Reducible):
         )
         return self._joined(inner)
 
-    def _trimmed_alone(self) -> Reduction:
-        assert self._trimmed is not None
-        W, T, slot_map = _way(self.original, self._trimmed)
+    def _trimmed_alone(self, trimmed: Reduction) -> Reduction:
+        W, T, slot_map = _way(self.original, trimmed)
         return replace(
             self._unchanged(),
-            system=self._trimmed.system,
+            system=trimmed.system,
             order=self.unstable,
             real_order=W.shape[1],
             left=self._split.left[1] @ W,
@@ -172,13 +175,10 @@ class BalancedUnstable(Reducible):
     def _joined(self, inner: Reduction) -> Reduction:
         """The reduced stable part together with the unstable one."""
         split, kept = self._split, self._kept
-        assert split.stable is not None
-        assert split.unstable is not None
-        assert kept is not None
-        if inner.system is inner.original and kept is split.unstable:
+        if inner.system is inner.original and kept is self._unstable:
             return self._unchanged()
-        W_kept, T_kept, map_kept = _way(split.unstable, self._trimmed)
-        W, T, slot_map = _way(split.stable, inner)
+        W_kept, T_kept, map_kept = _way(self._unstable, self._trimmed)
+        W, T, slot_map = _way(inner.original, inner)
         left = np.concatenate([split.left[1] @ W_kept, split.left[0] @ W], axis=1)
         right = np.concatenate([split.right[1] @ T_kept, split.right[0] @ T], axis=1)
         real_order = W_kept.shape[1]

@@ -257,10 +257,9 @@ class ErrorBound(OrderRule):
             self._refuse(self._tolerance(hsv), float(error))
 
     def _tolerance(self, hsv: HostArray) -> float:
-        if self.absolute is not None:
-            return float(self.absolute)
-        assert self.relative is not None
-        return float(self.relative * _checks.singular_values(hsv)[0])
+        if self.relative is not None:
+            return float(self.relative * _checks.singular_values(hsv)[0])
+        return float(self.absolute or 0.0)
 
     def _refuse(self, tolerance: float, reachable: float) -> None:
         raise UnreachableToleranceError(

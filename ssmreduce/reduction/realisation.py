@@ -144,7 +144,8 @@ def minimal_realisation(
     check_split(split)
     if split.unstable is None:
         return replace(balanced_system(system).truncate(rule), method=_METHOD)
-    part = BalancedUnstable(system, split, _minimal_unstable(split.unstable, rule))
+    trimmed = _minimal_unstable(split.unstable, rule)
+    part = BalancedUnstable(system, split, split.unstable, trimmed)
     reduction = part.truncate(rule if part.rank else FixedOrder(max(part.unstable, 1)))
     return replace(reduction, method=_METHOD)
 
