@@ -22,7 +22,7 @@ _NEAR_BOUNDARY = 0.1
 
 
 class _Time(ABC):
-    """What both time domains answer."""
+    """What both time domains answer; `logarithms` are those of poles, in discrete time."""
 
     steady_point: ClassVar[float]
     """Point of the stability boundary that stands for constant signals, and the limit of `growth`."""
@@ -38,10 +38,6 @@ class _Time(ABC):
     frequency_unit: ClassVar[str]
 
     @abstractmethod
-    def growth(self, poles: Array) -> Array:
-        """What is below `steady_point` for stable poles."""
-
-    @abstractmethod
     def distance(self, poles: Array, logarithms: Array | None = None) -> Array:
         """How far `poles` lie inside the stability boundary."""
 
@@ -49,47 +45,9 @@ class _Time(ABC):
         """Whether `poles` lie inside the stability boundary by more than `margin`."""
         return self.distance(poles, logarithms) > margin
 
-    @abstractmethod
-    def decay(self, distance: Array) -> Array:
-        """How fast the energy of a mode decays whose pole lies `distance` inside the boundary."""
 
-    @abstractmethod
-    def point(self, omega: Array) -> Array:
-        """Points of the stability boundary at the frequencies `omega`."""
-
-    @abstractmethod
-    def rates(self, poles: Array) -> Array:
-        """What `poles` are in continuous time, for a step of 1."""
-
-    @abstractmethod
-    def divisor(
-        self, left: Array, right: Array, logarithms: tuple[Array, Array] | None = None
-    ) -> Array:
-        """What divides the entry of a Gramian that belongs to two poles."""
-
-    @abstractmethod
-    def lyapunov(self, A: Array, X: Array) -> Array:
-        """What of the Lyapunov equation of `A` depends on its solution `X`."""
-
-    @abstractmethod
-    def lyapunov_size(self, size: Array) -> Array:
-        """Bound of the norm of that for `X` of norm 1 and A of norm `size`."""
-
-    @abstractmethod
-    def h2_norm(self, state: Array, feedthrough: Array) -> Array:
-        """H2 norm of a system from those of its `state` part and of its `feedthrough`."""
-
-
-@dataclass(frozen=True)
-class Continuous(_Time):
-    """Continuous time: x'(t) = A x(t) + B u(t). Stable poles have a negative real part.
-
-    Examples
-    --------
-    >>> from ssmreduce import Continuous
-    >>> Continuous() == Continuous()
-    True
-    """
+class _ContinuousTime(_Time):
+    """Formulas of continuous time."""
 
     steady_point = 0.0
     nyquist = math.inf
@@ -138,28 +96,8 @@ class Continuous(_Time):
         return xp.where(feedthrough > 0.0, xp.inf, state)
 
 
-@dataclass(frozen=True)
-class Discrete(_Time):
-    """Discrete time: x[k+1] = A x[k] + B u[k]. Stable poles lie inside the unit circle.
-
-    Parameters
-    ----------
-    dt : float
-        Sampling time in seconds; 1.0 (the default) counts steps.
-
-    Raises
-    ------
-    TimeDomainError
-        If `dt` is not a positive finite number.
-
-    Examples
-    --------
-    >>> from ssmreduce import Discrete
-    >>> Discrete(dt=0.01).dt
-    0.01
-    """
-
-    dt: float = 1.0
+class _DiscreteTime(_Time):
+    """Formulas of discrete time."""
 
     steady_point = 1.0
     nyquist = math.pi
@@ -167,14 +105,6 @@ class Discrete(_Time):
     variable = "z"
     growth_symbol = "|λ|"
     frequency_unit = "radians per sample"
-
-    def __post_init__(self) -> None:
-        if not is_number(self.dt) or self.dt <= 0:
-            raise TimeDomainError(
-                f"`dt` is {shown(self.dt)}; expected a positive finite number of seconds. "
-                "Pass a number, such as 0.1; Discrete() alone counts steps."
-            )
-        vars(self).update(dt=float(self.dt))
 
     def growth(self, poles: Array) -> Array:
         """|z| of `poles`."""
@@ -223,6 +153,50 @@ class Discrete(_Time):
     def h2_norm(self, state: Array, feedthrough: Array) -> Array:
         """Root of the sum of squares of `state` and `feedthrough`, which is one impulse."""
         return _functions(state).hypot(state, feedthrough)
+
+
+@dataclass(frozen=True)
+class Continuous(_ContinuousTime):
+    """Continuous time: x'(t) = A x(t) + B u(t). Stable poles have a negative real part.
+
+    Examples
+    --------
+    >>> from ssmreduce import Continuous
+    >>> Continuous() == Continuous()
+    True
+    """
+
+
+@dataclass(frozen=True)
+class Discrete(_DiscreteTime):
+    """Discrete time: x[k+1] = A x[k] + B u[k]. Stable poles lie inside the unit circle.
+
+    Parameters
+    ----------
+    dt : float
+        Sampling time in seconds; 1.0 (the default) counts steps.
+
+    Raises
+    ------
+    TimeDomainError
+        If `dt` is not a positive finite number.
+
+    Examples
+    --------
+    >>> from ssmreduce import Discrete
+    >>> Discrete(dt=0.01).dt
+    0.01
+    """
+
+    dt: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not is_number(self.dt) or self.dt <= 0:
+            raise TimeDomainError(
+                f"`dt` is {shown(self.dt)}; expected a positive finite number of seconds. "
+                "Pass a number, such as 0.1; Discrete() alone counts steps."
+            )
+        vars(self).update(dt=float(self.dt))
 
 
 TimeDomain = Continuous | Discrete

@@ -253,6 +253,18 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
         {"margin": 0.01},
     ),
     "DiagonalStateSpace.rescaled": lambda: (diagonal().rescaled, {"scale": np.ones(4)}),
+    "StateSpace.replace": lambda: (
+        dense().replace,
+        {"B": np.ones((4, 2)), "D": None, "time": Discrete(0.1), "read_after_update": True},
+    ),
+    "DiagonalStateSpace.replace": lambda: (
+        diagonal().replace,
+        {"eigenvalues": np.full(4, 0.5), "D": 0, "real_output": True},
+    ),
+    "from_log.replace": lambda: (
+        sr.to_discrete(diagonal_system(rng(), 3, 1, 1, discrete=False), 0.1).replace,
+        {"log_eigenvalues": np.full(3, -0.1), "C": np.ones((1, 3))},
+    ),
     "StateSpace[]": lambda: (batch().__getitem__, {"index": 1}),
     "DiagonalStateSpace[]": lambda: (channels().__getitem__, {"index": 1}),
     "rescaled": lambda: (diagonal().rescaled, {"scale": np.ones(4)}),

@@ -27,11 +27,11 @@ from ssmreduce._array_libraries import (
     refuted,
 )
 from ssmreduce._array_routes import NoNativeRoute, deciding_array
-from ssmreduce.devices import diagonal_factors, doubling, matrix_sign
+from ssmreduce.devices import diagonal_factors
+from ssmreduce.devices.lyapunov import iterated_factors
 from ssmreduce.devices.residual import BACKWARD_STABLE, factor_residual
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.pytree import arrays_of
-from ssmreduce.time_domain import Discrete
 
 _LARGE = 2.0**230
 """Entries of B and C between 1/this and this have squares, and products of two of those, in range."""
@@ -124,11 +124,7 @@ class NativeSystem:
     def _dense_factors(self, sides: list[_Side]) -> list[Array]:
         xp, time = self.xp, self.system.time
         A, generators = sides[0][0], [G for _, _, G in sides]
-        if isinstance(time, Discrete):
-            factors, done, _ = doubling.infinite_factors(A, *generators)
-        else:
-            factors, done, stable, _ = matrix_sign.sign_factors(A, *generators)
-            done = done & stable
+        factors, done, _ = iterated_factors(A, time, *generators)
         if self.traced:
             undefined = xp.where(done, 1.0, xp.nan)[..., None, None]
             return [undefined * Z for Z in factors]

@@ -68,13 +68,20 @@ def _iterated(
     A: Array, right: Array, time: TimeDomain, *, factor: bool
 ) -> tuple[Array, Array, int | None]:
     """X or Z, whether it is one, shape (...), and the iterations."""
-    if isinstance(time, Discrete) and factor:
-        (Z,), done, iterations = doubling.infinite_factors(A, right)
+    if factor:
+        (Z,), done, iterations = iterated_factors(A, time, right)
         return Z, done, iterations
     if isinstance(time, Discrete):
         return doubling.infinite_sum(A, right)
-    if factor:
-        (Z,), done, stable, iterations = matrix_sign.sign_factors(A, right)
-        return Z, done & stable, iterations
     X, done, stable, iterations = matrix_sign.sign_sum(A, right)
     return X, done & stable, iterations
+
+
+def iterated_factors(
+    A: Array, time: TimeDomain, *generators: Array
+) -> tuple[list[Array], Array, int | None]:
+    """Z for B and Y for Cᴴ, or one of them, whether they are factors, and the iterations."""
+    if isinstance(time, Discrete):
+        return doubling.infinite_factors(A, *generators)
+    factors, done, stable, iterations = matrix_sign.sign_factors(A, *generators)
+    return factors, done & stable, iterations

@@ -67,11 +67,8 @@ def stored_together(
         name: np.stack([getattr(one, name) for one in every])
         for name in ("eigenvalues", "B", "C", "D")
     }
-    return DiagonalStateSpace(
-        **{name: value.reshape(*batch, *value.shape[1:]) for name, value in arrays.items()},
-        time=system.time,
-        real_output=True,
-        read_after_update=system.read_after_update,
+    return every[0].replace(
+        **{name: value.reshape(*batch, *value.shape[1:]) for name, value in arrays.items()}
     )
 
 

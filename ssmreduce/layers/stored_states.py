@@ -60,12 +60,8 @@ def padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
     if missing == 0:
         return system
     batch = [(0, 0)] * len(system.batch_shape)
-    return DiagonalStateSpace(
-        np.pad(system.eigenvalues, [*batch, (0, missing)]),
-        np.pad(system.B, [*batch, (0, missing), (0, 0)]),
-        np.pad(system.C, [*batch, (0, 0), (0, missing)]),
-        system.D,
-        time=system.time,
-        real_output=system.real_output,
-        read_after_update=system.read_after_update,
+    return system.replace(
+        eigenvalues=np.pad(system.eigenvalues, [*batch, (0, missing)]),
+        B=np.pad(system.B, [*batch, (0, missing), (0, 0)]),
+        C=np.pad(system.C, [*batch, (0, 0), (0, missing)]),
     )

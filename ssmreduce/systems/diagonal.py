@@ -307,13 +307,19 @@ class DiagonalStateSpace:
             return finite_gain(np.asarray(host.D + (gain.real if self.real_output else gain)))
 
     def ports(self) -> tuple[HostArray, HostArray]:
-        """B and C for the states of Gramians, [Re h; Im h] where the output is real; host arrays."""
+        """B and C, host arrays, for the states of Gramians, [Re h; Im h] where the output is real.
+
+        :meta private:
+        """
         if self.real_output:
             return real_input(self.B), real_output(self.C)
         return self.B, self.C
 
     def applied(self, X: HostArray) -> HostArray:
-        """Return A X for states `X` of Gramians, shape (..., n, k) or (..., 2n, k); host arrays."""
+        """Return A X for states `X` of Gramians, shape (..., n, k) or (..., 2n, k).
+
+        :meta private:
+        """
         if self.real_output:
             return apply_real_state(self.eigenvalues, X)
         return np.asarray(self.eigenvalues[..., :, None] * X)

@@ -333,11 +333,17 @@ class StateSpace:
         return replace(self, **changes)
 
     def ports(self) -> tuple[Array, Array]:
-        """B and C for the states of Gramians: these two."""
+        """B and C for the states of Gramians: these two.
+
+        :meta private:
+        """
         return self.B, self.C
 
     def applied(self, X: Array) -> Array:
-        """Return A X for states `X` of Gramians, shape (..., n, k)."""
+        """Return A X for states `X` of Gramians, shape (..., n, k).
+
+        :meta private:
+        """
         return self.A @ X
 
     def to_host(self) -> StateSpace:

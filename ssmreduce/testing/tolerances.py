@@ -93,9 +93,7 @@ def rounding(*systems: System) -> float:
 
 def reading(system: StateSpace, C: HostArray) -> StateSpace:
     """The same states with another readout and no feedthrough."""
-    return StateSpace(
-        system.A, system.B, C, time=system.time, read_after_update=system.read_after_update
-    )
+    return system.replace(C=C, D=None)
 
 
 def lyapunov_condition(system: StateSpace) -> float:
