@@ -156,7 +156,7 @@ def lower_bound(gain: Gain, search: Search) -> tuple[float, float]:
     # The search saw rounding: another one without.
     omega = frequencies(gain.searchable, min(search.grid, _GRID))
     lower, frequency = refine(refined.lower, omega, search.refinements)
-    return lower, math.remainder(frequency, math.tau) if gain.discrete else frequency
+    return lower, math.remainder(frequency, 2.0 * gain.time.nyquist)
 
 
 def _agrees(lower: float, plain: float) -> bool:
