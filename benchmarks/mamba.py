@@ -29,7 +29,13 @@ from transformers import MambaForCausalLM
 from ssmreduce import CutOptions, calibrate, reduce_model
 from ssmreduce.errors import CalibrationWarning
 
-OURS = ("compensated", "selected", "merged", "best")
+OURS = {
+    "compensated": CutOptions(method="compensated"),
+    "selected": CutOptions(method="selected"),
+    "merged": CutOptions(method="merged"),
+    "best": CutOptions(),
+    "best, matched": CutOptions(match=True),
+}
 OTHERS = ("random", "magnitude", "Taylor", "Gramians", "GHOST", "GHOST, our scales")
 
 
@@ -107,6 +113,10 @@ class Training:
     def loss(self, model, ids):
         scores, right = self.task.scored(model, ids)
         return nn.functional.cross_entropy(scores.transpose(1, 2), right)
+
+    def forward(self, model, ids):
+        """Return square roots of probabilities, between which a squared error means something."""
+        return self.task.scored(model, ids)[0].softmax(-1).sqrt()
 
     def run(self, steps):
         self.model.train()
@@ -273,9 +283,9 @@ def table(training, task, test, calibration, step):
             cut = select(training.copy(), kept, scales)
             rows[name].append(measured(task, cut.model, test)[0] - full)
     started = time.process_time()
-    data = calibrate(training.model, calibration, loss=training.loss)
+    data = calibrate(training.model, calibration, loss=training.loss, forward=training.forward)
     costs = {"calibration": (time.process_time() - started) / step}
-    for method in OURS:
+    for method, options in OURS.items():
         rows[method] = []
         for order in orders:
             cut, started = training.copy(), time.process_time()
@@ -284,7 +294,7 @@ def table(training, task, test, calibration, step):
                 order,
                 data=data,
                 optimizer=cut.optimizer,
-                options=CutOptions(method=method),
+                options=options,
             )
             costs[method] = (time.process_time() - started) / step
             rows[method].append(measured(task, cut.model, test)[0] - full)

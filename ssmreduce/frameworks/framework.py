@@ -304,6 +304,7 @@ class Framework(ABC):
         forward: Callable[[Any, Any], Any],
         batches: Sequence[Any],
         targets: Sequence[list[Any]],
+        rates: Sequence[float],
     ) -> Any:
         """Train layers of a copy of a model to reproduce outputs, and return it.
 
@@ -322,6 +323,8 @@ class Framework(ABC):
             Batches for `forward`.
         targets : sequence of list of arrays
             What `outputs` returned for them.
+        rates : sequence of float
+            Learning rate of each step.
 
         Returns
         -------

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ssmreduce._array_libraries import is_array, to_host
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.pytree_recording import in_inference_mode
-from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS, pairs_of
+from ssmreduce.frameworks.recording import pairs_of
 
 _State = tuple[list[jax.Array], list[jax.Array], list[jax.Array]]
 """Weights, first and second moments."""
@@ -35,6 +35,7 @@ def matched(
     forward: Callable[[Any, Any], Any],
     batches: Sequence[Any],
     targets: Sequence[list[jax.Array]],
+    rates: Sequence[float],
 ) -> Any:
     """Return a copy of `model` in which the weights of the layers were trained.
 
@@ -47,18 +48,23 @@ def matched(
         return sum(jnp.mean(jnp.abs(own - other) ** 2) for own, other in pairs)
 
     @eqx.filter_jit
-    def updated(state: _State, step: jax.Array, model: Any, batch: Any, target: Any) -> _State:
-        return _after_adam(state, jax.grad(error)(state[0], model, batch, target), step)
+    def updated(
+        state: _State, step: jax.Array, rate: jax.Array, model: Any, batch: Any, target: Any
+    ) -> _State:
+        return _after_adam(state, jax.grad(error)(state[0], model, batch, target), step, rate)
 
     values = weights.of(model)
     state = values, [jnp.zeros_like(each) for each in values], [0.0 * each for each in values]
-    for step in range(MATCHING_STEPS):
+    for step, rate in enumerate(rates):
         batch, target = _traceable(batches[step % len(batches)]), targets[step % len(batches)]
-        state = updated(state, jnp.asarray(step + 1.0), model, batch, target)
+        count = jnp.asarray(step + 1.0)
+        state = updated(state, count, jnp.asarray(rate), model, batch, target)
     return weights.put(model, state[0])
 
 
-def _after_adam(state: _State, gradient: list[jax.Array], step: jax.Array) -> _State:
+def _after_adam(
+    state: _State, gradient: list[jax.Array], step: jax.Array, rate: jax.Array
+) -> _State:
     """Values and moments after one step."""
     values, first, second = state
     first = [_FIRST * m + (1 - _FIRST) * g for m, g in zip(first, gradient, strict=True)]
@@ -68,8 +74,7 @@ def _after_adam(state: _State, gradient: list[jax.Array], step: jax.Array) -> _S
         for m, v in zip(first, second, strict=True)
     ]
     new = [
-        value - (MATCHING_RATE * move).astype(value.dtype)
-        for value, move in zip(values, moves, strict=True)
+        value - (rate * move).astype(value.dtype) for value, move in zip(values, moves, strict=True)
     ]
     return new, first, second
 

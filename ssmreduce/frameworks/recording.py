@@ -11,11 +11,11 @@ from ssmreduce.errors import CutRefusedError
 SAME_LOSS = 1e-6
 """Relative difference up to which two runs of a model have the same loss."""
 
-MATCHING_STEPS = 100
-"""Updates by which layers learn to put out again what the uncut model does."""
+MATCHING_RATES = (1e-2,) * 100
+"""Learning rates of Adam, by which layers learn to put out again what the uncut model does."""
 
-MATCHING_RATE = 1e-2
-"""Learning rate of Adam there."""
+FINE_MATCHING_RATES = tuple(2e-3 * (1 - step / 100) for step in range(100))
+"""The same where they have not lost it."""
 
 
 @dataclass(frozen=True, eq=False)

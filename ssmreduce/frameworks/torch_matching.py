@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ssmreduce.frameworks.handle import LayerHandle
-from ssmreduce.frameworks.recording import MATCHING_RATE, MATCHING_STEPS, pairs_of
+from ssmreduce.frameworks.recording import pairs_of
 from ssmreduce.frameworks.torch_recording import untouched
 
 
@@ -27,6 +27,7 @@ def matched(
     forward: Callable[[Any, Any], Any],
     batches: Sequence[Any],
     targets: Sequence[list[torch.Tensor]],
+    rates: Sequence[float],
 ) -> Any:
     """Return `model` itself, in which the parameters of the layers were trained."""
     model.requires_grad_(False)
@@ -35,10 +36,11 @@ def matched(
         return model
     for each in weights:
         each.requires_grad_(True)
-    optimizer = torch.optim.Adam(weights, MATCHING_RATE, eps=_epsilon(weights))
+    optimizer = torch.optim.Adam(weights, eps=_epsilon(weights))
     with untouched(model, handles, differentiates=False), torch.enable_grad():
-        for step in range(MATCHING_STEPS):
+        for step, rate in enumerate(rates):
             at = step % len(batches)
+            optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             pairs = pairs_of(_tensors(forward(model, batches[at])), targets[at])
             error = torch.stack([(own - other).abs().square().mean() for own, other in pairs])

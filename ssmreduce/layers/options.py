@@ -59,6 +59,10 @@ class CutOptions:
         layer's own modes. Mamba has ``"selected"``; ``"compensated"``, the same with scales in
         place of a fit; and ``"merged"``, which merges states with like rates of decay. Mamba-2 has
         ``"selected"``, without a fit.
+    match : bool
+        Train the layers of a model that are cut, for a hundred steps on the batches of `data`
+        that are not held out, to reproduce the outputs of the uncut model; the new weights are taken
+        if they lower the loss on the held-out batches. Needs data with a loss, and no FSDP2.
     skip_unsupported : bool
         Skip variants of known layers that cannot be reduced, stacks of layers, and without data
         layers that need some, instead of refusing the model.
@@ -91,6 +95,7 @@ class CutOptions:
     uniform: bool = False
     moments: Moments = "carry"
     method: Method = "best"
+    match: bool = False
     skip_unsupported: bool = False
     exclude: tuple[str, ...] | Callable[[str], bool] = ()
     kind: str | Layer | Mapping[str, str | Layer] | None = field(default=None, hash=False)
@@ -114,6 +119,7 @@ class CutOptions:
             ),
             "power_of_two": flag(self.power_of_two, "power_of_two"),
             "uniform": flag(self.uniform, "uniform"),
+            "match": flag(self.match, "match"),
             "skip_unsupported": flag(self.skip_unsupported, "skip_unsupported"),
             "exclude": self.exclude if callable(self.exclude) else _names(self.exclude),
             "kind": _kinds(self.kind),
@@ -194,7 +200,7 @@ class CutOptions:
         return self.size(above - 1) if above > 1 else 0
 
     def check_method(self, *, has_data: bool) -> None:
-        """Raise unless there are data for the method.
+        """Raise unless there are data for what needs some.
 
         :meta private:
 
@@ -206,12 +212,17 @@ class CutOptions:
         Raises
         ------
         ArgumentError
-            If the method needs data and there are none.
+            If the method, or `match`, needs data and there are none.
         """
         if not has_data and self.method not in ("best", "white"):
             raise ArgumentError(
                 f"`method` is {self.method!r}, but there are no data; expected some. Pass "
                 "data=calibrate(model, batches), or leave `method` out."
+            )
+        if not has_data and self.match:
+            raise ArgumentError(
+                "`match` is true, but there are no data; expected some with a loss. Pass "
+                "data=calibrate(model, batches, loss=loss), or leave `match` out."
             )
 
     def excluded(self, names: Collection[str]) -> set[str]:

@@ -138,6 +138,20 @@ def _planned(
     )
 
 
+def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
+    """What is planned for a copy of the layer for which `result` was."""
+    if result.new_order == result.old_order:
+        return replace(result, layer=handle.layer)
+    try:
+        cut = result.cut.follow(handle.weights, handle)
+    except SSMReduceError as error:
+        raise type(error)(
+            f"while reducing layer `{handle.name}`, a copy of `{found.copies[handle.path].name}`: {error} "
+            f"To leave it as it is, pass options=CutOptions(exclude=({handle.name!r},))."
+        ) from error
+    return LayerReduction(handle.layer, cut, handle.item_sizes)
+
+
 def _checked_copy(copy: Layers) -> Layers:
     try:
         copy.check()

@@ -24,15 +24,20 @@ from ssmreduce.errors import (
     UnstableSystemError,
 )
 from ssmreduce.frameworks.handle import LayerHandle, Path
+from ssmreduce.frameworks.recording import FINE_MATCHING_RATES, MATCHING_RATES
 from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import as_written
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import Results, really_cut
+from ssmreduce.models.cut import Results, copy_of, really_cut
 from ssmreduce.models.held_out import cut_copy, losses_in
-from ssmreduce.models.reduce import copy_of
 from ssmreduce.models.runs import Runs
 from ssmreduce.models.search import Layers
+
+_NO_LOSS = (
+    "`match` is true, but no loss on what was held out is known, by which it is judged; expected `data` "
+    "with a loss and two batches at least, and no FSDP2. Calibrate with loss=..., or leave it out."
+)
 
 _ADVICE = 'Say how: calibrate(..., forward=lambda model, batch: ...), or use above_chance="refuse".'
 
@@ -116,21 +121,27 @@ class MatchedCut(LayerCut):
 
 
 def matched(found: Layers, results: Results, data: Calibration) -> Results:
-    """The results with weights that match the old outputs, where the cut leads to chance and they lose less.
+    """The results with weights that match the old outputs, where they lose less.
+
+    Without `CutOptions.match` only where the cut leads to chance.
 
     Raises
     ------
     CutRefusedError
-        If the outputs of the model cannot be had.
+        If the outputs of the model cannot be had, or with `CutOptions.match` no loss.
     """
-    losses, runs = losses_in(results), data.runs
+    losses, runs, asked = losses_in(results), data.runs, found.options.match
     held_out = None if runs is None else runs.held_out_loss
-    if losses is None or losses.constant is None or losses.after < losses.constant:
+    if losses is None or runs is None or held_out is None:
+        if asked and really_cut(results):
+            raise CutRefusedError(_NO_LOSS)
         return results
-    if runs is None or held_out is None:
+    at_chance = losses.constant is not None and losses.after >= losses.constant
+    if not at_chance and not asked:
         return results
+    rates = MATCHING_RATES if at_chance else FINE_MATCHING_RATES
     try:
-        new = _with_cuts(found, results, _trained(found, really_cut(results), runs))
+        new = _with_cuts(found, results, _trained(found, really_cut(results), runs, rates))
     except (NonFiniteError, UnstableSystemError) as error:
         _warn(
             f"the outputs of the uncut model are not matched, and the cut stays as it is: {error}"
@@ -151,14 +162,14 @@ def matched(found: Layers, results: Results, data: Calibration) -> Results:
 
 
 def _trained(
-    found: Layers, cuts: Mapping[Path, LayerCut], runs: Runs
+    found: Layers, cuts: Mapping[Path, LayerCut], runs: Runs, rates: Sequence[float]
 ) -> dict[Path, dict[str, HostArray]]:
     """The weights of the layers that are cut and no copies, trained behind the cut."""
     copy = cut_copy(found, cuts)
     meant = {path: own for path, own in _by_path(found, copy).items() if path in cuts}
     trained = [own for path, own in meant.items() if path not in found.copies]
     try:
-        after = found.of(_with_outputs_of(found, copy.model, trained, runs))
+        after = found.of(_with_outputs_of(found, copy.model, trained, runs, rates))
     except SSMReduceError:
         raise
     except Exception as error:  # whatever the user's function raises
@@ -195,7 +206,9 @@ def _with_cuts(
     return new
 
 
-def _with_outputs_of(found: Layers, copy: Any, trained: Sequence[LayerHandle], runs: Runs) -> Any:
+def _with_outputs_of(
+    found: Layers, copy: Any, trained: Sequence[LayerHandle], runs: Runs, rates: Sequence[float]
+) -> Any:
     """The copy of a model, with layers trained to put out what the model itself does.
 
     Raises
@@ -212,7 +225,7 @@ def _with_outputs_of(found: Layers, copy: Any, trained: Sequence[LayerHandle], r
             f"matched, in an array or a tuple of arrays. {_ADVICE}"
         )
     del uncut  # a whole model, while another one is trained
-    return framework.matched(copy, trained, runs.forward, runs.fitting, targets)
+    return framework.matched(copy, trained, runs.forward, runs.fitting, targets, rates)
 
 
 def _warn(message: str) -> None:

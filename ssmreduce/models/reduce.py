@@ -17,6 +17,7 @@ from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import (
     Results,
     changes_of,
+    copy_of,
     make_cut,
     on_all,
     plan_cut,
@@ -24,6 +25,7 @@ from ssmreduce.models.cut import (
 from ssmreduce.models.data_cut import DataCut, planned_with_data
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.held_out import losses_in, warn_at_chance, with_losses
+from ssmreduce.models.matching import matched
 from ssmreduce.models.orders import (
     Order,
     layer_orders,
@@ -64,7 +66,8 @@ def reduce_layer(
     data : Calibration, optional
         Recorded inputs of the layer, under its name or as the only ones; see `reduce_model`.
     options : CutOptions
-        Horizon, multiple and method; options about several layers have no effect here.
+        Horizon, multiple and method; options about several layers have no effect here, and
+        ``match`` is refused.
 
     Returns
     -------
@@ -102,6 +105,11 @@ def reduce_layer(
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")
     if data is not None:
         check_instance(data, Calibration, "data", "calibrate(model, batches)")
+    if options.match:
+        raise ArgumentError(
+            "`match` is true, but a layer alone has no outputs of a model to be matched; expected false. "
+            "Pass the model to reduce_model, or leave it out."
+        )
     options.check_method(has_data=data is not None)
     options = options.with_kind(kind)
     order = as_rule(order)
@@ -264,6 +272,8 @@ def _decided(found: Layers, order: Order, data: Calibration | None) -> Results:
     results = decide_cut(found, order, data=data)
     if data is not None:
         results = with_losses(found, results, data)
+        if found.options.match:
+            results = matched(found, results, data)
         warn_at_chance(losses_in(results))
     return results
 
@@ -322,20 +332,6 @@ def _uniform(
     if data is not None and unlike:  # what follows a layer depends on its cut
         unlike = {name: result.new_order for name, result in results.items()}
     return results | _all_reduced(exactly, unlike, data)
-
-
-def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
-    """What is planned for a copy of the layer for which `result` was."""
-    if result.new_order == result.old_order:
-        return replace(result, layer=handle.layer)
-    try:
-        cut = result.cut.follow(handle.weights, handle)
-    except SSMReduceError as error:
-        raise type(error)(
-            f"while reducing layer `{handle.name}`, a copy of `{found.copies[handle.path].name}`: {error} "
-            f"To leave it as it is, pass options=CutOptions(exclude=({handle.name!r},))."
-        ) from error
-    return LayerReduction(handle.layer, cut, handle.item_sizes)
 
 
 def _reduced(

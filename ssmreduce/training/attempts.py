@@ -177,7 +177,7 @@ def _accepted(
         accepted = {path: each for path, each in results.items() if each.new_order < each.old_order}
     accepted = with_losses(found, accepted, data)
     if accepted:
-        if terms.above_chance == "match" and data is not None:
+        if data is not None and (found.options.match or terms.above_chance == "match"):
             accepted = matched(found, accepted, data)
         check_losses(losses_in(accepted), terms.above_chance, terms.at_cut)
     return accepted

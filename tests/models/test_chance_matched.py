@@ -26,10 +26,12 @@ from ssmreduce import (
     ReductionSchedule,
     calibrate,
     reduce_layer,
+    reduce_model,
 )
 from ssmreduce.demo.lru import LRU
-from ssmreduce.errors import CalibrationWarning
+from ssmreduce.errors import ArgumentError, CalibrationWarning, CutRefusedError, SSMReduceError
 from ssmreduce.frameworks import pytree_matching
+from ssmreduce.models import matching
 from ssmreduce.models.matching import MatchedCut
 from ssmreduce.models.search import search
 
@@ -212,12 +214,11 @@ def test_generators_buffers_and_modes_stay(learned: Model, pairs: Any) -> None:
     assert [part.training for part in (model, model.encoder)] == [True, False]
 
 
-@pytest.mark.parametrize("worse", [{"lr": 1e6}, {"lr": 1e-3, "maximize": True}])
+@pytest.mark.parametrize("rate", [1e6, -1e-3])
 def test_what_is_no_better_is_not_taken(
-    learned: Model, pairs: Any, plain: Any, worse: Any, monkeypatch: pytest.MonkeyPatch
+    learned: Model, pairs: Any, plain: Any, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", lambda weights, rate, eps: adam(weights, **worse))
+    monkeypatch.setattr(matching, "MATCHING_RATES", (rate,) * 100)
     model = copy.deepcopy(learned)
     not_taken = "the outputs of the uncut model.* which stays|and the cut stays as it is"
     with (
@@ -227,6 +228,53 @@ def test_what_is_no_better_is_not_taken(
         reducer = cut(model, pairs, "match")
     assert reducer.events[0].unmatched_loss is None
     assert is_same(model.state_dict().values(), plain[0].state_dict().values())
+
+
+@pytest.mark.parametrize("through", ["reduce_model", "reducer"])
+def test_a_cut_that_keeps_most_matches_where_that_is_asked(
+    learned: Model, pairs: Any, through: str
+) -> None:
+    model, white = copy.deepcopy(learned), CutOptions(method="white", match=True)
+    data = calibrate(model, pairs, loss=loss_of)
+    if through == "reduce_model":
+        losses = reduce_model(model, 3, data=data, options=white).report["layer.seq"].losses
+        assert losses is not None
+        before, after, constant, unmatched = (
+            losses.before,
+            losses.after,
+            losses.constant,
+            losses.unmatched,
+        )
+    else:
+        reducer = InTrainingReducer(
+            ReductionSchedule.at(1), FixedOrder(3), data=lambda _: data, options=white
+        )
+        reducer.step(1, model, adam_of(model))
+        (event,) = reducer.events
+        before, after = event.loss_before, event.loss_after
+        constant, unmatched = event.constant_loss, event.unmatched_loss
+    assert before < after < unmatched < constant
+    held_out = [loss_of(model, pairs[k]).item() for k in HELD_OUT]
+    assert np.mean(held_out) == pytest.approx(after, rel=1e-4)
+    if through == "reduce_model":
+        assert is_same(model.decoder.state_dict().values(), learned.decoder.state_dict().values())
+
+
+def test_what_cannot_be_matched_is_refused(learned: Model, pairs: Any) -> None:
+    model, match = copy.deepcopy(learned), CutOptions(match=True)
+    optimizer = adam_of(model)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ArgumentError, match="`match` is true, but there are no data"):
+        reduce_model(model, 4, options=match)
+    with pytest.raises(CutRefusedError, match="no loss on what was held out is known"):
+        reduce_model(model, 4, data=calibrate(model, pairs), options=match)
+    with pytest.raises(ArgumentError, match="a layer alone has no outputs of a model"):
+        reduce_layer(model.layer, 4, options=match)
+    with pytest.raises(ArgumentError, match="no data"):
+        InTrainingReducer(ReductionSchedule.at(1), options=match).step(1, model, optimizer)
+    with pytest.raises(SSMReduceError, match="`match`"):
+        CutOptions(match="yes")  # type: ignore[arg-type]
+    assert is_same(model.state_dict().values(), before.values())
 
 
 @torch.no_grad()
@@ -410,7 +458,7 @@ def test_complex_weights_descend_in_both_parts() -> None:
 
     (target,) = pytree_matching.outputs(model, forward, [inputs])
     other = eqx.tree_at(lambda tree: tree.kernel.C, model, 0.7j * model.kernel.C)
-    found = pytree_matching.matched(other, handles, forward, [inputs], [target])
+    found = pytree_matching.matched(other, handles, forward, [inputs], [target], (1e-2,) * 100)
 
     def error(model: Any) -> float:
         return float(jnp.mean((forward(model, inputs) - target[0]) ** 2))
