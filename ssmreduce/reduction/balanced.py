@@ -293,7 +293,7 @@ class Balancing:
     @cached_property
     def _on_host(self) -> BalancedBatch:
         keep_unstable, margin = self._options
-        host, weighting = self._caller.host(self.system), self._caller.host(self.weighting)
+        host, weighting = self._caller.host((self.system, self.weighting))
         if keep_unstable:
             return BalancedBatch.beside_unstable(host, margin)
         return BalancedBatch.of(host, self.horizon, weighting)

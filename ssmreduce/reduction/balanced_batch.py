@@ -66,11 +66,10 @@ class BalancedBatch:
     def values(self) -> tuple[HostArray, int | HostArray, int | HostArray]:
         """Hankel singular values, rank and number of unstable states, in the shape of the batch."""
         found = [(part.hsv, part.rank, part.unstable) for part in self.parts]
-        if not self.system.batch_shape:
+        shape = self.system.batch_shape
+        if not shape:
             return found[0]
-        hsv, rank, unstable = (
-            in_batch_shape(list(each), self.system.batch_shape) for each in zip(*found, strict=True)
-        )
+        hsv, rank, unstable = (in_batch_shape(list(x), shape) for x in zip(*found, strict=True))
         return hsv, rank, unstable
 
     def budget_values(self) -> list[HostArray]:
