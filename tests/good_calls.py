@@ -644,7 +644,14 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     "InTrainingReducer.log_to": lambda: (reducer().log_to, {"writer": None}),
     "lightning.ReductionCallback": lambda: (
         lightning.ReductionCallback,
-        {"reducer": watched(), "metric": "val_loss", "followers": None, "data": 8, "loss": None},
+        {
+            "reducer": watched(),
+            "metric": "val_loss",
+            "followers": None,
+            "data": 8,
+            "loss": None,
+            "forward": None,
+        },
     ),
     "transformers.ReductionCallback": lambda: (
         transformers.ReductionCallback,

@@ -54,6 +54,10 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         ``loss(module, batch)`` returns the scalar by which steps count and cuts are compared. By
         default what ``training_step`` returns on a copy of the module that has no trainer: nothing
         is logged.
+    forward : callable, optional
+        ``forward(module, batch)`` returns the output that is matched where the reducer has
+        ``above_chance="match"``. By default ``module(batch)``, or ``module(batch[0])`` for tuples
+        and lists.
 
     Raises
     ------
@@ -81,6 +85,7 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         followers: Callable[[Any], Sequence[Any]] | None = None,
         data: int | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
+        forward: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         check_instance(
             reducer,
@@ -94,8 +99,8 @@ class ReductionCallback(Callback):  # type: ignore[misc]
                 f"`followers` is {shown(followers)}; expected a function of the trainer. "
                 "Try lambda trainer: [copy]."
             )
-        self.data = checked_count(reducer, data, loss)
-        self.loss = loss
+        self.data = checked_count(reducer, data, loss=loss, forward=forward)
+        self.loss, self.forward = loss, forward
         self.followers = followers
         self.reducer = reducer
         self.metric = metric
@@ -187,7 +192,7 @@ def _calibration(trainer: Any, callback: ReductionCallback, count: int, model: A
         for batch in first_batches(trainer.train_dataloader, count)
     ]
     loss = partial(_own_loss, trainer.precision_plugin) if callback.loss is None else callback.loss
-    return calibrated_apart(model, batches, loss, callback.reducer.options)
+    return calibrated_apart(model, batches, loss, callback.reducer.options, callback.forward)
 
 
 def _own_loss(precision: Any, module: Any, batch: Any) -> Any:

@@ -30,21 +30,23 @@ _INSTEAD = "Give the reducer data=lambda model: calibrate(model, batches) instea
 
 
 def checked_count(
-    reducer: InTrainingReducer, data: int | None, loss: Callable[[Any, Any], Any] | None
+    reducer: InTrainingReducer, data: int | None, **functions: Callable[[Any, Any], Any] | None
 ) -> int | None:
-    """Return how many batches a callback is told to calibrate by; None if it is not to.
+    """Return how many batches a callback is told to calibrate by, with functions; None if it is not to.
 
     Raises
     ------
     ArgumentError
-        If the number is no positive int, the loss no function, or the reducer calibrates by itself.
+        If the number is no positive int, a function none, or the reducer calibrates by itself.
     """
-    check_functions(loss=loss)
+    check_functions(**functions)
     if data is None:
-        if loss is not None:
-            raise ArgumentError(
-                f"`loss` is {shown(loss)} but `data` is None; expected a number of batches. Pass data=8."
-            )
+        for name, function in functions.items():
+            if function is not None:
+                raise ArgumentError(
+                    f"`{name}` is {shown(function)} but `data` is None; expected a number of batches. Pass "
+                    "data=8."
+                )
         return None
     count = positive_count(data, "data", "how many batches of the training loader calibrate")
     if reducer.data is not None:

@@ -91,7 +91,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
             "InTrainingReducer(ReductionSchedule(total_steps))",
         )
         reducer.check_metric(metric)
-        self.data = checked_count(reducer, data, loss)
+        self.data = checked_count(reducer, data, loss=loss)
         self.loss = loss
         self.reducer = reducer
         self.metric = metric

@@ -431,6 +431,29 @@ def test_the_loss_of_a_model_is_what_it_returns() -> None:
         _own_loss(model, (1.0,))
 
 
+@pytest.mark.filterwarnings("ignore::ssmreduce.errors.CalibrationWarning")
+def test_lightning_takes_what_is_matched(tmp_path: Path) -> None:
+    class OfDicts(Module):
+        def training_step(self, batch: Any, index: int) -> Any:
+            return torch.mean((self.net(batch["inputs"]) - batch["targets"]) ** 2)
+
+    def forward(module: Any, batch: Any) -> Any:
+        matched.append(len(batch["inputs"]))
+        return module.net(batch["inputs"])
+
+    inputs, targets = samples()
+    rows = [{"inputs": u, "targets": y} for u, y in zip(inputs, targets, strict=True)]
+    matched: list[int] = []
+    reducer = InTrainingReducer(
+        ReductionSchedule.at(3), order=1, above_chance="match", options=CutOptions(method="white")
+    )
+    module, callback = OfDicts(), LightningCallback(reducer, data=4, forward=forward)
+    fit(module, callback, tmp_path, loader=DataLoader(rows, 4))
+    (part,) = reducer.last_cut.values()
+    assert part.losses.unmatched is not None
+    assert matched
+
+
 # --- Arguments
 
 
@@ -443,5 +466,8 @@ def test_bad_arguments(callback: Any) -> None:
         callback(reducer_of(), data=8, loss=3)
     with pytest.raises(ArgumentError, match=r"`loss` is .* but `data` is None"):
         callback(reducer_of(), loss=squared)
+    if callback is LightningCallback:
+        with pytest.raises(ArgumentError, match=r"`forward` is .* but `data` is None"):
+            callback(reducer_of(), forward=squared)
     with pytest.raises(ArgumentError, match=r"`data` is 8 but the reducer has data="):
         callback(reducer_of(data=lambda model: None), data=8)
