@@ -40,7 +40,7 @@ def balance_states(
 
 
 def _units_of_parts(A: HostArray, B: HostArray, C: HostArray) -> HostArray:
-    """Units that balance each part of A on its own, then the parts, with what leads from one to the next.
+    """Units that balance each part of A on its own, then the parts, with the coupling between them.
 
     Ports are made so small that nothing between two parts is larger than what is inside of them.
     """

@@ -196,7 +196,7 @@ class DataFileError(SSMReduceError, ValueError):
 
 
 class ScalingWarning(UserWarning):
-    """Inputs or outputs differ so much in size that the small ones drown in rounding; see
+    """Inputs or outputs differ so much in size that the small ones are lost in rounding; see
     `balance`.
     """
 

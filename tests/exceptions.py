@@ -72,7 +72,7 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
             test_optimizer_states_of_another_structure_are_refused""",
     },
     "it is about memory, bytes or the line of a warning": {
-        "reduction/test_realisation": "test_drowned_channels_are_named",
+        "reduction/test_realisation": "test_small_gains_are_named",
         "test_regressions": """
             test_host_arrays_are_of_native_byte_order
             test_logarithms_come_from_from_log_only""",

@@ -75,7 +75,7 @@ def apply(
     is_complex: bool,
     native: Callable[[System], Any] | None = None,
 ) -> Any:
-    """Value of `rule` as an array that knows its derivative."""
+    """Value of `rule` as an array with a derivative."""
     leaves, structure = jax.tree_util.tree_flatten(system)
     arrays = [jnp.asarray(leaf) for leaf in leaves]
     dtype: Any = jnp.result_type(*arrays)

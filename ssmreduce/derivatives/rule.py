@@ -1,7 +1,7 @@
 """What a derivative rule is, and how it runs over a batch on the host.
 
 A rule takes one system in NumPy arrays and returns a value and its pullback: from dL/dvalue to
-dL/d(arrays of the system), in the sense of `derivatives.adjoint`. The bindings to frameworks know
+dL/d(arrays of the system), in the sense of `derivatives.adjoint`. The bindings to frameworks need
 nothing else.
 """
 

@@ -20,7 +20,7 @@ _Function: Any = torch.autograd.Function
 
 
 def apply(rule: Rule, system: System, shape: tuple[int, ...], *, is_complex: bool) -> Any:
-    """Value of `rule` as a tensor that knows its derivative."""
+    """Value of `rule` as a tensor with a derivative."""
     return _Apply.apply(rule, system, is_complex, *arrays_of(system))
 
 

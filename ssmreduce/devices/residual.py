@@ -1,4 +1,4 @@
-"""The relative residual of Lyapunov equations for arrays of any library, and what is small."""
+"""The relative residual of Lyapunov equations for arrays of any library, and its limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of a Lyapunov equation, checked once for all verbs and solvers."""
+"""The arguments of a Lyapunov equation, checked once for all functions and solvers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gramian factors of a dense system: the choice of the route, and what P and Q share.
+"""Gramian factors of a dense system: the choice of the method, and the work that P and Q share.
 
 Both equations share the Schur form, or the LU factorisations of the low-rank iteration. The factors
 come in the coordinates of the Schur form, which they need not leave: Hankel singular values and

@@ -92,7 +92,7 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
         by_blocks(T, B, U, diagonal_blocks(T))
     if scale == 1.0:
         return U
-    with np.errstate(over="ignore"):  # refused by those who know what overflows
+    with np.errstate(over="ignore"):  # the callers refuse what overflowed
         return U * scale
 
 
@@ -188,7 +188,7 @@ def _triangular_factor(T: HostArray, B: HostArray, *, discrete: bool) -> HostArr
     for k in range(len(T) - 1, -1, -1):
         pole, above = T[k, k], T[:k, :k]
         U[k, k], m = _normalised(pole, B[k], discrete=discrete)
-        if not k or not U[k, k]:  # what nothing reaches drives nothing
+        if not k or not U[k, k]:  # an unreachable state excites no other
             continue
         driven, reached = U[k, k] * T[:k, k], B[:k] @ m.conj()
         if discrete:

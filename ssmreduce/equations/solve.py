@@ -1,4 +1,4 @@
-"""`solve_lyapunov` and `solve_lyapunov_factor`: one verb each, solver objects, and a measured result."""
+"""`solve_lyapunov` and `solve_lyapunov_factor`: solver objects, and a measured residual."""
 
 from __future__ import annotations
 

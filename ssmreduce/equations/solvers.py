@@ -1,4 +1,4 @@
-"""Solver objects: one small frozen class per method, and `AutoLyapunov`, which says what it would take.
+"""Solver objects: one small frozen class per method, and `AutoLyapunov`, which says what it would choose.
 
 A solver answers `solution`, X itself, for any Q, or `factor`, Z with X = Z Zᴴ for Q = B Bᴴ and a stable A,
 or both; what it cannot do it refuses by name. All of them work on arrays of NumPy.

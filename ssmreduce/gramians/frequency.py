@@ -1,4 +1,4 @@
-"""Frequency-limited Gramians: what a system stores and shows of the frequencies in a band.
+"""Frequency-limited Gramians: those of a system for inputs and outputs in a frequency band.
 
     P_Ω = (1/2π) ∫_Ω (iω - A)⁻¹ B Bᴴ (iω - A)⁻ᴴ dω,  and with exp(iω) for iω in discrete time,
 

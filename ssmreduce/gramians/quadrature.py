@@ -1,4 +1,4 @@
-"""Where to evaluate a resolvent so that a sum of squares is its integral, to eps of the factor.
+"""Quadrature of a resolvent: points and weights with which a sum of squares is its integral, to eps.
 
 On a panel q Gauss-Legendre nodes miss ρ^(-2q) of an integrand without poles inside the ellipse around
 the panel with foci at its ends and sum of half axes ρ (of half its width). Panels are halved until all

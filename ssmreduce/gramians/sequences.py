@@ -1,4 +1,4 @@
-"""What the states of a layer do on sequences that it is given: second moments, and output weights that fit.
+"""States of a layer on given sequences: their second moments, and output weights fitted to them.
 
 A diagonal system with real output that reads after its update runs h[k] = λ h[k-1] + B u[k] from rest and
 puts out

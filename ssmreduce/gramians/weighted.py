@@ -1,4 +1,4 @@
-"""Frequency weights (Enns): Gramians of a system as it is driven and heard through two filters.
+"""Frequency-weighted Gramians (Enns): of a system in series with an input and an output filter.
 
     P_W = (1/2π) ∫ (iω - A)⁻¹ B W_i(iω) W_i(iω)ᴴ Bᴴ (iω - A)⁻ᴴ dω,
 

@@ -4,7 +4,7 @@ The grid holds 0, the Nyquist frequency or infinity, a uniform (discrete) or log
 grid, and the frequencies of the sharpest resonances. Around its largest local maxima it is then
 refined: near a resonance r/(iω - λ) the inverse square of the gain is a parabola in ω, so the lowest
 point of the parabola through three neighbours is the next guess, with a bisection of the wider side
-beside it. What was seen is a *lower bound*; a peak between grid points that no pole announces can be
+beside it. The largest value found is a *lower bound*; a peak between grid points, with no pole near, can be
 missed, which the level-set test rules out.
 
 Cost: grid + resonances + 8 points per refinement.
@@ -71,7 +71,7 @@ class Search:
 
 
 def peak(gain: Gain, search: Search) -> tuple[float, float]:
-    """Return the largest gain seen and its frequency (∞ where the feedthrough is largest)."""
+    """Return the largest gain found and its frequency (∞ where the feedthrough is largest)."""
     cheap = gain.searchable
     omega = frequencies(cheap, search.grid)
     value, frequency = search.best(cheap, omega)

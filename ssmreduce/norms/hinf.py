@@ -50,11 +50,11 @@ class HinfNorm:
     Attributes
     ----------
     lower : float or (...) array
-        Largest gain seen; one for each system of a batch.
+        Largest gain found; one for each system of a batch.
     upper : float or (...) array
         Certified upper bound; infinite where none was asked for.
     frequency : float or (...) array
-        Where the largest gain was seen: radians per sample (discrete) or rad/s (continuous,
+        Where the largest gain was found: radians per sample (discrete) or rad/s (continuous,
         infinite where the feedthrough is largest); nonnegative for real systems.
 
     Examples
@@ -102,7 +102,7 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     Returns
     -------
     HinfNorm
-        `lower` is a gain that was seen, at `frequency`. It most often is the norm to ten digits,
+        `lower` is the gain at `frequency`. It most often is the norm to ten digits,
         but without a certificate a peak between grid points may have been missed.
 
     Raises
@@ -129,7 +129,7 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     after an eigendecomposition; where its eigenvectors are ill-conditioned, a Schur form and O(K n²
     min(m, p)). Upper bound: eigenvalues of a matrix of order 2n (4n for a diagonal system with real
     output), once or twice, after a search on fewer frequencies. With poles at a distance d from the
-    boundary, both bounds know the norm to a relative n eps ‖A‖/d. `lower` is differentiable under
+    boundary, both bounds are accurate to a relative n eps ‖A‖/d. `lower` is differentiable under
     torch autograd and JAX, with the frequency of the peak held fixed: at a peak the frequency has
     no first-order effect. Of two equal peaks one is taken.
 
@@ -180,7 +180,7 @@ def _with_derivative(system: System, certified: bool) -> HinfNorm:
 
 
 def _lower_rule(system: System) -> tuple[HostArray, Pullback]:
-    """The largest gain seen and where; the frequency counts as a constant."""
+    """The largest gain found and where; the frequency counts as a constant."""
     norm = _single(system, False, 1e-6)
     place = float(norm.frequency)
     return np.array([norm.lower, place]), lambda g: gain_gradient(system, place, float(g[0]))
@@ -211,7 +211,7 @@ def hinf_difference(
     Returns
     -------
     float
-        Largest singular value seen, less what rounding may have added to it at that frequency.
+        Largest singular value found, less what rounding may have added to it at that frequency.
 
     Raises
     ------
@@ -265,7 +265,7 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     Returns
     -------
     HinfNorm
-        Where the difference drowns in rounding of the test, `upper` exceeds `lower` by that: the largest
+        Where the difference is below the rounding of the test, `upper` exceeds `lower` by that: the largest
         eps ‖ |C R| |A| |R B| ‖ of both systems, R = (z - A)⁻¹.
 
     Raises

@@ -74,7 +74,7 @@ def finite_horizon_difference(
     Returns
     -------
     float
-        Largest gain ‖y₁ - y₂‖₂ / ‖u‖₂ seen.
+        Largest gain ‖y₁ - y₂‖₂ / ‖u‖₂ found.
 
     Raises
     ------

@@ -5,7 +5,7 @@ Hamiltonian matrix, with R = γ²I - DᴴD and S = γ²I - DDᴴ,
 
     H(γ) = [[A + B R⁻¹ Dᴴ C, γ B R⁻¹ Bᴴ], [-γ Cᴴ S⁻¹ C, -(A + B R⁻¹ Dᴴ C)ᴴ]].
 
-If none lies on the axis, γ bounds the norm. A level a little above the largest gain seen is tested;
+If none lies on the axis, γ bounds the norm. A level a little above the largest gain found is tested;
 frequencies where the gain crosses it, and their midpoints, raise that gain, and the next level, with
 quadratic convergence. Rounding moves eigenvalues off the axis, so the test is not trusted alone:
 every eigenvalue within 4 sqrt(n eps) ‖H‖ of the axis (a tangency moves by the root of a
@@ -87,7 +87,7 @@ def upper_bound(
     system : StateSpace
         A dense, stable system in standard form with that gain, without batch axes.
     lower, frequency : float
-        A gain that was seen, and where. At more than n frequencies where `lower` is 0.
+        The largest gain found, and where. At more than n frequencies where `lower` is 0.
     tolerance : float
         Upper and lower bound differ by at most this relative to the lower one, and by `noise`.
     evaluate : callable
@@ -212,7 +212,7 @@ class _AxisTest:
         B, C, D = self.B / root, self.C / root, self.D / level
         ratio = math.sqrt(frobenius_norm(C) / frobenius_norm(B))
         B, C = B * ratio, C / ratio
-        # D = U diag(s) Vᴴ diagonalises R and S. That s < 1 was seen, up to rounding.
+        # D = U diag(s) Vᴴ diagonalises R and S. s < 1 was found, up to rounding.
         U, s, Vh = np.linalg.svd(D)
         s = np.minimum(s, 1.0 - np.finfo(np.float64).eps)
         gap = (1.0 - s) * (1.0 + s)

@@ -1,4 +1,4 @@
-"""The gain of a difference as far as it stands out of rounding.
+"""The gain of a difference of nearly equal systems, from residual corrections in twice the precision.
 
 A solution of (z - A) x = b by any decomposition is right to eps ‖A‖ ‖(z - A)⁻¹‖. Where poles are lightly
 damped that moves the gain by more than the error of a good reduction. So the solution is refined with

@@ -95,7 +95,7 @@ def balance(
     -----
     ScalingWarning
         If an input or output has less than sqrt(eps) of the H2 gain of the strongest one: its part
-        of the response then drowns in rounding.
+        of the response is then lost in rounding.
 
     Notes
     -----

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import flag
-from ssmreduce.errors import ArgumentError
+from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.gramians.single_channel import is_channel_batch
@@ -57,7 +57,7 @@ class BalancedBatch:
         return cls(system, map_systems(system, lambda single: _keeping_unstable(single, margin)))
 
     def warn_if_badly_scaled(self) -> None:
-        """Issue a `ScalingWarning` where inputs or outputs of a system drown beside the strongest one."""
+        """Issue a `ScalingWarning` where gains of inputs or outputs are far below the largest one."""
         for part in self.parts:
             balanced = part.balanced_part
             if balanced is not None and balanced.factors is not None:
@@ -105,7 +105,7 @@ class BalancedBatch:
         if not isinstance(rule, TotalBudget):
             return [rule] * len(self.parts)
         if common_order:
-            raise ArgumentError(
+            raise OrderError(
                 "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
                 "budget gives each system its own order. Pass an int for a common one."
             )

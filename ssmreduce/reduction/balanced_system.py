@@ -1,4 +1,4 @@
-"""Cut one balanced system, and what all kinds of them share.
+"""Cuts of one balanced system: the base class of all kinds, and dense systems.
 
 A dense system is truncated to (Wᴴ A T, Wᴴ B, C T). For DC matching see `ssmreduce.reduction.dc_matching`, for
 diagonal systems `ssmreduce.reduction.balanced_diagonal`.

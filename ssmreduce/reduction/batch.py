@@ -58,7 +58,7 @@ def assemble(original: System, parts: Sequence[Reduction]) -> Reduction:
 
 
 def _stack(systems: list[System], batch_shape: tuple[int, ...]) -> tuple[System, HostArray]:
-    """Stack systems, padded with states that neither respond nor are seen; and say which are not."""
+    """Stack systems, padded with states that are neither reachable nor observable; and say which are not."""
     order = max(system.order for system in systems)
     mask = np.array([np.arange(order) < system.order for system in systems])
     hosts = [system.to_host() for system in systems]

@@ -1,4 +1,4 @@
-"""DC matching: what is cut follows at once, so that G_r(s) = G(s) at the point s of the DC gain.
+"""DC matching: the states that are cut become static, so that G_r(s) = G(s) at the s of the DC gain.
 
 With S = A - s (s = 0 in continuous and s = 1 in discrete time) and balanced states, kept ones first, the
 reduced system is S₁₁ - S₁₂ S₂₂⁻¹ S₂₁ + s and so on. It is read off the inverse of the bordered matrix

@@ -52,7 +52,7 @@ def decouple(schur: SchurForm, leading: HostArray) -> Decoupling:
     Raises
     ------
     NoConvergenceError
-        If poles of the two groups are too close to be told apart.
+        If poles of the two groups are too close to be separated.
     """
     n, k = len(schur.triangle), int(np.sum(leading))
     T, Q, units = schur.triangle, schur.basis, schur.units

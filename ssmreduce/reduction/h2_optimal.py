@@ -70,7 +70,7 @@ class H2Reduction(Reduction):
         Iterations that were done.
     converged : bool
         Whether the last step, over its length if that is below 1, was below the tolerance. If not,
-        `system` is still the best that was seen, and never worse than the start.
+        `system` is still the best that was found, and never worse than the start.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def h2_optimal(
     Returns
     -------
     H2Reduction
-        With the best system seen: same kind, time and feedthrough; never one with a larger error
+        With the best system found: same kind, time and feedthrough; never one with a larger error
         than the start. Diagonal systems stay diagonal, with ‖b_k‖ = ‖c_k‖ for every stored state.
 
     Raises

@@ -5,7 +5,7 @@ With A of order n and an upper triangular T of order r, both stable and in conti
     A X + X Tᴴ + B Eᴴ = 0   and   Aᴴ Y + Y T + Cᴴ E = 0
 
 are r shifted solves: triangular ones after a Schur form of A, divisions by λ_k + conj τ_i where A
-is diagonal. Discrete systems are seen in the continuous form of `ssmreduce.reduction.h2_forms`.
+is diagonal. Discrete systems are written in the continuous form of `ssmreduce.reduction.h2_forms`.
 
 References: Xu and Zeng, IEEE Trans. Automatic Control 56 (2011).
 """
@@ -62,9 +62,9 @@ class TriangularSystem:
 
     @cached_property
     def seen_states(self) -> tuple[HostArray, HostArray]:
-        """L and L⁻ᴴ on the states that are seen, where L Lᴴ is the observability Gramian."""
+        """L and L⁻ᴴ on the observable states, where L Lᴴ is the observability Gramian."""
         left, values, _ = np.linalg.svd(self.Y, full_matrices=False)
-        # What is not seen has no part in the output.
+        # Unobservable states have no part in the output.
         kept = values > len(left) * np.finfo(np.float64).eps * values[:1]
         return left[:, kept] * values[kept], left[:, kept] / values[kept]
 
@@ -108,7 +108,7 @@ def distance(system: Plant | TriangularSystem, reduced: TriangularSystem, seen: 
 
 
 class Plant(ABC):
-    """A stable system, seen as a continuous one.
+    """A stable system, written as a continuous one.
 
     Attributes
     ----------

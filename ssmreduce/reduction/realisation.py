@@ -90,7 +90,7 @@ def balanced_realisation(system: System) -> StateSpace:
 def minimal_realisation(
     system: System, tolerance: float | None = None, *, margin: float = 0.0
 ) -> Reduction:
-    """Leave out the states that no input reaches or no output sees: same transfer function.
+    """Leave out the states that are not reachable or not observable: same transfer function.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def minimal_realisation(
         States whose Hankel singular value is at most this share of the largest are left out; 4 n
         eps, the accuracy of the values, if nothing else is given.
     margin : float
-        Where stable and unstable poles are told apart; see `balance`.
+        Distance from the stability boundary that separates stable from unstable poles; see `balance`.
 
     Returns
     -------

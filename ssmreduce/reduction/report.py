@@ -151,7 +151,7 @@ class Reduction:
             A lower bound on the H-infinity norm of the difference (adaptive grid and power
             iteration), less what rounding may have added at that frequency; with a horizon, on the
             induced ℓ² norm over that many steps. With `certified` an upper bound: above a gain that
-            was seen by a relative 1e-6 and by what rounding of the test may hide.
+            was found by a relative 1e-6 and by what rounding of the test may hide.
 
         Raises
         ------

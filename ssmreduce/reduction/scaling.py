@@ -1,8 +1,8 @@
-"""Channels so small that they drown: a warning, since no error bound knows their units.
+"""A warning about inputs and outputs with small gains: their share is lost in rounding or cut first.
 
 Hankel singular values and the error bound are absolute, about n eps σ₁ at best. The H2 gain of input j
-is ‖Yᴴ b_j‖ and that of output i is ‖c_i Z‖, whatever the scaling of the states. What a channel adds is
-right to n eps over its gain relative to the strongest one.
+is ‖Yᴴ b_j‖ and that of output i is ‖c_i Z‖, whatever the scaling of the states. The share of
+one port is accurate to n eps over its gain relative to the strongest one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ssmreduce.errors import ScalingWarning
 from ssmreduce.hankel import BalancedFactors
 from ssmreduce.systems.diagonal import System
 
-_DROWNED = float(np.sqrt(np.finfo(np.float64).eps))
-"""Below this share of the strongest channel a channel keeps less than half its digits, and a cut to
-1e-8 of σ₁ may leave it out."""
+_LEAST_SHARE = float(np.sqrt(np.finfo(np.float64).eps))
+"""Below this share of the strongest gain a port keeps less than half its digits, and a cut to 1e-8 of
+σ₁ may leave it out."""
 
 _ROUNDING = 4.0
 """c in c n eps ‖row‖ ‖factor‖, below which a gain is rounding of none: the factor and the product with it
@@ -28,43 +28,43 @@ round by a few n eps each."""
 
 
 def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
-    """Issue a `ScalingWarning` where inputs or outputs drown beside the strongest one."""
+    """Issue a `ScalingWarning` where gains of inputs or outputs are far below the largest one."""
     if system.B.shape[-1] == system.C.shape[-2] == 1:
         return
     host = system.to_host()
     B, C = host.ports()
     with np.errstate(over="ignore", invalid="ignore"):
-        if _plainly_heard(adjoint(factors.observed(B))) and _plainly_heard(factors.reached(C)):
+        if _has_even_rows(adjoint(factors.observed(B))) and _has_even_rows(factors.reached(C)):
             return
     # In units of the largest entries, against over- and underflow.
     B, C = B / _height(B), C / _height(C)
-    for kind, seen, rows, factor in (
+    for kind, gain_matrix, rows, factor in (
         ("input", factors.observed(B), adjoint(B), factors.factors.Y),
         ("output", adjoint(factors.reached(C)), C, factors.factors.Z),
     ):
-        values = _gains(seen, rows, factor)
-        heard = values[values > 0]
-        if heard.size and heard.min() < _DROWNED * heard.max():
-            weakest = int(np.flatnonzero(values == heard.min())[0])
+        values = _gains(gain_matrix, rows, factor)
+        nonzero = values[values > 0]
+        if nonzero.size and nonzero.min() < _LEAST_SHARE * nonzero.max():
+            weakest = int(np.flatnonzero(values == nonzero.min())[0])
             warn_caller(
-                f"{kind} {weakest} of the system has {heard.min() / heard.max():.1g} of the gain of "
-                f"the strongest one; below {_DROWNED:.1g} its part of the response drowns in rounding "
+                f"{kind} {weakest} of the system has {nonzero.min() / nonzero.max():.1g} of the gain of "
+                f"the strongest one; below {_LEAST_SHARE:.1g} its part of the response is lost in rounding "
                 f"and is the first to be cut. Scale every {kind} to the same size.",
                 ScalingWarning,
             )
 
 
-def _plainly_heard(rows: HostArray) -> bool:
+def _has_even_rows(rows: HostArray) -> bool:
     """Whether no row is small beside another, as squares show where they do not overflow."""
     squares = np.vecdot(rows, rows).real.tolist()
     largest = max(squares, default=0.0)
-    return largest < math.inf and min(squares, default=1.0) > _DROWNED**2 * largest
+    return largest < math.inf and min(squares, default=1.0) > _LEAST_SHARE**2 * largest
 
 
-def _gains(seen: HostArray, rows: HostArray, factor: HostArray) -> HostArray:
-    """Proportional to the norm of every column of `seen`, rows times a factor; 0 for rounding."""
+def _gains(gain_matrix: HostArray, rows: HostArray, factor: HostArray) -> HostArray:
+    """Proportional to the norm of every column of `gain_matrix`, rows times a factor; 0 for rounding."""
     size = _height(factor)
-    gains = np.linalg.norm(seen / size, axis=0)
+    gains = np.linalg.norm(gain_matrix / size, axis=0)
     lengths = np.linalg.norm(rows, axis=1)
     n_eps = rows.shape[1] * np.finfo(np.float64).eps
     rounding = _ROUNDING * n_eps * lengths * frobenius_norm(factor / size)

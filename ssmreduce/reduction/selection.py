@@ -7,8 +7,8 @@ b_kᴴ a row of B. Each mode alone has, with w_k = ‖c_k‖‖b_k‖ and in dis
     H2 norm w/sqrt(1 - |λ|²) (w/sqrt(2|Re λ|)).
 
 By the triangle inequality the H∞ norms of the removed modes add up to a bound on the error, whatever
-the score. Cost O(n (m + p)). Modes are ranked one by one: what two of them with close poles do
-together, balanced truncation sees and selection does not.
+the score. Cost O(n (m + p)). Modes are ranked one by one: the joint response of
+two with close poles counts in balanced truncation, and not in a selection.
 
 References: Gwak et al. (LAST, H∞ score), arXiv 2411.02824; AIRE-Prune (H2 score), arXiv 2602.00534.
 """
@@ -114,8 +114,8 @@ def select_states(
 
     Notes
     -----
-    Cost O(n (m + p)). Modes are ranked one by one: what two of them with close poles do together,
-    balanced truncation sees and selection does not.
+    Cost O(n (m + p)). Modes are ranked one by one: the joint response of two with close
+    poles counts in balanced truncation, and not in a selection.
 
     References
     ----------

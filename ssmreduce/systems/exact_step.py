@@ -1,7 +1,7 @@
 """exp(A h) and the integrals of a held input in whole numbers of 1100 bits, for small stiff systems.
 
 A companion form with rates from 1 to 10^14 has entries in exp(A h) that cancel to 10^-50 of their terms, and
-C may weigh them by 10^50. Here no rounding is seen by doubles:
+C may weigh them by 10^50. Here no rounding reaches the digits of a double:
 
     X = A h / 2^s,   E = X + X²/2! + ...,   φ₁ B = B + X φ₂ B,   φ₂ B = (1/2! + X/3! + ...) B,
 

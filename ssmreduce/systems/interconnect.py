@@ -1,4 +1,4 @@
-"""Two systems as one: in series, side by side, and their difference.
+"""Interconnections of two systems: in series, in parallel, and their difference.
 
 With G₁ = (A₁, B₁, C₁, D₁) and G₂ alike, states stacked as [x₁; x₂],
 

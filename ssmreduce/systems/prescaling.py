@@ -47,7 +47,7 @@ def prescaled(system: SomeSystem) -> SomeSystem:
 def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, HostArray]:
     """A in units of parts that it couples in one direction only, and their exponents.
 
-    Where what leads from one part to another would overflow in such units, both have one unit.
+    Where the coupling of two parts would overflow in such units, both have one unit.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components

@@ -1,7 +1,7 @@
 """Systems as tuples of arrays and back, and as pytrees of JAX.
 
 The arrays of a system are (A, B, C, D), or (λ, B, C, D) for a diagonal one, with log λ in place of λ
-where logarithms are kept: λ is then computed again, so that the two never part ways. Going back
+where logarithms are kept: λ is then computed again, so that the two always agree. Going back
 checks nothing: a tree may hold tracers, axis numbers or gradients in place of arrays.
 """
 

@@ -16,7 +16,7 @@ Then the step is doubled s times:
 
 Squaring Φ instead, as is usual, rounds slow states to ε while they still stand at 1 + λ h: of a time
 constant 10^12 times the shortest step twelve digits are gone. E keeps them, and once a state has decayed Φ
-keeps what is left of it. The two differ on the diagonal alone, whose entries are carried in the form that is
+keeps the remainder. The two differ on the diagonal alone, whose entries are carried in the form that is
 small. So entries of graded and triangular A are as right as those of A determine them; rows of the fast
 states of a companion form are not. Where a graded A takes many doublings they are done again from a step
 half as long, and where an entry differs, in whole numbers of 1100 bits (`exact_step`), up to 24 states and

@@ -46,7 +46,7 @@ from ssmreduce.reduction.balanced import Balancing
 
 pytestmark = [
     pytest.mark.every_library,
-    # A channel may drown, where rounding alone connects it: that is no matter here.
+    # A port that rounding alone connects may have a tiny gain, which does not matter here.
     pytest.mark.filterwarnings("ignore::ssmreduce.errors.ScalingWarning"),
 ]
 

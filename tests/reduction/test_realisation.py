@@ -1,4 +1,4 @@
-"""Balanced and minimal realisations, and the warning about channels that drown."""
+"""Balanced and minimal realisations, and the warning about inputs and outputs with small gains."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_refusals() -> None:
 
 @pytest.mark.parametrize("kind", ["dense", "complex dense", "diagonal", "real output"])
 @pytest.mark.parametrize("which", ["input", "output"])
-def test_drowned_channels_are_named(kind: str, which: str) -> None:
+def test_small_gains_are_named(kind: str, which: str) -> None:
     system = draw(kind, 5, 5, discrete=True)
     B, C = np.array(system.B), np.array(system.C)
     if which == "input":
