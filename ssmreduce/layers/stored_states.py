@@ -34,8 +34,8 @@ def stored_basis(part: Reduction, kind: LTILayer) -> tuple[HostArray, HostArray]
 
 
 def real_input_matrix(system: System) -> HostArray:
-    """Input matrix of the real system: [Re B; Im B] of a diagonal one, that of a dense one itself."""
-    B: HostArray = system.to_host().B
+    """Input matrix of the real system of a layer: [Re B; Im B] of a diagonal one, B of a dense one."""
+    B: HostArray = system.B
     return real_input(B) if isinstance(system, DiagonalStateSpace) else B
 
 

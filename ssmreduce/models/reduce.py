@@ -227,8 +227,11 @@ def reduce_model(
             "PyTorch, `opt_state` for optax."
         )
     options = options.with_kind(kind)
-    for own in order.values() if isinstance(order, Mapping) else (order,):
-        as_rule(own)  # before anything is balanced
+    if isinstance(order, Mapping):
+        for own in order.values():
+            as_rule(own)  # before anything is balanced
+    else:
+        order = as_rule(order)
     state = opt_state if optimizer is None else optimizer
     result = cut_model(model, order, state, followers, data, options)
     warn_of_no_cut(order, {name: part.old_order for name, part in result.report.items()})
