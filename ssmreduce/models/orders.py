@@ -44,12 +44,14 @@ def layer_orders(
     return dict.fromkeys(own, order)
 
 
-def warn_of_no_cut(order: Order, sizes: Mapping[str, int]) -> None:
+def warn_of_no_cut(
+    order: OrderRule | Mapping[str, int | OrderRule], sizes: Mapping[str, int]
+) -> None:
     """Warn where all layers, of which `sizes` has the states by name, are to keep more than they have."""
     asked = (
         {names_meant(name, sizes)[0]: as_rule(own) for name, own in order.items()}
         if isinstance(order, Mapping)
-        else dict.fromkeys(sizes, as_rule(order))
+        else dict.fromkeys(sizes, order)
     )
     too_many = [
         rule.order

@@ -206,7 +206,7 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
     by_name = options.kind if isinstance(options.kind, Mapping) else {}
     told = partial(said_kind, side_by_side=framework.side_by_side)
     said = {name: told(kind) for name, kind in by_name.items()}
-    usual = None if by_name else told(options.kind)
+    usual = None if by_name or options.kind is None else told(options.kind)
     as_usual: dict[int, Layer | str | None] = {}
 
     def kind_or_reason(candidate: Any, told: Any, least: float = ENOUGH) -> Layer | str | None:

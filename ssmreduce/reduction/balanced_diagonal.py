@@ -96,7 +96,7 @@ class BalancedDiagonal(BalancedSystem):
         if isinstance(rule, FixedOrder):
             limit = rule.order
             wanted = 2 * limit if self.original.real_output else limit
-            if limit >= self.original.order:
+            if wanted >= self.hsv.size:
                 return None
         else:
             limit = wanted = rule.choose(self.hsv)
