@@ -110,7 +110,6 @@ def _stacked_factors(every: Sequence[BalancedFactors]) -> BalancedFactors:
 
     Z = np.stack([factors.factors.Z for factors in every])
     Y = np.stack([factors.factors.Y for factors in every])
+    M = None if every[0].M is None else stacked("M")  # over a horizon there is none
     rank = min(factors.rank for factors in every)
-    return BalancedFactors(
-        stacked("hsv"), rank, DenseFactors(Z, Y), stacked("M"), stacked("V"), NUMPY
-    )
+    return BalancedFactors(stacked("hsv"), rank, DenseFactors(Z, Y), M, stacked("V"), NUMPY)
