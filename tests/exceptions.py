@@ -75,7 +75,8 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
         "reduction/test_realisation": "test_small_gains_are_named",
         "test_regressions": """
             test_host_arrays_are_of_native_byte_order
-            test_logarithms_come_from_from_log_only""",
+            test_logarithms_come_from_from_log_only
+            test_memory_of_a_dense_cut""",
         "laws/test_law_arrays": "test_inputs_stay_as_they_are_byte_for_byte",
     },
     "it makes arrays of a library itself": {

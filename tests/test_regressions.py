@@ -220,6 +220,20 @@ def test_memory_of_a_cut() -> None:
     assert peak <= 2 * 16 * n**2 * 8
 
 
+def test_memory_of_a_dense_cut() -> None:
+    # Basis, Z, Y, M, its square, and the work space of the eigenvectors, of twice that size.
+    n = 256
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((n, n)) / np.sqrt(n) - 2.0 * np.eye(n)
+    B, C = rng.standard_normal((n, n // 2)), rng.standard_normal((n // 2, n))
+    system = StateSpace(A, B, C, time=Continuous())
+    tracemalloc.start()
+    balanced_truncation(system, 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 8 * n**2 * 8
+
+
 def test_responses_in_blocks_are_the_same() -> None:
     rng = np.random.default_rng(0)
     omega = np.linspace(0.0, 3.0, 700)
