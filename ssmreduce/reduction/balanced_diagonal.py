@@ -17,7 +17,8 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.hankel import BalancedFactors, balance_every, tail_bounds
-from ssmreduce.reduction.balanced_system import BalancedDense, BalancedSystem
+from ssmreduce.reduction.balanced_dense import BalancedDense
+from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.batch import single_systems
 from ssmreduce.reduction.dc_matching import ShiftedSystem, are_invertible
 from ssmreduce.reduction.order import FixedOrder, OrderRule
