@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -158,7 +157,6 @@ def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
     return left, values, right
 
 
-@lru_cache
 def _svd_work(kind: str, rows: int, columns: int) -> int:
     """Numbers of work space that LAPACK asks for."""
     query = lapack.zgesdd_lwork if kind == "c" else lapack.dgesdd_lwork

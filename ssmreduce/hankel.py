@@ -2,8 +2,7 @@
 
 With Gramian factors P = Z Zᴴ and Q = Y Yᴴ the Hankel singular values are the singular values of
 Yᴴ Z = U Σ Vᴴ. The projections W = Y U_r Σ_r^(-1/2) and T = Z V_r Σ_r^(-1/2) satisfy Wᴴ T = I and
-truncate to Wᴴ A T, Wᴴ B, C T. Nothing is squared, so small values keep their digits. Diagonal systems
-with one input and one output go through `gramians.single_channel`.
+truncate to Wᴴ A T, Wᴴ B, C T. Nothing is squared, so small values keep their digits.
 
 Reference: Laub, Heath, Paige and Ward, IEEE Trans. Automatic Control 32 (1987).
 """
@@ -16,7 +15,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint, to_double
 from ssmreduce._array_routes import any_library
-from ssmreduce._checks import numeric_array
+from ssmreduce._checks import flag, numeric_array
 from ssmreduce._lapack import (
     NUMPY,
     SCIPY,
@@ -35,13 +34,14 @@ from ssmreduce.devices import hankel_values as native
 from ssmreduce.equations.dense import DenseFactors
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
+from ssmreduce.gramians.channels import channel_factors, is_channel
 from ssmreduce.gramians.factors import (
     check_horizon,
     dense_gramian_factors,
     gramian_factors,
 )
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
-from ssmreduce.gramians.single_channel import decompose_channels, right_singular, single_channel
+from ssmreduce.gramians.relative import check_relative, relative_singular_values
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.prescaling import is_spread, prescaled
 from ssmreduce.systems.state_space import StateSpace
@@ -66,7 +66,9 @@ _SMALL = 64
 
 
 @any_library(native.singular_values, has_derivative=True)
-def hankel_singular_values(system: System, *, horizon: int | None = None) -> HostArray:
+def hankel_singular_values(
+    system: System, *, horizon: int | None = None, relative_accuracy: bool = False
+) -> HostArray:
     """Hankel singular values σ_i = sqrt(λ_i(P Q)), as the singular values of Yᴴ Z.
 
     Parameters
@@ -75,6 +77,9 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
         Stable unless a horizon is given; with any leading batch axes.
     horizon : int, optional
         Sequence length L; Gramians are then summed over L steps (discrete time only).
+    relative_accuracy : bool
+        Whether each value is to be right relative to itself, however small: of a
+        `DiagonalStateSpace` with one input and one output, without a horizon.
 
     Returns
     -------
@@ -88,7 +93,8 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     TimeDomainError
         If a horizon is given for a continuous system.
     ArgumentError
-        If `horizon` is not a positive int.
+        If `horizon` is not a positive int, or `relative_accuracy` is not a bool or is asked for
+        within a horizon.
     NoConvergenceError
         If they leave the range of double precision.
     ArgumentTypeError
@@ -96,14 +102,16 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     ShapeError
         If a batch has no systems.
     UnsupportedEquationError
-        If a derivative is asked for within a horizon.
+        If a derivative is asked for within a horizon, or with `relative_accuracy`; if that is asked
+        for of another system than said above.
+    TracedValueError
+        If `relative_accuracy` is asked for of traced arrays.
 
     Notes
     -----
-    Absolute error about n eps σ₁. For a `DiagonalStateSpace` with one input and one output, up to
-    256 states and no horizon, each value is right relative to itself, down to 1e-290 σ₁: to O(n
-    eps), or to what a change of the data by half a unit in the last place makes, if that is more.
-    Cost O(n³), most of it one singular value decomposition.
+    Absolute error about n eps σ₁. With `relative_accuracy` the relative error of each value, down to
+    1e-290 σ₁, is O(n eps), or what a change of the data by half a unit in the last place makes, if
+    that is more. Cost O(n³), most of it one singular value decomposition, or Jacobi rotations.
 
     Where an array is a tensor that asks for a gradient, or a tracer of JAX, so is the result,
     without a horizon: dσ_i = ½ (w_iᴴ dP w_i + t_iᴴ dQ t_i), which divides by no difference of
@@ -118,11 +126,23 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
 
     Examples
     --------
-    >>> from ssmreduce import DiagonalStateSpace, Discrete, hankel_singular_values
+    >>> from ssmreduce import Continuous, DiagonalStateSpace, Discrete, hankel_singular_values
     >>> system = DiagonalStateSpace([0.5], [[3.0]], [[2.0]], time=Discrete())
     >>> bool(abs(hankel_singular_values(system)[0] - 8.0) < 1e-13)
     True
+
+    Two poles that nearly coincide, where the second value is 1.1e-20 of the first:
+
+    >>> system = DiagonalStateSpace(
+    ...     [-1.0, -1.0 - 1e-10], [[1.0]] * 2, [[1.0] * 2], time=Continuous()
+    ... )
+    >>> values = hankel_singular_values(system, relative_accuracy=True)
+    >>> bool(abs(values[1] / (values[0] * 1e-20 / 16) - 1) < 1e-4)
+    True
     """
+    relative_accuracy = flag(relative_accuracy, "relative_accuracy")
+    if relative_accuracy:
+        check_relative(system, horizon)
     if differentiable(system):
         refuse_horizon(horizon)
         found: HostArray = apply(
@@ -141,16 +161,19 @@ def hankel_singular_values(system: System, *, horizon: int | None = None) -> Hos
     def values(single: System) -> HostArray:
         if not single.order:
             return np.zeros(0)
-        host = single.to_host()
-        return balance_factors(prescaled(host) if uneven else host, horizon).hsv
+        host = prescaled(single.to_host()) if uneven else single.to_host()
+        if relative_accuracy and isinstance(host, DiagonalStateSpace):
+            found = relative_singular_values(host)
+            if found.size and not _SMALLEST <= found[0] < _LARGEST:
+                raise _out_of_range(float(found[0]))
+            return _pad(found, host.real_order)
+        return balance_factors(host, horizon).hsv
 
     def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
-        batch = prescaled(batch)
-        every = np.stack([_pad(v, batch.real_order) for _, v, _ in decompose_channels(batch)])
-        _check_channel_range(batch, every)
-        return list(every)
+        return [balanced.hsv for balanced in _balance_channels(prescaled(batch))]
 
-    every = map_systems(system, values, stacked if horizon is None else None)
+    together = horizon is None and not relative_accuracy
+    every = map_systems(system, values, stacked if together else None)
     return np.asarray(in_batch_shape(every, system.batch_shape))
 
 
@@ -238,12 +261,10 @@ class BalancedFactors:
     hsv: HostArray
     rank: int
     factors: DenseFactors
-    M: HostArray | None
-    """Of channels, whose M is right to eps; None where `images` multiplies by Z and by Yᴴ, to save its n²."""
     V: HostArray
     pool: Pool
     floor: float = 0.0
-    """What rounding may make of a product Yᴴ Z that vanishes; 0 for channels, which are right to eps."""
+    """What rounding may make of a product Yᴴ Z that vanishes."""
 
     def observed(self, B: HostArray) -> HostArray:
         """What the outputs see of each column: the factor of Q, transposed, times B."""
@@ -254,10 +275,8 @@ class BalancedFactors:
         return self.pool.multiply(self.factors.outputs(C), self.factors.Z)
 
     def images(self, V: HostArray) -> HostArray:
-        """M V."""
+        """M V with M = Yᴴ Z, which is not kept."""
         multiply = self.pool.multiply
-        if self.M is not None:
-            return multiply(self.M, V)
         return multiply(adjoint(self.factors.Y), multiply(self.factors.Z, V))
 
     def projections(self, order: int) -> tuple[HostArray, HostArray]:
@@ -294,68 +313,41 @@ def balance_factors(
     system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
-    n, ports = system.real_order, max(system.B.shape[-1], system.C.shape[-2])
     if weighting is not None:  # weights bring states of their own
-        return _balance_factors(system, n, horizon, weighting)
-    return on_gainful_threads(n, ports, _balance_factors, system, n, horizon, None)
+        return _balance_factors(system, horizon, weighting)
+    n, ports = system.real_order, max(system.B.shape[-1], system.C.shape[-2])
+    return on_gainful_threads(n, ports, _balance_factors, system, horizon, None)
 
 
 def balance_every(
     system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> list[BalancedFactors]:
     """The same for every system of a batch, in C order."""
-
-    def stacked(batch: DiagonalStateSpace) -> list[BalancedFactors]:
-        n, every = batch.real_order, []
-        for channel, values, V in decompose_channels(batch):
-            hsv, factors = _pad(values, n), DenseFactors(channel.Z, channel.Y)
-            rank = int(np.sum(hsv > rank_tolerance(hsv)))
-            every.append(BalancedFactors(hsv, rank, factors, channel.M, V, NUMPY))
-        _check_channel_range(batch, np.stack([balanced.hsv for balanced in every]))
-        return every
-
     plain = horizon is None and weighting is None
     return map_systems(
         system,
         lambda single: balance_factors(single, horizon, weighting),
-        stacked if plain else None,
+        _balance_channels if plain else None,
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")
+def _balance_channels(batch: DiagonalStateSpace) -> list[BalancedFactors]:
+    """The same for channels along one batch axis, whose factors are made together."""
+    return [balance_between(Z, Y) for Z, Y in channel_factors(batch)]
+
+
 def _balance_factors(
-    system: System, n: int, horizon: int | None, weighting: FrequencyWeighting | None
+    system: System, horizon: int | None, weighting: FrequencyWeighting | None
 ) -> BalancedFactors:
-    pool = NUMPY
-    plain = horizon is None and weighting is None
-    dense = isinstance(system, StateSpace)
-    channel = single_channel(system) if plain and not dense else None
-    if channel is not None:
-        factors = DenseFactors(channel.Z, channel.Y)
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            if weighting is None and isinstance(system, StateSpace):
-                factors = dense_gramian_factors(system.to_host(), horizon)
-                pool = SCIPY
-            else:
-                every = (
-                    gramian_factors(system, horizon)
-                    if weighting is None
-                    else weighting.factors(system)
-                )
-                factors = DenseFactors(*every)
-    try:
-        if channel is None:
-            values, V = _right_singular(factors, pool)
-        else:
-            values, V = right_singular(channel)
-            _check_channel_range(system, values)
-    except np.linalg.LinAlgError as error:
-        raise NoConvergenceError(
-            f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
-            "the range of double precision. Look for a pole at the stability boundary."
-        ) from error
-    hsv = _pad(values, n)
-    return _ranked(hsv, factors, None if channel is None else channel.M, V, pool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if weighting is not None:
+            return balance_between(*weighting.factors(system))
+        if isinstance(system, StateSpace):
+            return _decomposed(dense_gramian_factors(system.to_host(), horizon), SCIPY)
+        if horizon is None and is_channel(system):
+            return balance_between(*channel_factors(system)[0])
+        return balance_between(*gramian_factors(system, horizon))
 
 
 def balance_between(Z: HostArray, Y: HostArray) -> BalancedFactors:
@@ -366,23 +358,24 @@ def balance_between(Z: HostArray, Y: HostArray) -> BalancedFactors:
     NoConvergenceError
         If the values leave the range of double precision.
     """
-    factors = DenseFactors(Z, Y)
-    values, V = _right_singular(factors, NUMPY)
-    return _ranked(_pad(values, len(Z)), factors, None, V, NUMPY)
+    return _decomposed(DenseFactors(Z, Y), NUMPY)
 
 
-def _ranked(
-    hsv: HostArray, factors: DenseFactors, M: HostArray | None, V: HostArray, pool: Pool
-) -> BalancedFactors:
-    """The factors with their numerical rank, which is 0 if all of Yᴴ Z may be rounding.
-
-    That of channels, of which M is given, is not.
-    """
+def _decomposed(factors: DenseFactors, pool: Pool) -> BalancedFactors:
+    """Singular values of Yᴴ Z and their numerical rank, which is 0 if all of it may be rounding."""
+    try:
+        values, V = _right_singular(factors, pool)
+    except np.linalg.LinAlgError as error:
+        raise NoConvergenceError(
+            f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
+            "the range of double precision. Look for a pole at the stability boundary."
+        ) from error
+    hsv = _pad(values, len(factors.Z))
     rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
-    floor = 0.0 if M is not None or not rank else _product_rounding(factors, float(hsv[0]))
+    floor = _product_rounding(factors, float(hsv[0])) if rank else 0.0
     if rank and hsv[0] <= floor:
         rank = 0
-    return BalancedFactors(hsv, rank, factors, M, V, pool, floor)
+    return BalancedFactors(hsv, rank, factors, V, pool, floor)
 
 
 def _check_range(M: HostArray, factors: DenseFactors) -> None:
@@ -408,15 +401,6 @@ def _out_of_range(largest: float) -> NoConvergenceError:
         f"too {'small' if lost else 'large'} together; expected a response within the range of double "
         "precision. Scale `B` or `C`."
     )
-
-
-def _check_channel_range(system: System, values: HostArray) -> None:
-    """The same for the values of a diagonal system with one input and one output, or of a batch of them."""
-    largest, host = values.max(axis=-1, initial=0.0), system.to_host()
-    responds = np.any((host.B[..., 0] != 0.0) & (host.C[..., 0, :] != 0.0), axis=-1)
-    wrong = ~(largest < _LARGEST) | (responds & (largest < _SMALLEST))
-    if np.any(wrong):
-        raise _out_of_range(float(np.atleast_1d(largest)[np.atleast_1d(wrong)][0]))
 
 
 def _product_rounding(factors: DenseFactors, largest: float) -> float:

@@ -17,8 +17,12 @@ from ssmreduce.devices.gramian_factors import NativeSystem, native_system
 from ssmreduce.systems.diagonal import System
 
 
-def singular_values(system: System, *, horizon: int | None = None) -> Array:
+def singular_values(
+    system: System, *, horizon: int | None = None, relative_accuracy: bool = False
+) -> Array:
     """Native version of `hankel_singular_values`."""
+    if relative_accuracy:
+        raise NoNativeRoute("values are right relative to themselves on the host only")
     arrays = native_system(system, horizon=horizon)
     Z, Y = arrays.factors()
     return _padded(arrays.xp.linalg.svdvals(adjoint(Y) @ Z), arrays)

@@ -10,14 +10,13 @@ K = Φ Φᴴ multiplies what is left by Blaschke factors, and column j of Φ is
 the poles. No Schur complement is ever subtracted, so each entry has a relative error of O(n eps),
 however small. With Z = diag(b) Φ and Y = conj(diag(c) Φ) the Hankel singular values are those of
 
-    M = Yᴴ Z = Φᵀ diag(c b) Φ = D (Lᵀ S L) D,    S diagonal and unitary, D real and diagonal.
+    M = Yᴴ Z = Φᵀ diag(c b) Φ.
 
-The largest pivot |c_i b_i| K_ii is eliminated first. L is then well conditioned, D holds the whole
-range, and a Jacobi singular value decomposition keeps the relative accuracy of every value. Where
-the output is real, a pole and its conjugate go together, with two real functions. If they nearly
-coincide without being equal this L is ill conditioned, and they go one at a time, in complex numbers.
+The largest pivot |c_i b_i| K_ii is eliminated first. Where the output is real, a pole and its
+conjugate go together, with two real functions. If they nearly coincide without being equal, they go one
+at a time, in complex numbers.
 
-All arrays may have leading axes: the systems of a batch share the loop over pivots, each with its own.
+The systems along the leading axis share the loop over pivots, each with its own.
 
 References: Demmel, SIAM J. Matrix Anal. Appl. 21 (2000); Haut and Beylkin, SIAM J. Matrix Anal.
 Appl. 33 (2012); for the functions Ninness and Gustafsson, IEEE Trans. Automatic Control 42 (1997).
@@ -48,29 +47,7 @@ Rounding grows by the square of its inverse at most, as measured: three digits o
 
 
 @dataclass(frozen=True, eq=False)
-class CauchyFactors:
-    """Gramian factors P = Z Zᴴ and Q = Y Yᴴ, M = Yᴴ Z, and its core.
-
-    Directions that are not both reachable and observable may be left out. The core has the nonzero
-    singular values of M, and entry ij of it an error of O(n eps) D_i D_j only (see the module). It is
-    M itself unless poles are nearly real: then it is complex. In a batch `count` says how many leading
-    rows and columns of the core each system has; the others are zero.
-    """
-
-    Z: HostArray
-    Y: HostArray
-    M: HostArray
-    core: HostArray
-    count: HostArray
-
-    def __getitem__(self, index: int | None) -> CauchyFactors:
-        """Return the factors of one system of a batch, or with None a batch of one."""
-        arrays = (self.Z, self.Y, self.M, self.core, self.count)
-        return CauchyFactors(*(array[index] for array in arrays))
-
-
-@dataclass(frozen=True, eq=False)
-class _Nodes:
+class Nodes:
     """Poles, their logarithms, and residues c_i b_i: of equal poles the first one has the sum.
 
     `mirrored` poles have been replaced by their conjugates.
@@ -91,16 +68,16 @@ def cauchy_factors(
     time: TimeDomain,
     *,
     real_output: bool,
-) -> CauchyFactors:
-    """Return Z, Y and M = Yᴴ Z = Φᵀ diag(c b) Φ of the system (diag(λ), b, c).
+) -> tuple[HostArray, HostArray]:
+    """Return Z and Y, P = Z Zᴴ and Q = Y Yᴴ, of the systems (diag(λ), b, c).
 
     Parameters
     ----------
-    eigenvalues : (..., n) array
+    eigenvalues : (k, n) array
         λ, stable for `time`; equal ones are allowed.
-    log_eigenvalues : (..., n) array or None
+    log_eigenvalues : (k, n) array or None
         log λ where known (discrete time).
-    b, c : (..., n) array
+    b, c : (k, n) array
         Input and output weights; zeros are allowed.
     time : Continuous or Discrete
         Time domain.
@@ -109,8 +86,9 @@ def cauchy_factors(
 
     Returns
     -------
-    CauchyFactors
-        Z and Y of shape (..., n, k), or (..., 2n, k) with real output; M of shape (..., k, k).
+    tuple of two arrays
+        Z and Y, each of shape (k, n, r), or (k, 2n, r) with real output. Directions that are not both
+        reachable and observable may be left out.
 
     Raises
     ------
@@ -119,27 +97,45 @@ def cauchy_factors(
 
     Notes
     -----
-    Cost O(n² k). Close poles cost nothing: their difference is exact. Digits go where a stored λ is
-    near the unit circle (pass the logarithms), where residues at one pole cancel, and where those of
-    different poles nearly cancel in M. Half a unit in the last place of the data does the same harm.
-    If any system of a batch has nearly real poles, all are treated that way, which costs time only.
+    Cost O(n² r). Close poles cost nothing: their difference is exact. Digits go where a stored λ is
+    near the unit circle (pass the logarithms), and where residues at one pole cancel. If any system has
+    nearly real poles, all are treated that way, which costs time only.
     """
-    if eigenvalues.ndim == 1:
-        logarithms = None if log_eigenvalues is None else log_eigenvalues[None]
-        alone = (eigenvalues[None], logarithms, b[None], c[None])
-        return cauchy_factors(*alone, time, real_output=real_output)[0]
     if real_output and np.any(nearly_real(eigenvalues, log_eigenvalues, time)):
         return _factors_of_pairs(eigenvalues, log_eigenvalues, b, c, time)
-    nodes = _nodes(eigenvalues, log_eigenvalues, c * b, mirror=real_output)
-    functions, count = _real_functions(nodes, time) if real_output else _functions(nodes, time)
-    core = _core(functions, nodes.residues, real=real_output)
+    functions, nodes = orthonormal_functions(
+        eigenvalues, log_eigenvalues, _shares(c) * _shares(b), time, real=real_output
+    )
     if np.any(nodes.mirrored):
         functions = np.where(nodes.mirrored[..., None, :], functions.conj(), functions)
     Z, Y = b[..., None, :] * functions, c[..., None, :] * functions
     if real_output:
         Z = np.concatenate([Z.real, Z.imag], axis=-1)
         Y = np.concatenate([Y.real, -Y.imag], axis=-1)
-    return CauchyFactors(Z.swapaxes(-1, -2), adjoint(Y), core, core, count)
+    return Z.swapaxes(-1, -2), adjoint(Y)
+
+
+def _shares(weights: HostArray) -> HostArray:
+    """Weights over the largest of each system: products choose pivots only, and must not underflow."""
+    largest = np.abs(weights).max(axis=-1, keepdims=True, initial=0.0)
+    return np.asarray(weights / np.where(largest > 0.0, largest, 1.0))
+
+
+def orthonormal_functions(
+    eigenvalues: HostArray,
+    logarithms: HostArray | None,
+    residues: HostArray,
+    time: TimeDomain,
+    *,
+    real: bool,
+) -> tuple[HostArray, Nodes]:
+    """Columns of Φ in rows, shape (k, r, n), and the nodes at which they are taken.
+
+    `real`: those with f(conj λ) = conj f(λ), which need poles that are real or far from it.
+    """
+    nodes = _nodes(eigenvalues, logarithms, residues, mirror=real)
+    functions = _real_functions(nodes, time) if real else _functions(nodes, time)
+    return functions[:, np.any(functions, axis=(0, 2))], nodes
 
 
 def nearly_real(
@@ -152,37 +148,36 @@ def nearly_real(
     return near
 
 
+def with_conjugates(values: HostArray) -> HostArray:
+    """Values for the states [h; conj h]."""
+    return np.concatenate([values, values.conj()], axis=-1)
+
+
 def _factors_of_pairs(
     eigenvalues: HostArray,
     logarithms: HostArray | None,
     b: HostArray,
     c: HostArray,
     time: TimeDomain,
-) -> CauchyFactors:
-    """Factors of the system Re(c h) from the complex states [h; conj h], eliminated one at a time."""
+) -> tuple[HostArray, HostArray]:
+    """Factors of the systems Re(c h) from the complex states [h; conj h], eliminated one at a time."""
     n = eigenvalues.shape[-1]
-
-    def twice(values: HostArray) -> HostArray:
-        return np.concatenate([values, values.conj()], axis=-1)
-
-    nodes = _nodes(
-        twice(eigenvalues),
-        None if logarithms is None else twice(logarithms),
-        twice(c * b) / 2.0,
-        mirror=False,
+    functions, _ = orthonormal_functions(
+        with_conjugates(eigenvalues),
+        None if logarithms is None else with_conjugates(logarithms),
+        with_conjugates(_shares(c) * _shares(b)),
+        time,
+        real=False,
     )
-    functions, count = _functions(nodes, time)
     plain, conjugate = functions[..., :n], functions[..., n:]
     b, c = b[..., None, :], c[..., None, :]
     Z = _real_factor(b * plain, b.conj() * conjugate)
-    Y = _real_factor((c * plain).conj(), c * conjugate.conj())
-    core = _core(functions, nodes.residues, real=False)
-    return CauchyFactors(Z, Y, adjoint(Y) @ Z, core, count)
+    return Z, _real_factor((c * plain).conj(), c * conjugate.conj())
 
 
 def _nodes(
     eigenvalues: HostArray, logarithms: HostArray | None, residues: HostArray, *, mirror: bool
-) -> _Nodes:
+) -> Nodes:
     """Gather the residues of states with equal poles; with `mirror` also of those with conjugate ones."""
     mirrored = np.zeros(eigenvalues.shape, dtype=bool)
     if mirror:
@@ -199,20 +194,20 @@ def _nodes(
         is_first = np.argmax(same, axis=-1) == np.arange(keys.shape[-1])
         sums = np.sum(np.where(same, residues[..., None, :], 0.0), axis=-1)
         residues = np.where(is_first, sums, 0.0)
-    return _Nodes(eigenvalues, logarithms, residues, mirrored)
+    return Nodes(eigenvalues, logarithms, residues, mirrored)
 
 
-def _functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
-    """Orthonormal functions in rows, one for each pole with a residue, and how many there are."""
+def _functions(nodes: Nodes, time: TimeDomain) -> HostArray:
+    """Orthonormal functions in rows, one for each pole with a residue; zeros where there are fewer."""
     kernel, _ = cauchy_kernels(nodes.poles, nodes.logarithms, time)
     gain = kernel.diagonal(axis1=1, axis2=2).real
     blaschke = _differences(nodes, conjugate=False) * kernel
-    at, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
+    at, products = _eliminate(blaschke, np.abs(nodes.residues) * gain)
     products *= kernel[at].conj() / np.sqrt(gain[at])[..., None]
-    return products, alive.sum(axis=1)
+    return products
 
 
-def _real_functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
+def _real_functions(nodes: Nodes, time: TimeDomain) -> HostArray:
     """Orthonormal functions with f(conj λ) = conj f(λ) in rows, one for a real pole and two for a pair.
 
     Those of the pair (p, conj p), with K = K(λ, p) K(λ, conj p), are the sum and the difference of its
@@ -226,27 +221,25 @@ def _real_functions(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArr
     blaschke = _differences(nodes, conjugate=False) * kernel
     pair_blaschke = _differences(nodes, conjugate=True) * conjugate_kernel
     blaschke *= np.where(real[:, None], 1.0, pair_blaschke)
-    at, products, alive = _eliminate(blaschke, np.abs(nodes.residues) * gain)
+    at, products = _eliminate(blaschke, np.abs(nodes.residues) * gain)
     products *= kernel[at].conj()
     pairs = products * conjugate_kernel[at]
     even, odd = _numerators(nodes, time)
     functions = np.stack([pairs * even[:, None], pairs * odd[:, None]], axis=2)
     sizes = np.abs(np.stack([odd[at], even[at]], axis=2))
     single = real[at]
-    functions[single, 0], sizes[single, 0] = products[single], 1.0
+    functions[single, 0], functions[single, 1], sizes[single, 0] = products[single], 0.0, 1.0
     functions *= (sizes / np.sqrt(gain[at])[..., None])[..., None]
-    exists = np.stack([alive, alive & ~single], axis=2)
-    count, n = real.shape
-    return _leading(functions.reshape(count, -1, n), exists.reshape(count, -1))
+    return functions.reshape(len(real), -1, real.shape[1])
 
 
 def _eliminate(
     blaschke: HostArray, energy: HostArray
-) -> tuple[tuple[HostArray, HostArray], HostArray, HostArray]:
+) -> tuple[tuple[HostArray, HostArray], HostArray]:
     """Where the pivots are, those of the largest remaining energy |g_i|² energy_i first, and g before each.
 
     g, shape (n,), is the product of the Blaschke factors of all earlier pivots. It is exactly zero at
-    those. The last result tells of each system whether it still had a pivot; g is zero if not.
+    those, and everywhere where a system has no pivot left.
     """
     if not np.all(np.isfinite(energy)):
         raise NoConvergenceError(
@@ -274,21 +267,10 @@ def _eliminate(
     steps = int(np.sum(alive.any(axis=1)))
     products[~alive] = 0.0
     at = systems[:, None], pivots[:steps].swapaxes(0, 1)
-    return at, products[:steps].swapaxes(0, 1).copy(), alive[:steps].swapaxes(0, 1)
+    return at, products[:steps].swapaxes(0, 1).copy()
 
 
-def _leading(functions: HostArray, exists: HostArray) -> tuple[HostArray, HostArray]:
-    """Move the rows that exist to the front, and count them; those behind them are zero."""
-    count = exists.sum(axis=1)
-    width = int(count.max(initial=0))
-    order = np.argsort(~exists, axis=1, kind="stable")[:, :width]
-    moved = functions[np.arange(len(order))[:, None], order]
-    if np.any(count < width):
-        moved = np.where((np.arange(width) < count[:, None])[..., None], moved, 0.0)
-    return moved, count
-
-
-def _differences(nodes: _Nodes, *, conjugate: bool) -> HostArray:
+def _differences(nodes: Nodes, *, conjugate: bool) -> HostArray:
     """λ_i - λ_j or λ_i - conj λ_j; as λ_j expm1(log λ_i - log λ_j) where close and logarithms known."""
     others, logarithms = nodes.poles[..., None, :], nodes.logarithms
     if conjugate:
@@ -303,7 +285,7 @@ def _differences(nodes: _Nodes, *, conjugate: bool) -> HostArray:
     return differences
 
 
-def _numerators(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
+def _numerators(nodes: Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
     """Numerators of the two real functions of a pair: 1 + λ and 1 - λ, or λ and 1."""
     if not isinstance(time, Discrete):
         return nodes.poles, np.full_like(nodes.poles, np.sqrt(2.0))
@@ -313,20 +295,6 @@ def _numerators(nodes: _Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
     # 1 + λ without cancellation where λ is close to -1; both real terms are positive there.
     even = 2.0 * np.cos(phase / 2.0) ** 2 + np.cos(phase) * np.expm1(decay)
     return even + 1j * nodes.poles.imag, -np.expm1(nodes.logarithms) / np.sqrt(2.0)
-
-
-def _core(functions: HostArray, residues: HostArray, *, real: bool) -> HostArray:
-    """Φᵀ diag(r) Φ or its real part, each entry to rounding errors of the size of its row and column."""
-    size = np.abs(residues)
-    largest = size.max(axis=-1, initial=0.0)[..., None, None]
-    share = size[..., None, :] / np.where(largest > 0, largest, 1.0)
-    left = np.sqrt(share) * functions
-    right = (residues / np.where(size > 0, size, 1.0))[..., None, :] * left
-    if real:
-        left = np.concatenate([left.real, left.imag], axis=-1)
-        right = np.concatenate([right.real, -right.imag], axis=-1)
-    core: HostArray = largest * (left @ right.swapaxes(-1, -2))
-    return core
 
 
 def _real_factor(plain: HostArray, conjugate: HostArray) -> HostArray:

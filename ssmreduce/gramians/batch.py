@@ -1,7 +1,7 @@
 """Every system of a batch in turn: channels in stacked arrays, others by workers, dense ones in a loop.
 
 Channels, that is diagonal systems with one input and one output, are taken in chunks that share every
-step: 2^17 entries of a Cauchy matrix at a time, so that what is in flight stays near 31 MB per worker
+step: 2^17 entries of a Cauchy matrix at a time, so that what is in flight stays near 20 MB per worker
 whatever the length of the batch. Other diagonal systems go to the workers one by one. The
 decompositions of dense ones hold Python's lock, so they stay in the thread of the caller.
 """
@@ -18,7 +18,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce._threads import blas_threads
 from ssmreduce._workers import map_workers, naming_system
 from ssmreduce.errors import SSMReduceError
-from ssmreduce.gramians.single_channel import is_channel_batch
+from ssmreduce.gramians.channels import is_channel_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
 
@@ -54,7 +54,7 @@ def map_systems(
     def alone(index: tuple[int, ...]) -> Result:
         return single(system[index])
 
-    if stacked is not None and isinstance(system, DiagonalStateSpace) and is_channel_batch(system):
+    if stacked is not None and is_channel_batch(system):
         host, at_once = system.to_host(), stacked
 
         def together(members: list[tuple[int, ...]]) -> list[Result]:

@@ -25,8 +25,8 @@ from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.devices import norms as native
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
+from ssmreduce.gramians.channels import channel_gains
 from ssmreduce.gramians.factors import gramian_factor
-from ssmreduce.gramians.single_channel import channel_gains
 from ssmreduce.hankel import hankel_singular_values, hsv_rule
 from ssmreduce.norms.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System

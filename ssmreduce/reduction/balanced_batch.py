@@ -8,8 +8,8 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import flag
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
+from ssmreduce.gramians.channels import is_channel_batch
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
-from ssmreduce.gramians.single_channel import is_channel_batch
 from ssmreduce.reduction.balanced_channels import truncate_channels
 from ssmreduce.reduction.balanced_diagonal import (
     BalancedDiagonal,

@@ -105,11 +105,14 @@ def _stacked_systems(hosts: Sequence[DiagonalStateSpace]) -> DiagonalStateSpace:
 
 
 def _stacked_factors(every: Sequence[BalancedFactors]) -> BalancedFactors:
-    def stacked(name: str) -> HostArray:
-        return np.stack([getattr(factors, name) for factors in every])
-
-    Z = np.stack([factors.factors.Z for factors in every])
-    Y = np.stack([factors.factors.Y for factors in every])
-    M = None if every[0].M is None else stacked("M")  # over a horizon there is none
     rank = min(factors.rank for factors in every)
-    return BalancedFactors(stacked("hsv"), rank, DenseFactors(Z, Y), M, stacked("V"), NUMPY)
+    return BalancedFactors(
+        np.stack([factors.hsv for factors in every]),
+        rank,
+        DenseFactors(
+            np.stack([factors.factors.Z for factors in every]),
+            np.stack([factors.factors.Y for factors in every]),
+        ),
+        np.stack([factors.V[:, :rank] for factors in every]),
+        NUMPY,
+    )

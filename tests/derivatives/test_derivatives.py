@@ -26,7 +26,12 @@ from ssmreduce import (
     observability_gramian,
 )
 from ssmreduce.derivatives.dispatch import differentiable
-from ssmreduce.errors import ShapeError, UnstableSystemError, UnsupportedEquationError
+from ssmreduce.errors import (
+    ShapeError,
+    TracedValueError,
+    UnstableSystemError,
+    UnsupportedEquationError,
+)
 from ssmreduce.regularizers import hankel_nuclear_norm, modal_l1
 from ssmreduce.systems.pytree import arrays_of, with_arrays
 
@@ -489,6 +494,14 @@ def test_refusals(rng: np.random.Generator) -> None:
             function(tensors, horizon=10)
     with pytest.raises(UnsupportedEquationError, match="`certified` is True"):
         hinf_norm(tensors, certified=True)
+    single = with_arrays(system, [system.eigenvalues, system.B[:, :1], system.C[:1], np.eye(1)])
+    recording = with_arrays(
+        single, [torch.tensor(x, requires_grad=True) for x in arrays_of(single)]
+    )
+    with pytest.raises(UnsupportedEquationError, match="a derivative is asked for"):
+        hankel_singular_values(recording, relative_accuracy=True)
+    with pytest.raises(TracedValueError, match="`hankel_singular_values` was called with"):
+        jax.jit(lambda x: hankel_singular_values(x, relative_accuracy=True))(single)
     unstable = with_arrays(tensors, [torch.tensor([1.5, 0.1, 0.2]), *arrays_of(tensors)[1:]])
     with pytest.raises(UnstableSystemError):
         hankel_nuclear_norm(unstable)

@@ -14,10 +14,16 @@ from oracles.mpmath_hsv import hankel_singular_values as exact_values_by_roots
 from samples import EPS, adjoint, complex_normal
 
 from ssmreduce.equations.cauchy import cauchy_factors, nearly_real
-from ssmreduce.equations.jacobi import jacobi_right_singular, jacobi_singular_values
-from ssmreduce.errors import NoConvergenceError, UnstableSystemError
+from ssmreduce.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    NoConvergenceError,
+    UnstableSystemError,
+    UnsupportedEquationError,
+)
+from ssmreduce.gramians.channels import channel_factors, is_channel
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
-from ssmreduce.gramians.single_channel import LARGEST_ROTATED, single_channel
+from ssmreduce.gramians.relative import jacobi_singular_values
 from ssmreduce.hankel import balance_factors, hankel_singular_values, rank_tolerance
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.systems.diagonal import DiagonalStateSpace
@@ -40,6 +46,10 @@ def channel(
     return DiagonalStateSpace(poles, b[:, None], c[None], time=time, real_output=real_output)
 
 
+def accurate_values(system: DiagonalStateSpace) -> Array:
+    return hankel_singular_values(system, relative_accuracy=True)
+
+
 def assert_relative(
     system: DiagonalStateSpace, *, amplification: float = 1.0, digits: int = 200
 ) -> Array:
@@ -54,11 +64,14 @@ def assert_relative(
         real_output=system.real_output,
         digits=digits,
     )
-    found = hankel_singular_values(system)
+    found = accurate_values(system)
     n = 2 * system.order if system.real_output else system.order
     assert found.shape == (n,)
     assert np.all(np.diff(found) <= 0)
     assert np.all(found[exact.size :] == 0.0)
+    # Without the option they are right to σ₁; factors take part of what rounding of the data does.
+    plain = hankel_singular_values(system)
+    assert np.abs(plain - found).max() <= C_RELATIVE * n * EPS * amplification * found[0]
     error = np.abs(found[: exact.size] / exact - 1.0)
     assert error.max() <= C_RELATIVE * n * EPS * amplification
     return exact
@@ -110,7 +123,7 @@ class TestHeat:
 
     def test_yardstick(self, reference: dict[str, Array], system: DiagonalStateSpace) -> None:
         exact, allowed = reference["hsv"], reference["sensitivity"]
-        found = hankel_singular_values(system)
+        found = accurate_values(system)
         error = np.abs(found[:134] / exact - 1.0)
         above = exact > 1e-13
         assert np.sum(above) == 15
@@ -119,11 +132,13 @@ class TestHeat:
         assert np.sum(below) >= 16
         assert np.all(error[below] <= 10**1.5 * allowed[below])
 
-    def test_balance_returns_the_same(
+    def test_balance_has_the_same_rank(
         self, reference: dict[str, Array], system: DiagonalStateSpace
     ) -> None:
-        balancing = balance(system)
+        balancing, accurate = balance(system), accurate_values(system)
         np.testing.assert_array_equal(balancing.hsv, hankel_singular_values(system))
+        error = np.abs(balancing.hsv - accurate).max()
+        assert error <= C_RELATIVE * accurate.size * EPS * accurate[0]
         assert balancing.rank == np.sum(reference["hsv"] > rank_tolerance(balancing.hsv))
         assert np.all(balancing.hsv[134:] == 0.0)
 
@@ -198,7 +213,7 @@ def test_real_systems_stay_real(rng: np.random.Generator) -> None:
     system = channel(poles, rng.standard_normal(12), rng.standard_normal(12), discrete=False)
     assert_relative(system)
     factors = balance_factors(system)
-    arrays = (factors.factors.Z, factors.factors.Y, factors.M, factors.V)
+    arrays = (factors.factors.Z, factors.factors.Y, factors.V)
     assert not any(np.iscomplexobj(x) for x in arrays)
 
 
@@ -211,9 +226,11 @@ def test_scaling_of_states_does_not_matter(
     poles = 0.7 * np.exp(1j * np.linspace(0.3, 2.8, n))
     b, c = complex_normal(rng, n), complex_normal(rng, n)
     scales = np.exp2(np.round(np.log2(np.geomspace(1 / spread, spread, n))))
-    plain = hankel_singular_values(channel(poles, b, c, real_output=real_output))
+    plain = accurate_values(channel(poles, b, c, real_output=real_output))
     scaled = channel(poles, b * scales, c / scales, real_output=real_output)
-    np.testing.assert_allclose(hankel_singular_values(scaled), plain, rtol=50 * EPS)
+    np.testing.assert_allclose(accurate_values(scaled), plain, rtol=50 * EPS)
+    error = np.abs(hankel_singular_values(scaled) - plain).max()
+    assert error <= C_RELATIVE * 2 * n * EPS * plain[0]
     factors = balance_factors(scaled)
     W, T = factors.projections(3)
     np.testing.assert_allclose(adjoint(W) @ T, np.eye(3), atol=5e3 * EPS)
@@ -239,8 +256,9 @@ def test_residues_over_many_decades(real_output: bool, rng: np.random.Generator)
 def test_overflow_is_an_error(rng: np.random.Generator) -> None:
     poles = 0.7 * np.exp(1j * np.linspace(0.3, 2.8, 4))
     weights = 1e170 * complex_normal(rng, 4)
-    with pytest.raises(NoConvergenceError, match="overflows"):
-        hankel_singular_values(channel(poles, weights, weights))
+    for values in (hankel_singular_values, accurate_values):
+        with pytest.raises(NoConvergenceError, match="overflow"):
+            values(channel(poles, weights, weights))
 
 
 @pytest.mark.parametrize("real_output", [False, True])
@@ -261,20 +279,19 @@ def test_opposite_residues_at_one_pole_cancel() -> None:
     poles = np.array([0.5 + 0.2j, 0.5 + 0.2j, 0.5 - 0.2j, 0.3])
     b = np.ones(4)
     plain = channel(poles, b, np.array([1.0, -1.0, 0.0, 2.0]))
-    np.testing.assert_allclose(
-        hankel_singular_values(plain), [2 / (1 - 0.09), 0, 0, 0], rtol=5 * EPS
-    )
+    np.testing.assert_allclose(accurate_values(plain), [2 / (1 - 0.09), 0, 0, 0], rtol=5 * EPS)
     # Re(c h) and Re(-conj(c) conj(h)) cancel too.
     mirrored = channel(poles, b, np.array([0.0, 1j, 1j, 2.0]), real_output=True)
     expected = np.array([2 / (1 - 0.09), *[0.0] * 7])
-    np.testing.assert_allclose(hankel_singular_values(mirrored), expected, rtol=5 * EPS)
+    np.testing.assert_allclose(accurate_values(mirrored), expected, rtol=5 * EPS)
 
 
 @pytest.mark.parametrize("real_output", [False, True])
 def test_no_response_at_all(real_output: bool) -> None:
     poles = np.array([0.5 + 0.2j, 0.3])
     system = channel(poles, np.array([1.0, 0.0]), np.array([0.0, 1.0]), real_output=real_output)
-    assert np.all(hankel_singular_values(system) == 0.0)
+    for values in (hankel_singular_values, accurate_values):
+        assert np.all(values(system) == 0.0)
 
 
 @pytest.mark.parametrize("real_output", [False, True])
@@ -316,16 +333,12 @@ def test_factors_are_those_of_the_gramians(
         poles[2] = -0.4 + 1e-9j
     b, c = complex_normal(rng, 6), complex_normal(rng, 6)
     system = channel(poles, b, c, discrete=discrete, real_output=real_output)
-    factors = single_channel(system)
-    assert factors is not None
+    ((Z, Y),) = channel_factors(system)
     P, Q = controllability_gramian(system), observability_gramian(system)
-    for factor, gramian in ((factors.Z, P), (factors.Y, Q)):
+    for factor, gramian in ((Z, P), (Y, Q)):
         error = np.abs(factor @ adjoint(factor) - gramian).max()
         assert error <= 4 * C_RELATIVE * 12 * EPS * np.abs(gramian).max()
-    product = adjoint(factors.Y) @ factors.Z
-    assert np.abs(product - factors.M).max() <= 4 * C_RELATIVE * 12 * EPS * np.abs(factors.M).max()
-    assert np.iscomplexobj(factors.M) is not real_output
-    assert np.iscomplexobj(factors.core) == (nearly or not real_output)
+    assert np.iscomplexobj(Z) is np.iscomplexobj(Y) is not real_output
 
 
 @pytest.mark.parametrize("nearly", [False, True])
@@ -371,7 +384,7 @@ def test_any_poles(poles: list[tuple[int, int]], seed: int, real_output: bool) -
 
 def test_one_state() -> None:
     system = channel(np.array([-2.0 + 1j]), np.array([3.0]), np.array([1.0 - 2j]), discrete=False)
-    np.testing.assert_allclose(hankel_singular_values(system), [3 * 5**0.5 / 4], rtol=4 * EPS)
+    np.testing.assert_allclose(accurate_values(system), [3 * 5**0.5 / 4], rtol=4 * EPS)
     # y = Re(c h) has the cross Gramian [[x, y], [y', conj x]] with x = -r/(2λ), y y' = |r/(2 Re λ)|²
     # for r = b c/2; the values are the moduli of its eigenvalues.
     r = 3.0 * (1 - 2j) / 2
@@ -385,19 +398,16 @@ def test_one_state() -> None:
         discrete=False,
         real_output=True,
     )
-    np.testing.assert_allclose(hankel_singular_values(real), expected, rtol=50 * EPS)
+    np.testing.assert_allclose(accurate_values(real), expected, rtol=50 * EPS)
 
 
 @pytest.mark.slow
-def test_large_systems_take_the_other_route(rng: np.random.Generator) -> None:
-    n = LARGEST_ROTATED // 2
+def test_large_systems_take_the_route_of_others(rng: np.random.Generator) -> None:
+    n = 256
     poles = 0.9 * np.exp(1j * np.linspace(0.2, 2.9, n + 1))
     b, c = complex_normal(rng, n + 1), complex_normal(rng, n + 1)
-    assert single_channel(channel(poles, b, c)) is None
-    assert single_channel(channel(poles[1:], b[1:], c[1:])) is not None
-    nearly = poles[1:].copy()
-    nearly[0] = 0.5 + 1e-6j
-    assert single_channel(channel(nearly, b[1:], c[1:], real_output=True)) is None
+    assert not is_channel(channel(poles, b, c))
+    assert is_channel(channel(poles[1:], b[1:], c[1:]))
     both = [
         hankel_singular_values(channel(poles[k:], b[k:], c[k:] * (np.arange(k, n + 1) > 0)))
         for k in (0, 1)
@@ -405,20 +415,54 @@ def test_large_systems_take_the_other_route(rng: np.random.Generator) -> None:
     assert np.abs(both[0][:n] - both[1]).max() <= C_RELATIVE * n * EPS * both[1][0]
 
 
-def test_other_systems_take_the_other_route(rng: np.random.Generator) -> None:
+def two_inputs() -> DiagonalStateSpace:
+    return DiagonalStateSpace([0.5, 0.2], np.ones((2, 2)), np.ones((1, 2)), time=Discrete())
+
+
+def test_what_is_no_channel_is_refused() -> None:
     system = channel(np.array([0.5]), np.ones(1), np.ones(1))
-    assert single_channel(system.to_dense()) is None
-    two = DiagonalStateSpace([0.5, 0.2], np.ones((2, 2)), np.ones((1, 2)), time=Discrete())
-    assert single_channel(two) is None
-    with pytest.raises(UnstableSystemError, match=r"\|λ\| = 1"):
-        single_channel(channel(np.array([1.0]), np.ones(1), np.ones(1)))
+    assert is_channel(system)
+    for other, found in (
+        (two_inputs(), "2 inputs and 1 outputs"),
+        (system.to_dense(), "StateSpace"),
+    ):
+        assert not is_channel(other)
+        with pytest.raises(UnsupportedEquationError, match=f"(?s)`relative_accuracy`.*{found}"):
+            accurate_values(other)
+    with pytest.raises(ArgumentError, match="`relative_accuracy` is True but `horizon` is 5"):
+        hankel_singular_values(system, horizon=5, relative_accuracy=True)
+    with pytest.raises(ArgumentError, match="`relative_accuracy` is 1; expected a bool"):
+        hankel_singular_values(system, relative_accuracy=1)
+    with pytest.raises(ArgumentTypeError, match="`system`"):
+        hankel_singular_values("system", relative_accuracy=True)
+    unstable = channel(np.array([1.0]), np.ones(1), np.ones(1))
+    for values in (hankel_singular_values, accurate_values):
+        with pytest.raises(UnstableSystemError, match=r"\|λ\| = 1"):
+            values(unstable)
+
+
+def test_no_states_have_no_values() -> None:
+    nothing = channel(np.zeros(0), np.zeros(0), np.zeros(0))
+    assert accurate_values(nothing).shape == (0,)
+
+
+def test_channels_of_a_batch_keep_their_digits(rng: np.random.Generator) -> None:
+    poles = 0.3 * np.exp(1j * np.linspace(0.2, 1.4, 6)) * np.ones((2, 3, 1))
+    b, c = complex_normal(rng, 2, 3, 6), complex_normal(rng, 2, 3, 6)
+    batch = DiagonalStateSpace(poles, b[..., None], c[..., None, :], time=Discrete())
+    found = accurate_values(batch)
+    assert found.shape == (2, 3, 6)
+    for at in np.ndindex(2, 3):
+        np.testing.assert_array_equal(found[at], accurate_values(batch[at]))
 
 
 def test_inputs_are_unchanged(rng: np.random.Generator) -> None:
     data = [0.9 * np.exp(1j * np.linspace(0, 3, 5)), complex_normal(rng, 5), complex_normal(rng, 5)]
     before = [x.tobytes() for x in data]
     for real_output in (False, True):
-        cauchy_factors(data[0], None, data[1], data[2], Discrete(), real_output=real_output)
+        poles, b, c = (x[None] for x in data)
+        cauchy_factors(poles, None, b, c, Discrete(), real_output=real_output)
+        accurate_values(channel(*data, real_output=real_output))
     assert [x.tobytes() for x in data] == before
 
 
@@ -443,21 +487,10 @@ class TestJacobi:
         shuffled = M[::-1]
         np.testing.assert_allclose(jacobi_singular_values(shuffled), exact, rtol=1e-14)
 
-    def test_vectors(self, rng: np.random.Generator) -> None:
-        grading = np.exp2(-10.0 * np.arange(9))
-        M = grading[:, None] * (rng.standard_normal((9, 9)) + 4 * np.eye(9)) * grading
-        values, V = jacobi_right_singular(M)
-        np.testing.assert_allclose(adjoint(V) @ V, np.eye(9), atol=1e-14)
-        # Column j of the product M V is computed to eps (D₁)_1 (D₂)_j only, about eps sqrt(σ₁ σ_j).
-        error = np.abs(np.linalg.norm(M @ V, axis=0) - values)
-        assert np.all(error <= C_RELATIVE * EPS * np.sqrt(values[0] * values))
-
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_not_finite(self, bad: float) -> None:
         with pytest.raises(np.linalg.LinAlgError, match="finite"):
             jacobi_singular_values(np.array([[1.0, 0.0], [0.0, bad]]))
 
     def test_empty(self) -> None:
-        values, V = jacobi_right_singular(np.zeros((0, 0)))
-        assert values.shape == (0,)
-        assert V.shape == (0, 0)
+        assert jacobi_singular_values(np.zeros((0, 0))).shape == (0,)
