@@ -291,7 +291,7 @@ class BalancedFactors:
             Q, R = self.pool.qr(self.images(V))
             W = multiply(self.factors.Y, Q) / root
             T = multiply(self.factors.Z, self.pool.over_upper(V, R) * root)
-        if not (all_finite(W) and all_finite(T)):
+        if not all_finite(W, T):
             raise _out_of_range(np.inf)
         return self.factors.observed(W), self.factors.reached(T)
 

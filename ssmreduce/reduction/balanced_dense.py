@@ -44,9 +44,9 @@ class BalancedDense(BalancedSystem):
         """
         # The rule may be code of the user's, and finds the threads that the user has.
         order, wanted = self._order(rule)
-        (p, m), n = self._host.D.shape, self._host.order
-        if order == n:
+        if order == self.hsv.size:
             return self.unchanged()
+        (p, m), n = self._host.D.shape, self.hsv.size
         return on_gainful_threads(n, max(m, p), self._cut, order, wanted)
 
     def _cut(self, order: int, wanted: int) -> Reduction:
@@ -65,7 +65,7 @@ class BalancedDense(BalancedSystem):
 
     def _match_dc(self, rule: OrderRule, *, invertible: bool) -> Reduction:
         order, wanted = self._order(rule)
-        if order == self._host.order:
+        if order == self.hsv.size:
             return self.unchanged()
         W, T = self.projections(order)
         matched = self.matched(order)
@@ -103,7 +103,7 @@ class BalancedDense(BalancedSystem):
 
     def _order(self, rule: OrderRule) -> tuple[int, int]:
         """The order to cut to, and the one that was wanted before the rank made it lower."""
-        n = self._host.order
+        n = self.hsv.size
         if n == 0:
             return 0, 0
         rank = self.check_rank()
