@@ -208,7 +208,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     if inputs != 1.0 or outputs != 1.0:
         host = host.replace(B=host.B / inputs, C=host.C / outputs)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        response = StatePart(host).matrices(points)
+        response = StatePart(host).matrices(host.time.point(points))
         if not np.all(np.isfinite(response)):
             raise UnstableSystemError(
                 "`system` has a pole at one of the frequencies in `omega`; expected none on the boundary. "

@@ -280,7 +280,7 @@ def test_many_frequencies_of_a_dense_system(
             right = rng.standard_normal((m, 41)) + 1j * rng.standard_normal((m, 41))
             left = rng.standard_normal((p, 41)) + 1j * rng.standard_normal((p, 41))
             state = expected - system.D
-            forward, backward = part.products(omega)
+            forward, backward = part.products(system.time.point(omega))
             found = forward(right)
             np.testing.assert_allclose(
                 found, np.einsum("kpm,mk->pk", state, right), rtol=0, atol=10 * limit
@@ -311,7 +311,7 @@ def test_products_of_diagonal_systems(
     part = StatePart(system)
     matrices = frequency_response(system, omega)
     assert matrices.shape == (3, p, m)
-    forward, backward = part.products(omega)
+    forward, backward = part.products(system.time.point(omega))
     right = rng.standard_normal((m, 3)) + 1j
     left = rng.standard_normal((p, 3)) + 1j
     np.testing.assert_allclose(

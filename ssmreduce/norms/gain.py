@@ -77,12 +77,13 @@ class Gain:
         finite = np.isfinite(omega)
         at = slice(None) if finite.all() else finite
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            z = self.time.point(omega[at])
             for i, sign in enumerate(self.signs if finite.any() else []):
                 modes, part = self.modes[i], self.parts[i]
                 if isinstance(modes, DenseModes) and modes.system.order and modes.known:
-                    known = _by_modes(modes, part, omega[at])
+                    known = _by_modes(modes, part, z)
                 else:
-                    known = part.matrices(omega[at])
+                    known = part.matrices(z)
                 values[at] += sign * known
             values += self.D
         values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
@@ -124,14 +125,15 @@ class Gain:
 
             return apply
 
-        forward, backward = zip(*(part.products(omega) for part in self.parts), strict=True)
+        z = self.time.point(omega)
+        forward, backward = zip(*(part.products(z) for part in self.parts), strict=True)
         return summed(self.D, forward), summed(adjoint(self.D), backward)
 
 
-def _by_modes(modes: DenseModes, part: StatePart, omega: HostArray) -> HostArray:
+def _by_modes(modes: DenseModes, part: StatePart, z: HostArray) -> HostArray:
     """One dense system without its feedthrough, by its modes where they serve."""
-    system, z = part.system, part.system.time.point(omega)
-    values = np.empty((omega.size, system.outputs, system.inputs), dtype=np.complex128)
+    system = part.system
+    values = np.empty((z.size, system.outputs, system.inputs), dtype=np.complex128)
     served = modes.serve(z)
     at = np.flatnonzero(served)
     for some in (at[k : k + _POINTS] for k in range(0, at.size, _POINTS)):
@@ -139,7 +141,7 @@ def _by_modes(modes: DenseModes, part: StatePart, omega: HostArray) -> HostArray
     if system.read_after_update:
         values *= z[:, None, None]
     if at.size < z.size:
-        values[~served] = part.matrices(omega[~served])
+        values[~served] = part.matrices(z[~served])
     return values
 
 

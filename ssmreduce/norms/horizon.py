@@ -160,7 +160,7 @@ def _carrier(system: System, steps: int) -> tuple[complex, HostArray]:
     angles = np.concatenate([np.angle(poles), np.linspace(-np.pi, np.pi, _GRID, endpoint=False)])
     width, at = 2.0 * np.pi / _GRID, 0.0
     for _ in range(4):
-        forward, backward = part.products(angles)
+        forward, backward = part.products(np.exp(1j * angles))
         vectors = np.random.default_rng(0).standard_normal((system.inputs, angles.size)) + 0j
         for _ in range(_TRIES):
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=0), _TINY)
@@ -169,8 +169,9 @@ def _carrier(system: System, steps: int) -> tuple[complex, HostArray]:
         at = float(angles[np.argmax(np.linalg.norm(seen, axis=0))])
         angles = at + width * np.linspace(-1.0, 1.0, _NEAR)
         width *= 4.0 / _NEAR
-    gain = part.matrices(np.array([at]))[0] + D
-    return complex(np.exp(1j * at)), np.linalg.svd(gain)[2][0].conj()
+    point = np.exp(1j * at)
+    gain = part.matrices(np.array([point]))[0] + D
+    return complex(point), np.linalg.svd(gain)[2][0].conj()
 
 
 def _overflow() -> NoConvergenceError:

@@ -60,9 +60,9 @@ class StatePart:
         self.system = host
         self._schur: SchurForm | None = None
 
-    def matrices(self, omega: HostArray) -> HostArray:
+    def matrices(self, z: HostArray) -> HostArray:
         """Return G(z_k), shape (K, p, m)."""
-        host, z = self.system, self.system.time.point(omega)
+        host = self.system
         if isinstance(host, DiagonalStateSpace):
             values = _diagonal_matrices(host, z)
         elif host.inputs <= host.outputs:
@@ -76,9 +76,9 @@ class StatePart:
             )
         return np.asarray(z[:, None, None] * values if host.read_after_update else values)
 
-    def products(self, omega: HostArray) -> tuple[Product, Product]:
+    def products(self, z: HostArray) -> tuple[Product, Product]:
         """Return v -> G(z_k) v_k and v -> G(z_k)ᴴ v_k, for columns v_k, shape (m, K) and (p, K)."""
-        host, z = self.system, self.system.time.point(omega)
+        host = self.system
         if isinstance(host, DiagonalStateSpace):
             return _diagonal_products(host, z, self._advanced(z))
 
