@@ -105,7 +105,7 @@ class LayerHandle:
         shapes = {name: tuple(array.shape) for name, array in self.arrays.items()}
         return self.kind.order({name: np.broadcast_to(1.0, shapes[name]) for name in shapes})
 
-    @property
+    @cached_property
     def eps(self) -> float:
         """Relative rounding of its weights."""
         return max(array_eps(*self.arrays.values()), self.kind.eps)
