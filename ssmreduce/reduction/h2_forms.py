@@ -13,38 +13,35 @@ Reference: for the equation, Penzl, SIAM J. Sci. Comput. 21 (2000).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.prescaling import SomeSystem
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import diagonalise
 from ssmreduce.time_domain import Continuous, Discrete
 
 
-def continuous(system: StateSpace) -> StateSpace:
+def continuous(system: SomeSystem) -> SomeSystem:
     """Return (A_c, B_c, C) of a system (A, B, C) with host arrays."""
     if not isinstance(system.time, Discrete):
         return system
-    identity = np.eye(system.order)
+    form: dict[str, Any] = {"D": None, "time": Continuous(), "read_after_update": False}
+    if isinstance(system, DiagonalStateSpace):
+        if system.log_eigenvalues is None:
+            poles = (system.eigenvalues - 1.0) / (system.eigenvalues + 1.0)
+        else:
+            poles = np.tanh(0.5 * system.log_eigenvalues)
+        B = system.B * (1.0 - poles)[:, None] / np.sqrt(2.0)
+        return system.replace(eigenvalues=poles, B=B, **form)
+    n, identity = system.order, np.eye(system.order)
     # (A - I)(A + I)⁻¹ = I - 2 (A + I)⁻¹ would cancel where A is near the identity.
     stacked = np.concatenate([system.A - identity, np.sqrt(2.0) * system.B], axis=1)
     solved = np.linalg.solve(system.A + identity, stacked)
-    n = system.order
-    return StateSpace(solved[:, :n], solved[:, n:], system.C, time=Continuous())
-
-
-def continuous_diagonal(system: DiagonalStateSpace) -> DiagonalStateSpace:
-    """Return the same of a diagonal system."""
-    if not isinstance(system.time, Discrete):
-        return system
-    if system.log_eigenvalues is None:
-        poles = (system.eigenvalues - 1.0) / (system.eigenvalues + 1.0)
-    else:
-        poles = np.tanh(0.5 * system.log_eigenvalues)
-    B = system.B * (1.0 - poles)[:, None] / np.sqrt(2.0)
-    time = Continuous()
-    return system.replace(eigenvalues=poles, B=B, D=None, time=time, read_after_update=False)
+    return system.replace(A=solved[:, :n], B=solved[:, n:], **form)
 
 
 def discrete(reduced: StateSpace) -> tuple[HostArray, HostArray]:

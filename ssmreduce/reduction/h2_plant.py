@@ -25,7 +25,7 @@ from ssmreduce._lapack import frobenius_norm, safe_unit
 from ssmreduce._schur import SchurForm
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.gramians.factors import gramian_factor
-from ssmreduce.reduction.h2_forms import continuous, continuous_diagonal
+from ssmreduce.reduction.h2_forms import continuous
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace, in_balanced_units
 from ssmreduce.time_domain import Continuous
@@ -170,7 +170,7 @@ class DiagonalPlant(Plant):
     """A `DiagonalStateSpace` with host arrays; its real states [Re h; Im h] if its output is real."""
 
     def __init__(self, system: DiagonalStateSpace) -> None:
-        self._form = continuous_diagonal(system)
+        self._form = continuous(system)
         self.B, self.C = self._form.ports()
         self.Z = gramian_factor(system, 0)
         self.real_output = system.real_output
