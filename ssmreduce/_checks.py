@@ -112,38 +112,13 @@ def _holds_traced(value: object) -> bool:
 
 
 def _as_numeric(value: object, name: str) -> Array:
-    try:
-        array = as_array(value)
-    except ValueError as error:
-        raise ShapeError(
-            f"`{name}` is not an array ({error}); expected rows of equal length. Look at its nesting."
-        ) from None
-    except TypeError as error:
-        if not _holds_traced(value):
-            raise
-        raise TracedValueError(
-            f"`{name}` is a {type_name(value)} with traced arrays of jax, which NumPy cannot read; expected "
-            "one array. Join them first, by jax.numpy.stack say, or call it outside of jit and vmap."
-        ) from error
+    array = _as_array(value, name)
     if array is not value and isinstance(value, np.ma.MaskedArray):
         raise ShapeError(
             f"`{name}` is a masked array; expected all of its entries. Fill in what is missing, for "
             f"example {name}.filled(0.0)."
         )
-    if isinstance(array, np.ndarray):
-        if array.dtype.kind in "biu":
-            array = array.astype(np.float64)
-        elif array.dtype.char in "gG":  # long doubles; what a double cannot hold becomes Inf
-            with np.errstate(over="ignore"):
-                array = array.astype(np.float64 if array.dtype.char == "g" else np.complex128)
-        elif not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
-        floating = array.dtype.kind in "fc"
-    else:
-        xp = array_api_compat.array_namespace(array)
-        if xp.isdtype(array.dtype, ("bool", "integral")):
-            array = xp.astype(array, xp.float64 if has_doubles(array) else xp.float32)
-        floating = xp.isdtype(array.dtype, ("real floating", "complex floating"))
+    array, floating = _as_floating(array)
     if array.dtype == object:
         raise ShapeError(
             f"`{name}` is a {type_name(value)}, which NumPy reads as "
@@ -155,6 +130,39 @@ def _as_numeric(value: object, name: str) -> Array:
             f"Convert it, for example {name}.astype('float64')."
         )
     return array
+
+
+def _as_array(value: object, name: str) -> Array:
+    try:
+        return as_array(value)
+    except ValueError as error:
+        raise ShapeError(
+            f"`{name}` is not an array ({error}); expected rows of equal length. Look at its nesting."
+        ) from None
+    except TypeError as error:
+        if not _holds_traced(value):
+            raise
+        raise TracedValueError(
+            f"`{name}` is a {type_name(value)} with traced arrays of jax, which NumPy cannot read; expected "
+            "one array. Join them first, by jax.numpy.stack say, or call it outside of jit and vmap."
+        ) from error
+
+
+def _as_floating(array: Array) -> tuple[Array, bool]:
+    """Bools and ints as floating numbers, long doubles as doubles; and whether it holds such numbers."""
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind in "biu":
+            array = array.astype(np.float64)
+        elif array.dtype.char in "gG":  # long doubles; what a double cannot hold becomes Inf
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float64 if array.dtype.char == "g" else np.complex128)
+        elif not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        return array, array.dtype.kind in "fc"
+    xp = array_api_compat.array_namespace(array)
+    if xp.isdtype(array.dtype, ("bool", "integral")):
+        array = xp.astype(array, xp.float64 if has_doubles(array) else xp.float32)
+    return array, bool(xp.isdtype(array.dtype, ("real floating", "complex floating")))
 
 
 def matching_batches(batches: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -7,7 +7,9 @@ of the next below if its eigenvectors would cost more digits than the cut.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -133,33 +135,36 @@ def diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
     bounds = error_bounds(part.hsv)
     eps = float(np.finfo(np.float64).eps)
     best: tuple[float, Reduction] | None = None
-    tried = 0
-    for order in range(wanted, 0, -1):
-        try:
-            cut = part.truncate(FixedOrder(order))
-        except SSMReduceError:  # a cut between nearly equal values that came out unstable
-            continue
-        assert isinstance(cut.system, StateSpace)
-        if slots_needed(np.linalg.eigvals(cut.system.A), real=True) > limit:
-            continue
-        tried += 1
-        slot_map = diagonalise(cut.system.A, real=True)
+    for order, cut, A in islice(_cuts_that_fit(part, wanted, limit), _NEARBY_ORDERS + 1):
+        slot_map = diagonalise(A, real=True)
         if slot_map is not None and np.all(np.abs(slot_map.eigenvalues) < 1.0):
             rounding = eps * slot_map.condition * bounds[0]
             total = float(bounds[order] + rounding)
             if best is None or total < best[0]:
-                system = in_slots(cut.system, slot_map)
+                system = in_slots(cut.system.to_dense(), slot_map)
                 best = total, replace(cut, system=system, order=system.order, slot_map=slot_map)
             if rounding <= _SAFE_SHARE * max(bounds[order], eps**0.5 * bounds[0]):
                 break
-        if tried > _NEARBY_ORDERS:
-            break
     if best is None:
         raise NoConvergenceError(
             f"truncated to order {wanted}, or to one of those below, the system has no stable diagonal "
             "form; expected distinct poles. Try another order."
         )
     return best[1]
+
+
+def _cuts_that_fit(
+    part: BalancedSystem, wanted: int, limit: int
+) -> Iterator[tuple[int, Reduction, HostArray]]:
+    """Orders from `wanted` down, cuts and their A, of which `limit` stored states hold the poles."""
+    for order in range(wanted, 0, -1):
+        try:
+            cut = part.truncate(FixedOrder(order))
+        except SSMReduceError:  # a cut between nearly equal values that came out unstable
+            continue
+        A = cut.system.to_dense().A
+        if slots_needed(np.linalg.eigvals(A), real=True) <= limit:
+            yield order, cut, A
 
 
 def in_slots(system: StateSpace, slot_map: SlotMap) -> DiagonalStateSpace:

@@ -178,12 +178,17 @@ def calibrate(
         )
     held_out = tuple(map(bool, every_fourth(len(parts))))
     kept = replace(runs, batches=tuple(taken), held_out=held_out, sizes=tuple(sizes), most=most)
+    return _of_parts(kept, parts)
+
+
+def _of_parts(kept: Runs, parts: list[dict[str, LayerRecord]]) -> Calibration:
+    """The records of the batches, layer by layer, with what is held out."""
     layers = {
         name: weighted(
             kept.kept(
                 [
                     replace(part[name], held_out=np.full(len(part[name].inputs), out))
-                    for part, out in zip(parts, held_out, strict=True)
+                    for part, out in zip(parts, kept.held_out, strict=True)
                 ]
             )
         )

@@ -72,17 +72,23 @@ class Options:
                 f"`dtype` is {self.dtype!r}; expected a complex dtype, since real states have no "
                 "imaginary part that the real system of order 2n could reach. Leave real_output False."
             )
+        self._check_sizes()
+        self._check_numbers()
+
+    def _check_sizes(self) -> None:
         shape = self.batch_shape
         if not isinstance(shape, tuple) or not all(map(_is_count, shape)) or 0 in shape:
             raise ShapeError(
                 f"`batch_shape` is {shown(shape)}; expected a tuple of positive ints. Try (2, 3), or ()."
             )
-        n = self.range("order")[1]
         for name in ("inputs", "outputs"):
             if self.range(name)[0] < 1:
                 raise ArgumentError(
                     f"`{name}` is {shown(getattr(self, name))}; expected at least 1."
                 )
+
+    def _check_numbers(self) -> None:
+        n = self.range("order")[1]
         least = _ROUNDING * max(n, 1) * float(np.finfo(self.dtype or "float64").eps)
         if not is_number(self.margin) or not least <= self.margin < 1.0:
             raise ArgumentError(
