@@ -47,7 +47,7 @@ def finite_factor(power: Power, B: HostArray, steps: int) -> HostArray:
     NoConvergenceError
         If the sum overflows.
     """
-    Z: HostArray | None = None
+    Z = B[:, :0]
     doubled = compress_columns(B)
     i = 0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -55,14 +55,13 @@ def finite_factor(power: Power, B: HostArray, steps: int) -> HostArray:
             if steps >> i & 1:
                 Z = (
                     doubled
-                    if Z is None
+                    if not Z.shape[1]
                     else compress_columns(np.concatenate([doubled, power(i)(Z)], axis=1))
                 )
             if steps >> (i + 1) == 0:
                 break
             doubled = compress_columns(np.concatenate([doubled, power(i)(doubled)], axis=1))
             i += 1
-    assert Z is not None
     return Z
 
 
