@@ -8,12 +8,12 @@ Line styles and markers repeat what colours tell.
 
 from ssmreduce.plotting.decay import plot_errors as plot_errors
 from ssmreduce.plotting.decay import plot_hsv as plot_hsv
+from ssmreduce.plotting.impulse import plot_impulse as plot_impulse
 from ssmreduce.plotting.layers import plot_layers as plot_layers
 from ssmreduce.plotting.runs import plot_agreement as plot_agreement
 from ssmreduce.plotting.runs import plot_hsv_map as plot_hsv_map
 from ssmreduce.plotting.runs import plot_metric as plot_metric
 from ssmreduce.plotting.systems import plot_gain as plot_gain
-from ssmreduce.plotting.systems import plot_impulse as plot_impulse
 from ssmreduce.plotting.systems import plot_poles as plot_poles
 
 __all__ = [

@@ -10,7 +10,8 @@ from ssmreduce._array_libraries import Array, HostArray, to_double, to_host
 from ssmreduce.hankel import tail_bounds
 from ssmreduce.plotting.axes import panels, say
 from ssmreduce.plotting.decay import plot_errors, plot_hsv
-from ssmreduce.plotting.systems import plot_gain, plot_impulse, plot_poles
+from ssmreduce.plotting.impulse import plot_impulse
+from ssmreduce.plotting.systems import plot_gain, plot_poles
 from ssmreduce.systems.diagonal import System
 
 _SAMPLES = 1000

@@ -117,6 +117,7 @@ FRAMEWORK_HOMES = {
     # For type checkers alone.
     "plotting/axes.py",
     "plotting/decay.py",
+    "plotting/impulse.py",
     "plotting/layers.py",
     "plotting/runs.py",
     "plotting/systems.py",
