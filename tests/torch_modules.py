@@ -126,7 +126,7 @@ class SSMKernelDiag(nn.Module):
 
 
 class SSMKernelDPLR(SSMKernelDiag):
-    """The kernel of S4: diagonal plus low rank, bilinear, with C made C~ by the first call."""
+    """The kernel of S4: diagonal plus low rank, bilinear, with C made C~ of the longest call so far."""
 
     def __init__(self, channels: int, states: int, *, rank: int = 1, **options: Any) -> None:
         super().__init__(channels, states, **options)
@@ -146,16 +146,22 @@ class SSMKernelDPLR(SSMKernelDiag):
         backward = torch.linalg.inv(identity - step / 2 * A)
         return backward @ (identity + step / 2 * A), (backward @ (step * B[..., None]))[..., 0]
 
+    @torch.no_grad()
+    def _lengthen(self, A: torch.Tensor, length: int) -> None:
+        """Make C the C~ of a length, or C~ that of twice its own."""
+        own = self.l_kernel.item()
+        C = torch.view_as_complex(self.C)
+        C = torch.cat([C, C.conj()], -1)
+        rest = torch.einsum("chn,hnm->chm", C, torch.matrix_power(A, own or length))
+        C = C + rest if own else C - rest
+        self.C.copy_(torch.view_as_real(C[..., : self.N]))
+        self.l_kernel = self.l_kernel + (own or length)
+
     def forward(self, length: int) -> torch.Tensor:
         """The kernel, (heads, H, L)."""
         A, B = self._matrices()
-        if self.l_kernel.item() == 0:
-            with torch.no_grad():
-                C = torch.view_as_complex(self.C)
-                whole = torch.cat([C, C.conj()], -1)
-                rest = torch.einsum("chn,hnm->chm", whole, torch.matrix_power(A, length))
-                self.C.copy_(torch.view_as_real((whole - rest)[..., : self.N]))
-                self.l_kernel += length
+        while self.l_kernel.item() < length:
+            self._lengthen(A, length)
         C = torch.view_as_complex(self.C)
         remaining = torch.eye(A.shape[-1], dtype=A.dtype) - torch.matrix_power(
             A, self.l_kernel.item()

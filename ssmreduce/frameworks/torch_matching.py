@@ -10,7 +10,7 @@ import torch
 
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.recording import pairs_of
-from ssmreduce.frameworks.torch_recording import untouched
+from ssmreduce.frameworks.torch_recording import in_evaluation, untouched
 
 
 def outputs(
@@ -29,7 +29,10 @@ def matched(
     targets: Sequence[list[torch.Tensor]],
     rates: Sequence[float],
 ) -> Any:
-    """Return `model` itself, in which the parameters of the layers were trained."""
+    """Return `model` itself, in which the parameters of the layers were trained.
+
+    Buffers stay as the runs leave them: one may say what parameters mean that were trained.
+    """
     model.requires_grad_(False)
     weights = list({id(each): each for each in _parameters(handles)}.values())
     if not weights:
@@ -37,7 +40,7 @@ def matched(
     for each in weights:
         each.requires_grad_(True)
     optimizer = torch.optim.Adam(weights, eps=_epsilon(weights))
-    with untouched(model, handles, differentiates=False), torch.enable_grad():
+    with in_evaluation(model), torch.enable_grad():
         for step, rate in enumerate(rates):
             at = step % len(batches)
             optimizer.param_groups[0]["lr"] = rate

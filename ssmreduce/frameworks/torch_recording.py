@@ -2,14 +2,14 @@
 
 Hooks on the layers, for one run in evaluation mode. A layer that computes a kernel is not given the
 sequence: the module that holds it is. Under ``torch.vmap`` hooks see batched tensors, whose own data hold
-the whole batch. Afterwards modes, buffers and the states of random number generators are as before;
-gradients of parameters are never touched.
+the whole batch. Afterwards modes, buffers, parameters beside them and the states of random number
+generators are as before; gradients of parameters are never touched.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +24,7 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import ArgumentError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.recording import Recorded
+from ssmreduce.frameworks.torch_fsdp import sharded_modules
 
 
 def record(
@@ -338,10 +339,12 @@ def _differentiate(loss: Any, calls: Sequence[_Call]) -> None:
 def untouched(
     model: Any, handles: Sequence[LayerHandle], *, differentiates: bool
 ) -> Iterator[None]:
-    """Run in evaluation mode, and leave modes, buffers, kept states and torch's generators as they were.
+    """Run in evaluation mode, and leave modes, kept values and torch's generators as they were.
 
     What a frozen layer puts out has a derivative, too.
     """
+    held = _held(model, handles)
+    copies = [value.detach().clone() if torch.is_tensor(value) else value for *_, value in held]
     frozen = [
         each
         for each in model.parameters()
@@ -349,33 +352,53 @@ def untouched(
         and not each.requires_grad
         and (each.is_floating_point() or each.is_complex())
     ]
+    try:
+        for each in frozen:
+            each.requires_grad_(True)
+        with in_evaluation(model):
+            yield
+    finally:
+        for each in frozen:
+            each.requires_grad_(False)
+        for (place, name, value), before in zip(held, copies, strict=True):
+            place[name] = value
+            if torch.is_tensor(value):
+                value.data.copy_(before)  # a graph that the user keeps stays valid
+
+
+@contextmanager
+def in_evaluation(model: Any) -> Iterator[None]:
+    """Run in evaluation mode, and leave modes and torch's generators as they were."""
     modes = [(module, module.training) for module in model.modules()]
-    places = [module._buffers for module in model.modules()]
-    buffers = [(place, name, value) for place in places for name, value in place.items()]
-    buffers += [
-        (vars(each.layer), name, vars(each.layer)[name])
-        for each in handles
-        for name in each.kind.states
-        if name in vars(each.layer)
-    ]
-    copies = [value.detach().clone() if torch.is_tensor(value) else value for *_, value in buffers]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         model.eval()
-        for each in frozen:
-            each.requires_grad_(True)
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for each in frozen:
-            each.requires_grad_(False)
-        with torch.no_grad():
-            for (place, name, value), before in zip(buffers, copies, strict=True):
-                place[name] = value
-                if torch.is_tensor(value):
-                    value.copy_(before)
+
+
+def _held(
+    model: Any, handles: Sequence[LayerHandle]
+) -> list[tuple[MutableMapping[str, Any], str, Any]]:
+    """What a run may change: buffers, parameters beside them, and states that layers keep.
+
+    A buffer may say what the parameters of its module mean, as ``l_kernel`` of S4 does: the first run
+    changes both, and one without the other is another layer. FSDP2 drops what a run writes into parameters.
+    """
+    modules = list(model.modules())
+    places = [module._buffers for module in modules]
+    if not sharded_modules(model):
+        places += [module._parameters for module in modules if module._buffers]
+    held = [(place, name, value) for place in places for name, value in place.items()]
+    return held + [
+        (vars(each.layer), name, vars(each.layer)[name])
+        for each in handles
+        for name in each.kind.states
+        if name in vars(each.layer)
+    ]
 
 
 def _host(tensor: torch.Tensor) -> HostArray:
