@@ -259,7 +259,8 @@ class Framework(ABC):
         differentiates : bool
             Whether `run` returns a scalar, whose derivatives by the layers' outputs are recorded.
         enough : int, optional
-            Once each layer was given so many sequences, the run may end.
+            Once each layer was given so many sequences, the run may end; a framework need not
+            make use of that.
 
         Returns
         -------

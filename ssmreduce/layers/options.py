@@ -62,7 +62,8 @@ class CutOptions:
     match : bool
         Train the layers of a model that are cut, for a hundred steps on the batches of `data`
         that are not held out, to reproduce the outputs of the uncut model; the new weights are taken
-        if they lower the loss on the held-out batches. Needs data with a loss, and no FSDP2.
+        if they lower the loss on the held-out batches. Needs data with a loss, and no FSDP2. The
+        output error of a matched layer is not known.
     skip_unsupported : bool
         Skip variants of known layers that cannot be reduced, stacks of layers, and without data
         layers that need some, instead of refusing the model.

@@ -63,7 +63,8 @@ def calibrate(
         was held out.
     forward : callable, optional
         ``forward(model, batch)`` returns the output of the model: run where there is no loss, and
-        matched where a reducer has ``above_chance="match"``. By default ``model(batch)``, or
+        matched with ``CutOptions(match=True)`` and where a reducer has ``above_chance="match"``. By
+        default ``model(batch)``, or
         ``model(batch[0])`` for tuples and lists; for a module that takes one sequence,
         ``jax.vmap(model)(batch)``.
     mask : callable, optional
@@ -106,7 +107,9 @@ def calibrate(
     -----
     Cost: a run of the model for each batch, forward and, with a loss, backward; in JAX one more
     compilation. Memory: N L m numbers a layer. For a model under FSDP2 all processes have to call
-    this, with the same number of batches; in DDP each may calibrate by itself.
+    this, with the same number of batches; in DDP each may calibrate by itself. A cut runs copies of
+    the model again, in PyTorch only up to the last layer that it looks at: what `loss` or `forward`
+    has to put back after the model, it does in ``finally``.
 
     Examples
     --------

@@ -18,7 +18,8 @@ class Choice:
     by : {"loss", "output error"}
         What was compared, on data that were held out.
     values : dict of str to float
-        That of each method. The smallest was taken; but a selected cut only if its loss was at
+        That of each method that was compared: losses only of those whose output error is at most
+        three times the least. The smallest was taken; but a selected cut only if its loss was at
         least a tenth below that of the balanced one.
     white : LayerCut or None
         The cut without data, the only one that may have an error bound; None where it cannot be

@@ -58,9 +58,7 @@ class DataCut:
         ordered = sorted(orders, key=lambda name: ranks[id(records[name])])
         runs = self._runs
         if runs is not None:  # the weights may have changed since they were recorded
-            framework = self._found.framework
-            model = framework.scratch(framework.plain(self._found.model))
-            records = self._again(runs, records, self._found.of(model), may_be_known=True)
+            records = self._again(runs, records, self._found, may_be_known=True)
         results = {}
         for name in ordered:
             uncut = {each.name: records[each.name] for each in groups[name]}
@@ -93,7 +91,9 @@ class DataCut:
         *,
         may_be_known: bool = False,
     ) -> dict[str, LayerRecord]:
-        """Records with what the layers are given now, in the model or in a copy of it."""
+        """Records with what the layers are given now, in a model that stays as it is."""
+        framework = model.framework
+        model = model.of(framework.scratch(framework.plain(model.model)))
         names = {
             each.name: own.name
             for each, own in zip(self._found.meant, model.meant, strict=True)
@@ -156,23 +156,24 @@ def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> Choi
 
     A selected cut has to be better than the balanced one by more than losses tell.
     """
-    errors = {
-        name: np.inf if cut.output_error is None else cut.output_error
-        for name, cut in found.cuts.items()
-    }
+    errors = {name: _or_infinite(cut.output_error) for name, cut in found.cuts.items()}
     by, compared = "output error", errors
-    if loss is not None and len(errors) > 1:
-        near = [name for name, error in errors.items() if error <= _WORSE * min(errors.values())]
-        losses = {name: loss(found.cuts[name]) for name in near}
-        values = {name: own if np.isfinite(own) else np.inf for name, own in losses.items()}
-        if len(near) == 1 or min(values.values()) < max(values.values()):
-            by, compared = "loss", values
+    near = [name for name, error in errors.items() if error <= _WORSE * min(errors.values())]
+    if loss is not None and len(near) > 1:
+        losses = {name: _or_infinite(loss(found.cuts[name])) for name in near}
+        if min(losses.values()) < max(losses.values()):
+            by, compared = "loss", losses
     best = min(compared, key=compared.__getitem__)
     balanced = compared.get("balanced", np.inf)
     nearly = balanced - _TIE * abs(balanced) <= compared[best]
     if by == "loss" and best == "selected" and nearly:
         best = "balanced"  # Trained on, it ends ahead of a selected cut that started beside it.
     return Choice(best, by, compared, found.white)
+
+
+def _or_infinite(value: float | None) -> float:
+    """An error or a loss, or infinity where there is none."""
+    return np.inf if value is None or not np.isfinite(value) else value
 
 
 def _check_excites(handle: LayerHandle, data: LayerData) -> None:

@@ -39,7 +39,7 @@ _NO_LOSS = (
     "with a loss and two batches at least, and no FSDP2. Calibrate with loss=..., or leave it out."
 )
 
-_ADVICE = 'Say how: calibrate(..., forward=lambda model, batch: ...), or use above_chance="refuse".'
+_ADVICE = "Say how: calibrate(..., forward=lambda model, batch: ...), or do not ask for a match."
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,14 +218,15 @@ def _with_outputs_of(
     """
     framework = found.framework
     uncut = framework.scratch(framework.plain(found.model))
-    targets = framework.outputs(uncut, runs.forward, runs.fitting)
+    batches = runs.fitting[: len(rates)]  # a step sees one
+    targets = framework.outputs(uncut, runs.forward, batches)
     if not all(targets):
         raise CutRefusedError(
             "`forward` returns no array of floating-point numbers; expected the outputs that are to be "
             f"matched, in an array or a tuple of arrays. {_ADVICE}"
         )
     del uncut  # a whole model, while another one is trained
-    return framework.matched(copy, trained, runs.forward, runs.fitting, targets, rates)
+    return framework.matched(copy, trained, runs.forward, batches, targets, rates)
 
 
 def _warn(message: str) -> None:

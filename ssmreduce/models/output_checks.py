@@ -14,6 +14,9 @@ from ssmreduce.frameworks.recording import Recorded
 _SAME, _ROUNDINGS = 1e-2, 8
 """Relative difference up to which a layer puts out what its weights say: this, or some roundings in half."""
 
+_TOGETHER = 16
+"""Sequences that are checked together, at most: more take memory and no less time."""
+
 
 @dataclass(eq=False)
 class OutputChecks:
@@ -24,32 +27,39 @@ class OutputChecks:
     )
 
     def add(self, handle: LayerHandle, call: Recorded) -> None:
-        """Keep the first sequence of a call, where it is known what came out of it."""
+        """Keep the first sequence of a call, where it is known what came out; check them by the dozen."""
         if call.first_output is None:
             return
         mask = None if call.mask is None else call.mask[:1]
         first = Recorded(call.inputs[:1].copy(), call.first_output, None, mask)
         key = handle.path, first.inputs.shape
-        self._waiting.setdefault(key, []).append((handle, first))
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append((handle, first))
+        if len(waiting) >= _TOGETHER:
+            _check(self._waiting.pop(key))
 
     def check(self) -> None:
-        """Compare what came out with what the weights say.
+        """Check what is still waiting.
 
         Raises
         ------
         UnsupportedLayerError
-            If it is something else.
+            If something else came out than the weights say.
         """
         for waiting in self._waiting.values():
-            handle, _ = waiting[0]
-            inputs = np.concatenate([call.inputs for _, call in waiting]).astype(np.float64)
-            try:
-                outputs = handle.kind.output(handle.weights, inputs)
-            except SSMReduceError as error:
-                raise type(error)(f"layer `{handle.name}`: {error}") from error
-            for (_, call), own in zip(waiting, outputs, strict=True):
-                _compare(handle, call, own)
+            _check(waiting)
         self._waiting.clear()
+
+
+def _check(waiting: list[tuple[LayerHandle, Recorded]]) -> None:
+    handle, _ = waiting[0]
+    inputs = np.concatenate([call.inputs for _, call in waiting]).astype(np.float64)
+    try:
+        outputs = handle.kind.output(handle.weights, inputs)
+    except SSMReduceError as error:
+        raise type(error)(f"layer `{handle.name}`: {error}") from error
+    for (_, call), own in zip(waiting, outputs, strict=True):
+        _compare(handle, call, own)
 
 
 def _compare(handle: LayerHandle, call: Recorded, own: HostArray) -> None:

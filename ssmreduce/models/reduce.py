@@ -191,6 +191,9 @@ def reduce_model(
         If the optimizer holds something that cannot be carried.
     ShapeError
         If a follower is not a copy of the model.
+    CutRefusedError
+        If ``options.match`` asks for outputs that cannot be had, or no loss on held-out batches is
+        known.
     DistributedError
         If the model is wrapped by DDP or FSDP2 and its processes differ, or are not all there.
     SSMReduceError
@@ -200,6 +203,8 @@ def reduce_model(
     -----
     ReductionWarning
         If a layer cannot hold the cut of the order asked for, and gets a lower one.
+    CalibrationWarning
+        If there are few sequences for a fit, or the model is at chance; if matching lowers no loss.
     UserWarning
         If `order` is above the number of states of every layer, so that nothing is cut.
 

@@ -55,9 +55,9 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         default what ``training_step`` returns on a copy of the module that has no trainer: nothing
         is logged.
     forward : callable, optional
-        ``forward(module, batch)`` returns the output that is matched where the reducer has
-        ``above_chance="match"``. By default ``module(batch)``, or ``module(batch[0])`` for tuples
-        and lists.
+        ``forward(module, batch)`` returns the output that is matched with ``CutOptions(match=True)``
+        and where the reducer has ``above_chance="match"``. By default ``module(batch)``, or
+        ``module(batch[0])`` for tuples and lists.
 
     Raises
     ------

@@ -44,8 +44,7 @@ class HankelRecord:
     data_hsv : (..., n) array or None
         Data-driven values, descending: those between the states that recorded sequences excite and
         what is observed, by which ``method="balanced"`` cuts, in proportion to the inputs. None
-        without data, and for layers that have none: LinOSS, and S4 with a state matrix that is not
-        diagonal.
+        without data, and for layers that have none, such as LinOSS.
     ranked_by : str
         What `hsv` holds, as pictures call it: LinOSS has scores of its states instead.
 

@@ -27,6 +27,7 @@ from ssmreduce import (
     calibrate,
     reduce_layer,
     reduce_model,
+    sweep,
 )
 from ssmreduce.demo.lru import LRU
 from ssmreduce.errors import ArgumentError, CalibrationWarning, CutRefusedError, SSMReduceError
@@ -489,3 +490,24 @@ def test_cuts_of_every_kind_can_be_trained(make: Any, method: Any) -> None:
     assert same.error_bound is None
     assert same.measured_error == pytest.approx(cut.measured_error, rel=1e-6)
     assert same.reduction.method == f"{cut.reduction.method}, outputs matched"
+
+
+@pytest.mark.slow
+def test_a_model_of_jax_matches_with_a_follower_and_in_a_sweep(jax_problem: Any) -> None:
+    model, pairs = jax_problem
+    data = calibrate(model, pairs, loss=cross_entropy)
+    options = CutOptions(method="white", match=True, uniform=True)
+    other = jax.tree.map(lambda leaf: leaf, model)
+    with pytest.warns(CalibrationWarning):  # better, and not good enough
+        made = reduce_model(model, 1, data=data, followers=[other], options=options)
+    (losses,) = (part.losses for part in made.report.values())
+    assert losses is not None
+    assert losses.unmatched is not None
+    assert losses.after < losses.unmatched
+    assert losses.after == pytest.approx(float(cross_entropy(made.model, pairs[3])), rel=1e-4)
+    (follower,) = made.followers
+    for own, same in zip(jax.tree.leaves(made.model), jax.tree.leaves(follower.model), strict=True):
+        np.testing.assert_allclose(own, same, rtol=1e-5, atol=1e-6)
+    with pytest.warns(CalibrationWarning):
+        (row,) = sweep(model, [1], data=data, options=options).rows
+    assert row.loss == pytest.approx(losses.after, rel=1e-4)

@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ from ssmreduce.frameworks import torch_distributed
 from ssmreduce.frameworks.torch import TorchFramework
 from ssmreduce.frameworks.torch_recording import _Call, _Seen
 from ssmreduce.gramians.sequences import feedthrough, output
+from ssmreduce.layers.cut import Candidates
 from ssmreduce.layers.linoss import LinOSS
-from ssmreduce.models.data_cut import planned_with_data
+from ssmreduce.models.data_cut import _chosen, planned_with_data
 from ssmreduce.models.layer_records import LayerRecord
 from ssmreduce.models.search import search
 from ssmreduce.training import reducer as reducing
@@ -1038,9 +1040,8 @@ def test_batches_run_again_no_further_than_to_the_last_layer(looped, monkeypatch
     data = calibrate(model, batches)
     heads.clear()
     short = reduce_model(copy.deepcopy(model), 4, data=data).report
-    assert (
-        bool(heads) == looped
-    )  # of a layer that is called twice one cannot tell which call is the last
+    # Of a layer that is called twice one cannot tell which call is the last.
+    assert bool(heads) == looped
     monkeypatch.setattr("ssmreduce.frameworks.torch_recording._Calls.ends", lambda self, *_: False)
     heads.clear()
     whole = reduce_model(copy.deepcopy(model), 4, data=data).report
@@ -1048,6 +1049,51 @@ def test_batches_run_again_no_further_than_to_the_last_layer(looped, monkeypatch
     for name, part in short.items():
         for key, value in part.new_weights.items():
             np.testing.assert_array_equal(value, whole[name].new_weights[key])
+
+
+class Router(nn.Module):
+    """Keeps a part of its loss in a list, as routers do, which the loss reads and clears."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.kept = S5(6, 16), S5(6, 16), []
+
+    def forward(self, inputs):
+        hidden = torch.tanh(self.first(inputs))
+        self.kept.append(hidden.square().mean())
+        return self.second(hidden)
+
+
+def test_a_run_that_ends_early_leaves_nothing_to_later_ones(monkeypatch):
+    torch.manual_seed(0)
+    model = Router()
+    batches = [torch.tensor(slow_inputs(8, 20, 6, k), dtype=torch.float32) for k in range(4)]
+
+    def loss(model, batch):
+        value = (model(batch) - batch).square().mean() + sum(model.kept)
+        model.kept.clear()
+        return value
+
+    data = calibrate(model, batches, loss=loss)
+    short = reduce_model(copy.deepcopy(model), 4, data=data).report
+    monkeypatch.setattr("ssmreduce.frameworks.torch_recording._Calls.ends", lambda self, *_: False)
+    whole = reduce_model(copy.deepcopy(model), 4, data=data).report
+    for name, part in short.items():
+        assert part.choice.by == "loss"
+        assert part.choice.values == whole[name].choice.values
+
+
+def test_a_candidate_without_an_error_is_not_taken():
+    cuts = {
+        name: SimpleNamespace(output_error=error)
+        for name, error in [("white", np.nan), ("balanced", 0.2), ("selected", 0.1)]
+    }
+    losses = {0.2: 1.0, 0.1: np.nan}
+    chosen = _chosen(Candidates(None, cuts), lambda cut: losses[cut.output_error])
+    assert (chosen.method, chosen.by) == ("balanced", "loss")
+    cuts["selected"].output_error = 0.001  # far ahead: its loss need not be known
+    chosen = _chosen(Candidates(None, cuts), lambda cut: losses[cut.output_error])
+    assert (chosen.method, chosen.by) == ("selected", "output error")
 
 
 @pytest.mark.parametrize("make", [lambda: S5(6, 24), lambda: S4D(6, 24)])
