@@ -458,10 +458,11 @@ def _right_singular(factors: DenseFactors, pool: Pool) -> tuple[HostArray, HostA
     if tail:
         M = pool.multiply(M, V[:, :tail])  # in the place of M
         small, Xh = pool.svd(M)[1:]
-        V[:, :tail] = pool.multiply(V[:, :tail], adjoint(Xh))
+        count = small.size  # fewer than `tail` where M has fewer rows
+        V[:, :count] = pool.multiply(V[:, :tail], adjoint(Xh))
         values = np.concatenate([values, small])
         order = np.argsort(-values, kind="stable")
-        falling, values = np.concatenate([falling[:-tail], np.arange(tail)])[order], values[order]
+        falling, values = np.concatenate([falling[:-tail], np.arange(count)])[order], values[order]
     return values * unit, V[:, falling]
 
 

@@ -37,6 +37,7 @@ from ssmreduce.hankel import balance_factors, hankel_singular_values, hsv_rule
 from ssmreduce.norms.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.pytree import arrays_of
+from ssmreduce.time_domain import Discrete
 
 _RESOLVED = 100.0
 """c of c eps σ₁: in the precision of the penalty, directions of smaller values would add rounding of
@@ -155,8 +156,10 @@ def modal_l1(system: DiagonalStateSpace) -> Array:
     like = deciding_array(system)
     state, B, C = common_dtype(*(in_library_of(x, like) for x in arrays_of(system)[:3]))
     xp = namespace(B)
-    logarithms = None if system.log_eigenvalues is None else state
-    margin = system.time.distance(state, logarithms)
+    if isinstance(system.time, Discrete) and system.log_eigenvalues is None:
+        margin = 1.0 - _norm(state[..., None], axis=-1)  # which has a derivative at zero
+    else:
+        margin = system.time.distance(state, state)
     return xp.sum(_norm(B, axis=-1) * _norm(C, axis=-2) / margin, axis=-1)
 
 

@@ -21,6 +21,7 @@ from ssmreduce import (
     balance,
     error_bounds,
     hankel_singular_values,
+    impulse_response,
 )
 from ssmreduce.errors import ShapeError
 from ssmreduce.gramians.frequency import frequency_limited_factors
@@ -232,6 +233,27 @@ def test_larger_than_one_block(rng: np.random.Generator) -> None:
     found, dense = hankel_singular_values(system), hankel_singular_values(system.to_dense())
     # The dense route solves with matrices of size n and loses a little more.
     assert np.abs(found - dense).max() <= 10 * C_HSV * 80 * EPS * dense[0]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("horizon", [None, 20])
+def test_more_is_reached_than_observed(
+    rng: np.random.Generator, horizon: int | None, dense: bool
+) -> None:
+    # The factor of P has many more columns than that of Q; in the dual system it is the reverse.
+    poles = np.exp(-np.geomspace(1e-2, 3.0, 120))
+    B, C = rng.normal(size=(120, 40)), rng.normal(size=(1, 120))
+    system, dual = (
+        DiagonalStateSpace(poles, *ports, time=Discrete()) for ports in ((B, C), (C.T, B.T))
+    )
+    if dense:
+        system, dual = system.to_dense(), dual.to_dense()
+    found, other = (balance(each, horizon=horizon) for each in (system, dual))
+    np.testing.assert_allclose(found.hsv, other.hsv, rtol=0, atol=C_HSV * 120 * EPS * other.hsv[0])
+    cut, of_dual = found.truncate(6).system, other.truncate(6).system
+    responses = [impulse_response(each, length=30) for each in (cut, of_dual)]
+    scale = np.abs(responses[1]).max()
+    np.testing.assert_allclose(responses[0], responses[1].mT, rtol=0, atol=1e-9 * scale)
 
 
 def test_error_bounds() -> None:

@@ -259,6 +259,14 @@ def test_modal_l1_of_one_complex_mode_is_its_gain() -> None:
     assert modal_l1(system) == pytest.approx(float(hinf_norm(system)), rel=1e-9)
 
 
+def test_modal_l1_has_a_derivative_at_a_pole_at_zero() -> None:
+    def penalty(poles: Any) -> Any:
+        ones = jnp.ones((2, 1))
+        return modal_l1(DiagonalStateSpace(poles, ones, ones.mT, time=Discrete()))
+
+    np.testing.assert_allclose(jax.grad(penalty)(jnp.array([0.0, 0.5])), [0.0, 4.0], rtol=1e-12)
+
+
 def test_modal_l1_needs_no_host_and_knows_logarithms() -> None:
     """At |λ| = 1 - 1e-13 a stored pole leaves three digits of 1 - |λ|."""
     logarithm, one = jnp.asarray([-1e-13 + 0.5j]), jnp.ones((1, 1))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg.lapack import dgejsv
 
-from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._array_routes import announce_transfer
 from ssmreduce._lapack import power_of_two
 from ssmreduce.derivatives.dispatch import differentiable
@@ -99,7 +99,7 @@ def _core(functions: HostArray, residues: HostArray, *, real: bool) -> HostArray
     if real:
         left = np.concatenate([left.real, left.imag], axis=-1)
         right = np.concatenate([right.real, -right.imag], axis=-1)
-    return np.asarray(largest * (left @ right.T))
+    return np.asarray(largest * (left @ adjoint(right.conj())))
 
 
 def jacobi_singular_values(M: HostArray) -> HostArray:
