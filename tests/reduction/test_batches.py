@@ -32,7 +32,7 @@ from ssmreduce import (
     singular_perturbation,
 )
 from ssmreduce._workers import map_workers
-from ssmreduce.errors import ArgumentError, ShapeError, UnstableSystemError
+from ssmreduce.errors import OrderError, ShapeError, UnstableSystemError
 from ssmreduce.gramians import batch as batch_module
 from ssmreduce.norms import gramian as gramian_norms
 from ssmreduce.norms import hinf_difference
@@ -293,7 +293,7 @@ def test_an_error_names_the_system(kind: str, rng: np.random.Generator) -> None:
     arrays["B"][1, 1] = 0.0
     silent = type(batch)(*arrays.values(), **options)
     assert np.all(hankel_singular_values(silent)[1, 1] == 0.0)
-    with pytest.raises(ArgumentError, match=r"system\[1, 1\] of the batch all Hankel"):
+    with pytest.raises(OrderError, match=r"system\[1, 1\] of the batch all Hankel"):
         balanced_truncation(silent, 2)
     # A single system is not part of any batch.
     with pytest.raises(UnstableSystemError, match=r"^`system` has a pole"):

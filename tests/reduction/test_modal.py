@@ -13,7 +13,6 @@ from samples import EPS, adjoint, dense_system, well_conditioned
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, ErrorBound, HankelMass, StateSpace
 from ssmreduce._schur import SchurForm
 from ssmreduce.errors import (
-    ArgumentError,
     OrderError,
 )
 from ssmreduce.reduction.modal import modal_truncation
@@ -212,7 +211,5 @@ def test_a_refusal_names_the_system_of_the_batch() -> None:
     unstable = DiagonalStateSpace(
         [[-1.0, -2.0], [1.0, 2.0]], np.ones((2, 2, 1)), np.ones((2, 1, 2)), time=Continuous()
     )
-    with pytest.raises(
-        ArgumentError, match=r"in system\[1\] of the batch .* 2 states that are not"
-    ):
+    with pytest.raises(OrderError, match=r"in system\[1\] of the batch .* 2 states that are not"):
         modal_truncation(unstable, 1)

@@ -75,7 +75,7 @@ def test_too_small_a_budget_is_refused() -> None:
     lists = [np.ones(3)] * 3
     with pytest.raises(OrderError, match=r"`states` is 2 for 3 systems; expected at least 3"):
         TotalBudget(2).allocate(lists)
-    with pytest.raises(ArgumentError, match="expected at least 6"):
+    with pytest.raises(OrderError, match="expected at least 6"):
         TotalBudget(5).allocate(lists, kept=[1, 2, 0])
     assert TotalBudget(6).allocate(lists, kept=[1, 2, 0]) == [2, 3, 1]
     with pytest.raises(OrderError, match="`states` is 4 for 0 systems"):
