@@ -29,7 +29,6 @@ from ssmreduce._checks import (
 from ssmreduce.errors import (
     ArgumentError,
     ArgumentTypeError,
-    OrderError,
     ShapeError,
     SSMReduceError,
 )
@@ -465,7 +464,7 @@ def _inside(name: str) -> Iterator[None]:
         raise type(error)(f"in `{name}`: {error}") from error
 
 
-def _wrong(name: str, found: object, expected: str) -> OrderError:
-    return OrderError(
+def _wrong(name: str, found: object, expected: str) -> ArgumentError:
+    return ArgumentError(
         f"`{name}` is {shown(found)}; expected {expected}. Take what state_dict() of the reducer returned."
     )
