@@ -97,9 +97,9 @@ def balanced_matrix(A: HostArray) -> tuple[HostArray, HostArray]:
 
 
 def balanced_stack(A: HostArray) -> HostArray:
-    """S⁻¹ A S for each matrix of a stack, all states at once: nearly what `balanced` finds for each.
+    """S⁻¹ A S for each matrix of a stack: nearly what `balanced_matrix` finds for each.
 
-    At once where only rates, or only units of the states, are far apart; a second time for both.
+    Two passes: one is enough where only the rates, or only the units of the states, are far apart.
     """
     for _ in range(2):
         sizes = np.abs(A)

@@ -19,7 +19,7 @@ from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.transform import SlotMap
 
 _QUICK = Search(24, 4, 3, accuracy=1e-4)
-"""How `quick_error` searches: to a tenth, of which rounding and modes are a negligible part."""
+"""How `quick_error` searches: to a tenth, where the grid meets the peak."""
 
 
 class Projection(NamedTuple):
