@@ -20,7 +20,7 @@ from ssmreduce._array_libraries import (
 )
 from ssmreduce._array_routes import any_library
 from ssmreduce._workers import naming_system
-from ssmreduce.errors import ArgumentTypeError, ShapeError, TimeDomainError
+from ssmreduce.errors import ArgumentError, ArgumentTypeError, ShapeError, TimeDomainError
 from ssmreduce.systems.pytree import register_pytree, unchecked
 from ssmreduce.systems.real_form import apply_real_state, real_input, real_output, real_state
 from ssmreduce.systems.state_space import (
@@ -209,13 +209,26 @@ class DiagonalStateSpace:
         ----------
         **changes : Any
             New arguments by name; ``log_eigenvalues`` as in `from_log`.
+
+        Raises
+        ------
+        ArgumentError
+            If `eigenvalues` and `log_eigenvalues` are both given, or logarithms are None.
+        TimeDomainError
+            If logarithms are kept or given, and time is continuous.
         """
         fields = {name: getattr(self, name) for name in _OTHER_ARGUMENTS} | changes
         if "eigenvalues" in changes:
+            if "log_eigenvalues" in changes:
+                raise ArgumentError(
+                    "`eigenvalues` and `log_eigenvalues` are both given; expected one of them. Leave out "
+                    "`eigenvalues`, which are exp(log_eigenvalues)."
+                )
             return DiagonalStateSpace(**fields)
         if self.log_eigenvalues is not None and "time" in changes:
             fields.setdefault("log_eigenvalues", self.log_eigenvalues)
         if "log_eigenvalues" in fields:
+            _check_logarithms(fields["log_eigenvalues"], fields["time"])
             return DiagonalStateSpace.from_log(**fields)
         system = DiagonalStateSpace(self.eigenvalues, **fields)
         vars(system)["log_eigenvalues"] = self.log_eigenvalues
@@ -398,6 +411,20 @@ class DiagonalStateSpace:
         logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[(*at, ...)]
         state, B, C, D = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
         return unchecked(self, state=state, B=B, C=C, D=D, log_eigenvalues=logarithms)
+
+
+def _check_logarithms(logarithms: Array, time: object) -> None:
+    """Refuse what `replace` cannot make of logarithms of poles."""
+    if logarithms is None:
+        raise ArgumentError(
+            "`log_eigenvalues` is None; expected an array. Give `eigenvalues` instead: logarithms are then "
+            "not kept."
+        )
+    if not isinstance(check_time(time), Discrete):
+        raise TimeDomainError(
+            f"`time` is {time} but logarithms of poles are kept or given; expected Discrete(). Give "
+            "`eigenvalues` of continuous time instead, or call to_continuous(system)."
+        )
 
 
 System = StateSpace | DiagonalStateSpace

@@ -9,7 +9,7 @@ import pytest
 from samples import EPS, dense_system, diagonal_system
 
 from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace, controllability_gramian
-from ssmreduce.errors import ShapeError, TimeDomainError
+from ssmreduce.errors import ArgumentError, ShapeError, TimeDomainError
 
 DENSE = {"A": np.eye(4) / 2, "B": np.ones((4, 2)), "C": np.ones((3, 4)), "D": np.ones((3, 2))}
 
@@ -38,8 +38,26 @@ def test_a_changed_copy_keeps_logarithms() -> None:
     assert slow.replace(eigenvalues=[0.5, 0.1]).log_eigenvalues is None
     faster = slow.replace(log_eigenvalues=2.0 * logarithms)
     assert np.array_equal(faster.eigenvalues, np.exp(2.0 * logarithms))
-    with pytest.raises(TimeDomainError, match="belongs to discrete time"):
+
+
+def test_changes_that_logarithms_exclude() -> None:
+    ports = (np.ones((2, 1)), np.ones((1, 2)))
+    slow = DiagonalStateSpace.from_log([-1e-20, -0.5], *ports, time=Discrete())
+    with pytest.raises(
+        TimeDomainError, match=r"`time` is Continuous\(\) but .* Give `eigenvalues`"
+    ):
         slow.replace(time=Continuous())
+    with pytest.raises(TimeDomainError, match=r"`time` is 0\.1; expected Continuous"):
+        slow.replace(time=0.1)
+    with pytest.raises(ArgumentError, match=r"`log_eigenvalues` is None; .* Give `eigenvalues`"):
+        slow.replace(log_eigenvalues=None)
+    poles = slow.eigenvalues
+    with pytest.raises(ArgumentError, match=r"are both given; .* Leave out `eigenvalues`"):
+        slow.replace(eigenvalues=poles, log_eigenvalues=slow.log_eigenvalues)
+    rates = slow.replace(eigenvalues=[-1.0, -2.0], time=Continuous())
+    assert (rates.time, rates.log_eigenvalues) == (Continuous(), None)
+    with pytest.raises(TimeDomainError, match="Give `eigenvalues`"):
+        rates.replace(log_eigenvalues=slow.log_eigenvalues)
 
 
 @pytest.mark.parametrize("kind", ["dense", "diagonal", "real output"])
