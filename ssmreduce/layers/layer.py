@@ -202,6 +202,10 @@ class Layer(ABC):
         """
         return output(self.read(weights), inputs, both_directions=self.both_directions)
 
+    def before_runs(self, weights: Weights) -> Weights:
+        """Return weights of the same layer in the form of `write`, where runs of the layer change that."""
+        return weights
+
     def rests_while_masked(self, weights: Weights) -> bool:
         """Tell whether the layer is at rest after steps that `masked_by` says are padded."""
         return True

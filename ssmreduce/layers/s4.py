@@ -83,22 +83,8 @@ class S4(S4Diagonal):
         """Return the systems that the layer runs: dense and real of order 2n, diagonal if P = 0."""
         self.check_finite(weights)
         self.check(weights)
-        length = int(weights["l_kernel"])
         if not np.any(weights["P"]):
-            diagonal = super().read(weights)
-            assert isinstance(diagonal, DiagonalStateSpace)
-            if not length:
-                return diagonal
-            C = diagonal.C / -np.expm1(length * diagonal.log_eigenvalues)[..., None, :]
-            return DiagonalStateSpace.from_log(
-                diagonal.log_eigenvalues,
-                diagonal.B,
-                C,
-                diagonal.D,
-                time=Discrete(),
-                real_output=True,
-                read_after_update=True,
-            )
+            return super().read(self.before_runs(weights))
         b, c = self.matrices(weights)
         P = np.moveaxis(Packed("P").get(weights), 0, -1)
         p = real_input(P)  # of [P; conj P] in coordinates [Re; Im]; its adjoint there is twice that
@@ -110,10 +96,19 @@ class S4(S4Diagonal):
         backward = identity - half_step * A
         A = np.asarray(np.linalg.solve(backward, identity + half_step * A))
         B = np.linalg.solve(backward, 2.0 * half_step * B)
+        length = int(weights["l_kernel"])
         if length:
             remaining = identity - np.linalg.matrix_power(A, length)
             C = adjoint(np.linalg.solve(adjoint(remaining), adjoint(C)))
         return StateSpace(A, B, C, time=Discrete(), read_after_update=True)
+
+    def before_runs(self, weights: Weights) -> Weights:
+        """Return weights of the same layer with C and l_kernel = 0, where the state matrix is diagonal."""
+        length = int(weights["l_kernel"])
+        if not length or np.any(weights["P"]):
+            return weights
+        C = Packed("C").get(weights) / -np.expm1(length * self.logarithms(weights))
+        return {**weights, **Packed("C").put(C), "l_kernel": np.zeros(())}
 
     def write(
         self, system: DiagonalStateSpace, weights: Weights, model: Weights | None = None

@@ -178,7 +178,7 @@ def _trained(
             f"{error}; expected the model's outputs, with a graph. {_ADVICE}"
         ) from error
     return {
-        path: dict(own.weights)
+        path: own.rounded(own.kind.before_runs(own.weights))
         for path, own in _by_path(found, after).items()
         if path in cuts and path not in found.copies
     }

@@ -122,3 +122,20 @@ def test_every_batch_meets_the_same_first_layer():
     for k, each in enumerate(wanted):
         own = found[8 * k : 8 * (k + 1), : each.shape[1]]
         np.testing.assert_allclose(own, each, atol=1e-5 * np.abs(each).max())
+
+
+def test_matching_moves_a_follower_as_it_moves_the_model():
+    model = s4()
+    follower = copy.deepcopy(model)
+    with torch.no_grad():
+        follower[1].kernel.C.mul_(1.3)
+    data = calibrate(model, batches_of(model), loss=mean_square)
+    found = []
+    for match in (False, True):
+        both = copy.deepcopy([model, follower])
+        options = CutOptions(method="balanced", match=match)
+        reduce_model(both[0], 3, data=data, options=options, followers=both[1:])
+        assert all(each[1].kernel.l_kernel.item() == 0 for each in both)
+        found.append(np.stack([each[1].kernel.C.detach().numpy() for each in both]))
+    moved, followed = found[1] - found[0]
+    np.testing.assert_allclose(followed, moved, atol=1e-4 * np.abs(moved).max())
