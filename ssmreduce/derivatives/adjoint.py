@@ -81,10 +81,10 @@ def _dense(
 
 def dual(system: DiagonalStateSpace) -> DiagonalStateSpace:
     """Return the system (λ̄, Cᴴ, Bᴴ), whose controllability Gramian is Q."""
-    state, logarithms = system.eigenvalues.conj(), system.log_eigenvalues
+    poles, logarithms = system.eigenvalues.conj(), system.log_eigenvalues
     logarithms = None if logarithms is None else logarithms.conj()
     B, C, D = (adjoint(x) for x in (system.C, system.B, system.D))
-    return unchecked(system, state=state, B=B, C=C, D=D, log_eigenvalues=logarithms)
+    return unchecked(system, eigenvalues=poles, B=B, C=C, D=D, log_eigenvalues=logarithms)
 
 
 @dataclass(frozen=True, eq=False)

@@ -285,7 +285,7 @@ def _on_host(system: System) -> System:
         return system.to_host()
     host = system.to_host()
     poles, B, C = (x.astype(np.complex128, copy=False) for x in (host.eigenvalues, host.B, host.C))
-    return unchecked(host, state=poles, B=B, C=C)
+    return unchecked(host, eigenvalues=poles, B=B, C=C)
 
 
 def _together(system: System, count: int, length: int) -> Iterator[slice]:

@@ -94,13 +94,13 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
     for host, (b, c, _), own in zip(hosts, sizes, gains, strict=True):
         # What the gain of this system lacks to 1 is shared between its inputs and outputs.
         lacking = own - gain
-        state = shifted(state_of(host), -time)
         arrays = {
+            host.state_field: shifted(state_of(host), -time),
             "B": shifted(host.B, lacking // 2 - b),
             "C": shifted(host.C, lacking - lacking // 2 - c),
             "D": shifted(host.D, -gain),
         }
-        result.append(unchecked(host, state=state, **arrays))
+        result.append(unchecked(host, **arrays))
     return result, Units(gain, time)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import array_api_compat
 import numpy as np
@@ -108,6 +108,12 @@ class DiagonalStateSpace:
     real_output: bool = False
     read_after_update: bool = False
     log_eigenvalues: Array = field(init=False, default=None)
+
+    state_field: ClassVar[str] = "eigenvalues"
+    """Name of the field of the state array.
+
+    :meta private:
+    """
 
     def __post_init__(self) -> None:
         real = _checks.flag(self.real_output, "real_output")
@@ -342,9 +348,9 @@ class DiagonalStateSpace:
         if is_host_double(self.eigenvalues, self.B, self.C, self.D):
             return self
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
-        state = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
+        poles = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)
         B, C, D = map(to_double, (self.B, self.C, self.D))
-        return unchecked(self, state=state, B=B, C=C, D=D, log_eigenvalues=logarithms)
+        return unchecked(self, eigenvalues=poles, B=B, C=C, D=D, log_eigenvalues=logarithms)
 
     @any_library()
     def to_dense(self) -> StateSpace:
@@ -409,8 +415,8 @@ class DiagonalStateSpace:
                 f"{len(self.batch_shape)} indices. For a subset of states use select_states."
             )
         logarithms = None if self.log_eigenvalues is None else self.log_eigenvalues[(*at, ...)]
-        state, B, C, D = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
-        return unchecked(self, state=state, B=B, C=C, D=D, log_eigenvalues=logarithms)
+        poles, B, C, D = (x[(*at, ...)] for x in (self.eigenvalues, self.B, self.C, self.D))
+        return unchecked(self, eigenvalues=poles, B=B, C=C, D=D, log_eigenvalues=logarithms)
 
 
 def _check_logarithms(logarithms: Array, time: object) -> None:

@@ -36,12 +36,12 @@ def prescaled(system: SomeSystem) -> SomeSystem:
         system = in_balanced_units(system)
     B, C = _exponents(system.B, -1), _exponents(system.C, -2)
     if isinstance(system, DiagonalStateSpace):
-        state: HostArray = system.eigenvalues
+        state = system.eigenvalues
         shift = np.where((B > NO_SIZE) & (C > NO_SIZE), (C - B) // 2, 0)
     else:
         state, shift = _evened_parts(system.A, B, C)
     B, C = shifted(system.B, shift[..., :, None]), shifted(system.C, -shift[..., None, :])
-    return unchecked(system, state=state, B=B, C=C)
+    return unchecked(system, **{system.state_field: state}, B=B, C=C)
 
 
 def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, HostArray]:

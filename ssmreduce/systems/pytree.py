@@ -20,6 +20,12 @@ SomeSystem = TypeVar("SomeSystem")
 _REGISTERED: set[type] = set()
 """Classes that JAX knows as pytrees."""
 
+_OPTIONS = {
+    "A": ("time", "read_after_update"),
+    "eigenvalues": ("time", "read_after_update", "real_output"),
+}
+"""Fields that are not arrays, by the field of the state array."""
+
 _LACKS_LOGARITHMS = "_lacks_logarithms"
 """Set where a tree, half of one that was parted say, has None in their place: its structure stays."""
 
@@ -36,9 +42,7 @@ def with_arrays(system: Any, arrays: Sequence[Array]) -> Any:
 
 
 def unchecked(system: SomeSystem, **fields: Any) -> SomeSystem:
-    """Return a copy of `system` with other fields, which are known to fit; `state` is A or λ."""
-    if "state" in fields:
-        fields["A" if hasattr(system, "A") else "eigenvalues"] = fields.pop("state")
+    """Return a copy of `system` with other fields, which are known to fit."""
     copy = object.__new__(type(system))
     vars(copy).update(vars(system), **fields)
     return copy
@@ -73,15 +77,17 @@ def register_fields(cls: type, arrays: list[str], options: list[str]) -> None:
 
 
 def _names(system: Any) -> tuple[str, str, str, str]:
-    if hasattr(system, "A"):
-        return "A", "B", "C", "D"
-    keeps = system.log_eigenvalues is not None or _LACKS_LOGARITHMS in vars(system)
-    return "log_eigenvalues" if keeps else "eigenvalues", "B", "C", "D"
+    state = system.state_field
+    if state == "eigenvalues" and (
+        system.log_eigenvalues is not None or _LACKS_LOGARITHMS in vars(system)
+    ):
+        state = "log_eigenvalues"
+    return state, "B", "C", "D"
 
 
 def _structure(system: Any) -> tuple[Any, ...]:
     """What is not an array, hashable: name of the state array, and (name, value) of each option."""
-    options = ("time", "read_after_update") + (() if hasattr(system, "A") else ("real_output",))
+    options = _OPTIONS[system.state_field]
     return _names(system)[0], *((name, getattr(system, name)) for name in options)
 
 

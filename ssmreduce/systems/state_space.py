@@ -209,6 +209,12 @@ class StateSpace:
     real_output: ClassVar[bool] = False
     """As of a `DiagonalStateSpace`: the output is all of C x here."""
 
+    state_field: ClassVar[str] = "A"
+    """Name of the field of the state array.
+
+    :meta private:
+    """
+
     def __post_init__(self) -> None:
         given = {"A": self.A, "B": self.B, "C": self.C, "D": self.D}
         A, B, C, D = checked_arrays(given, 2, real=False)
