@@ -37,8 +37,8 @@ class _Call:
 
 
 @dataclass(eq=False)
-class Heard:
-    """What the host has heard of one run of a model."""
+class Received:
+    """What the host has received of one run of a model."""
 
     calls: list[_Call] = field(default_factory=list)
     derivatives: list[tuple[Path, HostArray, HostArray]] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Heard:
             return sorted(waiting, key=lambda call: float(np.max(np.abs(call.inputs - inputs))))
 
 
-_OPEN: dict[int, tuple[Heard, LayerHandle]] = {}
+_OPEN: dict[int, tuple[Received, LayerHandle]] = {}
 """What the number of a layer means while a model runs."""
 
 _ONE_RUN = threading.RLock()
@@ -76,13 +76,13 @@ _ONE_RUN = threading.RLock()
 
 
 @contextmanager
-def numbered(heard: Heard, handles: Sequence[LayerHandle]) -> Iterator[list[jax.Array]]:
+def numbered(received: Received, handles: Sequence[LayerHandle]) -> Iterator[list[jax.Array]]:
     """Numbers by which `told` knows the layers: small ones, which half precision holds, too."""
     with _ONE_RUN:
         free = (number for number in itertools.count() if number not in _OPEN)
         numbers = list(itertools.islice(free, len(handles)))
         try:
-            _OPEN.update({k: (heard, each) for k, each in zip(numbers, handles, strict=True)})
+            _OPEN.update({k: (received, each) for k, each in zip(numbers, handles, strict=True)})
             yield [jnp.asarray(number, dtype=jnp.float32) for number in numbers]
             jax.effects_barrier()  # type: ignore[no-untyped-call]
         except BaseException:
@@ -128,13 +128,13 @@ def _hear(is_call: bool, shapes: Sequence[tuple[int, ...]]) -> None:
     for number in dict.fromkeys(numbers.tolist()):
         if number not in _OPEN:
             continue
-        heard, handle = _OPEN[int(number)]
+        received, handle = _OPEN[int(number)]
         inputs, other = (each[numbers == number] for each in flat)
         if is_call:
             computes_kernel = bool(handle.kind.ports(handle.weights)[0])
-            heard.calls.append(_Call(handle.path, inputs, None if computes_kernel else other[0]))
+            received.calls.append(_Call(handle.path, inputs, None if computes_kernel else other[0]))
         else:
-            heard.derivatives.append((handle.path, inputs, other))
+            received.derivatives.append((handle.path, inputs, other))
 
 
 def _joined(shape: tuple[int, ...]) -> HostArray:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ssmreduce._checks import type_name
 from ssmreduce.errors import MissingBackendError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
-from ssmreduce.frameworks.pytree_callbacks import Heard, numbered
+from ssmreduce.frameworks.pytree_callbacks import Received, numbered
 from ssmreduce.frameworks.pytree_stand_ins import with_stand_ins, with_zero_outputs
 from ssmreduce.frameworks.recording import SAME_LOSS, Recorded
 
@@ -49,14 +49,14 @@ def record(
             f"jax is {jax.__version__}, which drops callbacks of layers under vmap; expected 0.8.2 or newer "
             "for `calibrate`, though 0.6 is enough for all else. Run: pip install -U jax"
         )
-    heard, model = Heard(), in_inference_mode(model)
+    received, model = Received(), in_inference_mode(model)
 
     def value_of(numbers: Sequence[jax.Array]) -> Any:
         value = run(with_stand_ins(model, handles, numbers))
         return _checked_scalar(value) if differentiates else value
 
     try:
-        with numbered(heard, handles) as numbers:
+        with numbered(received, handles) as numbers:
             found = (jax.grad(value_of) if differentiates else value_of)(numbers)
             jax.block_until_ready(found)  # type: ignore[no-untyped-call]
     except ValueError as error:
@@ -66,7 +66,7 @@ def record(
             "`model` or a batch of `batches` is spread over several devices, where calls have no order; "
             "expected one device. Pass jax.device_put(model, jax.devices()[0]), and batches alike."
         ) from error
-    return heard.recorded()
+    return received.recorded()
 
 
 def evaluated(model: Any, run: Callable[[Any], Any]) -> float:

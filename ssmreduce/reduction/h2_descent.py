@@ -45,8 +45,8 @@ class Iterate:
         self.reduced = reduced
         self.triangular = TriangularSystem.of(reduced)
         check_stable_form(self.triangular.form, Continuous())
-        self._seen = plant.seen(self.triangular.triangle, self.triangular.C)
-        self.error = distance(plant, self.triangular, self._seen)
+        self._observed = plant.observed(self.triangular.triangle, self.triangular.C)
+        self.error = distance(plant, self.triangular, self._observed)
         self.previous: Iterate | None = None
         self.length, self.step = 1.0, np.inf
 
@@ -56,8 +56,8 @@ class Iterate:
         plant, small = self.plant, self.triangular
         form, n = small.form, len(plant.B)
         P, Q = (Z @ adjoint(Z) for Z in (small.Z, small.Y))
-        X = np.concatenate([plant.driven(small.triangle, small.B), form.reached(P)])
-        Y = np.concatenate([self._seen, form.observed(Q)])
+        X = np.concatenate([plant.reached(small.triangle, small.B), form.reached(P)])
+        Y = np.concatenate([self._observed, form.observed(Q)])
         if plant.real:
             # In the real states of the reduced system the solutions are real.
             X = adjoint(form.reached(adjoint(X))).real

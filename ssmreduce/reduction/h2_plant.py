@@ -61,7 +61,7 @@ class TriangularSystem:
         return _factor(self.form.reversed_adjoint(), adjoint(self.C)[::-1])[::-1]
 
     @cached_property
-    def seen_states(self) -> tuple[HostArray, HostArray]:
+    def observable_states(self) -> tuple[HostArray, HostArray]:
         """L and L⁻ᴴ on the observable states, where L Lᴴ is the observability Gramian."""
         left, values, _ = np.linalg.svd(self.Y, full_matrices=False)
         # Unobservable states have no part in the output.
@@ -72,19 +72,19 @@ class TriangularSystem:
         """‖G‖_H2."""
         return frobenius_norm(self.C @ self.Z)
 
-    def driven(self, T: HostArray, E: HostArray) -> HostArray:
+    def reached(self, T: HostArray, E: HostArray) -> HostArray:
         """Return X with A X + X Tᴴ + B Eᴴ = 0, in the coordinates of the form."""
         X, scale, _ = lapack.ztrsyl(self.triangle, T, -self.B @ adjoint(E), tranb="C")
         return np.asarray(X / scale)
 
-    def seen(self, T: HostArray, E: HostArray) -> HostArray:
+    def observed(self, T: HostArray, E: HostArray) -> HostArray:
         """Return Y with Aᴴ Y + Y T + Cᴴ E = 0, in the coordinates of the form."""
         Y, scale, _ = lapack.ztrsyl(self.triangle, T, -adjoint(self.C) @ E, trana="C")
         return np.asarray(Y / scale)
 
     def distance(self, reduced: TriangularSystem) -> float:
         """‖G - G_r‖_H2."""
-        return distance(self, reduced, self.seen(reduced.triangle, reduced.C))
+        return distance(self, reduced, self.observed(reduced.triangle, reduced.C))
 
 
 def _factor(T: HostArray, B: HostArray) -> HostArray:
@@ -92,16 +92,18 @@ def _factor(T: HostArray, B: HostArray) -> HostArray:
     return hammarling_factor(T / rate, B / math.sqrt(rate), Continuous())
 
 
-def distance(system: Plant | TriangularSystem, reduced: TriangularSystem, seen: HostArray) -> float:
-    """‖G - G_r‖_H2 where `seen` is ``system.seen(reduced.triangle, reduced.C)``.
+def distance(
+    system: Plant | TriangularSystem, reduced: TriangularSystem, observed: HostArray
+) -> float:
+    """‖G - G_r‖_H2 where `observed` is ``system.observed(reduced.triangle, reduced.C)``.
 
     The square is the trace of [B; B_r]ᴴ [[Q, -Y], [-Yᴴ, Q_r]] [B; B_r]. With Q_r = L Lᴴ and M = Y L⁻ᴴ
     it is tr Bᴴ (Q - M Mᴴ) B + ‖Lᴴ B_r - Mᴴ B‖². The Schur complement Q - M Mᴴ is itself the
     observability Gramian of Ĉ = C - C_r L⁻ᴴ Mᴴ, so that the first term is ‖Ĉ Z‖² with the
     controllability factor Z of G: two sums of squares, O(n k p) once Z is known.
     """
-    L, dual = reduced.seen_states
-    M = seen @ dual
+    L, dual = reduced.observable_states
+    M = observed @ dual
     output = system.C - (reduced.C @ dual) @ adjoint(M)
     outside = adjoint(L) @ reduced.B - adjoint(M) @ system.B
     return math.hypot(frobenius_norm(output @ system.Z), frobenius_norm(outside))
@@ -130,11 +132,11 @@ class Plant(ABC):
         """Return A V."""
 
     @abstractmethod
-    def driven(self, T: HostArray, E: HostArray) -> HostArray:
+    def reached(self, T: HostArray, E: HostArray) -> HostArray:
         """Return X, shape (n, r), with A X + X Tᴴ + B Eᴴ = 0, for E of shape (r, m)."""
 
     @abstractmethod
-    def seen(self, T: HostArray, E: HostArray) -> HostArray:
+    def observed(self, T: HostArray, E: HostArray) -> HostArray:
         """Return Y, shape (n, r), with Aᴴ Y + Y T + Cᴴ E = 0, for E of shape (p, r)."""
 
     def norm(self) -> float:
@@ -157,13 +159,13 @@ class DensePlant(Plant):
         """Return A V."""
         return np.asarray(self.A @ V)
 
-    def driven(self, T: HostArray, E: HostArray) -> HostArray:
+    def reached(self, T: HostArray, E: HostArray) -> HostArray:
         """Return X with A X + X Tᴴ + B Eᴴ = 0."""
-        return self._whole.form.reached(self._whole.driven(T, E))
+        return self._whole.form.reached(self._whole.reached(T, E))
 
-    def seen(self, T: HostArray, E: HostArray) -> HostArray:
+    def observed(self, T: HostArray, E: HostArray) -> HostArray:
         """Return Y with Aᴴ Y + Y T + Cᴴ E = 0."""
-        return self._whole.form.observed(self._whole.seen(T, E))
+        return self._whole.form.observed(self._whole.observed(T, E))
 
 
 class DiagonalPlant(Plant):
@@ -181,11 +183,11 @@ class DiagonalPlant(Plant):
         """Return A V."""
         return self._form.applied(V)
 
-    def driven(self, T: HostArray, E: HostArray) -> HostArray:
+    def reached(self, T: HostArray, E: HostArray) -> HostArray:
         """Return X with A X + X Tᴴ + B Eᴴ = 0."""
         return self._solved(self._form.eigenvalues, self._form.B, T, adjoint(E))
 
-    def seen(self, T: HostArray, E: HostArray) -> HostArray:
+    def observed(self, T: HostArray, E: HostArray) -> HostArray:
         """Return Y with Aᴴ Y + Y T + Cᴴ E = 0: the first equation with Tᴴ, from the last column on."""
         poles, outputs = self._form.eigenvalues.conj(), adjoint(self._form.C)
         return self._solved(poles, outputs, adjoint(T)[::-1, ::-1], E[:, ::-1])[:, ::-1]

@@ -540,13 +540,13 @@ class Losing(eqx.Module):
 
 
 def test_small_derivatives_in_half_precision_count():
-    layer, heard = LRU(4, 2, rng=np.random.default_rng(0)), pytree_callbacks.Heard()
+    layer, received = LRU(4, 2, rng=np.random.default_rng(0)), pytree_callbacks.Received()
     inputs = jnp.ones((1, 3, 2), jnp.float16)
-    with pytree_callbacks.numbered(heard, search(layer).meant) as (number,):
+    with pytree_callbacks.numbered(received, search(layer).meant) as (number,):
         jax.grad(
             lambda number: jnp.sum(1e-4 * pytree_callbacks.told(number, inputs, inputs)[:, -1])
         )(number)
-    ((call,),) = heard.recorded().values()
+    ((call,),) = received.recorded().values()
     np.testing.assert_allclose(call.squares, [[0.0, 0.0, 1e-8]], rtol=1e-2)
 
 

@@ -141,7 +141,7 @@ def test_small_errors_are_not_differences_of_squares(rng: Any, discrete: bool, s
     )
     plant = plant_of(system)
     reduced = TriangularSystem.of(continuous(small))
-    found = distance(plant, reduced, plant.seen(reduced.triangle, reduced.C))
+    found = distance(plant, reduced, plant.observed(reduced.triangle, reduced.C))
     expected = size / np.sqrt(1 - pole**2 if discrete else -2 * pole)
     assert abs(found - expected) <= 100 * EPS * plant.norm()
 
@@ -154,7 +154,7 @@ def test_plant_solves_its_sylvester_equations(rng: Any, kind: str) -> None:
     into, out = samples.complex_normal(rng, 4, 2), samples.complex_normal(rng, 3, 4)
     A = plant.apply(np.eye(len(plant.B)))
     assert abs(np.trace(A) - np.trace(continuous(dense(system)).A)) <= 1e3 * EPS * np.linalg.norm(A)
-    X, Y = plant.driven(T, into), plant.seen(T, out)
+    X, Y = plant.reached(T, into), plant.observed(T, out)
     first = A @ X + X @ adjoint(T) + plant.B @ adjoint(into)
     second = adjoint(A) @ Y + Y @ T + adjoint(plant.C) @ out
     scale = np.linalg.norm(A) + np.linalg.norm(T)
