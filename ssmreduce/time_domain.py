@@ -38,8 +38,42 @@ class _Time(ABC):
     frequency_unit: ClassVar[str]
 
     @abstractmethod
+    def growth(self, poles: Array) -> Array:
+        """What decides about the stability of `poles`: Re s or |z|."""
+
+    @abstractmethod
     def distance(self, poles: Array, logarithms: Array | None = None) -> Array:
         """How far `poles` lie inside the stability boundary."""
+
+    @abstractmethod
+    def decay(self, distance: Array) -> Array:
+        """Return the `divisor` of poles and their conjugates, at a `distance`."""
+
+    @abstractmethod
+    def point(self, omega: Array) -> Array:
+        """Return the points of the stability boundary at frequencies `omega`."""
+
+    @abstractmethod
+    def rates(self, poles: Array) -> Array:
+        """Return `poles` as in continuous time, per second or per sample."""
+
+    @abstractmethod
+    def divisor(
+        self, left: Array, right: Array, logarithms: tuple[Array, Array] | None = None
+    ) -> Array:
+        """Return what divides the entries of a Gramian between poles `left` and `right`."""
+
+    @abstractmethod
+    def lyapunov(self, A: Array, X: Array) -> Array:
+        """Return the left side of the Lyapunov equation, of `A` and `X`."""
+
+    @abstractmethod
+    def lyapunov_size(self, size: Array) -> Array:
+        """Return a bound of the norm of that map of X, given ‖A‖ as `size`."""
+
+    @abstractmethod
+    def h2_norm(self, state: Array, feedthrough: Array) -> Array:
+        """Return the H2 norm, given that of the states as `state` and ‖D‖ as `feedthrough`."""
 
     def inside(self, poles: Array, margin: float = 0.0, logarithms: Array | None = None) -> Array:
         """Whether `poles` lie inside the stability boundary by more than `margin`."""

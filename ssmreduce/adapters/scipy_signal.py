@@ -10,7 +10,6 @@ not exported: SciPy's `freqresp` and `dlsim` drop imaginary parts.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -162,7 +161,7 @@ def _points(zeros: HostArray, poles: HostArray, time: TimeDomain) -> HostArray:
         roots = np.where(roots == 0.0, np.exp(-np.pi), roots)
     roots = time.rates(roots)
     sizes = np.abs(roots)
-    end = 1e3 * sizes.max(initial=1e-3) if math.isinf(time.nyquist) else time.nyquist
+    end = 1e3 * sizes.max(initial=1e-3) if isinstance(time, Continuous) else time.nyquist
     omega = np.concatenate([np.abs(roots.imag), np.minimum(sizes, end), [0.0, end]])
     omega = np.unique(np.concatenate([omega, -omega]))
     points = time.point(omega)

@@ -8,7 +8,6 @@ all poles lie.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ssmreduce._array_libraries import (
@@ -26,7 +25,7 @@ from ssmreduce.devices.gramian_factors import NativeSystem, native_system
 from ssmreduce.devices.hankel_values import singular_values
 from ssmreduce.devices.transfer import transfer_function
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.time_domain import Discrete
+from ssmreduce.time_domain import Continuous, Discrete
 
 _GRID = 256
 """Points of the first grid."""
@@ -93,7 +92,7 @@ def hinf_lower_bound(system: System, certified: bool) -> tuple[Any, Any]:
     start = (gain, _entry(omega, at), omega, at)
     (gain, frequency, *_), _ = repeat_until(finer, start, _ROUNDS)
     through = xp.linalg.matrix_norm(arrays.D, ord=2)
-    if math.isinf(system.time.nyquist):
+    if isinstance(system.time, Continuous):
         frequency = xp.where(through > gain, xp.inf, frequency)
         gain = xp.maximum(gain, through)
     return as_number(gain), as_number(frequency)

@@ -21,7 +21,7 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.norms.gain import Gain
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.time_domain import Discrete
+from ssmreduce.time_domain import Continuous, Discrete
 
 _PEAKS = 4
 """Local maxima that are refined side by side."""
@@ -80,7 +80,7 @@ def peak(gain: Gain, search: Search) -> tuple[float, float]:
         if abs(seen - value) > search.accuracy * value:
             seen, frequency = search.best(gain, omega)
         value = seen
-    if math.isinf(gain.time.nyquist) and np.any(gain.D):
+    if isinstance(gain.time, Continuous) and np.any(gain.D):
         at_infinity = float(gain.exact(np.array([math.inf]))[0])
         if at_infinity > value:
             return at_infinity, math.inf

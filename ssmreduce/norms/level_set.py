@@ -40,7 +40,7 @@ from ssmreduce.errors import NoConvergenceError, UnreachableToleranceError
 from ssmreduce.norms.gain import Gain
 from ssmreduce.norms.grid import refine
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.time_domain import Discrete
+from ssmreduce.time_domain import Continuous, Discrete
 
 _NEAR_AXIS = 4.0
 """c of c sqrt(n eps) ‖H‖, the distance from the axis within which an eigenvalue is a candidate.
@@ -159,7 +159,7 @@ def _check_resolved(gain: Gain) -> None:
 
 def _anchors(gain: Gain) -> HostArray:
     """Frequencies whose gain must lie below every level: ends of the boundary, candidates for -w."""
-    if math.isinf(gain.time.nyquist):
+    if isinstance(gain.time, Continuous):
         return np.array([0.0, math.inf])
     return np.linspace(-np.pi, np.pi, _ROTATIONS, endpoint=False)
 

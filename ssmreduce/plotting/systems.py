@@ -5,7 +5,6 @@ A batch is drawn as its worst: at each frequency the largest gain, the largest e
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from ssmreduce.plotting.axes import (
     say,
 )
 from ssmreduce.systems.diagonal import System, check_system
-from ssmreduce.time_domain import Discrete, TimeDomain, check_time, sampling_time
+from ssmreduce.time_domain import Continuous, Discrete, TimeDomain, check_time, sampling_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -302,7 +301,7 @@ def _frequencies(systems: list[System]) -> HostArray:
     poles = time.rates(poles[poles != 0.0])
     poles = poles[(np.abs(poles) > 1e-100) & (np.abs(poles) < 1e100)]
     slowest, fastest = np.abs(poles).min(initial=1.0), np.abs(poles).max(initial=0.0)
-    if math.isinf(time.nyquist):
+    if isinstance(time, Continuous):
         high = 10.0 * (fastest or 10.0)
         low = max(0.1 * (np.abs(poles).min() if poles.size else 0.1), 1e-12 * high)
     else:

@@ -23,6 +23,7 @@ from ssmreduce.reduction.decoupling import decouple
 from ssmreduce.reduction.selection import embedding, stability_distance, subsystem
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.time_domain import Continuous
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,7 @@ def _split_dense(host: StateSpace, margin: float) -> UnstableSplit:
 
 
 def _checked_margin(margin: float, system: System) -> float:
-    limit = np.inf if system.time.has_unit else 1.0
+    limit = np.inf if isinstance(system.time, Continuous) else 1.0
     if not is_number(margin) or not 0.0 <= margin < limit:
         below = " below 1" if limit == 1.0 else ""
         raise ArgumentError(
