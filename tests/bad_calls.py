@@ -468,7 +468,8 @@ def names_argument(message: str, names: list[str]) -> bool:
 def must_be_refused(function: Callable[..., Any], name: str, good: Any, bad: Any) -> bool:
     """Whether no sense can be made of `bad`, by the kind of the good value."""
     if bad is None:
-        return inspect.signature(function).parameters[name].default is not None
+        parameter = inspect.signature(function).parameters.get(name)  # none of ``**changes``
+        return parameter is not None and parameter.default is not None
     if isinstance(good, bool):
         return not isinstance(bad, bool | np.bool_)
     if isinstance(good, int):

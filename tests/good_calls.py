@@ -259,7 +259,7 @@ CALLS: dict[str, Callable[[], GoodCall]] = {
     ),
     "DiagonalStateSpace.replace": lambda: (
         diagonal().replace,
-        {"eigenvalues": np.full(4, 0.5), "D": 0, "real_output": True},
+        {"eigenvalues": np.full(4, 0.5), "D": 0.0, "real_output": True},
     ),
     "from_log.replace": lambda: (
         sr.to_discrete(diagonal_system(rng(), 3, 1, 1, discrete=False), 0.1).replace,

@@ -252,8 +252,9 @@ def test_more_is_reached_than_observed(
     np.testing.assert_allclose(found.hsv, other.hsv, rtol=0, atol=C_HSV * 120 * EPS * other.hsv[0])
     cut, of_dual = found.truncate(6).system, other.truncate(6).system
     responses = [impulse_response(each, length=30) for each in (cut, of_dual)]
-    scale = np.abs(responses[1]).max()
-    np.testing.assert_allclose(responses[0], responses[1].mT, rtol=0, atol=1e-9 * scale)
+    # Arrays of single precision leave some 1e-7 of a response; wrong vectors change all of it.
+    near = 1e-6 * np.abs(responses[1]).max()
+    np.testing.assert_allclose(responses[0], responses[1].mT, rtol=0, atol=near)
 
 
 def test_error_bounds() -> None:
