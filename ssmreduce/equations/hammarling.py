@@ -16,7 +16,7 @@ is ever formed, so small directions of the factor keep their digits.
 
 Inside a block the same is done state by state, compiled (`_elimination.c`); outside, all work is in
 matrix products. Cost O(n³/3 + n² m), a small part of the Schur form before it. Where nothing is compiled,
-T is made triangular in complex arithmetic, and all states go one by one.
+a T with pairs is first made triangular in complex arithmetic.
 
 References: Hammarling, IMA J. Numer. Anal. 2 (1982); Kressner, ACM TOMS 34 (2008), for blocks.
 """
@@ -27,11 +27,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import scipy.linalg
 from scipy.linalg import lapack
 
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import product, safe_unit
 from ssmreduce.equations.triangular import (
+    BLOCK,
     Edges,
     diagonal_blocks,
     singular_equation,
@@ -48,8 +50,8 @@ try:
 except ImportError:  # installed without a C compiler
     eliminate = None
 
-LARGEST_BLOCK = 128
-"""Order up to which one compiled block is faster than products of small ones."""
+LARGEST_BLOCK = 64 if eliminate is None else 128
+"""Order up to which one block is faster than products of small ones."""
 
 
 def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
@@ -82,14 +84,10 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
     if scale != 1.0:
         B /= scale
     discrete = isinstance(time, Discrete)
-    if eliminate is None:
-        U = _factor_by_states(T, B, discrete=discrete)
-    elif n <= LARGEST_BLOCK:
-        U, _, _ = block_factor(T, B, discrete=discrete)
+    if eliminate is None and np.isrealobj(T) and T.diagonal(-1).any():
+        U = _factor_of_pairs(T, B, discrete=discrete)
     else:
-        U = np.zeros((n, n), dtype=T.dtype, order="F")
-        by_blocks = _eliminate_discrete if discrete else _eliminate_continuous
-        by_blocks(T, B, U, diagonal_blocks(T))
+        U = _factor(T, B, discrete=discrete)
     if scale == 1.0:
         return U
     with np.errstate(over="ignore"):  # the callers refuse what overflowed
@@ -101,15 +99,25 @@ def _compressed(B: HostArray) -> HostArray:
     return np.asarray(adjoint(np.linalg.qr(adjoint(B), mode="r")))
 
 
+def _factor(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray:
+    """U in one block, or in several; B may be overwritten."""
+    if len(T) <= LARGEST_BLOCK:
+        return block_factor(T, B, discrete=discrete)[0]
+    U = np.zeros(T.shape, dtype=T.dtype, order="F")
+    by_blocks = _eliminate_discrete if discrete else _eliminate_continuous
+    by_blocks(T, B, U, diagonal_blocks(T))
+    return U
+
+
 def block_factor(
     T: HostArray, B: HostArray, *, discrete: bool
 ) -> tuple[HostArray, HostArray, HostArray]:
-    """U, S and M of one block, compiled."""
+    """U, S and M of one block; where nothing is compiled, T is triangular."""
+    if eliminate is None:
+        return _triangular_factor(T, B, discrete=discrete)
     U, S = np.zeros(T.shape, T.dtype, order="F"), np.zeros(T.shape, T.dtype, order="F")
     M = np.zeros(B.shape, B.dtype, order="F")
-    if eliminate is None or not eliminate(
-        np.asfortranarray(T), B.copy(order="F"), U, S, M, discrete
-    ):
+    if not eliminate(np.asfortranarray(T), B.copy(order="F"), U, S, M, discrete):
         raise _singular(discrete=discrete)
     return U, S, M
 
@@ -159,37 +167,42 @@ def _completed_inputs(driven: HostArray, B: HostArray, S: HostArray, M: HostArra
     return np.asarray(B - product(inner @ R, adjoint(V[k:])))
 
 
-def _factor_by_states(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray:
-    """U by plain recurrence over the states of a complex Schur form; real again where T is."""
-    pairs: list[int] = np.flatnonzero(T.diagonal(-1)).tolist() if np.isrealobj(T) else []
-    if not pairs:
-        return _triangular_factor(T, B, discrete=discrete)
-    triangle, inputs = T.astype(complex), B.astype(complex)
-    for first in pairs:
-        at = slice(first, first + 2)
-        form, q = _pair_schur(T[at, at])
-        triangle[:first, at] = triangle[:first, at] @ q
-        triangle[at, first + 2 :] = adjoint(q) @ triangle[at, first + 2 :]
+def _factor_of_pairs(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray:
+    """Real U by way of a complex Schur form of T, which has no pairs."""
+    pairs = [slice(k, k + 2) for k in np.flatnonzero(T.diagonal(-1)).tolist()]
+    triangle, inputs = T.astype(complex, order="F"), B.astype(complex, order="F")
+    forms = [_pair_schur(T[at, at]) for at in pairs]
+    for at, (form, q) in zip(pairs, forms, strict=True):
+        triangle[: at.start, at] = triangle[: at.start, at] @ q
+        triangle[at, at.stop :] = adjoint(q) @ triangle[at, at.stop :]
         triangle[at, at] = form
         inputs[at] = adjoint(q) @ inputs[at]
-    U = _triangular_factor(triangle, inputs, discrete=discrete)
-    for first in pairs:
-        at = slice(first, first + 2)
-        U[at] = _pair_schur(T[at, at])[1] @ U[at]
-    # U Uᴴ is real, so [Re U, Im U] is a factor too; a QR decomposition makes it square and triangular.
-    parts = np.concatenate([U.real, U.imag], axis=1)[::-1]
-    return np.asarray(adjoint(np.linalg.qr(adjoint(parts), mode="r"))[::-1, ::-1])
+    U = _factor(triangle, inputs, discrete=discrete)
+    for at, (_, q) in zip(pairs, forms, strict=True):
+        U[at, at.start :] = q @ U[at, at.start :]
+        U[at, at], turn = scipy.linalg.rq(U[at, at], check_finite=False)
+        U[: at.start, at] = U[: at.start, at] @ adjoint(turn)
+    # U Uᴴ is real, so [Re U, Im U] is a factor too. A QR decomposition from the last row on makes it
+    # square and triangular.
+    flipped = U.T[::-1, ::-1]
+    triangular, _, _, _ = lapack.dtpqrt(len(T), min(len(T), BLOCK), flipped.real, flipped.imag)
+    return np.asarray(triangular.T[::-1, ::-1])
 
 
-def _triangular_factor(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray:
-    """The recurrence of the module for blocks of one state, with Q a reflector; T is triangular."""
-    U, B = np.zeros_like(T), B.copy()
+def _triangular_factor(
+    T: HostArray, B: HostArray, *, discrete: bool
+) -> tuple[HostArray, HostArray, HostArray]:
+    """U, S and M by the recurrence of the module for blocks of one state, with Q a reflector."""
+    U, M, B = np.zeros_like(T), np.zeros_like(B), B.copy()
     trtrs = lapack.ztrtrs if np.iscomplexobj(T) else lapack.dtrtrs
     for k in range(len(T) - 1, -1, -1):
         pole, above = T[k, k], T[:k, :k]
         U[k, k], m = _normalised(pole, B[k], discrete=discrete)
-        if not k or not U[k, k]:  # an unreachable state excites no other
+        if not U[k, k]:  # an unreachable state excites no other
             continue
+        M[k] = m
+        if not k:
+            break
         driven, reached = U[k, k] * T[:k, k], B[:k] @ m.conj()
         if discrete:
             shifted, right = np.eye(k) - np.conj(pole) * above, np.conj(pole) * driven + reached
@@ -199,13 +212,25 @@ def _triangular_factor(T: HostArray, B: HostArray, *, discrete: bool) -> HostArr
         if failed:
             raise _singular(discrete=discrete)
         if discrete:
-            size = abs(pole)
-            phase = np.conj(pole) / size if size else 1.0
+            size, phase = abs(pole), _phase(pole)
             driven = phase * (above @ U[:k, k] + driven) + reached / (1.0 + size)
             B[:k] -= np.outer(driven, m)
         else:
             B[:k] -= np.outer(U[:k, k], m)
-    return U
+    S = np.diag(np.where(U.diagonal(), T.diagonal(), float(discrete)))
+    if not discrete:
+        return U, S - np.triu(M @ adjoint(M), 1), M
+    for k in range(1, len(T)):  # rows above, in terms of state k and the inputs to it
+        inner = M[:k] @ M[k].conj()
+        S[:k, k] = -np.conj(_phase(S[k, k])) * inner
+        M[:k] -= np.outer(inner / (1.0 + abs(S[k, k])), M[k])
+    return U, S, M
+
+
+def _phase(pole: complex) -> complex:
+    """That of the conjugate, or 1."""
+    size = abs(pole)
+    return pole.conjugate() / size if size else 1.0
 
 
 def _normalised(pole: complex, row: HostArray, *, discrete: bool) -> tuple[float, HostArray]:

@@ -1,4 +1,4 @@
-"""Hammarling's method in Schur forms, compiled and in Python; of a compiled block U, S and M."""
+"""Hammarling's method in Schur forms, compiled and in Python; of a block U, S and M."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def factor(T: Any, B: Any, *, discrete: bool) -> Any:
 
 
 def check(T: Any, B: Any, *, discrete: bool) -> Any:
-    """Check the equation of U, where compiled the identities of U, S and M, and return U."""
+    """Check the equation of U, the identities of U, S and M, and return U."""
     before = T.copy(), B.copy()
     U = factor(T, B, discrete=discrete)
     rounding = C * (T.shape[0] + 10) * EPS
@@ -61,7 +61,7 @@ def check(T: Any, B: Any, *, discrete: bool) -> Any:
     else:
         residual, scale = T @ X + X @ adjoint(T) + driven, 2.0 * size(T, 2) * size(X)
     assert size(residual) <= rounding * scale
-    if hammarling.eliminate is not None:
+    if hammarling.eliminate is not None or not np.any(np.tril(T, -1)):
         U, S, M = block_factor(T, B, discrete=discrete)
         assert size(T @ U - U @ S) <= rounding * size(T) * size(U)
         assert size(U @ M - B) <= rounding * size(U) * max(size(M), 1.0)
