@@ -184,9 +184,9 @@ def _factor_of_pairs(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray
         U[: at.start, at] = U[: at.start, at] @ adjoint(turn)
     # U Uᴴ is real, so [Re U, Im U] is a factor too. A QR decomposition from the last row on makes it
     # square and triangular.
-    flipped = U.T[::-1, ::-1]
+    flipped = adjoint(U)[::-1, ::-1]
     triangular, _, _, _ = lapack.dtpqrt(len(T), min(len(T), BLOCK), flipped.real, flipped.imag)
-    return np.asarray(triangular.T[::-1, ::-1])
+    return np.asarray(adjoint(triangular)[::-1, ::-1])
 
 
 def _triangular_factor(
