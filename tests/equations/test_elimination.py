@@ -201,7 +201,9 @@ def test_extreme_inputs(
 ) -> None:
     T, B = block(rng, 6, 2, is_complex=False, discrete=discrete)
     scaled, plain = (factor(T, x, discrete=discrete) for x in (size * B, B))
-    np.testing.assert_allclose(scaled / size, plain, rtol=1e4 * EPS, atol=1e2 * EPS)
+    scaled = scaled / size
+    signs = np.sign(np.sum(scaled * plain, axis=0))  # rounding decides that of a column
+    np.testing.assert_allclose(signs * scaled, plain, rtol=1e4 * EPS, atol=1e2 * EPS)
 
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-8, 1e-14])
