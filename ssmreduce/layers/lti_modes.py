@@ -6,8 +6,7 @@ for white noise, so that s b = sqrt(1 - |λ|²). For r modes W holds the real an
 and T those of columns of V, so that Wᵀ A T are their blocks of A and Wᵀ T = I.
 
 A matrix that is far from normal has modes that rounding does not tell apart; so has that of HiPPO-LegS, with
-which S4 begins. A few epochs of training part them. In four layers of 64 states trained on digits the
-condition number of V fell from 2e9 to below 2e4.
+which S4 begins. Training parts them.
 """
 
 from __future__ import annotations
