@@ -96,7 +96,7 @@ class _ContinuousTime(_Time):
 
     def distance(self, poles: Array, logarithms: Array | None = None) -> Array:
         """Return -Re s of `poles`; there are no `logarithms`."""
-        return -self.growth(poles)
+        return -_real(poles)
 
     def decay(self, distance: Array) -> Array:
         """Return -2 Re s of poles at a `distance`."""
@@ -142,12 +142,12 @@ class _DiscreteTime(_Time):
 
     def growth(self, poles: Array) -> Array:
         """|z| of `poles`."""
-        return _functions(poles).abs(poles)
+        return abs(poles)
 
     def distance(self, poles: Array, logarithms: Array | None = None) -> Array:
         """Return 1 - |z| of `poles`, from their `logarithms` where given."""
         if logarithms is None:
-            return 1.0 - self.growth(poles)
+            return 1.0 - abs(poles)
         return -_functions(logarithms).expm1(_real(logarithms))
 
     def decay(self, distance: Array) -> Array:
@@ -169,12 +169,12 @@ class _DiscreteTime(_Time):
         distance = 1.0 - left * right
         if logarithms is None:
             return distance
-        xp, (first, second) = _functions(distance), logarithms
-        near = xp.abs(distance) < _NEAR_BOUNDARY
-        if xp is not np:
-            return xp.where(near, -xp.expm1(first + second), distance)
-        distance[near] = -np.expm1((first + second)[near])
-        return distance
+        exponents, near = logarithms[0] + logarithms[1], abs(distance) < _NEAR_BOUNDARY
+        if isinstance(distance, np.ndarray):
+            distance[near] = -np.expm1(exponents[near])
+            return distance
+        xp = namespace(distance)
+        return xp.where(near, -xp.expm1(exponents), distance)
 
     def lyapunov(self, A: Array, X: Array) -> Array:
         """Return A X Aᴴ - X of `A` and `X`."""
