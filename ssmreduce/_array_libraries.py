@@ -149,7 +149,7 @@ def is_host_double(*arrays: Array) -> bool:
 
 def to_double(array: Array) -> HostArray:
     """Copy or view `array` on the host as float64, or complex128 if it is complex."""
-    host = to_host(array)
+    host = array if type(array) is np.ndarray else to_host(array)
     return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64, copy=False)
 
 

@@ -66,7 +66,7 @@ def _classified(value: object) -> str | tuple[str, ...]:
     if isinstance(value, tuple | list):
         return _SEQUENCE
     if dataclasses.is_dataclass(value) and type(value).__module__.split(".")[0] == "ssmreduce":
-        return tuple(field.name for field in dataclasses.fields(value))
+        return tuple(field.name for field in dataclasses.fields(value)) or _PLAIN
     return _PLAIN
 
 

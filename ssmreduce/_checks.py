@@ -165,6 +165,13 @@ def _as_floating(array: Array) -> tuple[Array, bool]:
     return array, bool(xp.isdtype(array.dtype, ("real floating", "complex floating")))
 
 
+def not_square(A: Array) -> ShapeError:
+    """What to raise for a state matrix that is not square."""
+    return ShapeError(
+        f"`A` is {A.shape[-2]}x{A.shape[-1]}; expected a square matrix. Is it transposed or cut?"
+    )
+
+
 def matching_batches(batches: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Check that all arrays have the same leading axes and return them."""
     (first, expected), *rest = batches.items()

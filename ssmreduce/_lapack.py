@@ -17,7 +17,7 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
-from ssmreduce._array_libraries import Array, HostArray, adjoint
+from ssmreduce._array_libraries import Array, HostArray
 
 _SMALL_PRODUCT = 2**18
 """Multiplications below which a BLAS uses one thread anyway, and the call of NumPy is cheaper."""
@@ -47,7 +47,7 @@ def product(left: HostArray, right: HostArray, *, adjoint_left: bool = False) ->
     most = _SMALL_PRODUCT if columns != 1 else _SMALL_VECTOR_PRODUCT
     if left.size * columns < most:
         # The operator takes twice as long for the smallest.
-        small: HostArray = (adjoint(left) if adjoint_left else left).dot(right)
+        small: HostArray = (left.conj().swapaxes(0, 1) if adjoint_left else left).dot(right)
         return small
     dtype = np.result_type(left, right)
     left, right = left.astype(dtype, copy=False), right.astype(dtype, copy=False)

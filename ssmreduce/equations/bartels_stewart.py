@@ -41,14 +41,14 @@ def solve_schur(T: HostArray, Q: HostArray, time: TimeDomain) -> HostArray:
         X.
     """
     X = np.zeros(Q.shape, dtype=Q.dtype, order="F")
-    edges = diagonal_blocks(T)
+    edges, discrete = diagonal_blocks(T), isinstance(time, Discrete)
     for first, last in reversed(edges):
-        S = T[first:last, first:last]
-        known = product(X[:, last:], adjoint(T[first:last, last:]))
-        if isinstance(time, Discrete):
-            F = Q[:, first:last] + product(T, known)
+        S, F = T[first:last, first:last], Q[:, first:last].copy()
+        if last < len(T):
+            known = product(X[:, last:], adjoint(T[first:last, last:]))
+            F += product(T, known) if discrete else known
+        if discrete:
             X[:, first:last], _ = solve_stein_column(T, edges, S, F, np.zeros_like(F))
         else:
-            F = -(Q[:, first:last] + known)
-            X[:, first:last] = solve_sylvester_column(T, edges, S, F)
+            X[:, first:last] = solve_sylvester_column(T, edges, S, -F)
     return X

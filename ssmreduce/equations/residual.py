@@ -49,6 +49,11 @@ def relative_residual(A: HostArray, X: HostArray, Q: HostArray, *, time: TimeDom
             f"`A`, `X` and `Q` have shapes {A.shape}, {X.shape} and {Q.shape}; expected square matrices of "
             "one size. Index a batch first."
         )
+    return residual_of(A, X, Q, time)
+
+
+def residual_of(A: HostArray, X: HostArray, Q: HostArray, time: TimeDomain) -> float:
+    """The same of square matrices that are known to be some."""
     if isinstance(time, Discrete):
         # All terms over the square of the size of A, where that is above 1: no product overflows.
         common, a = max(power_of_two(X), power_of_two(Q)), max(power_of_two(A), 1.0)

@@ -16,10 +16,10 @@ from ssmreduce._workers import naming_system
 from ssmreduce.devices import lyapunov
 from ssmreduce.devices.residual import BACKWARD_STABLE
 from ssmreduce.equations.arguments import equation
-from ssmreduce.equations.residual import relative_residual
+from ssmreduce.equations.residual import residual_of
 from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver, MatrixSign, SmithDoubling
 from ssmreduce.errors import NoConvergenceError, UnsupportedEquationError
-from ssmreduce.time_domain import Discrete, TimeDomain, check_time
+from ssmreduce.time_domain import Discrete, TimeDomain
 
 
 class LyapunovStatus(StrEnum):
@@ -71,13 +71,12 @@ def _checked(
     A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
 ) -> tuple[Array, Array]:
     """Return the arrays after checks of all arguments."""
-    check_time(time)
     if not isinstance(solver, LyapunovSolver):
         raise UnsupportedEquationError(
             f"`solver` is {shown(solver)}; expected an instance of a solver. Write BartelsStewart() or "
             "AutoLyapunov(), or leave it out."
         )
-    return equation(A, right, name)
+    return equation(A, right, name, time)
 
 
 def _solve_natively(
@@ -231,6 +230,8 @@ def _solve(
 ) -> LyapunovSolution:
     A, right = _checked(A, right, name, time, solver)
     A, right = to_double(A), to_double(right)
+    if A.ndim == 2:
+        return _solve_one(A, right, name, time, solver)
     n, batch = A.shape[-1], A.shape[:-2]
     parts = []
     for at in np.ndindex(batch):
@@ -265,7 +266,7 @@ def _solve_one(
         right = right / adjoint(units)
     fast = safe_unit(A) if time.has_unit else 1.0
     size = safe_unit(right)
-    solve = solver.solution if name == "Q" else solver.factor
+    solve = solver._solution if name == "Q" else solver._factor
     answer = solve(A / fast, right / size, time)
     value, chosen = answer.value, answer.solver
     if not np.all(np.isfinite(value)):
@@ -282,7 +283,7 @@ def _solve_one(
     elif np.array_equal(Q, adjoint(Q)):
         # Its residual is no larger; near a singular equation X itself is Hermitian to few digits.
         X = value = 0.5 * (value + adjoint(value))
-    residual = relative_residual(A / fast, X, Q, time=time)
+    residual = residual_of(A / fast, X, Q, time)
     accurate = residual <= BACKWARD_STABLE * (n + 10) * np.finfo(np.float64).eps
     status = LyapunovStatus.SUCCESS if accurate else LyapunovStatus.INACCURATE
     with np.errstate(over="ignore", invalid="ignore"):

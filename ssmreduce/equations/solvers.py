@@ -16,6 +16,7 @@ from ssmreduce._array_libraries import Array, HostArray, adjoint, to_double
 from ssmreduce._checks import require_backend
 from ssmreduce._lapack import product
 from ssmreduce._schur import SchurForm
+from ssmreduce._state_units import balance_states
 from ssmreduce.devices import doubling, matrix_sign
 from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
@@ -23,110 +24,12 @@ from ssmreduce.equations.arguments import single_equation, state_matrix
 from ssmreduce.equations.bartels_stewart import solve_schur
 from ssmreduce.equations.dense import Units, choose_low_rank
 from ssmreduce.equations.hammarling import hammarling_factor
+from ssmreduce.equations.lyapunov_solver import Answer as Answer
+from ssmreduce.equations.lyapunov_solver import LyapunovChoice as LyapunovChoice
+from ssmreduce.equations.lyapunov_solver import LyapunovSolver as LyapunovSolver
 from ssmreduce.equations.stability import check_stable, check_stable_form
 from ssmreduce.errors import NoConvergenceError, UnstableSystemError, UnsupportedEquationError
 from ssmreduce.time_domain import Discrete, TimeDomain
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A solution or factor, the number of iterations if the method iterates, and who gave it."""
-
-    value: HostArray
-    solver: LyapunovSolver
-    iterations: int | None = None
-
-
-class LyapunovSolver:
-    """A method for A X + X Aᴴ + Q = 0 (continuous) and A X Aᴴ - X + Q = 0 (discrete).
-
-    A solver has `solution`, or `factor`, or both; the one it lacks raises. Both take one equation
-    in NumPy arrays. A class of your own goes to ``solver=`` of `solve_lyapunov` like those of the
-    package, and `solve_lyapunov` measures its residual.
-
-    Examples
-    --------
-    The sum of all terms Aᵏ Q Aᵏᴴ, for a discrete equation with A of small norm:
-
-    >>> import numpy as np
-    >>> from ssmreduce import Discrete, solve_lyapunov
-    >>> from ssmreduce.equations.solvers import Answer, LyapunovSolver
-    >>> class Series(LyapunovSolver):
-    ...     def solution(self, A, Q, time):
-    ...         X = term = Q
-    ...         while np.linalg.norm(term) > 1e-17 * np.linalg.norm(X):
-    ...             term = A @ term @ A.conj().T
-    ...             X = X + term
-    ...         return Answer(X, self)
-    >>> solve_lyapunov([[0.5]], [[3.0]], time=Discrete(), solver=Series()).value.tolist()
-    [[4.0]]
-    """
-
-    def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
-        """Solve for X.
-
-        Parameters
-        ----------
-        A : (n, n) array
-            Real or complex.
-        Q : (n, n) array
-            Right-hand side.
-        time : Continuous or Discrete
-            Time domain.
-
-        Returns
-        -------
-        Answer
-            With X in ``value``, of shape (n, n), the solver and its number of iterations.
-
-        Raises
-        ------
-        UnsupportedEquationError
-            If the solver computes factors only, or cannot treat this equation.
-        ShapeError, NonFiniteError, TimeDomainError
-            If an argument is not what it should be.
-        NoConvergenceError
-            If the equation is singular to working precision, or an iteration fails.
-        UnstableSystemError
-            If A is not stable and the solver needs that.
-        """
-        raise UnsupportedEquationError(
-            f"`solver` is {self!r}, which computes factors only; expected a solver of the whole "
-            "equation. Use BartelsStewart(), or solve_lyapunov_factor with this one."
-        )
-
-    def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
-        """Solve for Z, with X = Z Zᴴ the solution for Q = B Bᴴ; A must be stable.
-
-        Parameters
-        ----------
-        A : (n, n) array
-            Real or complex, stable.
-        B : (n, m) array
-            Input matrix.
-        time : Continuous or Discrete
-            Time domain.
-
-        Returns
-        -------
-        Answer
-            With Z in ``value``, of shape (n, k), the solver and its number of iterations.
-
-        Raises
-        ------
-        UnsupportedEquationError
-            If the solver computes X itself only, or cannot treat this equation.
-        ShapeError, NonFiniteError, TimeDomainError
-            If an argument is not what it should be.
-        NoConvergenceError
-            If an iteration fails.
-        UnstableSystemError
-            If A is not stable.
-        """
-        raise UnsupportedEquationError(
-            f"`solver` is {self!r}, which computes X itself only; expected a solver of factors. "
-            "Use Hammarling(), or solve_lyapunov with this one."
-        )
 
 
 @dataclass(frozen=True)
@@ -156,11 +59,19 @@ class BartelsStewart(LyapunovSolver):
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
         A, Q = single_equation(A, Q, "Q", time)
+        A, units = balance_states(A)
+        if units is None:
+            return self._solution(A, Q, time)
+        X = self._solution(A, Q / units / adjoint(units), time).value
+        return Answer(X * units * adjoint(units), self)
+
+    def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         dtype = np.result_type(A, Q)
-        schur = SchurForm.of(A.astype(dtype, copy=False))
-        inner = adjoint(schur.inputs(adjoint(schur.inputs(Q.astype(dtype, copy=False)))))
+        schur = SchurForm.of_balanced(A.astype(dtype, copy=False))
+        W = schur.basis
+        inner = product(product(W, Q.astype(dtype, copy=False), adjoint_left=True), W)
         X = solve_schur(schur.triangle, inner, time)
-        return Answer(adjoint(schur.reached(adjoint(schur.reached(X)))), self)
+        return Answer(product(product(W, X), adjoint(W)), self)
 
 
 @dataclass(frozen=True)
@@ -187,7 +98,9 @@ class Hammarling(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z of shape (n, n)."""
-        A, B = single_equation(A, B, "B", time)
+        return self._factor(*single_equation(A, B, "B", time), time)
+
+    def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         dtype = np.result_type(A, B)
         scaled, units = Units.of(A, time)
         schur = SchurForm.of_balanced(scaled, time=time)
@@ -222,14 +135,18 @@ class DiagonalLyapunov(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X = Q ∘ K, with K_ij = -1/(λ_i + conj λ_j) or 1/(1 - λ_i conj λ_j)."""
-        A, Q = single_equation(A, Q, "Q", time)
+        return self._solution(*single_equation(A, Q, "Q", time), time)
+
+    def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             kernel = diagonal.cauchy_kernels(_diagonal_of(A), None, time)[0]
             return Answer(Q * kernel, self)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z with as many columns as its numerical rank."""
-        A, B = single_equation(A, B, "B", time)
+        return self._factor(*single_equation(A, B, "B", time), time)
+
+    def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         eigenvalues = _diagonal_of(A)
         check_stable(eigenvalues.astype(np.complex128), time, name="`A`")
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -262,7 +179,9 @@ class SmithDoubling(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
-        A, Q = single_equation(A, Q, "Q", time)
+        return self._solution(*single_equation(A, Q, "Q", time), time)
+
+    def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         _refuse_unstable(A, time)
         if not isinstance(time, Discrete):
             A, middle = smith.cayley(A, np.eye(A.shape[0]))
@@ -272,7 +191,9 @@ class SmithDoubling(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
-        A, B = single_equation(A, B, "B", time)
+        return self._factor(*single_equation(A, B, "B", time), time)
+
+    def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         _refuse_unstable(A, time)
         if not isinstance(time, Discrete):
             A, B = smith.cayley(A, B)
@@ -304,14 +225,18 @@ class MatrixSign(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
-        A, Q = single_equation(A, Q, "Q", time)
+        return self._solution(*single_equation(A, Q, "Q", time), time)
+
+    def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         self._refuse_discrete(time)
         X, iterations = _inverting(matrix_sign.sign_solution, A, Q)
         return Answer(X, self, iterations)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
-        A, B = single_equation(A, B, "B", time)
+        return self._factor(*single_equation(A, B, "B", time), time)
+
+    def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         self._refuse_discrete(time)
         Z, iterations = _inverting(matrix_sign.sign_factor, A, B)
         return Answer(Z, self, iterations)
@@ -358,7 +283,9 @@ class LowRankADI(LyapunovSolver):
             If the iteration does not converge, would take too many steps or columns, or A has an
             unstable mode.
         """
-        A, B = single_equation(A, B, "B", time)
+        return self._factor(*single_equation(A, B, "B", time), time)
+
+    def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         solves = ShiftedSolves(A.astype(np.result_type(A, B), copy=False), time)
         plan = plan_low_rank(solves, B.shape[1])
         result = None
@@ -398,7 +325,9 @@ class SlycotLyapunov(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X; Q must be symmetric."""
-        A, Q = single_equation(A, Q, "Q", time)
+        return self._solution(*single_equation(A, Q, "Q", time), time)
+
+    def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         slycot = self._backend(A, Q)
         result = slycot.sb03md57(
             A.copy(order="F"), C=-Q.copy(order="F"), dico=_dico(time), trana="T"
@@ -408,7 +337,9 @@ class SlycotLyapunov(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
-        A, B = single_equation(A, B, "B", time)
+        return self._factor(*single_equation(A, B, "B", time), time)
+
+    def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         slycot = self._backend(A, B)
         _refuse_unstable(A, time)
         n, m = B.shape
@@ -425,33 +356,6 @@ class SlycotLyapunov(LyapunovSolver):
                 "Use BartelsStewart() or Hammarling()."
             )
         return require_backend("slycot", extra="slycot")
-
-
-@dataclass(frozen=True)
-class LyapunovChoice:
-    """What `AutoLyapunov` picks, and why.
-
-    Attributes
-    ----------
-    solver : LyapunovSolver
-        The solver that it runs.
-    reason : str
-        Why, in words.
-    fallback : LyapunovSolver or None
-        What it runs where `solver` does not converge; None where it always does.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from ssmreduce.equations.solvers import AutoLyapunov
-    >>> choice = AutoLyapunov().select(np.diag([-1.0, -2.0]))
-    >>> choice.solver, choice.reason
-    (DiagonalLyapunov(), '`A` is diagonal: the solution is known entrywise')
-    """
-
-    solver: LyapunovSolver
-    reason: str
-    fallback: LyapunovSolver | None = None
 
 
 @dataclass(frozen=True)
@@ -489,7 +393,9 @@ class AutoLyapunov(LyapunovSolver):
         ShapeError, NonFiniteError
             If A is not square, or holds NaN or Inf.
         """
-        A = to_double(state_matrix(A))
+        return self._choice(to_double(state_matrix(A)))
+
+    def _choice(self, A: HostArray) -> LyapunovChoice:
         if _is_diagonal(A):
             return LyapunovChoice(
                 DiagonalLyapunov(), "`A` is diagonal: the solution is known entrywise"
@@ -519,7 +425,9 @@ class AutoLyapunov(LyapunovSolver):
         ShapeError, NonFiniteError, TimeDomainError
             If an argument is not what it should be, or A has batch axes.
         """
-        A, B = single_equation(A, B, "B", time)
+        return self._factor_choice(*single_equation(A, B, "B", time), time)
+
+    def _factor_choice(self, A: HostArray, B: HostArray, time: TimeDomain) -> LyapunovChoice:
         if _is_diagonal(A):
             return LyapunovChoice(
                 DiagonalLyapunov(), "`A` is diagonal: the factor follows from (λ, B)"
@@ -536,15 +444,21 @@ class AutoLyapunov(LyapunovSolver):
         """Return X by the solver selected."""
         return self.select(A).solver.solution(A, Q, time)
 
+    def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
+        return self._choice(A).solver._solution(A, Q, time)
+
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z by the solver selected."""
-        choice = self.select_factor(A, B, time)
+        return self._factor(*single_equation(A, B, "B", time), time)
+
+    def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
+        choice = self._factor_choice(A, B, time)
         try:
-            return choice.solver.factor(A, B, time)
+            return choice.solver._factor(A, B, time)
         except NoConvergenceError:
             if choice.fallback is None:
                 raise
-            return choice.fallback.factor(A, B, time)
+            return choice.fallback._factor(A, B, time)
 
 
 def _dico(time: TimeDomain) -> str:

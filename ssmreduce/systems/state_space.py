@@ -55,9 +55,7 @@ def checked_arrays(
     D = _no_feedthrough(B, C, real=real) if missing else given[0]
     name, n = next(iter(values)), state.shape[-1]
     if axes == 2 and state.shape[-2] != n:
-        raise ShapeError(
-            f"`A` is {state.shape[-2]}x{n}; expected a square matrix. Is it transposed or cut?"
-        )
+        raise _checks.not_square(state)
     states = f"`A` is {n}x{n}" if axes == 2 else f"`{name}` has {n} entries"
     if B.shape[-2] != n:
         raise ShapeError(
