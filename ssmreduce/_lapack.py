@@ -149,19 +149,17 @@ def _svd(matrix: HostArray) -> tuple[HostArray, HostArray, HostArray]:
     """LAPACK's divide and conquer, without the checks of its wrapper: they cost a tenth at 50 columns."""
     if matrix.size == 0:
         return np.linalg.svd(matrix, full_matrices=False)
-    gesdd = lapack.zgesdd if matrix.dtype.kind == "c" else lapack.dgesdd
-    work = _svd_work(matrix.dtype.kind, *matrix.shape)
+    gesdd, query = (
+        (lapack.zgesdd, lapack.zgesdd_lwork)
+        if matrix.dtype.kind == "c"
+        else (lapack.dgesdd, lapack.dgesdd_lwork)
+    )
+    size, _ = query(*matrix.shape, compute_uv=1, full_matrices=0)
+    work = int(size.real)
     left, values, right, failed = gesdd(matrix, full_matrices=0, lwork=work, overwrite_a=True)
-    if failed or not all_finite(values):
+    if failed or not np.isfinite(values).all():
         raise np.linalg.LinAlgError("the singular value decomposition did not converge")
     return left, values, right
-
-
-def _svd_work(kind: str, rows: int, columns: int) -> int:
-    """Numbers of work space that LAPACK asks for."""
-    query = lapack.zgesdd_lwork if kind == "c" else lapack.dgesdd_lwork
-    size, _ = query(rows, columns, compute_uv=1, full_matrices=0)
-    return int(size.real)
 
 
 def _qr(matrix: HostArray) -> tuple[HostArray, HostArray]:

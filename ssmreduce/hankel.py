@@ -31,13 +31,12 @@ from ssmreduce.derivatives.adjoint import controllability_gradient, observabilit
 from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
 from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.devices import hankel_values as native
-from ssmreduce.equations.dense import DenseFactors
+from ssmreduce.equations.dense import DenseFactors, dense_factors
 from ssmreduce.errors import NoConvergenceError, ShapeError
 from ssmreduce.gramians.batch import in_batch_shape, map_systems
 from ssmreduce.gramians.channels import channel_factors, is_channel
 from ssmreduce.gramians.factors import (
     check_horizon,
-    dense_gramian_factors,
     gramian_factors,
 )
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
@@ -344,7 +343,9 @@ def _balance_factors(
         if weighting is not None:
             return balance_between(*weighting.factors(system))
         if isinstance(system, StateSpace):
-            return _decomposed(dense_gramian_factors(system.to_host(), horizon), SCIPY)
+            host = system.to_host()
+            factors = dense_factors(host.A, host.B, host.C, host.time, horizon)
+            return _decomposed(factors, SCIPY)
         if horizon is None and is_channel(system):
             return balance_between(*channel_factors(system)[0])
         return balance_between(*gramian_factors(system, horizon))

@@ -16,6 +16,7 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import all_finite, product, safe_unit
 from ssmreduce._schur import SchurForm
 from ssmreduce._state_units import balance_states
+from ssmreduce.equations import smith
 from ssmreduce.equations.adi import (
     LowRankPlan,
     ShiftedSolves,
@@ -35,13 +36,13 @@ _SMALLEST_FOR_LOW_RANK = 128
 class DenseFactors:
     """Z and Y with P = (S W Z)(S W Z)ᴴ and Q = (S⁻¹ W Y)(S⁻¹ W Y)ᴴ, in a unitary basis W and units S.
 
-    None stands for I. Their product Yᴴ Z is that of the whole factors.
+    A basis that is None, and units 1.0, stand for I. Their product Yᴴ Z is that of the whole factors.
     """
 
     Z: HostArray
     Y: HostArray
     basis: HostArray | None = None
-    units: HostArray | None = None
+    units: HostArray | float = 1.0
 
     def whole(self) -> tuple[HostArray, HostArray]:
         """The factors of P and Q themselves."""
@@ -50,38 +51,43 @@ class DenseFactors:
     def reached(self, columns: HostArray) -> HostArray:
         """S W X: directions that inputs reach, in the states of the system."""
         moved = columns if self.basis is None else product(self.basis, columns)
-        return moved if self.units is None else moved * self.units
+        return moved * self.units
 
     def observed(self, columns: HostArray) -> HostArray:
         """S⁻¹ W X: directions that outputs observe, in the states of the system."""
         moved = columns if self.basis is None else product(self.basis, columns)
-        return moved if self.units is None else moved / self.units
+        return moved / self.units
 
     def inputs(self, B: HostArray) -> HostArray:
         """Wᴴ S⁻¹ B: inputs in the coordinates of the factors."""
-        B = B if self.units is None else B / self.units
+        B = B / self.units
         return B if self.basis is None else product(self.basis, B, adjoint_left=True)
 
     def outputs(self, C: HostArray) -> HostArray:
         """C S W: outputs in the coordinates of the factors."""
-        C = C if self.units is None else C * self.units[:, 0]
+        C = C * np.ravel(self.units)
         return C if self.basis is None else product(C, self.basis)
 
 
-def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) -> DenseFactors:
-    """Factor both Gramians of a stable system.
+def dense_factors(
+    A: HostArray, B: HostArray, C: HostArray, time: TimeDomain, horizon: int | None = None
+) -> DenseFactors:
+    """Factor both Gramians of a stable system, or of any within a horizon.
 
     Raises
     ------
     UnstableSystemError
-        If an eigenvalue lies on or outside the stability boundary.
+        If an eigenvalue lies on or outside the stability boundary, and there is no horizon.
     """
+    if horizon is not None:
+        return DenseFactors(
+            smith.finite_factor(smith.dense_powers(A), B, horizon),
+            smith.finite_factor(smith.dense_powers(adjoint(A)), adjoint(C), horizon),
+        )
     given, dtype = A, np.result_type(A, B, C)
-    A, units = Units.of(A, time)
-    B, C_adjoint = (
-        units.inputs(B.astype(dtype, copy=False)),
-        units.outputs(adjoint(C).astype(dtype, copy=False)),
-    )
+    A, units, root_rate = even_units(A, time)
+    B = (B / units / root_rate).astype(dtype, copy=False)
+    C_adjoint = (adjoint(C) * units / root_rate).astype(dtype, copy=False)
     route = choose_low_rank(A.astype(dtype, copy=False), max(B.shape[1], C.shape[0]), time)
     if route is not None:
         solves, plan = route
@@ -89,12 +95,14 @@ def dense_factors(A: HostArray, B: HostArray, C: HostArray, time: TimeDomain) ->
         if first is not None:
             second = low_rank_gramian(solves, C_adjoint, plan, mirrored=True)
             if second is not None:
-                return DenseFactors(first.Z, second.Z, units=units.states)
+                return DenseFactors(first.Z, second.Z, units=units)
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
     Z, Y = _reached(schur, B, time), _observed(schur, C_adjoint, time)
-    return DenseFactors(Z, Y, schur.basis, units.states)
+    if not all_finite(Z, Y):
+        raise _overflow()
+    return DenseFactors(Z, Y, schur.basis, units)
 
 
 def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> HostArray:
@@ -106,86 +114,59 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
         If an eigenvalue lies on or outside the stability boundary.
     """
     given, dtype = A, np.result_type(A, G)
-    A, units = Units.of(A, time)
-    G = G.astype(dtype, copy=False)
-    G, back = (units.outputs(G), units.observed) if which else (units.inputs(G), units.reached)
+    A, units, root_rate = even_units(A, time)
+    G = ((G * units if which else G / units) / root_rate).astype(dtype, copy=False)
     route = choose_low_rank(A.astype(dtype, copy=False), G.shape[1], time)
     if route is not None:
         low_rank = low_rank_gramian(
             route[0], G, route[1], mirrored=bool(which), check_stability=True
         )
         if low_rank is not None:
-            return back(low_rank.Z)
+            return low_rank.Z / units if which else low_rank.Z * units
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
     factor = (_observed if which else _reached)(schur, G, time)
-    return back(product(schur.basis, factor))
+    if not all_finite(factor):
+        raise _overflow()
+    factor = product(schur.basis, factor)
+    return factor / units if which else factor * units
 
 
 def _reached(schur: SchurForm, B: HostArray, time: TimeDomain) -> HostArray:
     """Factor of P in the coordinates of T."""
     inputs = product(schur.basis, B, adjoint_left=True)
-    return _finite(hammarling_factor(schur.triangle, inputs, time))
+    return hammarling_factor(schur.triangle, inputs, time)
 
 
 def _observed(schur: SchurForm, C_adjoint: HostArray, time: TimeDomain) -> HostArray:
     """Factor of Q in the coordinates of T; Aᴴ has the triangle Tᴴ with rows and columns in reverse order."""
     inputs = product(schur.basis, C_adjoint, adjoint_left=True)[::-1]
     factor = hammarling_factor(schur.reversed_adjoint(), inputs, time)
-    return np.asfortranarray(_finite(factor)[::-1])
+    return np.asfortranarray(factor[::-1])
 
 
-def _finite(factor: HostArray) -> HostArray:
-    """A factor itself, or `NoConvergenceError` where rates too far apart have made it overflow."""
-    if not all_finite(factor):
-        raise NoConvergenceError(
-            "a Gramian factor overflows; expected rates and ports within the range of double precision. "
-            "Truncate the fastest states, or scale `B` and `C`."
-        )
-    return factor
+def _overflow() -> NoConvergenceError:
+    return NoConvergenceError(
+        "a Gramian factor overflows; expected rates and ports within the range of double precision. "
+        "Truncate the fastest states, or scale `B` and `C`."
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class Units:
-    """Units in which the Schur form is accurate: of the states, all 1 where None, and of rates.
+def even_units(A: HostArray, time: TimeDomain) -> tuple[HostArray, HostArray | float, float]:
+    """A in units that balance its rows and columns, with rates near 1; those of the states; √ that of rates.
 
     All are powers of two, so that nothing is rounded.
     """
-
-    states: HostArray | None
-    root_rate: float
-
-    @classmethod
-    def of(cls, A: HostArray, time: TimeDomain) -> tuple[HostArray, Units]:
-        """A in units that balance its rows and columns, with rates near 1, and these units."""
-        A, states = balance_states(A)
-        rate = safe_unit(A) if time.has_unit else 1.0
-        if rate != 1.0:
-            scaled = A / rate
-            if np.count_nonzero(scaled) < np.count_nonzero(A):  # rates too far apart for any unit
-                rate = 1.0
-            else:
-                A = scaled
-        return A, cls(states, math.sqrt(rate))
-
-    def inputs(self, B: HostArray) -> HostArray:
-        """B in these units."""
-        B = B if self.states is None else B / self.states
-        return B if self.root_rate == 1.0 else B / self.root_rate
-
-    def outputs(self, C_adjoint: HostArray) -> HostArray:
-        """Cᴴ in these units."""
-        C_adjoint = C_adjoint if self.states is None else C_adjoint * self.states
-        return C_adjoint if self.root_rate == 1.0 else C_adjoint / self.root_rate
-
-    def reached(self, Z: HostArray) -> HostArray:
-        """Directions that inputs reach, in the units of the system."""
-        return Z if self.states is None else Z * self.states
-
-    def observed(self, Y: HostArray) -> HostArray:
-        """Directions that outputs observe, in the units of the system."""
-        return Y if self.states is None else Y / self.states
+    A, states = balance_states(A)
+    units = 1.0 if states is None else states
+    rate = safe_unit(A) if time.has_unit else 1.0
+    if rate == 1.0:
+        return A, units, 1.0
+    scaled = A / rate
+    if np.count_nonzero(scaled) < np.count_nonzero(A):  # rates too far apart for any unit
+        return A, units, 1.0
+    return scaled, units, math.sqrt(rate)
 
 
 def choose_low_rank(

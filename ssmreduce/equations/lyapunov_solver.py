@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ssmreduce._array_libraries import HostArray
+from ssmreduce.equations.arguments import single_equation
+from ssmreduce.equations.dense import even_units
 from ssmreduce.errors import UnsupportedEquationError
 from ssmreduce.time_domain import TimeDomain
 
@@ -77,8 +81,16 @@ class LyapunovSolver:
         )
 
     def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
-        """`solution` of an equation that is checked, in units of the states that balance A."""
+        """`solution` of an equation that is checked, in `even_units`."""
         return self.solution(A, Q, time)
+
+    def _checked_solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
+        """Check the arguments, and go to even units and back."""
+        A, Q = single_equation(A, Q, "Q", time)
+        A, units, root_rate = even_units(A, time)
+        columns = np.ravel(units)
+        answer = self._solution(A, Q / units / columns / root_rate / root_rate, time)
+        return replace(answer, value=answer.value * units * columns)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Solve for Z, with X = Z Zᴴ the solution for Q = B Bᴴ; A must be stable.
@@ -116,6 +128,13 @@ class LyapunovSolver:
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """`factor` of such an equation."""
         return self.factor(A, B, time)
+
+    def _checked_factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
+        """As `_checked_solution`."""
+        A, B = single_equation(A, B, "B", time)
+        A, units, root_rate = even_units(A, time)
+        answer = self._factor(A, B / units / root_rate, time)
+        return replace(answer, value=answer.value * units)
 
 
 @dataclass(frozen=True)

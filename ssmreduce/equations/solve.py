@@ -11,11 +11,11 @@ from ssmreduce._array_libraries import Array, HostArray, adjoint, to_double, to_
 from ssmreduce._array_routes import NoNativeRoute, any_library
 from ssmreduce._checks import shown
 from ssmreduce._lapack import product, safe_unit
-from ssmreduce._state_units import balance_states
 from ssmreduce._workers import naming_system
 from ssmreduce.devices import lyapunov
 from ssmreduce.devices.residual import BACKWARD_STABLE
 from ssmreduce.equations.arguments import equation
+from ssmreduce.equations.dense import even_units
 from ssmreduce.equations.residual import residual_of
 from ssmreduce.equations.solvers import AutoLyapunov, LyapunovSolver, MatrixSign, SmithDoubling
 from ssmreduce.errors import NoConvergenceError, UnsupportedEquationError
@@ -260,14 +260,12 @@ def _solve_one(
     if right.shape[1] == 0:
         zero = _solve_one(A, np.zeros((n, 1), dtype=right.dtype), name, time, solver)
         return replace(zero, value=zero.value[:, :0])
-    A, units = balance_states(A)
-    right = right if units is None else right / units
-    if units is not None and name == "Q":
-        right = right / adjoint(units)
-    fast = safe_unit(A) if time.has_unit else 1.0
+    A, units, root_rate = even_units(A, time)
+    rate, columns = (root_rate**2, np.ravel(units)) if name == "Q" else (root_rate, 1.0)
+    right = right / units / columns
     size = safe_unit(right)
     solve = solver._solution if name == "Q" else solver._factor
-    answer = solve(A / fast, right / size, time)
+    answer = solve(A, right / size, time)
     value, chosen = answer.value, answer.solver
     if not np.all(np.isfinite(value)):
         raise NoConvergenceError(
@@ -283,14 +281,11 @@ def _solve_one(
     elif np.array_equal(Q, adjoint(Q)):
         # Its residual is no larger; near a singular equation X itself is Hermitian to few digits.
         X = value = 0.5 * (value + adjoint(value))
-    residual = residual_of(A / fast, X, Q, time)
+    residual = residual_of(A, X, Q, time)
     accurate = residual <= BACKWARD_STABLE * (n + 10) * np.finfo(np.float64).eps
     status = LyapunovStatus.SUCCESS if accurate else LyapunovStatus.INACCURATE
     with np.errstate(over="ignore", invalid="ignore"):
-        value = value * size / (fast if name == "Q" else np.sqrt(fast))
-        value = value if units is None else value * units
-        if units is not None and name == "Q":
-            value = value * adjoint(units)
+        value = value * size / rate * units * columns
     if not np.all(np.isfinite(value)):
         raise NoConvergenceError(
             f"the solution by {chosen!r} overflows; expected `{name}` and 1/`A` within the range of double "

@@ -16,13 +16,12 @@ from ssmreduce._array_libraries import Array, HostArray, adjoint, to_double
 from ssmreduce._checks import require_backend
 from ssmreduce._lapack import product
 from ssmreduce._schur import SchurForm
-from ssmreduce._state_units import balance_states
 from ssmreduce.devices import doubling, matrix_sign
 from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
 from ssmreduce.equations.arguments import single_equation, state_matrix
 from ssmreduce.equations.bartels_stewart import solve_schur
-from ssmreduce.equations.dense import Units, choose_low_rank
+from ssmreduce.equations.dense import choose_low_rank
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.lyapunov_solver import Answer as Answer
 from ssmreduce.equations.lyapunov_solver import LyapunovChoice as LyapunovChoice
@@ -58,12 +57,7 @@ class BartelsStewart(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
-        A, Q = single_equation(A, Q, "Q", time)
-        A, units = balance_states(A)
-        if units is None:
-            return self._solution(A, Q, time)
-        X = self._solution(A, Q / units / adjoint(units), time).value
-        return Answer(X * units * adjoint(units), self)
+        return self._checked_solution(A, Q, time)
 
     def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         dtype = np.result_type(A, Q)
@@ -98,17 +92,16 @@ class Hammarling(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z of shape (n, n)."""
-        return self._factor(*single_equation(A, B, "B", time), time)
+        return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
-        dtype = np.result_type(A, B)
-        scaled, units = Units.of(A, time)
-        schur = SchurForm.of_balanced(scaled, time=time)
+        schur = SchurForm.of_balanced(A, time=time)
         check_stable_form(schur, time, A, name="`A`")
+        dtype = np.result_type(A, B)
         schur = schur.of_type(dtype)
-        inner = product(schur.basis, units.inputs(B.astype(dtype, copy=False)), adjoint_left=True)
+        inner = product(schur.basis, B.astype(dtype, copy=False), adjoint_left=True)
         Z = product(schur.basis, hammarling_factor(schur.triangle, inner, time))
-        return Answer(units.reached(Z), self)
+        return Answer(Z, self)
 
 
 @dataclass(frozen=True)
@@ -135,7 +128,7 @@ class DiagonalLyapunov(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X = Q ∘ K, with K_ij = -1/(λ_i + conj λ_j) or 1/(1 - λ_i conj λ_j)."""
-        return self._solution(*single_equation(A, Q, "Q", time), time)
+        return self._checked_solution(A, Q, time)
 
     def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -144,7 +137,7 @@ class DiagonalLyapunov(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z with as many columns as its numerical rank."""
-        return self._factor(*single_equation(A, B, "B", time), time)
+        return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         eigenvalues = _diagonal_of(A)
@@ -179,7 +172,7 @@ class SmithDoubling(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
-        return self._solution(*single_equation(A, Q, "Q", time), time)
+        return self._checked_solution(A, Q, time)
 
     def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         _refuse_unstable(A, time)
@@ -191,7 +184,7 @@ class SmithDoubling(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
-        return self._factor(*single_equation(A, B, "B", time), time)
+        return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         _refuse_unstable(A, time)
@@ -225,7 +218,7 @@ class MatrixSign(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X."""
-        return self._solution(*single_equation(A, Q, "Q", time), time)
+        return self._checked_solution(A, Q, time)
 
     def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         self._refuse_discrete(time)
@@ -234,7 +227,7 @@ class MatrixSign(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
-        return self._factor(*single_equation(A, B, "B", time), time)
+        return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         self._refuse_discrete(time)
@@ -283,7 +276,7 @@ class LowRankADI(LyapunovSolver):
             If the iteration does not converge, would take too many steps or columns, or A has an
             unstable mode.
         """
-        return self._factor(*single_equation(A, B, "B", time), time)
+        return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         solves = ShiftedSolves(A.astype(np.result_type(A, B), copy=False), time)
@@ -325,7 +318,7 @@ class SlycotLyapunov(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X; Q must be symmetric."""
-        return self._solution(*single_equation(A, Q, "Q", time), time)
+        return self._checked_solution(A, Q, time)
 
     def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         slycot = self._backend(A, Q)
@@ -337,7 +330,7 @@ class SlycotLyapunov(LyapunovSolver):
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z."""
-        return self._factor(*single_equation(A, B, "B", time), time)
+        return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         slycot = self._backend(A, B)
@@ -442,14 +435,14 @@ class AutoLyapunov(LyapunovSolver):
 
     def solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         """Return X by the solver selected."""
-        return self.select(A).solver.solution(A, Q, time)
+        return self._checked_solution(A, Q, time)
 
     def _solution(self, A: HostArray, Q: HostArray, time: TimeDomain) -> Answer:
         return self._choice(A).solver._solution(A, Q, time)
 
     def factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         """Return Z by the solver selected."""
-        return self._factor(*single_equation(A, B, "B", time), time)
+        return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
         choice = self._factor_choice(A, B, time)

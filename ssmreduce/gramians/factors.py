@@ -24,13 +24,12 @@ from ssmreduce.derivatives.dispatch import apply, differentiable, refuse_horizon
 from ssmreduce.derivatives.rule import Gradients, Pullback
 from ssmreduce.devices import gramian_factors as native
 from ssmreduce.equations import diagonal, smith
-from ssmreduce.equations.dense import DenseFactors, dense_factor, dense_factors
+from ssmreduce.equations.dense import dense_factor, dense_factors
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.errors import NoConvergenceError, TimeDomainError
 from ssmreduce.gramians.batch import map_batch
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
 from ssmreduce.systems.pytree import unchecked
-from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
 
@@ -44,7 +43,7 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
     """
     host = system.to_host()
     if not isinstance(host, DiagonalStateSpace):
-        return dense_gramian_factors(host, horizon).whole()
+        return dense_factors(host.A, host.B, host.C, host.time, horizon).whole()
     if horizon is not None:
         return _horizon_factor(host, horizon), _horizon_factor(dual(host), horizon)
     kernels = _stable_kernels(host)
@@ -274,30 +273,15 @@ def _diagonal_gramian(system: DiagonalStateSpace, horizon: int | None, which: in
 
 def check_horizon(system: System, horizon: int | None) -> int | None:
     """Return `horizon` as a positive int or None; refuse one for a continuous system."""
+    if horizon is None:
+        return None
     horizon = positive_horizon(horizon)
-    if horizon is not None and not isinstance(system.time, Discrete):
+    if not isinstance(system.time, Discrete):
         raise TimeDomainError(
             f"`horizon` is {horizon} but the system is continuous; expected a discrete system. "
             "Discretise it, or leave the horizon out."
         )
     return horizon
-
-
-def dense_gramian_factors(system: StateSpace, horizon: int | None) -> DenseFactors:
-    """Factors of one dense system on the host, in a basis of their own.
-
-    Raises
-    ------
-    UnstableSystemError
-        If a pole lies on or outside the stability boundary and there is no horizon.
-    """
-    A, B, C = system.A, system.B, system.C
-    if horizon is None:
-        return dense_factors(A, B, C, system.time)
-    return DenseFactors(
-        smith.finite_factor(smith.dense_powers(A), B, horizon),
-        smith.finite_factor(smith.dense_powers(adjoint(A)), adjoint(C), horizon),
-    )
 
 
 def _stable_kernels(system: DiagonalStateSpace) -> tuple[HostArray, HostArray]:
