@@ -332,8 +332,11 @@ def balance_every(
 
 @np.errstate(over="ignore", invalid="ignore")
 def _balance_channels(batch: DiagonalStateSpace) -> list[BalancedFactors]:
-    """The same for channels along one batch axis, whose factors are made together."""
-    return [balance_between(Z, Y) for Z, Y in channel_factors(batch)]
+    """The same for a channel, or each along one batch axis; their factors are made together."""
+    return [
+        _decomposed(DenseFactors(Z, Y), NUMPY, symmetric=np.isrealobj(Z))
+        for Z, Y in channel_factors(batch)
+    ]
 
 
 def _balance_factors(
@@ -347,7 +350,7 @@ def _balance_factors(
             factors = dense_factors(host.A, host.B, host.C, host.time, horizon)
             return _decomposed(factors, SCIPY)
         if horizon is None and is_channel(system):
-            return balance_between(*channel_factors(system)[0])
+            return _balance_channels(system)[0]
         return balance_between(*gramian_factors(system, horizon))
 
 
@@ -362,10 +365,13 @@ def balance_between(Z: HostArray, Y: HostArray) -> BalancedFactors:
     return _decomposed(DenseFactors(Z, Y), NUMPY)
 
 
-def _decomposed(factors: DenseFactors, pool: Pool) -> BalancedFactors:
-    """Singular values of Yᴴ Z and their numerical rank, which is 0 if all of it may be rounding."""
+def _decomposed(factors: DenseFactors, pool: Pool, *, symmetric: bool = False) -> BalancedFactors:
+    """Singular values of Yᴴ Z and their numerical rank, which is 0 if all of it may be rounding.
+
+    `symmetric`: whether Yᴴ Z is real and symmetric but for rounding.
+    """
     try:
-        values, V = _right_singular(factors, pool)
+        values, V = _right_singular(factors, pool, symmetric)
     except np.linalg.LinAlgError as error:
         raise NoConvergenceError(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
@@ -430,18 +436,26 @@ def _of_mixed_states(basis: HostArray | None, factor: HostArray) -> HostArray:
     return rows * unit
 
 
-def _right_singular(factors: DenseFactors, pool: Pool) -> tuple[HostArray, HostArray]:
+def _right_singular(
+    factors: DenseFactors, pool: Pool, symmetric: bool
+) -> tuple[HostArray, HostArray]:
     """Singular values of M = Yᴴ Z, descending, and right singular vectors, right to n eps σ₁.
 
-    The eigenvectors of Mᴴ M cost a third of a singular value decomposition and are as good for large
-    values: squaring costs them eps σ₁²/σ. The rest is decomposed without squaring, in the coordinates
-    of the remaining eigenvectors. Where the columns of M differ by more than the square of the range
-    of large values, few values are large and all of M is decomposed directly. All is done in
-    the pool of BLAS threads in which the factors were made.
+    The eigenvectors of a symmetric M are singular vectors. Of others, the eigenvectors of Mᴴ M cost a
+    third of a singular value decomposition and are as good for large values: squaring costs them
+    eps σ₁²/σ. The rest is decomposed without squaring, in the coordinates of the remaining eigenvectors.
+    Where the columns of M differ by more than the square of the range of large values, few values are
+    large and all of M is decomposed directly. All is done in the pool of BLAS threads in which the
+    factors were made.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         M = product(factors.Y, factors.Z, adjoint_left=True)
     _check_range(M, factors)
+    if symmetric:
+        values, V = pool.eigh(M)
+        values = np.abs(values)
+        falling = np.argsort(-values, kind="stable")
+        return values[falling], V[:, falling]
     if M.shape[1] <= _SMALL:
         _, values, Vh = pool.svd(M)
         return values, adjoint(Vh)

@@ -13,8 +13,7 @@ however small. With Z = diag(b) Φ and Y = conj(diag(c) Φ) the Hankel singular 
     M = Yᴴ Z = Φᵀ diag(c b) Φ.
 
 The largest pivot |c_i b_i| K_ii is eliminated first. Where the output is real, a pole and its
-conjugate go together, with two real functions. If they nearly coincide without being equal, they go one
-at a time, in complex numbers.
+conjugate go together, with two real functions, and M is real and symmetric.
 
 The systems along the leading axis share the loop over pivots, each with its own.
 
@@ -38,12 +37,6 @@ _SMALLEST_PIVOT = 1e-290
 
 _NEAR_POLES = 0.1
 """Poles closer than this share of their modulus are subtracted through their logarithms, if known."""
-
-_NEARLY_REAL = 0.03
-"""Smallest |λ - conj λ| |K| of a pair eliminated at once.
-
-Rounding grows by the square of its inverse at most, as measured: three digits of the fifteen.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +91,8 @@ def cauchy_factors(
     Notes
     -----
     Cost O(n² r). Close poles cost nothing: their difference is exact. Digits go where a stored λ is
-    near the unit circle (pass the logarithms), and where residues at one pole cancel. If any system has
-    nearly real poles, all are treated that way, which costs time only.
+    near the unit circle (pass the logarithms), and where residues at one pole cancel.
     """
-    if real_output and np.any(nearly_real(eigenvalues, log_eigenvalues, time)):
-        return _factors_of_pairs(eigenvalues, log_eigenvalues, b, c, time)
     functions, nodes = orthonormal_functions(
         eigenvalues, log_eigenvalues, _shares(c) * _shares(b), time, real=real_output
     )
@@ -136,43 +126,6 @@ def orthonormal_functions(
     nodes = _nodes(eigenvalues, logarithms, residues, mirror=real)
     functions = _real_functions(nodes, time) if real else _functions(nodes, time)
     return functions[:, np.any(functions, axis=(0, 2))], nodes
-
-
-def nearly_real(
-    eigenvalues: HostArray, log_eigenvalues: HostArray | None, time: TimeDomain
-) -> HostArray:
-    """Which poles nearly coincide with their conjugates without being equal, shape (..., n)."""
-    logarithms = None if log_eigenvalues is None else (log_eigenvalues, log_eigenvalues)
-    distance = 2.0 * np.abs(eigenvalues.imag / time.divisor(eigenvalues, eigenvalues, logarithms))
-    near: HostArray = (eigenvalues.imag != 0) & (distance < _NEARLY_REAL)
-    return near
-
-
-def with_conjugates(values: HostArray) -> HostArray:
-    """Values for the states [h; conj h]."""
-    return np.concatenate([values, values.conj()], axis=-1)
-
-
-def _factors_of_pairs(
-    eigenvalues: HostArray,
-    logarithms: HostArray | None,
-    b: HostArray,
-    c: HostArray,
-    time: TimeDomain,
-) -> tuple[HostArray, HostArray]:
-    """Factors of the systems Re(c h) from the complex states [h; conj h], eliminated one at a time."""
-    n = eigenvalues.shape[-1]
-    functions, _ = orthonormal_functions(
-        with_conjugates(eigenvalues),
-        None if logarithms is None else with_conjugates(logarithms),
-        with_conjugates(_shares(c) * _shares(b)),
-        time,
-        real=False,
-    )
-    plain, conjugate = functions[..., :n], functions[..., n:]
-    b, c = b[..., None, :], c[..., None, :]
-    Z = _real_factor(b * plain, b.conj() * conjugate)
-    return Z, _real_factor((c * plain).conj(), c * conjugate.conj())
 
 
 def _nodes(
@@ -295,14 +248,3 @@ def _numerators(nodes: Nodes, time: TimeDomain) -> tuple[HostArray, HostArray]:
     # 1 + λ without cancellation where λ is close to -1; both real terms are positive there.
     even = 2.0 * np.cos(phase / 2.0) ** 2 + np.cos(phase) * np.expm1(decay)
     return even + 1j * nodes.poles.imag, -np.expm1(nodes.logarithms) / np.sqrt(2.0)
-
-
-def _real_factor(plain: HostArray, conjugate: HostArray) -> HostArray:
-    """Real factor of the covariance of [Re h; Im h] from complex factors of h and conj h, in rows.
-
-    That covariance is real, so that [Re Z, Im Z] is a factor of it as well as the complex Z. The
-    triangular one of its QR decomposition has no more columns than rows, and keeps each row to eps.
-    """
-    Z = np.concatenate([plain + conjugate, -1j * (plain - conjugate)], axis=-1) / 2.0
-    parts = np.concatenate([Z.real, Z.imag], axis=-2)
-    return np.asarray(adjoint(np.linalg.qr(parts, mode="r")))

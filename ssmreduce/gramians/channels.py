@@ -1,7 +1,7 @@
 """Channels: diagonal systems with one input and one output, such as those of an S4D layer.
 
-Their factors come from `equations.cauchy` in products, for all systems of a batch at once: a half to a
-sixth of the time of the route of other diagonal systems, and the same accuracy, n eps σ₁.
+Their factors come from `equations.cauchy` in products, for all systems of a batch at once: a tenth to two
+thirds of the time of the route of other diagonal systems, and the same accuracy, n eps σ₁.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeGuard
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.equations.cauchy import cauchy_factors, nearly_real
+from ssmreduce.equations.cauchy import cauchy_factors
 from ssmreduce.equations.stability import check_stable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -49,27 +49,14 @@ def channel_factors(batch: DiagonalStateSpace) -> list[tuple[HostArray, HostArra
     poles, b, c = (x.reshape(-1, n) for x in (host.eigenvalues, host.B[..., 0], host.C[..., 0, :]))
     logarithms = None if logarithms is None else logarithms.reshape(-1, n)
     check_stable(poles, host.time, log_eigenvalues=logarithms)
-    near = np.any(nearly_real(poles, logarithms, host.time), axis=-1) & host.real_output
-    factors = [(np.zeros((0, 0)), np.zeros((0, 0)))] * len(poles)
-    for members in (np.flatnonzero(~near), np.flatnonzero(near)):
-        if not members.size:
-            continue
-        Z, Y = cauchy_factors(
-            poles[members],
-            None if logarithms is None else logarithms[members],
-            b[members],
-            c[members],
-            host.time,
-            real_output=host.real_output,
-        )
-        for k, member in enumerate(members):
-            factors[member] = _used(Z[k]), _used(Y[k])
-    return factors
+    Z, Y = cauchy_factors(poles, logarithms, b, c, host.time, real_output=host.real_output)
+    return [_used(*pair) for pair in zip(Z, Y, strict=True)]
 
 
-def _used(factor: HostArray) -> HostArray:
+def _used(Z: HostArray, Y: HostArray) -> tuple[HostArray, HostArray]:
     """Without the columns that are zero, which other systems of the batch need."""
-    return factor[:, np.any(factor, axis=0)]
+    used = np.any(Z, axis=0) & np.any(Y, axis=0)
+    return Z[:, used], Y[:, used]
 
 
 def channel_gains(batch: DiagonalStateSpace) -> HostArray:

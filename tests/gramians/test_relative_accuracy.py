@@ -13,7 +13,7 @@ from oracles.mpmath_cauchy import hankel_singular_values as exact_values
 from oracles.mpmath_hsv import hankel_singular_values as exact_values_by_roots
 from samples import EPS, adjoint, complex_normal
 
-from ssmreduce.equations.cauchy import cauchy_factors, nearly_real
+from ssmreduce.equations.cauchy import cauchy_factors
 from ssmreduce.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -23,7 +23,7 @@ from ssmreduce.errors import (
 )
 from ssmreduce.gramians.channels import channel_factors, is_channel
 from ssmreduce.gramians.factors import controllability_gramian, observability_gramian
-from ssmreduce.gramians.relative import jacobi_singular_values
+from ssmreduce.gramians.relative import jacobi_singular_values, nearly_real
 from ssmreduce.hankel import balance_factors, hankel_singular_values, rank_tolerance
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.systems.diagonal import DiagonalStateSpace
@@ -339,6 +339,9 @@ def test_factors_are_those_of_the_gramians(
         error = np.abs(factor @ adjoint(factor) - gramian).max()
         assert error <= 4 * C_RELATIVE * 12 * EPS * np.abs(gramian).max()
     assert np.iscomplexobj(Z) is np.iscomplexobj(Y) is not real_output
+    if real_output:
+        M = adjoint(Y) @ Z
+        assert np.abs(M - adjoint(M)).max() <= C_RELATIVE * 12 * EPS * np.abs(M).max()
 
 
 @pytest.mark.parametrize("nearly", [False, True])
