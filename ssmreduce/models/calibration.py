@@ -8,7 +8,7 @@ on these.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,17 @@ from ssmreduce._checks import (
     floating_array,
 )
 from ssmreduce._display import html_table, text_table
-from ssmreduce.errors import ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.frameworks.framework import listed
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.layers.options import plain_name
 from ssmreduce.models.layer_records import LayerRecord, every_fourth
+from ssmreduce.models.recorded_weights import single, unlike
 from ssmreduce.models.runs import Runs
 from ssmreduce.models.search import Layers
+
+_WEIGHTS = "/layer_weights/"
+"""Between the names of a layer and of a weight, in arrays that are stored."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,6 +45,9 @@ class Calibration:
         The model's batches, where they are at hand: layers are then recorded again behind those
         that were cut, and candidates may be compared by a loss. Without them each layer is cut by
         itself.
+    layer_weights : dict of dicts of arrays, optional
+        The weights of the layers as they were recorded, by which a calibration of another model is
+        told.
 
     Raises
     ------
@@ -66,6 +73,7 @@ class Calibration:
 
     layers: dict[str, LayerRecord]
     runs: Runs | None = None
+    layer_weights: Mapping[str, Mapping[str, HostArray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_instance(self.layers, Mapping, "layers", "Calibration.of_inputs({'encoder.0': u})")
@@ -76,6 +84,7 @@ class Calibration:
             check_instance(record, LayerRecord, f"layers[{name!r}]", "Calibration.of_inputs")
         if self.runs is not None:
             check_instance(self.runs, Runs, "runs", "calibrate(model, batches)")
+        check_instance(self.layer_weights, Mapping, "layer_weights", "calibrate(model, batches)")
         vars(self).update(layers=dict(self.layers))
 
     @classmethod
@@ -154,7 +163,11 @@ class Calibration:
         check_instance(arrays, Mapping, "arrays", "numpy.load(path, allow_pickle=False)")
         for key in arrays:
             check_text(key, "arrays", "what to_arrays() returned")
-        names = [key.removesuffix("/inputs") for key in arrays if key.endswith("/inputs")]
+        names = [
+            key.removesuffix("/inputs")
+            for key in arrays
+            if key.endswith("/inputs") and _WEIGHTS not in key
+        ]
         parts = ("inputs", "weights", "held_out")
         missing = [
             f"{name}/{part}" for name in names for part in parts if f"{name}/{part}" not in arrays
@@ -168,7 +181,14 @@ class Calibration:
             {name: arrays[f"{name}/inputs"] for name in names},
             {name: arrays[f"{name}/weights"] for name in names},
         )
+        weights: dict[str, dict[str, HostArray]] = {}
         for name, record in found.layers.items():
+            start = f"{name}{_WEIGHTS}"
+            weights[name] = {
+                key.removeprefix(start): np.asarray(to_host(floating_array(value, key, 1)))
+                for key, value in arrays.items()
+                if key.startswith(start)
+            }
             held_out = np.asarray(arrays[f"{name}/held_out"])
             if held_out.dtype != bool or held_out.shape != record.held_out.shape:
                 raise ShapeError(
@@ -176,14 +196,19 @@ class Calibration:
                     f"bools of shape {record.held_out.shape}."
                 )
             found.layers[name] = replace(record, held_out=held_out)
-        return found
+        return replace(found, layer_weights=weights)
 
     def to_arrays(self) -> dict[str, HostArray]:
         """Return plain arrays by name, for ``numpy.savez`` or safetensors; batches are left out."""
-        return {
+        records = {
             f"{name}/{part}": getattr(record, part)
             for name, record in self.layers.items()
             for part in ("inputs", "weights", "held_out")
+        }
+        return records | {
+            f"{name}{_WEIGHTS}{weight}": value
+            for name, weights in self.layer_weights.items()
+            for weight, value in weights.items()
         }
 
     def merged(self, *others: Calibration) -> Calibration:
@@ -202,11 +227,11 @@ class Calibration:
         Raises
         ------
         ArgumentError
-            If one is no calibration.
+            If one is no calibration, or that of another model.
         ShapeError
             If they are of other layers, or of layers of another width.
         """
-        layers = dict(self.layers)
+        layers, weights = dict(self.layers), dict(self.layer_weights)
         for other in others:
             check_instance(other, Calibration, "others", "data.merged(*from_other_processes)")
             if other.layers.keys() != layers.keys():
@@ -220,9 +245,13 @@ class Calibration:
                         f"a calibration of `others` has {record.inputs.shape[2]} channels in `{name}`, this "
                         f"one {layers[name].inputs.shape[2]}; expected the same."
                     )
+                _check_like(
+                    "others", name, weights.get(name, {}), other.layer_weights.get(name, {})
+                )
                 both = layers[name].joined(record)
                 layers[name] = replace(both, weights=np.maximum(both.weights, 0.0))
-        return Calibration(layers)
+            weights = {**other.layer_weights, **weights}
+        return Calibration(layers, layer_weights=weights)
 
     def for_first(self, found: Layers) -> Calibration:
         """Return the same, without batches where one process cannot run the model: the first
@@ -241,7 +270,7 @@ class Calibration:
             Itself, where one process trains the model.
         """
         team = found.framework.team_of(found.framework.plain(found.model))
-        return self if team is None else Calibration(self.layers)
+        return self if team is None else replace(self, runs=None)
 
     def __repr__(self) -> str:
         largest = max(len(record.inputs) for record in self.layers.values())
@@ -294,18 +323,21 @@ class Calibration:
         ------
         ShapeError
             If there is none, or it is that of a layer of another width.
+        ArgumentError
+            If nothing is recorded again, and it is that of a layer with other weights.
         """
-        by_name = {plain_name(name): record for name, record in self.layers.items()}
-        record = by_name.get(plain_name(handle.name))
-        alone = alone or (self.runs is None and not any(map(str, handle.path)))
-        if alone and len(self.layers) == 1:
-            (record,) = self.layers.values()
-        if record is None:
+        names = {plain_name(name): name for name in self.layers}
+        name = names.get(plain_name(handle.name))
+        stands_alone = alone or (self.runs is None and not any(map(str, handle.path)))
+        if stands_alone and len(self.layers) == 1:
+            (name,) = self.layers
+        if name is None:
             raise ShapeError(
                 f"`data` has the layers {listed(self.layers) or 'none'}; expected one of the name "
                 f"`{handle.name}`. "
                 "Calibrate this model."
             )
+        record = self.layers[name]
         batch, inputs, _ = handle.kind.ports(handle.weights)
         width = batch[0] if batch else inputs
         if record.inputs.shape[2] != width:
@@ -313,4 +345,19 @@ class Calibration:
                 f"`data` has inputs of shape {record.inputs.shape} for layer `{handle.name}`; expected "
                 f"{width} channels. Calibrate this model."
             )
+        if self.runs is None or alone:  # nothing is recorded again
+            _check_like("data", name, self.layer_weights.get(name, {}), single(handle.weights))
         return record
+
+
+def _check_like(
+    argument: str, layer: str, then: Mapping[str, HostArray], now: Mapping[str, HostArray]
+) -> None:
+    """Raise `ArgumentError` where weights have nothing in common with those that were recorded."""
+    found = unlike(then, now)
+    if found is not None:
+        raise ArgumentError(
+            f"`{argument}` is a calibration of another model: its weight `{found[0]}` of layer `{layer}` "
+            f"differs by {found[1]:.2g} of its size; expected less than 1.2, as in a model that was trained "
+            "on. Calibrate this model."
+        )

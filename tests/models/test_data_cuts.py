@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -834,6 +835,44 @@ def test_a_calibration_of_another_model_is_refused():
     with pytest.raises(SSMReduceError, match="`data`"):
         reduce_model(model, 6, data=batches)
     assert same(everything(model), before)
+
+
+def saved(calibration):
+    file = io.BytesIO()
+    np.savez(file, **calibration.to_arrays())
+    file.seek(0)
+    return Calibration.from_arrays(np.load(file, allow_pickle=False))
+
+
+@pytest.mark.parametrize("without_batches", [saved, Calibration.merged])
+def test_a_calibration_of_another_model_of_the_same_shapes_is_refused(without_batches):
+    model, batches = model_and_batches()
+    data = calibrate(model, batches)
+    torch.manual_seed(1)
+    other = type(model)(lambda: S5(6, 24))
+    before = everything(other)
+    with pytest.raises(ArgumentError, match="`data` is a calibration of another model: its weight"):
+        reduce_model(other, 6, data=without_batches(data))
+    first = replace(data, layers={"first.seq": data.layers["first.seq"]})
+    with pytest.raises(ArgumentError, match=r"of layer `first\.seq` differs by 1\."):
+        reduce_layer(other.first.seq, 6, data=first)
+    with pytest.raises(ArgumentError, match="`others` is a calibration of another model"):
+        data.merged(calibrate(other, batches))
+    assert same(everything(other), before)
+
+
+def test_a_saved_calibration_serves_a_model_that_is_trained_on_and_cut():
+    model, batches = model_and_batches()
+    data = saved(calibrate(model, batches))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for step in range(60):
+        optimizer.zero_grad()
+        cross_entropy(model, batches[step % len(batches)]).backward()
+        optimizer.step()
+        if step == 30:
+            reduce_model(model, 12, optimizer=optimizer, data=data)
+    result = reduce_model(model, 6, data=data)
+    assert [part.new_order for part in result.report.values()] == [6, 6]
 
 
 # --- Models
