@@ -26,7 +26,7 @@ from ssmreduce.models.layer_records import LayerRecord
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.runs import HeldOutLoss, Runs
 from ssmreduce.models.search import Layers
-from ssmreduce.reduction.order import OrderRule
+from ssmreduce.reduction.order import MeasuredError, OrderRule
 
 _ROWS = 4.0
 """Effective rows that a fit wants for each of its unknowns."""
@@ -45,12 +45,16 @@ class DataCut:
         self._found, self._data = found, data
         self._runs = data.runs
         self._behind: Layers | None = None
-        """The model with the layers that were cut so far; None for none."""
+        """The model with the layers that were cut so far; None for none, or if inputs decide nothing."""
+        self._inputs_decide = True
 
     def decide(
         self, layers: Mapping[str, LayerHandle], orders: Mapping[str, int | OrderRule]
     ) -> dict[str, LayerReduction]:
         """Plan all layers that have an order, in the order in which the model runs them."""
+        self._inputs_decide = self._found.options.method != "white" or any(
+            isinstance(order, MeasuredError) for order in orders.values()
+        )
         groups = {name: self._tied(name) for name in orders}
         every = [each for group in groups.values() for each in group]
         records = {each.name: self._data.record_of(each) for each in every}
@@ -111,7 +115,8 @@ class DataCut:
         held_out = None if self._runs is None else self._runs.held_out_loss
         loss = None if held_out is None else partial(self._loss, held_out, handle)
         result = planned_with_data(handle, order, self._found.options, record, loss)
-        if self._runs is not None and result.new_order < result.old_order:
+        is_cut = result.new_order < result.old_order
+        if self._runs is not None and is_cut and self._inputs_decide:
             self._behind = self._with_cut(handle, result.cut)
         return result
 

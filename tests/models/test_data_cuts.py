@@ -1056,6 +1056,23 @@ def test_batches_are_run_again_for_other_weights_alone():
         assert len(runs) == behind + len(batches)
 
 
+@pytest.mark.parametrize(("order", "again"), [(4, 0), (MeasuredError(0.3), 1)])
+def test_a_cut_that_fits_nothing_runs_no_batches_behind_others(order, again):
+    model, batches = model_and_batches()
+    runs = []
+    data = calibrate(model, batches, forward=lambda model, batch: runs.append(1) or model(batch[0]))
+    runs.clear()
+    options = CutOptions(method="white")
+    result = reduce_model(copy.deepcopy(model), order, data=data, options=options)
+    # The first and the last say that the weights are those that were recorded.
+    assert len(runs) == 2 + again * len(batches)
+    for name, part in result.report.items():
+        layer, own = model.get_submodule(name), Calibration({name: data.layers[name]})
+        alone = reduce_layer(copy.deepcopy(layer), part.new_order, data=own, options=options)
+        assert again or part.output_error == alone.output_error
+        assert np.array_equal(part.new_weights["B"], alone.new_weights["B"])
+
+
 class Looped(nn.Module):
     """A layer that is called twice, one that is called once, and a head."""
 
