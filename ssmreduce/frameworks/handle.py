@@ -71,11 +71,6 @@ class LayerHandle:
         return self.framework.path_name(self.path)
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of its weights."""
-        return self.kind.names()
-
-    @cached_property
     def weights(self) -> dict[str, HostArray]:
         """Arrays by name, at double precision on the host.
 
@@ -97,13 +92,12 @@ class LayerHandle:
     @cached_property
     def arrays(self) -> dict[str, Array]:
         """The same as the object holds them, a part of them or traced maybe."""
-        return self.framework.arrays(self.layer, self.names)
+        return self.framework.arrays(self.layer, self.kind.names())
 
     @property
     def order(self) -> int:
         """Number of states, from the shapes of the weights alone."""
-        shapes = {name: tuple(array.shape) for name, array in self.arrays.items()}
-        return self.kind.order({name: np.broadcast_to(1.0, shapes[name]) for name in shapes})
+        return self.kind.order(ones_like(self.arrays))
 
     @cached_property
     def eps(self) -> float:
@@ -118,6 +112,11 @@ class LayerHandle:
     def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
         """Return `values` as the layer would hold them, at double precision."""
         return self.framework.on_host(self.framework.like(self.arrays, values))
+
+
+def ones_like(arrays: Mapping[str, Array]) -> dict[str, HostArray]:
+    """Return ones in the shapes of arrays, which take no memory."""
+    return {name: np.broadcast_to(1.0, tuple(array.shape)) for name, array in arrays.items()}
 
 
 class LayerChange(NamedTuple):

@@ -91,8 +91,8 @@ class _Weights:
         self._places = [
             (each, name)
             for each in handles
-            for name in each.names
-            if jnp.issubdtype(getattr(each.layer, name).dtype, jnp.inexact)
+            for name, array in each.arrays.items()
+            if jnp.issubdtype(array.dtype, jnp.inexact)
         ]
 
     def of(self, model: Any) -> list[jax.Array]:

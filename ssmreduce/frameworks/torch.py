@@ -89,9 +89,7 @@ class TorchFramework(Framework, StateDicts):
 
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether they hold the same parameters."""
-        return {*first.names} <= {*second.names} and all(
-            attrgetter(name)(first.layer) is attrgetter(name)(second.layer) for name in first.names
-        )
+        return all(second.arrays.get(name) is array for name, array in first.arrays.items())
 
     # Each in the file of its topic, with the arguments of the method.
     check_orders = staticmethod(torch_config.check_orders)
@@ -110,20 +108,20 @@ class TorchFramework(Framework, StateDicts):
         gradients: Mapping[Any, HostArray],
     ) -> Prepared:
         """Prepare new tensors for the same parameters, their gradients, buckets, moments and attributes."""
-        layers = {change.handle.path: change.handle.layer for change in changes}
         handles = [change.handle for change in changes]
+        tensors = {handle.path: handle.arrays for handle in handles}
         pairs = _new_tensors(changes)
-        states = {
-            (path, name): opt_state.state[attrgetter(name)(layers[path])]
-            for path, name, _ in moments
-        }
+        states = {(path, name): opt_state.state[tensors[path][name]] for path, name, _ in moments}
         held = {
             (*weight, field): value
             for weight, state in states.items()
             for field, value in state.items()
         }
         new = tensors_like(held, moments, in_shards=True)
-        shapes = [*replaced(model, pairs), *torch_optimizer.new_gradients(model, layers, gradients)]
+        shapes = [
+            *replaced(model, pairs),
+            *torch_optimizer.new_gradients(model, tensors, gradients),
+        ]
         entries = [
             Entries(
                 state, {field: new[*weight, field] for field in state if (*weight, field) in new}
@@ -158,9 +156,7 @@ class TorchFramework(Framework, StateDicts):
     def fields_of(self, opt_state: Any, handle: LayerHandle) -> dict[str, list[str]]:
         """Return the names of an optimizer's fields."""
         states = getattr(opt_state, "state", {})
-        return {
-            name: sorted(states.get(attrgetter(name)(handle.layer), {})) for name in handle.names
-        }
+        return {name: sorted(states.get(array, {})) for name, array in handle.arrays.items()}
 
     def state_dicts(self, model: Any) -> StateDicts:
         """A module loads state dicts."""
@@ -204,8 +200,8 @@ class TorchFramework(Framework, StateDicts):
 
 def _new_tensors(changes: Sequence[LayerChange]) -> list[tuple[Any, Any]]:
     """Return each tensor that changes give a value, and a new one that has it."""
-    pairs: list[tuple[Any, Any]] = []
-    for change in changes:
-        old = {name: attrgetter(name)(change.handle.layer) for name in change.values}
-        pairs += zip(old.values(), tensors_like(old, change.values).values(), strict=True)
-    return pairs
+    return [
+        (change.handle.arrays[name], new)
+        for change in changes
+        for name, new in tensors_like(change.handle.arrays, change.values).items()
+    ]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from operator import attrgetter
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from ssmreduce.errors import ShapeError
-from ssmreduce.frameworks.handle import LayerChange, LayerHandle
+from ssmreduce.frameworks.handle import LayerChange, ones_like
 from ssmreduce.frameworks.transaction import Assignment
 
 
@@ -46,16 +44,6 @@ def assigned(module: Any, name: str, value: Any) -> Assignment:
     return SharedSize(module, name, value) if "." in name else Assignment(module, name, value)
 
 
-def ones(handle: LayerHandle) -> dict[str, Any]:
-    """Return arrays in the shapes of a layer, which may have no numbers yet."""
-    return ones_like(handle.layer, handle.kind.names())
-
-
-def ones_like(layer: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Return arrays in the shapes of tensors of a layer, all of one number: they take no memory."""
-    return {name: np.broadcast_to(1.0, tuple(attrgetter(name)(layer).shape)) for name in names}
-
-
 def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
     """Yield what changes with the number of states of a layer, in every module that holds one of its arrays.
 
@@ -63,7 +51,7 @@ def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
     not begun stays None. Caches go.
     """
     kind = change.handle.kind
-    own = {id(attrgetter(name)(change.handle.layer)) for name in change.handle.names}
+    own = {*map(id, change.handle.arrays.values())}
     for module in model.modules():
         if own.isdisjoint(map(id, (*module._parameters.values(), *module._buffers.values()))):
             continue
@@ -78,20 +66,16 @@ def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
                 yield Assignment(module, name, _state(kept.detach(), change))
             elif name in values and kept is None:
                 yield Assignment(module, name, None)
-        for name in kind.caches:
-            if name in values:
-                yield Assignment(module, name, None, removes=True)
-    yield from _features(change)
+        for name in values.keys() & kind.caches:
+            yield Assignment(module, name, None, removes=True)
+    if any("." in name for name in change.handle.arrays):
+        yield from _features(change)
 
 
 def _features(change: LayerChange) -> Iterator[Assignment]:
     """Numbers of features of modules inside of a layer, whose weights change, and what else is as many."""
     handle = change.handle
-    if not any("." in name for name in handle.names):
-        return
-    shapes = ones(handle)
-    order = round(handle.kind.order(shapes) * change.ratio)
-    resized = handle.kind.resized(shapes, order)
+    resized = handle.kind.resized(ones_like(handle.arrays), round(handle.order * change.ratio))
     for name, weight in handle.kind.widths.items():
         if isinstance(attribute(handle.layer, name), int):
             yield Assignment(handle.layer, name, resized[weight].shape[0])

@@ -21,9 +21,9 @@ from typing import Any
 
 from ssmreduce import _checks
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks.handle import LayerChange, LayerHandle
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle, ones_like
 from ssmreduce.frameworks.torch_arrays import replaced
-from ssmreduce.frameworks.torch_attributes import dependents, ones, ones_like
+from ssmreduce.frameworks.torch_attributes import dependents
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import plain_name
 
@@ -63,7 +63,7 @@ class _Place:
         for name, part in self.owner.named_modules():
             if type(part) is type(self.handle.layer):
                 try:
-                    held[id(part)] = ones_like(part, kind.names())
+                    held[id(part)] = ones_like({key: attrgetter(key)(part) for key in kind.names()})
                 except AttributeError as error:
                     raise UnsupportedLayerError(
                         f"layer `{name}` cannot be cut ({error}), but {_checks.type_name(self.config)} has "
@@ -88,7 +88,7 @@ class _WrittenSizes(Step):
         """Write them: the one size of a library, if all layers have it."""
         for each in self._places:
             if not each.common:
-                sizes = {**_sizes(each.config), each.name: _order(each.handle)}
+                sizes = {**_sizes(each.config), each.name: each.handle.order}
                 setattr(each.config, _FIELD, sizes)
             elif len(orders := each.orders()) == 1:
                 name, _, entry = each.common.partition(".")
@@ -172,16 +172,12 @@ def _sizes(config: Any) -> Mapping[str, Any]:
     return sizes or {}
 
 
-def _order(handle: LayerHandle) -> int:
-    return handle.kind.order(ones(handle))
-
-
 def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
-    if order == _order(handle):
+    if order == handle.order:
         return []
-    values = handle.kind.resized(ones(handle), order)
-    change = LayerChange(handle, values, order / _order(handle))
-    tensors = [(attrgetter(name)(handle.layer), value.shape) for name, value in values.items()]
+    values = handle.kind.resized(ones_like(handle.arrays), order)
+    change = LayerChange(handle, values, order / handle.order)
+    tensors = [(handle.arrays[name], value.shape) for name, value in values.items()]
     return [
         *replaced(model, [(tensor, _leading(tensor, shape)) for tensor, shape in tensors]),
         *dependents(model, change),

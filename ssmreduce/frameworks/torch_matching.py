@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ def _epsilon(weights: Sequence[torch.Tensor]) -> float:
 
 def _parameters(handles: Sequence[LayerHandle]) -> list[torch.nn.Parameter]:
     """Those that the layers are made of; what they hold as buffers stays."""
-    held = [attrgetter(name)(each.layer) for each in handles for name in each.names]
+    held = [tensor for each in handles for tensor in each.arrays.values()]
     return [
         each
         for each in held

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -82,8 +81,8 @@ def moments_of(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> li
     found: list[Moments] = []
     for handle in handles:
         held: dict[MomentKey, Any] = {}
-        for name in handle.names:
-            for field, value in opt_state.state.get(attrgetter(name)(handle.layer), {}).items():
+        for name, tensor in handle.arrays.items():
+            for field, value in opt_state.state.get(tensor, {}).items():
                 if isinstance(value, list | tuple | dict):
                     raise OptimizerStateError(
                         f"the optimizer state holds `{field}` for `{name}` as a {type(value).__name__}, "
@@ -102,8 +101,7 @@ def gradients_of(model: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
     found: list[Moments] = []
     for handle in handles:
         held: dict[MomentKey, Any] = {}
-        for name in handle.names:
-            tensor = attrgetter(name)(handle.layer)
+        for name, tensor in handle.arrays.items():
             if tensor.grad is not None:
                 held[handle.path, name, "grad"] = whole(tensor.grad)
             if isinstance(tensor, sharded):
@@ -140,12 +138,12 @@ class _NewGradient(Step):
 
 
 def new_gradients(
-    model: Any, layers: Mapping[Path, Any], gradients: Mapping[MomentKey, HostArray]
+    model: Any, tensors: Mapping[Path, Mapping[str, Any]], gradients: Mapping[MomentKey, HostArray]
 ) -> list[Step]:
     """What puts other gradients, of any shape, in the place of those that `gradients_of` returned."""
     steps: list[Step] = []
     for (path, name, field), value in gradients.items():
-        tensor = attrgetter(name)(layers[path])
+        tensor = tensors[path][name]
         owner = managed(model, tensor) if field == _KEPT else tensor
         old = {field: getattr(owner, field)}
         new = tensors_like(old, {field: value}, in_shards=True)

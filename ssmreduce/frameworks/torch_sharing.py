@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -33,14 +32,14 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
             "Reduce outside of it; torch.no_grad() does no harm."
         )
     for handle in handles:
-        for name in handle.names:
+        for name in handle.kind.names():
             inside, _, own = name.rpartition(".")
             if parametrize.is_parametrized(handle.layer.get_submodule(inside), own):
                 raise UnsupportedLayerError(
                     f"`{name}` of layer `{handle.name}` is computed by a parametrization; expected "
                     "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
                 )
-            _check_quantised(handle, name)
+        _check_quantised(handle)
         for name in handle.kind.states:
             if handle.layer._parameters.get(name) is not None:
                 raise UnsupportedLayerError(
@@ -50,32 +49,31 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
     _check_sharing(model, handles)
 
 
-def _check_quantised(handle: LayerHandle, name: str) -> None:
+def _check_quantised(handle: LayerHandle) -> None:
     """Refuse what something else scales: matrices of integers, and tensors that compute their values."""
-    tensor = attrgetter(name)(handle.layer)
-    floats = tensor.is_floating_point() or tensor.is_complex()
-    own = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-    if own and not isinstance(tensor, (sharded_type(), FakeTensor)):
-        found = f"is a {type_name(tensor)}"
-    elif tensor.ndim > 1 and not floats:
-        found = f"has dtype {tensor.dtype}"
-    else:
-        return
-    raise UnsupportedLayerError(
-        f"`{name}` of layer `{handle.name}` {found}, as of a quantised or wrapped layer; "
-        "expected a plain tensor of floating-point numbers. Cut the layer before."
-    )
+    for name, tensor in handle.arrays.items():
+        floats = tensor.is_floating_point() or tensor.is_complex()
+        own = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+        if own and not isinstance(tensor, (sharded_type(), FakeTensor)):
+            found = f"is a {type_name(tensor)}"
+        elif tensor.ndim > 1 and not floats:
+            found = f"has dtype {tensor.dtype}"
+        else:
+            continue
+        raise UnsupportedLayerError(
+            f"`{name}` of layer `{handle.name}` {found}, as of a quantised or wrapped layer; "
+            "expected a plain tensor of floating-point numbers. Cut the layer before."
+        )
 
 
 def _check_sharing(model: Any, handles: Sequence[LayerHandle]) -> None:
     """Refuse parameters shared with another module, unless two layers share all of them."""
     owned: dict[int, tuple[LayerHandle, str]] = {}
     for handle in handles:
-        own = {name: attrgetter(name)(handle.layer) for name in handle.names}
-        twins = {owned[id(tensor)][0] for tensor in own.values() if id(tensor) in owned}
-        for twin in twins:
+        own = {id(tensor): (handle, name) for name, tensor in handle.arrays.items()}
+        for twin in {owned[tensor][0] for tensor in own if tensor in owned}:
             _check_twins(handle, twin)
-        owned |= {id(tensor): (handle, name) for name, tensor in own.items()}
+        owned |= own
     inside = {id(part) for handle in handles for part in handle.layer.modules()}
     layers = {id(handle.layer) for handle in handles}
     for name, module in model.named_modules():
@@ -99,11 +97,7 @@ def _check_twins(handle: LayerHandle, twin: LayerHandle) -> None:
             "something else from them; expected layers of one kind with the same options. Untie them "
             "first."
         )
-    apart = [
-        name
-        for name in handle.names
-        if attrgetter(name)(twin.layer) is not attrgetter(name)(handle.layer)
-    ]
+    apart = [name for name, own in handle.arrays.items() if twin.arrays[name] is not own]
     if apart:
         raise _tied(handle.name, twin.name, ", ".join(apart))
 

@@ -22,10 +22,9 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import UnstableSystemError
-from ssmreduce.layers.stored_states import padded, real_input_matrix
+from ssmreduce.layers.stored_states import padded
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.real_form import real_output, real_state
 from ssmreduce.systems.transform import SlotMap
 
 if TYPE_CHECKING:
@@ -75,14 +74,11 @@ def stored_together(
 def _copied_part(part: Reduction, system: System, kind: LTILayer, change: HostArray) -> Reduction:
     """Project one system as another one was, and diagonalise it alike."""
     W, T, slot_map = part.projection
-    if isinstance(system, DiagonalStateSpace):
-        A, C = real_state(system.to_host().eigenvalues), real_output(system.to_host().C)
-    else:
-        A, C = system.to_host().A, system.to_host().C
-    B = real_input_matrix(system)
-    own = _continued(adjoint(W) @ A @ T, slot_map)
+    host = system.to_host()
+    B, C = host.ports()
+    own = _continued(adjoint(W) @ host.applied(T), slot_map)
     # Turned and scaled as the model's states are: what a layer does to a nearly turned state is smooth.
-    scale = kind.state_scale(slot_map.inverse @ adjoint(W) @ real_input_matrix(part.original))
+    scale = kind.state_scale(slot_map.inverse @ adjoint(W) @ part.original.ports()[0])
     scale = np.where(scale == 0.0, 1.0, scale)
     own = own.rescaled(scale)
     if part.horizon is None and np.any(np.abs(own.eigenvalues) >= 1.0):

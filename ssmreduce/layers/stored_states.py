@@ -13,8 +13,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.real_form import real_input
+from ssmreduce.systems.diagonal import DiagonalStateSpace
 
 if TYPE_CHECKING:
     from ssmreduce.layers.lti import LTILayer
@@ -24,19 +23,13 @@ def stored_basis(part: Reduction, kind: LTILayer) -> tuple[HostArray, HostArray]
     """Return V, shape (R, r), and S, shape (r, R), of one system, for states as the layer stores them."""
     left, _, slot_map = part.projection
     vectors, inverse = slot_map.vectors, slot_map.inverse
-    scale = kind.state_scale(inverse @ (adjoint(left) @ real_input_matrix(part.original)))
+    scale = kind.state_scale(inverse @ (adjoint(left) @ part.original.ports()[0]))
     with np.errstate(divide="ignore", invalid="ignore"):
         vectors = np.where(scale == 0.0, 0.0, vectors / scale)
     inverse = inverse * scale[:, None]
     if kind.lower_half:
         return vectors.conj(), inverse.conj()
     return vectors, inverse
-
-
-def real_input_matrix(system: System) -> HostArray:
-    """Input matrix of the real system of a layer: [Re B; Im B] of a diagonal one, B of a dense one."""
-    B: HostArray = system.B
-    return real_input(B) if isinstance(system, DiagonalStateSpace) else B
 
 
 def state_maps(reduction: Reduction, kind: LTILayer, order: int) -> tuple[HostArray, HostArray]:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +25,7 @@ from ssmreduce.models.search import Layers, find_layers, search
 T = TypeVar("T")
 
 Results = dict[Path, LayerReduction]
-"""What is planned, or was done, for each layer."""
+"""What is planned for each layer, without the layer itself, which other processes could not read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +45,6 @@ class CutPlan:
     results: Results
     moments: dict[Any, HostArray]
     followers: tuple[Results, ...]
-
-    def without_layers(self) -> CutPlan:
-        """The plan as other processes can read it."""
-        return replace(
-            self,
-            results=_without_layers(self.results),
-            followers=tuple(_without_layers(results) for results in self.followers),
-        )
 
 
 def plan_cut(
@@ -90,9 +81,7 @@ def plan_cut(
     full = on_all(team, lambda: found.of(view).with_copies(state))
     copies = [_gathered(found.of(each), None)[0] for each in followers]
     team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
-    plan: CutPlan = team.decide(
-        lambda: _planned(full, state, decide, copies, only).without_layers()
-    )
+    plan: CutPlan = team.decide(lambda: _planned(full, state, decide, copies, only))
     return plan
 
 
@@ -130,7 +119,7 @@ def _planned(
         reduced_moments(held, cuts, found.options.moments),
         tuple(
             {
-                handle.path: LayerReduction(handle.layer, cut, handle.item_sizes)
+                handle.path: LayerReduction(None, cut, handle.item_sizes)
                 for handle, cut in followed(handles, own, originals)
             }
             for own in paired
@@ -141,7 +130,7 @@ def _planned(
 def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
     """What is planned for a copy of the layer for which `result` was."""
     if result.new_order == result.old_order:
-        return replace(result, layer=handle.layer)
+        return result
     try:
         cut = result.cut.follow(handle.weights, handle)
     except SSMReduceError as error:
@@ -149,7 +138,7 @@ def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> Layer
             f"while reducing layer `{handle.name}`, a copy of `{found.copies[handle.path].name}`: {error} "
             f"To leave it as it is, pass options=CutOptions(exclude=({handle.name!r},))."
         ) from error
-    return LayerReduction(handle.layer, cut, handle.item_sizes)
+    return LayerReduction(None, cut, handle.item_sizes)
 
 
 def _checked_copy(copy: Layers) -> Layers:
@@ -256,10 +245,6 @@ def _with_layers(framework: Framework, model: Any, results: Results) -> ModelRep
     )
 
 
-def _without_layers(results: Results) -> Results:
-    return {path: replace(result, layer=None) for path, result in results.items()}
-
-
 def check_every_rank(models: Sequence[Any], options: CutOptions) -> None:
     """Raise unless weights of a model and its followers may be replaced now.
 
@@ -293,7 +278,7 @@ def _shapes(found: Layers, opt_state: Any) -> dict[str, str]:
     """What has to be the same before arrays can be gathered."""
     shapes = {"the type of its optimizer": type(opt_state).__qualname__}
     for handle in found.handles:
-        sizes = {key: tuple(attrgetter(key)(handle.layer).shape) for key in handle.names}
+        sizes = {key: tuple(array.shape) for key, array in handle.arrays.items()}
         shapes[f"the shapes of layer `{handle.name}`"] = str(sizes)
         shapes[f"the optimizer state of layer `{handle.name}`"] = str(
             found.framework.fields_of(opt_state, handle)

@@ -153,7 +153,7 @@ def planned_with_data(
         if choice.method != "white":
             _check_rows(handle, data.fitting.effective_rows, best)
     seconds = time.perf_counter() - started
-    return LayerReduction(handle.layer, best, handle.item_sizes, seconds, choice)
+    return LayerReduction(None, best, handle.item_sizes, seconds, choice)
 
 
 def _chosen(found: Candidates, loss: Callable[[LayerCut], float] | None) -> Choice:

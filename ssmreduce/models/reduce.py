@@ -262,7 +262,10 @@ def cut_model(
     if isinstance(order, Mapping):
         named = partial(names_in_model, order, found.meant)
         only = order = named() if team is None else team.decide(named)
-    plan = plan_cut(found, state, partial(_decided, order=order, data=data), followers, only=only)
+    decide = partial(decide_cut, order=order)
+    if data is not None:
+        decide = partial(_decided_by_data, order=order, data=data)
+    plan = plan_cut(found, state, decide, followers, only=only)
     cut = make_cut(found, state, plan, followers)
     return ModelReduction(
         cut.model,
@@ -275,14 +278,12 @@ def cut_model(
     )
 
 
-def _decided(found: Layers, order: Order, data: Calibration | None) -> Results:
+def _decided_by_data(found: Layers, order: Order, data: Calibration) -> Results:
     """Plan all layers, and warn where the model is no better than chance."""
-    results = decide_cut(found, order, data=data)
-    if data is not None:
-        results = with_losses(found, results, data)
-        if found.options.match:
-            results = matched(found, results, data)
-        warn_at_chance(losses_in(results))
+    results = with_losses(found, decide_cut(found, order, data=data), data)
+    if found.options.match:
+        results = matched(found, results, data)
+    warn_at_chance(losses_in(results))
     return results
 
 
@@ -305,7 +306,7 @@ def decide_cut(
     return {
         handle.path: copy_of(handle, results[first], found)
         if handle.path in found.copies
-        else replace(results[first], layer=handle.layer)
+        else results[first]
         for handle, first in zip(found.meant, found.firsts.values(), strict=True)
         if first in results
     }
@@ -353,4 +354,4 @@ def _reduced(
         if not where:
             raise
         raise type(error)(f"{where}{error}") from error
-    return LayerReduction(handle.layer, cut, handle.item_sizes, time.perf_counter() - started)
+    return LayerReduction(None, cut, handle.item_sizes, time.perf_counter() - started)

@@ -89,26 +89,21 @@ class Gain:
         values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
         return values
 
-    def exact(self, omega: HostArray) -> HostArray:
-        """Return σ_max(G) at every frequency, from a singular value decomposition."""
+    def at(self, omega: HostArray, iterations: int | None = None) -> HostArray:
+        """Return σ_max(G) at every frequency; with `iterations` lower bounds where both sides are wide."""
+        if min(self.inputs, self.outputs) <= _EXACT_WIDTH:
+            iterations = None
+        if iterations is not None and not self.is_dense:
+            return _power_iteration(*self._products(omega), self.inputs, omega.size, iterations)
         gains = np.zeros(omega.size)
         for start in range(0, omega.size if self.D.size else 0, self._length):
             chunk = slice(start, start + self._length)
-            gains[chunk] = largest_singular_values(self.matrices(omega[chunk]))
-        return gains
-
-    def estimate(self, omega: HostArray, iterations: int) -> HostArray:
-        """Return lower bounds of σ_max(G): exact where one side is narrow, else power iteration."""
-        if min(self.inputs, self.outputs) <= _EXACT_WIDTH:
-            return self.exact(omega)
-        if not self.is_dense:
-            return _power_iteration(*self._products(omega), self.inputs, omega.size, iterations)
-        gains = np.zeros(omega.size)
-        for start in range(0, omega.size, self._length):
-            chunk = slice(start, start + self._length)
             values = self.matrices(omega[chunk])
-            products = _columnwise(values), _columnwise(adjoint(values))
-            gains[chunk] = _power_iteration(*products, self.inputs, len(values), iterations)
+            if iterations is None:
+                gains[chunk] = largest_singular_values(values)
+            else:
+                products = _columnwise(values), _columnwise(adjoint(values))
+                gains[chunk] = _power_iteration(*products, self.inputs, len(values), iterations)
         return gains
 
     def _products(self, omega: HostArray) -> tuple[Product, Product]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -65,23 +66,21 @@ class Search:
     iterations: int
     accuracy: float = 1e-6
 
-    def best(self, gain: Gain, omega: HostArray) -> tuple[float, float]:
-        """The largest gain around these frequencies, and its place."""
-        return refine(lambda at: gain.estimate(at, self.iterations), omega, self.refinements)
-
 
 def peak(gain: Gain, search: Search) -> tuple[float, float]:
     """Return the largest gain found and its frequency (∞ where the feedthrough is largest)."""
     cheap = gain.searchable
     omega = frequencies(cheap, search.grid)
-    value, frequency = search.best(cheap, omega)
+    estimate = partial(cheap.at, iterations=search.iterations)
+    value, frequency = refine(estimate, omega, search.refinements)
     if cheap is not gain and value > 0.0:
-        seen = float(gain.estimate(np.array([frequency]), search.iterations)[0])
+        estimate = partial(gain.at, iterations=search.iterations)
+        seen = float(estimate(np.array([frequency]))[0])
         if abs(seen - value) > search.accuracy * value:
-            seen, frequency = search.best(gain, omega)
+            seen, frequency = refine(estimate, omega, search.refinements)
         value = seen
     if isinstance(gain.time, Continuous) and np.any(gain.D):
-        at_infinity = float(gain.exact(np.array([math.inf]))[0])
+        at_infinity = float(gain.at(np.array([math.inf]))[0])
         if at_infinity > value:
             return at_infinity, math.inf
     # In discrete time the same frequency in [-π, π].

@@ -7,6 +7,7 @@ level-set test (`level_set`). The norm of a difference G₁ - G₂ includes its 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -299,7 +300,8 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
     lower, frequency = lower_bound(gain, _beyond(THOROUGH.grid, joined.order))
     omega = frequencies(gain.searchable, _NOISE_POINTS)
     plain = plain_rounding(gain, omega).max(initial=0.0) <= _PLAIN * tolerance * lower
-    evaluate, noise = gain.exact, rounding_of_test(gain, omega)
+    evaluate: Callable[[HostArray], HostArray] = gain.at
+    noise = rounding_of_test(gain, omega)
     if not plain:
         refined = RefinedGain(gain)
         evaluate = refined.lower
@@ -320,7 +322,7 @@ def _single(system: System, certified: bool, tolerance: float) -> HinfNorm:
     dense = _dense(scaled.to_standard())
     # The test finds what a coarse grid has missed.
     lower, frequency = peak(gain, _beyond(_COARSE_GRID, dense.order))
-    bounds = upper_bound(gain, dense, lower, frequency, tolerance, evaluate=gain.exact)
+    bounds = upper_bound(gain, dense, lower, frequency, tolerance, evaluate=gain.at)
     return _outside(HinfNorm(*bounds), units)
 
 

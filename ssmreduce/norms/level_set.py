@@ -110,7 +110,7 @@ def upper_bound(
     if lower + noise == 0.0 or n == 0 or not (np.any(system.B) and np.any(system.C)):
         # A rational function of degree n that vanishes at more than n points is zero; without inputs
         # or outputs of the state only D is left.
-        lower = max(lower, float(gain.exact(np.array([frequency]))[0]))
+        lower = max(lower, float(gain.at(np.array([frequency]))[0]))
         return lower, lower, frequency
     _check_resolved(gain)
     anchors = _anchors(gain)

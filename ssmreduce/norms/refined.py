@@ -99,7 +99,7 @@ class RefinedGain:
             usable
         ):  # corrections do not help, but plain values may stand out of rounding
             rest = omega[~usable]
-            gains[~usable] = self.gain.exact(rest) - plain_rounding(self.gain, rest)
+            gains[~usable] = self.gain.at(rest) - plain_rounding(self.gain, rest)
         return np.maximum(gains, 0.0)
 
     def matrices(self, omega: HostArray) -> tuple[HostArray, HostArray]:
@@ -151,7 +151,7 @@ def lower_bound(gain: Gain, search: Search) -> tuple[float, float]:
         return value - rounding, frequency
     refined = RefinedGain(gain)
     lower = float(refined.lower(at)[0])
-    if _agrees(lower, value) or _agrees(lower, float(gain.exact(at)[0])):
+    if _agrees(lower, value) or _agrees(lower, float(gain.at(at)[0])):
         return lower, frequency
     # The search saw rounding: another one without.
     omega = frequencies(gain.searchable, min(search.grid, _GRID))
@@ -164,7 +164,7 @@ def _agrees(lower: float, plain: float) -> bool:
 
 
 def plain_rounding(gain: Gain, omega: HostArray) -> HostArray:
-    """What rounding may make of `gain.exact` at frequencies, shape (K,)."""
+    """What rounding may make of `gain.at` at frequencies, shape (K,)."""
     z = gain.time.point(omega)
     total = sum((modes.rounding(z) for modes in gain.modes), start=np.zeros(z.size))
     return np.where(np.isfinite(total), total, np.inf)

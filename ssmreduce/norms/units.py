@@ -22,7 +22,7 @@ from ssmreduce._lapack import shifted
 from ssmreduce._state_units import balanced_matrix
 from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.systems.diagonal import System
-from ssmreduce.systems.prescaling import prescaled, state_of
+from ssmreduce.systems.prescaling import prescaled
 from ssmreduce.systems.pytree import unchecked
 from ssmreduce.systems.state_space import StateSpace
 
@@ -86,7 +86,7 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
         known.append(more)
     time = 0
     if hosts[0].time.has_unit:
-        time = max(_exponents(*map(state_of, hosts)))
+        time = max(_exponents(*(getattr(host, host.state_field) for host in hosts)))
     sizes = [_exponents(host.B, host.C, host.D) for host in hosts]
     gains = [b + c + more - time for (b, c, _), more in zip(sizes, known, strict=True)]
     gain = max(*gains, *(d for *_, d in sizes))
@@ -95,7 +95,7 @@ def in_units(systems: Sequence[System]) -> tuple[list[System], Units]:
         # What the gain of this system lacks to 1 is shared between its inputs and outputs.
         lacking = own - gain
         arrays = {
-            host.state_field: shifted(state_of(host), -time),
+            host.state_field: shifted(getattr(host, host.state_field), -time),
             "B": shifted(host.B, lacking // 2 - b),
             "C": shifted(host.C, lacking - lacking // 2 - c),
             "D": shifted(host.D, -gain),

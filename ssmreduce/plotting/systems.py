@@ -267,10 +267,10 @@ def _draw_gains(
 
 
 def _gain_at(gain: Gain, omega: HostArray) -> HostArray:
-    found = gain.estimate(omega, _ITERATIONS)
+    found = gain.at(omega, _ITERATIONS)
     if gain.real:
         return found
-    return np.maximum(found, gain.estimate(-omega, _ITERATIONS))
+    return np.maximum(found, gain.at(-omega, _ITERATIONS))
 
 
 def _decibels(gain: HostArray) -> HostArray:

@@ -86,9 +86,3 @@ def is_spread(system: System) -> bool:
 def _exponents(array: HostArray, axis: int) -> HostArray:
     largest = np.abs(array).max(axis=axis, initial=0.0)
     return np.where(largest > 0.0, np.frexp(largest)[1], NO_SIZE)
-
-
-def state_of(system: System) -> HostArray:
-    """A, or the eigenvalues of a diagonal system."""
-    state = system.eigenvalues if isinstance(system, DiagonalStateSpace) else system.A
-    return np.asarray(state)

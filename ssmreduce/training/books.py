@@ -107,7 +107,7 @@ class Books:
             books,
             events=(*books.events, *events),
             trial=None if snapshots is None else Trial(int(step), [*named], snapshots),
-            last_cut={name: replace(each, layer=None) for name, each in named.items()},
+            last_cut=named,
         )
 
     def with_rollback(self, step: int, trial: Trial) -> Books:

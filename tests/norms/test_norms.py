@@ -346,17 +346,17 @@ def test_level_set_finds_the_norm_from_any_start(
         system = with_feedthrough(system, 10 * rng.standard_normal((1, 2)))
     gain = Gain((1.0, system))
     omega = float(rng.uniform(0, 2))
-    first = float(gain.exact(np.array([omega]))[0])
+    first = float(gain.at(np.array([omega]))[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(level_set, "_REFINEMENTS", refinements)
         lower, upper, frequency = level_set.upper_bound(
-            gain, system, first, omega, TOLERANCE, evaluate=gain.exact
+            gain, system, first, omega, TOLERANCE, evaluate=gain.at
         )
     expected = hinf_norm(system).lower
     rounding = C_ROUNDING * n * EPS / damping
     assert lower == pytest.approx(expected, rel=TOLERANCE + rounding)
     assert upper >= expected * (1 - rounding)
-    again = gain.exact(np.array([frequency]))[0]
+    again = gain.at(np.array([frequency]))[0]
     assert again == pytest.approx(lower, rel=rounding)
 
 
@@ -654,7 +654,7 @@ def test_a_difference_in_rounding_is_bounded_by_rounding(seed: int) -> None:
     one = diagonal_system(rng, 12, 2, 2, real_output=True)
     two = one.to_dense()
     upper = certified_difference(one, two).upper
-    noise = Gain((1.0, one), (-1.0, two)).exact(rng.uniform(-np.pi, np.pi, 4000)).max()
+    noise = Gain((1.0, one), (-1.0, two)).at(rng.uniform(-np.pi, np.pi, 4000)).max()
     assert 0 < noise <= upper <= C_ROUNDING * 36 * EPS * hinf_norm(one).lower
 
 
