@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ssmreduce.errors import OptimizerStateError, SSMReduceError, TracedValueError
+from ssmreduce.errors import ArgumentError, OptimizerStateError, SSMReduceError, TracedValueError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import CutOptions, plain_name
@@ -37,7 +37,7 @@ from ssmreduce.models.search import Layers, search
 from ssmreduce.models.snapshots import prepared_back, take_all
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.training.books import Books
-from ssmreduce.training.policy import Trial
+from ssmreduce.training.policy import RollbackPolicy, Trial
 
 Turn = Callable[[Books], list[Step]]
 """What puts books in the place of those of the reducer."""
@@ -89,7 +89,8 @@ def check_model(
     models: Sequence[Any],
     opt_state: Any,
     options: CutOptions,
-    check_settings: Callable[[], None],
+    above_chance: AboveChance,
+    rollback: RollbackPolicy | None,
     *,
     has_data: bool,
 ) -> None:
@@ -102,7 +103,9 @@ def check_model(
     framework = found.framework
 
     def check() -> None:
-        check_settings()
+        options.check_method(has_data=has_data)
+        if not has_data:
+            _check_no_loss(above_chance, rollback)
         found.check()
         if not has_data:
             found.check_without_data(_PASS_DATA)
@@ -118,6 +121,20 @@ def check_model(
             return
 
     together(framework, found.model, check)
+
+
+def _check_no_loss(above_chance: AboveChance, rollback: RollbackPolicy | None) -> None:
+    """Raise `ArgumentError` where what was asked for needs a loss on data."""
+    asked = []
+    if above_chance != "warn":
+        asked.append(f"`above_chance` is {above_chance!r}")
+    if rollback is not None and rollback.at_cut is not None:
+        asked.append(f"`at_cut` of `rollback` is {rollback.at_cut!r}")
+    if asked:
+        raise ArgumentError(
+            f"{asked[0]}, but there are no data; expected some with a loss. Pass "
+            "data=lambda model: calibrate(model, batches, loss=loss)."
+        )
 
 
 def warn_if_idle(model: Any, order: OrderRule, options: CutOptions, *, has_data: bool) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, get_args, overload
@@ -24,11 +23,11 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import on_all, together, with_full_layers
+from ssmreduce.models.cut import together
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.held_out import AboveChance
 from ssmreduce.models.report import LayerReduction
-from ssmreduce.models.search import Layers, search
+from ssmreduce.models.search import search
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
 from ssmreduce.training.attempts import (
     Outcome,
@@ -39,9 +38,9 @@ from ssmreduce.training.attempts import (
     undo,
     warn_if_idle,
 )
-from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.books import Books
 from ssmreduce.training.policy import RollbackPolicy
+from ssmreduce.training.recorder import Recorder
 from ssmreduce.training.records import HankelRecord
 from ssmreduce.training.saved_state import checked_state
 from ssmreduce.training.schedule import ReductionSchedule
@@ -179,9 +178,8 @@ class InTrainingReducer:
         self.above_chance = above_chance
         self._books = Books()
         self._idle_step = 0
-        self._is_recording = True
         self._is_checked = False
-        self._writer: Any = None
+        self._recorder = Recorder()
 
     @property
     def events(self) -> list[ReductionEvent]:
@@ -219,7 +217,7 @@ class InTrainingReducer:
         writer : torch.utils.tensorboard.SummaryWriter, or any with ``add_scalar(tag, value, step)``
             Gets the order, errors and seconds of each cut, and the latest values of the trace.
         """
-        self._writer = writer
+        self._recorder.writer = writer
 
     def due(self, step: int) -> bool:
         """Tell whether `step` would cut layers, or undo a cut, after this update."""
@@ -300,7 +298,8 @@ class InTrainingReducer:
         if not self._is_checked:
             given = [model, *checked_followers(followers)]
             has_data = self.data is not None
-            check_model(given, opt_state, self.options, self._check_data, has_data=has_data)
+            settings = self.options, self.above_chance, self.rollback
+            check_model(given, opt_state, *settings, has_data=has_data)
             if not self.events:  # later on layers have fewer states because they were cut
                 warn_if_idle(model, self.order, self.options, has_data=has_data)
         if self._is_idle(step):
@@ -311,7 +310,7 @@ class InTrainingReducer:
         models = (model, *checked_followers(followers))
         trace = HankelTrace(1) if self.trace is None else self.trace
         latest = trace.records[-1:]
-        recording = self._recorded(step, model)
+        recording = self._recorder.recorded(self.trace, step, model, self.options)
         books = self._seen(step, model)
         turn = partial(self._turned, records=recording.records, is_checked=True)
         failed = books.failed(self._watched)
@@ -321,29 +320,14 @@ class InTrainingReducer:
             made = self._attempt(step, models, opt_state, books, turn, recording)
         else:
             made = Outcome(models, opt_state, books)
-        if self._writer is not None:
-            self._write(made.books.news(books), recording, latest)
+        self._recorder.write(made.books.news(books), recording, latest)
         (model, *copies), opt_state = made.models, made.opt_state
         answer = (model, opt_state) if followers is None else (model, opt_state, copies)
         # Pytrees are the caller's when this returns: no call in between, where Ctrl-C could come.
         self._books, trace.records, self._is_checked = made.books, recording.records, True
         if made.warning:  # nothing was cut
-            _warn(made.warning)
+            warn_caller(made.warning, UserWarning)
         return answer
-
-    def _check_data(self) -> None:
-        """Raise `ArgumentError` where what was asked for needs data that are not there."""
-        self.options.check_method(has_data=self.data is not None)
-        asked = []
-        if self.above_chance != "warn":
-            asked.append(f"`above_chance` is {self.above_chance!r}")
-        if self.rollback is not None and self.rollback.at_cut is not None:
-            asked.append(f"`at_cut` of `rollback` is {self.rollback.at_cut!r}")
-        if asked and self.data is None:
-            raise ArgumentError(
-                f"{asked[0]}, but there are no data; expected some with a loss. Pass "
-                "data=lambda model: calibrate(model, batches, loss=loss)."
-            )
 
     def report(self, metric: Any) -> None:
         """Report the watched metric of the model as it is now; a rollback follows in the next `step`.
@@ -427,16 +411,8 @@ class InTrainingReducer:
         All of `state` is checked before the reducer changes, and it changes at once: neither an
         error nor Ctrl-C leaves it half-loaded.
         """
-        saved = checked_state(state, self._settings(), self._watched, self.trace)
-        books = Books(
-            events=tuple(saved.events),
-            step=saved.step,
-            waiting=saved.waiting,
-            metric=saved.metric,
-            stopped=frozenset(saved.stopped),
-            trial=saved.trial,
-        )
-        commit(self._turned(books, saved.records, is_checked=False))
+        books, records = checked_state(state, self._settings(), self._watched, self.trace)
+        commit(self._turned(books, records, is_checked=False))
 
     def _turned(
         self, books: Books, records: Sequence[HankelRecord], *, is_checked: bool
@@ -457,53 +433,13 @@ class InTrainingReducer:
 
     def _comes_due(self, step: int) -> bool:
         """Whether an attempt is due at this step, or was due at one that was passed over."""
-        last = self._last_step
-        return any(last < at <= step for at in self.schedule.steps)
+        return any(self._last_step < at <= step for at in self.schedule.steps)
 
     def _is_idle(self, step: int) -> bool:
         """Whether a step has nothing to do but to be counted."""
         books = self._books
         changes = books.waiting or books.was_told or books.trial is not None
         return self.trace is None and not changes and not self._comes_due(step)
-
-    def _outlook(self, step: int) -> str:
-        later = [at for at in self.schedule.steps if at > step]
-        return (
-            f"the next attempt is due after step {later[0]}" if later else "it was the last attempt"
-        )
-
-    def _recorded(self, step: int, model: Any) -> HankelTrace:
-        """A copy of the trace with the records of this step."""
-        if self.trace is None:
-            return HankelTrace(1)
-        trace = copy.copy(self.trace)
-        trace.records = list(trace.records)
-        self._try_to_record(step, partial(trace.step, step, model, self.options))
-        return trace
-
-    def _try_to_record(self, step: int, record: Callable[[], None]) -> None:
-        try:
-            record()
-            self._is_recording = True
-        except SSMReduceError as error:
-            if self._is_recording:
-                _warn(f"no record of the trace after step {step}, nor while this lasts: {error}")
-            self._is_recording = False
-
-    def _calibrated(
-        self,
-        calibrate: Callable[[Any], Calibration],
-        step: int,
-        recording: HankelTrace,
-        found: Layers,
-    ) -> Calibration:
-        """What an attempt cuts by, which the trace shows too."""
-        data = on_all(found.team, partial(_checked_calibration, calibrate, found.model))
-        if self.trace is not None:
-            full = with_full_layers(found)
-            trained = [each for each in full.meant if each.path not in full.copies]
-            self._try_to_record(step, partial(recording.record_layers, step, trained, data))
-        return data
 
     def _seen(self, step: int, model: Any) -> Books:
         """The books at the beginning of a step."""
@@ -536,7 +472,10 @@ class InTrainingReducer:
         together(
             found.framework, models[0], found.check
         )  # an error of the user, not of this attempt
-        data = None if self.data is None else partial(self._calibrated, self.data, step, recording)
+        data = None
+        if self.data is not None:
+            trace = None if self.trace is None else recording
+            data = partial(self._recorder.calibrated, self.data, trace, step)
         terms = Terms(
             self.order,
             self.gate,
@@ -549,30 +488,7 @@ class InTrainingReducer:
             return attempt(step, found, models, opt_state, books, turn, terms)
         except SSMReduceError as error:
             warning = (
-                f"no cut after step {step}, {self._outlook(step)}; model and optimizer state are as they "
-                f"were: {error}"
+                f"no cut after step {step}, {self.schedule.outlook(step)}; model and optimizer state are "
+                f"as they were: {error}"
             )
             return Outcome(models, opt_state, replace(books, waiting=False), warning)
-
-    def _write(
-        self,
-        events: Iterable[ReductionEvent],
-        recording: HankelTrace,
-        latest: Sequence[HankelRecord],
-    ) -> None:
-        """Tell the writer of events, and of records if the last of them is not the latest one any more."""
-        if recording.records[-1:] != latest:
-            write_trace(self._writer, recording)
-        for event in events:
-            write_event(self._writer, event)
-
-
-def _checked_calibration(calibrate: Callable[[Any], Calibration], model: Any) -> Calibration:
-    data = calibrate(model)
-    check_instance(data, Calibration, "data(model)", "calibrate(model, batches)")
-    return data
-
-
-def _warn(message: str) -> None:
-    """Warn at the line that called the reducer."""
-    warn_caller(message, UserWarning)

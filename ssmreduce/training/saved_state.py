@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, get_args
 
 import array_api_compat
@@ -34,6 +34,7 @@ from ssmreduce.errors import (
 )
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.layers.options import Method
+from ssmreduce.training.books import Books
 from ssmreduce.training.policy import RollbackPolicy, Trial
 from ssmreduce.training.records import HankelRecord
 from ssmreduce.training.trace import HankelTrace
@@ -48,44 +49,13 @@ _IN_TORCH = ("tensors", "attributes", "optimizer")
 _OF_ARRAYS = ("model", "opt_state")
 
 
-@dataclass(frozen=True, eq=False)
-class SavedState:
-    """What a state says, checked.
-
-    Attributes
-    ----------
-    step : int
-        Number of updates done.
-    events : list of ReductionEvent
-        All cuts, in order.
-    waiting : bool
-        Whether an attempt waits.
-    metric : float or None
-        The last metric that a cut is compared with.
-    stopped : set of str
-        Layers that are not cut again.
-    trial : Trial or None
-        The cut that can still be undone.
-    records : list of HankelRecord
-        Those of the trace; none without one.
-    """
-
-    step: int
-    events: list[ReductionEvent]
-    waiting: bool
-    metric: float | None
-    stopped: set[str]
-    trial: Trial | None
-    records: list[HankelRecord]
-
-
 def checked_state(
     state: object,
     settings: Mapping[str, str],
     rollback: RollbackPolicy | None,
     trace: HankelTrace | None,
-) -> SavedState:
-    """Return what `state` says, for a reducer of these settings, policy and trace.
+) -> tuple[Books, list[HankelRecord]]:
+    """Return what `state` says, for a reducer of these settings, policy and trace: books and records.
 
     Raises
     ------
@@ -113,20 +83,20 @@ def _checked(
     settings: Mapping[str, str],
     rollback: RollbackPolicy | None,
     trace: HankelTrace | None,
-) -> SavedState:
+) -> tuple[Books, list[HankelRecord]]:
     _check_settings(entries["settings"], settings)
     step = nonnegative_count(entries["step"], 'state["step"]', "the number of updates done")
     events = _events(entries["events"], 'state["events"]', step)
     metric = _metric(entries["metric"], 'state["metric"]', rollback)
-    return SavedState(
+    books = Books(
         step=step,
-        events=events,
+        events=tuple(events),
         waiting=flag(entries["waiting"], 'state["waiting"]'),
         metric=metric,
-        stopped=set(_names(entries["stopped"], 'state["stopped"]')),
+        stopped=frozenset(_names(entries["stopped"], 'state["stopped"]')),
         trial=_trial(entries["trial"], 'state["trial"]', rollback, metric, events),
-        records=_records(entries["trace"], 'state["trace"]', trace),
     )
+    return books, _records(entries["trace"], 'state["trace"]', trace)
 
 
 def _check_settings(saved: object, settings: Mapping[str, str]) -> None:

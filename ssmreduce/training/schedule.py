@@ -136,3 +136,13 @@ class ReductionSchedule:
     def due(self, step: int) -> bool:
         """Tell whether an attempt is due after update number `step` (the first is 1)."""
         return whole_number(step, "step", "the number of updates done") in self.steps
+
+    def outlook(self, step: int) -> str:
+        """Say for a message what comes after the attempt that was due after `step`.
+
+        :meta private:
+        """
+        later = [at for at in self.steps if at > step]
+        return (
+            f"the next attempt is due after step {later[0]}" if later else "it was the last attempt"
+        )
