@@ -119,6 +119,7 @@ def _mapped(value: Any, convert: Callable[[Any], Any]) -> Any:
 # --- The caller
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Caller:
     """Who called: the library and device of an array, and the objects that were passed.
 
@@ -128,9 +129,8 @@ class Caller:
         Answers go to its library and device; None stands for NumPy, where nothing is converted.
     """
 
-    def __init__(self, like: Array | None) -> None:
-        self.like = like
-        self._known: dict[int, tuple[Any, Any]] = {}
+    like: Array | None
+    _known: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, *values: Any) -> Caller:

@@ -311,7 +311,7 @@ class BalancedFactors:
 def balance_factors(
     system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> BalancedFactors:
-    """Factor the Gramians of one system (no batch axes) and decompose Yᴴ Z."""
+    """Factor the Gramians of one system on the host (no batch axes) and decompose Yᴴ Z."""
     if weighting is not None:  # weights bring states of their own
         return _balance_factors(system, horizon, weighting)
     n, ports = system.real_order, max(system.B.shape[-1], system.C.shape[-2])
@@ -324,7 +324,7 @@ def balance_every(
     """The same for every system of a batch, in C order."""
     plain = horizon is None and weighting is None
     return map_systems(
-        system,
+        system.to_host(),
         lambda single: balance_factors(single, horizon, weighting),
         _balance_channels if plain else None,
     )
@@ -346,8 +346,7 @@ def _balance_factors(
         if weighting is not None:
             return balance_between(*weighting.factors(system))
         if isinstance(system, StateSpace):
-            host = system.to_host()
-            factors = dense_factors(host.A, host.B, host.C, host.time, horizon)
+            factors = dense_factors(system.A, system.B, system.C, system.time, horizon)
             return _decomposed(factors, SCIPY)
         if horizon is None and is_channel(system):
             return _balance_channels(system)[0]

@@ -24,6 +24,7 @@ from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
+from ssmreduce.reduction.scaling import warn_if_badly_scaled
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
@@ -56,9 +57,8 @@ def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
     parts = balanced_parts(system, horizon, _ADVICE)
     if isinstance(system, StateSpace):
         return _DenseLayer(system, parts)
-    systems = BalancedBatch(system, parts)
-    systems.warn_if_badly_scaled()
-    return systems
+    warn_if_badly_scaled(parts)
+    return BalancedBatch(system, parts)
 
 
 def balanced_parts(system: System, horizon: int | None, advice: str) -> list[BalancedSystem]:

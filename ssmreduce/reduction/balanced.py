@@ -25,9 +25,12 @@ from ssmreduce.errors import (
 from ssmreduce.gramians.factors import check_horizon
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.reduction.balanced_batch import BalancedBatch
+from ssmreduce.reduction.balanced_diagonal import balanced_systems
 from ssmreduce.reduction.balanced_on_device import NativeBalancing
+from ssmreduce.reduction.balanced_unstable import beside_unstable
 from ssmreduce.reduction.order import MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
+from ssmreduce.reduction.scaling import warn_if_badly_scaled
 from ssmreduce.systems.diagonal import System, check_system
 from ssmreduce.systems.state_space import StateSpace, checked_margin
 
@@ -241,14 +244,14 @@ class Balancing:
             check_instance(
                 weighting, FrequencyWeighting, "weighting", "FrequencyWeighting(band=(0.0, 1.0))"
             )
-        keep_unstable, margin = flag(keep_unstable, "keep_unstable"), checked_margin(margin)
-        _check_unstable_options(horizon, weighting, keep_unstable, margin)
         self.system = system
-        self.horizon = horizon = check_horizon(system, horizon)
+        self._options = False, 0.0
+        if keep_unstable is not False or not isinstance(margin, float) or margin != 0.0:
+            self._options = _unstable_options(horizon, weighting, keep_unstable, margin)
+        self.horizon = check_horizon(system, horizon)
         self.weighting = weighting
-        self._options = keep_unstable, margin
         self._caller = Caller.of(system, weighting)
-        self._native = self._on_device()
+        self._native = None if self._caller.like is None else self._on_device()
         self.hsv: Array
         self.rank: int | Array
         self.unstable: int | Array
@@ -257,7 +260,7 @@ class Balancing:
             return
         found = self._on_host.values()
         self.hsv, self.rank, self.unstable = self._caller.answer(found)
-        self._on_host.warn_if_badly_scaled()
+        warn_if_badly_scaled(self._on_host.parts)
 
     def __repr__(self) -> str:
         parts = [repr(self.system), f"rank={short(self.rank)}"]
@@ -272,7 +275,7 @@ class Balancing:
 
     def _on_device(self) -> NativeBalancing | None:
         """Balance without leaving the device, where there is one and it can."""
-        if self._caller.like is None or not needs_native(self.system, self.weighting):
+        if not needs_native(self.system, self.weighting):
             return None
         plain = self.horizon is None and self.weighting is None and not self._options[0]
         reason = "only dense, stable systems are balanced on it, without a horizon, band or weights"
@@ -295,8 +298,8 @@ class Balancing:
         keep_unstable, margin = self._options
         host, weighting = self._caller.host((self.system, self.weighting))
         if keep_unstable:
-            return BalancedBatch.beside_unstable(host, margin)
-        return BalancedBatch.of(host, self.horizon, weighting)
+            return BalancedBatch(host, beside_unstable(host, margin))
+        return BalancedBatch(host, balanced_systems(host, self.horizon, weighting))
 
     def bound(self, order: int | OrderRule) -> float | HostArray | None:
         """Error bound of ``truncate(order)``: on ‖G - G_r‖∞.
@@ -421,14 +424,16 @@ class Balancing:
         """
         self._leave_device("match_dc", "it has no version for devices")
         reduction: Reduction = self._caller.answer(
-            self._on_host.match_dc(order, common_order=common_order)
+            self._on_host.truncate(order, common_order=common_order, match_dc=True)
         )
         return reduction
 
 
-def _check_unstable_options(
+def _unstable_options(
     horizon: int | None, weighting: FrequencyWeighting | None, keep_unstable: bool, margin: float
-) -> None:
+) -> tuple[bool, float]:
+    """`keep_unstable` and `margin`, checked."""
+    keep_unstable, margin = flag(keep_unstable, "keep_unstable"), checked_margin(margin)
     if keep_unstable and weighting is not None:
         raise ArgumentError(
             "`keep_unstable` is True and a band or weights are given; expected one of the two. Balance "
@@ -444,3 +449,4 @@ def _check_unstable_options(
             f"`margin` is {margin!r} but `keep_unstable` is False; expected no margin: nothing is "
             "split. Pass keep_unstable=True."
         )
+    return keep_unstable, margin

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import flag
 from ssmreduce.errors import OrderError
-from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices, map_systems
+from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices
 from ssmreduce.gramians.channels import is_channel_batch
-from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.reduction.balanced_channels import truncate_channels
 from ssmreduce.reduction.balanced_diagonal import (
     BalancedDiagonal,
-    balanced_system,
-    balanced_systems,
 )
 from ssmreduce.reduction.balanced_system import Reducible
-from ssmreduce.reduction.balanced_unstable import BalancedUnstable, check_split
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.measured_order import smallest_cut
 from ssmreduce.reduction.order import (
@@ -29,39 +26,18 @@ from ssmreduce.reduction.order import (
     divided,
 )
 from ssmreduce.reduction.report import Reduction
-from ssmreduce.reduction.scaling import warn_if_badly_scaled
-from ssmreduce.reduction.unstable import split_unstable
 from ssmreduce.systems.diagonal import System
 
 Cut = Callable[[OrderRule], Reduction]
 """`truncate` or `match_dc` of one balanced system."""
 
 
+@dataclass(frozen=True, eq=False)
 class BalancedBatch:
     """A system on the host and its balanced parts, one or those of a batch in C order, ready for cuts."""
 
-    def __init__(self, system: System, parts: Sequence[Reducible]) -> None:
-        self.system = system
-        self.parts = parts
-
-    @classmethod
-    def of(
-        cls, system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
-    ) -> BalancedBatch:
-        """Balance every system of a batch."""
-        return cls(system, balanced_systems(system, horizon, weighting))
-
-    @classmethod
-    def beside_unstable(cls, system: System, margin: float) -> BalancedBatch:
-        """Balance the stable part of every system, and keep the unstable one."""
-        return cls(system, map_systems(system, lambda single: _keeping_unstable(single, margin)))
-
-    def warn_if_badly_scaled(self) -> None:
-        """Issue a `ScalingWarning` where gains of inputs or outputs are far below the largest one."""
-        for part in self.parts:
-            balanced = part.balanced_part
-            if balanced is not None and balanced.factors is not None:
-                warn_if_badly_scaled(balanced.original, balanced.factors)
+    system: System
+    parts: Sequence[Reducible]
 
     def values(self) -> tuple[HostArray, int | HostArray, int | HostArray]:
         """Hankel singular values, rank and number of unstable states, in the shape of the batch."""
@@ -76,34 +52,26 @@ class BalancedBatch:
         """For each system, the values by which a `TotalBudget` shares out states."""
         return [part.budget_values() for part in self.parts]
 
-    def truncate(self, order: int | OrderRule, *, common_order: bool = False) -> Reduction:
-        """See `Balancing.truncate`; channels are cut in stacked arrays."""
-        return self._cut(order, common_order, [part.truncate for part in self.parts], together=True)
-
-    def match_dc(self, order: int | OrderRule, *, common_order: bool = False) -> Reduction:
-        """See `Balancing.match_dc`."""
-        return self._cut(
-            order, common_order, [part.match_dc for part in self.parts], together=False
-        )
-
-    def _cut(
-        self, order: int | OrderRule, common_order: bool, cuts: Sequence[Cut], *, together: bool
+    def truncate(
+        self, order: int | OrderRule, *, common_order: bool = False, match_dc: bool = False
     ) -> Reduction:
-        common_order = flag(common_order, "common_order")
-        rules = self._rules(as_rule(order), common_order)
+        """See `Balancing.truncate`, and `Balancing.match_dc`; channels are truncated in stacked arrays."""
+        common_order, rule = flag(common_order, "common_order"), as_rule(order)
+        rules: Sequence[OrderRule] = [rule] * len(self.parts)
+        if isinstance(rule, TotalBudget):
+            rules = self._shared_out(rule, common_order)
+        cuts = [part.match_dc if match_dc else part.truncate for part in self.parts]
         if not self.system.batch_shape:
             return _cut_one(self.parts[0], rules[0], cuts[0])
-        parts = self._cut_each(rules, cuts, together)
+        parts = self._cut_each(rules, cuts, not match_dc)
         if common_order:
             largest = max(int(part.order) for part in parts)
             common = [FixedOrder(part.available(largest)) for part in self.parts]
-            parts = self._cut_each(common, cuts, together)
+            parts = self._cut_each(common, cuts, not match_dc)
         return assemble(self.system, parts)
 
-    def _rules(self, rule: OrderRule, common_order: bool) -> Sequence[OrderRule]:
+    def _shared_out(self, rule: TotalBudget, common_order: bool) -> Sequence[OrderRule]:
         """The rule for each system."""
-        if not isinstance(rule, TotalBudget):
-            return [rule] * len(self.parts)
         if common_order:
             raise OrderError(
                 "`order` is a TotalBudget but `common_order` is True; expected one of the two: a "
@@ -132,11 +100,3 @@ class BalancedBatch:
 
 def _cut_one(part: Reducible, rule: OrderRule, cut: Cut) -> Reduction:
     return smallest_cut(part, rule, cut) if isinstance(rule, MeasuredError) else cut(rule)
-
-
-def _keeping_unstable(system: System, margin: float) -> Reducible:
-    split = split_unstable(system, margin)
-    check_split(split)
-    if split.unstable is None:
-        return balanced_system(system)
-    return BalancedUnstable(system, split, split.unstable)

@@ -64,7 +64,7 @@ def _truncated(
     parts: Sequence[BalancedDiagonal], target: Target
 ) -> Iterator[tuple[int, int, DiagonalStateSpace, tuple[HostArray, HostArray], SlotMap]]:
     """Which one, its real order, the truncated system, W and T, and the map to its stored states."""
-    host = _stacked_systems([part.original.to_host() for part in parts])
+    host = _stacked_systems([part.host for part in parts])
     factors = _stacked_factors([part.factors for part in parts if part.factors is not None])
     W, T = factors.projections(target.order)
     B, C = host.ports()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
@@ -25,11 +23,7 @@ are the likely reason for an unstable result: rounding of the projections is eps
 class BalancedDense(BalancedSystem):
     """A `StateSpace`: exactly the order asked for, or an error."""
 
-    original: StateSpace
-
-    @cached_property
-    def _host(self) -> StateSpace:
-        return self.original.to_host()
+    host: StateSpace
 
     def truncate(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses.
@@ -46,13 +40,18 @@ class BalancedDense(BalancedSystem):
         order, wanted = self._order(rule)
         if order == self.hsv.size:
             return self.unchanged()
-        (p, m), n = self._host.D.shape, self.hsv.size
+        (p, m), n = self.host.D.shape, self.hsv.size
         return on_gainful_threads(n, max(m, p), self._cut, order, wanted)
 
     def _cut(self, order: int, wanted: int) -> Reduction:
         W, T = self.projections(order)
-        reduced = _projected(self._host, W, T)
-        self._check_still_stable(reduced)
+        reduced = self.host.replace(
+            A=product(W, product(self.host.A, T), adjoint_left=True),
+            B=product(W, self.host.B, adjoint_left=True),
+            C=product(self.host.C, T),
+        )
+        if self.horizon is None and not are_stable(reduced.A, reduced.time):
+            self._refuse(reduced)
         return self.report(reduced, order, wanted, (W, T))
 
     def available(self, order: int) -> int:
@@ -69,14 +68,13 @@ class BalancedDense(BalancedSystem):
             return self.unchanged()
         W, T = self.projections(order)
         matched = self.matched(order)
-        reduced = matched.system(self._host.time)
-        self._check_still_stable(reduced)
+        reduced = matched.system(self.host.time)
+        if not are_stable(reduced.A, reduced.time):
+            self._refuse(reduced)
         return self.report(reduced, order, wanted, (W, T), method="DC matching")
 
-    def _check_still_stable(self, reduced: StateSpace) -> None:
-        """Refuse an unstable result, but within a horizon, where poles may lie anywhere."""
-        if self.horizon is not None or are_stable(reduced.A, reduced.time):
-            return
+    def _refuse(self, reduced: StateSpace) -> None:
+        """Raise `UnstableSystemError` for an unstable result; within a horizon poles may lie anywhere."""
         if self.weighting is not None and not self.weighting.keeps_stability:
             advice = (
                 "Neither a band nor two weights guarantee that: try an order next to it, or one weight "
@@ -118,11 +116,3 @@ class BalancedDense(BalancedSystem):
         if order < n:
             self.check_bound(rule, order)
         return order, wanted
-
-
-def _projected(host: StateSpace, W: HostArray, T: HostArray) -> StateSpace:
-    return host.replace(
-        A=product(W, product(host.A, T), adjoint_left=True),
-        B=product(W, host.B, adjoint_left=True),
-        C=product(host.C, T),
-    )

@@ -79,6 +79,7 @@ class BalancedDiagonal(BalancedSystem):
     """A `DiagonalStateSpace`: stored states are an upper limit, the result is diagonal again."""
 
     original: DiagonalStateSpace
+    host: DiagonalStateSpace
 
     def truncate(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses, or the nearest below that fits and is safe.
@@ -123,7 +124,7 @@ class _DiagonalCut:
 
     def __init__(self, balanced: BalancedDiagonal) -> None:
         self._balanced = balanced
-        self._host = balanced.original.to_host()
+        self._host = balanced.host
         self._state: HostArray = np.zeros((0, 0))
 
     def to(self, rule: OrderRule, *, invertible: bool = False) -> Reduction:

@@ -98,11 +98,12 @@ class BalancedSystem(Reducible):
         factors: BalancedFactors | None = None,
     ) -> None:
         self.original = original
+        self.host = original.to_host()
         self.horizon = horizon
         self.weighting = weighting
         # Without states nothing is left to balance: the system is its feedthrough.
         if factors is None and original.order:
-            factors = balance_factors(original, horizon, weighting)
+            factors = balance_factors(self.host, horizon, weighting)
         self.factors = factors
         self.hsv: HostArray = np.zeros(0) if self.factors is None else self.factors.hsv
         self.rank = 0 if self.factors is None else self.factors.rank
@@ -145,7 +146,7 @@ class BalancedSystem(Reducible):
         """The balanced standard form; this system itself if it reads before its update."""
         if not self.original.read_after_update:
             return self
-        return type(self)(self.original.to_host().to_standard())
+        return type(self)(self.host.to_standard())
 
     @abstractmethod
     def _match_dc(self, rule: OrderRule, *, invertible: bool) -> Reduction:
@@ -153,7 +154,7 @@ class BalancedSystem(Reducible):
 
     @cached_property
     def _shifted(self) -> ShiftedSystem:
-        return ShiftedSystem.of(self.original.to_host())
+        return ShiftedSystem.of(self.host)
 
     def matched(self, order: int) -> ShiftedSystem:
         """The dense system of this order with the same DC gain, kept until another is asked for."""

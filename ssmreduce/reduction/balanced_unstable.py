@@ -12,13 +12,14 @@ import scipy.linalg
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NoConvergenceError, OrderError
+from ssmreduce.gramians.batch import map_systems
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced_diagonal import balanced_system
 from ssmreduce.reduction.balanced_system import BalancedSystem, Reducible, check_still_stable
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import embedding
-from ssmreduce.reduction.unstable import UnstableSplit
+from ssmreduce.reduction.unstable import UnstableSplit, split_unstable
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.interconnect import parallel
 from ssmreduce.systems.state_space import StateSpace
@@ -41,6 +42,19 @@ def check_split(split: UnstableSplit) -> None:
             f"{split.condition:.2g}; expected at most {_LARGEST_CONDITION:.2g}. A multiple pole near the "
             "stability boundary may lie on both sides of it: pass a `margin` such as 1e-6."
         )
+
+
+def beside_unstable(system: System, margin: float) -> list[Reducible]:
+    """Balance the stable part of every system of a batch, and keep the unstable one."""
+
+    def one(single: System) -> Reducible:
+        split = split_unstable(single, margin)
+        check_split(split)
+        if split.unstable is None:
+            return balanced_system(single)
+        return BalancedUnstable(single, split, split.unstable)
+
+    return map_systems(system, one)
 
 
 class BalancedUnstable(Reducible):

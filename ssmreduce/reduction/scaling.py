@@ -8,6 +8,7 @@ one port is accurate to n eps over its gain relative to the strongest one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ssmreduce._array_routes import warn_caller
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce.errors import ScalingWarning
 from ssmreduce.hankel import BalancedFactors
+from ssmreduce.reduction.balanced_system import Reducible
 from ssmreduce.systems.diagonal import System
 
 _LEAST_SHARE = float(np.sqrt(np.finfo(np.float64).eps))
@@ -27,11 +29,17 @@ _ROUNDING = 4.0
 round by a few n eps each."""
 
 
-def warn_if_badly_scaled(system: System, factors: BalancedFactors) -> None:
+def warn_if_badly_scaled(parts: Sequence[Reducible]) -> None:
     """Issue a `ScalingWarning` where gains of inputs or outputs are far below the largest one."""
-    if system.B.shape[-1] == system.C.shape[-2] == 1:
-        return
-    host = system.to_host()
+    for part in parts:
+        balanced = part.balanced_part
+        if balanced is None or balanced.factors is None:
+            continue
+        if balanced.host.D.shape != (1, 1):
+            _look_at_ports(balanced.host, balanced.factors)
+
+
+def _look_at_ports(host: System, factors: BalancedFactors) -> None:
     B, C = host.ports()
     with np.errstate(over="ignore", invalid="ignore"):
         if _has_even_rows(adjoint(factors.observed(B))) and _has_even_rows(factors.reached(C)):

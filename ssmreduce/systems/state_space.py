@@ -90,6 +90,8 @@ def _no_feedthrough(B: Array, C: Array, *, real: bool) -> Array:
 
 def checked_readout(read_after_update: bool, time: TimeDomain) -> bool:
     """Return it as a bool; refuse a readout after the update in continuous time, where there is no update."""
+    if read_after_update is False:
+        return False
     after = _checks.flag(read_after_update, "read_after_update")
     if after and not isinstance(time, Discrete):
         raise TimeDomainError(
@@ -231,7 +233,7 @@ class StateSpace:
     @property
     def real_order(self) -> int:
         """Number of states of Gramians: the order."""
-        return self.order
+        return int(self.A.shape[-1])
 
     @property
     def inputs(self) -> int:
