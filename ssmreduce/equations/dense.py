@@ -99,7 +99,7 @@ def dense_factors(
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
-    Z, Y = _reached(schur, B, time), _observed(schur, C_adjoint, time)
+    Z, Y = schur_factor(schur, B, time), schur_factor(schur, C_adjoint, time, mirrored=True)
     if not all_finite(Z, Y):
         raise _overflow()
     return DenseFactors(Z, Y, schur.basis, units)
@@ -126,23 +126,24 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
-    factor = (_observed if which else _reached)(schur, G, time)
+    factor = schur_factor(schur, G, time, mirrored=bool(which))
     if not all_finite(factor):
         raise _overflow()
     factor = product(schur.basis, factor)
     return factor / units if which else factor * units
 
 
-def _reached(schur: SchurForm, B: HostArray, time: TimeDomain) -> HostArray:
-    """Factor of P in the coordinates of T."""
-    inputs = product(schur.basis, B, adjoint_left=True)
-    return hammarling_factor(schur.triangle, inputs, time)
+def schur_factor(
+    schur: SchurForm, G: HostArray, time: TimeDomain, *, mirrored: bool = False
+) -> HostArray:
+    """Factor of P of (A, G), or of Q of (A, Gᴴ) where `mirrored`, in the coordinates of T.
 
-
-def _observed(schur: SchurForm, C_adjoint: HostArray, time: TimeDomain) -> HostArray:
-    """Factor of Q in the coordinates of T; Aᴴ has the triangle Tᴴ with rows and columns in reverse order."""
-    inputs = product(schur.basis, C_adjoint, adjoint_left=True)[::-1]
-    factor = hammarling_factor(schur.reversed_adjoint(), inputs, time)
+    Aᴴ has the triangle Tᴴ with rows and columns in reverse order.
+    """
+    inputs = product(schur.basis, G, adjoint_left=True)
+    if not mirrored:
+        return hammarling_factor(schur.triangle, inputs, time)
+    factor = hammarling_factor(schur.reversed_adjoint(), inputs[::-1], time)
     return np.asfortranarray(factor[::-1])
 
 

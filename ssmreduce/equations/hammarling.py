@@ -85,9 +85,13 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
         B /= scale
     discrete = isinstance(time, Discrete)
     if eliminate is None and np.isrealobj(T) and T.diagonal(-1).any():
-        U = _factor_of_pairs(T, B, discrete=discrete)
+        U = _factor_of_pairs(T, B, time)
+    elif len(T) <= LARGEST_BLOCK:
+        U, _, _ = block_factor(T, B, discrete=discrete)
     else:
-        U = _factor(T, B, discrete=discrete)
+        U = np.zeros(T.shape, dtype=T.dtype, order="F")
+        by_blocks = _eliminate_discrete if discrete else _eliminate_continuous
+        by_blocks(T, B, U, diagonal_blocks(T))
     if scale == 1.0:
         return U
     with np.errstate(over="ignore"):  # the callers refuse what overflowed
@@ -97,16 +101,6 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
 def _compressed(B: HostArray) -> HostArray:
     """A square B with the same B Bᴴ."""
     return np.asarray(adjoint(np.linalg.qr(adjoint(B), mode="r")))
-
-
-def _factor(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray:
-    """U in one block, or in several; B may be overwritten."""
-    if len(T) <= LARGEST_BLOCK:
-        return block_factor(T, B, discrete=discrete)[0]
-    U = np.zeros(T.shape, dtype=T.dtype, order="F")
-    by_blocks = _eliminate_discrete if discrete else _eliminate_continuous
-    by_blocks(T, B, U, diagonal_blocks(T))
-    return U
 
 
 def block_factor(
@@ -167,7 +161,7 @@ def _completed_inputs(driven: HostArray, B: HostArray, S: HostArray, M: HostArra
     return np.asarray(B - product(inner @ R, adjoint(V[k:])))
 
 
-def _factor_of_pairs(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray:
+def _factor_of_pairs(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
     """Real U by way of a complex Schur form of T, which has no pairs."""
     pairs = [slice(k, k + 2) for k in np.flatnonzero(T.diagonal(-1)).tolist()]
     triangle, inputs = T.astype(complex, order="F"), B.astype(complex, order="F")
@@ -177,7 +171,7 @@ def _factor_of_pairs(T: HostArray, B: HostArray, *, discrete: bool) -> HostArray
         triangle[at, at.stop :] = adjoint(q) @ triangle[at, at.stop :]
         triangle[at, at] = form
         inputs[at] = adjoint(q) @ inputs[at]
-    U = _factor(triangle, inputs, discrete=discrete)
+    U = hammarling_factor(triangle, inputs, time)
     for at, (_, q) in zip(pairs, forms, strict=True):
         U[at, at.start :] = q @ U[at, at.start :]
         U[at, at], turn = scipy.linalg.rq(U[at, at], check_finite=False)

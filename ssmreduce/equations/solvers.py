@@ -21,8 +21,7 @@ from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
 from ssmreduce.equations.arguments import single_equation, state_matrix
 from ssmreduce.equations.bartels_stewart import solve_schur
-from ssmreduce.equations.dense import choose_low_rank
-from ssmreduce.equations.hammarling import hammarling_factor
+from ssmreduce.equations.dense import choose_low_rank, schur_factor
 from ssmreduce.equations.lyapunov_solver import Answer as Answer
 from ssmreduce.equations.lyapunov_solver import LyapunovChoice as LyapunovChoice
 from ssmreduce.equations.lyapunov_solver import LyapunovSolver as LyapunovSolver
@@ -99,9 +98,8 @@ class Hammarling(LyapunovSolver):
         check_stable_form(schur, time, A, name="`A`")
         dtype = np.result_type(A, B)
         schur = schur.of_type(dtype)
-        inner = product(schur.basis, B.astype(dtype, copy=False), adjoint_left=True)
-        Z = product(schur.basis, hammarling_factor(schur.triangle, inner, time))
-        return Answer(Z, self)
+        factor = schur_factor(schur, B.astype(dtype, copy=False), time)
+        return Answer(product(schur.basis, factor), self)
 
 
 @dataclass(frozen=True)

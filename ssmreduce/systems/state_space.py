@@ -230,10 +230,8 @@ class StateSpace:
         """Number of states n."""
         return int(self.A.shape[-1])
 
-    @property
-    def real_order(self) -> int:
-        """Number of states of Gramians: the order."""
-        return int(self.A.shape[-1])
+    real_order = order
+    """Number of states of Gramians: the order."""
 
     @property
     def inputs(self) -> int:
