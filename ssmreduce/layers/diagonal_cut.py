@@ -141,7 +141,7 @@ def diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
             rounding = eps * slot_map.condition * bounds[0]
             total = float(bounds[order] + rounding)
             if best is None or total < best[0]:
-                system = in_slots(cut.system.to_dense(), slot_map)
+                system = in_slots(cut.system, slot_map, *cut.system.ports())
                 best = total, replace(cut, system=system, order=system.order, slot_map=slot_map)
             if rounding <= _SAFE_SHARE * max(bounds[order], eps**0.5 * bounds[0]):
                 break
@@ -167,12 +167,12 @@ def _cuts_that_fit(
             yield order, cut, A
 
 
-def in_slots(system: StateSpace, slot_map: SlotMap) -> DiagonalStateSpace:
-    """A dense system in the stored states of its diagonal form."""
+def in_slots(system: System, slot_map: SlotMap, B: HostArray, C: HostArray) -> DiagonalStateSpace:
+    """A system in the stored states of its diagonal form, from B and C in the states of a dense one."""
     return DiagonalStateSpace(
         slot_map.eigenvalues,
-        slot_map.input_matrix(system.B),
-        slot_map.output_matrix(system.C),
+        slot_map.input_matrix(B),
+        slot_map.output_matrix(C),
         system.D,
         time=system.time,
         real_output=True,

@@ -92,7 +92,8 @@ class Discretisation(Enum):
             Factor of the inputs of each state.
         """
         if self is Discretisation.ZOH:
-            return namespace(poles).expm1(poles * step) / poles
+            xp = np if isinstance(poles, np.ndarray) else namespace(poles)
+            return xp.expm1(poles * step) / poles
         return step / (1.0 - 0.5 * poles * step)
 
 

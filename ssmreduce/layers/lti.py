@@ -11,6 +11,7 @@ and t are; reading, writing and the way of the optimizer's moments follow from t
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -53,6 +54,8 @@ class LTILayer(Layer):
     carries_matrices : bool
         Whether moments of the matrices can follow a change of coordinates, as those of `poles`
         cannot.
+    in_single : tuple of str
+        Real weights that the layer uses in single precision, whatever the dtype of the others.
     lower_half : bool
         Whether the pole with negative imaginary part of a conjugate pair is the one to store.
 
@@ -113,6 +116,7 @@ class LTILayer(Layer):
     poles: tuple[str, ...] = ()
     stores_input: bool = True
     carries_matrices: bool = True
+    in_single: tuple[str, ...] = ()
     lower_half: bool = False
 
     @abstractmethod
@@ -171,6 +175,7 @@ class LTILayer(Layer):
         """
         self.check_finite(weights)
         self.check(weights)
+        weights = _with_single(weights, self.in_single)
         B, C = self.matrices(weights)
         s, t = self.scales(weights)
         return DiagonalStateSpace.from_log(
@@ -329,7 +334,14 @@ class LTILayer(Layer):
                     f"layer can store. Reduce to another order, or keep poles of its own: {OWN_POLES}."
                 )
         s, t = self.scales({**weights, **new})
-        return new | self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
+        new |= self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
+        return _with_single(new, self.in_single)
+
+
+def _with_single(weights: Weights, names: Iterable[str]) -> dict[str, Array]:
+    """The weights, some of them rounded to single precision."""
+    rounded = {name: weights[name].astype(np.float32).astype(np.float64) for name in names}
+    return {**weights, **rounded}
 
 
 def check_decay(logarithms: HostArray, kind: str) -> None:

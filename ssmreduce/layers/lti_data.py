@@ -258,7 +258,6 @@ class DataPlan:
         """A cut whose output weights fit the sequences, in the states of a reduction."""
         reduction, _ = plan.reduced(order)
         system = reduction.system
-        assert isinstance(system, DiagonalStateSpace)
         sums = self._sums_of(system.to_host())
         if self._method == "white refit":
             self._check_excited(order)
@@ -373,6 +372,5 @@ def _factor(P: HostArray) -> HostArray:
 
 def _with_readout(reduction: Reduction, C: HostArray, method: str) -> Reduction:
     """A reduction with other output weights, about which no theorem says anything."""
-    old = reduction.system
-    assert isinstance(old, DiagonalStateSpace)
-    return replace(reduction, system=unchecked(old, C=C), error_bound=None, method=method)
+    system = unchecked(reduction.system, C=C)
+    return replace(reduction, system=system, error_bound=None, method=method)

@@ -53,7 +53,7 @@ class SelectedModes:
         singles = single_systems(system)
         self._modes = [_modes(single) for single in singles]
         every = [
-            replace(part, system=in_slots(single, modes), order=modes.order)
+            replace(part, system=in_slots(single, modes, *single.ports()), order=modes.order)
             for part, single, modes in zip(self._parts, singles, self._modes, strict=True)
         ]
         self._sums = feature_sums(assemble(system, every).system, sequences)
@@ -100,13 +100,10 @@ def _kept(whole: Reduction, modes: SlotMap, kept: HostArray) -> Reduction:
     inverse = np.concatenate([np.eye(kept.size), 1j * np.eye(kept.size)[:, is_pair]], axis=1)
     vectors = adjoint(inverse) * np.where(is_pair, 0.5, 1.0)
     own = SlotMap(modes.eigenvalues[kept], vectors, inverse, is_pair, modes.condition)
-    original = whole.original
-    assert isinstance(original, StateSpace)
-    A, B = adjoint(W) @ original.A @ T, adjoint(W) @ original.B
-    projected = replace(original, A=A, B=B, C=original.C @ T)
+    B, C = whole.original.ports()
     return replace(
         whole,
-        system=in_slots(projected, own),
+        system=in_slots(whole.original, own, adjoint(W) @ B, C @ T),
         order=kept.size,
         real_order=W.shape[1],
         wanted_order=2 * kept.size,

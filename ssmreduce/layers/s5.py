@@ -15,7 +15,6 @@ of the layer is then at most sqrt(2) times that of the system.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
 from ssmreduce.layers.lti import LTILayer
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 _FUNCTIONS = {
     "discretize_zoh": Discretisation.ZOH,
@@ -69,7 +67,8 @@ class S5(LTILayer):
 
     known_by = "Lambda"
     poles = ("Lambda", "log_step")
-    eps = float(np.finfo(np.float32).eps)  # of B
+    in_single = ("B",)  # s5-pytorch makes it complex64, whatever its other dtypes are
+    eps = float(np.finfo(np.float32).eps)
 
     def __init__(
         self, discretisation: Discretisation = Discretisation.ZOH, *, bidirectional: bool = False
@@ -93,19 +92,6 @@ class S5(LTILayer):
         if function not in _FUNCTIONS:
             raise _refusal(f"`discretize` is {function}: a rule that is neither zoh nor bilinear")
         return cls(_FUNCTIONS[function], bidirectional=bool(getattr(layer, "bidir", False)))
-
-    def read(self, weights: Weights) -> System:
-        """Return the discrete system that the layer runs, which takes B in single precision."""
-        if isinstance(weights, Mapping) and "B" in weights:
-            weights = {**weights, "B": _single(weights["B"])}
-        return super().read(weights)
-
-    def write(
-        self, system: DiagonalStateSpace, weights: Weights, model: Weights | None = None
-    ) -> dict[str, HostArray]:
-        """Return the weights of a layer that runs `system`, with B in single precision."""
-        new = super().write(system, weights, model)
-        return {**new, "B": _single(new["B"])}
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all weights."""
@@ -170,11 +156,6 @@ class S5(LTILayer):
                 "`Lambda` has an entry 0; expected none: the layer divides by it and returns NaN. "
                 "Set it to a small negative number."
             )
-
-
-def _single(array: HostArray) -> HostArray:
-    """`array` as the layer uses it: s5-pytorch makes B complex64, whatever its other dtypes are."""
-    return array.astype(np.float32).astype(np.float64)
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:
