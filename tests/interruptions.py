@@ -29,6 +29,7 @@ WRITING = (
     "models/snapshots.py",
     "training/attempts.py",
     "training/books.py",
+    "training/recorder.py",
     "training/reducer.py",
 )
 """The modules of the write phase."""

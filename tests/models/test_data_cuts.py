@@ -61,7 +61,7 @@ from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.models.data_cut import _chosen, planned_with_data
 from ssmreduce.models.layer_records import LayerRecord
 from ssmreduce.models.search import search
-from ssmreduce.training import reducer as reducing
+from ssmreduce.training import recorder
 
 # Most of these models learned nothing.
 pytestmark = pytest.mark.filterwarnings(
@@ -1510,7 +1510,7 @@ def test_layers_are_gathered_where_no_rank_can_fail_alone(monkeypatch):
         data=lambda _: data,
     )
     monkeypatch.setattr(TorchFramework, "team_of", staticmethod(lambda _: team))
-    monkeypatch.setattr(reducing, "with_full_layers", team.gather)
+    monkeypatch.setattr(recorder, "with_full_layers", team.gather)
     reducer.step(1, model, torch.optim.SGD(model.parameters(), 1e-3))
     assert "gather" in team.calls
     assert reducer.trace.records[-1].data_hsv is not None
