@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 import re
 import runpy
@@ -35,7 +36,37 @@ from ssmreduce.frameworks.current import register_framework
 from ssmreduce.frameworks.transaction import Prepared
 
 FOLDER = Path(__file__).parents[1] / "docs/examples"
+ROOT = FOLDER.parents[1]
 PAGES, PICTURE = ("index", "tour"), r"image:: (\S+)"
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ImportError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
+@pytest.mark.parametrize("page", ["README.rst", "CONTRIBUTING.rst", "docs/*.rst"])
+def test_names_and_paths_in_the_docs_exist(page: str) -> None:
+    names = re.compile(r"\bssmreduce(?:\.[A-Za-z]\w*)+")
+    paths = re.compile(r"``((?:ssmreduce|tests|benchmarks|docs|\.ci)/[\w./]+)")
+    missing = []
+    for path in ROOT.glob(page):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "renamed.rst":  # the column of today's names
+            text = "".join(re.findall(r"^     - .*\n(?:       .*\n)*", text, re.M))
+            assert len(names.findall(text)) > 15
+        missing += [each for each in names.findall(text) if not exists(each)]
+        missing += [each for each in paths.findall(text) if not (ROOT / each).exists()]
+    assert set(missing) <= {"ssmreduce.pt"}  # a file of the Trainer's checkpoints
 
 
 @pytest.mark.parametrize(

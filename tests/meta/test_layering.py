@@ -179,6 +179,18 @@ def test_imports_point_down(path: Path) -> None:
             assert target in ALLOWED[own], f"{path}:{line}: {own} imports {target}"
 
 
+def test_the_list_for_contributors_has_every_package_from_the_bottom_up() -> None:
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.rst").read_text(encoding="utf-8")
+    block = text.partition("Where things are")[2].partition("code-block:: text")[2]
+    rows = [
+        line.strip().split("  ")[0] for line in block.partition("\nEvery module")[0].split("\n")
+    ]
+    listed = [name.strip(" /") for row in rows if row for name in row.split(",")]
+    assert sorted(listed) == sorted(set().union(*LEVELS) - {"__init__", "__main__"})
+    levels = [level_of(name) for name in listed]
+    assert levels == sorted(levels)
+
+
 def at_run_time(tree: ast.Module) -> ast.Module:
     """Leave out the body of ``if TYPE_CHECKING:``: annotations may name each other."""
     kept = [
