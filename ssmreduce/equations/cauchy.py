@@ -125,7 +125,8 @@ def orthonormal_functions(
     """
     nodes = _nodes(eigenvalues, logarithms, residues, mirror=real)
     functions = _real_functions(nodes, time) if real else _functions(nodes, time)
-    return functions[:, np.any(functions, axis=(0, 2))], nodes
+    used = np.any(functions, axis=(0, 2))
+    return functions if np.all(used) else functions[:, used], nodes
 
 
 def _nodes(

@@ -44,26 +44,30 @@ def channel_factors(batch: DiagonalStateSpace) -> list[tuple[HostArray, HostArra
     UnstableSystemError, NoConvergenceError
         If that is so for any of them.
     """
-    host = batch.to_host()
-    n, logarithms = host.order, host.log_eigenvalues
-    poles, b, c = (x.reshape(-1, n) for x in (host.eigenvalues, host.B[..., 0], host.C[..., 0, :]))
-    logarithms = None if logarithms is None else logarithms.reshape(-1, n)
-    check_stable(poles, host.time, log_eigenvalues=logarithms)
-    Z, Y = cauchy_factors(poles, logarithms, b, c, host.time, real_output=host.real_output)
-    return [_used(*pair) for pair in zip(Z, Y, strict=True)]
-
-
-def _used(Z: HostArray, Y: HostArray) -> tuple[HostArray, HostArray]:
-    """Without the columns that are zero, which other systems of the batch need."""
-    used = np.any(Z, axis=0) & np.any(Y, axis=0)
-    return Z[:, used], Y[:, used]
+    return [_used(*pair) for pair in zip(*_stacked_factors(batch), strict=True)]
 
 
 def channel_gains(batch: DiagonalStateSpace) -> HostArray:
     """‖C Z‖ of each system along one batch axis; raises what `channel_factors` does."""
     _, C = batch.ports()
-    factors = channel_factors(batch)
-    gains = [np.linalg.norm(C[k] @ Z) for k, (Z, _) in enumerate(factors)]
+    Z, _ = _stacked_factors(batch)
+    gains = np.linalg.norm(C @ Z, axis=(-2, -1))
     if not np.all(np.isfinite(gains)):
         raise np.linalg.LinAlgError("Gramian factors are not finite")
-    return np.array(gains)
+    return np.asarray(gains)
+
+
+def _stacked_factors(batch: DiagonalStateSpace) -> tuple[HostArray, HostArray]:
+    """All Z and all Y, with columns of zeros where systems of the batch need fewer."""
+    host = batch.to_host()
+    n, logarithms = host.order, host.log_eigenvalues
+    poles, b, c = (x.reshape(-1, n) for x in (host.eigenvalues, host.B[..., 0], host.C[..., 0, :]))
+    logarithms = None if logarithms is None else logarithms.reshape(-1, n)
+    check_stable(poles, host.time, log_eigenvalues=logarithms)
+    return cauchy_factors(poles, logarithms, b, c, host.time, real_output=host.real_output)
+
+
+def _used(Z: HostArray, Y: HostArray) -> tuple[HostArray, HostArray]:
+    """Without columns of zeros."""
+    used = np.any(Z, axis=0) & np.any(Y, axis=0)
+    return Z[:, used], Y[:, used]
