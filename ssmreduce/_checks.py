@@ -34,7 +34,6 @@ from ssmreduce.errors import (
     ArgumentTypeError,
     MissingBackendError,
     NonFiniteError,
-    OrderError,
     ShapeError,
     TracedValueError,
 )
@@ -307,26 +306,6 @@ def check_text(value: object, name: str, meaning: str) -> None:
     """Raise `ArgumentTypeError` unless `value` is a string."""
     if not isinstance(value, str):
         raise ArgumentTypeError(f"`{name}` is {shown(value)}; expected a str. Pass {meaning}.")
-
-
-def positive_order(order: object) -> int:
-    """Return `order` as a positive int."""
-    if not is_int(order):
-        raise OrderError(
-            f"`order` is {shown(order)}; expected a positive int or an order rule. "
-            f"Try a rule such as HankelMass({_share_meant(order)})."
-        )
-    if order < 1:
-        raise OrderError(
-            f"`order` is {int(order)}; expected at least 1 state. "
-            "Look at hankel_singular_values(system) to choose one."
-        )
-    return int(order)
-
-
-def _share_meant(order: object) -> float:
-    """A number between 0 and 1 itself, as somebody meant it who forgot the rule."""
-    return float(order) if is_number(order) and 0.0 < order < 1.0 else 0.99
 
 
 def positive_count(value: object, name: str, meaning: str) -> int:

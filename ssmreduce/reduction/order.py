@@ -79,7 +79,19 @@ class FixedOrder(OrderRule):
     order: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "order", _checks.positive_order(self.order))
+        order: object = self.order
+        if not _checks.is_int(order):
+            share = order if _checks.is_number(order) and 0.0 < order < 1.0 else 0.99
+            raise OrderError(
+                f"`order` is {_checks.shown(order)}; expected a positive int or an order rule. "
+                f"Try a rule such as HankelMass({float(share)})."
+            )
+        if order < 1:
+            raise OrderError(
+                f"`order` is {int(order)}; expected at least 1 state. "
+                "Look at hankel_singular_values(system) to choose one."
+            )
+        vars(self).update(order=int(order))
 
     def choose(self, hsv: HostArray) -> int:
         """Return the fixed order."""
