@@ -85,12 +85,8 @@ def map_parts(
     system: System, function: Callable[..., Result], *arguments: Sequence[Any]
 ) -> list[Result]:
     """Return ``function(*own)`` of what belongs to every system, in C order; errors name the index."""
-    every = zip(batch_indices(system), zip(*arguments, strict=True), strict=True)
-    results = []
-    for index, own in every:
-        with naming_system(index):
-            results.append(function(*own))
-    return results
+    every = dict(zip(batch_indices(system), zip(*arguments, strict=True), strict=True))
+    return map_indices(system, lambda index: function(*every[index]))
 
 
 def _named(function: Callable[[tuple[int, ...]], Result], index: tuple[int, ...]) -> Result:

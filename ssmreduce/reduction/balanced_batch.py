@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import flag
 from ssmreduce.errors import OrderError
-from ssmreduce.gramians.batch import batch_indices, in_batch_shape, map_indices
+from ssmreduce.gramians.batch import in_batch_shape, map_parts
 from ssmreduce.gramians.channels import is_channel_batch
 from ssmreduce.reduction.balanced_channels import truncate_channels
 from ssmreduce.reduction.balanced_diagonal import (
@@ -88,15 +88,12 @@ class BalancedBatch:
         together = together and not measured and is_channel_batch(self.system)
         if together and len(balanced) == len(rules):
             done = truncate_channels(balanced, rules)
-        every = zip(self.parts, rules, cuts, done, strict=True)
-        tasks = dict(zip(batch_indices(self.system), every, strict=True))
-
-        def one(index: tuple[int, ...]) -> Reduction:
-            part, rule, cut, ready = tasks[index]
-            return ready or _cut_one(part, rule, cut)
-
-        return map_indices(self.system, one)
+        return map_parts(self.system, _cut_one, self.parts, rules, cuts, done)
 
 
-def _cut_one(part: Reducible, rule: OrderRule, cut: Cut) -> Reduction:
+def _cut_one(
+    part: Reducible, rule: OrderRule, cut: Cut, done: Reduction | None = None
+) -> Reduction:
+    if done is not None:
+        return done
     return smallest_cut(part, rule, cut) if isinstance(rule, MeasuredError) else cut(rule)
