@@ -35,6 +35,7 @@ from torch_modules import S4D, LrnnxLRU
 from transformers import MambaConfig, MambaForCausalLM
 
 from ssmreduce import (
+    CutOptions,
     ErrorBound,
     HankelMass,
     HankelTrace,
@@ -530,6 +531,14 @@ def by_data(kind: str, rank: int, rows: slice) -> dict[str, Any]:
     seen["by"] = sorted({part.choice.by for part in reducer.last_cut.values()})
     seen["losses"] = [event.loss_after for event in reducer.events]
     seen["print"] = fingerprint(model, optimizer)
+    seen["unmatched"] = ""
+    if kind == "fsdp":
+        data = calibrate(model, own, loss=lambda model, batch: model(batch).square().mean())
+        try:
+            reduce_model(model, 2, optimizer=optimizer, data=data, options=CutOptions(match=True))
+        except SSMReduceError as error:
+            seen["unmatched"] = str(error)
+        seen["unchanged"] &= fingerprint(model, optimizer) == seen["print"]
     return seen
 
 

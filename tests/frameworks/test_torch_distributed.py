@@ -246,6 +246,7 @@ def test_cuts_by_what_each_rank_is_given(kind: str, ranks: list[dict[str, Any]])
     )
     assert len(fewer) == (kind == "fsdp")
     assert ("`data` is 4 but the module is sharded" in first["callback"]) == (kind == "fsdp")
+    assert ("no loss on what was held out is known" in first["unmatched"]) == (kind == "fsdp")
     assert first["unchanged"]
 
 
