@@ -84,10 +84,11 @@ def dense_factors(
             smith.finite_factor(smith.dense_powers(A), B, horizon),
             smith.finite_factor(smith.dense_powers(adjoint(A)), adjoint(C), horizon),
         )
-    given, dtype = A, np.result_type(A, B, C)
+    given, dtype, C_adjoint = A, np.result_type(A, B, C), adjoint(C)
     A, units, root_rate = even_units(A, time)
-    B = (B / units / root_rate).astype(dtype, copy=False)
-    C_adjoint = (adjoint(C) * units / root_rate).astype(dtype, copy=False)
+    if A is not given:  # else all units are 1, and a copy takes memory
+        B, C_adjoint = B / units / root_rate, C_adjoint * units / root_rate
+    B, C_adjoint = B.astype(dtype, copy=False), C_adjoint.astype(dtype, copy=False)
     route = choose_low_rank(A.astype(dtype, copy=False), max(B.shape[1], C.shape[0]), time)
     if route is not None:
         solves, plan = route
