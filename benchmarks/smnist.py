@@ -30,8 +30,9 @@ from ssmreduce.demo.runs import Run
 from ssmreduce.demo.settings import make_settings
 
 
-def scan_recurrence(eigenvalues, B, C, D, inputs):
+def scan_recurrence(log_eigenvalues, B, C, D, inputs):
     """Same outputs as the demo's recurrence, one time step after the other."""
+    eigenvalues = jnp.exp(log_eigenvalues)
     drive = jnp.einsum("nh,blh->lbn", B, inputs.astype(B.dtype))
 
     def step(state, driven):

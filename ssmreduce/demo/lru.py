@@ -69,10 +69,15 @@ class LRU(eqx.Module):
     @property
     def eigenvalues(self) -> Array:
         """Diagonal (N,) of Λ."""
-        return jnp.exp(jax.lax.complex(-jnp.exp(self.nu_log), jnp.exp(self.theta_log)))
+        return jnp.exp(self.log_eigenvalues)
+
+    @property
+    def log_eigenvalues(self) -> Array:
+        """Their logarithms (N,)."""
+        return jax.lax.complex(-jnp.exp(self.nu_log), jnp.exp(self.theta_log))
 
     def __call__(self, inputs: Array) -> Array:
         """Run (batch, L, H) sequences from a zero state."""
         B = jnp.exp(self.gamma_log)[:, None] * jax.lax.complex(self.B_re, self.B_im)
         C = jax.lax.complex(self.C_re, self.C_im)
-        return diagonal_recurrence(self.eigenvalues, B, C, self.D, inputs)
+        return diagonal_recurrence(self.log_eigenvalues, B, C, self.D, inputs)

@@ -18,9 +18,6 @@ from jax import Array
 
 from ssmreduce.demo.lru import LRU, single
 
-# Steps that `_each_step` packs into one row of its matrix product.
-_PACKED_STEPS = 4
-
 # Added to variances, for channels that are constant.
 _VARIANCE_FLOOR = 1e-5
 
@@ -38,7 +35,7 @@ class Linear(eqx.Module):
 
     def __call__(self, inputs: Array) -> Array:
         """Map (..., inputs) to (..., outputs)."""
-        return _each_step(inputs, self.weight) + self.bias
+        return inputs @ self.weight.T + self.bias
 
 
 class Statistics(NamedTuple):
@@ -56,13 +53,11 @@ class Block(eqx.Module):
     """
 
     lru: LRU
-    value: Linear
-    gate: Linear
+    mix: Linear
 
     def __init__(self, states: int, width: int, *, rng: np.random.Generator) -> None:
         self.lru = LRU(states, width, rng=rng)
-        self.value = Linear(width, width, rng=rng)
-        self.gate = Linear(width, width, rng=rng)
+        self.mix = Linear(width, 2 * width, rng=rng)
 
     def __call__(
         self, inputs: Array, statistics: Statistics | None = None
@@ -72,7 +67,7 @@ class Block(eqx.Module):
             statistics = _statistics(inputs)
         scale = jax.lax.rsqrt(statistics.variance + _VARIANCE_FLOOR)
         hidden = jax.nn.gelu(self.lru((inputs - statistics.mean) * scale))
-        return inputs + self.value(hidden) * jax.nn.sigmoid(self.gate(hidden)), statistics
+        return inputs + jax.nn.glu(self.mix(hidden)), statistics
 
 
 class SequenceClassifier(eqx.Module):
@@ -120,22 +115,6 @@ class SequenceClassifier(eqx.Module):
             hidden, own = block(hidden, None if statistics is None else statistics[index])
             used.append(own)
         return self.head(jnp.mean(hidden, axis=1)), used
-
-
-def _each_step(inputs: Array, weight: Array) -> Array:
-    """Matrix product W x for every step, several steps to a row.
-
-    XLA's CPU matrix product is slow on rows of 8 numbers; block-diagonal copies of W waste some
-    multiplications and win more than they cost.
-    """
-    outputs, width = weight.shape
-    if width == 1:
-        return inputs * weight[:, 0]
-    if inputs.size % (_PACKED_STEPS * width):
-        return inputs @ weight.T
-    packed = jnp.kron(jnp.eye(_PACKED_STEPS, dtype=weight.dtype), weight.T)
-    rows = inputs.reshape(-1, _PACKED_STEPS * width) @ packed
-    return rows.reshape(*inputs.shape[:-1], outputs)
 
 
 def _statistics(inputs: Array) -> Statistics:

@@ -23,7 +23,11 @@ from threadpoolctl import threadpool_limits
 
 from ssmreduce.errors import SSMReduceError
 
-_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+# The optimisations that are left out take time to compile and make the steps no faster.
+_XLA_FLAGS = (
+    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1 "
+    "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling=true,xla_cpu_disable_slp_vectorizer=true"
+)
 
 
 class ProcessError(SSMReduceError, RuntimeError):
@@ -76,7 +80,8 @@ def told_by_processes(
 
 
 def _work(connection: Connection, function: Callable[..., None], task: tuple[Any, ...]) -> None:
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS}"
+    os.environ["NPROC"] = "1"  # threads of XLA's own pool
     # Several processes would not share the memory of a GPU.
     jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]
     with threadpool_limits(1):

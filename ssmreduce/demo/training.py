@@ -16,7 +16,7 @@ import optax
 from jax import Array
 
 from ssmreduce.demo.data import SequenceData
-from ssmreduce.demo.model import SequenceClassifier, Statistics
+from ssmreduce.demo.model import SequenceClassifier
 from ssmreduce.demo.runs import Clock, CurvePoint, Run, Watch
 from ssmreduce.demo.settings import Settings
 from ssmreduce.models.systems_of_layers import read_system
@@ -28,10 +28,10 @@ from ssmreduce.training.reducer import InTrainingReducer
 # compiled for evaluation.
 _EVALUATIONS = 20
 _FIRST_EVALUATION_SHARE = 0.1
-_EVALUATION_BATCH = 1000
+_EVALUATION_BATCH = 100
 _REFERENCE = 500
 # Test batches of the evaluations during a run; the one at its end sees all.
-_WATCHED_BATCHES = 1
+_WATCHED_BATCHES = 10
 _READINGS = 100
 
 _WARM_UP_SHARE = 0.05
@@ -41,6 +41,10 @@ _WEIGHT_DECAY = 0.05
 _RECURRENCE_LEARNING_RATE_SHARE = 0.25
 _RECURRENCE = frozenset({"nu_log", "theta_log", "gamma_log"})
 _NO_DECAY = _RECURRENCE | {"B_re", "B_im"}
+
+
+Reached = tuple[SequenceClassifier, Any, Array]
+"""Model, state of the optimizer, and the loss before the last step."""
 
 
 class Problem:
@@ -66,7 +70,7 @@ class Problem:
         order = np.random.default_rng(0).permutation(len(data.test_labels))
         self.test_batches = [
             (jnp.asarray(data.test_sequences[part]), jnp.asarray(data.test_labels[part]))
-            for part in np.split(order, range(_EVALUATION_BATCH, len(order), _EVALUATION_BATCH))
+            for part in np.array_split(order, -(-len(order) // _EVALUATION_BATCH))
         ]
 
 
@@ -106,7 +110,7 @@ def train(
     watch : callable
         Called with `run` about a hundred times.
     reducer : InTrainingReducer, optional
-        Asked for a cut after every step. Up to its last attempt the loss has the penalty of the settings.
+        Asked for a cut at its attempts. Up to the last one the loss has the penalty of the settings.
     """
     clock = Clock(run)
     # Every run pays for all of its compilations.
@@ -119,25 +123,26 @@ def train(
     optimizer = make_optimizer(settings)
     optimizer_state = optimizer.init(model)
     update = jax.jit(
-        partial(update_model, optimizer), donate_argnums=(0, 1), static_argnames="penalty"
+        partial(update_often, optimizer), donate_argnums=(0, 1), static_argnames="penalty"
     )
-    penalised = 0 if reducer is None else reducer.schedule.steps[-1]
+    attempts = () if reducer is None else reducer.schedule.steps
     uncut = []
     try:
         for step in range(1, settings.steps + 1):
-            batch = problem.batches[step - 1]
-            penalty = settings.penalty if step <= penalised else 0.0
+            is_read = _due(step, settings.steps, _READINGS)
+            if not is_read and step not in attempts:
+                continue
+            penalty = settings.penalty if attempts and step <= attempts[-1] else 0.0
+            batches = problem.batches, run.step, step
             model, optimizer_state, loss = update(
-                model, optimizer_state, problem.sequences, problem.labels, batch, penalty=penalty
+                model, optimizer_state, problem.sequences, problem.labels, *batches, penalty=penalty
             )
-            run.step = step
+            run.step, run.loss = step, float(loss)
             if reducer is not None and reducer.due(step):
-                run.loss = float(loss)
-                uncut.append((clock.point(math.nan), jax.tree.map(jnp.copy, model)))
+                uncut.append((clock.point(math.nan), jax.tree.map(np.array, model)))
                 model, optimizer_state = reducer.step(step, model, optimizer_state)
                 _record_cut(run, clock, model, reducer)
-            if _due(step, settings.steps, _READINGS):
-                run.loss = float(loss)
+            if is_read:
                 _evaluate(run, clock, model, problem, settings.steps)
                 watch(run)
     finally:
@@ -221,7 +226,7 @@ def update_model(
     labels: Array,
     batch: Array,
     penalty: float = 0.0,
-) -> tuple[SequenceClassifier, Any, Array]:
+) -> Reached:
     """Do one optimizer step on the sequences numbered `batch`.
 
     Parameters
@@ -243,7 +248,7 @@ def update_model(
 
     Returns
     -------
-    tuple
+    Reached
         Model, optimizer state, and the loss before the step.
     """
     loss, gradient = jax.value_and_grad(loss_of)(model, sequences[batch], labels[batch], penalty)
@@ -251,10 +256,37 @@ def update_model(
     return optax.apply_updates(model, updates), optimizer_state, loss
 
 
+def update_often(
+    optimizer: optax.GradientTransformationExtraArgs,
+    model: SequenceClassifier,
+    optimizer_state: Any,
+    sequences: Array,
+    labels: Array,
+    batches: Array,
+    start: int,
+    stop: int,
+    penalty: float = 0.0,
+) -> Reached:
+    """Do the steps on rows `start` … `stop` - 1 of `batches` in one compiled loop.
+
+    It is compiled once for any number of steps. The loss is that before the last one.
+    """
+
+    def update(row: Array, reached: Reached) -> Reached:
+        model, optimizer_state, _ = reached
+        return update_model(
+            optimizer, model, optimizer_state, sequences, labels, batches[row], penalty
+        )
+
+    last: Reached = jax.lax.fori_loop(start, stop, update, (model, optimizer_state, jnp.zeros(())))
+    return last
+
+
 def loss_of(model: SequenceClassifier, sequences: Array, labels: Array, penalty: float) -> Array:
     """Mean cross-entropy, and `penalty` times the `modal_l1` of every LRU."""
     scores, _ = model(sequences)
-    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, labels))
+    targets = jax.nn.one_hot(labels, scores.shape[-1])
+    loss = jnp.mean(optax.softmax_cross_entropy(scores, targets))
     if penalty:
         systems = [cast(DiagonalStateSpace, read_system(block.lru)) for block in model.blocks]
         loss += penalty * sum(map(modal_l1, systems))
@@ -263,21 +295,14 @@ def loss_of(model: SequenceClassifier, sequences: Array, labels: Array, penalty:
 
 def _accuracy(model: SequenceClassifier, problem: Problem, batches: int | None) -> float:
     """Share of right answers on the first test batches, normalised as the training sequences are."""
-    statistics = _reference_statistics(model, problem.reference)
     parts = problem.test_batches[:batches]
-    right = sum(int(_right(model, statistics, *part)) for part in parts)
+    right = sum(int(_right(model, problem.reference, *part)) for part in parts)
     return right / sum(len(labels) for _, labels in parts)
 
 
 @jax.jit
-def _reference_statistics(model: SequenceClassifier, reference: Array) -> list[Statistics]:
-    return model(reference)[1]
-
-
-@jax.jit
-def _right(
-    model: SequenceClassifier, statistics: list[Statistics], sequences: Array, labels: Array
-) -> Array:
+def _right(model: SequenceClassifier, reference: Array, sequences: Array, labels: Array) -> Array:
+    _, statistics = model(reference)
     scores, _ = model(sequences, statistics)
     return jnp.sum(jnp.argmax(scores, axis=-1) == labels)
 

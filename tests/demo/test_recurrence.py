@@ -13,7 +13,7 @@ diagonal_recurrence = jax.jit(recurrence.diagonal_recurrence, static_argnames="c
 
 
 @jax.jit
-def scanned(eigenvalues, B, C, D, inputs):
+def scanned(log_eigenvalues, B, C, D, inputs):
     """The same layer by an associative scan over single steps."""
 
     def combine(left, right):
@@ -21,7 +21,7 @@ def scanned(eigenvalues, B, C, D, inputs):
 
     def run(sequence):
         driven = sequence @ B.T
-        factors = jnp.broadcast_to(eigenvalues, driven.shape)
+        factors = jnp.broadcast_to(jnp.exp(log_eigenvalues), driven.shape)
         states = jax.lax.associative_scan(combine, (factors, driven))[1]
         return (states @ C.T).real + D * sequence
 
@@ -34,8 +34,8 @@ def layer(rng, n, h, *, modulus, dtype):
 
     phase = rng.uniform(0.0, 2 * np.pi, n)
     gain = np.sqrt(-np.expm1(2 * np.log(modulus)))
-    eigenvalues = jnp.asarray(modulus * np.exp(1j * phase), dtype)
-    return eigenvalues, gain * normal(n, h), normal(h, n) / n, normal(h).real
+    log_eigenvalues = jnp.asarray(np.log(modulus) + 1j * phase, dtype)
+    return log_eigenvalues, gain * normal(n, h), normal(h, n) / n, normal(h).real
 
 
 @pytest.mark.slow
