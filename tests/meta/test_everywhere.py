@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import array_api_strict
+import conftest
 import everywhere
 import exceptions
 import libraries
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 from samples import dense_system
 
-import conftest
 import ssmreduce
 from ssmreduce import Discrete, StateSpace
 from ssmreduce.errors import ShapeError
