@@ -34,6 +34,7 @@ NUMPY_ONLY: dict[str, dict[str, str]] = {
             test_not_finite
             test_sensitivity_is_the_published""",
         "equations/test_lyapunov": """
+            test_a_solver_called_alone_does_not_depend_on_units
             test_inputs_that_reach_little
             test_lightly_damped_pair_in_a_group
             test_low_rank_iteration

@@ -639,6 +639,25 @@ def test_solvers_refuse_by_name(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("solver", GENERAL_FACTOR_SOLVERS, ids=name_of)
+def test_a_solver_called_alone_does_not_depend_on_units(
+    rng: np.random.Generator, solver: LyapunovSolver, time: str
+) -> None:
+    skip_unsupported(solver, time)
+    A, B, _ = sample(rng, 6, time, "float64")
+    units = 2.0 ** np.arange(-40, 44, 14)[:, None]
+    scaled = A * units / units[:, 0]
+    expected = solver.factor(A, B, TIMES[time]).value
+    found = solver.factor(scaled, units * B, TIMES[time]).value / units
+    expected, found = expected @ expected.T, found @ found.T
+    assert abs(found - expected).max() <= 1e-12 * abs(expected).max()
+    if not isinstance(solver, Hammarling):
+        X = solver.solution(scaled, units * B @ (units * B).T, TIMES[time]).value
+        X = X / units / units[:, 0]
+        assert abs(X - expected).max() <= 1e-12 * abs(expected).max()
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("solver", GENERAL_FACTOR_SOLVERS, ids=name_of)
 def test_unstable_matrices_have_no_factor(
     rng: np.random.Generator, solver: LyapunovSolver, time: str
 ) -> None:
