@@ -22,7 +22,7 @@ from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.layers.cut import Candidates
 from ssmreduce.layers.diagonal_cut import balanced_layer, balanced_parts
-from ssmreduce.layers.layer import Layer, Weights, WeightStorage
+from ssmreduce.layers.layer import Layer, NamedWeights, Weights, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_data import DataPlan, data_balancing
 from ssmreduce.layers.lti_plan import LTIPlan
@@ -175,7 +175,8 @@ class LTILayer(Layer):
         """
         self.check_finite(weights)
         self.check(weights)
-        weights = _with_single(weights, self.in_single)
+        if self.in_single:
+            weights = NamedWeights({**weights, **_in_single(weights, self.in_single)})
         B, C = self.matrices(weights)
         s, t = self.scales(weights)
         return DiagonalStateSpace.from_log(
@@ -335,13 +336,12 @@ class LTILayer(Layer):
                 )
         s, t = self.scales({**weights, **new})
         new |= self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
-        return _with_single(new, self.in_single)
+        return new | _in_single(new, self.in_single)
 
 
-def _with_single(weights: Weights, names: Iterable[str]) -> dict[str, Array]:
-    """The weights, some of them rounded to single precision."""
-    rounded = {name: weights[name].astype(np.float32).astype(np.float64) for name in names}
-    return {**weights, **rounded}
+def _in_single(weights: Weights, names: Iterable[str]) -> dict[str, Array]:
+    """Some of the weights, rounded to single precision."""
+    return {name: weights[name].astype(np.float32).astype(np.float64) for name in names}
 
 
 def check_decay(logarithms: HostArray, kind: str) -> None:

@@ -19,23 +19,13 @@ from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.followers import counterparts, followed
 from ssmreduce.models.optimizer_state import reduced_gradients, reduced_moments
-from ssmreduce.models.report import LayerReduction, ModelReport
+from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
 from ssmreduce.models.search import Layers, find_layers, search
 
 T = TypeVar("T")
 
 Results = dict[Path, LayerReduction]
 """What is planned for each layer, without the layer itself, which other processes could not read."""
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """A model, its optimizer state and its followers after a cut, and what was done to each layer."""
-
-    model: Any
-    optimizer_state: Any
-    report: ModelReport
-    followers: tuple[tuple[Any, ModelReport], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +145,7 @@ def make_cut(
     plan: CutPlan,
     followers: Sequence[Any] = (),
     books: Sequence[Step] = (),
-) -> Cut:
+) -> ModelReduction:
     """Carry out what `plan_cut` returned for this model, on all processes that train it.
 
     All is prepared, for the followers too and on all processes, before anything is changed. `books` are
@@ -182,11 +172,11 @@ def make_cut(
     steps = [step for each in ready for step in each.steps]
     if steps:
         commit([*steps, *books], None if found.team is None else partial(on_all, found.team))
-    (model, own), *others = [
-        (each.model, _with_layers(part.framework, each.model, results))
+    own, *others = [
+        ModelReduction(each.model, each.opt_state, _report(part.framework, each.model, results))
         for each, (part, _, results, _) in zip(ready, parts, strict=True)
     ]
-    return Cut(model, ready[0].opt_state, own, tuple(others))
+    return replace(own, followers=tuple(others))
 
 
 def changes_of(
@@ -206,11 +196,6 @@ def changes_of(
         for cut in [cuts[each.path]]
     ]
     return changes, reduced_gradients(framework.gradients_of(model, handles), cuts)
-
-
-def together(framework: Framework, model: Any, function: Callable[[], T]) -> T:
-    """Call a function on all processes that train `model`; where it raises on one, it does on all."""
-    return on_all(framework.team_of(model), function)
 
 
 def on_all(team: Any, function: Callable[[], T]) -> T:
@@ -236,7 +221,7 @@ def really_cut(results: Results) -> dict[Path, LayerCut]:
     }
 
 
-def _with_layers(framework: Framework, model: Any, results: Results) -> ModelReport:
+def _report(framework: Framework, model: Any, results: Results) -> ModelReport:
     return ModelReport(
         {
             framework.path_name(path): replace(result, layer=framework.at(model, path))

@@ -267,15 +267,7 @@ def cut_model(
         decide = partial(_decided_by_data, order=order, data=data)
     plan = plan_cut(found, state, decide, followers, only=only)
     cut = make_cut(found, state, plan, followers)
-    return ModelReduction(
-        cut.model,
-        cut.optimizer_state,
-        cut.report,
-        skipped=found.skipped(has_data=data is not None),
-        followers=tuple(
-            ModelReduction(follower, None, report) for follower, report in cut.followers
-        ),
-    )
+    return replace(cut, skipped=found.skipped(has_data=data is not None))
 
 
 def _decided_by_data(found: Layers, order: Order, data: Calibration) -> Results:

@@ -19,8 +19,8 @@ from ssmreduce.models.cut import (
     Results,
     check_every_rank,
     make_cut,
+    on_all,
     plan_cut,
-    together,
 )
 from ssmreduce.models.held_out import (
     AboveChance,
@@ -110,7 +110,7 @@ def check_model(
         if not has_data:
             found.check_without_data(_PASS_DATA)
         framework.check_optimizer(found.model, opt_state, models[1:])
-        if framework.team_of(found.model) is not None:
+        if found.team is not None:
             return  # moments are spread over the processes
         try:
             found.check_untraced()
@@ -120,7 +120,7 @@ def check_model(
         except SSMReduceError:
             return
 
-    together(framework, found.model, check)
+    on_all(found.team, check)
 
 
 def _check_no_loss(above_chance: AboveChance, rollback: RollbackPolicy | None) -> None:
@@ -173,7 +173,7 @@ def attempt(
     snapshots = take_all(models, opt_state, found.options) if on_trial else None
     books = books.with_cut(step, plan.results, order, path_name, snapshots)
     cut = make_cut(found, opt_state, plan, followers, turn(books))
-    made = [cut.model, *(follower for follower, _ in cut.followers)]
+    made = [cut.model, *(each.model for each in cut.followers)]
     return Outcome(made, cut.optimizer_state, books)
 
 
@@ -210,7 +210,7 @@ def undo(
     options: CutOptions,
 ) -> Outcome:
     """Bring models and optimizer state back to where they were before the cut on trial."""
-    with_all = partial(together, framework_of(models[0]), models[0])
+    with_all = partial(on_all, framework_of(models[0]).team_of(models[0]))
     ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots, options))
     check_every_rank(models, options)
     books = books.with_rollback(step, trial)
