@@ -23,20 +23,6 @@ from ssmreduce.layers.s5 import S5
 from ssmreduce.layers.s5_jax import S5HalfSpectrum
 from ssmreduce.layers.s5_real_input import S5RealInput
 
-KNOWN: tuple[type[Layer], ...] = (
-    LRU,
-    S5,
-    S5HalfSpectrum,
-    S5RealInput,
-    S4D,
-    S4,
-    S4Diagonal,
-    LinOSS,
-    Mamba,
-    Mamba2,
-)
-"""Recognised by their arrays."""
-
 KINDS: dict[str, type[Layer]] = {
     "lru": LRU,
     "s5": S5,
@@ -48,6 +34,9 @@ KINDS: dict[str, type[Layer]] = {
     "linoss": LinOSS,
 }
 """What arrays alone may be said to be."""
+
+KNOWN: tuple[type[Layer], ...] = (*KINDS.values(), Mamba, Mamba2)
+"""Recognised by their arrays, the first that does so."""
 
 ENOUGH = 0.5
 """Share of the names that a layer is known by, from which an object is called near to it."""

@@ -33,35 +33,36 @@ if TYPE_CHECKING:
 
 def copied_parts(
     reduction: Reduction, system: System, kind: LTILayer, change: HostArray
-) -> tuple[Reduction, ...]:
+) -> tuple[tuple[Reduction, ...], list[DiagonalStateSpace]]:
     """Project each system of a copy as that of the layer was, and change its output weights as much.
+
+    Returns the reductions, and what each led to.
 
     Raises
     ------
     UnstableSystemError
         If one is unstable then.
     """
-    parts = []
+    parts, systems = [], []
     for part, at in zip(
         reduction.parts or (reduction,), np.ndindex(system.batch_shape), strict=True
     ):
         single, own = system[at] if system.batch_shape else system, change
         if change.ndim and part.slot_map is not None:
             own = change[at][:, : part.slot_map.order]
-        parts.append(_copied_part(part, single, kind, own))
-    return tuple(parts)
+        copied, reduced = _copied_part(part, single, kind, own)
+        parts.append(copied)
+        systems.append(reduced)
+    return tuple(parts), systems
 
 
 def stored_together(
-    parts: Sequence[Reduction], system: System, kind: LTILayer, order: int
+    systems: Sequence[DiagonalStateSpace], batch: tuple[int, ...], kind: LTILayer, order: int
 ) -> DiagonalStateSpace:
     """All systems of a layer in one, in states that it can store."""
-    if not system.batch_shape:
-        single = parts[0].system
-        assert isinstance(single, DiagonalStateSpace)
-        return padded(kind.storable(single), order)
-    every = [padded(part.system, order) for part in parts]  # type: ignore[arg-type]
-    batch = system.batch_shape
+    if not batch:
+        return padded(kind.storable(systems[0]), order)
+    every = [padded(system, order) for system in systems]
     arrays = {
         name: np.stack([getattr(one, name) for one in every])
         for name in ("eigenvalues", "B", "C", "D")
@@ -71,7 +72,9 @@ def stored_together(
     )
 
 
-def _copied_part(part: Reduction, system: System, kind: LTILayer, change: HostArray) -> Reduction:
+def _copied_part(
+    part: Reduction, system: System, kind: LTILayer, change: HostArray
+) -> tuple[Reduction, DiagonalStateSpace]:
     """Project one system as another one was, and diagonalise it alike."""
     W, T, slot_map = part.projection
     host = system.to_host()
@@ -95,7 +98,8 @@ def _copied_part(part: Reduction, system: System, kind: LTILayer, change: HostAr
         real_output=True,
         read_after_update=system.read_after_update,
     )
-    return replace(part, original=system, system=reduced, slot_map=own, error_bound=None)
+    copied = replace(part, original=system, system=reduced, slot_map=own, error_bound=None)
+    return copied, reduced
 
 
 def _continued(A: HostArray, slot_map: SlotMap) -> SlotMap:

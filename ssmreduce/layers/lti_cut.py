@@ -54,8 +54,8 @@ class LTICut(SystemCut):
         """Project a copy with the same W and T; see `ssmreduce.layers.lti_copies`."""
         kind, own = self.kind, self.reduction
         system = kind.read(weights)
-        parts = copied_parts(own, system, kind, self.readout_change)
-        stored = stored_together(parts, system, kind, self.new_order)
+        parts, systems = copied_parts(own, system, kind, self.readout_change)
+        stored = stored_together(systems, system.batch_shape, kind, self.new_order)
         new = {**weights, **storage.rounded(kind.write(stored, weights, self.new_weights))}
         read_back = kind.read(new)
         check_read_back(kind, stored, read_back, storage.eps)
