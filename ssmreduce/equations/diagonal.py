@@ -337,15 +337,15 @@ def _eliminate_pairs(
     rotated = apply_real_state(eigenvalues[pivots], stacked).reshape(2, pivots.size, width)
     moving = np.concatenate([G, apply_real_state(eigenvalues[rest], Z_rest)], axis=1)
     known = inverse @ _interleave(np.concatenate([parts[:, pivots], rotated], axis=2))
-    # I - V T Vᵀ is the orthogonal factor of the QR decomposition of known rows, as columns.
+    # I - Vᵀ T V is the orthogonal factor of the QR decomposition of known rows, as columns.
     packed, tau = np.linalg.qr(adjoint(known), mode="raw")
-    V = np.tril(adjoint(packed), -1)
-    V[np.diag_indices(V.shape[1])] = 1.0
-    used = tau != 0
-    V, tau = V[:, used], tau[used]
-    T = adjoint(V) @ V
+    V = np.triu(packed, 1)
+    np.fill_diagonal(V, 1.0)
+    V, tau = V[tau != 0], tau[tau != 0]
+    columns = adjoint(V)
+    T = V @ columns
     np.fill_diagonal(T, 1.0 / tau)
-    moved = (moving @ V) @ inverse_of_triangle(np.triu(T)) @ adjoint(V[width:])
+    moved = (moving @ columns) @ inverse_of_triangle(np.triu(T)) @ V[:, width:]
     return Z, (moving[:, width:] - moved).reshape(2, count, m)
 
 

@@ -88,7 +88,7 @@ def moment_maps(cut: LTICut) -> list[tuple[HostArray, HostArray]]:
         old_s, old_t, new_s, new_t = (factor[at] for factor in factors)
         vectors, inverse = stored_basis(part, kind)
         weight = np.where(slot_map.is_pair, 2.0, 1.0)[:, None]
-        to_input = weight * (adjoint(vectors) @ adjoint(right))
+        to_input = weight * adjoint(right @ vectors)
         # ∇c'ᵀ = conj(s) Wᵀ [Re; -Im] of ∇Cᵀ.
         to_output = inverse.conj() @ adjoint(left)
         to_output[:, left.shape[0] // 2 :] *= -1.0
