@@ -242,7 +242,7 @@ def _pair_covariance(
 ) -> HostArray:
     """Covariance of all active real states with the chosen pairs, shape (2, rows, pairs, 2)."""
     _, rows, m = parts.shape
-    products = parts.reshape(2 * rows, m) @ adjoint(parts[:, chosen].reshape(-1, m))
+    products = np.inner(parts.reshape(2 * rows, m), parts[:, chosen].reshape(-1, m))
     products = 0.5 * products.reshape(2, rows, 2, chosen.size)
     pick = np.ix_(active, active[chosen])
     real, imag = products[0, :, 0], products[1, :, 1]
@@ -324,7 +324,7 @@ def _eliminate_pairs(
     """
     _, rows, m = parts.shape
     width = 2 * pivots.size
-    Z = (covariance.reshape(2 * rows, width) @ adjoint(inverse)).reshape(2, rows, width)
+    Z = np.inner(covariance.reshape(2 * rows, width), inverse).reshape(2, rows, width)
     Z[:, pivots] = np.swapaxes(L.reshape(pivots.size, 2, width), 0, 1)
     rest = np.ones(rows, dtype=bool)
     rest[pivots] = False
@@ -342,10 +342,9 @@ def _eliminate_pairs(
     V = np.triu(packed, 1)
     np.fill_diagonal(V, 1.0)
     V, tau = V[tau != 0], tau[tau != 0]
-    columns = adjoint(V)
-    T = V @ columns
+    T = np.inner(V, V)
     np.fill_diagonal(T, 1.0 / tau)
-    moved = (moving @ columns) @ inverse_of_triangle(np.triu(T)) @ V[:, width:]
+    moved = np.inner(moving, V) @ inverse_of_triangle(np.triu(T)) @ V[:, width:]
     return Z, (moving[:, width:] - moved).reshape(2, count, m)
 
 
