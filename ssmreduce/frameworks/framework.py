@@ -18,6 +18,7 @@ from ssmreduce._array_libraries import (
     HostArray,
     from_host,
     is_complex_array,
+    is_traced,
     namespace,
     to_double,
 )
@@ -133,8 +134,8 @@ class Framework(ABC):
         """Return the named arrays as the layer holds them."""
 
     def on_host(self, arrays: Mapping[str, Array]) -> dict[str, HostArray]:
-        """Return `arrays` at double precision on the host."""
-        return {name: to_double(array) for name, array in arrays.items()}
+        """Return `arrays` at double precision on the host; tracers of JAX as they are."""
+        return {name: x if is_traced(x) else to_double(x) for name, x in arrays.items()}
 
     def like(
         self, arrays: Mapping[str, Array], values: Mapping[str, HostArray]

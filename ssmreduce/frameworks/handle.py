@@ -14,7 +14,6 @@ from ssmreduce._array_libraries import (
     HostArray,
     array_eps,
     described,
-    is_traced,
 )
 from ssmreduce.errors import TracedValueError
 from ssmreduce.layers.layer import Layer, NamedWeights
@@ -81,13 +80,14 @@ class LayerHandle:
         """
         if self.full_weights is not None:
             return self.full_weights
-        for name, value in self.arrays.items():
-            if is_traced(value):
+        weights = NamedWeights(self.framework.on_host(self.arrays))
+        for name, value in weights.items():
+            if not isinstance(value, np.ndarray):
                 raise TracedValueError(
                     f"`{name}` of layer `{self.name}` is {described(value)}; expected numbers that can be "
                     "looked at. Call it outside of jit and vmap."
                 )
-        return NamedWeights(self.framework.on_host(self.arrays))
+        return weights
 
     @cached_property
     def arrays(self) -> dict[str, Array]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._array_libraries import HostArray, is_traced, to_double, to_host
+from ssmreduce._array_libraries import HostArray, to_double, to_host
 from ssmreduce.errors import OptimizerStateError, ShapeError
 from ssmreduce.frameworks import pytree_matching, pytree_recording
 from ssmreduce.frameworks.framework import Framework, Snapshot
@@ -71,10 +71,6 @@ class PytreeFramework(Framework, NamedTrees):
     def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
         """Return fields, or entries."""
         return {name: _array(layer, name) for name in names}
-
-    def on_host(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arrays at double precision on the host; tracers as they are."""
-        return {name: x if is_traced(x) else to_double(x) for name, x in arrays.items()}
 
     def like(self, arrays: Mapping[str, Any], values: Mapping[str, HostArray]) -> dict[str, Any]:
         """Return arrays of JAX, rounded once on the host."""
