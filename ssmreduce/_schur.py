@@ -2,8 +2,8 @@
 
 The QR algorithm is backward stable relative to ‖A‖, which badly scaled states inflate: their eigenvalues
 may come out with errors larger than themselves. So rows and columns of A are brought to about equal
-size first, by powers of two, which round nothing. What follows from the form then depends on the units of
-the states no more than by rounding.
+size first, by powers of two, which round nothing. In each part the balanced matrix is the same to the last
+bit whatever powers of two the states had for units, and so is what follows from its form.
 
 Graded matrices, with states of many rates, are then ordered from fast to slow: so ordered, the QR algorithm
 finds slow poles to their own digits, and to ε times the fastest rate otherwise.
@@ -39,7 +39,7 @@ from scipy.linalg import lapack
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import product
 from ssmreduce._pole_rounding import SMALL, clearly, complex_form, conditions_of, rounding_of
-from ssmreduce._state_units import Edges, balance_states, one_part, parts_of
+from ssmreduce._state_units import Edges, balance_states, parts_of
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -89,13 +89,8 @@ class SchurForm:
         A: HostArray,
         B: HostArray | None = None,
         C: HostArray | None = None,
-        *,
-        time: TimeDomain | None = None,
     ) -> SchurForm:
         """Balance A, or a system (A, B, C), and decompose A, O(25 n³) unless it has structure.
-
-        Where a `time` is given and rounding might decide whether a pole is stable, A is decomposed in as
-        many parts as it has.
 
         Raises
         ------
@@ -103,23 +98,13 @@ class SchurForm:
             If the QR algorithm fails.
         """
         balanced, units = balance_states(A, B, C)
-        return cls.of_balanced(balanced, units, time=time)
+        return cls.of_balanced(balanced, units)
 
     @classmethod
-    def of_balanced(
-        cls, balanced: HostArray, units: HostArray | None = None, *, time: TimeDomain | None = None
-    ) -> SchurForm:
+    def of_balanced(cls, balanced: HostArray, units: HostArray | None = None) -> SchurForm:
         """The same for S⁻¹ A S."""
         try:
-            n = balanced.shape[0]
-            order, parts = parts_of(balanced) if n >= _SMALLEST_FOR_PARTS else one_part(n)
-            form = cls._in_parts(balanced, order, parts, units)
-            if time is None or len(parts) > 1 or n < 2:
-                return form
-            if form._nearest(time) > form._doubtful or form._is_clear(time):
-                return form
-            order, parts = parts_of(balanced)
-            return form if len(parts) == 1 else cls._in_parts(balanced, order, parts, units)
+            return cls._in_parts(balanced, *parts_of(balanced), units)
         except np.linalg.LinAlgError as error:
             raise NoConvergenceError(
                 f"the Schur form of `A` could not be computed ({error}); expected entries of moderate "

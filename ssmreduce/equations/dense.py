@@ -97,7 +97,7 @@ def dense_factors(
             second = low_rank_gramian(solves, C_adjoint, plan, mirrored=True)
             if second is not None:
                 return DenseFactors(first.Z, second.Z, units=units)
-    schur = SchurForm.of_balanced(A, time=time)
+    schur = SchurForm.of_balanced(A)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
     Z, Y = schur_factor(schur, B, time), schur_factor(schur, C_adjoint, time, mirrored=True)
@@ -124,7 +124,7 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
         )
         if low_rank is not None:
             return low_rank.Z / units if which else low_rank.Z * units
-    schur = SchurForm.of_balanced(A, time=time)
+    schur = SchurForm.of_balanced(A)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
     factor = schur_factor(schur, G, time, mirrored=bool(which))

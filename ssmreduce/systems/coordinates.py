@@ -148,7 +148,7 @@ def diagonalised(system: System) -> DiagonalStateSpace:
     check_single(system)
     host = system.to_host()
     real = not is_complex(host)
-    slot_map = _eigenvectors(host.A, real=real)
+    slot_map = _eigenvectors(host, real=real)
     with np.errstate(over="ignore", invalid="ignore"):
         B, C = slot_map.input_matrix(host.B), slot_map.output_matrix(host.C)
     return DiagonalStateSpace(
@@ -217,7 +217,7 @@ def real_form(system: System) -> StateSpace:
     if isinstance(host, DiagonalStateSpace):
         poles, B, C, condition = host.eigenvalues, host.B, host.C, 1.0
     else:
-        slot_map = _eigenvectors(host.A, real=False)
+        slot_map = _eigenvectors(host, real=False)
         poles, condition = slot_map.eigenvalues, float(slot_map.condition)
         with np.errstate(over="ignore", invalid="ignore"):
             B, C = slot_map.input_matrix(host.B), slot_map.output_matrix(host.C)
@@ -284,11 +284,11 @@ def _phases(rows: HostArray) -> HostArray:
     return np.asarray(np.where(largest == 0.0, 1.0, np.exp(1j * np.angle(largest))))
 
 
-def _eigenvectors(A: HostArray, *, real: bool) -> SlotMap:
+def _eigenvectors(host: StateSpace, *, real: bool) -> SlotMap:
     """Of A in balanced units: mere units make no eigenvectors dependent."""
-    balanced, units = balance_states(A)
+    balanced, units = balance_states(host.A, host.B, host.C)
     slot_map = diagonalise(balanced, real=real)
-    limit = 1.0 / singularity(max(len(A), 1))
+    limit = 1.0 / singularity(max(host.order, 1))
     condition = np.inf if slot_map is None else slot_map.condition
     if slot_map is None or condition > limit:
         raise UnreachableToleranceError(

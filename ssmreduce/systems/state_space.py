@@ -431,9 +431,14 @@ def _solve_part(
 def in_balanced_units(system: StateSpace) -> StateSpace:
     """A single system on the host in balanced units of its states, powers of two: nothing is rounded.
 
-    What is computed from it depends on the units of the system no more than by rounding.
+    What is computed from it does not depend on the units of the system. Ports that would overflow leave it as
+    it is.
     """
     A, units = balance_states(system.A, system.B, system.C)
     if units is None:
         return system
-    return system.replace(A=A, B=system.B / units, C=system.C * adjoint(units))
+    with np.errstate(over="ignore"):
+        B, C = system.B / units, system.C * adjoint(units)
+    if not (np.all(np.isfinite(B)) and np.all(np.isfinite(C))):
+        return system
+    return system.replace(A=A, B=B, C=C)
