@@ -205,7 +205,7 @@ def _tree(coupled: HostArray, first: HostArray) -> HostArray:
 
     n = len(coupled)
     # One state more, coupled to the first ones, makes it one tree.
-    rows, columns = np.nonzero(coupled | coupled.T)
+    rows, columns = np.nonzero(coupled | coupled.swapaxes(0, 1))
     rows, columns = np.append(rows, np.full(first.size, n)), np.append(columns, first)
     _, nearer = breadth_first_order(_graph(n + 1, rows, columns), n)
     nearer[first] = first
@@ -216,7 +216,7 @@ def _groups(coupled: HostArray) -> HostArray:
     """Labels of states, equal where one is coupled to the other, directly or by others, either way."""
     from scipy.sparse.csgraph import connected_components
 
-    edges = _graph(len(coupled), *np.nonzero(coupled | coupled.T))
+    edges = _graph(len(coupled), *np.nonzero(coupled | coupled.swapaxes(0, 1)))
     return np.asarray(connected_components(edges, directed=True, connection="strong")[1])
 
 
