@@ -1,4 +1,4 @@
-"""Poles on the stability boundary, to rounding: every function says the same of them, in all units, on every processor."""
+"""Poles on the stability boundary, to rounding: all functions agree, in any units, on every processor."""
 
 from __future__ import annotations
 
