@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,6 +23,7 @@ from torch import nn
 
 from ssmreduce import (
     CutOptions,
+    DiagonalStateSpace,
     HankelTrace,
     InTrainingReducer,
     ReductionSchedule,
@@ -129,6 +131,19 @@ def test_a_layer_of_arrays_is_read_cut_and_written(rng: np.random.Generator) -> 
     for name, value in result.layer.items():
         assert np.array_equal(smaller[name], value)
     assert weights["nu_log"].shape == (12,)
+
+
+def test_a_layer_of_traced_arrays_is_read(rng: np.random.Generator) -> None:
+    """Names with dots are those of a mapping, where Equinox is loaded too."""
+    weights = {f"lru.{name}": jnp.asarray(each) for name, each in lru_weights(rng, 8, 3).items()}
+
+    def poles(weights: dict[str, jax.Array]) -> Any:
+        system = read_system(weights, kind="lru")
+        assert isinstance(system, DiagonalStateSpace)
+        return system.eigenvalues
+
+    expected = read_system(weights, kind="lru").poles()
+    assert np.allclose(jax.jit(poles)(weights), expected, rtol=1e-5)
 
 
 def test_options_of_a_kind_are_those_of_an_instance() -> None:
