@@ -14,7 +14,7 @@ from ssmreduce.reduction.balanced_channels import truncate_channels
 from ssmreduce.reduction.balanced_diagonal import (
     BalancedDiagonal,
 )
-from ssmreduce.reduction.balanced_system import Reducible
+from ssmreduce.reduction.balanced_unstable import Reducible
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.measured_order import smallest_cut
 from ssmreduce.reduction.order import (

@@ -37,37 +37,6 @@ from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
 
 
-class Reducible(ABC):
-    """One system (no batch axes) that is ready for any number of cuts."""
-
-    original: System
-    hsv: HostArray
-    rank: int
-    unstable: int = 0
-    """How many stored states are kept because they are unstable."""
-
-    @property
-    @abstractmethod
-    def balanced_part(self) -> BalancedSystem | None:
-        """What was balanced: the system itself, or its stable part."""
-
-    @abstractmethod
-    def truncate(self, rule: OrderRule) -> Reduction:
-        """Cut to the order that `rule` chooses."""
-
-    @abstractmethod
-    def match_dc(self, rule: OrderRule) -> Reduction:
-        """Cut to the order that `rule` chooses from the standard form, and keep the DC gain."""
-
-    @abstractmethod
-    def available(self, order: int) -> int:
-        """`order`, or the largest there is to be had below it."""
-
-    @abstractmethod
-    def budget_values(self) -> HostArray:
-        """Hankel singular values by what an order counts: σ_{r+1} is left out when r are kept."""
-
-
 def check_still_stable(reduced: System, advice: str, *, kept: int = 0) -> None:
     """Raise `UnstableSystemError` if more poles of a reduced system than the `kept` ones are unstable.
 
@@ -87,8 +56,11 @@ def check_still_stable(reduced: System, advice: str, *, kept: int = 0) -> None:
         check_stable_system(reduced, advice, name=name)
 
 
-class BalancedSystem(Reducible):
-    """One system (no batch axes) with its balanced factors."""
+class BalancedSystem(ABC):
+    """One system (no batch axes) with its balanced factors, ready for any number of cuts."""
+
+    unstable = 0
+    """How many stored states are kept because they are unstable."""
 
     def __init__(
         self,
@@ -111,10 +83,17 @@ class BalancedSystem(Reducible):
         self._followers: Followers | None = None
         self._latest: tuple[int, ShiftedSystem] | None = None
 
-    @property
-    def balanced_part(self) -> BalancedSystem:
-        """The system itself."""
-        return self
+    @abstractmethod
+    def truncate(self, rule: OrderRule) -> Reduction:
+        """Cut to the order that `rule` chooses."""
+
+    @abstractmethod
+    def available(self, order: int) -> int:
+        """`order`, or the largest there is to be had below it."""
+
+    @abstractmethod
+    def budget_values(self) -> HostArray:
+        """Hankel singular values by what an order counts: σ_{r+1} is left out when r are kept."""
 
     def match_dc(self, rule: OrderRule) -> Reduction:
         """Cut to the order that `rule` chooses from the standard form, and keep the DC gain."""

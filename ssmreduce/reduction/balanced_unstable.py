@@ -15,7 +15,7 @@ from ssmreduce.errors import NoConvergenceError, OrderError
 from ssmreduce.gramians.batch import map_systems
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced_diagonal import balanced_system
-from ssmreduce.reduction.balanced_system import BalancedSystem, Reducible, check_still_stable
+from ssmreduce.reduction.balanced_system import BalancedSystem, check_still_stable
 from ssmreduce.reduction.order import FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.selection import embedding
@@ -44,20 +44,7 @@ def check_split(split: UnstableSplit) -> None:
         )
 
 
-def beside_unstable(system: System, margin: float) -> list[Reducible]:
-    """Balance the stable part of every system of a batch, and keep the unstable one."""
-
-    def one(single: System) -> Reducible:
-        split = split_unstable(single, margin)
-        check_split(split)
-        if split.unstable is None:
-            return balanced_system(single)
-        return BalancedUnstable(single, split, split.unstable)
-
-    return map_systems(system, one)
-
-
-class BalancedUnstable(Reducible):
+class BalancedUnstable:
     """A system with unstable poles, of which the stable part is balanced.
 
     The unstable part is kept as it is, or as `trimmed` has left it.
@@ -76,39 +63,34 @@ class BalancedUnstable(Reducible):
         self._trimmed = trimmed
         self._kept = unstable if trimmed is None else trimmed.system
         self.unstable = self._kept.order
-        self._stable = None if split.stable is None else balanced_system(split.stable)
-        values = np.zeros(0) if self._stable is None else self._stable.hsv
+        self.stable = None if split.stable is None else balanced_system(split.stable)
+        values = np.zeros(0) if self.stable is None else self.stable.hsv
         self.hsv = np.concatenate([values, np.zeros(original.real_order - values.size)])
-        self.rank = 0 if self._stable is None else self._stable.rank
-
-    @property
-    def balanced_part(self) -> BalancedSystem | None:
-        """The balanced stable part; None if there is none."""
-        return self._stable
+        self.rank = 0 if self.stable is None else self.stable.rank
 
     def truncate(self, rule: OrderRule) -> Reduction:
         """Cut the stable part: fixed orders count all states, other rules see the stable part's σ."""
-        if self._stable is None or self._stable_order(rule) == 0:
+        if self.stable is None or self._stable_order(rule) == 0:
             return self._without_stable_states(rule, matched=False)
-        inner = self._stable.truncate(self._stable_rule(rule))
+        inner = self.stable.truncate(self._stable_rule(rule))
         return self._joined(inner)
 
     def match_dc(self, rule: OrderRule) -> Reduction:
         """As `truncate`, keeping the DC gain of the stable part."""
-        if self._stable is None or self._stable_order(rule) == 0:
+        if self.stable is None or self._stable_order(rule) == 0:
             return self._without_stable_states(rule, matched=True)
-        inner = self._stable.match_dc(self._stable_rule(rule))
+        inner = self.stable.match_dc(self._stable_rule(rule))
         return self._joined(inner)
 
     def available(self, order: int) -> int:
         """`order`, or what the unstable states and the rank of the stable part allow."""
-        if self._stable is None or order <= self.unstable:
+        if self.stable is None or order <= self.unstable:
             return self.unstable
-        return self.unstable + self._stable.available(order - self.unstable)
+        return self.unstable + self.stable.available(order - self.unstable)
 
     def budget_values(self) -> HostArray:
         """Those of the stable part."""
-        return np.zeros(0) if self._stable is None else self._stable.budget_values()
+        return np.zeros(0) if self.stable is None else self.stable.budget_values()
 
     def _stable_order(self, rule: OrderRule) -> int | None:
         """What a fixed order leaves for the stable part; None for other rules."""
@@ -133,7 +115,7 @@ class BalancedUnstable(Reducible):
 
     def _without_stable_states(self, rule: OrderRule, *, matched: bool) -> Reduction:
         """Keep the unstable states and of the stable part its feedthrough, or its DC gain."""
-        stable, balanced = self._split.stable, self._stable
+        stable, balanced = self._split.stable, self.stable
         if stable is None or balanced is None:
             self._stable_order(rule)
             if self._trimmed is None or self._kept is self._unstable:
@@ -183,7 +165,7 @@ class BalancedUnstable(Reducible):
             hsv=self.hsv,
             error_bound=0.0,
             unstable=self.unstable,
-            stable_part=None if self._stable is None else self._stable.unchanged(),
+            stable_part=None if self.stable is None else self.stable.unchanged(),
         )
 
     def _joined(self, inner: Reduction) -> Reduction:
@@ -217,6 +199,23 @@ class BalancedUnstable(Reducible):
             unstable=self.unstable,
             stable_part=inner,
         )
+
+
+Reducible = BalancedSystem | BalancedUnstable
+"""One system (no batch axes) that is ready for any number of cuts."""
+
+
+def beside_unstable(system: System, margin: float) -> list[Reducible]:
+    """Balance the stable part of every system of a batch, and keep the unstable one."""
+
+    def one(single: System) -> Reducible:
+        split = split_unstable(single, margin)
+        check_split(split)
+        if split.unstable is None:
+            return balanced_system(single)
+        return BalancedUnstable(single, split, split.unstable)
+
+    return map_systems(system, one)
 
 
 def _way(part: System, reduction: Reduction | None) -> tuple[HostArray, HostArray, SlotMap | None]:

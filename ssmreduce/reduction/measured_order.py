@@ -9,7 +9,8 @@ from typing import TypeVar
 import numpy as np
 
 from ssmreduce.errors import SSMReduceError
-from ssmreduce.reduction.balanced_system import BalancedSystem, Reducible
+from ssmreduce.reduction.balanced_system import BalancedSystem
+from ssmreduce.reduction.balanced_unstable import Reducible
 from ssmreduce.reduction.order import FixedOrder, MeasuredError, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import System
@@ -22,11 +23,12 @@ def smallest_cut(
     part: Reducible, rule: MeasuredError, cut: Callable[[OrderRule], Reduction]
 ) -> Reduction:
     """Return the smallest cut that a bisection finds within the tolerance; nothing is cut at worst."""
-    n, balanced = max(part.original.order, 1), part.balanced_part
+    n = max(part.original.order, 1)
+    balanced: BalancedSystem | None
     if isinstance(part, BalancedSystem):
-        whole = part.unchanged()
+        balanced, whole = part, part.unchanged()
     else:
-        whole = cut(FixedOrder(max(part.available(n), 1)))
+        balanced, whole = part.stable, cut(FixedOrder(max(part.available(n), 1)))
     if balanced is None or balanced.original.order == 0:
         return whole
     balanced.check_rank()

@@ -17,7 +17,8 @@ from ssmreduce._array_routes import warn_caller
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce.errors import ScalingWarning
 from ssmreduce.hankel import BalancedFactors
-from ssmreduce.reduction.balanced_system import Reducible
+from ssmreduce.reduction.balanced_system import BalancedSystem
+from ssmreduce.reduction.balanced_unstable import Reducible
 from ssmreduce.systems.diagonal import System
 
 _LEAST_SHARE = float(np.sqrt(np.finfo(np.float64).eps))
@@ -34,7 +35,7 @@ def warn_if_badly_scaled(parts: Sequence[Reducible]) -> None:
     if parts[0].original.D.shape[-2:] == (1, 1):
         return
     for part in parts:
-        balanced = part.balanced_part
+        balanced = part if isinstance(part, BalancedSystem) else part.stable
         if balanced is not None and balanced.factors is not None:
             _look_at_ports(balanced.host, balanced.factors)
 
