@@ -19,7 +19,9 @@ _MIN_MODULUS, _MAX_MODULUS, _MAX_PHASE = 0.9, 0.999, 6.28
 
 def single(values: npt.ArrayLike) -> Array:
     """Return `values` as a float32 array of JAX."""
-    return jnp.asarray(np.asarray(values, dtype=np.float32))
+    # Unlike jnp.asarray, which compiles a copy for each shape.
+    array: Array = jax.device_put(np.array(values, dtype=np.float32))
+    return array
 
 
 class LRU(eqx.Module):

@@ -121,7 +121,7 @@ def train(
         states_per_layer, settings.width, problem.classes, rng=np.random.default_rng(settings.seed)
     )
     optimizer = make_optimizer(settings)
-    optimizer_state = optimizer.init(model)
+    optimizer_state = jax.jit(optimizer.init)(model)
     update = jax.jit(
         partial(update_often, optimizer), donate_argnums=(0, 1), static_argnames="penalty"
     )
