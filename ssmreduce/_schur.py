@@ -28,7 +28,7 @@ On matrix balancing and eigenvector computation, arXiv 1401.5766 (2014).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -80,8 +80,6 @@ class SchurForm:
     balanced: HostArray
     order: HostArray
     parts: Edges
-    _known: dict[TimeDomain, float] = field(default_factory=dict, repr=False)
-    """Distance of the nearest pole from the boundary."""
 
     @classmethod
     def of(
@@ -144,7 +142,7 @@ class SchurForm:
         if dtype.kind != "c" or self.triangle.dtype.kind == "c":
             return self
         T, W = complex_form(self.triangle, self.basis)
-        return replace(self, triangle=T, basis=W, _known={})
+        return replace(self, triangle=T, basis=W)
 
     # --- Coordinates
 
@@ -197,11 +195,12 @@ class SchurForm:
 
     def all_stable(self, time: TimeDomain) -> bool:
         """Whether every pole is `stable`."""
-        return bool(self._nearest(time) > self._doubtful or self.stable(time).all())
+        clear = (self._distance(time) > self._doubtful).all()
+        return bool(clear or self.stable(time).all())
 
     def inside(self, time: TimeDomain) -> bool:
         """Whether every pole lies inside the boundary, rounding left aside."""
-        return self._nearest(time) > 0.0
+        return bool((self._distance(time) > 0.0).all())
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
@@ -213,13 +212,6 @@ class SchurForm:
         """Of each pole from the boundary; the real parts are on the diagonal, of pairs too."""
         poles = self._eigenvalues if isinstance(time, Discrete) else self.triangle.diagonal()
         return np.asarray(time.distance(poles))
-
-    def _nearest(self, time: TimeDomain) -> float:
-        nearest = self._known.get(time)
-        if nearest is None:
-            nearest = float(np.minimum.reduce(self._distance(time), initial=np.inf))
-            self._known[time] = nearest
-        return nearest
 
     @cached_property
     def _doubtful(self) -> float:
