@@ -25,6 +25,9 @@ _PASSES = 12
 _EVEN = 0.25
 """Logarithm to base two of a change of units that is not worth another pass."""
 
+_EXCESS = 4.0
+"""Size of a coupling between parts, to that of what is inside of them, that does no harm."""
+
 _FAR = 1e300
 """Size from which ports count as equally large."""
 
@@ -58,7 +61,7 @@ def _units_of_parts(
 ) -> HostArray:
     """Units that balance each part of A on its own, then the parts, with the coupling between them.
 
-    Ports are made so small that nothing between two parts is larger than what is inside of them.
+    Ports are made so small that nothing between two parts is much larger than what is inside of them.
     """
     first = np.array([start for start, _ in parts])
     part = np.empty(len(A), dtype=np.intp)
@@ -90,7 +93,7 @@ def _units_of_parts(
     for _ in range(_ROUNDS):
         even, change = balanced_matrix(whole)
         excess = float(even[:count, :count].max()) / size
-        if excess <= 1.0:
+        if excess <= _EXCESS:
             break
         ports[0][:] /= excess**2
     found: HostArray = units * (start[:count] * change[:count] / change[count])[part]
@@ -104,15 +107,19 @@ def balanced_parts(A: HostArray) -> tuple[HostArray, HostArray]:
     had for units.
     """
     even, units = balanced_matrix(A)
-    exponents = _common_exponents(A[None], _strong(even[None])[0], np.frexp(units)[1][None])
-    common_units = np.ldexp(1.0, exponents[0])
-    if np.all(np.isfinite(common_units)) and common_units.all():
-        with np.errstate(over="ignore", under="ignore"):
-            common = in_units(A, common_units)
-        if np.all(np.isfinite(common)) and np.count_nonzero(common) == np.count_nonzero(A):
-            even, change = balanced_matrix(common)
-            units = common_units * change
-    return even, units
+    known = np.frexp(units)[1]
+    exponents = _common_exponents(A[None], _strong(even[None])[0], known[None])[0]
+    common_units = np.ldexp(1.0, exponents - 1)
+    if np.array_equal(exponents, known) or not (
+        np.isfinite(common_units).all() and common_units.all()
+    ):
+        return even, units
+    with np.errstate(over="ignore", under="ignore"):
+        common = in_units(A, common_units)
+    if not np.all(np.isfinite(common)) or np.count_nonzero(common) < np.count_nonzero(A):
+        return even, units
+    even, change = balanced_matrix(common)
+    return even, common_units * change
 
 
 def balanced_stack(A: HostArray) -> HostArray:
@@ -173,8 +180,8 @@ def _common_exponents(A: HostArray, coupled: HostArray, known: HostArray) -> Hos
 def _along_tree(A: HostArray, coupled: HostArray, first: HostArray, known: HostArray) -> HostArray:
     """Exponents of units, one by one along a tree of couplings from the `first` states, whose are known.
 
-    Where two states act on each other both ways are made equally large, else the one way about as large as
-    the largest rate.
+    Where two states act on each other both ways are made equally large, else the one way up to half as large
+    as the largest rate.
     """
     sizes = np.maximum(np.abs(A.real), np.abs(A.imag)) if A.dtype.kind == "c" else np.abs(A)
     exponents = np.frexp(sizes)[1]
@@ -182,7 +189,7 @@ def _along_tree(A: HostArray, coupled: HostArray, first: HostArray, known: HostA
         changes = (exponents[:, :, 0] - exponents[:, 0, :]) // 2
         return np.asarray(changes + known[:, :1])
     states, nearer = np.arange(len(coupled)), _tree(coupled, first)
-    rates = exponents[:, states, states].max(axis=-1, keepdims=True)
+    rates = exponents[:, states, states].max(axis=-1, keepdims=True) - 1
     there, back = exponents[:, states, nearer], exponents[:, nearer, states]
     found = np.where(
         coupled[states, nearer],
