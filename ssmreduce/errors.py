@@ -206,7 +206,9 @@ class ReductionWarning(UserWarning):
 
 
 class CalibrationWarning(UserWarning):
-    """Data are too few for a cut that is fitted to them, or the model is no better than chance on them."""
+    """Data are too few for a cut that is fitted to them, or may be another model's; or the model is no
+    better than chance on them.
+    """
 
 
 class HostTransferWarning(UserWarning):

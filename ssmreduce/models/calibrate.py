@@ -28,7 +28,7 @@ from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import on_all
 from ssmreduce.models.layer_records import LayerRecord, every_fourth, weighted
 from ssmreduce.models.output_checks import OutputChecks
-from ssmreduce.models.recorded_weights import single
+from ssmreduce.models.recorded_weights import in_single_precision
 from ssmreduce.models.runs import Runs
 from ssmreduce.models.search import Layers, search
 from ssmreduce.models.shared_runs import as_many, of_first, with_full_weights
@@ -182,8 +182,8 @@ def calibrate(
         )
     held_out = tuple(map(bool, every_fourth(len(parts))))
     kept = replace(runs, batches=tuple(taken), held_out=held_out, sizes=tuple(sizes), most=most)
-    weights = {each.name: single(each.weights) for each in found.meant}
-    return replace(_of_parts(kept, parts), layer_weights=weights)
+    weights = {each.name: in_single_precision(each.weights) for each in found.meant}
+    return _of_parts(kept, parts).with_layer_weights(weights)
 
 
 def _of_parts(kept: Runs, parts: list[dict[str, LayerRecord]]) -> Calibration:

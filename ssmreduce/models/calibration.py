@@ -7,7 +7,7 @@ on these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,17 +20,17 @@ from ssmreduce._checks import (
     floating_array,
 )
 from ssmreduce._display import html_table, text_table
-from ssmreduce.errors import ArgumentError, ShapeError
+from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import listed
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.layers.options import plain_name
 from ssmreduce.models.layer_records import LayerRecord, every_fourth
-from ssmreduce.models.recorded_weights import single, unlike
+from ssmreduce.models.recorded_weights import in_single_precision, warn_of_unrelated
 from ssmreduce.models.runs import Runs
 from ssmreduce.models.search import Layers
 
-_WEIGHTS = "/layer_weights/"
-"""Between the names of a layer and of a weight, in arrays that are stored."""
+_WEIGHT = "/layer_weight"
+"""Behind the names of a layer and of a weight, in arrays that are stored."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,9 +45,6 @@ class Calibration:
         The model's batches, where they are at hand: layers are then recorded again behind those
         that were cut, and candidates may be compared by a loss. Without them each layer is cut by
         itself.
-    layer_weights : dict of dicts of arrays, optional
-        The weights of the layers as they were recorded, by which a calibration of another model is
-        told.
 
     Raises
     ------
@@ -73,7 +70,8 @@ class Calibration:
 
     layers: dict[str, LayerRecord]
     runs: Runs | None = None
-    layer_weights: Mapping[str, Mapping[str, HostArray]] = field(default_factory=dict)
+    _layer_weights: Mapping[str, Mapping[str, HostArray]] = field(default_factory=dict, init=False)
+    """Weights as they were recorded, by layer, to notice a calibration of another model."""
 
     def __post_init__(self) -> None:
         check_instance(self.layers, Mapping, "layers", "Calibration.of_inputs({'encoder.0': u})")
@@ -84,7 +82,6 @@ class Calibration:
             check_instance(record, LayerRecord, f"layers[{name!r}]", "Calibration.of_inputs")
         if self.runs is not None:
             check_instance(self.runs, Runs, "runs", "calibrate(model, batches)")
-        check_instance(self.layer_weights, Mapping, "layer_weights", "calibrate(model, batches)")
         vars(self).update(layers=dict(self.layers))
 
     @classmethod
@@ -163,11 +160,7 @@ class Calibration:
         check_instance(arrays, Mapping, "arrays", "numpy.load(path, allow_pickle=False)")
         for key in arrays:
             check_text(key, "arrays", "what to_arrays() returned")
-        names = [
-            key.removesuffix("/inputs")
-            for key in arrays
-            if key.endswith("/inputs") and _WEIGHTS not in key
-        ]
+        names = [key.removesuffix("/inputs") for key in arrays if key.endswith("/inputs")]
         parts = ("inputs", "weights", "held_out")
         missing = [
             f"{name}/{part}" for name in names for part in parts if f"{name}/{part}" not in arrays
@@ -181,14 +174,7 @@ class Calibration:
             {name: arrays[f"{name}/inputs"] for name in names},
             {name: arrays[f"{name}/weights"] for name in names},
         )
-        weights: dict[str, dict[str, HostArray]] = {}
         for name, record in found.layers.items():
-            start = f"{name}{_WEIGHTS}"
-            weights[name] = {
-                key.removeprefix(start): np.asarray(to_host(floating_array(value, key, 1)))
-                for key, value in arrays.items()
-                if key.startswith(start)
-            }
             held_out = np.asarray(arrays[f"{name}/held_out"])
             if held_out.dtype != bool or held_out.shape != record.held_out.shape:
                 raise ShapeError(
@@ -196,7 +182,7 @@ class Calibration:
                     f"bools of shape {record.held_out.shape}."
                 )
             found.layers[name] = replace(record, held_out=held_out)
-        return replace(found, layer_weights=weights)
+        return found.with_layer_weights(_stored_weights(arrays, names))
 
     def to_arrays(self) -> dict[str, HostArray]:
         """Return plain arrays by name, for ``numpy.savez`` or safetensors; batches are left out."""
@@ -206,8 +192,8 @@ class Calibration:
             for part in ("inputs", "weights", "held_out")
         }
         return records | {
-            f"{name}{_WEIGHTS}{weight}": value
-            for name, weights in self.layer_weights.items()
+            f"{name}/{weight}{_WEIGHT}": value
+            for name, weights in self._layer_weights.items()
             for weight, value in weights.items()
         }
 
@@ -227,11 +213,16 @@ class Calibration:
         Raises
         ------
         ArgumentError
-            If one is no calibration, or that of another model.
+            If one is no calibration.
         ShapeError
             If they are of other layers, or of layers of another width.
+
+        Warns
+        -----
+        CalibrationWarning
+            If a weight of a layer is unrelated to that of the same name, as in another model.
         """
-        layers, weights = dict(self.layers), dict(self.layer_weights)
+        layers, weights = dict(self.layers), dict(self._layer_weights)
         for other in others:
             check_instance(other, Calibration, "others", "data.merged(*from_other_processes)")
             if other.layers.keys() != layers.keys():
@@ -245,13 +236,31 @@ class Calibration:
                         f"a calibration of `others` has {record.inputs.shape[2]} channels in `{name}`, this "
                         f"one {layers[name].inputs.shape[2]}; expected the same."
                     )
-                _check_like(
-                    "others", name, weights.get(name, {}), other.layer_weights.get(name, {})
-                )
+                own, others_own = (each.get(name, {}) for each in (weights, other._layer_weights))
+                warn_of_unrelated("others", name, own, others_own)
+                weights[name] = {**others_own, **own}
                 both = layers[name].joined(record)
                 layers[name] = replace(both, weights=np.maximum(both.weights, 0.0))
-            weights = {**other.layer_weights, **weights}
-        return Calibration(layers, layer_weights=weights)
+        return Calibration(layers).with_layer_weights(weights)
+
+    def with_layer_weights(self, weights: Mapping[str, Mapping[str, HostArray]]) -> Calibration:
+        """Return the same with weights as they were recorded.
+
+        :meta private:
+
+        Parameters
+        ----------
+        weights : dict of dicts of arrays
+            By layer, as `in_single_precision` returns them.
+
+        Returns
+        -------
+        Calibration
+            A copy.
+        """
+        copy = replace(self)
+        vars(copy).update(_layer_weights=weights)
+        return copy
 
     def for_first(self, found: Layers) -> Calibration:
         """Return the same, without batches where one process cannot run the model: the first
@@ -270,7 +279,8 @@ class Calibration:
             Itself, where one process trains the model.
         """
         team = found.framework.team_of(found.framework.plain(found.model))
-        return self if team is None else replace(self, runs=None)
+        alone = Calibration(self.layers).with_layer_weights(self._layer_weights)
+        return self if team is None else alone
 
     def __repr__(self) -> str:
         largest = max(len(record.inputs) for record in self.layers.values())
@@ -323,13 +333,16 @@ class Calibration:
         ------
         ShapeError
             If there is none, or it is that of a layer of another width.
-        ArgumentError
-            If nothing is recorded again, and it is that of a layer with other weights.
+
+        Warns
+        -----
+        CalibrationWarning
+            If nothing is recorded again, and a weight is unrelated to the recorded one.
         """
         names = {plain_name(name): name for name in self.layers}
         name = names.get(plain_name(handle.name))
-        stands_alone = alone or (self.runs is None and not any(map(str, handle.path)))
-        if stands_alone and len(self.layers) == 1:
+        is_model = self.runs is None and not any(map(str, handle.path))
+        if (alone or is_model) and len(self.layers) == 1:
             (name,) = self.layers
         if name is None:
             raise ShapeError(
@@ -346,18 +359,21 @@ class Calibration:
                 f"{width} channels. Calibrate this model."
             )
         if self.runs is None or alone:  # nothing is recorded again
-            _check_like("data", name, self.layer_weights.get(name, {}), single(handle.weights))
+            recorded = self._layer_weights.get(name, {})
+            warn_of_unrelated("data", name, recorded, in_single_precision(handle.weights))
         return record
 
 
-def _check_like(
-    argument: str, layer: str, then: Mapping[str, HostArray], now: Mapping[str, HostArray]
-) -> None:
-    """Raise `ArgumentError` where weights have nothing in common with those that were recorded."""
-    found = unlike(then, now)
-    if found is not None:
-        raise ArgumentError(
-            f"`{argument}` is a calibration of another model: its weight `{found[0]}` of layer `{layer}` "
-            f"differs by {found[1]:.2g} of its size; expected less than 1.2, as in a model that was trained "
-            "on. Calibrate this model."
-        )
+def _stored_weights(
+    arrays: Mapping[str, Any], layers: Sequence[str]
+) -> dict[str, dict[str, HostArray]]:
+    """Weights by layer: of several that a key may mean, that of the longest name."""
+    weights: dict[str, dict[str, HostArray]] = {}
+    for key in arrays:
+        owners = [name for name in layers if key.startswith(f"{name}/")]
+        if key.endswith(_WEIGHT) and owners:
+            owner = max(owners, key=len)
+            value = np.asarray(to_host(floating_array(arrays[key], key, 1)))
+            name = key.removeprefix(f"{owner}/").removesuffix(_WEIGHT)
+            weights.setdefault(owner, {})[name] = value
+    return weights

@@ -1,4 +1,4 @@
-"""Weights of layers as they were recorded, to tell a model that was trained on from another one."""
+"""Weights of layers as they were recorded, to notice a calibration of another model."""
 
 from __future__ import annotations
 
@@ -6,40 +6,59 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ssmreduce._array_libraries import HostArray
+from ssmreduce._array_libraries import HostArray, to_double
+from ssmreduce._array_routes import warn_caller
+from ssmreduce.errors import CalibrationWarning
 
-_UNLIKE = 1.2
-"""Distance of two arrays relative to the larger one: 1.41 where they are unrelated and alike in size.
+_LIMIT = 1.2
+"""Largest distance of two arrays, relative to the larger one, that gives no warning.
 
-Of S5 layers that were trained for a thousand steps, with a rate of 0.01, it was 1.0 at most: weights grow.
+It is 1.41 for large arrays that are unrelated and alike in size. Long training may exceed the limit, too, as
+with weight decay.
 """
 
 _FEWEST = 16
-"""Arrays with fewer entries say nothing."""
+"""Arrays with fewer numbers are not compared; a complex one counts as two."""
 
 
-def single(weights: Mapping[str, HostArray]) -> dict[str, HostArray]:
-    """Copies in single precision, complex ones by real and imaginary parts, as any file can hold them."""
+def in_single_precision(weights: Mapping[str, HostArray]) -> dict[str, HostArray]:
+    """Copies in single precision, complex ones by real and imaginary parts, as any file can hold them.
+
+    Arrays that single precision cannot hold are left out.
+    """
     found = {}
     for name, value in weights.items():
         parts = [value.real, value.imag] if np.iscomplexobj(value) else [value]
         with np.errstate(over="ignore"):
-            found[name] = np.stack(parts).astype(np.float32)
+            copy = np.stack(parts).astype(np.float32)
+        if np.all(np.isfinite(copy)):
+            found[name] = copy
     return found
 
 
-def unlike(then: Mapping[str, HostArray], now: Mapping[str, HostArray]) -> tuple[str, float] | None:
-    """The first array that is unrelated to that of the same name, and how far away; None for none.
+def warn_of_unrelated(
+    argument: str, layer: str, then: Mapping[str, HostArray], now: Mapping[str, HostArray]
+) -> None:
+    """Issue a `CalibrationWarning` for the first array that is unrelated to that of the same name.
 
-    Both as `single` returns them. Arrays of another shape, which was cut since, are not compared.
+    Both as `in_single_precision` returns them. Arrays of another shape, which were cut since, are not
+    compared.
     """
-    shared = [name for name in then if name in now and then[name].shape == now[name].shape]
-    for name in shared:
-        before, after = then[name].astype(np.float64), now[name].astype(np.float64)
-        if before.size < _FEWEST:
+    for name, recorded in then.items():
+        if name not in now or now[name].shape != recorded.shape or recorded.size < _FEWEST:
             continue
-        distance = float(np.linalg.norm(after - before))
-        size = float(max(np.linalg.norm(before), np.linalg.norm(after)))
-        if distance > _UNLIKE * size:
-            return name, distance / size
-    return None
+        distance = _distance(to_double(recorded), to_double(now[name]))
+        if distance > _LIMIT:
+            warn_caller(
+                f"`{argument}` may be a calibration of another model: its weight `{name}` of layer `{layer}` "
+                f"differs by {distance} times the larger of the two; expected at most {_LIMIT}. If it is "
+                "another model's, calibrate this one.",
+                CalibrationWarning,
+            )
+            return
+
+
+def _distance(before: HostArray, after: HostArray) -> float:
+    """The norm of the difference over the larger norm, to three decimals."""
+    size = max(np.linalg.norm(before), np.linalg.norm(after))
+    return round(float(np.linalg.norm(after - before) / size), 3) if size else 0.0

@@ -170,7 +170,8 @@ def reduce_model(
     data : Calibration, optional
         Recorded inputs of the layers, from `calibrate`. Layers are then cut one after the other by
         the method that is best on the part that is held out (see `CutOptions`); the report says
-        which was taken. Only a cut by ``method="white"`` has an error bound. Orders are chosen as
+        which was taken. Only a cut by ``method="white"`` has an error bound; if that method alone
+        is asked for, output errors are those for inputs in the uncut model. Orders are chosen as
         without data, except by `MeasuredError`, whose tolerance is then that of the held-out
         outputs.
     options : CutOptions
@@ -204,7 +205,8 @@ def reduce_model(
     ReductionWarning
         If a layer cannot hold the cut of the order asked for, and gets a lower one.
     CalibrationWarning
-        If there are few sequences for a fit, or the model is at chance; if matching lowers no loss.
+        If there are few sequences for a fit, or the model is at chance; if matching lowers no loss;
+        if `data` holds no batches and may be another model's.
     UserWarning
         If `order` is above the number of states of every layer, so that nothing is cut.
 
