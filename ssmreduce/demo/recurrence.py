@@ -14,8 +14,8 @@ and sequence: 4 N H + T H² multiplications (N states, H channels), T ≤ √L. 
 at most 1 and nothing is divided, so |λ| near 1 is safe. The backward pass runs the same recurrence
 in reverse with conj(Λ).
 
-To compile takes as long as hundreds of steps of a small layer, in proportion to the number of operations:
-hence few of them here.
+Compilation of a small layer takes much longer than a step, in proportion to the number of operations: hence
+few of them here.
 """
 
 from __future__ import annotations

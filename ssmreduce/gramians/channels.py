@@ -1,7 +1,7 @@
 """Channels: diagonal systems with one input and one output, such as those of an S4D layer.
 
-Their factors come from `equations.cauchy` in products, for all systems of a batch at once: a tenth to two
-thirds of the time of the route of other diagonal systems, and the same accuracy, n eps σ₁.
+Their factors come from `equations.cauchy` in products, for all systems of a batch at once: in less time than
+by the route of other diagonal systems, and with the same accuracy, n eps σ₁.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Where the output is real, a pair of poles that nearly coincide without being equ
 time, in complex numbers: K would be ill conditioned.
 
 However small σ_i is, its relative error is O(n eps), or what half a unit in the last place of the data
-changes if that is more. Cost O(n³), several times that of the ordinary route.
+changes if that is more. Cost O(n³), more than that of the ordinary route.
 
 References: Demmel, Gu, Eisenstat, Slapničar, Veselić and Drmač, Linear Algebra Appl. 299 (1999);
 Drmač and Veselić, SIAM J. Matrix Anal. Appl. 29 (2008); Haut and Beylkin, SIAM J. Matrix Anal. Appl. 33
