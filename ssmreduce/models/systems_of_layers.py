@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ssmreduce._array_libraries import described, is_traced
 from ssmreduce._checks import type_name
-from ssmreduce.errors import ShapeError, UnsupportedLayerError
+from ssmreduce.errors import ShapeError, TracedValueError, UnsupportedLayerError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import listed
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle
@@ -83,6 +84,8 @@ def read_system(layer: Any, *, kind: object = None) -> System:
         If the layer is not known.
     ShapeError, NonFiniteError
         If its weights do not fit together, or hold NaN or Inf.
+    TracedValueError
+        If weights are traced, and the kind of layer needs their entries, as S5 and LinOSS do.
 
     Examples
     --------
@@ -94,7 +97,16 @@ def read_system(layer: Any, *, kind: object = None) -> System:
     """
     handle = handle_of(layer, kind)
     weights = handle.framework.on_host(handle.arrays)  # those of JAX that are traced as they are
-    return handle.kind.read(NamedWeights(weights))
+    try:
+        return handle.kind.read(NamedWeights(weights))
+    except TypeError as error:
+        traced = [name for name, value in weights.items() if is_traced(value)]
+        if not traced:
+            raise
+        raise TracedValueError(
+            f"`{traced[0]}` is {described(weights[traced[0]])}, but {type(handle.kind).__name__} needs "
+            "its entries; expected numbers that can be looked at. Call it outside of jit, grad and vmap."
+        ) from error
 
 
 def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None) -> Any:

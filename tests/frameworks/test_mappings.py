@@ -37,7 +37,13 @@ from ssmreduce import (
     sweep,
     write_system,
 )
-from ssmreduce.errors import ArgumentError, OptimizerStateError, ShapeError, UnsupportedLayerError
+from ssmreduce.errors import (
+    ArgumentError,
+    OptimizerStateError,
+    ShapeError,
+    TracedValueError,
+    UnsupportedLayerError,
+)
 from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.layers.s4 import S4
@@ -144,6 +150,39 @@ def test_a_layer_of_traced_arrays_is_read(rng: np.random.Generator) -> None:
 
     expected = read_system(weights, kind="lru").poles()
     assert np.allclose(jax.jit(poles)(weights), expected, rtol=1e-5)
+
+
+def test_a_layer_of_traced_arrays_has_a_gradient(rng: np.random.Generator) -> None:
+    weights = {name: jnp.asarray(each) for name, each in lru_weights(rng, 8, 3).items()}
+
+    def size(weights: dict[str, jax.Array]) -> Any:
+        system = read_system(weights, kind="lru")
+        return jnp.sum(jnp.abs(jnp.asarray(system.C)) ** 2)
+
+    gradient = jax.grad(size)(weights)
+    for name in ("C_re", "C_im"):
+        assert np.allclose(gradient[name], 2.0 * weights[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["s5", "linoss"])
+def test_kinds_that_look_at_numbers_refuse_traced_arrays(
+    kind: str, rng: np.random.Generator
+) -> None:
+    B, C, ones = rng.normal(size=(4, 3, 2)), rng.normal(size=(3, 4, 2)), np.ones(4)
+    arrays: dict[str, dict[str, Any]] = {
+        "s5": {"Lambda": -ones + 1j, "log_step": -ones, "B": B, "C": C[..., 0] + 0j},
+        "linoss": {"A_diag": ones, "G_diag": 0.1 * ones, "steps": ones, "B": B, "C": C},
+    }
+    weights = {name: jnp.asarray(each) for name, each in arrays[kind].items()}
+    weights["D"] = jnp.ones(3)
+    assert read_system(weights, kind=kind).inputs == 3
+
+    def feedthrough(D: jax.Array) -> Any:
+        return jnp.sum(jnp.asarray(read_system({**weights, "D": D}, kind=kind).D))
+
+    for traced in (jax.jit(feedthrough), jax.grad(feedthrough)):
+        with pytest.raises(TracedValueError, match=r"`D` is .* traced .*looked at\. Call it out"):
+            traced(weights["D"])
 
 
 def test_options_of_a_kind_are_those_of_an_instance() -> None:
