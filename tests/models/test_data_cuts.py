@@ -1050,6 +1050,19 @@ def test_a_reducer_cuts_by_what_it_is_given_at_each_attempt():
     assert model.training
 
 
+def test_a_reducer_cuts_a_model_whose_weights_have_left_the_recorded_ones():
+    model, batches = model_and_batches()
+    data = saved(calibrate(model, batches))
+    with torch.no_grad():
+        model.first.seq.C.mul_(-1.0)
+    reducer = InTrainingReducer(ReductionSchedule.at(1), FixedOrder(5), data=lambda model: data)
+    with pytest.warns(
+        CalibrationWarning, match=r"its weight `C` of layer `first\.seq` differs by 2"
+    ):
+        reducer.step(1, model, torch.optim.AdamW(model.parameters(), 1e-3))
+    assert [event.new_order for event in reducer.events] == [5, 5]
+
+
 def test_data_that_fail_leave_model_and_reducer_as_they_were():
     model, batches = model_and_batches()
 
