@@ -17,6 +17,12 @@ EPS = float(np.finfo(np.float64).eps)
 CLEARLY = EPS**0.5
 """Distance from the boundary relative to ‖A‖_F beyond which no way to find poles leaves a doubt."""
 
+SEVERAL = 8.0
+"""Times what conditions let rounding do, beyond which no way to find poles decides otherwise."""
+
+_FEW_STATES = 32
+"""Up to this order eigenvectors take well under a millisecond."""
+
 _FEW = 8
 """Diagonal blocks, times this at most n, whose eigenvectors are found one by one."""
 
@@ -26,6 +32,15 @@ _LEAF = 32
 SMALL = 64
 """Up to this order LAPACK takes little work space, and is called without the checks of its wrapper, which
 cost more than a pair."""
+
+
+def far(n: int) -> float:
+    """Distance from the boundary relative to ‖A‖_F at which eigenvalues alone leave no doubt.
+
+    Rounding moves poles of order four by less; of more than a few states, where eigenvectors take long, of
+    order two.
+    """
+    return float(SEVERAL * EPS ** (1.0 / max(2, min(n, 4)))) if n <= _FEW_STATES else CLEARLY
 
 
 def clearly(block: HostArray) -> float:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from scipy.linalg import lapack
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce._pole_rounding import CLEARLY, EPS, ROUNDINGS, SMALL
+from ssmreduce._lapack import frobenius_norm
+from ssmreduce._pole_rounding import CLEARLY, EPS, ROUNDINGS, SEVERAL, SMALL, far
 from ssmreduce._schur import SchurForm, fast_to_slow, is_graded
 from ssmreduce._state_units import balance_states, balanced_stack, parts_of
 from ssmreduce.time_domain import TimeDomain
 
-_SMALLEST = 1e-120
-"""Size below which squares underflow, and over whose inverse they overflow."""
-
-_ORDER = 4
-"""Order of poles up to which all ways to find them agree whether they are stable."""
+_LEAST_SCALED = 1e-120
+"""Norm below which, and over which in its inverse, LAPACK's geev scales a matrix."""
 
 
 def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
@@ -66,95 +65,75 @@ def _poles_by_parts(A: HostArray) -> HostArray:
 def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray:
     """Whether all poles of each matrix of a stack (..., n, n) are stable, shape (...).
 
-    Each part decides for itself, in units that do not depend on those of the states. A Schur form is taken
-    where eigenvalues alone leave it to rounding.
+    A Schur form is taken where eigenvalues alone leave it to rounding.
     """
     if not A.shape[-1]:
         return np.ones(A.shape[:-2], dtype=bool)
+    # LAPACK takes less than the checks of NumPy.
+    if A.ndim == 2 and len(A) <= SMALL and _plainly_stable(A, time, margin):
+        return np.asarray(True)
     every = A.reshape(-1, *A.shape[-2:])
-    stable = np.ones(len(every), dtype=bool)
-    for members, states in _alike_parts(every):
-        parts = every[members[:, None, None, None], states[:, :, None], states[:, None, :]]
-        each = _parts_are_stable(parts.reshape(-1, *parts.shape[2:]), time, margin)
-        stable[members] &= each.reshape(parts.shape[:2]).all(axis=-1)
+    stable, doubtful = _by_eigenvalues(every, time, margin)
+    for k in np.flatnonzero(doubtful):
+        stable[k] = SchurForm.of(every[k], time=time).stable(time, margin).all()
     return stable.reshape(A.shape[:-2])
 
 
-def _alike_parts(A: HostArray) -> Iterator[tuple[HostArray, HostArray]]:
-    """Matrices of a stack (K, n, n), and states (P, m) of P of their parts: all with the same zeros."""
-    coupled = A != 0.0
-    if coupled.all():
-        yield np.arange(len(A)), np.arange(A.shape[-1])[None]
-        return
-    kinds: dict[bytes, list[int]] = {}
-    for k, zeros in enumerate(coupled):
-        kinds.setdefault(zeros.tobytes(), []).append(k)
-    for members in kinds.values():
-        example = members[0]
-        order, parts = parts_of(A[example])
-        alike: dict[bytes, list[HostArray]] = {}
-        for first, last in parts:
-            states = order[first:last]
-            zeros = coupled[example][np.ix_(states, states)].tobytes() if last > first + 1 else b""
-            alike.setdefault(zeros, []).append(states)
-        for same in alike.values():
-            yield np.array(members), np.stack(same)
-
-
-def _parts_are_stable(A: HostArray, time: TimeDomain, margin: float) -> HostArray:
-    """The same for a stack (K, n, n) of parts with the same zeros."""
-    if A.shape[-1] == 1:
-        return np.asarray(time.distance(A[:, 0, 0]) > margin)
-    size = np.abs(A).max(axis=(1, 2))
-    usual = (size > _SMALLEST) & (size < 1.0 / _SMALLEST)
-    stable, doubtful = np.zeros(len(A), dtype=bool), np.ones(len(A), dtype=bool)
-    if usual.any():
-        stable[usual], doubtful[usual] = _by_eigenvalues(balanced_stack(A[usual]), time, margin)
-    for k in np.flatnonzero(doubtful):
-        stable[k] = SchurForm.of(A[k]).stable(time, margin).all()
-    return stable
-
-
 def _by_eigenvalues(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostArray, HostArray]:
-    """Which of a stack (K, n, n) of balanced parts are stable, and which of these answers are in doubt.
+    """Which of a stack (K, n, n) are stable, and which of these answers are in doubt.
 
-    Eigenvalues alone leave none where the nearest is farther from the boundary than rounding moves a pole of
-    order four; of large parts, for which eigenvectors take long, of order two. Small ones with rows that
-    slow are not tried.
+    Of small ones with slow rows eigenvalues alone would leave a doubt: they are not computed.
     """
     n = A.shape[-1]
     small, room, doubtful = n <= SMALL, np.empty(len(A)), np.ones(len(A), dtype=bool)
-    far = EPS ** (1.0 / min(n, _ORDER)) if small else CLEARLY
     with np.errstate(over="ignore", invalid="ignore"):
         rows = np.linalg.norm(A, axis=-1)
-        far = far * np.linalg.norm(rows, axis=-1)
-        slow = small & (rows.min(axis=-1) < 2.0 * far)
+        size = np.linalg.norm(rows, axis=-1)
+        slow = small & (rows.min(axis=-1) < 2.0 * CLEARLY * size)
+        slow |= ~_in_range(size)
         if not slow.all():
             distance = time.distance(np.linalg.eigvals(A[~slow])) - margin
             room[~slow] = distance.min(axis=-1)
-            doubtful[~slow] = ~(np.abs(room[~slow]) > far[~slow])
-        rest = np.flatnonzero(doubtful)
+            doubtful[~slow] = ~(np.abs(room[~slow]) > far(n) * size[~slow])
+        rest = np.flatnonzero(doubtful & _in_range(size))
         if small and rest.size:
-            room[rest], doubtful[rest] = _by_conditions(A[rest], time, margin, far[rest])
+            even = balanced_stack(A[rest])
+            room[rest], doubtful[rest] = _by_conditions(even, time, margin)
     return room > 0.0, doubtful
 
 
-def _by_conditions(
-    A: HostArray, time: TimeDomain, margin: float, far: HostArray
-) -> tuple[HostArray, HostArray]:
+def _by_conditions(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostArray, HostArray]:
     """How far inside the poles of balanced matrices lie, and whether rounding might decide about it.
 
-    It does not where the nearest lies `far` from the boundary, nor where all lie inside, or one outside, by
-    twice what their conditions let it do.
+    It does not where all lie inside, or one outside, by several times what their conditions let it do.
     """
     poles, vectors = np.linalg.eig(A)
     distance = time.distance(poles) - margin
     room, size = distance.min(axis=-1), np.linalg.norm(A, axis=(-2, -1))
-    doubtful = ~(np.abs(room) > far)
+    doubtful = ~(np.abs(room) > far(A.shape[-1]) * size)
     try:
         conditions = np.linalg.norm(np.linalg.inv(vectors), axis=-1)
     except np.linalg.LinAlgError:
         return room, doubtful
-    rounding = 2.0 * ROUNDINGS * A.shape[-1] * EPS * size[:, None] * conditions
+    rounding = SEVERAL * ROUNDINGS * A.shape[-1] * EPS * size[:, None] * conditions
     clear = (distance > rounding).all(axis=-1) | (distance < -rounding).any(axis=-1)
     return room, doubtful & ~clear
+
+
+def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
+    """Whether eigenvalues alone show that all poles of a small matrix lie well inside the boundary."""
+    size = frobenius_norm(A)
+    if not _in_range(size):
+        return False
+    if A.dtype.kind == "c":
+        poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)
+    else:
+        real, imaginary, _, _, failed = lapack.dgeev(A, compute_vl=0, compute_vr=0)
+        poles = real + 1j * imaginary
+    nearest = min(time.distance(poles).tolist())
+    return bool(not failed and nearest > margin + far(len(A)) * size)
+
+
+def _in_range(size: float | HostArray) -> Any:
+    """Whether squares are, and geev does not scale matrices of that norm, which not all versions undo."""
+    return (size > _LEAST_SCALED) & (size < 1.0 / _LEAST_SCALED)

@@ -2,8 +2,9 @@
 
 The QR algorithm is backward stable relative to ‖A‖, which badly scaled states inflate: their eigenvalues
 may come out with errors larger than themselves. So rows and columns of A are brought to about equal
-size first, by powers of two, which round nothing. In each part the balanced matrix is the same to the last
-bit whatever powers of two the states had for units, and so is what follows from its form.
+size first, by powers of two, which round nothing. What follows from the form then depends on the units of
+the states no more than by rounding. Where rounding decides, units are taken in which each part of A is the
+same to the last bit whatever powers of two the states had for units.
 
 Graded matrices, with states of many rates, are then ordered from fast to slow: so ordered, the QR algorithm
 finds slow poles to their own digits, and to ε times the fastest rate otherwise.
@@ -37,9 +38,17 @@ import scipy.linalg
 from scipy.linalg import lapack
 
 from ssmreduce._array_libraries import HostArray, adjoint
-from ssmreduce._lapack import product
-from ssmreduce._pole_rounding import SMALL, clearly, complex_form, conditions_of, rounding_of
-from ssmreduce._state_units import Edges, balance_states, parts_of
+from ssmreduce._lapack import frobenius_norm, product
+from ssmreduce._pole_rounding import (
+    SEVERAL,
+    SMALL,
+    clearly,
+    complex_form,
+    conditions_of,
+    far,
+    rounding_of,
+)
+from ssmreduce._state_units import Edges, balance_states, one_part, parts_of
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -87,22 +96,46 @@ class SchurForm:
         A: HostArray,
         B: HostArray | None = None,
         C: HostArray | None = None,
+        *,
+        time: TimeDomain | None = None,
+        exact: bool = False,
     ) -> SchurForm:
         """Balance A, or a system (A, B, C), and decompose A, O(25 n³) unless it has structure.
+
+        In `exact` units the form does not depend on those of the states; see `balance_states`. Where a `time`
+        is given, they are taken if rounding might decide whether a pole is stable. Either way A is decomposed
+        in as many parts as it has.
 
         Raises
         ------
         NoConvergenceError
             If the QR algorithm fails.
         """
-        balanced, units = balance_states(A, B, C)
-        return cls.of_balanced(balanced, units)
+        balanced, units = balance_states(A, B, C, exact=exact)
+        return cls.of_balanced(balanced, units, time=time, exact=exact)
 
     @classmethod
-    def of_balanced(cls, balanced: HostArray, units: HostArray | None = None) -> SchurForm:
+    def of_balanced(
+        cls,
+        balanced: HostArray,
+        units: HostArray | None = None,
+        *,
+        time: TimeDomain | None = None,
+        exact: bool = False,
+    ) -> SchurForm:
         """The same for S⁻¹ A S."""
         try:
-            return cls._in_parts(balanced, *parts_of(balanced), units)
+            n = balanced.shape[0]
+            in_parts = exact or n >= _SMALLEST_FOR_PARTS
+            form = cls._in_parts(
+                balanced, *(parts_of(balanced) if in_parts else one_part(n)), units
+            )
+            if exact or time is None or not form._in_doubt(time):
+                return form
+            even, more = balance_states(balanced, exact=True)
+            if more is not None:
+                units = more if units is None else units * more
+            return cls._in_parts(even, *parts_of(even), units)
         except np.linalg.LinAlgError as error:
             raise NoConvergenceError(
                 f"the Schur form of `A` could not be computed ({error}); expected entries of moderate "
@@ -217,6 +250,17 @@ class SchurForm:
     def _doubtful(self) -> float:
         """Distance from the boundary up to which rounding might decide."""
         return clearly(self.triangle)
+
+    def _in_doubt(self, time: TimeDomain) -> bool:
+        """Whether rounding might decide about a pole, however it is computed."""
+        if len(self.triangle) < 2:
+            return False
+        room = np.abs(self._distance(time))
+        near = room <= far(len(room)) * frobenius_norm(self.triangle)
+        if not near.any():
+            return False
+        rounding = SEVERAL * rounding_of(self.triangle) * conditions_of(self.triangle, near)
+        return bool(np.any(room[near] <= rounding[near]))
 
     def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
         """Whether no pole is so near to the boundary, or the line at `margin`, that rounding might decide."""

@@ -97,13 +97,13 @@ def dense_factors(
             second = low_rank_gramian(solves, C_adjoint, plan, mirrored=True)
             if second is not None:
                 return DenseFactors(first.Z, second.Z, units=units)
-    schur = SchurForm.of_balanced(A)
+    schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
     Z, Y = schur_factor(schur, B, time), schur_factor(schur, C_adjoint, time, mirrored=True)
     if not all_finite(Z, Y):
         raise _overflow()
-    return DenseFactors(Z, Y, schur.basis, units)
+    return DenseFactors(Z, Y, schur.basis, units if schur.units is None else units * schur.units)
 
 
 def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> HostArray:
@@ -124,13 +124,13 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
         )
         if low_rank is not None:
             return low_rank.Z / units if which else low_rank.Z * units
-    schur = SchurForm.of_balanced(A)
+    schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
     schur = schur.of_type(dtype)
     factor = schur_factor(schur, G, time, mirrored=bool(which))
     if not all_finite(factor):
         raise _overflow()
-    factor = product(schur.basis, factor)
+    factor = schur.observed(factor) if which else schur.reached(factor)
     return factor / units if which else factor * units
 
 
@@ -141,10 +141,9 @@ def schur_factor(
 
     Aᴴ has the triangle Tᴴ with rows and columns in reverse order.
     """
-    inputs = product(schur.basis, G, adjoint_left=True)
     if not mirrored:
-        return hammarling_factor(schur.triangle, inputs, time)
-    factor = hammarling_factor(schur.reversed_adjoint(), inputs[::-1], time)
+        return hammarling_factor(schur.triangle, schur.inputs(G), time)
+    factor = hammarling_factor(schur.reversed_adjoint(), schur.outputs(G)[::-1], time)
     return np.asfortranarray(factor[::-1])
 
 

@@ -94,12 +94,12 @@ class Hammarling(LyapunovSolver):
         return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
-        schur = SchurForm.of_balanced(A)
+        schur = SchurForm.of_balanced(A, time=time)
         check_stable_form(schur, time, A, name="`A`")
         dtype = np.result_type(A, B)
         schur = schur.of_type(dtype)
         factor = schur_factor(schur, B.astype(dtype, copy=False), time)
-        return Answer(product(schur.basis, factor), self)
+        return Answer(schur.reached(factor), self)
 
 
 @dataclass(frozen=True)
@@ -485,4 +485,4 @@ def _inverting(
 
 
 def _refuse_unstable(A: HostArray, time: TimeDomain) -> None:
-    check_stable_form(SchurForm.of(A), time, A, name="`A`")
+    check_stable_form(SchurForm.of(A, time=time), time, A, name="`A`")

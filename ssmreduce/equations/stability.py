@@ -105,5 +105,5 @@ def check_stable_system(system: System, advice: str, *, name: str = "`system`") 
             advice=advice,
         )
     elif not are_stable(host.A, host.time):
-        form = SchurForm.of(host.A)
+        form = SchurForm.of(host.A, time=host.time)
         check_stable_form(form, host.time, host.A, name=name, advice=advice)

@@ -206,7 +206,7 @@ def _diagonal_resolvent(host: DiagonalStateSpace) -> tuple[Resolvent, HostArray,
 
 def _dense_resolvent(host: StateSpace) -> tuple[Resolvent, HostArray, HostArray]:
     """The same for a dense system, through its complex Schur form."""
-    schur = SchurForm.of(host.A)
+    schur = SchurForm.of(host.A, time=host.time)
     check_stable_form(schur, host.time, host.A, advice=_ADVICE)
     schur = schur.of_type(np.dtype(np.complex128))
     T, poles = schur.triangle, schur.eigenvalues()

@@ -48,7 +48,7 @@ def check_still_stable(reduced: System, advice: str, *, kept: int = 0) -> None:
     if isinstance(host, DiagonalStateSpace):
         stable = stability_distance(host) > 0.0
     else:
-        stable = SchurForm.of(host.A).stable(host.time)
+        stable = SchurForm.of(host.A, time=host.time).stable(host.time)
     if np.count_nonzero(~stable) > kept:
         name = f"reduced to `order` {reduced.order} the system"
         if kept:

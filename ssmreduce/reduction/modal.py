@@ -126,7 +126,7 @@ class _Modes:
         self._system = system
         self._host = system.to_host()
         host = self._host
-        self._schur = SchurForm.of(host.A, host.B, host.C)
+        self._schur = SchurForm.of(host.A, host.B, host.C, exact=True)
         scores, stable = _dominance(self._host, self._schur)
         # Both of a pair score the same up to rounding: exactly so that they stay together.
         first = self._schur.pairs()
@@ -212,7 +212,7 @@ class _Modes:
         host = self._host
         B, C = adjoint(groups.left[1]) @ host.B, host.C @ groups.right[1]
         rest = StateSpace(groups.second, B, C, time=host.time)
-        scores, _ = _dominance(rest, SchurForm.of_balanced(groups.second))
+        scores, _ = _dominance(rest, SchurForm.of_balanced(groups.second, exact=True))
         found, ranked = float(scores.sum()), float(self._scores[order:].sum())
         return ranked if abs(found - ranked) <= np.sqrt(_EPS) * ranked < np.inf else found
 

@@ -286,7 +286,7 @@ def _phases(rows: HostArray) -> HostArray:
 
 def _eigenvectors(host: StateSpace, *, real: bool) -> SlotMap:
     """Of A in balanced units: mere units make no eigenvectors dependent."""
-    balanced, units = balance_states(host.A, host.B, host.C)
+    balanced, units = balance_states(host.A, exact=True)
     slot_map = diagonalise(balanced, real=real)
     limit = 1.0 / singularity(max(host.order, 1))
     condition = np.inf if slot_map is None else slot_map.condition

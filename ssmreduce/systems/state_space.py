@@ -318,7 +318,8 @@ class StateSpace:
             shifted = shift - single.A
             states, conditioned = solve_conditioned(shifted, single.B)
             if conditioned < _SUSPICIOUS:
-                states, conditioned = _steady_states(single, shifted)
+                single = in_balanced_units(host[at], exact=True)
+                states, conditioned = _steady_states(single, shift - single.A)
             if conditioned < singularity(self.order):
                 with naming_system(at):
                     raise no_steady_gain(self.time, f"reciprocal condition {conditioned:.1e}")
@@ -428,13 +429,13 @@ def _solve_part(
     return states * columns, conditioned
 
 
-def in_balanced_units(system: StateSpace) -> StateSpace:
+def in_balanced_units(system: StateSpace, *, exact: bool = False) -> StateSpace:
     """A single system on the host in balanced units of its states, powers of two: nothing is rounded.
 
-    What is computed from it does not depend on the units of the system. Ports that would overflow leave it as
-    it is.
+    What is computed from it depends on the units of the system no more than by rounding, and from that in
+    `exact` units not at all; see `balance_states`. Ports that would overflow leave it as it is.
     """
-    A, units = balance_states(system.A, system.B, system.C)
+    A, units = balance_states(system.A, system.B, system.C, exact=exact)
     if units is None:
         return system
     with np.errstate(over="ignore"):
