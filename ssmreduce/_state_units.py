@@ -118,8 +118,11 @@ def _exact_units(A: HostArray, even: HostArray, units: HostArray, first: HostArr
         found = np.exp2(np.rint(exponents - exponents[first] - _OFF))
     inside = first[:, None] == first
     balanced = in_units(np.where(inside, A, 0.0), found)
+    # Rates too far apart for any units may lose entries, or Newton's method may not have ended.
     kept = np.count_nonzero(balanced) == np.count_nonzero(even)
-    return np.asarray(found if kept and np.all(np.isfinite(balanced)) else units)
+    with np.errstate(over="ignore"):
+        kept = kept and bool(np.abs(balanced).sum() <= 2.0 * np.abs(even).sum() < np.inf)
+    return np.asarray(found if kept else units)
 
 
 def _least_couplings(A: HostArray) -> HostArray:

@@ -16,7 +16,7 @@ import numpy as np
 from ssmreduce import _checks
 from ssmreduce._array_libraries import HostArray, to_double
 from ssmreduce._array_routes import any_library
-from ssmreduce._state_units import balance_states
+from ssmreduce._state_units import balance_states, parts_of
 from ssmreduce.errors import ShapeError, UnreachableToleranceError
 from ssmreduce.systems.diagonal import (
     DiagonalStateSpace,
@@ -286,7 +286,8 @@ def _phases(rows: HostArray) -> HostArray:
 
 def _eigenvectors(host: StateSpace, *, real: bool) -> SlotMap:
     """Of A in balanced units: mere units make no eigenvectors dependent."""
-    balanced, units = balance_states(host.A, exact=True)
+    is_one_part = len(parts_of(host.A)[1]) == 1
+    balanced, units = balance_states(host.A, exact=is_one_part)
     slot_map = diagonalise(balanced, real=real)
     limit = 1.0 / singularity(max(host.order, 1))
     condition = np.inf if slot_map is None else slot_map.condition
