@@ -111,8 +111,10 @@ class SchurForm:
         NoConvergenceError
             If the QR algorithm fails.
         """
-        balanced, units = balance_states(A, B, C, exact=exact)
-        return cls.of_balanced(balanced, units, time=time, exact=exact)
+        form = cls.of_balanced(*balance_states(A, B, C, exact=exact), exact=exact)
+        if exact or time is None or not form._in_doubt(time):
+            return form
+        return cls.of(A, B, C, exact=True)
 
     @classmethod
     def of_balanced(

@@ -17,8 +17,8 @@ _ROUNDS = 10
 _NEWTON_STEPS = 50
 """Steps of Newton's method, which mostly takes five; each changes units by a factor of e at most."""
 
-_CONVERGED = 1e-9
-"""Change of the logarithm of a unit after which Newton's method ends: the next would be its square."""
+_CONVERGED = 1e-5
+"""Change of the logarithm of a unit after which Newton's method ends: the next would be about its square."""
 
 _DAMPING = 1e-13
 """Couplings of two groups of states, to those inside of them, that do not fix their units to each other."""
@@ -41,7 +41,7 @@ def balance_states(
 
     Parts in `exact` units are the same to the last bit whatever powers of two the states of A had for units,
     if their states are coupled by more than rounding. So are couplings between parts, if B and C are given
-    and each part has inputs and outputs. Cost O(n³), about a tenth of a Schur form.
+    and each part has inputs and outputs. Cost O(n³), as a Schur form.
     """
     n = A.shape[0]
     if n < 2:

@@ -302,7 +302,8 @@ def test_modal_truncation_of_triangular_matrices_does_not_depend_on_units(seed: 
             assert found is expected
         else:
             responses = [sr.frequency_response(cut.system, omega) for cut in (found, expected)]
-            np.testing.assert_array_equal(*responses)
+            # In exact units they are equal; where modes are well separated no such units are needed.
+            np.testing.assert_allclose(*responses, atol=1e-9 * float(np.abs(responses[1]).max()))
 
 
 @pytest.mark.parametrize("kind", ["full", "sparse", "cascade", "companion", "complex"])

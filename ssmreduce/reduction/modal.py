@@ -47,6 +47,10 @@ _LARGEST_CONDITION = 1.0 / _EPS
 """Condition of a separation at which half of the digits are left: errors grow with its square root."""
 
 
+_NEARLY_DEFECTIVE = 1e-5
+"""Least |yᴴ x| below which a separation of modes may be refused."""
+
+
 @any_library()
 def modal_truncation(system: System, order: int | OrderRule) -> Reduction:
     """Keep the modes of largest dominance ‖c_k‖‖b_k‖/|Re λ_k|, or ‖c_k‖‖b_k‖/(1 - |λ_k|).
@@ -126,8 +130,11 @@ class _Modes:
         self._system = system
         self._host = system.to_host()
         host = self._host
-        self._schur = SchurForm.of(host.A, host.B, host.C, exact=True)
-        scores, stable = _dominance(self._host, self._schur)
+        self._schur = SchurForm.of(host.A, host.B, host.C, time=host.time)
+        scores, stable, separate = _dominance(self._host, self._schur)
+        if separate < _NEARLY_DEFECTIVE:  # rounding may decide whether modes can be separated
+            self._schur = SchurForm.of(host.A, host.B, host.C, exact=True)
+            scores, stable, _ = _dominance(self._host, self._schur)
         # Both of a pair score the same up to rounding: exactly so that they stay together.
         first = self._schur.pairs()
         scores[first] = scores[first + 1] = np.maximum(scores[first], scores[first + 1])
@@ -212,7 +219,7 @@ class _Modes:
         host = self._host
         B, C = adjoint(groups.left[1]) @ host.B, host.C @ groups.right[1]
         rest = StateSpace(groups.second, B, C, time=host.time)
-        scores, _ = _dominance(rest, SchurForm.of_balanced(groups.second, exact=True))
+        scores, _, _ = _dominance(rest, SchurForm.of(groups.second, B, C, time=host.time))
         found, ranked = float(scores.sum()), float(self._scores[order:].sum())
         return ranked if abs(found - ranked) <= np.sqrt(_EPS) * ranked < np.inf else found
 
@@ -230,13 +237,14 @@ class _Modes:
         return wanted + 1
 
 
-def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray]:
-    """Dominance of every pole in the order of the Schur form, and which of them are stable.
+def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray, float]:
+    """Dominance of every pole in the order of the Schur form, which are stable, and the least |yᴴ x|.
 
-    It is infinite where a pole is not stable, or defective to working precision.
+    Left and right eigenvectors y and x have length 1. Dominance is infinite where a pole is not stable, or
+    defective to working precision.
     """
     if not schur.triangle.size:
-        return np.zeros(0), np.zeros(0, dtype=bool)
+        return np.zeros(0), np.zeros(0, dtype=bool), 1.0
     stable = schur.stable(host.time)
     inputs, outputs = safe_unit(host.B), safe_unit(host.C)
     B, C = schur.inputs(host.B / inputs), adjoint(schur.outputs(adjoint(host.C / outputs)))
@@ -248,7 +256,7 @@ def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray
     # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
     _, left, right = scipy.linalg.eig(T, left=True)
     overlap = np.abs(np.sum(left.conj() * right, axis=0))
-    defective = overlap <= len(T) * _EPS
+    least, defective = float(overlap.min()), overlap <= len(T) * _EPS
     if np.any(defective):
         # Right for simple poles; parts of multiple ones may be ranked otherwise than they should.
         overlap[defective] = 1.0
@@ -259,7 +267,7 @@ def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray
     c, b = np.linalg.norm(C @ right, axis=0), np.linalg.norm(rows, axis=1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         dominance = b * (c / distance) * inputs * outputs
-    return np.where(stable & ~defective, dominance, np.inf), stable
+    return np.where(stable & ~defective, dominance, np.inf), stable, least
 
 
 def _renamed(reduction: Reduction) -> Reduction:

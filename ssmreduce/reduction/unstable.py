@@ -140,7 +140,7 @@ def _split_diagonal(host: DiagonalStateSpace, margin: float) -> UnstableSplit:
 
 
 def _split_dense(host: StateSpace, margin: float) -> UnstableSplit:
-    schur = SchurForm.of(host.A, host.B, host.C, exact=True)
+    schur = SchurForm.of(host.A, host.B, host.C, time=host.time)
     is_stable = schur.stable(host.time, margin)
     groups = decouple(schur, is_stable)
 
