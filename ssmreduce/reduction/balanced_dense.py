@@ -46,13 +46,10 @@ class BalancedDense(BalancedSystem):
     def _cut(self, order: int, wanted: int) -> Reduction:
         W, T = self.projections(order)
         host = self.host
-        reduced = StateSpace(
-            product(W, product(host.A, T), adjoint_left=True),
-            product(W, host.B, adjoint_left=True),
-            product(host.C, T),
-            host.D,
-            time=host.time,
-            read_after_update=host.read_after_update,
+        reduced = host.replace(
+            A=product(W, product(host.A, T), adjoint_left=True),
+            B=product(W, host.B, adjoint_left=True),
+            C=product(host.C, T),
         )
         if self.horizon is None and not are_stable(reduced.A, reduced.time):
             self._refuse(reduced)
