@@ -296,7 +296,10 @@ def _written(change: LayerChange) -> Any:
 
 def _start_of(leaf_path: Path, model_paths: set[Path]) -> int | None:
     """Where the path of a weight begins in the path of a leaf of an optimizer state."""
-    return next((i for i in range(len(leaf_path)) if leaf_path[i:] in model_paths), None)
+    for i in range(len(leaf_path)):
+        if leaf_path[i:] in model_paths:
+            return i
+    return None
 
 
 def _field_of(prefix: Path) -> str | None:
