@@ -132,8 +132,10 @@ def _least_couplings(A: HostArray) -> HostArray:
     """
     W = np.abs(A)
     np.fill_diagonal(W, 0.0)
-    W /= W.max() or 1.0
     found = np.zeros(len(W))
+    if not W.any():
+        return found
+    W /= W.max()
     for _ in range(_NEWTON_STEPS):
         out, into = W.sum(axis=1), W.sum(axis=0)
         size = np.sqrt(out + into)
