@@ -32,7 +32,8 @@ Array = Any
 HostArray = NDArray[Any]
 """A NumPy array."""
 
-_DOUBLES = (np.dtype(np.float64), np.dtype(np.complex128))
+DOUBLES = (np.dtype(np.float64), np.dtype(np.complex128))
+"""What `to_double` returns arrays of."""
 
 State = tuple[Array, ...]
 """What an iteration carries from step to step."""
@@ -140,11 +141,6 @@ def to_host(array: Array) -> HostArray:
         # The made-up devices of array-api-strict.
         array = array.to_device(namespace(array).Device("CPU_DEVICE"))
     return np.asarray(array)
-
-
-def is_host_double(*arrays: Array) -> bool:
-    """Tell whether all are NumPy arrays of float64 or complex128, as `to_double` returns."""
-    return all(type(array) is np.ndarray and array.dtype in _DOUBLES for array in arrays)
 
 
 def to_double(array: Array) -> HostArray:

@@ -16,13 +16,13 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._array_libraries import (
+    DOUBLES,
     Array,
     HostArray,
     as_array,
     has_doubles,
     in_host_memory,
     is_array,
-    is_host_double,
     is_traced,
     refuted,
     to_double,
@@ -85,8 +85,11 @@ def floating_array(value: object, name: str, ndim_min: int) -> Array:
 def floating_arrays(values: Mapping[str, Any], ndim_min: Sequence[int]) -> list[Array]:
     """Return several values as `floating_array` does, each under its name, with its number of axes."""
     arrays = list(values.values())
-    plain = is_host_double(*arrays) and all_finite(*arrays)
-    if plain and all(map(operator.ge, [x.ndim for x in arrays], ndim_min)):
+    plain = all(
+        type(x) is np.ndarray and x.dtype in DOUBLES and x.ndim >= least
+        for x, least in zip(arrays, ndim_min, strict=True)
+    )
+    if plain and all_finite(*arrays):
         return arrays
     named = zip(values.items(), ndim_min, strict=True)
     return [floating_array(value, name, least) for (name, value), least in named]
@@ -94,7 +97,8 @@ def floating_arrays(values: Mapping[str, Any], ndim_min: Sequence[int]) -> list[
 
 def numeric_array(value: object, name: str, ndim_min: int) -> Array:
     """Return `value` as a real or complex floating array with at least `ndim_min` axes, finite or not."""
-    array: Array = value if is_host_double(value) else _as_numeric(value, name)
+    plain = type(value) is np.ndarray and value.dtype in DOUBLES
+    array: Array = value if plain else _as_numeric(value, name)
     if array.ndim < ndim_min:
         expected, hint = {
             1: ("one axis at least", f"Pass {name}=[{shown(value)}] if one number was meant."),

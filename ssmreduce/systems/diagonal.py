@@ -10,9 +10,9 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._array_libraries import (
+    DOUBLES,
     Array,
     HostArray,
-    is_host_double,
     product_of,
     refuted,
     to_double,
@@ -190,7 +190,7 @@ class DiagonalStateSpace:
                 f"`time` is {_checks.shown(time)}; expected Discrete(): the logarithm of a pole belongs to "
                 "discrete time. Use the constructor for continuous systems."
             )
-        logarithms = _checks.floating_array(log_eigenvalues, "log_eigenvalues", 1)
+        logarithms = _checks.floating_arrays({"log_eigenvalues": log_eigenvalues}, [1])[0]
         xp = array_api_compat.array_namespace(logarithms)
         with np.errstate(over="ignore"):  # the constructor refuses what is not finite
             eigenvalues = xp.exp(logarithms)
@@ -345,7 +345,8 @@ class DiagonalStateSpace:
 
     def to_host(self) -> DiagonalStateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
-        if is_host_double(self.eigenvalues, self.B, self.C, self.D):
+        arrays = (self.eigenvalues, self.B, self.C, self.D)
+        if all(type(x) is np.ndarray and x.dtype in DOUBLES for x in arrays):
             return self
         logarithms = None if self.log_eigenvalues is None else to_double(self.log_eigenvalues)
         poles = to_double(self.eigenvalues) if logarithms is None else np.exp(logarithms)

@@ -10,12 +10,12 @@ import numpy as np
 
 from ssmreduce import _checks
 from ssmreduce._array_libraries import (
+    DOUBLES,
     Array,
     HostArray,
     adjoint,
     device_of,
     is_array,
-    is_host_double,
     namespace,
     product_of,
     to_double,
@@ -353,7 +353,8 @@ class StateSpace:
 
     def to_host(self) -> StateSpace:
         """Return the same system in NumPy arrays at double precision; itself if it is that already."""
-        if is_host_double(self.A, self.B, self.C, self.D):
+        arrays = (self.A, self.B, self.C, self.D)
+        if all(type(x) is np.ndarray and x.dtype in DOUBLES for x in arrays):
             return self
         A, B, C, D = map(to_double, (self.A, self.B, self.C, self.D))
         return self.replace(A=A, B=B, C=C, D=D)
