@@ -69,12 +69,6 @@ def mixed_product(matrix: HostArray, columns: HostArray) -> HostArray:
     return np.asarray((matrix @ columns.view(np.float64)).view(np.complex128))
 
 
-def sum_of_squares(matrix: HostArray) -> float:
-    """Sum of the squares of all entries of a small matrix, without a warning where it overflows."""
-    entries = matrix.ravel("K")
-    return float(np.vdot(entries, entries).real)
-
-
 def all_finite(*arrays: HostArray) -> bool:
     """Whether no entry is NaN or Inf; squares show that of a small array in a quarter of the time."""
     for array in arrays:
@@ -101,8 +95,10 @@ def safe_unit(matrix: HostArray) -> float:
 
     Dividing by it, or by its root, is exact. Its inverse is finite, for complex divisions.
     """
-    if matrix.size <= _SMALL_VECTOR_PRODUCT and _PLAIN < sum_of_squares(matrix) < 1.0 / _PLAIN:
-        return 1.0
+    if matrix.size <= _SMALL_VECTOR_PRODUCT:
+        entries = matrix.ravel("K")
+        if _PLAIN < np.vdot(entries, entries).real < 1.0 / _PLAIN:
+            return 1.0
     largest = max(float(matrix.real.max(initial=0.0)), -float(matrix.real.min(initial=0.0)))
     if np.iscomplexobj(matrix):
         largest = max(largest, float(np.abs(matrix.imag).max(initial=0.0)))
@@ -118,7 +114,8 @@ def frobenius_norm(matrix: Array) -> float:
     NumPy's takes a dot product in threads of its own pool; a short one is over without them.
     """
     if matrix.size <= _SMALL_VECTOR_PRODUCT:
-        plain = math.sqrt(sum_of_squares(matrix))
+        entries = matrix.ravel("K")
+        plain = math.sqrt(np.vdot(entries, entries).real)
         if _SMALLEST_PLAIN < plain < math.inf:
             return plain
     largest = float(np.abs(matrix).max(initial=0.0))

@@ -51,8 +51,16 @@ def blas_threads() -> int:
     return max((pool.get_num_threads() for pool in _pools()), default=1)
 
 
-def on_one_blas_thread(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call `function` with one thread in every BLAS of the process, and give back what was there."""
+def on_gainful_threads(
+    function: Callable[..., Result], *arguments: Any, order: int | None = None, ports: int = 0
+) -> Result:
+    """Call `function` with one thread in every BLAS of the process, and give back what was there.
+
+    With an `order`, only where a second thread would be woken in vain, else with all there are. `ports` is
+    the larger one of the numbers of inputs and outputs, where matrices have as many columns.
+    """
+    if order is not None and (order >= _GAINING or max(order, ports) < _WAKING):
+        return function(*arguments)
     if _OWED:
         # threadpoolctl obeys a new Python thread if and only if no limit is in force.
         helper = threading.Thread(target=_settle)
@@ -71,17 +79,6 @@ def on_one_blas_thread(function: Callable[..., Result], *arguments: Any) -> Resu
             _give_back(counts)
             raise
     return result
-
-
-def on_gainful_threads(
-    order: int, ports: int, function: Callable[..., Result], *arguments: Any
-) -> Result:
-    """Call `function` with one BLAS thread where a second would be woken in vain, else with all there are.
-
-    `ports` is the larger one of the numbers of inputs and outputs, where matrices have as many columns.
-    """
-    wakes = order < _GAINING and max(order, ports) >= _WAKING
-    return on_one_blas_thread(function, *arguments) if wakes else function(*arguments)
 
 
 def _lower(counts: Sequence[tuple[Any, int]]) -> None:

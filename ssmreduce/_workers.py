@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Generic, TypeVar
 
-from ssmreduce._threads import blas_threads, on_one_blas_thread
+from ssmreduce._threads import blas_threads, on_gainful_threads
 from ssmreduce.errors import SSMReduceError
 
 Item = TypeVar("Item")
@@ -31,7 +31,7 @@ def map_workers(function: Callable[[Item], Result], items: Sequence[Item]) -> li
     workers = min(blas_threads(), len(items))
     if workers < 2:
         return [function(item) for item in items]
-    return on_one_blas_thread(_in_workers, workers, function, items)
+    return on_gainful_threads(_in_workers, workers, function, items)
 
 
 def _in_workers(

@@ -24,7 +24,6 @@ from ssmreduce._lapack import (
     frobenius_norm,
     product,
     safe_unit,
-    sum_of_squares,
 )
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.derivatives.adjoint import controllability_gradient, observability_gradient
@@ -165,7 +164,7 @@ def hankel_singular_values(
             found = relative_singular_values(host)
             if found.size and not _SMALLEST <= found[0] < _LARGEST:
                 raise _out_of_range(float(found[0]))
-            return _pad(found, host.real_order)
+            return np.pad(found, (0, host.real_order - found.size))
         return balance_factors(host, horizon).hsv
 
     def stacked(batch: DiagonalStateSpace) -> list[HostArray]:
@@ -265,18 +264,18 @@ class BalancedFactors:
     floor: float = 0.0
     """What rounding may make of a product Yᴴ Z that vanishes."""
 
-    def observed(self, B: HostArray) -> HostArray:
-        """What the outputs see of each column: the factor of Q, transposed, times B."""
-        return self.pool.multiply(adjoint(self.factors.Y), self.factors.inputs(B))
-
-    def reached(self, C: HostArray) -> HostArray:
-        """What the inputs reach of each row: C times the factor of P."""
-        return self.pool.multiply(self.factors.outputs(C), self.factors.Z)
-
-    def images(self, V: HostArray) -> HostArray:
-        """M V with M = Yᴴ Z, which is not kept."""
-        multiply = self.pool.multiply
-        return multiply(adjoint(self.factors.Y), multiply(self.factors.Z, V))
+    def gains(self, B: HostArray, C: HostArray) -> tuple[HostArray, HostArray]:
+        """What the outputs see of each column, Yᴴ Wᴴ S⁻¹ B, and the inputs reach of each row, C S W Z."""
+        Y, Z, basis, multiply = (
+            self.factors.Y,
+            self.factors.Z,
+            self.factors.basis,
+            self.pool.multiply,
+        )
+        B, C = B / self.factors.units, C * np.ravel(self.factors.units)
+        if basis is not None:
+            B, C = multiply(adjoint(basis), B), multiply(C, basis)
+        return multiply(adjoint(Y), B), multiply(C, Z)
 
     def projections(self, order: int) -> tuple[HostArray, HostArray]:
         """Return W and T, each of shape (n, order), with Wᴴ T = I; `order` at most the rank.
@@ -285,14 +284,15 @@ class BalancedFactors:
         and with W = Y Q Σ_r^(-1/2), T = Z V_r R⁻¹ Σ_r^(1/2) that rounding leaves Wᴴ T = I untouched.
         """
         V, root = self.V[..., :order], np.sqrt(self.hsv[..., None, :order])
-        multiply = self.pool.multiply
+        Z, Y, multiply = self.factors.Z, self.factors.Y, self.pool.multiply
         with np.errstate(over="ignore", invalid="ignore"):
-            Q, R = self.pool.qr(self.images(V))
-            W = multiply(self.factors.Y, Q) / root
-            T = multiply(self.factors.Z, self.pool.over_upper(V, R) * root)
+            Q, R = self.pool.qr(multiply(adjoint(Y), multiply(Z, V)))
+            W = multiply(Y, Q) / root
+            T = multiply(Z, self.pool.over_upper(V, R) * root)
         if not all_finite(W, T):
             raise _out_of_range(np.inf)
-        return self.factors.observed(W), self.factors.reached(T)
+        T, W = self.factors.in_states(T, W)
+        return W, T
 
     def gramian_derivatives(self, weights: HostArray) -> tuple[HostArray, HostArray]:
         """Derivatives of Σ g_i σ_i by P and by Q: ½ W diag(g) Wᴴ and ½ T diag(g) Tᴴ.
@@ -301,9 +301,10 @@ class BalancedFactors:
         the eps σ₁/σ_i to which the data define them; that Wᴴ T = I to rounding is not needed here.
         """
         values, V = self.hsv[: weights.size], self.V[:, : weights.size]
-        Z, Y = self.factors.whole()
         multiply = self.pool.multiply
-        left, right = multiply(Y, self.images(V) / values), multiply(Z, V)
+        images = multiply(adjoint(self.factors.Y), multiply(self.factors.Z, V))
+        Z, Y = self.factors.whole()
+        left, right = multiply(Y, images / values), multiply(Z, V)
         share = 0.5 * weights / values
         return multiply(left * share, adjoint(left)), multiply(right * share, adjoint(right))
 
@@ -312,10 +313,10 @@ def balance_factors(
     system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
 ) -> BalancedFactors:
     """Factor the Gramians of one system on the host (no batch axes) and decompose Yᴴ Z."""
-    if weighting is not None:  # weights bring states of their own
-        return _balance_factors(system, horizon, weighting)
     n, ports = system.real_order, max(system.B.shape[-1], system.C.shape[-2])
-    return on_gainful_threads(n, ports, _balance_factors, system, horizon, None)
+    if weighting is not None:  # weights bring states of their own
+        n = ports = 0
+    return on_gainful_threads(_balance_factors, system, horizon, weighting, order=n, ports=ports)
 
 
 def balance_every(
@@ -334,8 +335,7 @@ def balance_every(
 def _balance_channels(batch: DiagonalStateSpace) -> list[BalancedFactors]:
     """The same for a channel, or each along one batch axis; their factors are made together."""
     return [
-        _decomposed(DenseFactors(Z, Y), NUMPY, symmetric=np.isrealobj(Z))
-        for Z, Y in channel_factors(batch)
+        decomposed(DenseFactors(Z, Y), symmetric=np.isrealobj(Z)) for Z, Y in channel_factors(batch)
     ]
 
 
@@ -344,30 +344,26 @@ def _balance_factors(
 ) -> BalancedFactors:
     with np.errstate(over="ignore", invalid="ignore"):
         if weighting is not None:
-            return balance_between(*weighting.factors(system))
+            return decomposed(DenseFactors(*weighting.factors(system)))
         if isinstance(system, StateSpace):
             factors = dense_factors(system.A, system.B, system.C, system.time, horizon)
-            return _decomposed(factors, SCIPY)
+            return decomposed(factors, SCIPY)
         if horizon is None and is_channel(system):
             return _balance_channels(system)[0]
-        return balance_between(*gramian_factors(system, horizon))
+        return decomposed(DenseFactors(*gramian_factors(system, horizon)))
 
 
-def balance_between(Z: HostArray, Y: HostArray) -> BalancedFactors:
-    """Decompose Yᴴ Z for given factors of P = Z Zᴴ and Q = Y Yᴴ, such as those of data.
+def decomposed(
+    factors: DenseFactors, pool: Pool = NUMPY, *, symmetric: bool = False
+) -> BalancedFactors:
+    """Singular values of Yᴴ Z and their numerical rank, which is 0 if all of it may be rounding.
+
+    The factors may also be those of data. `symmetric`: whether Yᴴ Z is real and symmetric but for rounding.
 
     Raises
     ------
     NoConvergenceError
         If the values leave the range of double precision.
-    """
-    return _decomposed(DenseFactors(Z, Y), NUMPY)
-
-
-def _decomposed(factors: DenseFactors, pool: Pool, *, symmetric: bool = False) -> BalancedFactors:
-    """Singular values of Yᴴ Z and their numerical rank, which is 0 if all of it may be rounding.
-
-    `symmetric`: whether Yᴴ Z is real and symmetric but for rounding.
     """
     try:
         values, V = _right_singular(factors, pool, symmetric)
@@ -376,18 +372,23 @@ def _decomposed(factors: DenseFactors, pool: Pool, *, symmetric: bool = False) -
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
             "the range of double precision. Look for a pole at the stability boundary."
         ) from error
-    hsv = _pad(values, len(factors.Z))
+    n = len(factors.Z)
+    hsv = np.zeros(n)
+    hsv[: values.size] = values[:n]
     rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
-    floor = _product_rounding(factors, float(hsv[0])) if rank else 0.0
-    if rank and hsv[0] <= floor:
-        rank = 0
+
+    # What rounding may make of a product that vanishes: bounded by norms, then looked at more closely.
+    floor = 0.0
+    if rank:
+        floor = frobenius_norm(factors.Y) * (_RANK_CONSTANT * n * _EPS) * frobenius_norm(factors.Z)
+        if hsv[0] <= floor:
+            floor = _product_rounding(factors)
+            rank = 0 if hsv[0] <= floor else rank
     return BalancedFactors(hsv, rank, factors, V, pool, floor)
 
 
 def _check_range(M: HostArray, factors: DenseFactors) -> None:
     """Raise `NoConvergenceError` if M = Yᴴ Z leaves the range of double precision."""
-    if M.size <= _SMALL**2 and _SMALLEST < sum_of_squares(M) < _LARGEST:
-        return
     largest = float(np.abs(M).max(initial=0.0))
     if _SMALLEST <= largest < _LARGEST:
         return
@@ -395,7 +396,7 @@ def _check_range(M: HostArray, factors: DenseFactors) -> None:
         Y, Z = (
             X / max(float(np.abs(X).max(initial=0.0)), _SMALLEST) for X in (factors.Y, factors.Z)
         )
-        if frobenius_norm(adjoint(Y) @ Z) <= _product_rounding(DenseFactors(Z, Y), 0.0):
+        if frobenius_norm(adjoint(Y) @ Z) <= _product_rounding(DenseFactors(Z, Y)):
             return
     raise _out_of_range(largest)
 
@@ -409,18 +410,11 @@ def _out_of_range(largest: float) -> NoConvergenceError:
     )
 
 
-def _product_rounding(factors: DenseFactors, largest: float) -> float:
+def _product_rounding(factors: DenseFactors) -> float:
     """What rounding alone may make of a product Yᴴ Z that vanishes.
 
-    States that the basis mixes are right to eps of all of them, others to eps each. That is looked at
-    where `largest`, the first singular value, lies below a bound of it by norms.
+    States that the basis mixes are right to eps of all of them, others to eps each.
     """
-    n = factors.Z.shape[0]
-    floor: float = (
-        frobenius_norm(factors.Y) * (_RANK_CONSTANT * n * _EPS) * frobenius_norm(factors.Z)
-    )
-    if largest > floor:
-        return floor
     # Rows of one and columns of the other have inverse units.
     reached, observed = (_of_mixed_states(factors.basis, X) for X in (factors.Z, factors.Y))
     return float(reached @ (_RANK_CONSTANT * _EPS * observed))
@@ -449,7 +443,9 @@ def _right_singular(
     """
     with np.errstate(over="ignore", invalid="ignore"):
         M = product(factors.Y, factors.Z, adjoint_left=True)
-    _check_range(M, factors)
+    squares = np.vdot(M, M).real if M.size <= _SMALL**2 else np.inf
+    if not _SMALLEST < squares < _LARGEST:
+        _check_range(M, factors)
     if symmetric:
         values, V = pool.eigh(M)
         values = np.abs(values)
@@ -478,10 +474,3 @@ def _right_singular(
         order = np.argsort(-values, kind="stable")
         falling, values = np.concatenate([falling[:-tail], np.arange(count)])[order], values[order]
     return values * unit, V[:, falling]
-
-
-def _pad(values: HostArray, n: int) -> HostArray:
-    """Bring a list of singular values to length n; what is missing is zero."""
-    padded = np.zeros(n)
-    padded[: min(n, values.size)] = values[:n]
-    return padded

@@ -15,7 +15,7 @@ import pytest
 from threadpoolctl import OpenBLASController, threadpool_info, threadpool_limits
 
 from ssmreduce import Discrete, HankelMass, StateSpace, balanced_truncation
-from ssmreduce._threads import _pools, on_gainful_threads, on_one_blas_thread
+from ssmreduce._threads import _pools, on_gainful_threads
 from ssmreduce._workers import map_workers
 
 
@@ -54,7 +54,7 @@ def inside() -> tuple[threading.Thread, Callable[[], None]]:
         entered.set()
         leave.wait(timeout=30)
 
-    other = threading.Thread(target=on_one_blas_thread, args=(wait,))
+    other = threading.Thread(target=on_gainful_threads, args=(wait,))
     other.start()
     assert entered.wait(timeout=30)
 
@@ -66,14 +66,14 @@ def inside() -> tuple[threading.Thread, Callable[[], None]]:
 
 
 def test_restored_after_nested_calls_and_errors(two: list[int]) -> None:
-    assert set(on_one_blas_thread(on_one_blas_thread, counts)) == {1}
+    assert set(on_gainful_threads(on_gainful_threads, counts)) == {1}
     assert counts() == two
 
     def fail() -> None:
         raise ValueError("inner")
 
     with pytest.raises(ValueError, match="inner"):
-        on_one_blas_thread(fail)
+        on_gainful_threads(fail)
     assert counts() == two
 
 
@@ -85,20 +85,20 @@ def test_overlapping_calls_leave_nothing_behind(two: list[int]) -> None:
         assert set(counts()) == {1}
         return end
 
-    on_one_blas_thread(start)()
+    on_gainful_threads(start)()
     assert counts() == two
 
 
 def test_limits_before_and_across_a_call(two: list[int]) -> None:
     with threadpool_limits(1, user_api="blas"):
-        on_one_blas_thread(counts)
+        on_gainful_threads(counts)
         assert set(counts()) == {1}
         _, end = inside()
     assert counts() == two
     end()
     assert counts() == two
     with threadpool_limits(3, user_api="blas"):
-        assert set(on_one_blas_thread(counts)) == {1}
+        assert set(on_gainful_threads(counts)) == {1}
         assert set(counts()) == {3}
     assert counts() == two
 
@@ -108,10 +108,10 @@ def test_a_limit_set_during_a_call_outlives_it(two: list[int]) -> None:
     with threadpool_limits(1, user_api="blas"):
         end()
         assert set(counts()) == {1}
-        on_one_blas_thread(counts)
+        on_gainful_threads(counts)
         assert set(counts()) == {1}
     # threadpoolctl has given back the one thread that it found; the next call gives back the others.
-    on_one_blas_thread(counts)
+    on_gainful_threads(counts)
     assert counts() == two
 
 
@@ -119,7 +119,7 @@ def test_a_limit_without_an_end_set_during_a_call_stays(two: list[int]) -> None:
     _, end = inside()
     threadpool_limits(1, user_api="blas")
     end()
-    on_one_blas_thread(counts)
+    on_gainful_threads(counts)
     assert set(counts()) == {1}
 
 
@@ -153,12 +153,12 @@ def test_others_may_set_threads_afterwards(first: str, two: list[int]) -> None:
             seen.append(counts())
 
     def limit_and_wait() -> None:
-        on_one_blas_thread(counts)
+        on_gainful_threads(counts)
         done.set()
         done.wait(timeout=30)
 
     if first == "main":
-        on_one_blas_thread(counts)
+        on_gainful_threads(counts)
         other = threading.Thread(target=own_limit)
         other.start()
         other.join()
@@ -173,9 +173,9 @@ def test_others_may_set_threads_afterwards(first: str, two: list[int]) -> None:
 
 def test_only_systems_that_gain_nothing_are_limited(two: list[int]) -> None:
     for large_or_tiny in (10, 1000):
-        assert on_gainful_threads(large_or_tiny, 0, counts) == two
+        assert on_gainful_threads(counts, order=large_or_tiny) == two
     for order, ports in ((100, 1), (10, 300)):
-        assert set(on_gainful_threads(order, ports, counts)) == {1}
+        assert set(on_gainful_threads(counts, order=order, ports=ports)) == {1}
 
 
 def interrupted(place: int, function: Callable[[], object]) -> bool:
@@ -213,7 +213,7 @@ def interrupted(place: int, function: Callable[[], object]) -> bool:
 
 def test_an_interrupt_anywhere_gives_the_threads_back(two: list[int]) -> None:
     place = 1
-    while interrupted(place, lambda: on_one_blas_thread(int)):
+    while interrupted(place, lambda: on_gainful_threads(int)):
         assert counts() == two, place
         place += 1
     assert place > 50

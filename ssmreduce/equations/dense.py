@@ -46,27 +46,13 @@ class DenseFactors:
 
     def whole(self) -> tuple[HostArray, HostArray]:
         """The factors of P and Q themselves."""
-        return self.reached(self.Z), self.observed(self.Y)
+        return self.in_states(self.Z, self.Y)
 
-    def reached(self, columns: HostArray) -> HostArray:
-        """S W X: directions that inputs reach, in the states of the system."""
-        moved = columns if self.basis is None else product(self.basis, columns)
-        return moved * self.units
-
-    def observed(self, columns: HostArray) -> HostArray:
-        """S⁻¹ W X: directions that outputs observe, in the states of the system."""
-        moved = columns if self.basis is None else product(self.basis, columns)
-        return moved / self.units
-
-    def inputs(self, B: HostArray) -> HostArray:
-        """Wᴴ S⁻¹ B: inputs in the coordinates of the factors."""
-        B = B / self.units
-        return B if self.basis is None else product(self.basis, B, adjoint_left=True)
-
-    def outputs(self, C: HostArray) -> HostArray:
-        """C S W: outputs in the coordinates of the factors."""
-        C = C * np.ravel(self.units)
-        return C if self.basis is None else product(C, self.basis)
+    def in_states(self, reached: HostArray, observed: HostArray) -> tuple[HostArray, HostArray]:
+        """S W X and S⁻¹ W X: what inputs reach and what outputs observe, in the states of the system."""
+        if self.basis is not None:
+            reached, observed = product(self.basis, reached), product(self.basis, observed)
+        return reached * self.units, observed / self.units
 
 
 def dense_factors(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
+from ssmreduce.equations.dense import DenseFactors
 from ssmreduce.errors import (
     OrderError,
     SSMReduceError,
@@ -40,7 +41,7 @@ from ssmreduce.gramians.sequences import (
     output_matrix,
     state_moment,
 )
-from ssmreduce.hankel import balance_between
+from ssmreduce.hankel import decomposed
 from ssmreduce.layers.cut import Candidates, LayerCut
 from ssmreduce.layers.diagonal_cut import diagonal_cut
 from ssmreduce.layers.layer import WeightStorage
@@ -315,7 +316,7 @@ class DataBalancing:
         ):
             Z = _factor(moment)
             self._excited = max(self._excited, Z.shape[1])
-            factors = balance_between(Z, gramian_factor(single, 1, horizon))
+            factors = decomposed(DenseFactors(Z, gramian_factor(single, 1, horizon)))
             # No theorem bounds the error, nor any theorem the poles of a finite horizon.
             self._parts.append(balanced_system(single, length, factors=factors))
 

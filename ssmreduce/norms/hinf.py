@@ -155,7 +155,7 @@ def hinf_norm(system: System, *, certified: bool = False, tolerance: float = 1e-
     norms = map_systems(
         system,
         lambda single: on_gainful_threads(
-            single.order, THOROUGH.grid, _single, single, certified, tolerance
+            _single, single, certified, tolerance, order=single.order, ports=THOROUGH.grid
         ),
     )
     if not system.batch_shape:
@@ -248,7 +248,7 @@ def largest_difference(first: System, second: System, search: Search) -> float:
     (one, two), units = in_units([first, second])
     gain = Gain((1.0, one), (-1.0, two))
     order = max(first.order, second.order)
-    found = on_gainful_threads(order, search.grid, lower_bound, gain, search)
+    found = on_gainful_threads(lower_bound, gain, search, order=order, ports=search.grid)
     return units.gain_outside(found[0])
 
 

@@ -97,7 +97,7 @@ def finite_horizon_difference(
     both = difference(systems[0], systems[1])
     size = both.real_order + both.inputs
     if steps > max(_WHOLE, size**3 // _SOLVED):
-        gain = on_gainful_threads(size, _BLOCKS, _in_blocks, both, steps, iterations)
+        gain = on_gainful_threads(_in_blocks, both, steps, iterations, order=size, ports=_BLOCKS)
         return units.gain_outside(gain)
     start = np.random.default_rng(0).standard_normal((steps, both.inputs))
     return units.gain_outside(_power_iteration(both, start, iterations))

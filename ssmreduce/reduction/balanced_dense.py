@@ -41,7 +41,7 @@ class BalancedDense(BalancedSystem):
         if order == self.hsv.size:
             return self.unchanged()
         (p, m), n = self.host.D.shape, self.hsv.size
-        return on_gainful_threads(n, max(m, p), self._cut, order, wanted)
+        return on_gainful_threads(self._cut, order, wanted, order=n, ports=max(m, p))
 
     def _cut(self, order: int, wanted: int) -> Reduction:
         W, T = self.projections(order)

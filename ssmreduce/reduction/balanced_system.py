@@ -152,7 +152,7 @@ class BalancedSystem(ABC):
         """W and T of this order: the leading columns of those of the largest order so far."""
         if order > self._widest[0].shape[1] and self.factors is not None:
             n = self.factors.hsv.size
-            self._widest = on_gainful_threads(n, 0, self.factors.projections, order)
+            self._widest = on_gainful_threads(self.factors.projections, order, order=n)
         return self._widest[0][:, :order], self._widest[1][:, :order]
 
     def unchanged(self) -> Reduction:

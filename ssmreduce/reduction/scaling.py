@@ -43,13 +43,15 @@ def warn_if_badly_scaled(parts: Sequence[Reducible]) -> None:
 def _look_at_ports(host: System, factors: BalancedFactors) -> None:
     B, C = host.ports()
     with np.errstate(over="ignore", invalid="ignore"):
-        if _has_even_rows(adjoint(factors.observed(B))) and _has_even_rows(factors.reached(C)):
+        seen, driven = factors.gains(B, C)
+        if _has_even_rows(adjoint(seen)) and _has_even_rows(driven):
             return
     # In units of the largest entries, against over- and underflow.
     B, C = B / _height(B), C / _height(C)
+    seen, driven = factors.gains(B, C)
     for kind, gain_matrix, rows, factor in (
-        ("input", factors.observed(B), adjoint(B), factors.factors.Y),
-        ("output", adjoint(factors.reached(C)), C, factors.factors.Z),
+        ("input", seen, adjoint(B), factors.factors.Y),
+        ("output", adjoint(driven), C, factors.factors.Z),
     ):
         values = _gains(gain_matrix, rows, factor)
         nonzero = values[values > 0]
