@@ -12,7 +12,7 @@ row of the factor comes out with an error of eps times the norm of that row, how
 are scaled, so Hankel singular values are right to eps σ₁. Cost O(n k (m + b)) for numerical rank k
 and blocks of b states, in matrix products.
 
-`state_factor` eliminates one state at a time. `real_state_factor` treats the real system behind
+`state_factor` eliminates one state at a time. `diagonal_factor` treats the real system behind
 a layer with real output, whose states come in pairs [Re h; Im h], in blocks of such pairs.
 
 References: Kailath and Sayed, Displacement structure: theory and applications, SIAM Review 37
@@ -25,6 +25,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import inverse_of_triangle
+from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.real_form import apply_real_state
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -143,38 +144,33 @@ def _gaps(
     return gaps
 
 
-def real_state_factor(
-    eigenvalues: HostArray,
-    G: HostArray,
-    kernels: tuple[HostArray, HostArray],
-    time: TimeDomain,
-    log_eigenvalues: HostArray | None = None,
-) -> HostArray:
-    """Return real Z, shape (2n, k), with Z Zᵀ the Gramian of the real states [Re h; Im h].
+def diagonal_factor(system: DiagonalStateSpace, kernels: tuple[HostArray, HostArray]) -> HostArray:
+    """Return Z with Z Zᴴ the Gramian of a diagonal system: that of the real states where the output is real.
 
-    With E₁ = E[h hᴴ] and E₂ = E[h hᵀ] that Gramian is
+    With E₁ = E[h hᴴ] and E₂ = E[h hᵀ] that of [Re h; Im h] is
     ½ [[Re(E₁+E₂), Im(E₂-E₁)], [Im(E₁+E₂), Re(E₁-E₂)]].
 
     Parameters
     ----------
-    eigenvalues : (n,) array
-        λ, stable for `time`.
-    G : (n, m) array
-        Generator: B, or Cᴴ together with conj λ and conjugated kernels.
+    system : DiagonalStateSpace
+        On the host, stable, without batch axes. Its logarithms are used for pairs that are nearly one
+        state; see `state_factor`.
     kernels : tuple of two (n, n) arrays
         From `cauchy_kernels`.
-    time : Continuous or Discrete
-        Time domain.
-    log_eigenvalues : (n,) array, optional
-        log λ; see `state_factor`. Used for pairs that are nearly one state.
 
     Returns
     -------
-    (2n, k) array
-        Real factor; k is about the numerical rank of the real system.
+    (n, k) or (2n, k) array
+        Factor, real where the output is; k is about the numerical rank.
     """
-    n = eigenvalues.shape[0]
-    parts = _compress_columns(np.stack([G.real, G.imag]))
+    eigenvalues, G, logarithms = system.eigenvalues, system.B, system.log_eigenvalues
+    if not system.real_output:
+        return state_factor(eigenvalues, G, kernels[0], logarithms)
+    (n, m), parts = G.shape, np.stack([G.real, G.imag])
+    if m > 2 * n:
+        # A generator with more columns than real rows is rotated into a square one: the same G Gᵀ.
+        triangle = np.linalg.qr(adjoint(parts.reshape(2 * n, m)), mode="r")
+        parts = adjoint(triangle).reshape(2, n, 2 * n)
     gain = kernels[0].diagonal().real
     scale = _row_scale(parts, gain)
     active = np.flatnonzero(scale)
@@ -200,22 +196,21 @@ def real_state_factor(
         if accepted.size:
             pivots = chosen[accepted]
             block, parts = _eliminate_pairs(
-                parts, covariance[..., accepted, :], pivots, L, inverse, eigenvalues[active], time
+                *(parts, covariance[..., accepted, :], pivots, L, inverse),
+                *(eigenvalues[active], system.time),
             )
             blocks.append((active, block))
             left = np.ones(active.size, dtype=bool)
             left[pivots] = False
             active, near_real = active[left], near_real[left]
     if active.size:
-        blocks.append(
-            (active, _near_real_factor(eigenvalues, log_eigenvalues, parts, kernels, active))
-        )
+        blocks.append((active, _near_real_factor(eigenvalues, logarithms, parts, kernels, active)))
     Z = np.zeros((2, n, sum(block.shape[-1] for _, block in blocks)))
     column = 0
     for rows, block in blocks:
         Z[:, rows, column : column + block.shape[-1]] = scale[rows, None] * block
         column += block.shape[-1]
-    return Z.reshape(2 * n, -1)
+    return Z.reshape(2 * n, Z.shape[-1])
 
 
 def _row_scale(parts: HostArray, gain: HostArray) -> HostArray:
@@ -223,15 +218,6 @@ def _row_scale(parts: HostArray, gain: HostArray) -> HostArray:
     largest = np.abs(parts).max(axis=(0, 2), initial=0.0)
     parts = parts / np.where(largest > 0, largest, 1.0)[:, None]
     return np.asarray(largest * np.sqrt(np.einsum("pim,pim->i", parts, parts) * gain))
-
-
-def _compress_columns(parts: HostArray) -> HostArray:
-    """Rotate a generator with more columns than real rows into a square one; same G Gᵀ."""
-    _, n, m = parts.shape
-    if m <= 2 * n:
-        return parts
-    triangle = np.asarray(np.linalg.qr(adjoint(parts.reshape(2 * n, m)), mode="r"))
-    return np.asarray(adjoint(triangle).reshape(2, n, -1))
 
 
 def _pair_covariance(
@@ -248,25 +234,17 @@ def _pair_covariance(
     real, imag = products[0, :, 0], products[1, :, 1]
     cross, swapped = products[1, :, 0], products[0, :, 1]
     first, second = kernels[0][pick], kernels[1][pick]
-    # Half of E[h hᴴ] and of E[h hᵀ].
-    hermitian = _times(real + imag, cross - swapped, first.real, first.imag)
-    symmetric = _times(real - imag, cross + swapped, second.real, second.imag)
+    # Half of E[h hᴴ] and of E[h hᵀ]: complex products in real parts.
+    a, b, c, d = real + imag, cross - swapped, first.real, first.imag
+    hermitian, hermitian_imag = a * c - b * d, a * d + b * c
+    a, b, c, d = real - imag, cross + swapped, second.real, second.imag
+    symmetric, symmetric_imag = a * c - b * d, a * d + b * c
     covariance = np.empty((2, rows, chosen.size, 2))
-    np.add(hermitian[0], symmetric[0], out=covariance[0, :, :, 0])
-    np.subtract(symmetric[1], hermitian[1], out=covariance[0, :, :, 1])
-    np.add(hermitian[1], symmetric[1], out=covariance[1, :, :, 0])
-    np.subtract(hermitian[0], symmetric[0], out=covariance[1, :, :, 1])
+    np.add(hermitian, symmetric, out=covariance[0, :, :, 0])
+    np.subtract(symmetric_imag, hermitian_imag, out=covariance[0, :, :, 1])
+    np.add(hermitian_imag, symmetric_imag, out=covariance[1, :, :, 0])
+    np.subtract(hermitian, symmetric, out=covariance[1, :, :, 1])
     return covariance
-
-
-def _times(a: HostArray, b: HostArray, c: HostArray, d: HostArray) -> tuple[HostArray, HostArray]:
-    """Real and imaginary part of (a + i b)(c + i d)."""
-    return a * c - b * d, a * d + b * c
-
-
-def _interleave(block: HostArray) -> HostArray:
-    """Reorder (2, rows, ...) to (2 rows, ...) with the parts of a pair next to each other."""
-    return np.swapaxes(block, 0, 1).reshape(2 * block.shape[1], *block.shape[2:])
 
 
 def _well_conditioned_pairs(
@@ -279,7 +257,7 @@ def _well_conditioned_pairs(
     a pole and input weights that are nearly real).
     """
     pairs = covariance.shape[1]
-    matrix = _interleave(covariance).reshape(2 * pairs, 2 * pairs)
+    matrix = np.swapaxes(covariance, 0, 1).reshape(2 * pairs, 2 * pairs)
     diagonal = matrix.diagonal().copy()
     first, second = diagonal[0::2], diagonal[1::2]
     coupling = matrix[np.arange(0, 2 * pairs, 2), np.arange(1, 2 * pairs, 2)]
@@ -329,14 +307,14 @@ def _eliminate_pairs(
     rest = np.ones(rows, dtype=bool)
     rest[pivots] = False
     count = int(rest.sum())
-    G, Z_rest = parts[:, rest].reshape(2 * count, m), Z[:, rest].reshape(2 * count, width)
     if not isinstance(time, Discrete):
-        pivot_generator = _interleave(parts[:, pivots])
+        G, Z_rest = parts[:, rest].reshape(2 * count, m), Z[:, rest].reshape(2 * count, width)
+        pivot_generator = np.swapaxes(parts[:, pivots], 0, 1).reshape(width, m)
         return Z, (G - Z_rest @ (inverse @ pivot_generator)).reshape(2, count, m)
-    stacked = np.swapaxes(L.reshape(pivots.size, 2, width), 0, 1).reshape(width, width)
-    rotated = apply_real_state(eigenvalues[pivots], stacked).reshape(2, pivots.size, width)
-    moving = np.concatenate([G, apply_real_state(eigenvalues[rest], Z_rest)], axis=1)
-    known = inverse @ _interleave(np.concatenate([parts[:, pivots], rotated], axis=2))
+    driven = apply_real_state(eigenvalues, Z.reshape(2 * rows, width)).reshape(2, rows, width)
+    whole = np.concatenate([parts, driven], axis=2)
+    moving = whole[:, rest].reshape(2 * count, m + width)
+    known = inverse @ np.swapaxes(whole[:, pivots], 0, 1).reshape(width, m + width)
     # I - Vᵀ T V is the orthogonal factor of the QR decomposition of known rows, as columns.
     packed, tau = np.linalg.qr(adjoint(known), mode="raw")
     V = np.triu(packed, 1)

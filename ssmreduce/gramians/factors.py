@@ -46,9 +46,10 @@ def gramian_factors(system: System, horizon: int | None = None) -> tuple[HostArr
         return dense_factors(host.A, host.B, host.C, host.time, horizon).whole()
     if horizon is not None:
         return _horizon_factor(host, horizon), _horizon_factor(dual(host), horizon)
-    kernels = _stable_kernels(host)
+    check_stable(host.eigenvalues, host.time, log_eigenvalues=host.log_eigenvalues)
+    kernels = diagonal.cauchy_kernels(host.eigenvalues, host.log_eigenvalues, host.time)
     mirrored = (kernels[0].conj(), kernels[1].conj())
-    return _diagonal_factor(host, kernels), _diagonal_factor(dual(host), mirrored)
+    return diagonal.diagonal_factor(host, kernels), diagonal.diagonal_factor(dual(host), mirrored)
 
 
 def gramian_factor(system: System, which: int, horizon: int | None = None) -> HostArray:
@@ -58,7 +59,9 @@ def gramian_factor(system: System, which: int, horizon: int | None = None) -> Ho
         host = dual(host) if which else host
         if horizon is not None:
             return _horizon_factor(host, horizon)
-        return _diagonal_factor(host, _stable_kernels(host))
+        check_stable(host.eigenvalues, host.time, log_eigenvalues=host.log_eigenvalues)
+        kernels = diagonal.cauchy_kernels(host.eigenvalues, host.log_eigenvalues, host.time)
+        return diagonal.diagonal_factor(host, kernels)
     A, G = host.A, adjoint(host.C) if which else host.B
     if horizon is None:
         return dense_factor(A, G, host.time, which)
@@ -247,11 +250,12 @@ def _diagonal_gramian(system: DiagonalStateSpace, horizon: int | None, which: in
     """The Gramian in closed form, (G Gᴴ) ∘ K."""
     host = dual(system.to_host()) if which else system.to_host()
     unit = power_of_two(host.B)
-    eigenvalues, G = host.eigenvalues, host.B / unit
+    eigenvalues, logarithms, G = host.eigenvalues, host.log_eigenvalues, host.B / unit
     if horizon is None:
-        hermitian, symmetric = _stable_kernels(host)
+        check_stable(eigenvalues, host.time, log_eigenvalues=logarithms)
+        hermitian, symmetric = diagonal.cauchy_kernels(eigenvalues, logarithms, host.time)
     else:
-        hermitian, symmetric = diagonal.horizon_kernels(eigenvalues, host.log_eigenvalues, horizon)
+        hermitian, symmetric = diagonal.horizon_kernels(eigenvalues, logarithms, horizon)
     first = (G @ adjoint(G)) * hermitian
     second = (G @ adjoint(G.conj())) * symmetric
     if horizon is not None and not (np.all(np.isfinite(first)) and np.all(np.isfinite(second))):
@@ -282,23 +286,6 @@ def check_horizon(system: System, horizon: int | None) -> int | None:
             "Discretise it, or leave the horizon out."
         )
     return horizon
-
-
-def _stable_kernels(system: DiagonalStateSpace) -> tuple[HostArray, HostArray]:
-    """Both Cauchy kernels of a system that must be stable."""
-    eigenvalues, logarithms = system.eigenvalues, system.log_eigenvalues
-    check_stable(eigenvalues, system.time, log_eigenvalues=logarithms)
-    return diagonal.cauchy_kernels(eigenvalues, logarithms, system.time)
-
-
-def _diagonal_factor(system: DiagonalStateSpace, kernels: tuple[HostArray, HostArray]) -> HostArray:
-    """Z of a system on the host, from its Cauchy kernels."""
-    if system.order == 0:
-        return np.zeros((0, 0))
-    eigenvalues, B, logarithms = system.eigenvalues, system.B, system.log_eigenvalues
-    if system.real_output:
-        return diagonal.real_state_factor(eigenvalues, B, kernels, system.time, logarithms)
-    return diagonal.state_factor(eigenvalues, B, kernels[0], logarithms)
 
 
 def _horizon_factor(system: DiagonalStateSpace, horizon: int) -> HostArray:

@@ -317,7 +317,7 @@ def test_one_gramian_is_one_factor(
     for module, function in (
         ("equations.dense", "hammarling_factor"),
         ("equations.dense", "low_rank_gramian"),
-        ("gramians.factors", "_diagonal_factor"),
+        ("equations.diagonal", "diagonal_factor"),
     ):
         whole = importlib.import_module(f"ssmreduce.{module}")
         monkeypatch.setattr(whole, function, counted(getattr(whole, function)))
