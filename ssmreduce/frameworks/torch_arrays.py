@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -89,12 +90,13 @@ def tensors_like(
     return made
 
 
+@dataclass(eq=False)
 class NewTensor(Step):
     """Gives a parameter or buffer another tensor, of any shape, without a gradient; the object stays."""
 
-    def __init__(self, tensor: Any, new: Any) -> None:
-        self._tensor, self._new = tensor, new
-        self._before, self._gradient = tensor.data, tensor.grad
+    tensor: Any
+    new: Any
+    _before: tuple[Any, Any] | None = field(default=None, init=False)
 
     def make(self) -> None:
         """Put the new one in its place.
@@ -103,17 +105,19 @@ class NewTensor(Step):
         gradient, with the old shape, and the next graph would use it again. torch drops that
         node only when the dtype changes, so the dtype changes for a moment.
         """
-        tensor = self._tensor
+        tensor = self.tensor
+        self._before = tensor.data, tensor.grad
         tensor.grad = None
         other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
-        tensor.data = self._new
+        tensor.data = self.new
 
     def undo(self) -> None:
         """Put back the old one, with its gradient."""
-        self._tensor.grad = None
-        self._tensor.data = self._before
-        self._tensor.grad = self._gradient
+        if self._before is None:
+            return
+        self.tensor.grad = None
+        self.tensor.data, self.tensor.grad = self._before
 
 
 class NewShards(Step):

@@ -13,11 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 
 class Step(ABC):
-    """One change. It keeps what it replaces from before the transaction."""
+    """One change. It keeps what it replaces, from before the transaction or from when it is made."""
 
     @abstractmethod
     def make(self) -> None:
@@ -52,24 +53,30 @@ class Assignment(Step):
             vars(self.owner).pop(self.name, None)
 
 
+@dataclass(eq=False)
 class Entries(Step):
     """``mapping[key] = value`` for all of `new`, and no entries for the keys of `stale`."""
 
-    def __init__(self, mapping: Any, new: Mapping[Any, Any], stale: Collection[Any] = ()) -> None:
-        self._mapping, self._new, self._stale = mapping, new, stale
-        self._before = {key: mapping[key] for key in (*new, *stale) if key in mapping}
+    mapping: Any
+    new: Mapping[Any, Any]
+    stale: Collection[Any] = ()
+    _before: dict[Any, Any] | None = field(default=None, init=False)
 
     def make(self) -> None:
         """Set the entries, and remove others."""
-        self._mapping.update(self._new)
-        for key in self._stale:
-            self._mapping.pop(key, None)
+        mapping = self.mapping
+        self._before = {key: mapping[key] for key in (*self.new, *self.stale) if key in mapping}
+        mapping.update(self.new)
+        for key in self.stale:
+            mapping.pop(key, None)
 
     def undo(self) -> None:
         """Set what was there."""
-        for key in self._new.keys() - self._before.keys():
-            self._mapping.pop(key, None)
-        self._mapping.update(self._before)
+        if self._before is None:
+            return
+        for key in self.new.keys() - self._before.keys():
+            self.mapping.pop(key, None)
+        self.mapping.update(self._before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,41 +96,31 @@ def commit(
     `together` calls a function on all processes that train the model, and raises on all if one raised. Only
     a connection that breaks while they tell each other can leave processes different.
     """
-    hold = _Hold()
+    handler: Any = None
+    held: list[tuple[int, Any]] = []
     try:
         try:
-            hold.begin()
+            present = signal.getsignal(signal.SIGINT)
+            # Python runs handlers in the main thread.
+            if threading.current_thread() is threading.main_thread() and callable(present):
+                handler = present
+                signal.signal(signal.SIGINT, lambda *received: held.append(received))
             with ExitStack() as undoing:  # goes on where a step cannot be undone
-
-                def make() -> None:
-                    for step in steps:
-                        undoing.callback(step.undo)
-                        step.make()
-
+                make = partial(_make_all, steps, undoing)
                 make() if together is None else together(make)
                 undoing.pop_all()
         finally:
-            hold.end()
+            if handler is not None:
+                signal.signal(signal.SIGINT, handler)
     finally:
-        hold.end()  # again: a signal that is not held may end the first call before its first line
+        if handler is not None:
+            # Again: what is raised in a call may come before its first line.
+            signal.signal(signal.SIGINT, handler)
+            if held:
+                handler(*held[-1])
 
 
-class _Hold:
-    """Keeps Ctrl-C back, in the main thread, where Python runs its handlers."""
-
-    _handler: Any = None
-
-    def begin(self) -> None:
-        self._held: list[tuple[int, Any]] = []
-        handler = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and callable(handler):
-            self._handler = handler
-            signal.signal(signal.SIGINT, lambda *received: self._held.append(received))
-
-    def end(self) -> None:
-        """Let it through: the handler that was there gets what came meanwhile."""
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            handler, self._handler = self._handler, None
-            if self._held:
-                handler(*self._held[-1])
+def _make_all(steps: Sequence[Step], undoing: ExitStack) -> None:
+    for step in steps:
+        undoing.callback(step.undo)
+        step.make()
