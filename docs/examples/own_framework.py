@@ -16,13 +16,11 @@ class Part:
 
 
 class Parts(Framework):
-    def find(self, model, stops, path=()):
-        if stops(model):
-            yield path, model
-        else:
-            for name, part in vars(model).items():
-                if isinstance(part, Part):
-                    yield from self.find(part, stops, (*path, name))
+    def find(self, model, path=()):
+        yield path, model
+        for name, part in vars(model).items():
+            if isinstance(part, Part):
+                yield from self.find(part, (*path, name))
 
     def at(self, model, path):
         return functools.reduce(getattr, path, model)

@@ -91,24 +91,10 @@ class Framework(ABC):
     # --- Layers and their arrays
 
     @abstractmethod
-    def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
-        """Yield key path and object of each part of a model that may be a layer and that `stops`
-        accepts.
+    def find(self, model: Any) -> Iterator[tuple[Path, Any]]:
+        """Yield key path and object of each part of a model that may be a layer.
 
-        Parameters
-        ----------
-        model : object
-            Where to look.
-        stops : callable
-            Takes an object and returns whether it is what is looked for; nothing inside of such an
-            object is looked at.
-
-        Yields
-        ------
-        path : tuple
-            Key path.
-        layer : object
-            What is there.
+        What is inside of a part comes right after it, with key paths that begin with that of the part.
         """
 
     @abstractmethod

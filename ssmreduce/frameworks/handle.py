@@ -40,6 +40,8 @@ class LayerHandle:
         The object that holds the arrays.
     kind : Layer
         What they mean.
+    name : str
+        Name in the model.
     full_weights : dict of arrays, optional
         Its weights, where the object holds a part of them.
 
@@ -62,12 +64,8 @@ class LayerHandle:
     path: Path
     layer: Any
     kind: Layer
+    name: str = "model"
     full_weights: dict[str, HostArray] | None = None
-
-    @cached_property
-    def name(self) -> str:
-        """Name in the model."""
-        return self.framework.path_name(self.path)
 
     @cached_property
     def weights(self) -> dict[str, HostArray]:

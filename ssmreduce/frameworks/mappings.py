@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -62,11 +62,10 @@ class MappingFramework(Framework):
 
     side_by_side = True
 
-    def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
+    def find(self, model: Any) -> Iterator[tuple[Path, Any]]:
         """Yield groups of arrays."""
         for prefix, group in _groups(model).items():
-            if stops(group):
-                yield (prefix,), group
+            yield (prefix,), group
 
     def at(self, model: Any, path: Path) -> Any:
         """Return the arrays of a layer by name."""

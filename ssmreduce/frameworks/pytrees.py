@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 import equinox as eqx
@@ -33,15 +33,17 @@ class PytreeFramework(Framework, NamedTrees):
     maps_batches = True
     side_by_side = True
 
-    def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
+    def find(self, model: Any) -> Iterator[tuple[Path, Any]]:
         """Yield modules and dicts."""
-
-        def is_leaf(node: Any) -> bool:
-            return isinstance(node, eqx.Module | dict) and stops(node)
-
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=is_leaf):
-            if isinstance(leaf, eqx.Module | dict):
-                yield path, leaf
+        if isinstance(model, eqx.Module | dict):
+            yield (), model
+        inside = jax.tree_util.tree_leaves_with_path(
+            model, is_leaf=lambda node: node is not model and isinstance(node, eqx.Module | dict)
+        )
+        for path, part in inside:
+            if isinstance(part, eqx.Module | dict):
+                for rest, found in self.find(part):
+                    yield (*path, *rest), found
 
     def at(self, model: Any, path: Path) -> Any:
         """Follow the keys."""

@@ -5,7 +5,7 @@ Imported only once the user's own object proves that torch is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import Any, final
@@ -40,17 +40,14 @@ from ssmreduce.frameworks.transaction import Entries, Prepared, commit
 class TorchFramework(Framework, StateDicts):
     """A model is a module; a layer is a module that holds its arrays as parameters and buffers."""
 
-    def find(self, model: Any, stops: Callable[[Any], bool]) -> Iterator[tuple[Path, Any]]:
+    def find(self, model: Any) -> Iterator[tuple[Path, Any]]:
         """Yield modules."""
-        inside: tuple[str, ...] = ()
         for name, module in model.named_modules():
-            if not name.startswith(inside) and stops(module):
-                inside = (*inside, f"{name}." if name else "")
-                yield (name,), module
+            yield tuple(name.split(".")) if name else (), module
 
     def at(self, model: Any, path: Path) -> Any:
         """Return the module of that name."""
-        return model.get_submodule(path[0])
+        return model.get_submodule(".".join(path))
 
     def array_axes(self, layer: Any) -> dict[str, int]:
         """Look at parameters and buffers, its own and those of modules in it, ``x_proj.weight`` say."""

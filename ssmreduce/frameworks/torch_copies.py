@@ -52,7 +52,7 @@ def copies_inside(
     if not trained or not others:
         return {}
     parameters = [
-        (_plain(name), _kind(value))
+        (_plain(name.split(".")), _kind(value))
         for name, value in model.named_parameters(remove_duplicate=False)
     ]
 
@@ -78,9 +78,9 @@ def _trainable(model: Any, optimizer: Any) -> set[int]:
     return {id(p) for p in held if p.requires_grad}
 
 
-def _plain(name: str) -> Name:
+def _plain(path: Sequence[str]) -> Name:
     """The parts of a name without those of ``torch.compile``."""
-    return tuple(part for part in name.split(".") if part not in ("", "_orig_mod"))
+    return tuple(part for part in path if part != "_orig_mod")
 
 
 def _kind(parameter: Any) -> tuple[Any, Any]:
@@ -101,7 +101,7 @@ def _are_alike(
     """Whether the layers, and the modules around them whose names differ, have one architecture."""
     if not copy.kind.is_same(layer.kind):
         return False
-    first, second = _plain(copy.path[0]), _plain(layer.path[0])
+    first, second = _plain(copy.path), _plain(layer.path)
     end = _common_end(first, second)
     own, other = inside(first[: len(first) - end]), inside(second[: len(second) - end])
     return own.items() <= other.items()
@@ -109,7 +109,7 @@ def _are_alike(
 
 def _best(copy: LayerHandle, layers: Sequence[LayerHandle]) -> list[LayerHandle]:
     """The layers whose names have most in common with that of the copy, tied ones once."""
-    ends = [_common_end(_plain(copy.path[0]), _plain(layer.path[0])) for layer in layers]
+    ends = [_common_end(_plain(copy.path), _plain(layer.path)) for layer in layers]
     best: list[LayerHandle] = []
     for end, layer in zip(ends, layers, strict=True):
         if end == max(ends) and not any(

@@ -226,13 +226,12 @@ class _Kernel:
     def __init__(self, model: Any, handle: LayerHandle, calls: _Calls) -> None:
         self._handle, self._calls = handle, calls
         (self._width,), _, _ = handle.kind.ports(handle.weights)
-        name = str(handle.path[0])
-        if not name:
+        if not handle.path:
             raise UnsupportedLayerError(
                 f"`model` is a {type_name(model)}, which computes a kernel from no sequence; expected the "
                 "module that uses it, or a model. Pass that."
             )
-        self._holder = model.get_submodule(name.rpartition(".")[0])
+        self._holder = model.get_submodule(".".join(handle.path[:-1]))
         self._given: _Seen | None = None
         self._latest: _Call | None = None
         self._passed = ""

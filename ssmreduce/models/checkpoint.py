@@ -139,7 +139,7 @@ def _free_names(handle: LayerHandle, own: Mapping[str, Any]) -> set[str]:
 
 
 def _prefix(handle: LayerHandle) -> str:
-    return f"{handle.path[0]}." if handle.path[0] else ""
+    return "".join(f"{part}." for part in handle.path)
 
 
 def accept_reduced(model: Any, *, kind: object = None) -> Any:

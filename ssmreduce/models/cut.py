@@ -65,7 +65,9 @@ def plan_cut(
     framework, team = found.framework, found.team
     on_all(team, lambda: framework.check_optimizer(found.model, opt_state, followers))
     if team is None:
-        return _planned(found.with_copies(opt_state), opt_state, decide, followers, only)
+        if len(found.handles) > 1:
+            found = found.with_copies(opt_state)
+        return _planned(found, opt_state, decide, followers, only)
     team.check_same(lambda: _shapes(found, opt_state))
     view, state = _gathered(found, opt_state)
     full = on_all(team, lambda: found.of(view).with_copies(state))
@@ -110,9 +112,9 @@ def _planned(
         tuple(
             {
                 handle.path: LayerReduction(None, cut, handle.item_sizes)
-                for handle, cut in followed(handles, own, originals)
+                for handle, cut in followed(handles, copy, own, originals)
             }
-            for own in paired
+            for copy, own in zip(copies, paired, strict=True)
         ),
     )
 

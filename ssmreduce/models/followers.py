@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ssmreduce._checks import type_name
@@ -10,7 +11,7 @@ from ssmreduce.errors import ShapeError, SSMReduceError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import plain_name
-from ssmreduce.models.search import first_of_same
+from ssmreduce.models.search import Layers
 
 
 def checked_followers(followers: Sequence[Any] | None) -> list[Any]:
@@ -52,15 +53,18 @@ def counterparts(own: Sequence[LayerHandle], copy: Sequence[LayerHandle]) -> lis
 
 
 def followed(
-    own: Sequence[LayerHandle], copy: Sequence[LayerHandle], cuts: Mapping[Path, LayerCut]
+    own: Sequence[LayerHandle],
+    found: Layers,
+    copy: Sequence[LayerHandle],
+    cuts: Mapping[Path, LayerCut],
 ) -> list[tuple[LayerHandle, LayerCut]]:
-    """Plan for the layers of a follower what was planned for the model's, in the same order."""
+    """Plan for the layers of a follower, in the order of the model's, what was planned for these."""
     to_cut = {
         handle.name: (handle, cuts[of.path])
         for of, handle in zip(own, copy, strict=True)
         if of.path in cuts
     }
-    firsts = first_of_same([handle for handle, _ in to_cut.values()])
+    firsts = replace(found, meant=[handle for handle, _ in to_cut.values()]).firsts
     planned: dict[Path, LayerCut] = {}
     for name, (handle, cut) in to_cut.items():
         first, first_cut = to_cut[firsts[name]]  # comes before, or is this one

@@ -34,7 +34,7 @@ from ssmreduce.models.orders import (
     warn_of_no_cut,
 )
 from ssmreduce.models.report import LayerReduction, ModelReduction
-from ssmreduce.models.search import Layers, search
+from ssmreduce.models.search import BY_DATA, Layers, search
 from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.reduction.order import OrderRule, as_rule
 
@@ -269,7 +269,11 @@ def cut_model(
         decide = partial(_decided_by_data, order=order, data=data)
     plan = plan_cut(found, state, decide, followers, only=only)
     cut = make_cut(found, state, plan, followers)
-    return replace(cut, skipped=found.skipped(has_data=data is not None))
+    skipped = found.passed_over
+    if data is None and options.skip_unsupported:
+        needing = [each.name for each in found.meant if each.kind.needs_data]
+        skipped = {**skipped, **dict.fromkeys(needing, f"it {BY_DATA}.")}
+    return replace(cut, skipped=skipped)
 
 
 def _decided_by_data(found: Layers, order: Order, data: Calibration) -> Results:

@@ -98,7 +98,7 @@ class Runs:
 
         If the first and the last batch give them what is `known`, bit for bit, the others are not run.
         """
-        alone = replace(found, handles=[own for own in found.handles if own.name in names])
+        alone = replace(found, meant=[own for own in found.meant if own.name in names])
         run = partial(self.recorded, alone, differentiates=False)
         each = list(zip(self.batches, self.sizes, strict=True))
         parts: list[dict[str, LayerRecord]] = []

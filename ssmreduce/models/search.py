@@ -13,12 +13,12 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.framework import Framework, listed
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.mappings import opened
-from ssmreduce.layers.known import ENOUGH, kind_of, said_kind
+from ssmreduce.layers.known import kind_of, said_kind
 from ssmreduce.layers.layer import Layer
 from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.options import CutOptions, names_meant
 
-_BY_DATA = "is cut by data alone, and there are none"
+BY_DATA = "is cut by data alone, and there are none"
 """What a layer is that needs data."""
 
 
@@ -38,6 +38,10 @@ class Layers:
         Variants of known layers that cannot, by name, with the reason.
     options : CutOptions
         Which of them are meant, and what they are where it was said.
+    meant : list of LayerHandle
+        The layers that are not excluded.
+    passed_over : dict of str to str
+        The variants that are not.
     copies : dict
         By path of a layer, the one that it is a copy of.
     """
@@ -47,19 +51,9 @@ class Layers:
     handles: list[LayerHandle]
     refused: dict[str, str]
     options: CutOptions
+    meant: list[LayerHandle]
+    passed_over: dict[str, str]
     copies: dict[Path, LayerHandle] = field(default_factory=dict)
-
-    @cached_property
-    def meant(self) -> list[LayerHandle]:
-        """The layers that are not excluded."""
-        if not self.options.exclude:
-            return self.handles
-        return [each for each in self.handles if each.name not in self._excluded]
-
-    @cached_property
-    def _excluded(self) -> set[str]:
-        names = [*(handle.name for handle in self.handles), *self.refused]
-        return self.options.excluded(names)
 
     @cached_property
     def firsts(self) -> dict[str, str]:
@@ -67,7 +61,17 @@ class Layers:
 
         A copy of a layer that is excluded stays as that one does.
         """
-        firsts = first_of_same(self.meant)
+        firsts: dict[str, str] = {}
+        named = {handle.name: handle for handle in self.meant}
+        for name, handle in named.items():
+            firsts[name] = next(
+                (
+                    other
+                    for other in dict.fromkeys(firsts.values())
+                    if self.framework.shares_weights(handle, named[other])
+                ),
+                name,
+            )
         return {
             each.name: firsts.get(original := self.copies[each.path].name, original)
             if each.path in self.copies
@@ -97,8 +101,6 @@ class Layers:
         UnsupportedLayerError
             If a layer could be a copy of several trained ones.
         """
-        if len(self.handles) < 2:
-            return self
         found = self.framework.copies_inside(self.model, opt_state, self.handles)
         copies = {
             each.path: self._original(each, found[each.path])
@@ -170,7 +172,7 @@ class Layers:
             return
         if not self.options.skip_unsupported:
             raise UnsupportedLayerError(
-                f"layer `{needing[0]}` of `model` {_BY_DATA}; expected some. {advice} To leave the layer "
+                f"layer `{needing[0]}` of `model` {BY_DATA}; expected some. {advice} To leave the layer "
                 "out, pass options=CutOptions(skip_unsupported=True)."
             )
         if len(needing) == len(self.meant):
@@ -179,24 +181,14 @@ class Layers:
                 f"least. {advice} Passed over: {listed([f'`{name}`' for name in needing])}."
             )
 
-    def skipped(self, *, has_data: bool) -> dict[str, str]:
-        """Layers that a cut leaves out since they cannot be reduced, by name, with the reason."""
-        if has_data or not self.options.skip_unsupported:
-            return self.passed_over
-        needing = [each.name for each in self.meant if each.kind.needs_data]
-        return {**self.passed_over, **dict.fromkeys(needing, f"it {_BY_DATA}.")}
-
     def check_untraced(self) -> None:
         """Raise `TracedValueError` if weights of layers are traced by JAX."""
         for handle in self.meant:
             dict(handle.weights)
 
-    @property
-    def passed_over(self) -> dict[str, str]:
-        """The variants that cannot be reduced and are not excluded."""
-        if not self.options.exclude:
-            return self.refused
-        return {name: why for name, why in self.refused.items() if name not in self._excluded}
+
+Kind = Layer | str | None
+"""What a part of a model is: a layer, the reason why it cannot be reduced, or none."""
 
 
 def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
@@ -207,30 +199,55 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
     told = partial(said_kind, side_by_side=framework.side_by_side)
     said = {name: told(kind) for name, kind in by_name.items()}
     usual = None if by_name or options.kind is None else told(options.kind)
-    as_usual: dict[int, Layer | str | None] = {}
 
-    def kind_or_reason(candidate: Any, told: Any, least: float = ENOUGH) -> Layer | str | None:
-        try:
-            return kind_of(candidate, framework.array_axes(candidate), told, least=least)
-        except UnsupportedLayerError as error:
-            return str(error)
+    found: dict[str, tuple[Path, Any, Kind]] = {}
+    outermost: Path | None = None
+    for path, part in framework.find(model):
+        if outermost is not None and path[: len(outermost)] == outermost:
+            continue
+        axes = framework.array_axes(part)
+        kinds: list[Kind] = []
+        for each in (usual, *said.values()):
+            try:
+                kinds.append(kind_of(part, axes, each))
+            except UnsupportedLayerError as error:
+                kinds.append(str(error))
+        if any(kind is not None for kind in kinds):
+            found[framework.path_name(path)] = path, part, kinds[0]
+            outermost = path
+    if said:
+        found |= _said_by_name(framework, found, said)
 
-    def stops(candidate: Any) -> bool:
-        own = as_usual[id(candidate)] = kind_or_reason(candidate, usual)
-        return own is not None or any(kind_or_reason(candidate, told) for told in said.values())
+    refused = {name: kind for name, (_, _, kind) in found.items() if isinstance(kind, str)}
+    handles = [
+        LayerHandle(framework, path, part, kind, name)
+        for name, (path, part, kind) in found.items()
+        if isinstance(kind, Layer)
+    ]
+    excluded: Collection[str] = ()
+    if options.exclude:
+        excluded = options.excluded([*(handle.name for handle in handles), *refused])
+    meant = [handle for handle in handles if handle.name not in excluded]
+    passed_over = {name: why for name, why in refused.items() if name not in excluded}
+    return Layers(framework, model, handles, refused, options, meant, passed_over)
 
-    found = {framework.path_name(path): (path, at) for path, at in framework.find(model, stops)}
-    named = {own: said[name] for name in said for own in names_meant(name, found)}
-    handles: list[LayerHandle] = []
-    refused: dict[str, str] = {}
-    for name, (path, layer) in found.items():
-        # What is named has to be what it is said to be; what is not, and is like it, may be anything.
-        kind = kind_or_reason(layer, named[name], 0.0) if name in named else as_usual[id(layer)]
-        if isinstance(kind, str):
-            refused[name] = kind
-        elif kind is not None:
-            handles.append(LayerHandle(framework, path, layer, kind))
-    return Layers(framework, model, handles, refused, options)
+
+def _said_by_name(
+    framework: Framework,
+    found: Mapping[str, tuple[Path, Any, Kind]],
+    said: Mapping[str, Layer | type[Layer] | None],
+) -> dict[str, tuple[Path, Any, Kind]]:
+    """The parts that are named, as what they are said to be; others that are like it may be anything."""
+    named: dict[str, tuple[Path, Any, Kind]] = {}
+    for given, told in said.items():
+        for name in names_meant(given, found):
+            path, part, kind = found[name]
+            try:
+                kind = kind_of(part, framework.array_axes(part), told, least=0.0)
+            except UnsupportedLayerError as error:
+                kind = str(error)
+            named[name] = path, part, kind
+    return named
 
 
 def find_layers(model: Any, options: CutOptions) -> Layers:
@@ -268,27 +285,14 @@ def _nothing_to_cut(found: Layers) -> UnsupportedLayerError:
 def _most_alike(found: Layers) -> tuple[Path, Likeness]:
     """Where in a model something is nearest to a known layer, and how near."""
     framework = found.framework
-    asked: list[Likeness] = []
-
-    def asks(candidate: Any) -> bool:
-        asked.append(Likeness(candidate, framework.array_axes(candidate)))
-        return asked[-1].share > 0.0
-
-    near = [(path, asked[-1]) for path, _ in framework.find(found.model, asks)]
-    return max(near, key=lambda each: each[1].share, default=((), Likeness(found.model, {})))
-
-
-def first_of_same(handles: Sequence[LayerHandle]) -> dict[str, str]:
-    """Name for each layer the first one that holds the same weights: itself, unless it is tied."""
-    firsts: dict[str, str] = {}
-    named = {handle.name: handle for handle in handles}
-    for name, handle in named.items():
-        firsts[name] = next(
-            (
-                other
-                for other in dict.fromkeys(firsts.values())
-                if handle.framework.shares_weights(handle, named[other])
-            ),
-            name,
-        )
-    return firsts
+    nearest: tuple[Path, Likeness] = (), Likeness(found.model, {})
+    outermost: Path | None = None
+    for path, part in framework.find(found.model):
+        if outermost is not None and path[: len(outermost)] == outermost:
+            continue
+        near = Likeness(part, framework.array_axes(part))
+        if near.share > 0.0:
+            outermost = path
+        if near.share > nearest[1].share:
+            nearest = path, near
+    return nearest

@@ -21,8 +21,8 @@ def with_full_weights(found: Layers) -> Layers:
     if found.team is None:
         return found
     full = {each.path: each.weights for each in with_full_layers(found).meant}
-    handles = [replace(own, full_weights=full.get(own.path)) for own in found.handles]
-    return replace(found, handles=handles)
+    meant = [replace(own, full_weights=full[own.path]) for own in found.meant]
+    return replace(found, meant=meant)
 
 
 def as_many(team: Any, batches: Iterable[Any]) -> Iterator[Any]:
