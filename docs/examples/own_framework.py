@@ -31,7 +31,7 @@ class Parts(Framework):
     def arrays(self, layer, names):
         return {k: getattr(layer, k) for k in names}
 
-    def prepared(self, model, changes, opt_state, moments, gradients):
+    def prepared(self, model, changes, opt_state, moments):
         model = copy.deepcopy(model)
         for change in changes:
             layer = self.at(model, change.handle.path)

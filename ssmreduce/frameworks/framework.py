@@ -25,7 +25,7 @@ from ssmreduce._array_libraries import (
 from ssmreduce._checks import type_name
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
-from ssmreduce.frameworks.moments import Moments
+from ssmreduce.frameworks.moments import Moment
 from ssmreduce.frameworks.recording import Recorded
 from ssmreduce.frameworks.saved import NamedTrees, StateDicts
 from ssmreduce.frameworks.transaction import Prepared
@@ -175,18 +175,14 @@ class Framework(ABC):
 
     def moments_of(
         self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
-    ) -> list[Moments]:
-        """Return what an optimizer state holds for the layers.
+    ) -> list[Moment]:
+        """Return what an optimizer state holds for the weights of the layers.
 
         Raises
         ------
         OptimizerStateError
             If it holds what belongs to no weight, such as flattened or factored moments.
         """
-        return []
-
-    def gradients_of(self, model: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
-        """Return the gradients that the layers hold; where they are sharded, every rank has to call."""
         return []
 
     @abstractmethod
@@ -196,9 +192,10 @@ class Framework(ABC):
         changes: Sequence[LayerChange],
         opt_state: Any,
         moments: Mapping[Any, HostArray],
-        gradients: Mapping[Any, HostArray],
     ) -> Prepared:
-        """Prepare new layers and moments; nothing is changed yet.
+        """Prepare new layers, with the gradients that they hold, and moments; nothing is changed yet.
+
+        Where gradients are sharded, every rank has to call.
 
         Parameters
         ----------
@@ -210,9 +207,6 @@ class Framework(ABC):
             The optimizer, or its state.
         moments : dict of arrays
             New moments, by the keys that `moments_of` returned.
-        gradients : dict of arrays
-            New gradients, by the keys that `gradients_of` returned; arrays of cut layers that are
-            not among them lose theirs.
 
         Returns
         -------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +20,7 @@ from ssmreduce.layers.layer import Layer, NamedWeights
 
 if TYPE_CHECKING:
     from ssmreduce.frameworks.framework import Framework
+    from ssmreduce.layers.cut import LayerCut
 
 
 Path = tuple[Any, ...]
@@ -128,11 +129,12 @@ class LayerChange(NamedTuple):
         New arrays by name.
     ratio : float
         New order over the old one.
-    reduce_state : callable or None
-        Takes a hidden state that the layer keeps to the new states; None to begin with zeros.
+    cut : LayerCut or None
+        What takes gradients, and a state that the layer keeps, to the new states; where there is
+        none, gradients go, and states begin with zeros.
     """
 
     handle: LayerHandle
     values: Mapping[str, HostArray]
     ratio: float
-    reduce_state: Callable[[Array], Array] | None = None
+    cut: LayerCut | None = None

@@ -29,7 +29,7 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework, Snapshot, listed
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
-from ssmreduce.frameworks.moments import Moments, read_moment, written_moment
+from ssmreduce.frameworks.moments import Moment, read_moment, written_moment
 from ssmreduce.frameworks.transaction import Prepared
 from ssmreduce.layers.layer import PlainArrays
 
@@ -117,7 +117,7 @@ class MappingFramework(Framework):
 
     def moments_of(
         self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
-    ) -> list[Moments]:
+    ) -> list[Moment]:
         """Return the arrays whose names end with that of a weight; what comes before is the field."""
         weights = {
             handle.layer.names[name]: (handle, name)
@@ -125,22 +125,17 @@ class MappingFramework(Framework):
             for name in handle.kind.names()
         }
         own = _flat(model)
-        groups: dict[tuple[str, Path], dict[str, tuple[Any, HostArray]]] = {}
+        moments: list[Moment] = []
         for full, array in _flat(opt_state or {}, "opt_state").items():
             field, name = _field_and_name(full, own)
             if name is None:
                 _check_unrelated(array, full)
             elif name in weights:
                 handle, weight = weights[name]
-                group = groups.setdefault((field, handle.path), {})
-                value = to_double(array)
-                group[weight] = (
-                    full,
-                    read_moment(_last(field), value, is_complex=is_complex_array(own[name])),
-                )
-        return [
-            Moments(_last(field), field, path, arrays) for (field, path), arrays in groups.items()
-        ]
+                is_complex = is_complex_array(own[name])
+                value = read_moment(_last(field), to_double(array), is_complex=is_complex)
+                moments.append(Moment(_last(field), field, handle.path, weight, full, value))
+        return moments
 
     def prepared(
         self,
@@ -148,7 +143,6 @@ class MappingFramework(Framework):
         changes: Sequence[LayerChange],
         opt_state: Any,
         moments: Mapping[Any, HostArray],
-        gradients: Mapping[Any, HostArray],
     ) -> Prepared:
         """Make dicts with new arrays. Gradients of a mapping are another mapping."""
         model = model.model if isinstance(model, ArrayGroup) else model

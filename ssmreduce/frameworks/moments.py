@@ -1,4 +1,4 @@
-"""`Moments`: what an optimizer keeps for the weights of one layer, in one of its fields.
+"""`Moment`: what an optimizer keeps for a weight, in one of its fields.
 
 `reason_against` says of fields that are no moments why they cannot follow a cut.
 """
@@ -14,8 +14,8 @@ from ssmreduce._array_libraries import HostArray
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
-    """Arrays of one field of an optimizer state that belong to one layer.
+class Moment:
+    """An array of an optimizer state that belongs to one weight of a layer.
 
     Attributes
     ----------
@@ -25,15 +25,20 @@ class Moments:
         The field as a message says it.
     layer_path : tuple
         Key path of the layer in the model.
-    arrays : dict
-        By name of the weight: a key by which the adapter finds the array again, and the array at
-        double precision.
+    name : str
+        Name of the weight.
+    key : object
+        By which the framework finds the array again.
+    value : array
+        The array at double precision.
     """
 
     field: str | None
     where: str
     layer_path: tuple[Any, ...]
-    arrays: dict[str, tuple[Any, HostArray]]
+    name: str
+    key: Any
+    value: HostArray
 
 
 _MODULI = frozenset({"nu", "nu_max", "sum_of_squares"})

@@ -21,7 +21,7 @@ from ssmreduce.errors import OptimizerStateError, ShapeError
 from ssmreduce.frameworks import pytree_matching, pytree_recording
 from ssmreduce.frameworks.framework import Framework, Snapshot
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
-from ssmreduce.frameworks.moments import Moments, read_moment, written_moment
+from ssmreduce.frameworks.moments import Moment, read_moment, written_moment
 from ssmreduce.frameworks.saved import NamedTrees
 from ssmreduce.frameworks.transaction import Prepared
 
@@ -94,7 +94,7 @@ class PytreeFramework(Framework, NamedTrees):
 
     def moments_of(
         self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]
-    ) -> list[Moments]:
+    ) -> list[Moment]:
         """Return what an optax state holds, found by the paths of the weights, with which its own end."""
         weights = {
             (*handle.path, _key(handle.layer, name)): (handle.path, name)
@@ -103,24 +103,18 @@ class PytreeFramework(Framework, NamedTrees):
         }
         weights_of_model = dict(jax.tree_util.tree_leaves_with_path(model))
         model_paths = set(weights_of_model)
-        groups: dict[tuple[Path, Path], dict[str, tuple[Any, HostArray]]] = {}
+        moments: list[Moment] = []
         for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
             start = _start_of(leaf_path, model_paths)
             if start is None:
                 _check_unrelated(leaf, leaf_path, weights_of_model)
             elif leaf_path[start:] in weights:
-                layer_path, name = weights[leaf_path[start:]]
-                group = groups.setdefault((leaf_path[:start], layer_path), {})
-                is_complex = np.iscomplexobj(weights_of_model[leaf_path[start:]])
-                field = _field_of(leaf_path[:start])
-                group[name] = (
-                    leaf_path,
-                    read_moment(field, to_double(leaf), is_complex=is_complex),
-                )
-        return [
-            Moments(_centred_or_own(opt_state, prefix), self.path_name(prefix), layer_path, group)
-            for (prefix, layer_path), group in groups.items()
-        ]
+                prefix, own = leaf_path[:start], leaf_path[start:]
+                is_complex = np.iscomplexobj(weights_of_model[own])
+                value = read_moment(_field_of(prefix), to_double(leaf), is_complex=is_complex)
+                field, where = _centred_or_own(opt_state, prefix), self.path_name(prefix)
+                moments.append(Moment(field, where, *weights[own], leaf_path, value))
+        return moments
 
     def prepared(
         self,
@@ -128,7 +122,6 @@ class PytreeFramework(Framework, NamedTrees):
         changes: Sequence[LayerChange],
         opt_state: Any,
         moments: Mapping[Any, HostArray],
-        gradients: Mapping[Any, HostArray],
     ) -> Prepared:
         """Make copies with new layers and moments. Gradients of a pytree are another pytree."""
         weights = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}

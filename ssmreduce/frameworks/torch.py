@@ -93,7 +93,6 @@ class TorchFramework(Framework, StateDicts):
     check_ready = staticmethod(torch_sharing.check_ready)
     check_optimizer = staticmethod(torch_optimizer.check_optimizer)
     moments_of = staticmethod(torch_optimizer.moments_of)
-    gradients_of = staticmethod(torch_optimizer.gradients_of)
     copies_inside = staticmethod(torch_copies.copies_inside)
 
     def prepared(
@@ -102,29 +101,16 @@ class TorchFramework(Framework, StateDicts):
         changes: Sequence[LayerChange],
         opt_state: Any,
         moments: Mapping[Any, HostArray],
-        gradients: Mapping[Any, HostArray],
     ) -> Prepared:
         """Prepare new tensors for the same parameters, their gradients, buckets, moments and attributes."""
         handles = [change.handle for change in changes]
+        gradients = torch_optimizer.new_gradients(model, changes)  # first: all ranks meet in it
+        shapes = [*replaced(model, _new_tensors(changes)), *gradients]
         tensors = {handle.path: handle.arrays for handle in handles}
-        pairs = _new_tensors(changes)
-        states = {(path, name): opt_state.state[tensors[path][name]] for path, name, _ in moments}
-        held = {
-            (*weight, field): value
-            for weight, state in states.items()
-            for field, value in state.items()
-        }
-        new = tensors_like(held, moments, in_shards=True)
-        shapes = [
-            *replaced(model, pairs),
-            *torch_optimizer.new_gradients(model, tensors, gradients),
-        ]
-        entries = [
-            Entries(
-                state, {field: new[*weight, field] for field in state if (*weight, field) in new}
-            )
-            for weight, state in states.items()
-        ]
+        states = {key: opt_state.state[tensors[key[0]][key[1]]] for key in moments}
+        old = {key: state[key[2]] for key, state in states.items()}
+        new = tensors_like(old, moments, in_shards=True)
+        entries = [Entries(states[key], {key[2]: value}) for key, value in new.items()]
         attributes = [step for change in changes for step in dependents(model, change)]
         sizes = torch_config.size_steps(model, handles)
         return Prepared(

@@ -47,7 +47,7 @@ def assigned(module: Any, name: str, value: Any) -> Assignment:
 def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
     """Yield what changes with the number of states of a layer, in every module that holds one of its arrays.
 
-    States between calls, which may be buffers, follow by `reduce_state`, or begin with zeros; one that has
+    States between calls, which may be buffers, follow by the cut, or begin with zeros; one that has
     not begun stays None. Caches go.
     """
     kind = change.handle.kind
@@ -91,11 +91,11 @@ def _features(change: LayerChange) -> Iterator[Assignment]:
 
 
 def _state(old: Any, change: LayerChange) -> Any:
-    if change.reduce_state is None:
+    if change.cut is None:
         shape = (*old.shape[:-1], round(old.shape[-1] * change.ratio))
         return torch.zeros(shape, dtype=old.dtype, device=old.device)
     try:
-        return change.reduce_state(old)
+        return change.cut.reduce_state(old)
     except ShapeError as error:
         raise ShapeError(
             f"the layer keeps a state between calls, and that cannot follow: {error}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ssmreduce import _checks
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OptimizerStateError
-from ssmreduce.frameworks.handle import LayerHandle, Path
-from ssmreduce.frameworks.moments import Moments
+from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
+from ssmreduce.frameworks.moments import Moment
 from ssmreduce.frameworks.torch_arrays import (
     host_arrays,
     sharded_type,
@@ -20,6 +21,7 @@ from ssmreduce.frameworks.torch_arrays import (
 )
 from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
+from ssmreduce.layers.cut import LayerCut
 
 MomentKey = tuple[Path, str, str]
 """Where a moment is: path of the layer, name of the weight, field of the optimizer state."""
@@ -68,7 +70,7 @@ def check_optimizer(model: Any, opt_state: Any, followers: Sequence[Any]) -> Non
                 )
 
 
-def moments_of(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
+def moments_of(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> list[Moment]:
     """Return what an optimizer holds for the layers: tensors with axes; numbers, as of steps, are none.
 
     Raises
@@ -78,9 +80,8 @@ def moments_of(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> li
     """
     if opt_state is None:
         return []
-    found: list[Moments] = []
+    held: dict[MomentKey, Any] = {}
     for handle in handles:
-        held: dict[MomentKey, Any] = {}
         for name, tensor in handle.arrays.items():
             for field, value in opt_state.state.get(tensor, {}).items():
                 if isinstance(value, list | tuple | dict):
@@ -91,35 +92,10 @@ def moments_of(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> li
                     )
                 if torch.is_tensor(value) and value.ndim > 0:
                     held[handle.path, name, field] = value
-        found += _by_field(handle, held)
-    return found
-
-
-def gradients_of(model: Any, handles: Sequence[LayerHandle]) -> list[Moments]:
-    """Return the gradients of the layers; where they are sharded, every rank has to call this."""
-    sharded = sharded_type()
-    found: list[Moments] = []
-    for handle in handles:
-        held: dict[MomentKey, Any] = {}
-        for name, tensor in handle.arrays.items():
-            if tensor.grad is not None:
-                held[handle.path, name, "grad"] = whole(tensor.grad)
-            if isinstance(tensor, sharded):
-                kept = getattr(managed(model, tensor), _KEPT)
-                if kept is not None:
-                    held[handle.path, name, _KEPT] = whole(kept)
-        found += _by_field(handle, held) if held else []
-    return found
-
-
-def _by_field(handle: LayerHandle, held: Mapping[MomentKey, Any]) -> list[Moments]:
-    fields: dict[str, dict[str, tuple[Any, HostArray]]] = {}
-    for key, array in host_arrays(held).items():
-        _, name, field = key
-        fields.setdefault(field, {})[name] = key, array
+    layers = {handle.path: f"layer {handle.name}" for handle in handles}
     return [
-        Moments(field, f"layer {handle.name}", handle.path, arrays)
-        for field, arrays in fields.items()
+        Moment(field, layers[path], path, name, (path, name, field), value)
+        for (path, name, field), value in host_arrays(held).items()
     ]
 
 
@@ -137,15 +113,40 @@ class _NewGradient(Step):
         """Nothing: the old gradient comes back with the old shape."""
 
 
-def new_gradients(
-    model: Any, tensors: Mapping[Path, Mapping[str, Any]], gradients: Mapping[MomentKey, HostArray]
-) -> list[Step]:
-    """What puts other gradients, of any shape, in the place of those that `gradients_of` returned."""
+def new_gradients(model: Any, changes: Sequence[LayerChange]) -> list[Step]:
+    """What gives parameters of layers that are cut, once they have other shapes, their gradients.
+
+    They are carried as first moments. Where they are sharded, every rank has to call this.
+    """
+    sharded = sharded_type()
     steps: list[Step] = []
-    for (path, name, field), value in gradients.items():
-        tensor = tensors[path][name]
-        owner = managed(model, tensor) if field == _KEPT else tensor
-        old = {field: getattr(owner, field)}
-        new = tensors_like(old, {field: value}, in_shards=True)
-        steps.append(_NewGradient(owner, field, new[field]))
+    for change in changes:
+        if change.cut is None:
+            continue
+        tensors = change.handle.arrays
+        records = {
+            name: managed(model, tensor)
+            for name, tensor in tensors.items()
+            if isinstance(tensor, sharded)
+        }
+        for field, owners in (("grad", tensors), (_KEPT, records)):
+            held = {name: getattr(owner, field) for name, owner in owners.items()}
+            held = {name: whole(value) for name, value in held.items() if value is not None}
+            if held:
+                carried = _carried(change.cut, host_arrays(held))
+                like = {name: getattr(owners[name], field) for name in held}
+                new = tensors_like(like, carried, in_shards=True)
+                steps += [_NewGradient(owners[name], field, value) for name, value in new.items()]
     return steps
+
+
+def _carried(cut: LayerCut, gradients: dict[str, HostArray]) -> dict[str, HostArray]:
+    """Gradients of a reduced layer; NaN and Inf, which a scaler looks for, remain."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        carried = cut.carry(gradients, squared=False)
+    for name in cut.without_image:
+        if name in carried and not np.all(np.isfinite(gradients[name])):
+            carried[name] = np.full_like(carried[name], np.nan)
+    return {
+        name: carried[name] if name in cut.changed else value for name, value in gradients.items()
+    }

@@ -6,19 +6,18 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import SSMReduceError
-from ssmreduce.frameworks.framework import Framework
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.transaction import Prepared, Step, commit
 from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.followers import counterparts, followed
-from ssmreduce.models.optimizer_state import reduced_gradients, reduced_moments
+from ssmreduce.models.optimizer_state import reduced_moments
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
 from ssmreduce.models.search import Layers, find_layers, search
 
@@ -153,51 +152,55 @@ def make_cut(
     All is prepared, for the followers too and on all processes, before anything is changed. `books` are
     changed with a model that is changed in place; with another one they are left to who returns it.
     """
-    parts = [(found, opt_state, plan.results, plan.moments)] + [
-        (found.of(each), None, done, {})
+    parts = [_Part(found, opt_state, plan.results, plan.moments)] + [
+        _Part(found.of(each), None, done, {})
         for each, done in zip(followers, plan.followers, strict=True)
     ]
-    changes = [
-        changes_of(each.framework, each.model, each.handles, really_cut(results))
-        for each, _, results, _ in parts
-    ]
-
-    def prepare() -> list[Prepared]:
-        return [
-            each.framework.prepared(each.model, new, state, moments, gradients)
-            if new
-            else Prepared(each.model, state)
-            for (each, state, _, moments), (new, gradients) in zip(parts, changes, strict=True)
-        ]
-
-    ready = on_all(found.team, prepare)
+    ready = on_all(found.team, partial(_prepared, parts))
     steps = [step for each in ready for step in each.steps]
     if steps:
         commit([*steps, *books], None if found.team is None else partial(on_all, found.team))
-    own, *others = [
-        ModelReduction(each.model, each.opt_state, _report(part.framework, each.model, results))
-        for each, (part, _, results, _) in zip(ready, parts, strict=True)
-    ]
+
+    reductions = []
+    for part, made in zip(parts, ready, strict=True):
+        framework = part.found.framework
+        layers = {
+            framework.path_name(path): replace(result, layer=framework.at(made.model, path))
+            for path, result in part.results.items()
+        }
+        reductions.append(ModelReduction(made.model, made.opt_state, ModelReport(layers)))
+    own, *others = reductions
     return replace(own, followers=tuple(others))
 
 
-def changes_of(
-    framework: Framework,
-    model: Any,
-    handles: Sequence[LayerHandle],
-    cuts: Mapping[Path, LayerCut],
-) -> tuple[list[LayerChange], dict[Any, HostArray]]:
-    """What is to become of the layers that are cut, and of their gradients.
+class _Part(NamedTuple):
+    """One of the models of a cut, and what is planned for it."""
 
-    Where gradients are sharded, every rank has to call this.
-    """
-    handles = [each for each in handles if each.path in cuts]
-    changes = [
-        LayerChange(each, cut.new_weights, cut.new_order / cut.old_order, cut.reduce_state)
+    found: Layers
+    opt_state: Any
+    results: Results
+    moments: dict[Any, HostArray]
+
+
+def _prepared(parts: Sequence[_Part]) -> list[Prepared]:
+    """Prepare the cuts of models; where gradients are sharded, every rank has to call this."""
+    ready = []
+    for found, state, results, moments in parts:
+        changes = changes_of(found.meant, really_cut(results))
+        unchanged = Prepared(found.model, state)
+        ready.append(
+            found.framework.prepared(found.model, changes, state, moments) if changes else unchanged
+        )
+    return ready
+
+
+def changes_of(handles: Sequence[LayerHandle], cuts: Mapping[Path, LayerCut]) -> list[LayerChange]:
+    """What is to become of the layers that are cut."""
+    return [
+        LayerChange(each, cut.new_weights, cut.new_order / cut.old_order, cut)
         for each in handles
-        for cut in [cuts[each.path]]
+        if (cut := cuts.get(each.path)) is not None
     ]
-    return changes, reduced_gradients(framework.gradients_of(model, handles), cuts)
 
 
 def on_all(team: Any, function: Callable[[], T]) -> T:
@@ -221,15 +224,6 @@ def really_cut(results: Results) -> dict[Path, LayerCut]:
         for path, result in results.items()
         if result.cut.new_order < result.cut.old_order
     }
-
-
-def _report(framework: Framework, model: Any, results: Results) -> ModelReport:
-    return ModelReport(
-        {
-            framework.path_name(path): replace(result, layer=framework.at(model, path))
-            for path, result in results.items()
-        }
-    )
 
 
 def check_every_rank(models: Sequence[Any], options: CutOptions) -> None:

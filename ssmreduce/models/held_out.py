@@ -71,8 +71,7 @@ def cut_copy(found: Layers, cuts: Mapping[Path, LayerCut]) -> Layers:
         if here.path in cuts:
             own.append(there)
             named[there.path] = cuts[here.path]
-    changes, gradients = changes_of(framework, copy.model, own, named)
-    ready = framework.prepared(copy.model, changes, None, {}, gradients)
+    ready = framework.prepared(copy.model, changes_of(own, named), None, {})
     commit(ready.steps)
     return found.of(ready.model)
 

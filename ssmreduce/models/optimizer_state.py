@@ -14,9 +14,8 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import NonFiniteError, OptimizerStateError
-from ssmreduce.frameworks.handle import LayerHandle, Path
-from ssmreduce.frameworks.moments import Moments as LayerMoments
-from ssmreduce.frameworks.moments import reason_against
+from ssmreduce.frameworks.handle import Path
+from ssmreduce.frameworks.moments import Moment, reason_against
 from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import Moments
 
@@ -33,13 +32,13 @@ _SECOND = frozenset(
 
 
 def reduced_moments(
-    groups: Sequence[LayerMoments], cuts: Mapping[Path, LayerCut], moments: Moments
+    held: Sequence[Moment], cuts: Mapping[Path, LayerCut], moments: Moments
 ) -> dict[Any, HostArray]:
     """Return the moments that go with the reduced layers, by the keys of the framework.
 
     Parameters
     ----------
-    groups : sequence of Moments
+    held : sequence of Moment
         What the optimizer holds for the layers that are cut.
     cuts : dict
         What becomes of them, by path.
@@ -51,48 +50,31 @@ def reduced_moments(
     OptimizerStateError
         If a field is neither a known first nor second moment, or not shaped like its weight.
     """
+    check_fields(held, {path: cut.weights for path, cut in cuts.items()})
+    groups: dict[tuple[Path, str, str | None], dict[str, Moment]] = {}
+    for each in held:
+        groups.setdefault((each.layer_path, each.where, each.field), {})[each.name] = each
     values: dict[Any, HostArray] = {}
-    for group in groups:
-        cut = cuts[group.layer_path]
-        old = {name: array for name, (_, array) in group.arrays.items()}
-        _check_field(group, old, cut.weights)
+    for (path, where, field), group in groups.items():
+        cut = cuts[path]
+        old = {name: each.value for name, each in group.items()}
         if moments == "carry":
             for name in cut.changed:
                 if name in old and not np.isfinite(old[name]).all():
                     raise NonFiniteError(
-                        f"`{group.field}` of `{name}` at {group.where} holds NaN or Inf, which a cut would "
+                        f"`{field}` of `{name}` at {where} holds NaN or Inf, which a cut would "
                         "carry to all states; expected finite moments. Look at the step before, or pass "
                         "options=CutOptions(moments='reset')."
                     )
-            carried = cut.carry(old, squared=group.field in _SECOND)
-            mean = _mean_about(group, groups) if group.field == "square_avg" else None
-            if mean is not None:
-                carried |= _carry_about(mean, old, cut)
+            carried = cut.carry(old, squared=field in _SECOND)
+            means = _means_about(path, where, held) if field == "square_avg" else {}
+            if means:
+                carried |= _carry_about(means, old, cut)
         else:
             carried = {name: np.zeros_like(cut.new_weights[name]) for name in old}
         values |= {
-            key: carried[name] if name in cut.changed else array
-            for name, (key, array) in group.arrays.items()
-        }
-    return values
-
-
-def reduced_gradients(
-    groups: Sequence[LayerMoments], cuts: Mapping[Path, LayerCut]
-) -> dict[Any, HostArray]:
-    """Return the gradients of the reduced layers, carried as first moments; NaN and Inf remain."""
-    values: dict[Any, HostArray] = {}
-    for group in groups:
-        cut = cuts[group.layer_path]
-        old = {name: array for name, (_, array) in group.arrays.items()}
-        with np.errstate(invalid="ignore", over="ignore"):
-            carried = cut.carry(old, squared=False)
-        for name in cut.without_image:  # what a scaler looks for must not get lost
-            if name in carried and not np.all(np.isfinite(old[name])):
-                carried[name] = np.full_like(carried[name], np.nan)
-        values |= {
-            key: carried[name] if name in cut.changed else array
-            for name, (key, array) in group.arrays.items()
+            each.key: carried[name] if name in cut.changed else each.value
+            for name, each in group.items()
         }
     return values
 
@@ -105,43 +87,41 @@ _ADVICE = {
 """By whether the moment is one number."""
 
 
-def check_fields(groups: Sequence[LayerMoments], handles: Sequence[LayerHandle]) -> None:
-    """Raise `OptimizerStateError` unless what an optimizer holds for these layers can follow a cut."""
-    weights = {handle.path: handle.weights for handle in handles}
-    for group in groups:
-        own = {name: array for name, (_, array) in group.arrays.items()}
-        _check_field(group, own, weights[group.layer_path])
+def check_fields(held: Sequence[Moment], weights: Mapping[Path, Mapping[str, HostArray]]) -> None:
+    """Raise `OptimizerStateError` unless what an optimizer holds for layers can follow a cut.
 
-
-def _check_field(
-    group: LayerMoments, old: dict[str, HostArray], weights: Mapping[str, HostArray]
-) -> None:
-    if group.field not in _FIRST | _SECOND:
-        raise OptimizerStateError(
-            f"the optimizer state holds `{group.field}` at {group.where}, which is "
-            f"{reason_against(group.field)}; expected averages of gradients and of their squares, entry by "
-            "entry. Use Adam, AdamW, SGD, RMSprop or Lion, or cut without the optimizer and start it anew."
-        )
-    for name, array in old.items():
-        expected = weights[name].shape
-        if array.shape != expected:
+    Parameters
+    ----------
+    held : sequence of Moment
+        What it holds.
+    weights : dict
+        The weights of the layers, by path.
+    """
+    for each in held:
+        if each.field not in _FIRST | _SECOND:
             raise OptimizerStateError(
-                f"`{group.field}` of `{name}` has shape {array.shape}; expected {expected}, that of the "
-                f"weight. {_ADVICE[not array.shape]}"
+                f"the optimizer state holds `{each.field}` at {each.where}, which is "
+                f"{reason_against(each.field)}; expected averages of gradients and of their squares, entry "
+                "by entry. Use Adam, AdamW, SGD, RMSprop or Lion, or cut without the optimizer and start it "
+                "anew."
+            )
+        shape, expected = each.value.shape, weights[each.layer_path][each.name].shape
+        if shape != expected:
+            raise OptimizerStateError(
+                f"`{each.field}` of `{each.name}` has shape {shape}; expected {expected}, that of the "
+                f"weight. {_ADVICE[not shape]}"
             )
 
 
-def _mean_about(squares: LayerMoments, groups: Sequence[LayerMoments]) -> LayerMoments | None:
-    """The means about which centred RMSprop takes mean squares; None where these are about zero."""
-    place = squares.layer_path, _holder(squares.where)
-    return next(
-        (
-            each
-            for each in groups
-            if each.field == "grad_avg" and (each.layer_path, _holder(each.where)) == place
-        ),
-        None,
-    )
+def _means_about(path: Path, where: str, held: Sequence[Moment]) -> dict[str, HostArray]:
+    """The means about which centred RMSprop takes mean squares; none where these are about zero."""
+    return {
+        each.name: each.value
+        for each in held
+        if each.field == "grad_avg"
+        and each.layer_path == path
+        and _holder(each.where) == _holder(where)
+    }
 
 
 def _holder(where: str) -> str:
@@ -150,10 +130,10 @@ def _holder(where: str) -> str:
 
 
 def _carry_about(
-    mean: LayerMoments, squares: dict[str, HostArray], cut: LayerCut
+    means: dict[str, HostArray], squares: dict[str, HostArray], cut: LayerCut
 ) -> dict[str, HostArray]:
     """Map mean squares as variances about a mean, v' = M² (v - g²) + (M g)², which stay above (M g)²."""
-    g = {name: array for name, (_, array) in mean.arrays.items() if name in squares}
+    g = {name: array for name, array in means.items() if name in squares}
     variances = {name: _positive(squares[name] - _squared(g[name])) for name in g}
     moved, centre = cut.carry(variances, squared=True), cut.carry(g, squared=False)
     return {name: moved[name] + _squared(centre[name]) for name in moved}

@@ -123,8 +123,7 @@ def reduce_layer(
     if result.new_order == result.old_order:
         warn_of_no_cut(order, {handle.name: result.old_order})
         return replace(result, layer=layer)
-    changes, gradients = changes_of(framework, inner, [handle], {handle.path: result.cut})
-    ready = framework.prepared(inner, changes, None, {}, gradients)
+    ready = framework.prepared(inner, changes_of([handle], {handle.path: result.cut}), None, {})
     commit(ready.steps)
     warn_of_lower_orders({handle.name: result})
     return replace(result, layer=layer if ready.model is inner else ready.model)

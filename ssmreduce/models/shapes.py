@@ -83,7 +83,7 @@ def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
         orders = {name: _order_of_arrays(handle, given, trees) for name, handle in layers.items()}
     changes = [_change(layers[name], order) for name, order in orders.items()]
     real = [change for change in changes if change.ratio != 1.0]
-    shaped = framework.prepared(model, real, None, {}, {}).model
+    shaped = framework.prepared(model, real, None, {}).model
     return trees.with_arrays(shaped, given) if told is None else shaped
 
 

@@ -175,6 +175,6 @@ def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None)
     check_read_back(own_kind, host, back, handle.eps)
     values = {**handle.weights, **new}  # all of them: gradients are those of another system
     change = LayerChange(handle, values, stored.order / own_kind.order(handle.weights))
-    ready = handle.framework.prepared(handle.layer, [change], None, {}, {})
+    ready = handle.framework.prepared(handle.layer, [change], None, {})
     commit(ready.steps)
     return layer if ready.model is handle.layer else ready.model

@@ -114,7 +114,8 @@ def check_model(
             return  # moments are spread over the processes
         try:
             found.check_untraced()
-            check_fields(framework.moments_of(found.model, opt_state, found.meant), found.meant)
+            held = framework.moments_of(found.model, opt_state, found.meant)
+            check_fields(held, {each.path: each.weights for each in found.meant})
         except (OptimizerStateError, TracedValueError):
             raise
         except SSMReduceError:

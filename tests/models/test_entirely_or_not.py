@@ -428,7 +428,7 @@ def test_a_failure_after_the_copies_were_cut_leaves_both_cut(
         raise KeyboardInterrupt
 
     subject = TorchSubject()
-    monkeypatch.setattr("ssmreduce.models.cut._report", fail)
+    monkeypatch.setattr("ssmreduce.models.cut.ModelReport", fail)
     with pytest.raises(KeyboardInterrupt):
         cut_model(subject)
     assert subject.model[1].nu_log.shape == subject.average.module[1].nu_log.shape == (4,)
