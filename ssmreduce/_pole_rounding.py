@@ -43,11 +43,6 @@ def far(n: int) -> float:
     return float(SEVERAL * EPS ** (1.0 / max(2, min(n, 4)))) if n <= _FEW_STATES else CLEARLY
 
 
-def clearly(block: HostArray) -> float:
-    doubtful: float = CLEARLY * frobenius_norm(block)
-    return doubtful
-
-
 def complex_form(T: HostArray, W: HostArray) -> tuple[HostArray, HostArray]:
     """The complex triangle and basis of real ones."""
     if not T.diagonal(-1).any():

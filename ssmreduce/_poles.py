@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy.linalg import lapack
 
@@ -15,7 +13,7 @@ from ssmreduce._state_units import balance_states, balanced_stack, parts_of
 from ssmreduce.time_domain import TimeDomain
 
 _LEAST_SCALED = 1e-120
-"""Norm below which, and over which in its inverse, LAPACK's geev scales a matrix."""
+"""Norm below which, and over which in its inverse, LAPACK's geev scales a matrix, which not all undo."""
 
 
 def eigenvectors_of(A: HostArray) -> tuple[HostArray, HostArray]:
@@ -70,8 +68,17 @@ def are_stable(A: HostArray, time: TimeDomain, margin: float = 0.0) -> HostArray
     if not A.shape[-1]:
         return np.ones(A.shape[:-2], dtype=bool)
     # LAPACK takes less than the checks of NumPy.
-    if A.ndim == 2 and len(A) <= SMALL and _plainly_stable(A, time, margin):
-        return np.asarray(True)
+    size = frobenius_norm(A) if A.ndim == 2 and len(A) <= SMALL else 0.0
+    if _LEAST_SCALED < size < 1.0 / _LEAST_SCALED:
+        if A.dtype.kind == "c":
+            poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)
+        else:
+            real, imaginary, _, _, failed = lapack.dgeev(A, compute_vl=0, compute_vr=0)
+            poles = real + 1j * imaginary
+        nearest = min(time.distance(poles).tolist())
+        if not failed and nearest > margin + far(len(A)) * size:
+            return np.asarray(True)
+
     every = A.reshape(-1, *A.shape[-2:])
     stable, doubtful = _by_eigenvalues(every, time, margin)
     for k in np.flatnonzero(doubtful):
@@ -90,12 +97,13 @@ def _by_eigenvalues(A: HostArray, time: TimeDomain, margin: float) -> tuple[Host
         rows = np.linalg.norm(A, axis=-1)
         size = np.linalg.norm(rows, axis=-1)
         slow = small & (rows.min(axis=-1) < 2.0 * CLEARLY * size)
-        slow |= ~_in_range(size)
+        in_range = (size > _LEAST_SCALED) & (size < 1.0 / _LEAST_SCALED)
+        slow |= ~in_range
         if not slow.all():
             distance = time.distance(np.linalg.eigvals(A[~slow])) - margin
             room[~slow] = distance.min(axis=-1)
             doubtful[~slow] = ~(np.abs(room[~slow]) > far(n) * size[~slow])
-        rest = np.flatnonzero(doubtful & _in_range(size))
+        rest = np.flatnonzero(doubtful & in_range)
         if small and rest.size:
             even = balanced_stack(A[rest])
             room[rest], doubtful[rest] = _by_conditions(even, time, margin)
@@ -118,22 +126,3 @@ def _by_conditions(A: HostArray, time: TimeDomain, margin: float) -> tuple[HostA
     rounding = SEVERAL * ROUNDINGS * A.shape[-1] * EPS * size[:, None] * conditions
     clear = (distance > rounding).all(axis=-1) | (distance < -rounding).any(axis=-1)
     return room, doubtful & ~clear
-
-
-def _plainly_stable(A: HostArray, time: TimeDomain, margin: float) -> bool:
-    """Whether eigenvalues alone show that all poles of a small matrix lie well inside the boundary."""
-    size = frobenius_norm(A)
-    if not _in_range(size):
-        return False
-    if A.dtype.kind == "c":
-        poles, _, _, failed = lapack.zgeev(A, compute_vl=0, compute_vr=0)
-    else:
-        real, imaginary, _, _, failed = lapack.dgeev(A, compute_vl=0, compute_vr=0)
-        poles = real + 1j * imaginary
-    nearest = min(time.distance(poles).tolist())
-    return bool(not failed and nearest > margin + far(len(A)) * size)
-
-
-def _in_range(size: float | HostArray) -> Any:
-    """Whether squares are, and geev does not scale matrices of that norm, which not all versions undo."""
-    return (size > _LEAST_SCALED) & (size < 1.0 / _LEAST_SCALED)

@@ -31,24 +31,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
 
 import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
-from ssmreduce._array_libraries import HostArray, adjoint
+from ssmreduce._array_libraries import HostArray
 from ssmreduce._lapack import frobenius_norm, product
 from ssmreduce._pole_rounding import (
+    CLEARLY,
     SEVERAL,
     SMALL,
-    clearly,
     complex_form,
     conditions_of,
     far,
     rounding_of,
 )
-from ssmreduce._state_units import Edges, balance_states, one_part, parts_of
+from ssmreduce._state_units import Edges, balance_states, parts_of
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -126,23 +125,24 @@ class SchurForm:
         exact: bool = False,
     ) -> SchurForm:
         """The same for S⁻¹ A S."""
+        n = balanced.shape[0]
+        in_parts = exact or n >= _SMALLEST_FOR_PARTS
+        order, parts = parts_of(balanced) if in_parts else (np.arange(n), [(0, n)])
         try:
-            n = balanced.shape[0]
-            in_parts = exact or n >= _SMALLEST_FOR_PARTS
-            form = cls._in_parts(
-                balanced, *(parts_of(balanced) if in_parts else one_part(n)), units
-            )
-            if exact or time is None or not form._in_doubt(time):
-                return form
-            even, more = balance_states(balanced, exact=True)
-            if more is not None:
-                units = more if units is None else units * more
-            return cls._in_parts(even, *parts_of(even), units)
+            decomposed = _schur(balanced) if len(parts) == 1 else _by_parts(balanced, order, parts)
         except np.linalg.LinAlgError as error:
             raise NoConvergenceError(
                 f"the Schur form of `A` could not be computed ({error}); expected entries of moderate "
                 "range. Scale the states."
             ) from error
+        form = cls(*decomposed, units, balanced, order, parts)
+        if exact or time is None or not form._in_doubt(time):
+            return form
+
+        even, more = balance_states(balanced, exact=True)
+        if more is not None:
+            units = more if units is None else units * more
+        return cls.of_balanced(even, units, exact=True)
 
     @staticmethod
     def is_cheap(A: HostArray) -> bool:
@@ -153,42 +153,20 @@ class SchurForm:
         _, parts = parts_of(A)
         return bool(4 * max(last - first for first, last in parts) <= n)
 
-    @classmethod
-    def _in_parts(
-        cls, A: HostArray, order: HostArray, parts: Edges, units: HostArray | None
-    ) -> SchurForm:
-        if len(parts) == 1:
-            return cls(*_ordered_schur(A), units, A, order, parts)
-        T = np.asfortranarray(A[np.ix_(order, order)])
-        W = np.zeros_like(T)
-        for first, last in parts:
-            at = slice(first, last)
-            if last - first == 1:
-                W[order[first], first] = 1.0
-                continue
-            T[at, at], basis = _ordered_schur(T[at, at])
-            W[order[at], at] = basis
-            T[:first, at] = product(T[:first, at], basis)
-            T[at, last:] = product(basis, T[at, last:], adjoint_left=True)
-        return cls(T, W, units, A, order, parts)
-
-    def of_type(self, dtype: np.dtype[Any]) -> SchurForm:
-        """The complex form with the same eigenvalues where the type is complex and this one real."""
-        if dtype.kind != "c" or self.triangle.dtype.kind == "c":
+    def as_complex(self) -> SchurForm:
+        """The complex form with the same eigenvalues; itself if it is complex."""
+        if self.triangle.dtype.kind == "c":
             return self
         T, W = complex_form(self.triangle, self.basis)
         return replace(self, triangle=T, basis=W)
 
     # --- Coordinates
 
-    def inputs(self, B: HostArray) -> HostArray:
-        """Wᴴ S⁻¹ B: an input matrix in the coordinates of T."""
-        return product(self.basis, B if self.units is None else B / self.units, adjoint_left=True)
-
-    def outputs(self, C_adjoint: HostArray) -> HostArray:
-        """Wᴴ S Cᴴ: the adjoint of an output matrix, as Cᴴ, in the coordinates of T."""
-        scaled = C_adjoint if self.units is None else C_adjoint * self.units
-        return product(self.basis, scaled, adjoint_left=True)
+    def inputs(self, G: HostArray, *, dual: bool = False) -> HostArray:
+        """Wᴴ S⁻¹ G: inputs of A in the coordinates of T; Wᴴ S G for those of Aᴴ, such as Cᴴ."""
+        if self.units is not None:
+            G = G * self.units if dual else G / self.units
+        return product(self.basis, G, adjoint_left=True)
 
     def reached(self, states: HostArray) -> HostArray:
         """S W X: states in the coordinates of T, in those of A."""
@@ -199,10 +177,6 @@ class SchurForm:
         """S⁻¹ W Y: dual states in the coordinates of T, in those of A."""
         moved = product(self.basis, states)
         return moved if self.units is None else moved / self.units
-
-    def reversed_adjoint(self) -> HostArray:
-        """Tᴴ with rows and columns in reverse order: the triangle of Aᴴ in the reversed basis."""
-        return np.asfortranarray(adjoint(self.triangle)[::-1, ::-1])
 
     # --- Poles
 
@@ -228,30 +202,21 @@ class SchurForm:
             return np.zeros(0, dtype=np.intp)
         return np.flatnonzero(self.triangle.diagonal(-1))
 
-    def all_stable(self, time: TimeDomain) -> bool:
-        """Whether every pole is `stable`."""
-        clear = (self._distance(time) > self._doubtful).all()
-        return bool(clear or self.stable(time).all())
-
     def inside(self, time: TimeDomain) -> bool:
         """Whether every pole lies inside the boundary, rounding left aside."""
         return bool((self._distance(time) > 0.0).all())
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
-        room = time.distance(self._eigenvalues) - margin
-        rounding = 0.0 if self._is_clear(time, margin) else self._rounding(room, time)
-        return np.asarray(room > rounding)
+        room = self._distance(time) - margin
+        # So near to the boundary, or the line at `margin`, rounding might decide.
+        near = np.abs(room) <= CLEARLY * frobenius_norm(self.triangle)
+        return np.asarray(room > (self._rounding(room, time) if near.any() else 0.0))
 
     def _distance(self, time: TimeDomain) -> HostArray:
         """Of each pole from the boundary; the real parts are on the diagonal, of pairs too."""
         poles = self._eigenvalues if isinstance(time, Discrete) else self.triangle.diagonal()
         return np.asarray(time.distance(poles))
-
-    @cached_property
-    def _doubtful(self) -> float:
-        """Distance from the boundary up to which rounding might decide."""
-        return clearly(self.triangle)
 
     def _in_doubt(self, time: TimeDomain) -> bool:
         """Whether rounding might decide about a pole, however it is computed."""
@@ -264,11 +229,6 @@ class SchurForm:
         rounding = SEVERAL * rounding_of(self.triangle) * conditions_of(self.triangle, near)
         return bool(np.any(room[near] <= rounding[near]))
 
-    def _is_clear(self, time: TimeDomain, margin: float = 0.0) -> bool:
-        """Whether no pole is so near to the boundary, or the line at `margin`, that rounding might decide."""
-        near = np.abs(self._distance(time) - margin) <= self._doubtful
-        return not near.any()
-
     def _rounding(self, room: HostArray, time: TimeDomain) -> HostArray:
         """How far inside the boundary each pole may lie and still be on it for all that rounding tells.
 
@@ -279,8 +239,9 @@ class SchurForm:
             at = slice(first, last)
             if last - first > 1:
                 block = self.triangle[at, at]
-                condition = conditions_of(block, (room[at] > 0.0) & (room[at] <= clearly(block)))
-                rounding[at] = np.minimum(rounding_of(block) * condition, clearly(block))
+                doubtful = CLEARLY * frobenius_norm(block)
+                condition = conditions_of(block, (room[at] > 0.0) & (room[at] <= doubtful))
+                rounding[at] = np.minimum(rounding_of(block) * condition, doubtful)
                 decided = isinstance(time, Discrete) or (room[at] > rounding[at]).all()
                 if not decided:
                     by_inverse = self._rounding_by_inverse(at, poles[at], condition)
@@ -304,30 +265,42 @@ class SchurForm:
 
 
 def _schur(A: HostArray) -> tuple[HostArray, HostArray]:
-    """Triangle and basis."""
+    """Triangle and basis, from the fast to the slow states of a graded matrix."""
     n = A.shape[0]
     if n < 2:
         return A, np.eye(n, dtype=A.dtype)
+    order = fast_to_slow(A)
+    if order is not None:
+        A = A[np.ix_(order, order)]
+
+    failed = 0
     if n > SMALL:
-        return cast(tuple[HostArray, HostArray], scipy.linalg.schur(A, check_finite=False))
-    if A.dtype.kind == "c":
+        T, basis = scipy.linalg.schur(A, check_finite=False)
+    elif A.dtype.kind == "c":
         T, _, _, basis, _, failed = lapack.zgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)
     else:
         T, _, _, _, basis, _, failed = lapack.dgees(lambda *_: None, A, lwork=_WORK_PER_STATE * n)
     if failed:
         raise np.linalg.LinAlgError("the QR algorithm did not converge")
+    if order is not None:
+        basis[order] = basis.copy()
     return T, basis
 
 
-def _ordered_schur(A: HostArray) -> tuple[HostArray, HostArray]:
-    """Triangle and basis, from the fast to the slow states of a graded matrix."""
-    order = fast_to_slow(A)
-    if order is None:
-        return _schur(A)
-    T, ordered = _schur(A[np.ix_(order, order)])
-    basis = np.empty_like(ordered)
-    basis[order] = ordered
-    return T, basis
+def _by_parts(A: HostArray, order: HostArray, parts: Edges) -> tuple[HostArray, HostArray]:
+    """Triangle and basis of a matrix that is block triangular in this order of its states."""
+    T = np.asfortranarray(A[np.ix_(order, order)])
+    W = np.zeros_like(T)
+    for first, last in parts:
+        at = slice(first, last)
+        if last - first == 1:
+            W[order[first], first] = 1.0
+            continue
+        T[at, at], basis = _schur(T[at, at])
+        W[order[at], at] = basis
+        T[:first, at] = product(T[:first, at], basis)
+        T[at, last:] = product(basis, T[at, last:], adjoint_left=True)
+    return T, W
 
 
 def fast_to_slow(A: HostArray) -> HostArray | None:

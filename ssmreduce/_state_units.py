@@ -188,15 +188,12 @@ def balanced_stack(A: HostArray) -> HostArray:
     return A
 
 
-def one_part(n: int) -> tuple[HostArray, Edges]:
-    return np.arange(n), [(0, n)]
-
-
 def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     """An order of the states that makes A block upper triangular, and its diagonal blocks."""
     n = A.shape[0]
+    whole = np.arange(n), [(0, n)]
     if np.count_nonzero(A) == A.size:
-        return one_part(n)
+        return whole
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
@@ -207,11 +204,11 @@ def parts_of(A: HostArray) -> tuple[HostArray, Edges]:
     graph = csr_array((np.ones(rows.size), columns.astype(np.int32), starts), shape=(n, n))
     count, labels = connected_components(graph, directed=True, connection="strong")
     if count == 1:
-        return one_part(n)
+        return whole
     # Components come in topological order, in one direction or the other; the blocks are checked.
     for candidate in (labels, count - 1 - labels):
         if np.all(candidate[rows] <= candidate[columns]):
             order = np.argsort(candidate, kind="stable")
             starts = np.concatenate([[0], np.cumsum(np.bincount(candidate))])
             return order, list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
-    return one_part(n)
+    return whole

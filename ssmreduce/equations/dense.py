@@ -15,7 +15,7 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import all_finite, product, safe_unit
 from ssmreduce._schur import SchurForm
-from ssmreduce._state_units import balance_states
+from ssmreduce._state_units import balanced_matrix
 from ssmreduce.equations import smith
 from ssmreduce.equations.adi import (
     LowRankPlan,
@@ -28,7 +28,7 @@ from ssmreduce.equations.stability import check_stable_form
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import TimeDomain
 
-_SMALLEST_FOR_LOW_RANK = 128
+SMALLEST_FOR_LOW_RANK = 128
 """Below this order the Schur form takes less time than the calls of an iteration."""
 
 
@@ -75,21 +75,32 @@ def dense_factors(
     if A is not given:  # else all units are 1, and a copy takes memory
         B, C_adjoint = B / units / root_rate, C_adjoint * units / root_rate
     B, C_adjoint = B.astype(dtype, copy=False), C_adjoint.astype(dtype, copy=False)
-    route = choose_low_rank(A.astype(dtype, copy=False), max(B.shape[1], C.shape[0]), time)
-    if route is not None:
-        solves, plan = route
-        first = low_rank_gramian(solves, B, plan, check_stability=True)
-        if first is not None:
-            second = low_rank_gramian(solves, C_adjoint, plan, mirrored=True)
-            if second is not None:
-                return DenseFactors(first.Z, second.Z, units=units)
+    if len(A) >= SMALLEST_FOR_LOW_RANK:
+        pair = _low_rank_factors(A.astype(dtype, copy=False), B, C_adjoint, time)
+        if pair is not None:
+            return DenseFactors(*pair, units=units)
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
-    schur = schur.of_type(dtype)
+    schur = schur.as_complex() if dtype.kind == "c" else schur
     Z, Y = schur_factor(schur, B, time), schur_factor(schur, C_adjoint, time, mirrored=True)
     if not all_finite(Z, Y):
         raise _overflow()
     return DenseFactors(Z, Y, schur.basis, units if schur.units is None else units * schur.units)
+
+
+def _low_rank_factors(
+    A: HostArray, B: HostArray, C_adjoint: HostArray, time: TimeDomain
+) -> tuple[HostArray, HostArray] | None:
+    """Low-rank Z and Y where they are predicted to be cheaper, and come out."""
+    route = choose_low_rank(A, max(B.shape[1], C_adjoint.shape[1]), time)
+    if route is None:
+        return None
+    solves, plan = route
+    first = low_rank_gramian(solves, B, plan, check_stability=True)
+    if first is None:
+        return None
+    second = low_rank_gramian(solves, C_adjoint, plan, mirrored=True)
+    return None if second is None else (first.Z, second.Z)
 
 
 def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> HostArray:
@@ -103,7 +114,9 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
     given, dtype = A, np.result_type(A, G)
     A, units, root_rate = even_units(A, time)
     G = ((G * units if which else G / units) / root_rate).astype(dtype, copy=False)
-    route = choose_low_rank(A.astype(dtype, copy=False), G.shape[1], time)
+    route = None
+    if len(A) >= SMALLEST_FOR_LOW_RANK:
+        route = choose_low_rank(A.astype(dtype, copy=False), G.shape[1], time)
     if route is not None:
         low_rank = low_rank_gramian(
             route[0], G, route[1], mirrored=bool(which), check_stability=True
@@ -112,7 +125,7 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
             return low_rank.Z / units if which else low_rank.Z * units
     schur = SchurForm.of_balanced(A, time=time)
     check_stable_form(schur, time, given)
-    schur = schur.of_type(dtype)
+    schur = schur.as_complex() if dtype.kind == "c" else schur
     factor = schur_factor(schur, G, time, mirrored=bool(which))
     if not all_finite(factor):
         raise _overflow()
@@ -129,8 +142,10 @@ def schur_factor(
     """
     if not mirrored:
         return hammarling_factor(schur.triangle, schur.inputs(G), time)
-    factor = hammarling_factor(schur.reversed_adjoint(), schur.outputs(G)[::-1], time)
-    return np.asfortranarray(factor[::-1])
+    triangle = np.asfortranarray(adjoint(schur.triangle)[::-1, ::-1])
+    return np.asfortranarray(
+        hammarling_factor(triangle, schur.inputs(G, dual=True)[::-1], time)[::-1]
+    )
 
 
 def _overflow() -> NoConvergenceError:
@@ -145,8 +160,10 @@ def even_units(A: HostArray, time: TimeDomain) -> tuple[HostArray, HostArray | f
 
     All are powers of two, so that nothing is rounded.
     """
-    A, states = balance_states(A)
-    units = 1.0 if states is None else states
+    even, states = balanced_matrix(A)
+    units: HostArray | float = 1.0
+    if len(set(states.tolist())) > 1:
+        A, units = even, states[:, None]
     rate = safe_unit(A) if time.has_unit else 1.0
     if rate == 1.0:
         return A, units, 1.0
@@ -159,9 +176,11 @@ def even_units(A: HostArray, time: TimeDomain) -> tuple[HostArray, HostArray | f
 def choose_low_rank(
     A: HostArray, columns: int, time: TimeDomain
 ) -> tuple[ShiftedSolves, LowRankPlan] | None:
-    """Shifted solves and a plan where a low-rank factor is predicted to be cheaper; else None."""
-    n = A.shape[0]
-    if n < _SMALLEST_FOR_LOW_RANK or SchurForm.is_cheap(A):
+    """Shifted solves and a plan where a low-rank factor is predicted to be cheaper; else None.
+
+    For A of `SMALLEST_FOR_LOW_RANK` states or more.
+    """
+    if SchurForm.is_cheap(A):
         return None
     solves = ShiftedSolves(A, time)
     plan = plan_low_rank(solves, columns)

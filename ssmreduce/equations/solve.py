@@ -67,22 +67,20 @@ class LyapunovSolution:
     iterations: int | None
 
 
-def _checked(
-    A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
-) -> tuple[Array, Array]:
-    """Return the arrays after checks of all arguments."""
-    if not isinstance(solver, LyapunovSolver):
-        raise UnsupportedEquationError(
-            f"`solver` is {shown(solver)}; expected an instance of a solver. Write BartelsStewart() or "
-            "AutoLyapunov(), or leave it out."
-        )
-    return equation(A, right, name, time)
+def _no_solver(solver: object) -> UnsupportedEquationError:
+    """What to raise for a `solver` that is none."""
+    return UnsupportedEquationError(
+        f"`solver` is {shown(solver)}; expected an instance of a solver. Write BartelsStewart() or "
+        "AutoLyapunov(), or leave it out."
+    )
 
 
 def _solve_natively(
     A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
 ) -> LyapunovSolution:
-    A, right = _checked(A, right, name, time, solver)
+    if not isinstance(solver, LyapunovSolver):
+        raise _no_solver(solver)
+    A, right = equation(A, right, name, time)
     own = SmithDoubling() if isinstance(time, Discrete) else MatrixSign()
     if solver != own and not isinstance(solver, AutoLyapunov):
         raise NoNativeRoute(f"{solver!r} works on the host")
@@ -228,7 +226,9 @@ def solve_lyapunov_factor(
 def _solve(
     A: Array, right: Array, name: str, time: TimeDomain, solver: LyapunovSolver
 ) -> LyapunovSolution:
-    A, right = _checked(A, right, name, time, solver)
+    if not isinstance(solver, LyapunovSolver):
+        raise _no_solver(solver)
+    A, right = equation(A, right, name, time)
     A, right = to_double(A), to_double(right)
     if A.ndim == 2:
         return _solve_one(A, right, name, time, solver)

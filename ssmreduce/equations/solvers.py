@@ -21,7 +21,7 @@ from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
 from ssmreduce.equations.arguments import single_equation, state_matrix
 from ssmreduce.equations.bartels_stewart import solve_schur
-from ssmreduce.equations.dense import choose_low_rank, schur_factor
+from ssmreduce.equations.dense import SMALLEST_FOR_LOW_RANK, choose_low_rank, schur_factor
 from ssmreduce.equations.lyapunov_solver import Answer as Answer
 from ssmreduce.equations.lyapunov_solver import LyapunovChoice as LyapunovChoice
 from ssmreduce.equations.lyapunov_solver import LyapunovSolver as LyapunovSolver
@@ -97,7 +97,7 @@ class Hammarling(LyapunovSolver):
         schur = SchurForm.of_balanced(A, time=time)
         check_stable_form(schur, time, A, name="`A`")
         dtype = np.result_type(A, B)
-        schur = schur.of_type(dtype)
+        schur = schur.as_complex() if dtype.kind == "c" else schur
         factor = schur_factor(schur, B.astype(dtype, copy=False), time)
         return Answer(schur.reached(factor), self)
 
@@ -387,7 +387,7 @@ class AutoLyapunov(LyapunovSolver):
         return self._choice(to_double(state_matrix(A)))
 
     def _choice(self, A: HostArray) -> LyapunovChoice:
-        if _is_diagonal(A):
+        if np.count_nonzero(A) == np.count_nonzero(A.diagonal()):
             return LyapunovChoice(
                 DiagonalLyapunov(), "`A` is diagonal: the solution is known entrywise"
             )
@@ -419,12 +419,13 @@ class AutoLyapunov(LyapunovSolver):
         return self._factor_choice(*single_equation(A, B, "B", time), time)
 
     def _factor_choice(self, A: HostArray, B: HostArray, time: TimeDomain) -> LyapunovChoice:
-        if _is_diagonal(A):
+        if np.count_nonzero(A) == np.count_nonzero(A.diagonal()):
             return LyapunovChoice(
                 DiagonalLyapunov(), "`A` is diagonal: the factor follows from (λ, B)"
             )
-        n = A.shape[0]
-        route = choose_low_rank(A.astype(np.result_type(A, B), copy=False), B.shape[1], time)
+        n, route = A.shape[0], None
+        if n >= SMALLEST_FOR_LOW_RANK:
+            route = choose_low_rank(A.astype(np.result_type(A, B), copy=False), B.shape[1], time)
         if route is not None:
             reason = f"{route[1].steps} steps with {len(set(route[1].shifts))} shifts are predicted"
             return LyapunovChoice(LowRankADI(), reason, Hammarling())
@@ -456,12 +457,8 @@ def _dico(time: TimeDomain) -> str:
     return "D" if isinstance(time, Discrete) else "C"
 
 
-def _is_diagonal(A: HostArray) -> bool:
-    return bool(np.count_nonzero(A) == np.count_nonzero(A.diagonal()))
-
-
 def _diagonal_of(A: HostArray) -> HostArray:
-    if not _is_diagonal(A):
+    if np.count_nonzero(A) != np.count_nonzero(A.diagonal()):
         raise UnsupportedEquationError(
             "`solver` is DiagonalLyapunov() but `A` has entries off its diagonal; expected a diagonal "
             "matrix. Use AutoLyapunov()."

@@ -67,7 +67,7 @@ def check_stable_form(
     Where the state matrix A of the form is given, it decides as for `is_stable`; the poles of the form need
     only lie inside.
     """
-    stable = form.all_stable(time)
+    stable = bool(form.stable(time).all())
     if A is not None and not stable:
         stable = form.inside(time) and bool(are_stable(A, time))
     if stable:

@@ -59,20 +59,15 @@ def diagonal_blocks(T: HostArray, size: int = BLOCK) -> Edges:
 def solve_sylvester_column(T: HostArray, edges: Edges, S: HostArray, F: HostArray) -> HostArray:
     """Return X with T X + X Sᴴ = F; F is overwritten."""
     X = np.empty_like(F)
+    trsyl = lapack.ztrsyl if np.iscomplexobj(F) else lapack.dtrsyl
     for first, last in reversed(edges):
-        X[first:last] = sylvester_leaf(T[first:last, first:last], S, F[first:last])
+        small, scale, close = trsyl(T[first:last, first:last], S, F[first:last], tranb="C")
+        if close:
+            raise singular_equation("λ_i + conj λ_j = 0")
+        X[first:last] = small if scale == 1.0 else small / scale
         if first:
             F[:first] -= product(T[:first, first:last], X[first:last])
     return X
-
-
-def sylvester_leaf(T: HostArray, S: HostArray, F: HostArray) -> HostArray:
-    """Return X with T X + X Sᴴ = F for small T and S in Schur form."""
-    trsyl = lapack.ztrsyl if np.iscomplexobj(F) else lapack.dtrsyl
-    X, scale, close = trsyl(T, S, F, tranb="C")
-    if close:
-        raise singular_equation("λ_i + conj λ_j = 0")
-    return np.asarray(X if scale == 1.0 else X / scale)
 
 
 def solve_stein_column(

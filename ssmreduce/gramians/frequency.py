@@ -208,10 +208,10 @@ def _dense_resolvent(host: StateSpace) -> tuple[Resolvent, HostArray, HostArray]
     """The same for a dense system, through its complex Schur form."""
     schur = SchurForm.of(host.A, time=host.time)
     check_stable_form(schur, host.time, host.A, advice=_ADVICE)
-    schur = schur.of_type(np.dtype(np.complex128))
+    schur = schur.as_complex()
     T, poles = schur.triangle, schur.eigenvalues()
     B = schur.inputs(compress_columns(host.B).astype(np.complex128))
-    C = schur.outputs(compress_columns(adjoint(host.C)).astype(np.complex128))
+    C = schur.inputs(compress_columns(adjoint(host.C)).astype(np.complex128), dual=True)
     shifted = np.asfortranarray(-T)
     diagonal = np.arange(len(T))
 

@@ -43,7 +43,7 @@ class TriangularSystem:
     def of(cls, system: StateSpace) -> TriangularSystem:
         """Transform a system with host arrays."""
         form = SchurForm.of(system.A.astype(np.complex128))
-        return cls(form, form.inputs(system.B), adjoint(form.outputs(adjoint(system.C))))
+        return cls(form, form.inputs(system.B), adjoint(form.inputs(adjoint(system.C), dual=True)))
 
     @property
     def triangle(self) -> HostArray:
@@ -58,7 +58,7 @@ class TriangularSystem:
     @cached_property
     def Y(self) -> HostArray:
         """Factor of the observability Gramian."""
-        return _factor(self.form.reversed_adjoint(), adjoint(self.C)[::-1])[::-1]
+        return _factor(adjoint(self.form.triangle)[::-1, ::-1], adjoint(self.C)[::-1])[::-1]
 
     @cached_property
     def observable_states(self) -> tuple[HostArray, HostArray]:

@@ -247,7 +247,10 @@ def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray
         return np.zeros(0), np.zeros(0, dtype=bool), 1.0
     stable = schur.stable(host.time)
     inputs, outputs = safe_unit(host.B), safe_unit(host.C)
-    B, C = schur.inputs(host.B / inputs), adjoint(schur.outputs(adjoint(host.C / outputs)))
+    B, C = (
+        schur.inputs(host.B / inputs),
+        adjoint(schur.inputs(adjoint(host.C / outputs), dual=True)),
+    )
     T, turn = schur.triangle, np.eye(len(schur.triangle))
     if not np.iscomplexobj(T):
         T, turn = scipy.linalg.rsf2csf(T, turn)
