@@ -70,7 +70,7 @@ def _classified(value: object) -> str | tuple[str, ...]:
     return _PLAIN
 
 
-def _is_foreign(*values: Any) -> bool:
+def is_foreign(*values: Any) -> bool:
     """Whether there is an array of another library than NumPy in one; of a sequence the first counts."""
     left = list(values)
     for value in left:  # it grows
@@ -125,21 +125,16 @@ class Caller:
 
     Parameters
     ----------
-    like : array or None
-        Answers go to its library and device; None stands for NumPy, where nothing is converted.
+    like : array
+        Answers go to its library and device.
     """
 
-    like: Array | None
+    like: Array
     _known: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, *values: Any) -> Caller:
-        """Return the caller of a function with these arguments."""
-        return cls(deciding_array(*values) if _is_foreign(*values) else None)
 
     def host(self, value: Any) -> Any:
         """Return `value` with NumPy arrays for all arrays in it."""
-        if self.like is None or not any(True for _ in _foreign_arrays(value)):
+        if not any(True for _ in _foreign_arrays(value)):
             return value
         converted = to_host(value) if _kind(value) is _ARRAY else _mapped(value, self.host)
         # Kept alive by the entry, so that no other object can take over its id.
@@ -148,8 +143,6 @@ class Caller:
 
     def answer(self, value: Any) -> Any:
         """Return `value` with arrays of the caller's library, and the objects that it passed."""
-        if self.like is None:
-            return value
         known = self._known.get(id(value))
         if known is not None:
             return known[1]
@@ -176,7 +169,7 @@ def _urgency(array: Array) -> int:
 
 def needs_native(*values: Any) -> bool:
     """Whether arrays should be left where they are: on a device, traced, or recording gradients."""
-    return _is_foreign(*values) and _urgency(deciding_array(*values)) > 0
+    return is_foreign(*values) and _urgency(deciding_array(*values)) > 0
 
 
 def announce_transfer(name: str, reason: str, *values: Any) -> None:
@@ -241,7 +234,7 @@ def any_library(
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if _is_foreign(*args, *kwargs.values()):
+            if is_foreign(*args, *kwargs.values()):
                 return elsewhere(*args, **kwargs)
             return function(*args, **kwargs)
 
@@ -259,7 +252,7 @@ def any_library(
                         return run_native(native, *args, **kwargs)
                     except NoNativeRoute as refusal:
                         announce_fallback(function.__name__, str(refusal), *values)
-            caller = Caller.of(*values)
+            caller = Caller(deciding_array(*values))
             on_host = [caller.host(value) for value in args]
             named = {key: caller.host(value) for key, value in kwargs.items()}
             return caller.answer(function(*on_host, **named))

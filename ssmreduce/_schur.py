@@ -204,25 +204,23 @@ class SchurForm:
 
     def inside(self, time: TimeDomain) -> bool:
         """Whether every pole lies inside the boundary, rounding left aside."""
-        return bool((self._distance(time) > 0.0).all())
+        return bool((time.distance(self._eigenvalues) > 0.0).all())
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
-        room = self._distance(time) - margin
+        # The real parts are on the diagonal, of pairs too.
+        poles = self._eigenvalues if isinstance(time, Discrete) else self.triangle.diagonal()
+        room = time.distance(poles) - margin
         # So near to the boundary, or the line at `margin`, rounding might decide.
         near = np.abs(room) <= CLEARLY * frobenius_norm(self.triangle)
         return np.asarray(room > (self._rounding(room, time) if near.any() else 0.0))
-
-    def _distance(self, time: TimeDomain) -> HostArray:
-        """Of each pole from the boundary; the real parts are on the diagonal, of pairs too."""
-        poles = self._eigenvalues if isinstance(time, Discrete) else self.triangle.diagonal()
-        return np.asarray(time.distance(poles))
 
     def _in_doubt(self, time: TimeDomain) -> bool:
         """Whether rounding might decide about a pole, however it is computed."""
         if len(self.triangle) < 2:
             return False
-        room = np.abs(self._distance(time))
+        poles = self._eigenvalues if isinstance(time, Discrete) else self.triangle.diagonal()
+        room = np.abs(time.distance(poles))
         near = room <= far(len(room)) * frobenius_norm(self.triangle)
         if not near.any():
             return False

@@ -365,8 +365,17 @@ def decomposed(
     NoConvergenceError
         If the values leave the range of double precision.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        M = product(factors.Y, factors.Z, adjoint_left=True)
+    squares = np.vdot(M, M).real if M.size <= _SMALL**2 else np.inf
+    if not _SMALLEST < squares < _LARGEST:
+        _check_range(M, factors)
     try:
-        values, V = _right_singular(factors, pool, symmetric)
+        if symmetric or M.shape[1] > _SMALL:
+            values, V = _right_singular(M, pool, symmetric)
+        else:
+            _, values, Vh = pool.svd(M)
+            V = adjoint(Vh)
     except np.linalg.LinAlgError as error:
         raise NoConvergenceError(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
@@ -429,10 +438,8 @@ def _of_mixed_states(basis: HostArray | None, factor: HostArray) -> HostArray:
     return rows * unit
 
 
-def _right_singular(
-    factors: DenseFactors, pool: Pool, symmetric: bool
-) -> tuple[HostArray, HostArray]:
-    """Singular values of M = Yᴴ Z, descending, and right singular vectors, right to n eps σ₁.
+def _right_singular(M: HostArray, pool: Pool, symmetric: bool) -> tuple[HostArray, HostArray]:
+    """Singular values of a large or symmetric M, descending, and right singular vectors, to n eps σ₁.
 
     The eigenvectors of a symmetric M are singular vectors. Of others, the eigenvectors of Mᴴ M cost a
     third of a singular value decomposition and are as good for large values: squaring costs them
@@ -441,19 +448,11 @@ def _right_singular(
     large and all of M is decomposed directly. All is done in the pool of BLAS threads in which the
     factors were made.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        M = product(factors.Y, factors.Z, adjoint_left=True)
-    squares = np.vdot(M, M).real if M.size <= _SMALL**2 else np.inf
-    if not _SMALLEST < squares < _LARGEST:
-        _check_range(M, factors)
     if symmetric:
         values, V = pool.eigh(M)
         values = np.abs(values)
         falling = np.argsort(-values, kind="stable")
         return values[falling], V[:, falling]
-    if M.shape[1] <= _SMALL:
-        _, values, Vh = pool.svd(M)
-        return values, adjoint(Vh)
     reach = _SQUARED_RANGE * M.shape[1]
     unit = safe_unit(M)  # squares neither over- nor underflow, and nothing is rounded
     M = M if unit == 1.0 else M / unit

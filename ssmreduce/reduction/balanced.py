@@ -14,6 +14,8 @@ from ssmreduce._array_routes import (
     Caller,
     NoNativeRoute,
     announce_fallback,
+    deciding_array,
+    is_foreign,
     needs_native,
     run_native,
 )
@@ -250,8 +252,11 @@ class Balancing:
             self._options = _unstable_options(horizon, weighting, keep_unstable, margin)
         self.horizon = check_horizon(system, horizon)
         self.weighting = weighting
-        self._caller = Caller.of(system, weighting)
-        self._native = None if self._caller.like is None else self._on_device()
+        self._caller: Caller | None = None  # who gave arrays of another library than NumPy
+        self._native: NativeBalancing | None = None
+        if is_foreign(system, weighting):
+            self._caller = Caller(deciding_array(system, weighting))
+            self._native = self._on_device()
         self.hsv: Array
         self.rank: int | Array
         self.unstable: int | Array
@@ -259,7 +264,9 @@ class Balancing:
             self.hsv, self.rank, self.unstable = self._native.hsv, self._native.rank, 0
             return
         found = self._on_host.values()
-        self.hsv, self.rank, self.unstable = self._caller.answer(found)
+        self.hsv, self.rank, self.unstable = (
+            found if self._caller is None else self._caller.answer(found)
+        )
         warn_if_badly_scaled(self._on_host.parts)
 
     def __repr__(self) -> str:
@@ -296,7 +303,9 @@ class Balancing:
     @cached_property
     def _on_host(self) -> BalancedBatch:
         keep_unstable, margin = self._options
-        host, weighting = self._caller.host((self.system, self.weighting))
+        host, weighting = self.system, self.weighting
+        if self._caller is not None:
+            host, weighting = self._caller.host((host, weighting))
         if keep_unstable:
             return BalancedBatch(host, beside_unstable(host, margin))
         return BalancedBatch(host, balanced_systems(host, self.horizon, weighting))
@@ -393,10 +402,8 @@ class Balancing:
                 except NoNativeRoute as refusal:
                     reason = str(refusal)
             self._leave_device("truncate", reason)
-        reduction: Reduction = self._caller.answer(
-            self._on_host.truncate(order, common_order=common_order)
-        )
-        return reduction
+        reduction = self._on_host.truncate(order, common_order=common_order)
+        return reduction if self._caller is None else self._caller.answer(reduction)
 
     def match_dc(self, order: int | OrderRule, *, common_order: bool = False) -> Reduction:
         """Cut to an order and keep the DC gain, as `singular_perturbation` does.
@@ -423,10 +430,8 @@ class Balancing:
             As `singular_perturbation`.
         """
         self._leave_device("match_dc", "it has no version for devices")
-        reduction: Reduction = self._caller.answer(
-            self._on_host.truncate(order, common_order=common_order, match_dc=True)
-        )
-        return reduction
+        reduction = self._on_host.truncate(order, common_order=common_order, match_dc=True)
+        return reduction if self._caller is None else self._caller.answer(reduction)
 
 
 def _unstable_options(
