@@ -137,9 +137,8 @@ class CutOptions:
             given["exclude"] = getattr(self.exclude, "__qualname__", type(self.exclude).__name__)
         return f"CutOptions({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
-    def with_kind(self, kind: Any) -> CutOptions:
-        """Return the options with a kind that was given apart from them; these options if `kind` is
-        None.
+    def of_call(self, kind: Any = None, *, has_data: bool) -> CutOptions:
+        """Return the options of a call with a kind that was given apart from them, or without one.
 
         :meta private:
 
@@ -147,17 +146,31 @@ class CutOptions:
         ----------
         kind : str, Layer, dict of them by layer name, or None
             What kind of layer arrays are.
+        has_data : bool
+            Whether there are data.
 
         Returns
         -------
         CutOptions
-            With that kind.
+            With that kind; these if it is None.
 
         Raises
         ------
+        ArgumentError
+            If the method, or `match`, needs data and there are none.
         UnsupportedLayerError
             If these options have a kind, too, or `kind` is none.
         """
+        if not has_data and self.method not in ("best", "white"):
+            raise ArgumentError(
+                f"`method` is {self.method!r}, but there are no data; expected some. Pass "
+                "data=calibrate(model, batches), or leave `method` out."
+            )
+        if not has_data and self.match:
+            raise ArgumentError(
+                "`match` is true, but there are no data; expected some with a loss. Pass "
+                "data=calibrate(model, batches, loss=loss), or leave `match` out."
+            )
         if kind is None:
             return self
         if self.kind is not None:
@@ -199,32 +212,6 @@ class CutOptions:
         """
         above = self.count(order + 1)
         return self.size(above - 1) if above > 1 else 0
-
-    def check_method(self, *, has_data: bool) -> None:
-        """Raise unless there are data for what needs some.
-
-        :meta private:
-
-        Parameters
-        ----------
-        has_data : bool
-            Whether there are.
-
-        Raises
-        ------
-        ArgumentError
-            If the method, or `match`, needs data and there are none.
-        """
-        if not has_data and self.method not in ("best", "white"):
-            raise ArgumentError(
-                f"`method` is {self.method!r}, but there are no data; expected some. Pass "
-                "data=calibrate(model, batches), or leave `method` out."
-            )
-        if not has_data and self.match:
-            raise ArgumentError(
-                "`match` is true, but there are no data; expected some with a loss. Pass "
-                "data=calibrate(model, batches, loss=loss), or leave `match` out."
-            )
 
     def excluded(self, names: Collection[str]) -> set[str]:
         """Return the names of the layers that stay as they are.

@@ -17,7 +17,7 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import find_layers, search
 
 
-def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: object = None) -> Any:
+def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: Any = None) -> Any:
     """Load the state dict of a reduced model into a model of any order, in place.
 
     The shapes of the saved weights say how many states each layer has: the layers of `model` take
@@ -69,7 +69,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: object = No
             f"`state_dict` is a {_checks.type_name(state_dict)}; expected a dict of tensors by name. "
             "Read a file with torch.load(path) first."
         )
-    handles = find_layers(model, CutOptions(skip_unsupported=True).with_kind(kind)).handles
+    handles = find_layers(model, CutOptions(skip_unsupported=True, kind=kind)).handles
     framework.check_ready(model, handles)
     own = model.state_dict(keep_vars=True)
     state_dict = _with_ties(own, state_dict)
@@ -142,7 +142,7 @@ def _prefix(handle: LayerHandle) -> str:
     return "".join(f"{part}." for part in handle.path)
 
 
-def accept_reduced(model: Any, *, kind: object = None) -> Any:
+def accept_reduced(model: Any, *, kind: Any = None) -> Any:
     """Let ``model.load_state_dict`` take the weights of a reduced model, whoever calls it.
 
     Training frameworks load checkpoints themselves. A hook before every load gives the layers
@@ -186,7 +186,7 @@ def accept_reduced(model: Any, *, kind: object = None) -> Any:
     >>> model.load_state_dict(saved)
     <All keys matched successfully>
     """
-    options = CutOptions().with_kind(kind)
+    options = CutOptions(kind=kind)
     hook = accept_shapes(model, options.kind)
     framework_of(model).take_sizes(model, search(model, options).handles)
     return hook

@@ -110,8 +110,7 @@ def reduce_layer(
             "`match` is true, but a layer alone has no outputs of a model to be matched; expected false. "
             "Pass the model to reduce_model, or leave it out."
         )
-    options.check_method(has_data=data is not None)
-    options = options.with_kind(kind)
+    options = options.of_call(kind, has_data=data is not None)
     order = as_rule(order)
     handle = handle_of(layer, options.kind)
     framework, inner = handle.framework, handle.layer
@@ -232,7 +231,7 @@ def reduce_model(
             "`optimizer` and `opt_state` are both given; expected one of them. Pass `optimizer` for "
             "PyTorch, `opt_state` for optax."
         )
-    options = options.with_kind(kind)
+    options = options.of_call(kind, has_data=data is not None)
     if isinstance(order, Mapping):
         for own in order.values():
             as_rule(own)  # before anything is balanced
@@ -254,7 +253,6 @@ def cut_model(
     options: CutOptions,
 ) -> ModelReduction:
     """As `reduce_model`, with arguments that were checked; an order above all sizes is no news."""
-    options.check_method(has_data=data is not None)
     found = search(model, options)
     team = found.team
     on_all(team, found.check)

@@ -20,7 +20,7 @@ _STATE = {"settings", "events", "trial"}
 """Entries by which the state of a reducer is told."""
 
 
-def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
+def shaped_like(model: Any, saved: Any, *, kind: Any = None) -> Any:
     """Return a copy of an Equinox model in which layers have as many states as when it was saved.
 
     The copy is what ``equinox.tree_deserialise_leaves`` and Orbax's ``restore`` load into. With a report the
@@ -73,7 +73,7 @@ def shaped_like(model: Any, saved: Any, *, kind: object = None) -> Any:
     """
     framework = framework_of(model)
     trees = framework.named_trees(model)
-    options = CutOptions(skip_unsupported=True).with_kind(kind)
+    options = CutOptions(skip_unsupported=True, kind=kind)
     layers = {handle.name: handle for handle in find_layers(model, options).handles}
     told = _told(saved)
     given = trees.saved_arrays(model, saved) if told is None else {}

@@ -389,6 +389,7 @@ class _ModelCuts:
             raise UnsupportedLayerError(
                 f"{error} A system would be a StateSpace or a DiagonalStateSpace."
             ) from error
+        options.of_call(has_data=data is not None)
 
     def cut(self, order: int | OrderRule) -> tuple[Any, SweepRow]:
         """Return the reduced copy, and what the cut cost."""

@@ -103,7 +103,7 @@ def check_model(
     framework = found.framework
 
     def check() -> None:
-        options.check_method(has_data=has_data)
+        options.of_call(has_data=has_data)
         if not has_data:
             _check_no_loss(above_chance, rollback)
         found.check()
