@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 import array_api_compat
@@ -40,6 +39,10 @@ class LayerCut(ABC):
     passed_over : str
         Why the layer cannot hold the cut of the order that was asked for, where this one is of a
         lower order; else empty.
+    old_order, new_order : int
+        Stored states before and after, of each channel where they run apart.
+    changed : tuple of str
+        Names of the weights with a new shape.
 
     Notes
     -----
@@ -73,29 +76,23 @@ class LayerCut(ABC):
     _: KW_ONLY
     output_error: float | None = None
     passed_over: str = ""
+    old_order: int = field(init=False)
+    new_order: int = field(init=False)
+    changed: tuple[str, ...] = field(init=False)
 
-    @cached_property
-    def old_order(self) -> int:
-        """Stored states before, of each channel where they run apart."""
-        return self.kind.order(self.weights)
-
-    @cached_property
-    def new_order(self) -> int:
-        """Stored states after."""
-        return self.kind.order(self.new_weights)
+    def __post_init__(self) -> None:
+        old, new = self.weights, self.new_weights
+        vars(self).update(
+            old_order=self.kind.order(old),
+            new_order=self.kind.order(new),
+            changed=tuple(name for name in new if new[name].shape != old[name].shape),
+        )
 
     @property
     def error_bound(self) -> float | None:
         """Bound on the H-infinity error of the layer before rounding; None where there is none."""
         bound = None if self.reduction is None else self.reduction.error_bound
         return None if bound is None else self.kind.error_factor * float(np.max(bound))
-
-    @cached_property
-    def changed(self) -> tuple[str, ...]:
-        """Names of the weights with a new shape."""
-        return tuple(
-            name for name, new in self.new_weights.items() if new.shape != self.weights[name].shape
-        )
 
     @property
     @abstractmethod

@@ -52,30 +52,25 @@ class LayerBalancing(Protocol):
 
 
 def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
-    """Balance the systems that a layer runs."""
+    """Balance the systems that a layer runs.
+
+    Raises
+    ------
+    UnstableSystemError
+        If there is no horizon and a state does not decay.
+    """
     system = system.to_host()
-    parts = balanced_parts(system, horizon, _ADVICE)
+    try:
+        parts = balanced_systems(system, horizon)
+    except UnstableSystemError as error:
+        raise does_not_decay(system, _ADVICE) from error
     if isinstance(system, StateSpace):
         return _DenseLayer(system, parts)
     warn_if_badly_scaled(parts)
     return BalancedBatch(system, parts)
 
 
-def balanced_parts(system: System, horizon: int | None, advice: str) -> list[BalancedSystem]:
-    """Balance every system of a layer.
-
-    Raises
-    ------
-    UnstableSystemError
-        If there is no horizon and a state does not decay; `advice` says how to pass one.
-    """
-    try:
-        return balanced_systems(system, horizon)
-    except UnstableSystemError as error:
-        raise _does_not_decay(system, advice) from error
-
-
-def _does_not_decay(system: System, advice: str) -> UnstableSystemError:
+def does_not_decay(system: System, advice: str) -> UnstableSystemError:
     """The error for a layer with a state that does not decay; `advice` says how to pass a horizon."""
     logarithms = system.log_eigenvalues if isinstance(system, DiagonalStateSpace) else None
     largest = np.max(np.abs(system.poles()))

@@ -11,7 +11,6 @@ and t are; reading, writing and the way of the optimizer's moments follow from t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,15 +20,17 @@ from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.layers.cut import Candidates
-from ssmreduce.layers.diagonal_cut import balanced_layer, balanced_parts
+from ssmreduce.layers.diagonal_cut import balanced_layer, does_not_decay
 from ssmreduce.layers.layer import Layer, NamedWeights, Weights, WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_data import DataPlan, data_balancing
 from ssmreduce.layers.lti_plan import LTIPlan
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.read_back import OWN_POLES
+from ssmreduce.layers.stored_states import padded, with_real_input
+from ssmreduce.reduction.balanced_diagonal import balanced_systems
 from ssmreduce.reduction.balanced_system import BalancedSystem
-from ssmreduce.reduction.order import OrderRule
+from ssmreduce.reduction.order import MeasuredError, OrderRule
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.time_domain import Discrete
 
@@ -51,6 +52,8 @@ class LTILayer(Layer):
         other coordinates.
     stores_input : bool
         Whether the layer has an input matrix. Without one b = 1, and only the products c b count.
+    real_input : bool
+        Whether the input matrix is real. A state with a complex row of it then takes two.
     carries_matrices : bool
         Whether moments of the matrices can follow a change of coordinates, as those of `poles`
         cannot.
@@ -115,6 +118,7 @@ class LTILayer(Layer):
 
     poles: tuple[str, ...] = ()
     stores_input: bool = True
+    real_input: bool = False
     carries_matrices: bool = True
     in_single: tuple[str, ...] = ()
     lower_half: bool = False
@@ -176,7 +180,9 @@ class LTILayer(Layer):
         self.check_finite(weights)
         self.check(weights)
         if self.in_single:
-            weights = NamedWeights({**weights, **_in_single(weights, self.in_single)})
+            single = {name: weights[name].astype(np.float32) for name in self.in_single}
+            doubles = {name: value.astype(np.float64) for name, value in single.items()}
+            weights = NamedWeights({**weights, **doubles})
         B, C = self.matrices(weights)
         s, t = self.scales(weights)
         return DiagonalStateSpace.from_log(
@@ -188,29 +194,6 @@ class LTILayer(Layer):
             real_output=True,
             read_after_update=True,
         )
-
-    def storable(self, system: DiagonalStateSpace) -> DiagonalStateSpace:
-        """Return the same map in states that the layer can store, more of them if need be."""
-        return system
-
-    def state_scale(self, B: HostArray) -> HostArray:
-        """Return the factor, shape (n,), by which the layer stores each state of a system with
-        input matrix B.
-
-        Parameters
-        ----------
-        B : (n, m) array
-            Input matrix of the system, with s.
-
-        Returns
-        -------
-        (n,) array
-            Ones where the layer has an input matrix, else what makes the rows of B equal to 1.
-        """
-        if self.stores_input:
-            return np.ones(B.shape[0])
-        one = np.where(B[:, 0] == 0.0, 1.0, B[:, 0])
-        return np.asarray(np.where(B[:, 0] == 0.0, 0.0, 1.0 / one))
 
     def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
         """Return the batch axes and the numbers of inputs and outputs."""
@@ -242,7 +225,10 @@ class LTILayer(Layer):
     def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
         """Return the Hankel singular values and the diagonal of T Σ Wᴴ, of each system."""
         system = self.read(weights)
-        parts = balanced_parts(system, horizon, "Pass HankelTrace(every, horizon=length).")
+        try:
+            parts = balanced_systems(system, horizon)
+        except UnstableSystemError as error:
+            raise does_not_decay(system, "Pass HankelTrace(every, horizon=length).") from error
         hsv = np.stack([part.hsv for part in parts])
         shares = np.stack([_shares(part, system.order) for part in parts])
         batch = system.batch_shape
@@ -270,7 +256,9 @@ class LTILayer(Layer):
         storage: WeightStorage,
     ) -> LTICut:
         """Cut by balanced truncation, and measure the layer as it would be written."""
-        return LTIPlan(self, weights, order, options, storage).cut()
+        balancing = balanced_layer(self.read(weights), options.horizon)
+        plan = LTIPlan(self, weights, order, options, storage, balancing)
+        return plan.smallest(order) if isinstance(order, MeasuredError) else plan.cut()
 
     def candidates(
         self,
@@ -284,11 +272,12 @@ class LTILayer(Layer):
         return DataPlan(self, weights, order, options, storage, data).candidates()
 
     def write(
-        self, system: DiagonalStateSpace, weights: Weights, model: Weights | None = None
+        self, system: System, weights: Weights, model: Weights | None = None, *, order: int = 0
     ) -> dict[str, HostArray]:
-        """Return the weights, all but the feedthrough, of a layer that runs a storable system.
+        """Return the weights, all but the feedthrough, of a layer that runs a system.
 
-        Of a copy with the new weights of its `model`; see `copied_pole_weights`.
+        Of a copy with the new weights of its `model`; see `copied_pole_weights`. It gets `order` states if
+        the system has fewer.
 
         States without input or output, such as padding, get c = 0, and a pole and input weights from
         which training can revive them.
@@ -306,6 +295,10 @@ class LTILayer(Layer):
                 f"`system` is a {type_name(system)}; expected a DiagonalStateSpace. Start from read(weights)."
             )
         system = system.to_host()
+        if self.real_input:
+            system = with_real_input(system)
+        if order > system.order:
+            system = padded(system, order)
         modulus = np.maximum(np.abs(system.eigenvalues), _SMALLEST_MODULUS)
         logarithms = np.log(modulus) + 1j * np.angle(system.eigenvalues)
         B, C = system.B.astype(np.complex128), system.C.astype(np.complex128)
@@ -336,12 +329,9 @@ class LTILayer(Layer):
                 )
         s, t = self.scales({**weights, **new})
         new |= self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
-        return new | _in_single(new, self.in_single)
-
-
-def _in_single(weights: Weights, names: Iterable[str]) -> dict[str, Array]:
-    """Some of the weights, rounded to single precision."""
-    return {name: weights[name].astype(np.float32).astype(np.float64) for name in names}
+        for name in self.in_single:
+            new[name] = new[name].astype(np.float32).astype(np.float64)
+        return new
 
 
 def check_decay(logarithms: HostArray, kind: str) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import UnstableSystemError
-from ssmreduce.layers.stored_states import padded
+from ssmreduce.layers.stored_states import padded, state_scale
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.transform import SlotMap
@@ -57,11 +57,11 @@ def copied_parts(
 
 
 def stored_together(
-    systems: Sequence[DiagonalStateSpace], batch: tuple[int, ...], kind: LTILayer, order: int
+    systems: Sequence[DiagonalStateSpace], batch: tuple[int, ...], order: int
 ) -> DiagonalStateSpace:
-    """All systems of a layer in one, in states that it can store."""
+    """All systems of a layer in one, in a batch with `order` states each."""
     if not batch:
-        return padded(kind.storable(systems[0]), order)
+        return systems[0]
     every = [padded(system, order) for system in systems]
     arrays = {
         name: np.stack([getattr(one, name) for one in every])
@@ -81,8 +81,10 @@ def _copied_part(
     B, C = host.ports()
     own = _continued(adjoint(W) @ host.applied(T), slot_map)
     # Turned and scaled as the model's states are: what a layer does to a nearly turned state is smooth.
-    scale = kind.state_scale(slot_map.inverse @ adjoint(W) @ part.original.ports()[0])
-    scale = np.where(scale == 0.0, 1.0, scale)
+    scale = np.ones(slot_map.order)
+    if kind.real_input or not kind.stores_input:
+        scale = state_scale(part, kind)
+        scale = np.where(scale == 0.0, 1.0, scale)
     own = own.rescaled(scale)
     if part.horizon is None and np.any(np.abs(own.eigenvalues) >= 1.0):
         raise UnstableSystemError(

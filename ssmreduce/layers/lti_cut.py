@@ -55,17 +55,19 @@ class LTICut(SystemCut):
         kind, own = self.kind, self.reduction
         system = kind.read(weights)
         parts, systems = copied_parts(own, system, kind, self.readout_change)
-        stored = stored_together(systems, system.batch_shape, kind, self.new_order)
-        new = {**weights, **storage.rounded(kind.write(stored, weights, self.new_weights))}
+        order = self.new_order
+        meant = stored_together(systems, system.batch_shape, order)
+        written = kind.write(meant, weights, self.new_weights, order=order)
+        new = {**weights, **storage.rounded(written)}
         read_back = kind.read(new)
-        check_read_back(kind, stored, read_back, storage.eps)
+        check_read_back(kind, meant, read_back, storage.eps)
         if own.parts:
             reduction = replace(own, original=system, error_bound=None, slot_map=None, parts=parts)
         else:
             reduction = replace(parts[0], original=system)
-        written = as_written(reduction, read_back)
-        worst = max(float(part.measured()) for part in written.parts or (written,))
-        return LTICut(kind, written, kind.error_factor * worst, weights, new)
+        outcome = as_written(reduction, read_back)
+        worst = max(float(part.measured()) for part in outcome.parts or (outcome,))
+        return LTICut(kind, outcome, kind.error_factor * worst, weights, new)
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ from ssmreduce.gramians.sequences import (
 )
 from ssmreduce.hankel import decomposed
 from ssmreduce.layers.cut import Candidates, LayerCut
-from ssmreduce.layers.diagonal_cut import diagonal_cut
+from ssmreduce.layers.diagonal_cut import balanced_layer, diagonal_cut
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_modes import SelectedModes
@@ -92,23 +92,22 @@ class DataPlan:
         self._order, self._options, self._data = order, options, data
         self._method, self._horizon = options.method, options.horizon
         self._is_fixed = isinstance(as_rule(order), FixedOrder)
+        self._system = kind.read(weights).to_host()
         try:
-            self._white = LTIPlan(kind, weights, order, options, storage)
-        except (
-            UnstableSystemError
-        ):  # poles of trained layers may lie a little outside of the circle
+            balancing = balanced_layer(self._system, options.horizon)
+        except UnstableSystemError:
+            # Poles of trained layers may lie a little outside of the circle.
             if options.horizon is not None:
                 raise
             self._horizon = data.horizon
             options = replace(options, horizon=data.horizon)
-            self._white = LTIPlan(kind, weights, order, options, storage)
-        self._plans = kind, weights, order, options, storage
+            balancing = balanced_layer(self._system, data.horizon)
+        self._white = LTIPlan(kind, weights, order, options, storage, balancing)
         self._makers: dict[Method, Callable[[int], LTICut]] = {
             "white refit": self._white_refitted,
             "balanced": self._balanced,
             "selected": self._selected,
         }
-        self._system = kind.read(weights).to_host()
         if options.method in ("compensated", "merged"):
             raise UnsupportedLayerError(
                 f"`method` is {options.method!r}, but {type(kind).__name__} is no selective layer; expected "
@@ -246,18 +245,17 @@ class DataPlan:
 
     @cached_property
     def _balanced_plan(self) -> LTIPlan:
-        return LTIPlan(*self._plans, self._data_balancing)
+        return replace(self._white, balancing=self._data_balancing)
 
     @cached_property
     def _modes_plan(self) -> LTIPlan:
-        assert isinstance(self._system, StateSpace)
         whole = self._white.unchanged().reduction
-        modes = SelectedModes(self._system, self._data.fitting, whole)
-        return LTIPlan(*self._plans, modes)
+        modes = SelectedModes(self._system.to_dense(), self._data.fitting, whole)
+        return replace(self._white, balancing=modes)
 
     def _refitted(self, plan: LTIPlan, method: str, order: int) -> LTICut:
         """A cut whose output weights fit the sequences, in the states of a reduction."""
-        reduction, _ = plan.reduced(order)
+        reduction, stored = plan.reduced(order)
         system = reduction.system
         sums = self._sums_of(system.to_host())
         if self._method == "white refit":
@@ -269,7 +267,7 @@ class DataPlan:
             for part, at in zip(reduction.parts, np.ndindex(system.batch_shape), strict=False)
         )
         fitted = replace(_with_readout(reduction, C, method), parts=parts)
-        cut, _ = plan.written(fitted)
+        cut, _ = plan.written(fitted, stored)
         return replace(cut, readout_change=C - system.C)
 
     def _selected(self, order: int) -> LTICut:

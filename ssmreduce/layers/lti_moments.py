@@ -92,29 +92,17 @@ def moment_maps(cut: LTICut) -> list[tuple[HostArray, HostArray]]:
         # ∇c'ᵀ = conj(s) Wᵀ [Re; -Im] of ∇Cᵀ.
         to_output = inverse.conj() @ adjoint(left)
         to_output[:, left.shape[0] // 2 :] *= -1.0
-        maps.append(
-            (
-                _real_map(to_input, old_s, new_s, slot_map.is_pair),
-                _real_map(to_output, old_t, new_t, slot_map.is_pair),
-            )
-        )
+        real_maps = []
+        for to_state, old, new in ((to_input, old_s, new_s), (to_output, old_t, new_t)):
+            # Between factors 1/conj(old) and conj(new), as a real matrix on [Re; Im].
+            undone, factor = 1.0 / np.conj(old), np.conj(new[: slot_map.order])[:, None]
+            first, second = np.split(to_state, 2, axis=1)
+            of_real = first * undone.real + second * undone.imag
+            of_imag = second * undone.real - first * undone.imag
+            total = np.concatenate([of_real, of_imag], axis=1)
+            real, imag = total.real, np.where(slot_map.is_pair[:, None], total.imag, 0.0)
+            to_real = factor.real * real - factor.imag * imag
+            to_imag = factor.imag * real + factor.real * imag
+            real_maps.append(np.concatenate([to_real, to_imag]))
+        maps.append((real_maps[0], real_maps[1]))
     return maps
-
-
-def _real_map(
-    to_state: HostArray, old_factor: HostArray, new_factor: HostArray, is_pair: HostArray
-) -> HostArray:
-    """A map from [Re; Im], between factors 1/conj(old) and conj(new), as a real matrix on [Re; Im]."""
-    undone, factor = 1.0 / np.conj(old_factor), np.conj(new_factor[: is_pair.size])[:, None]
-    first, second = np.split(to_state, 2, axis=1)
-    total = np.concatenate(
-        [
-            first * undone.real + second * undone.imag,
-            second * undone.real - first * undone.imag,
-        ],
-        axis=1,
-    )
-    real, imag = total.real, np.where(is_pair[:, None], total.imag, 0.0)
-    return np.concatenate(
-        [factor.real * real - factor.imag * imag, factor.imag * real + factor.real * imag]
-    )

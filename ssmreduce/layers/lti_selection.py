@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
+from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.read_back import check_read_back
@@ -56,7 +57,13 @@ class LTISelection(LTICut):
         `whole` is the reduction of the layer that cuts nothing; `sizes` are the usual ones if none are given.
         """
         old = kind.read(weights).to_host()
-        assert isinstance(old, DiagonalStateSpace)
+        if not isinstance(
+            old, DiagonalStateSpace
+        ):  # a copy of a layer whose own matrix is diagonal
+            raise UnsupportedLayerError(
+                f"this {type(kind).__name__} runs a system whose state matrix is not diagonal; expected one "
+                "that is, as in the layer whose modes were selected. Leave it out of `followers`."
+            )
         poles = np.take_along_axis(old.eigenvalues, kept, axis=-1)
         B = np.take_along_axis(old.B, kept[..., :, None], axis=-2)
         C = np.take_along_axis(old.C, kept[..., None, :], axis=-1) + change

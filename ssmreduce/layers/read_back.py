@@ -26,16 +26,34 @@ OWN_POLES = "write_system(layer, select_states(read_system(layer), order).system
 """What keeps poles of a layer's own, for messages."""
 
 
-def check_read_back(kind: Layer, meant: DiagonalStateSpace, back: System, eps: float) -> None:
+def check_read_back(kind: Layer, meant: System, back: System, eps: float) -> None:
     """Raise `UnsupportedLayerError` unless the system read back from weights is the one that was meant.
 
     `eps` is that of the dtype of the weights. A system that is read in another form is not looked at.
+
+    Compared are the impulse responses at a few steps k, over 1 + k, relative to the sum of what the states
+    contribute, regardless of signs, as rounding of weights is; and rounding of a pole grows with k. The
+    feedthrough does not count.
     """
-    if not isinstance(back, DiagonalStateSpace):
+    if not isinstance(meant, DiagonalStateSpace) or not isinstance(back, DiagonalStateSpace):
         return
     most = max(_STORED, _ROUNDINGS * eps)
+    modulus = np.abs(meant.eigenvalues)
+    radius = np.max(modulus, axis=-1, keepdims=True, initial=1.0)  # powers must not overflow
+    responses = []  # C Λᵏ B, shape (..., 5, p, m)
     with np.errstate(over="ignore", invalid="ignore"):
-        error = _difference(meant, back)
+        for poles, B, C in (
+            (meant.eigenvalues, meant.B, meant.C),
+            (back.eigenvalues, back.B, back.C),
+            (modulus, np.abs(meant.B), np.abs(meant.C)),
+        ):
+            powers = (poles / radius)[..., None, :] ** _STEPS[:, None]
+            responses.append((C[..., None, :, :] * powers[..., None, :]) @ B[..., None, :, :])
+        own, other, whole = responses
+        difference = (own - other).real if meant.real_output else own - other
+        apart = np.max(np.abs(difference), axis=(-2, -1), initial=0.0) / (1 + _STEPS)
+        size = np.maximum(np.max(whole, axis=(-3, -2, -1)), np.finfo(np.float64).tiny)[..., None]
+        error = float(np.max(apart / size))  # of the worst of a batch
     if not error <= most:  # or overflow
         raise UnsupportedLayerError(
             f"{type(kind).__name__} reads another system from the weights than the one of order "
@@ -44,27 +62,3 @@ def check_read_back(kind: Layer, meant: DiagonalStateSpace, back: System, eps: f
             f"{OWN_POLES}. Otherwise look whether "
             "`pole_weights` inverts `logarithms`, and `matrix_weights` inverts `matrices`."
         )
-
-
-def _difference(meant: DiagonalStateSpace, back: DiagonalStateSpace) -> float:
-    """Largest difference of the impulse responses at a few steps k, over 1 + k; the worst of a batch.
-
-    It is relative to the sum of what the states contribute, regardless of signs, as rounding of weights
-    is, and rounding of a pole grows with k. The feedthrough does not count.
-    """
-    modulus = np.abs(meant.eigenvalues)
-    radius = np.max(modulus, axis=-1, keepdims=True, initial=1.0)  # powers must not overflow
-    responses = []  # C Λᵏ B, shape (..., 5, p, m)
-    for poles, B, C in (
-        (meant.eigenvalues, meant.B, meant.C),
-        (back.eigenvalues, back.B, back.C),
-        (modulus, np.abs(meant.B), np.abs(meant.C)),
-    ):
-        powers = (poles / radius)[..., None, :] ** _STEPS[:, None]
-        responses.append((C[..., None, :, :] * powers[..., None, :]) @ B[..., None, :, :])
-    own, other, whole = responses
-    if meant.real_output:
-        own, other = own.real, other.real
-    apart = np.max(np.abs(own - other), axis=(-2, -1), initial=0.0) / (1 + _STEPS)
-    size = np.maximum(np.max(whole, axis=(-3, -2, -1)), np.finfo(np.float64).tiny)[..., None]
-    return float(np.max(apart / size))

@@ -23,7 +23,7 @@ from ssmreduce.layers.discretisation import Discretisation
 from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, unsaid
 from ssmreduce.layers.s4d import S4Diagonal
 from ssmreduce.layers.storage import Packed
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import System
 from ssmreduce.systems.real_form import real_input, real_output, real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
@@ -111,12 +111,11 @@ class S4(S4Diagonal):
         return {**weights, **Packed("C").put(C), "l_kernel": np.zeros(())}
 
     def write(
-        self, system: DiagonalStateSpace, weights: Weights, model: Weights | None = None
+        self, system: System, weights: Weights, model: Weights | None = None, *, order: int = 0
     ) -> dict[str, HostArray]:
         """Return the weights of a layer that runs `system`, which is diagonal: with P = 0."""
-        new = super().write(system, weights, model)
-        rank, channels, _, _ = weights["P"].shape
-        P = np.zeros((rank, channels, system.order, 2))
+        new = super().write(system, weights, model, order=order)
+        P = np.zeros((len(weights["P"]), *new["A_real"].shape, 2))
         return {**new, "P": P, "l_kernel": np.zeros(())}
 
     def check(self, weights: Weights) -> None:

@@ -24,10 +24,6 @@ from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refus
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
 from ssmreduce.layers.transforms import inverse_transformed, transformed
-from ssmreduce.systems.diagonal import DiagonalStateSpace
-
-_ROUNDINGS = 64.0
-"""A row of B counts as real, up to a phase, if its imaginary part is below 64 eps of its length."""
 
 
 class S5RealInput(LTILayer):
@@ -67,6 +63,7 @@ class S5RealInput(LTILayer):
     poles = ("A", "log_dt", "B", "C")
     sizes = ("d_state", "state_dim")
     carries_matrices = False
+    real_input = True
 
     def __init__(self, *, holds: bool = True) -> None:
         self._holds = holds
@@ -127,29 +124,6 @@ class S5RealInput(LTILayer):
     def feedthrough(self, weights: Weights) -> Array:
         """Return Dᵀ, which the layer applies to rows."""
         return weights["D"].swapaxes(0, 1)
-
-    def state_scale(self, B: HostArray) -> HostArray:
-        """Factor by which each row of B is turned to where its imaginary part is least."""
-        square = np.sum(np.asarray(B, np.complex128) ** 2, axis=-1)
-        return np.asarray(np.exp(-0.5j * np.angle(square)))
-
-    def storable(self, system: DiagonalStateSpace) -> DiagonalStateSpace:
-        """Return the same map with a real B: a state with a complex row of it becomes two."""
-        turn = self.state_scale(system.B)
-        B, C = turn[:, None] * system.B, system.C / turn
-        length = np.linalg.norm(B, axis=-1)
-        eps = float(np.finfo(np.float64).eps)
-        split = np.linalg.norm(B.imag, axis=-1) > _ROUNDINGS * eps * length
-        poles = system.eigenvalues
-        return DiagonalStateSpace(
-            np.concatenate([poles, poles[split]]),
-            np.concatenate([B.real, B.imag[split]]),
-            np.concatenate([C, 1j * C[:, split]], axis=1),
-            system.D,
-            time=system.time,
-            real_output=True,
-            read_after_update=True,
-        )
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""

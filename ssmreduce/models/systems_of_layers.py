@@ -169,12 +169,12 @@ def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None)
                 "Start from read_system(layer)."
             )
     host = system.to_host()
-    stored = own_kind.storable(host)
-    new = own_kind.write(stored, handle.weights)
+    new = own_kind.write(host, handle.weights)
     back = own_kind.read({**handle.weights, **handle.rounded(new)})
     check_read_back(own_kind, host, back, handle.eps)
     values = {**handle.weights, **new}  # all of them: gradients are those of another system
-    change = LayerChange(handle, values, stored.order / own_kind.order(handle.weights))
+    ratio = own_kind.order(values) / own_kind.order(handle.weights)
+    change = LayerChange(handle, values, ratio)
     ready = handle.framework.prepared(handle.layer, [change], None, {})
     commit(ready.steps)
     return layer if ready.model is handle.layer else ready.model

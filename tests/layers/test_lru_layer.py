@@ -365,9 +365,9 @@ class RenamedMap(LRU):
     def read(self, weights: Any) -> Any:
         return LRU().read(self._theirs(weights))
 
-    def write(self, system: DiagonalStateSpace, weights: Any) -> dict[str, np.ndarray]:
+    def write(self, system: Any, weights: Any, *, order: int = 0) -> dict[str, np.ndarray]:
         own = {theirs: mine for mine, theirs in self._names.items()}
-        written = LRU().write(system, self._theirs(weights))
+        written = LRU().write(system, self._theirs(weights), order=order)
         return {own[name]: value for name, value in written.items()}
 
 
