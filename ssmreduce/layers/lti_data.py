@@ -286,7 +286,9 @@ class DataPlan:
         fitted = output_matrix(K, both_directions=self._kind.both_directions)
         change = fitted - np.take_along_axis(system.C, kept[..., None, :], axis=-1)
         whole = self._white.unchanged().reduction
-        return LTISelection.made(self._kind, self._weights, kept, change, self._storage, whole)
+        return LTISelection.made(
+            self._kind, self._weights, system, kept, change, self._storage, whole
+        )
 
     def _measured(self, cut: LTICut) -> LTICut:
         """The cut with its output error on what was held out."""

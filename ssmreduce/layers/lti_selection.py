@@ -46,24 +46,17 @@ class LTISelection(LTICut):
         cls,
         kind: LTILayer,
         weights: dict[str, HostArray],
+        old: DiagonalStateSpace,
         kept: HostArray,
         change: HostArray,
         storage: WeightStorage,
         whole: Reduction,
         sizes: HostArray | None = None,
     ) -> LTISelection:
-        """Keep these modes, and add `change`, shape (..., p, r), to how the system reads them.
+        """Keep these modes of `old`, and add `change`, shape (..., p, r), to how the system reads them.
 
         `whole` is the reduction of the layer that cuts nothing; `sizes` are the usual ones if none are given.
         """
-        old = kind.read(weights).to_host()
-        if not isinstance(
-            old, DiagonalStateSpace
-        ):  # a copy of a layer whose own matrix is diagonal
-            raise UnsupportedLayerError(
-                f"this {type(kind).__name__} runs a system whose state matrix is not diagonal; expected one "
-                "that is, as in the layer whose modes were selected. Leave it out of `followers`."
-            )
         poles = np.take_along_axis(old.eigenvalues, kept, axis=-1)
         B = np.take_along_axis(old.B, kept[..., :, None], axis=-2)
         C = np.take_along_axis(old.C, kept[..., None, :], axis=-1) + change
@@ -122,9 +115,14 @@ class LTISelection(LTICut):
 
     def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> LTISelection:
         """Keep the same modes of a copy, and change how it reads them as much."""
-        return LTISelection.made(
-            self.kind, weights, self.kept, self.readout_change, storage, self.reduction, self.sizes
-        )
+        kind, old = self.kind, self.kind.read(weights).to_host()
+        if not isinstance(old, DiagonalStateSpace):
+            raise UnsupportedLayerError(
+                f"this {type(kind).__name__} runs a system whose state matrix is not diagonal; expected one "
+                "that is, as in the layer whose modes were selected. Leave it out of `followers`."
+            )
+        plan = kind, weights, old, self.kept, self.readout_change, storage, self.reduction
+        return LTISelection.made(*plan, self.sizes)
 
     def state_maps(self) -> tuple[HostArray, HostArray]:
         """Return the rows of the identity that are kept, times their sizes, and zero."""
