@@ -26,7 +26,6 @@ from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
-from ssmreduce.time_domain import TimeDomain
 
 _DIAGONALISATION_FACTOR = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
@@ -268,23 +267,38 @@ def stored_system(
 def usual_sizes(
     host: DiagonalStateSpace, eigenvalues: HostArray, B: HostArray, C: HostArray
 ) -> HostArray:
-    """By how much to multiply each new state, so that its weights have proportions that are usual in `host`.
+    """By how much to multiply each new state, so that output weights are as large as usual in `host`.
 
-    ‖b‖/sqrt(1-|λ|²) over ‖c‖ becomes the median of that ratio in `host`: gradients of both then keep
-    their proportions. 1 where there is none.
+    ‖b‖/sqrt(1-|λ|²) over ‖c‖ becomes one number for all new states, and the median of ‖c‖ that of `host`.
+    So input weights take what fewer states have to carry. 1 where this is not defined.
     """
-    before = _input_share(host.eigenvalues, host.B, host.C, host.time)
-    after = _input_share(eigenvalues, B, C, host.time)
-    usable = np.isfinite(before) & (before > 0)
+    if 0 in eigenvalues.shape:
+        return np.ones(eigenvalues.shape)
+    b, c, usual = _norms(B, -1), _norms(C, -2), _norms(host.C, -2)
+    decay = np.abs(host.time.decay(host.time.distance(eigenvalues)))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        carried = np.sqrt(b) * np.sqrt(c) / decay**0.25
+        scale = _median(carried) / _median(usual) * (np.sqrt(c) / np.sqrt(b) * decay**0.25)
+    return np.where(np.isfinite(scale) & (scale > 0.0), scale, 1.0)
+
+
+def _norms(matrix: HostArray, axis: int) -> HostArray:
+    """Those of rows or columns; in units of the largest entries squares neither over- nor underflow."""
+    largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
+    units = np.where(largest > 0.0, largest, 1.0)
+    return np.asarray(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
+
+
+def _median(values: HostArray) -> HostArray:
+    """Of the last axis, over what is finite and above 0; nan where nothing is."""
+    usable = np.isfinite(values) & (values > 0.0)
     count = usable.sum(axis=-1, keepdims=True)
-    ordered = np.sort(np.where(usable, before, np.inf), axis=-1)
-    middle = [
+    ordered = np.sort(np.where(usable, values, np.inf), axis=-1)
+    low, high = (
         np.take_along_axis(ordered, np.maximum(k, 0), axis=-1)
         for k in ((count - 1) // 2, count // 2)
-    ]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(0.5) * np.hypot(middle[0], middle[1]) / after
-    return np.where((count > 0) & np.isfinite(scale) & (scale > 0), scale, 1.0)
+    )
+    return np.where(count > 0, 0.5 * low + 0.5 * high, np.nan)
 
 
 def _leading_phase(B: HostArray) -> HostArray:
@@ -299,16 +313,3 @@ def _leading_phase(B: HostArray) -> HostArray:
     leading = np.take_along_axis(B, first[..., None], axis=-1)[..., 0]
     leading = np.where(leading == 0.0, 1.0, leading)
     return np.asarray(leading / np.abs(leading))  # exactly 1 or -1 of a real one
-
-
-def _input_share(eigenvalues: HostArray, B: HostArray, C: HostArray, time: TimeDomain) -> HostArray:
-    """Root of ‖b‖/sqrt(1-|λ|²) over ‖c‖ for every stored state; of a root since the ratio may overflow."""
-    decay = np.abs(time.decay(time.distance(eigenvalues)))
-    norms = []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for matrix, axis in ((B, -1), (C, -2)):
-            # In units of the largest entries squares neither over- nor underflow.
-            largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
-            units = np.where(largest > 0.0, largest, 1.0)
-            norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
-        return np.asarray(np.sqrt(norms[0]) / np.sqrt(norms[1]) / decay**0.25)
