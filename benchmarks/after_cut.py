@@ -7,8 +7,9 @@ Of every seed the full model (256 states, H = 8, one block) is trained to the cu
 once. From there all runs see the same batches:
 
 - the model as it is, uncut;
-- cut to 16 states, with moments carried, reset or sliced, modes scaled as the layer's or as balancing leaves
-  them, and the learning rate warmed up again over the first twentieth of the steps or not;
+- cut to 16 states, with moments carried, reset or sliced, output weights as large as the layer's, weights in
+  the layer's proportion or states as balancing leaves them, and the learning rate warmed up again over the
+  first twentieth of the steps or not;
 - the same with moments reset and every state turned by a phase drawn at random, three times: what the phase,
   which is free too, and chance make of one and the same cut;
 - cut to 8 and 64 states with the defaults.
@@ -49,6 +50,7 @@ CUT_SHARE, WARM_UP_SHARE = 0.1, 0.05
 PIECE = 25
 SYMBOLS, LETTERS, SILENCE = 8, 20, 20
 TASKS = ("smnist", "copy")
+SCALINGS = ("usual", "proportion", "balanced")
 TITLES = (
     "% of Hankel mass",
     "% after the cut",
@@ -253,17 +255,17 @@ def planned_runs() -> dict[str, Any]:
     for size in SIZES:
         runs[f"small {size}"] = partial(lambda seed, size: seed.small(size), size=size)
         if size != STUDIED:
-            runs[variant(size, "carry", "layer", False)] = partial(
-                Seed.cut, states=size, moments="carry", scaling="layer", rewarm=False
+            runs[variant(size, "carry", "usual", False)] = partial(
+                Seed.cut, states=size, moments="carry", scaling="usual", rewarm=False
             )
-    treatments = product(("carry", "reset", "slice"), ("layer", "balanced"), (False, True))
+    treatments = product(("carry", "reset", "slice"), SCALINGS, (False, True))
     for moments, scaling, rewarm in treatments:
         runs[variant(STUDIED, moments, scaling, rewarm)] = partial(
             Seed.cut, states=STUDIED, moments=moments, scaling=scaling, rewarm=rewarm
         )
     for turn in range(3):
-        runs[f"{variant(STUDIED, 'reset', 'layer', False)} turn {turn}"] = partial(
-            Seed.cut, states=STUDIED, moments="reset", scaling="layer", rewarm=False, turn=turn
+        runs[f"{variant(STUDIED, 'reset', 'usual', False)} turn {turn}"] = partial(
+            Seed.cut, states=STUDIED, moments="reset", scaling="usual", rewarm=False, turn=turn
         )
     return runs
 
@@ -275,7 +277,7 @@ def variant(states: int, moments: str, scaling: str, rewarm: bool) -> str:
 def table(results: dict[str, Any], seeds: int) -> str:
     """Means and standard deviations over seeds, accuracy also as difference to the default."""
     lines = [f"{'':42s}" + "".join(f"{title:>18s}" for title in TITLES)]
-    default = variant(STUDIED, "carry", "layer", False)
+    default = variant(STUDIED, "carry", "usual", False)
     for task in TASKS:
         for name in planned_runs():
             rows = []

@@ -1,4 +1,4 @@
-"""Choices after a cut that were compared and have no use: moments sliced, states of unit eigenvectors."""
+"""Choices after a cut that were compared and have no use: moments sliced, states of other sizes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import numpy as np
 
 from ssmreduce import CutOptions, reduce_model
 from ssmreduce.models.report import ModelReduction
+from ssmreduce.reduction.report import Reduction
 
 B_NAMES, C_NAMES = ("B_re", "B_im"), ("C_re", "C_im")
 
 
 def cut_with(
-    model: Any, order: Any, opt_state: Any, moments: str = "carry", scaling: str = "layer"
+    model: Any, order: Any, opt_state: Any, moments: str = "carry", scaling: str = "usual"
 ) -> ModelReduction:
-    """`reduce_model` with moments carried, reset or sliced, and states scaled as in the layer or balanced."""
+    """`reduce_model` with moments carried, reset or sliced, and states of some size."""
     options = CutOptions(moments="reset" if moments == "reset" else "carry")
     result = reduce_model(model, order, opt_state=opt_state, options=options)
-    if scaling == "balanced":
-        result = balanced(result, moments == "carry")
+    if scaling != "usual":
+        result = rescaled(result, FACTORS[scaling], moments == "carry")
     if moments == "slice":
         state = jax.tree.map(sliced, opt_state, result.optimizer_state)
         result = replace(result, optimizer_state=state)
@@ -35,16 +36,35 @@ def sliced(old: Any, new: Any) -> Any:
     return old[tuple(slice(length) for length in jnp.shape(new))] if jnp.ndim(new) else new
 
 
-def balanced(result: ModelReduction, moments: bool) -> ModelReduction:
-    """States as balancing leaves them: coordinates along eigenvectors of unit length."""
+def rescaled(result: ModelReduction, factors: Any, moments: bool) -> ModelReduction:
+    """States of another size, by factors that a reduction gives."""
     model, state = result.model, result.optimizer_state
     for path, part in zip(lru_paths(model), result.report.values(), strict=True):
-        factor = np.linalg.norm(part.reduction.slot_map.vectors, axis=0)
+        factor = factors(part.reduction)
         factor = jnp.asarray(np.concatenate([factor, np.ones(part.new_order - factor.size)]))
         model = scaled(model, path, factor)
         if moments:
             state = scaled_moments(model, state, path, factor)
     return replace(result, model=model, optimizer_state=state)
+
+
+def balanced(reduction: Reduction) -> np.ndarray:
+    """States as balancing leaves them: coordinates along eigenvectors of unit length."""
+    return np.linalg.norm(reduction.slot_map.vectors, axis=0)
+
+
+def proportional(reduction: Reduction) -> np.ndarray:
+    """‖b‖/sqrt(1-|λ|²) over ‖c‖ becomes the median of that ratio in the layer."""
+    before, after = (
+        np.linalg.norm(system.B, axis=1)
+        / np.sqrt(1.0 - np.abs(system.eigenvalues) ** 2)
+        / np.linalg.norm(system.C, axis=0)
+        for system in (reduction.original, reduction.system)
+    )
+    return np.sqrt(np.median(before) / after)
+
+
+FACTORS = {"balanced": balanced, "proportion": proportional}
 
 
 def lru_paths(model: Any) -> list[Any]:

@@ -2,8 +2,7 @@
 
 Poles and steps of the modes that stay are rows of the old weights, and so are their moments. Output weights
 that make up for what is left out may be a hundred times as large as they were, at which size training hardly
-moves them; states of another size, if the layer stores its input weights, bring both back to their usual
-proportions.
+moves them; states of another size, if the layer stores its input weights, bring them back to what is usual.
 """
 
 from __future__ import annotations
