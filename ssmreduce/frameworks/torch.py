@@ -105,19 +105,20 @@ class TorchFramework(Framework, StateDicts):
         """Prepare new tensors for the same parameters, their gradients, buckets, moments and attributes."""
         handles = [change.handle for change in changes]
         gradients = torch_optimizer.new_gradients(model, changes)  # first: all ranks meet in it
-        shapes = [*replaced(model, _new_tensors(changes)), *gradients]
+        pairs = [
+            (change.handle.arrays[name], new)
+            for change in changes
+            for name, new in tensors_like(change.handle.arrays, change.values).items()
+        ]
         tensors = {handle.path: handle.arrays for handle in handles}
         states = {key: opt_state.state[tensors[key[0]][key[1]]] for key in moments}
         old = {key: state[key[2]] for key, state in states.items()}
         new = tensors_like(old, moments, in_shards=True)
         entries = [Entries(states[key], {key[2]: value}) for key, value in new.items()]
         attributes = [step for change in changes for step in dependents(model, change)]
-        sizes = torch_config.size_steps(model, handles)
-        return Prepared(
-            model,
-            opt_state,
-            [*torch_distributed.bucket_steps(model, shapes), *entries, *attributes, *sizes],
-        )
+        shapes = [*replaced(model, pairs), *gradients]
+        steps = torch_config.all_steps(model, handles, shapes, [*entries, *attributes])
+        return Prepared(model, opt_state, steps)
 
     record = staticmethod(torch_recording.record)
 
@@ -163,13 +164,14 @@ class TorchFramework(Framework, StateDicts):
             for name, tensor in model.state_dict(keep_vars=True).items()
             if torch.is_tensor(tensor) and tensor.shape != (shape := state_dict[name].shape)
         ]
-        pairs += _new_tensors(changes)
-        resizes = [*attributes, *replaced(model, pairs)]
-        steps = torch_distributed.bucket_steps(
-            model, torch_saved.loading_steps(model, state_dict, resizes)
-        )
-        sizes = torch_config.size_steps(model, [change.handle for change in changes])
-        commit([*steps, *sizes])
+        pairs += [
+            (change.handle.arrays[name], new)
+            for change in changes
+            for name, new in tensors_like(change.handle.arrays, change.values).items()
+        ]
+        shapes = [*attributes, *replaced(model, pairs)]
+        loading = torch_saved.loading_steps(model, state_dict, shapes)
+        commit(torch_config.all_steps(model, [change.handle for change in changes], loading))
 
     take_sizes = staticmethod(torch_config.take_sizes)
 
@@ -179,12 +181,3 @@ class TorchFramework(Framework, StateDicts):
             f"`model` is a {_checks.type_name(model)}; expected a pytree of Equinox modules. Load the state "
             "dict of a PyTorch module with load_reduced(model, state_dict)."
         )
-
-
-def _new_tensors(changes: Sequence[LayerChange]) -> list[tuple[Any, Any]]:
-    """Return each tensor that changes give a value, and a new one that has it."""
-    return [
-        (change.handle.arrays[name], new)
-        for change in changes
-        for name, new in tensors_like(change.handle.arrays, change.values).items()
-    ]

@@ -19,11 +19,14 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
+from torch.nn.parallel import DistributedDataParallel
+
 from ssmreduce import _checks
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, ones_like
 from ssmreduce.frameworks.torch_arrays import replaced
 from ssmreduce.frameworks.torch_attributes import dependents
+from ssmreduce.frameworks.torch_distributed import BucketsAfter, BucketsBefore
 from ssmreduce.frameworks.transaction import Step, commit
 from ssmreduce.layers.options import plain_name
 
@@ -105,14 +108,27 @@ class _WrittenSizes(Step):
                 setattr(config, name, value)
 
 
-def size_steps(model: Any, handles: Sequence[LayerHandle]) -> list[Step]:
-    """What writes how many states layers have, once they have them, where there are configs."""
-    places = _places(model, handles)
-    return [_WrittenSizes(places)] if places else []
+def all_steps(
+    model: Any, handles: Sequence[LayerHandle], shapes: Sequence[Step], others: Sequence[Step] = ()
+) -> list[Step]:
+    """The steps of a change, and what depends on them.
+
+    `shapes` are between those that make DDP's buckets anew, there and back; `others` follow, and what writes
+    how many states the layers have, where there are configs.
+    """
+    wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
+    steps = [*map(BucketsBefore, wrapped), *shapes, *map(BucketsAfter, wrapped), *others]
+    if _LIBRARY in sys.modules or any(handle.kind.config_sizes for handle in handles):
+        places = _places(model, handles)
+        steps += [_WrittenSizes(places)] if places else []
+    return steps
 
 
 def check_orders(model: Any, orders: Sequence[tuple[LayerHandle, int]]) -> None:
     """Raise `OrderError` where a library has one number of states for all layers, and they would differ."""
+    orders = [(handle, order) for handle, order in orders if handle.kind.config_sizes]
+    if not orders:
+        return
     new = {id(handle.layer): order for handle, order in orders}
     for each in _places(model, [handle for handle, _ in orders]):
         if each.common and len(found := each.orders(new)) > 1:

@@ -38,7 +38,8 @@ def team_of(model: Any) -> Team | None:
     UnsupportedLayerError
         If parameters are spread over more than one axis of a device mesh, or DDP keeps copies of them.
     """
-    reshard(model)
+    for module in sharded_modules(model):
+        module.reshard()  # a forward pass alone may leave full parameters in it
     wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
     sharded_tensor = sharded_type()
     sharded = [tensor for tensor in model.parameters() if isinstance(tensor, sharded_tensor)]
@@ -148,7 +149,7 @@ def _same_error(rank: int, kind: type[Exception], text: str) -> Exception:
 # --- DDP
 
 
-class _BucketsAfter(Step):
+class BucketsAfter(Step):
     """Gives a DDP module a reducer for its parameters as they are, once their shapes have changed.
 
     The way to one is DDP's own pickling protocol, which keeps its settings; communication hooks belong
@@ -159,6 +160,7 @@ class _BucketsAfter(Step):
         self._module, self._held, self._hooks = module, dict(vars(module)), [*module._comm_hooks]
 
     def make(self) -> None:
+        """Make the buckets anew."""
         module = self._module
         for parameter in module.parameters():
             if parameter.grad is not None:  # maybe a view of an old bucket
@@ -172,34 +174,24 @@ class _BucketsAfter(Step):
         """Nothing: the shapes are not back yet."""
 
 
-class _BucketsBefore(_BucketsAfter):
+class BucketsBefore(BucketsAfter):
     """The same when the shapes are back: undone last, since it was made first."""
 
     def make(self) -> None:
         """Nothing: the shapes have not changed yet."""
 
     def undo(self) -> None:
+        """Make the buckets anew."""
         super().make()
-
-
-def bucket_steps(model: Any, steps: Sequence[Step]) -> list[Step]:
-    """The steps that change shapes, and those that make DDP's buckets anew, there and back."""
-    wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
-    return [*map(_BucketsBefore, wrapped), *steps, *map(_BucketsAfter, wrapped)]
 
 
 # --- FSDP2
 
 
-def reshard(model: Any) -> None:
-    """Give FSDP2 modules their shards back: a forward pass alone may leave full parameters in them."""
-    for module in sharded_modules(model):
-        module.reshard()
-
-
 def gathered(model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, Any]:
     """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this."""
-    reshard(model)
+    for module in sharded_modules(model):
+        module.reshard()
     sharded = sharded_type()
     full = {
         id(tensor): (tensor, _full_parameter(tensor))

@@ -39,7 +39,13 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
                     f"`{name}` of layer `{handle.name}` is computed by a parametrization; expected "
                     "a plain parameter. Call torch.nn.utils.parametrize.remove_parametrizations first."
                 )
-        _check_quantised(handle)
+        for name, tensor in handle.arrays.items():
+            floats = tensor.is_floating_point() or tensor.is_complex()
+            computes = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+            if computes and not isinstance(tensor, (sharded_type(), FakeTensor)):
+                raise _quantised(handle, name, f"is a {type_name(tensor)}")
+            if tensor.ndim > 1 and not floats:
+                raise _quantised(handle, name, f"has dtype {tensor.dtype}")
         for name in handle.kind.states:
             if handle.layer._parameters.get(name) is not None:
                 raise UnsupportedLayerError(
@@ -49,21 +55,12 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
     _check_sharing(model, handles)
 
 
-def _check_quantised(handle: LayerHandle) -> None:
-    """Refuse what something else scales: matrices of integers, and tensors that compute their values."""
-    for name, tensor in handle.arrays.items():
-        floats = tensor.is_floating_point() or tensor.is_complex()
-        own = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-        if own and not isinstance(tensor, (sharded_type(), FakeTensor)):
-            found = f"is a {type_name(tensor)}"
-        elif tensor.ndim > 1 and not floats:
-            found = f"has dtype {tensor.dtype}"
-        else:
-            continue
-        raise UnsupportedLayerError(
-            f"`{name}` of layer `{handle.name}` {found}, as of a quantised or wrapped layer; "
-            "expected a plain tensor of floating-point numbers. Cut the layer before."
-        )
+def _quantised(handle: LayerHandle, name: str, found: str) -> UnsupportedLayerError:
+    """The error for what something else scales: matrices of integers, tensors that compute their values."""
+    return UnsupportedLayerError(
+        f"`{name}` of layer `{handle.name}` {found}, as of a quantised or wrapped layer; "
+        "expected a plain tensor of floating-point numbers. Cut the layer before."
+    )
 
 
 def _check_sharing(model: Any, handles: Sequence[LayerHandle]) -> None:

@@ -19,12 +19,9 @@ from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import replaced, sharded_like, whole
 from ssmreduce.frameworks.torch_attributes import assigned, attribute, dependents
-from ssmreduce.frameworks.torch_config import size_steps
-from ssmreduce.frameworks.torch_distributed import (
-    bucket_steps,
-    gradient_holders,
-    reshard,
-)
+from ssmreduce.frameworks.torch_config import all_steps
+from ssmreduce.frameworks.torch_distributed import gradient_holders
+from ssmreduce.frameworks.torch_fsdp import sharded_modules
 from ssmreduce.frameworks.transaction import Assignment, Entries, Prepared, Step
 
 
@@ -33,7 +30,8 @@ def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot
 
     Where several processes train the model, all of them have to call this.
     """
-    reshard(model)
+    for module in sharded_modules(model):
+        module.reshard()
     attributes: dict[str, dict[str, Any]] = {}
     for path, each in _dependents(model, handles):
         if not each.removes and _is_kept(each):  # buffers are among the tensors
@@ -56,18 +54,19 @@ def prepared_back(
     model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
 ) -> Prepared:
     """Copy what `snapshot` holds; the steps give it to model and optimizer, in place."""
-    reshard(model)
+    for module in sharded_modules(model):
+        module.reshard()
     saved, here = snapshot["tensors"], dict(_tensors(model))
     parameters = {} if opt_state is None else dict(_parameters(model, opt_state))
     _check(here, saved, parameters, snapshot["optimizer"])
     tensors = [
         step for name, tensor in here.items() for step in _tensor_steps(model, tensor, saved[name])
     ]
-    steps = bucket_steps(model, [_NoGradients(model), *tensors])
     attributes = _attribute_steps(model, snapshot["attributes"], handles)
     entries = _entries(opt_state, parameters, snapshot["optimizer"])
-    sizes = size_steps(model, handles)
-    return Prepared(model, opt_state, [*steps, *attributes, *entries, *sizes])
+    shapes = [_NoGradients(model), *tensors]
+    steps = all_steps(model, handles, shapes, [*attributes, *entries])
+    return Prepared(model, opt_state, steps)
 
 
 def _tensor_steps(model: Any, tensor: Any, saved: Any) -> list[Step]:

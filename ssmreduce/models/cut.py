@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -186,21 +186,17 @@ def _prepared(parts: Sequence[_Part]) -> list[Prepared]:
     """Prepare the cuts of models; where gradients are sharded, every rank has to call this."""
     ready = []
     for found, state, results, moments in parts:
-        changes = changes_of(found.meant, really_cut(results))
+        cuts = really_cut(results)
+        changes = [
+            LayerChange(each, cut.new_weights, cut.new_order / cut.old_order, cut)
+            for each in found.meant
+            if (cut := cuts.get(each.path)) is not None
+        ]
         unchanged = Prepared(found.model, state)
         ready.append(
             found.framework.prepared(found.model, changes, state, moments) if changes else unchanged
         )
     return ready
-
-
-def changes_of(handles: Sequence[LayerHandle], cuts: Mapping[Path, LayerCut]) -> list[LayerChange]:
-    """What is to become of the layers that are cut."""
-    return [
-        LayerChange(each, cut.new_weights, cut.new_order / cut.old_order, cut)
-        for each in handles
-        if (cut := cuts.get(each.path)) is not None
-    ]
 
 
 def on_all(team: Any, function: Callable[[], T]) -> T:

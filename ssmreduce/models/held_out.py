@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from ssmreduce._array_routes import warn_caller
 from ssmreduce.errors import CalibrationWarning, CutRefusedError, NonFiniteError
-from ssmreduce.frameworks.handle import LayerHandle, Path
+from ssmreduce.frameworks.handle import LayerChange, Path
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.cut import LayerCut
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.choice import LossAtCut
-from ssmreduce.models.cut import Results, changes_of, really_cut
+from ssmreduce.models.cut import Results, really_cut
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.runs import HeldOutLoss
 from ssmreduce.models.search import Layers
@@ -65,13 +65,12 @@ def cut_copy(found: Layers, cuts: Mapping[Path, LayerCut]) -> Layers:
     """The layers of a copy of a model, without wrappers, after some cuts."""
     framework = found.framework
     copy = found.of(framework.scratch(framework.plain(found.model)))
-    own: list[LayerHandle] = []
-    named: dict[Path, LayerCut] = {}
-    for here, there in zip(found.meant, copy.meant, strict=True):
-        if here.path in cuts:
-            own.append(there)
-            named[there.path] = cuts[here.path]
-    ready = framework.prepared(copy.model, changes_of(own, named), None, {})
+    changes = [
+        LayerChange(there, cut.new_weights, cut.new_order / cut.old_order, cut)
+        for here, there in zip(found.meant, copy.meant, strict=True)
+        if (cut := cuts.get(here.path)) is not None
+    ]
+    ready = framework.prepared(copy.model, changes, None, {})
     commit(ready.steps)
     return found.of(ready.model)
 

@@ -24,26 +24,6 @@ Order = int | OrderRule | Mapping[str, int | OrderRule]
 """An order for all layers of a model, or one for each that is to be cut, by name."""
 
 
-def layer_orders(
-    layers: Mapping[str, LayerHandle],
-    order: Order,
-    firsts: Mapping[str, str],
-    options: CutOptions,
-    data: Calibration | None = None,
-) -> dict[str, int | OrderRule]:
-    """One order per layer by name: `order` itself, its own one, or its share in a total budget.
-
-    Layers with the same weights and copies, of which `firsts` names the one that decides, count as that one
-    alone.
-    """
-    own = {name: layer for name, layer in layers.items() if firsts[name] == name}
-    if isinstance(order, Mapping):
-        return _named_orders(order, firsts)
-    if isinstance(order, TotalBudget):
-        return {**_shares(own, order, options, data)}
-    return dict.fromkeys(own, order)
-
-
 def warn_of_no_cut(
     order: OrderRule | Mapping[str, int | OrderRule], sizes: Mapping[str, int]
 ) -> None:
@@ -66,9 +46,16 @@ def warn_of_no_cut(
         )
 
 
-def _named_orders(
+def named_orders(
     order: Mapping[str, int | OrderRule], firsts: Mapping[str, str]
 ) -> dict[str, int | OrderRule]:
+    """Return the orders by the names of the layers that decide, which `firsts` has for each.
+
+    Raises
+    ------
+    OrderError
+        If layers that are cut alike are to have two orders, or the layer that a copy follows is excluded.
+    """
     orders: dict[str, int | OrderRule] = {}
     for name, wanted in order.items():
         if firsts[name] not in firsts:
@@ -112,7 +99,7 @@ def names_in_model(
     return named
 
 
-def _shares(
+def shares_of(
     layers: Mapping[str, LayerHandle],
     budget: TotalBudget,
     options: CutOptions,

@@ -10,13 +10,12 @@ from typing import Any
 
 from ssmreduce._checks import check_instance
 from ssmreduce.errors import ArgumentError, SSMReduceError
-from ssmreduce.frameworks.handle import LayerHandle
+from ssmreduce.frameworks.handle import LayerChange
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import (
     Results,
-    changes_of,
     copy_of,
     make_cut,
     on_all,
@@ -28,15 +27,16 @@ from ssmreduce.models.held_out import losses_in, warn_at_chance, with_losses
 from ssmreduce.models.matching import matched
 from ssmreduce.models.orders import (
     Order,
-    layer_orders,
+    named_orders,
     names_in_model,
+    shares_of,
     warn_of_lower_orders,
     warn_of_no_cut,
 )
 from ssmreduce.models.report import LayerReduction, ModelReduction
 from ssmreduce.models.search import BY_DATA, Layers, search
 from ssmreduce.models.systems_of_layers import handle_of
-from ssmreduce.reduction.order import OrderRule, as_rule
+from ssmreduce.reduction.order import OrderRule, TotalBudget, as_rule
 
 _PASS_DATA = "Pass data=calibrate(model, batches)."
 
@@ -116,13 +116,17 @@ def reduce_layer(
     framework, inner = handle.framework, handle.layer
     framework.check_ready(inner, [handle])
     if data is None:
-        result = _reduced(handle, order, options)
+        started = time.perf_counter()
+        cut = handle.kind.plan(handle.weights, order, options, handle)
+        result = LayerReduction(None, cut, handle.item_sizes, time.perf_counter() - started)
     else:
         result = planned_with_data(handle, order, options, data.record_of(handle, alone=True))
     if result.new_order == result.old_order:
         warn_of_no_cut(order, {handle.name: result.old_order})
         return replace(result, layer=layer)
-    ready = framework.prepared(inner, changes_of([handle], {handle.path: result.cut}), None, {})
+    ratio = result.new_order / result.old_order
+    change = LayerChange(handle, result.cut.new_weights, ratio, result.cut)
+    ready = framework.prepared(inner, [change], None, {})
     commit(ready.steps)
     warn_of_lower_orders({handle.name: result})
     return replace(result, layer=layer if ready.model is inner else ready.model)
@@ -239,7 +243,9 @@ def reduce_model(
         order = as_rule(order)
     state = opt_state if optimizer is None else optimizer
     result = cut_model(model, order, state, followers, data, options)
-    warn_of_no_cut(order, {name: part.old_order for name, part in result.report.items()})
+    cuts = {name: part.cut for name, part in result.report.items()}
+    if not any(cut.new_order < cut.old_order for cut in cuts.values()):
+        warn_of_no_cut(order, {name: cut.old_order for name, cut in cuts.items()})
     warn_of_lower_orders(result.report)
     return result
 
@@ -293,8 +299,16 @@ def decide_cut(
     if data is None and found.options.skip_unsupported:
         found.check_without_data(_PASS_DATA)
         layers = {name: each for name, each in layers.items() if not each.kind.needs_data}
-    orders = layer_orders(layers, order, found.firsts, found.options, data)
-    orders = {name: own for name, own in orders.items() if not leave_out(name)}
+    # Layers with the same weights and copies count as the one that decides.
+    own = {name: each for name, each in layers.items() if found.firsts[name] == name}
+    orders: Mapping[str, int | OrderRule]
+    if isinstance(order, Mapping):
+        orders = named_orders(order, found.firsts)
+    elif isinstance(order, TotalBudget):
+        orders = shares_of(own, order, found.options, data)
+    else:
+        orders = dict.fromkeys(own, order)
+    orders = {name: each for name, each in orders.items() if not leave_out(name)}
     results = _all_reduced(found, orders, data)
     if found.options.uniform and results:
         results = _uniform(results, found, data)
@@ -314,10 +328,16 @@ def _all_reduced(
     layers = {handle.name: handle for handle in found.meant}
     if data is not None:
         return DataCut(found, data).decide(layers, orders)
-    return {
-        name: _reduced(layers[name], own, found.options, f"while reducing layer `{name}`: ")
-        for name, own in orders.items()
-    }
+    results = {}
+    for name, own in orders.items():
+        started, handle = time.perf_counter(), layers[name]
+        try:
+            cut = handle.kind.plan(handle.weights, own, found.options, handle)
+        except SSMReduceError as error:
+            raise type(error)(f"while reducing layer `{name}`: {error}") from error
+        seconds = time.perf_counter() - started
+        results[name] = LayerReduction(None, cut, handle.item_sizes, seconds)
+    return results
 
 
 def _uniform(
@@ -336,17 +356,3 @@ def _uniform(
     if data is not None and unlike:  # what follows a layer depends on its cut
         unlike = {name: result.new_order for name, result in results.items()}
     return results | _all_reduced(exactly, unlike, data)
-
-
-def _reduced(
-    handle: LayerHandle, order: int | OrderRule, options: CutOptions, where: str = ""
-) -> LayerReduction:
-    """Plan the reduction of one layer; errors begin with `where`."""
-    started = time.perf_counter()
-    try:
-        cut = handle.kind.plan(handle.weights, order, options, handle)
-    except SSMReduceError as error:
-        if not where:
-            raise
-        raise type(error)(f"{where}{error}") from error
-    return LayerReduction(None, cut, handle.item_sizes, time.perf_counter() - started)

@@ -93,6 +93,7 @@ FRAMEWORK_HOMES = {
     "frameworks/pytree_recording.py",
     "frameworks/pytree_stand_ins.py",
     "frameworks/torch.py",
+    "frameworks/torch_config.py",
     "frameworks/torch_constant.py",
     "frameworks/torch_copies.py",
     "frameworks/torch_distributed.py",

@@ -40,7 +40,6 @@ from ssmreduce.errors import (
 )
 from ssmreduce.frameworks.torch_fsdp import ShardedParameter
 from ssmreduce.models.checkpoint import accept_reduced
-from ssmreduce.models.orders import layer_orders
 from ssmreduce.models.systems_of_layers import handle_of
 
 
@@ -224,9 +223,8 @@ def test_multiples_of_rounding_are_not_kept() -> None:
         layers["0"].B[8:] *= 3e-13  # between the tolerances of eight values and of 64
         layers["1"].B[8:] *= 1e-4
     options = CutOptions(multiple_of=8)
-    handles = {name: handle_of(layer) for name, layer in layers.items()}
-    shares = layer_orders(handles, TotalBudget(48), {"0": "0", "1": "1"}, options)
-    assert shares == {"0": 8, "1": 32}
+    report = reduce_model(nn.ModuleDict(layers), TotalBudget(48), options=options).report
+    assert {name: part.new_order for name, part in report.items()} == {"0": 8, "1": 32}
 
 
 def test_a_budget_for_all_states_cuts_nothing() -> None:
