@@ -16,7 +16,7 @@ is ever formed, so small directions of the factor keep their digits.
 
 Inside a block the same is done state by state, compiled (`_elimination.c`); outside, all work is in
 matrix products. Cost O(n³/3 + n² m), a small part of the Schur form before it. Where nothing is compiled,
-a T with pairs is first made triangular in complex arithmetic.
+a T with pairs is first made triangular in complex arithmetic if time is discrete.
 
 References: Hammarling, IMA J. Numer. Anal. 2 (1982); Kressner, ACM TOMS 34 (2008), for blocks.
 """
@@ -27,11 +27,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.linalg
 from scipy.linalg import lapack
 
 from ssmreduce._array_libraries import HostArray, adjoint
-from ssmreduce._lapack import product, safe_unit
+from ssmreduce._lapack import SCIPY, product, safe_unit
 from ssmreduce.equations.triangular import (
     BLOCK,
     Edges,
@@ -51,7 +50,7 @@ except ImportError:  # installed without a C compiler
     eliminate = None
 
 LARGEST_BLOCK = 64 if eliminate is None else 128
-"""Order up to which one block is faster than products of small ones."""
+"""Order up to which one block is faster than products of small ones, if it needs no `trsyl`."""
 
 
 def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
@@ -84,9 +83,9 @@ def hammarling_factor(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray
     if scale != 1.0:
         B /= scale
     discrete = isinstance(time, Discrete)
-    if eliminate is None and np.isrealobj(T) and T.diagonal(-1).any():
+    if eliminate is None and discrete and np.isrealobj(T) and T.diagonal(-1).any():
         U = _factor_of_pairs(T, B, time)
-    elif len(T) <= LARGEST_BLOCK:
+    elif len(T) <= LARGEST_BLOCK and (discrete or eliminate is not None):
         U, _, _ = block_factor(T, B, discrete=discrete)
     else:
         U = np.zeros(T.shape, dtype=T.dtype, order="F")
@@ -106,9 +105,9 @@ def _compressed(B: HostArray) -> HostArray:
 def block_factor(
     T: HostArray, B: HostArray, *, discrete: bool
 ) -> tuple[HostArray, HostArray, HostArray]:
-    """U, S and M of one block; where nothing is compiled, T is triangular."""
+    """U, S and M of one block; where nothing is compiled, T is triangular in discrete time."""
     if eliminate is None:
-        return _triangular_factor(T, B, discrete=discrete)
+        return _discrete_block(T, B) if discrete else _continuous_block(T, B)
     U, S = np.zeros(T.shape, T.dtype, order="F"), np.zeros(T.shape, T.dtype, order="F")
     M = np.zeros(B.shape, B.dtype, order="F")
     if not eliminate(np.asfortranarray(T), B.copy(order="F"), U, S, M, discrete):
@@ -174,46 +173,73 @@ def _factor_of_pairs(T: HostArray, B: HostArray, time: TimeDomain) -> HostArray:
     U = hammarling_factor(triangle, inputs, time)
     for at, (_, q) in zip(pairs, forms, strict=True):
         U[at, at.start :] = q @ U[at, at.start :]
-        U[at, at], turn = scipy.linalg.rq(U[at, at], check_finite=False)
-        U[: at.start, at] = U[: at.start, at] @ adjoint(turn)
-    # U Uᴴ is real, so [Re U, Im U] is a factor too. A QR decomposition from the last row on makes it
-    # square and triangular.
+    # U Uᴴ is real, so [Re U, Im U] is a factor too, with zeros below the diagonal of Re U. A QR
+    # decomposition from the last row on makes it square and triangular.
     flipped = adjoint(U)[::-1, ::-1]
-    triangular, _, _, _ = lapack.dtpqrt(len(T), min(len(T), BLOCK), flipped.real, flipped.imag)
+    triangular, _, _, _ = lapack.dtpqrt(len(T) - 1, min(len(T), BLOCK), flipped.real, flipped.imag)
     return np.asarray(adjoint(triangular)[::-1, ::-1])
 
 
-def _triangular_factor(
-    T: HostArray, B: HostArray, *, discrete: bool
-) -> tuple[HostArray, HostArray, HostArray]:
-    """U, S and M by the recurrence of the module for blocks of one state, with Q a reflector."""
-    U, M, B = np.zeros_like(T), np.zeros_like(B), B.copy()
+def _continuous_block(T: HostArray, B: HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    """U, S and M in Python, a state or a pair of conjugate poles at a time."""
+    U, S, M, B = np.zeros_like(T), np.zeros_like(T), np.zeros_like(B), B.copy()
+    for first, last in reversed(diagonal_blocks(T, 1)):
+        at = slice(first, last)
+        factor = _state_factor if last - first == 1 else _pair_factor
+        U[at, at], S[at, at], M[at] = u, s, m = factor(T[at, at], B[at])
+        if first and u[-1, -1]:  # an unreachable state excites no other
+            F = -T[:first, at].dot(u) - B[:first].dot(adjoint(m))
+            U[:first, at] = X = solve_sylvester_column(T, [(0, first)], s, F)
+            B[:first] -= X.dot(m)
+        S[at, last:] = -m.dot(adjoint(M[last:]))
+    return U, S, M
+
+
+def _state_factor(T: HostArray, B: HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    """U, S and M of one state; S is free where nothing reaches it."""
+    size, row = _normalised(T[0, 0], B[0], discrete=False)
+    return np.full((1, 1), size), T if size else np.zeros((1, 1)), row[None]
+
+
+def _pair_factor(T: HostArray, B: HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    """U, S and M of a pair, all real.
+
+    With a pole λ the Gramian is (B Bᵀ + |λ|² T⁻¹ B Bᵀ T⁻ᵀ) / 4|Re λ|, so an RQ decomposition of
+    [B, |λ| T⁻¹ B] has U and M. S follows from S + Sᵀ + M Mᵀ = 0 and the corner of T U = U S.
+    """
+    (a, b), (c, d) = T.tolist()
+    pole = _pair_pole(T)
+    if not pole.real < 0.0:
+        raise _singular(discrete=False)
+    rows = np.concatenate([B, np.array([[d, -b], [-c, a]]) / abs(pole) @ B], axis=1)
+    Q, R = SCIPY.qr(adjoint(rows[::-1]))
+    if not R[0, 0]:
+        return np.zeros_like(T), np.zeros_like(T), np.zeros_like(B)
+    rate = 2.0 * math.sqrt(-pole.real)
+    M = rate * adjoint(Q[: B.shape[1], ::-1])
+    (first, both), (_, second) = (M @ adjoint(M)).tolist()
+    corner = c * R[1, 1] / R[0, 0]
+    S = np.array([[-0.5 * first, -both - corner], [corner, -0.5 * second]])
+    return np.array([[R[1, 1], R[0, 1]], [0.0, R[0, 0]]]) / rate, S, M
+
+
+def _discrete_block(T: HostArray, B: HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    """U, S and M of a triangular T in Python, a state at a time, with Q a reflector."""
+    U, S, M, B = np.zeros_like(T), np.diag(T.diagonal()), np.zeros_like(B), B.copy()
     trtrs = lapack.ztrtrs if np.iscomplexobj(T) else lapack.dtrtrs
     for k in range(len(T) - 1, -1, -1):
         pole, above = T[k, k], T[:k, :k]
-        U[k, k], m = _normalised(pole, B[k], discrete=discrete)
-        if not U[k, k]:  # an unreachable state excites no other
-            continue
-        M[k] = m
-        if not k:
-            break
-        driven, reached = U[k, k] * T[:k, k], B[:k] @ m.conj()
-        if discrete:
+        U[k, k], M[k] = size, m = _normalised(pole, B[k], discrete=True)
+        if not size:  # an unreachable state excites no other
+            S[k, k] = 1.0
+        elif k:
+            driven, reached = size * T[:k, k], B[:k] @ m.conj()
             shifted, right = np.eye(k) - np.conj(pole) * above, np.conj(pole) * driven + reached
-        else:
-            shifted, right = above + np.conj(pole) * np.eye(k), -(driven + reached)
-        U[:k, k], failed = trtrs(shifted, right)
-        if failed:
-            raise _singular(discrete=discrete)
-        if discrete:
-            size, phase = abs(pole), _phase(pole)
-            driven = phase * (above @ U[:k, k] + driven) + reached / (1.0 + size)
+            U[:k, k], failed = trtrs(shifted, right)
+            if failed:
+                raise _singular(discrete=True)
+            driven = _phase(pole) * (above @ U[:k, k] + driven) + reached / (1.0 + abs(pole))
             B[:k] -= np.outer(driven, m)
-        else:
-            B[:k] -= np.outer(U[:k, k], m)
-    S = np.diag(np.where(U.diagonal(), T.diagonal(), float(discrete)))
-    if not discrete:
-        return U, S - np.triu(M @ adjoint(M), 1), M
     for k in range(1, len(T)):  # rows above, in terms of state k and the inputs to it
         inner = M[:k] @ M[k].conj()
         S[:k, k] = -np.conj(_phase(S[k, k])) * inner
@@ -243,17 +269,24 @@ def _normalised(pole: complex, row: HostArray, *, discrete: bool) -> tuple[float
     return largest * norm / rate, row / largest * (rate / norm)
 
 
-def _pair_schur(T: HostArray) -> tuple[HostArray, HostArray]:
-    """Complex Schur form of a pair, and its unitary basis; the real part of the poles is not rounded."""
+def _pair_pole(T: HostArray) -> complex:
+    """That of positive imaginary part of a pair; its real part is not rounded."""
     (a, b), (c, d) = T.tolist()
     half = 0.5 * (a - d)
-    imag = math.sqrt(max(-(half * half + b * c), 0.0))
-    pole = complex(0.5 * (a + d), imag)
+    if half == 0.0:  # the form that LAPACK has
+        return complex(a, math.sqrt(abs(b)) * math.sqrt(abs(c)))
+    return complex(0.5 * (a + d), math.sqrt(max(-(half * half + b * c), 0.0)))
+
+
+def _pair_schur(T: HostArray) -> tuple[HostArray, HostArray]:
+    """Complex Schur form of a pair, and its unitary basis with an imaginary corner."""
+    (a, b), (c, d) = T.tolist()
+    half, pole = 0.5 * (a - d), _pair_pole(T)
     # Eigenvector from the row with the larger entries.
     x, y = (b, pole - a) if abs(b) >= abs(c) else (pole - d, c)
     size = math.hypot(abs(x), abs(y))
-    x, y = x / size, y / size
-    q = np.array([[x, -complex(y).conjugate()], [y, complex(x).conjugate()]])
+    x, y = x / size * (1j * abs(y) / y), 1j * abs(y) / size
+    q = np.array([[x, y], [y, x.conjugate()]])
     # What the poles have in common couples nothing, and its rounding need not.
     coupling = q[:, 0].conj() @ np.array([[half, b], [c, -half]]) @ q[:, 1]
     return np.array([[pole, coupling], [0.0, pole.conjugate()]]), q
