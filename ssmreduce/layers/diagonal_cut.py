@@ -20,14 +20,14 @@ from ssmreduce.gramians.batch import map_parts
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced_batch import BalancedBatch
 from ssmreduce.reduction.balanced_diagonal import balanced_systems
-from ssmreduce.reduction.balanced_system import BalancedSystem
+from ssmreduce.reduction.balanced_system import BalancedSystem, no_response
 from ssmreduce.reduction.batch import assemble
-from ssmreduce.reduction.order import FixedOrder, OrderRule, as_rule
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
+from ssmreduce.systems.transform import SlotMap, diagonalise
 
 _SAFE_SHARE = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
@@ -121,12 +121,15 @@ def diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
     """
     if isinstance(part.original, DiagonalStateSpace):
         return part.truncate(rule)
-    rank = part.check_rank()
+    rank = part.rank
+    if rank == 0:
+        raise no_response()
     limit = 2 * rank
     wanted = min(rule.choose(part.hsv), rank)
     if isinstance(rule, FixedOrder):
         limit, wanted = rule.order, min(2 * rule.order, rank)
-    part.check_bound(rule, wanted)
+    if isinstance(rule, ErrorBound):
+        part.check_bound(rule, wanted)
     bounds = error_bounds(part.hsv)
     eps = float(np.finfo(np.float64).eps)
     best: tuple[float, Reduction] | None = None
@@ -158,7 +161,7 @@ def _cuts_that_fit(
         except SSMReduceError:  # a cut between nearly equal values that came out unstable
             continue
         A = cut.system.to_dense().A
-        if slots_needed(np.linalg.eigvals(A), real=True) <= limit:
+        if np.count_nonzero(np.linalg.eigvals(A).imag >= 0.0) <= limit:
             yield order, cut, A
 
 
@@ -166,8 +169,7 @@ def in_slots(system: System, slot_map: SlotMap, B: HostArray, C: HostArray) -> D
     """A system in the stored states of its diagonal form, from B and C in the states of a dense one."""
     return DiagonalStateSpace(
         slot_map.eigenvalues,
-        slot_map.input_matrix(B),
-        slot_map.output_matrix(C),
+        *slot_map.ports(B, C),
         system.D,
         time=system.time,
         real_output=True,

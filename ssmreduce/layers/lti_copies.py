@@ -91,10 +91,11 @@ def _copied_part(
             f"projected like the model it has a pole with |λ| = {np.abs(own.eigenvalues).max():.6g}; "
             "expected poles inside of the unit circle. Cut later, when copy and model are closer."
         )
+    B, C = own.ports(adjoint(W) @ B, C @ T)
     reduced = DiagonalStateSpace(
         own.eigenvalues,
-        own.input_matrix(adjoint(W) @ B),
-        own.output_matrix(C @ T) + change / scale,
+        B,
+        C + change / scale,
         system.D,
         time=system.time,
         real_output=True,

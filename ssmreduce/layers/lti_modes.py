@@ -86,7 +86,7 @@ def _modes(system: StateSpace) -> SlotMap:
             f"{_LARGEST_CONDITION:.2g}: rounding does not tell its modes apart. Try another method, or "
             "train on."
         )
-    b = modes.input_matrix(system.B)[:, 0]
+    b = modes.ports(system.B, system.C)[0][:, 0]
     usual = np.sqrt(np.abs(1.0 - np.abs(modes.eigenvalues) ** 2))
     return modes.rescaled(np.where(b == 0.0, 1.0, usual) / np.where(b == 0.0, 1.0, b))
 

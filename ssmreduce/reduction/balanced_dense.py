@@ -10,8 +10,8 @@ from ssmreduce._poles import are_stable
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.errors import OrderError
 from ssmreduce.hankel import rank_tolerance
-from ssmreduce.reduction.balanced_system import BalancedSystem, check_still_stable
-from ssmreduce.reduction.order import FixedOrder, OrderRule
+from ssmreduce.reduction.balanced_system import BalancedSystem, check_still_stable, no_response
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.state_space import StateSpace
 
@@ -57,7 +57,9 @@ class BalancedDense(BalancedSystem):
 
     def available(self, order: int) -> int:
         """`order`, or the numerical rank if that is lower."""
-        return min(order, self.check_rank())
+        if self.rank == 0:
+            raise no_response()
+        return min(order, self.rank)
 
     def budget_values(self) -> HostArray:
         """Hankel singular values."""
@@ -105,7 +107,9 @@ class BalancedDense(BalancedSystem):
         n = self.hsv.size
         if n == 0:
             return 0, 0
-        rank = self.check_rank()
+        rank = self.rank
+        if rank == 0:
+            raise no_response()
         wanted = rule.choose(self.hsv)
         if isinstance(rule, FixedOrder) and wanted > rank:
             raise OrderError(
@@ -114,6 +118,6 @@ class BalancedDense(BalancedSystem):
                 "HankelMass(0.99)."
             )
         order = min(wanted, rank)
-        if order < n:
+        if order < n and isinstance(rule, ErrorBound):
             self.check_bound(rule, order)
         return order, wanted

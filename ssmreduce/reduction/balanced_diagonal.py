@@ -18,14 +18,14 @@ from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.hankel import BalancedFactors, balance_every, tail_bounds
 from ssmreduce.reduction.balanced_dense import BalancedDense
-from ssmreduce.reduction.balanced_system import BalancedSystem
+from ssmreduce.reduction.balanced_system import BalancedSystem, no_response
 from ssmreduce.reduction.batch import single_systems
-from ssmreduce.reduction.dc_matching import ShiftedSystem, are_invertible
-from ssmreduce.reduction.order import FixedOrder, OrderRule
+from ssmreduce.reduction.dc_matching import are_invertible
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.systems.transform import SlotMap, diagonalise, slots_needed
+from ssmreduce.systems.transform import SlotMap, diagonalise
 
 _DIAGONALISATION_FACTOR = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
@@ -80,8 +80,13 @@ class BalancedDiagonal(BalancedSystem):
     original: DiagonalStateSpace
     host: DiagonalStateSpace
 
-    def truncate(self, rule: OrderRule) -> Reduction:
+    def truncate(
+        self, rule: OrderRule, *, match_dc: bool = False, invertible: bool = False
+    ) -> Reduction:
         """Cut to the order that `rule` chooses, or the nearest below that fits and is safe.
+
+        With `match_dc` each order has a dense system of its own, which keeps the DC gain; where `invertible`
+        its poles are not 0. Otherwise those of lower orders are leading blocks of one.
 
         Raises
         ------
@@ -90,10 +95,39 @@ class BalancedDiagonal(BalancedSystem):
         NoConvergenceError
             If no order nearby has a stable diagonal form.
         """
-        return _DiagonalCut(self).to(rule)
+        host, target = self.host, self.target(rule)
+        if target is None:
+            return self.unchanged()
+        order, state = target.order, None
+        if not match_dc:
+            W, T = self.projections(order)
+            state = adjoint(W) @ host.applied(T)
+        # Real poles come and go with the order, so every one is tried; order `limit` always fits. One
+        # eigenvalue problem per try: few, unless most poles are real.
+        while order > target.limit:
+            pattern = self._pattern(order) if state is None else state[:order, :order]
+            if np.count_nonzero(np.linalg.eigvals(pattern).imag >= 0.0) <= target.limit:
+                break
+            order -= 1
+        order, slot_map = self._safest_map(order, target.limit, state, invertible)
+        if slot_map.eigenvalues.size >= host.order:
+            return self.unchanged()
+        if isinstance(rule, ErrorBound):
+            self.check_bound(rule, order)
+        W, T = self.projections(order)
+        if match_dc:
+            matched, method = self.matched(order), "DC matching"
+            B, C, D = matched.B, matched.C, matched.D.copy()
+        else:
+            (B, C), method = host.ports(), "balanced truncation"
+            B, C, D = adjoint(W) @ B, C @ T, host.D
+        reduced, slot_map = stored_system(host, slot_map, B, C, D)
+        return self.report(reduced, order, target.wanted, (W, T), slot_map, method)
 
     def target(self, rule: OrderRule) -> Target | None:
         """What `rule` aims at; None if nothing is to be cut."""
+        if self.hsv.size == 0:
+            return None
         if isinstance(rule, FixedOrder):
             limit = rule.order
             wanted = 2 * limit if self.original.real_output else limit
@@ -101,7 +135,9 @@ class BalancedDiagonal(BalancedSystem):
                 return None
         else:
             limit = wanted = rule.choose(self.hsv)
-        order = min(wanted, self.check_rank())
+        if self.rank == 0:
+            raise no_response()
+        order = min(wanted, self.rank)
         return Target(order, limit, wanted) if order < self.hsv.size else None
 
     def available(self, order: int) -> int:
@@ -113,85 +149,37 @@ class BalancedDiagonal(BalancedSystem):
         return self.hsv[::2] if self.original.real_output else self.hsv
 
     def _match_dc(self, rule: OrderRule, *, invertible: bool) -> Reduction:
-        return _DCMatchingCut(self).to(rule, invertible=invertible)
+        return self.truncate(rule, match_dc=True, invertible=invertible)
 
+    def _pattern(self, order: int) -> HostArray:
+        """A matrix with as many real poles as the system of this order with the same DC gain.
 
-class _DiagonalCut:
-    """Truncates a balanced diagonal system and makes the result diagonal again."""
-
-    method = "balanced truncation"
-
-    def __init__(self, balanced: BalancedDiagonal) -> None:
-        self._balanced = balanced
-        self._host = balanced.host
-        self._state: HostArray = np.zeros((0, 0))
-
-    def to(self, rule: OrderRule, *, invertible: bool = False) -> Reduction:
-        """Cut to the order that `rule` chooses; where `invertible` to poles other than 0."""
-        host, balanced = self._host, self._balanced
-        stored = host.order
-        if stored == 0:
-            return balanced.unchanged()
-        target = balanced.target(rule)
-        if target is None:
-            return balanced.unchanged()
-        real_order = self._largest_fit(target.order, target.limit)
-        real_order, slot_map = self._safest_map(real_order, target.limit, invertible)
-        if slot_map.order >= stored:
-            return balanced.unchanged()
-        balanced.check_bound(rule, real_order)
-        W, T = balanced.projections(real_order)
-        B, C, D = self._ports(real_order, W, T)
-        reduced, slot_map = stored_system(host, slot_map, B, C, D)
-        return balanced.report(reduced, real_order, target.wanted, (W, T), slot_map, self.method)
-
-    def _dense_state(self, real_order: int) -> HostArray:
-        """Wᴴ A T of this order: a leading block of that of any larger one."""
-        if real_order > len(self._state):
-            W, T = self._balanced.projections(real_order)
-            self._state = adjoint(W) @ self._host.applied(T)
-        return self._state[:real_order, :real_order]
-
-    def _pattern(self, real_order: int) -> HostArray:
-        """A matrix with as many real poles as the dense system of this order."""
-        return self._dense_state(real_order)
-
-    def _ports(
-        self, real_order: int, W: HostArray, T: HostArray
-    ) -> tuple[HostArray, HostArray, HostArray]:
-        """B, C and D of the dense system of this order."""
-        B, C = self._host.ports()
-        return adjoint(W) @ B, C @ T, self._host.D
-
-    def _largest_fit(self, real_order: int, limit: int) -> int:
-        """Largest order, at most `real_order`, whose poles fit `limit` stored states.
-
-        Real poles come and go with the order, so every one is tried; order `limit` always fits. One
-        eigenvalue problem per try: few, unless most poles are real.
+        (A - s)⁻¹ by the inverse of S, unless it overflows.
         """
-        while real_order > limit:
-            poles = np.linalg.eigvals(self._pattern(real_order))
-            if slots_needed(poles, real=self._host.real_output) <= limit:
-                break
-            real_order -= 1
-        return real_order
+        M = self.followers(order).inverse
+        return M if np.all(np.isfinite(M)) else self.matched(order).A
 
-    def _safest_map(self, real_order: int, limit: int, invertible: bool) -> tuple[int, SlotMap]:
-        """The order, at most `real_order`, whose bound and eigenvector rounding are least together.
+    def _safest_map(
+        self, order: int, limit: int, state: HostArray | None, invertible: bool
+    ) -> tuple[int, SlotMap]:
+        """The order, at most `order`, whose bound and eigenvector rounding are least together.
 
         Rounding is estimated as eps · condition · 2 Σσ. The given order is taken at once if that is
-        below a tenth of its truncation bound, or of the square root of eps.
+        below a tenth of its truncation bound, or of the square root of eps. Poles are stable, but for a
+        system that was balanced within a horizon.
         """
-        bounds = tail_bounds(self._balanced.hsv)
+        bounds = tail_bounds(self.hsv)
         best: tuple[float, int, SlotMap] | None = None
-        for candidate in range(real_order, max(real_order - _NEARBY_ORDERS, 1) - 1, -1):
-            slot_map = diagonalise(self._dense_state(candidate), real=self._host.real_output)
-            if (
-                slot_map is None
-                or slot_map.is_pair.size > limit
-                or not self._storable(slot_map, invertible)
-            ):
+        for candidate in range(order, max(order - _NEARBY_ORDERS, 1) - 1, -1):
+            A = self.matched(candidate).A if state is None else state[:candidate, :candidate]
+            slot_map = diagonalise(A, real=self.host.real_output)
+            if slot_map is None or slot_map.is_pair.size > limit:
                 continue
+            if self.horizon is None:
+                poles = slot_map.eigenvalues
+                stable = np.isfinite(poles) & (self.host.time.distance(poles) > 0.0)
+                if not np.all(stable) or (invertible and not are_invertible(poles)):
+                    continue
             total = float(bounds[candidate] + _EPS * slot_map.condition * bounds[0])
             if best is None or total < best[0]:
                 best = total, candidate, slot_map
@@ -199,43 +187,11 @@ class _DiagonalCut:
                 break
         if best is None:
             raise NoConvergenceError(
-                f"truncated to order {real_order}, or to one of the {_NEARBY_ORDERS} orders below, "
+                f"truncated to order {order}, or to one of the {_NEARBY_ORDERS} orders below, "
                 "the system has no stable diagonal form; expected distinct poles. "
                 "Try another order."
             )
         return best[1], best[2]
-
-    def _storable(self, slot_map: SlotMap, invertible: bool) -> bool:
-        """Whether the poles are stable; within a horizon they need not be."""
-        if self._balanced.horizon is not None:
-            return True
-        poles = slot_map.eigenvalues
-        if not np.all(np.isfinite(poles)) or (invertible and not are_invertible(poles)):
-            return False
-        return bool(np.all(self._host.time.inside(poles)))
-
-
-class _DCMatchingCut(_DiagonalCut):
-    """The same with the dense system that keeps the DC gain; each order has one of its own."""
-
-    method = "DC matching"
-
-    def _matched(self, real_order: int) -> ShiftedSystem:
-        return self._balanced.matched(real_order)
-
-    def _dense_state(self, real_order: int) -> HostArray:
-        return self._matched(real_order).A
-
-    def _pattern(self, real_order: int) -> HostArray:
-        """(A - s)⁻¹ by the inverse of S, unless it overflows."""
-        M = self._balanced.followers(real_order).inverse
-        return M if np.all(np.isfinite(M)) else self._dense_state(real_order)
-
-    def _ports(
-        self, real_order: int, W: HostArray, T: HostArray
-    ) -> tuple[HostArray, HostArray, HostArray]:
-        matched = self._matched(real_order)
-        return matched.B, matched.C, matched.D.copy()
 
 
 def eigenvectors_are_safe(slot_map: SlotMap, bounds: HostArray, order: int) -> HostArray:
@@ -251,15 +207,25 @@ def stored_system(
     """The diagonal form of a dense system that `host` was cut to, and the map to its stored states.
 
     The size of a stored state is free, see `usual_sizes`. So is its phase, of which eigenvectors of a
-    rounded matrix say nothing: the leading entry of b is real and positive.
+    rounded matrix say nothing: the first entry of b that is at least half the largest is real and positive.
+    Rounding then decides only where an entry is half the largest, and not where symmetry makes two equal.
     """
-    B, C = slot_map.input_matrix(B), slot_map.output_matrix(C)
-    scale = usual_sizes(host, slot_map.eigenvalues, B, C) / _leading_phase(B)
-    reduced = host.replace(
-        eigenvalues=slot_map.eigenvalues,
-        B=B * scale[..., :, None],
-        C=C / scale[..., None, :],
-        D=D,
+    B, C = slot_map.ports(B, C)
+    scale = usual_sizes(host, slot_map.eigenvalues, B, C)
+    if B.shape[-1]:
+        sizes = np.abs(B)
+        first = np.argmax(2.0 * sizes >= sizes.max(axis=-1, keepdims=True), axis=-1)
+        leading = np.take_along_axis(B, first[..., None], axis=-1)[..., 0]
+        leading = np.where(leading == 0.0, 1.0, leading)
+        scale = scale / (leading / np.abs(leading))  # exactly 1 or -1 for a real one
+    reduced = DiagonalStateSpace(
+        slot_map.eigenvalues,
+        B * scale[..., :, None],
+        C / scale[..., None, :],
+        D,
+        time=host.time,
+        real_output=host.real_output,
+        read_after_update=host.read_after_update,
     )
     return reduced, slot_map.rescaled(scale)
 
@@ -274,42 +240,25 @@ def usual_sizes(
     """
     if 0 in eigenvalues.shape:
         return np.ones(eigenvalues.shape)
-    b, c, usual = _norms(B, -1), _norms(C, -2), _norms(host.C, -2)
+    norms, medians = [], []
+    for matrix, axis in ((B, -1), (C, -2), (host.C, -2)):
+        # In units of the largest entries squares neither over- nor underflow.
+        largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
+        units = np.where(largest > 0.0, largest, 1.0)
+        norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
+    b, c, usual = norms
     decay = np.abs(host.time.decay(host.time.distance(eigenvalues)))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         carried = np.sqrt(b) * np.sqrt(c) / decay**0.25
-        scale = _median(carried) / _median(usual) * (np.sqrt(c) / np.sqrt(b) * decay**0.25)
+        for values in (carried, usual):
+            # Over what is finite and above 0; nan where nothing is.
+            usable = np.isfinite(values) & (values > 0.0)
+            count = usable.sum(axis=-1, keepdims=True)
+            ordered = np.sort(np.where(usable, values, np.inf), axis=-1)
+            low, high = (
+                np.take_along_axis(ordered, np.maximum(k, 0), axis=-1)
+                for k in ((count - 1) // 2, count // 2)
+            )
+            medians.append(np.where(count > 0, 0.5 * low + 0.5 * high, np.nan))
+        scale = medians[0] / medians[1] * (np.sqrt(c) / np.sqrt(b) * decay**0.25)
     return np.where(np.isfinite(scale) & (scale > 0.0), scale, 1.0)
-
-
-def _norms(matrix: HostArray, axis: int) -> HostArray:
-    """Those of rows or columns; in units of the largest entries squares neither over- nor underflow."""
-    largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
-    units = np.where(largest > 0.0, largest, 1.0)
-    return np.asarray(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
-
-
-def _median(values: HostArray) -> HostArray:
-    """Of the last axis, over what is finite and above 0; nan where nothing is."""
-    usable = np.isfinite(values) & (values > 0.0)
-    count = usable.sum(axis=-1, keepdims=True)
-    ordered = np.sort(np.where(usable, values, np.inf), axis=-1)
-    low, high = (
-        np.take_along_axis(ordered, np.maximum(k, 0), axis=-1)
-        for k in ((count - 1) // 2, count // 2)
-    )
-    return np.where(count > 0, 0.5 * low + 0.5 * high, np.nan)
-
-
-def _leading_phase(B: HostArray) -> HostArray:
-    """Phase of the first entry of each row that is at least half the largest; 1 for rows of zeros.
-
-    Rounding then decides only where an entry is half the largest, and not where symmetry makes two equal.
-    """
-    if B.shape[-1] == 0:
-        return np.ones(B.shape[:-1])
-    sizes = np.abs(B)
-    first = np.argmax(2.0 * sizes >= sizes.max(axis=-1, keepdims=True), axis=-1)
-    leading = np.take_along_axis(B, first[..., None], axis=-1)[..., 0]
-    leading = np.where(leading == 0.0, 1.0, leading)
-    return np.asarray(leading / np.abs(leading))  # exactly 1 or -1 of a real one

@@ -56,6 +56,14 @@ def check_still_stable(reduced: System, advice: str, *, kept: int = 0) -> None:
         check_stable_system(reduced, advice, name=name)
 
 
+def no_response() -> OrderError:
+    """Return the error for a system of rank zero."""
+    return OrderError(
+        "all Hankel singular values are zero: no state is both reachable and observable; "
+        "expected a system that responds to its input. Look at `B` and `C`."
+    )
+
+
 class BalancedSystem(ABC):
     """One system (no batch axes) with its balanced factors, ready for any number of cuts."""
 
@@ -160,25 +168,15 @@ class BalancedSystem(ABC):
         order = self.original.real_order
         return self.report(self.original, order, order, (None, None))
 
-    def check_rank(self) -> int:
-        """Return the numerical rank; raise `OrderError` if it is zero."""
-        if self.rank == 0:
+    def check_bound(self, rule: ErrorBound, real_order: int) -> None:
+        """Raise `UnreachableToleranceError` if the bound is missed; refuse a rule where none is known."""
+        if self.horizon is not None or self.weighting is not None:
+            weighting = "a band or weights" if self.horizon is None else "a horizon"
             raise OrderError(
-                "all Hankel singular values are zero: no state is both reachable and observable; "
-                "expected a system that responds to its input. Look at `B` and `C`."
+                f"`order` is an ErrorBound but the system was balanced for {weighting}; expected a rule "
+                "without a promise: no theorem bounds that error. Try HankelMass(0.99), then verify()."
             )
-        return self.rank
-
-    def check_bound(self, rule: OrderRule, real_order: int) -> None:
-        """Raise `UnreachableToleranceError` if an `ErrorBound` is missed; refuse one where none is known."""
-        if isinstance(rule, ErrorBound):
-            if self.horizon is not None or self.weighting is not None:
-                weighting = "a band or weights" if self.horizon is None else "a horizon"
-                raise OrderError(
-                    f"`order` is an ErrorBound but the system was balanced for {weighting}; expected a rule "
-                    "without a promise: no theorem bounds that error. Try HankelMass(0.99), then verify()."
-                )
-            rule.check(self.hsv, float(tail_bounds(self.hsv)[real_order]))
+        rule.check(self.hsv, float(tail_bounds(self.hsv)[real_order]))
 
     def report(
         self,

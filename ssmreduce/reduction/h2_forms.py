@@ -100,7 +100,7 @@ def _written_diagonal(reduced: StateSpace, host: DiagonalStateSpace) -> Diagonal
     if slot_map is None:
         return None
     poles = slot_map.eigenvalues
-    B, C = slot_map.input_matrix(reduced.B), slot_map.output_matrix(reduced.C)
+    B, C = slot_map.ports(reduced.B, reduced.C)
     if isinstance(host.time, Discrete):
         poles, B = (1.0 + poles) / (1.0 - poles), np.sqrt(2.0) * B / (1.0 - poles)[:, None]
     into, out = np.linalg.norm(B, axis=1), np.linalg.norm(C, axis=0)

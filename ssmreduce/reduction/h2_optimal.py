@@ -46,7 +46,6 @@ from ssmreduce.reduction.h2_plant import (
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
-from ssmreduce.systems.transform import slots_needed
 
 _ROUNDING = 4.0
 """Errors within 4 n eps ‖G‖_H2 of each other are taken as equal: a few roundings per entry of Ĉ Z."""
@@ -209,8 +208,10 @@ def _usable_error(iterate: Iterate, limit: int | None) -> float:
     real = isinstance(plant, DiagonalPlant) and plant.real_output
     if limit is None or iterate.previous is None:
         return iterate.error
-    fits = slots_needed(iterate.reduced.poles(), real=real) <= limit
-    return iterate.error if fits else np.inf
+    poles = iterate.reduced.poles()
+    # Of a real system a conjugate pair takes one stored state.
+    slots = np.count_nonzero(poles.imag >= 0.0) if real else poles.size
+    return iterate.error if slots <= limit else np.inf
 
 
 def _result(

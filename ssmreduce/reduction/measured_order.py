@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from ssmreduce.errors import SSMReduceError
-from ssmreduce.reduction.balanced_system import BalancedSystem
+from ssmreduce.reduction.balanced_system import BalancedSystem, no_response
 from ssmreduce.reduction.balanced_unstable import Reducible
 from ssmreduce.reduction.order import FixedOrder, MeasuredError, OrderRule
 from ssmreduce.reduction.report import Reduction
@@ -31,7 +31,8 @@ def smallest_cut(
         balanced, whole = part.stable, cut(FixedOrder(max(part.available(n), 1)))
     if balanced is None or balanced.original.order == 0:
         return whole
-    balanced.check_rank()
+    if balanced.rank == 0:
+        raise no_response()
     tolerance = rule.relative * float(to_nothing(balanced.unchanged()).measured())
 
     def attempt(order: int) -> Reduction | None:

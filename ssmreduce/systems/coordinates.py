@@ -150,7 +150,7 @@ def diagonalised(system: System) -> DiagonalStateSpace:
     real = not is_complex(host)
     slot_map = _eigenvectors(host, real=real)
     with np.errstate(over="ignore", invalid="ignore"):
-        B, C = slot_map.input_matrix(host.B), slot_map.output_matrix(host.C)
+        B, C = slot_map.ports(host.B, host.C)
     return DiagonalStateSpace(
         slot_map.eigenvalues,
         _in_range(B),
@@ -220,7 +220,7 @@ def real_form(system: System) -> StateSpace:
         slot_map = _eigenvectors(host, real=False)
         poles, condition = slot_map.eigenvalues, float(slot_map.condition)
         with np.errstate(over="ignore", invalid="ignore"):
-            B, C = slot_map.input_matrix(host.B), slot_map.output_matrix(host.C)
+            B, C = slot_map.ports(host.B, host.C)
         B, C = _in_range(B), _in_range(C)
     tolerance = _PAIRING * singularity(host.order) * condition
     if np.abs(host.D.imag).max(initial=0.0) > tolerance * np.abs(host.D).max(initial=0.0):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._array_libraries import HostArray, adjoint, namespace, product_of
+from ssmreduce._array_libraries import HostArray, adjoint, product_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +45,10 @@ class SlotMap:
         """Number of stored states r."""
         return int(self.eigenvalues.shape[-1])
 
-    def input_matrix(self, B: HostArray) -> HostArray:
-        """Return B' = S B, shape (r, m)."""
-        product: HostArray = product_of(self.inverse, B)
-        return product
-
-    def output_matrix(self, C: HostArray) -> HostArray:
-        """Return C' = C V with doubled columns for pairs, shape (p, r)."""
-        product = product_of(C, self.vectors)
-        doubled: HostArray = namespace(product).where(
-            self.is_pair[..., None, :], 2.0 * product, product
-        )
-        return doubled
+    def ports(self, B: HostArray, C: HostArray) -> tuple[HostArray, HostArray]:
+        """Return B' = S B, shape (r, m), and C' = C V with doubled columns for pairs, shape (p, r)."""
+        doubled = product_of(C, self.vectors) * (1.0 + self.is_pair[..., None, :])
+        return product_of(self.inverse, B), doubled
 
     def in_units(self, units: HostArray) -> SlotMap:
         """Return the map to states multiplied by `units`, shape (R, 1)."""
@@ -87,13 +79,6 @@ class SlotMap:
             self.is_pair[index],
             np.asarray(self.condition)[index],
         )
-
-
-def slots_needed(poles: HostArray, *, real: bool) -> int:
-    """Stored states that the poles of a dense system take: a real system's pairs take one."""
-    if not real:
-        return int(poles.size)
-    return int(np.sum(poles.imag >= 0))
 
 
 def diagonalise(A: HostArray, *, real: bool) -> SlotMap | None:

@@ -199,7 +199,7 @@ def check_slot_map(system: Any, reduction: Any) -> None:
     reduced = reduction.system
     scale = np.linalg.norm(W, 2) * np.linalg.norm(T, 2) * slots.condition
     allowed = C_ROUNDING * len(W) * EPS * scale
-    B, C = slots.input_matrix(adjoint(W) @ dense.B), slots.output_matrix(dense.C @ T)
+    B, C = slots.ports(adjoint(W) @ dense.B, dense.C @ T)
     assert np.abs(reduced.B - B).max() <= allowed * np.abs(B).max()
     assert np.abs(reduced.C - C).max() <= allowed * np.abs(C).max()
 
