@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import pickle
 import re
@@ -314,7 +315,7 @@ def snapshots_of(module: dict[str, Any]) -> tuple[Any, Any]:
             made = copy.deepcopy(model)
             for name, value in snapshot["model"].items():
                 *path, last = name.split(".")
-                setattr(self.at(made, path), last, value.copy())
+                setattr(functools.reduce(getattr, path, made), last, value.copy())
             return Prepared(made, opt_state)
 
     class Odd(Watched):

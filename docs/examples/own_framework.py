@@ -17,24 +17,16 @@ class Part:
 
 class Parts(Framework):
     def find(self, model, path=()):
-        yield path, model
+        arrays = {k: x for k, x in vars(model).items() if isinstance(x, np.ndarray)}
+        yield path, model, {k: x.ndim for k, x in arrays.items()}
         for name, part in vars(model).items():
             if isinstance(part, Part):
                 yield from self.find(part, (*path, name))
 
-    def at(self, model, path):
-        return functools.reduce(getattr, path, model)
-
-    def array_axes(self, layer):
-        return {k: x.ndim for k, x in vars(layer).items() if isinstance(x, np.ndarray)}
-
-    def arrays(self, layer, names):
-        return {k: getattr(layer, k) for k in names}
-
     def prepared(self, model, changes, opt_state, moments):
         model = copy.deepcopy(model)
         for change in changes:
-            layer = self.at(model, change.handle.path)
+            layer = functools.reduce(getattr, change.handle.path, model)
             vars(layer).update(self.like(change.handle.arrays, change.values))
         return Prepared(model, opt_state)
 

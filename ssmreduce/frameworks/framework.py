@@ -42,7 +42,7 @@ class Framework(ABC):
     maps_batches : bool
         Whether models may take one sequence, and whoever runs them maps them over a batch.
     side_by_side : bool
-        Whether `array_axes` knows no arrays of objects inside of a layer.
+        Whether `find` yields no arrays of objects inside of a layer with those of the layer.
 
     Notes
     -----
@@ -79,9 +79,9 @@ class Framework(ABC):
     >>> from ssmreduce.frameworks.current import framework_of
     >>> layer = torch.nn.Linear(2, 3)
     >>> framework = framework_of(layer)
-    >>> framework.array_axes(layer)
-    {'weight': 2, 'bias': 1}
-    >>> framework.on_host(framework.arrays(layer, ["bias"]))["bias"].dtype
+    >>> framework.unwrapped(layer)
+    (Linear(in_features=2, out_features=3, bias=True), {'weight': 2, 'bias': 1})
+    >>> framework.on_host({"bias": layer.bias})["bias"].dtype
     dtype('float64')
     """
 
@@ -91,33 +91,28 @@ class Framework(ABC):
     # --- Layers and their arrays
 
     @abstractmethod
-    def find(self, model: Any) -> Iterator[tuple[Path, Any]]:
-        """Yield key path and object of each part of a model that may be a layer.
+    def find(self, model: Any) -> Iterator[tuple[Path, Any, dict[str, int]]]:
+        """Yield each part of a model that may be a layer, before the parts inside it.
 
-        What is inside of a part comes right after it, with key paths that begin with that of the part.
+        Yields
+        ------
+        path : tuple
+            Key path; those of the parts inside begin with it.
+        part : object
+            What is there. It has its arrays as attributes, or is a mapping of them.
+        axes : dict
+            Names of the arrays that it holds itself, and their numbers of axes.
         """
-
-    @abstractmethod
-    def at(self, model: Any, path: Path) -> Any:
-        """Return the object at a key path."""
 
     def path_name(self, path: Path) -> str:
         """Return a key path as it reads in code, ``model`` for the model itself."""
         return ".".join(map(str, path)) or "model"
 
-    @abstractmethod
-    def array_axes(self, layer: Any) -> dict[str, int]:
-        """Return the names of the arrays that `layer` itself holds, and their numbers of axes."""
-
-    def unwrapped(self, layer: Any) -> Any:
-        """Return the only layer inside of wrappers that hold no array of their own, or `layer`
-        itself.
+    def unwrapped(self, layer: Any) -> tuple[Any, dict[str, int]]:
+        """Return the only layer inside of wrappers that hold no array of their own, or `layer` itself, and
+        the axes of its arrays as `find` yields them.
         """
-        return layer
-
-    @abstractmethod
-    def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Array]:
-        """Return the named arrays as the layer holds them."""
+        return next(((part, axes) for _, part, axes in self.find(layer)), (layer, {}))
 
     def on_host(self, arrays: Mapping[str, Array]) -> dict[str, HostArray]:
         """Return `arrays` at double precision on the host; tracers of JAX as they are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -91,7 +92,10 @@ class LayerHandle:
     @cached_property
     def arrays(self) -> dict[str, Array]:
         """The same as the object holds them, a part of them or traced maybe."""
-        return self.framework.arrays(self.layer, self.kind.names())
+        names, layer = self.kind.names(), self.layer
+        if isinstance(layer, Mapping):
+            return {name: layer[name] for name in names}
+        return {name: attrgetter(name)(layer) for name in names}
 
     @property
     def order(self) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -31,29 +30,26 @@ from ssmreduce.frameworks.framework import Framework, Snapshot, listed
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moment, read_moment, written_moment
 from ssmreduce.frameworks.transaction import Prepared
-from ssmreduce.layers.layer import PlainArrays
 
 _LAST = re.compile(r"^(?:(.*)[./])?([^./]*)$")
 """The name of a layer and that of its weight."""
 
 
-@dataclass(frozen=True, eq=False)
-class ArrayGroup(PlainArrays):
-    """The arrays whose names differ in the last part alone: maybe a layer.
+class ArrayGroup(dict[str, Array]):
+    """The arrays whose names differ in the last part alone, by this part: maybe a layer.
 
     Attributes
     ----------
-    arrays : dict
-        By the last part of their names.
     names : dict of str to str
         Their whole names.
     model : mapping
         Where they are.
     """
 
-    arrays: dict[str, Array]
-    names: dict[str, str]
-    model: Mapping[str, Any]
+    def __init__(self, model: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.names: dict[str, str] = {}
+        self.model = model
 
 
 @final
@@ -62,39 +58,23 @@ class MappingFramework(Framework):
 
     side_by_side = True
 
-    def find(self, model: Any) -> Iterator[tuple[Path, Any]]:
+    def find(self, model: Any) -> Iterator[tuple[Path, Any, dict[str, int]]]:
         """Yield groups of arrays."""
         for prefix, group in _groups(model).items():
-            yield (prefix,), group
+            yield (prefix,), group, {name: array.ndim for name, array in group.items()}
 
-    def at(self, model: Any, path: Path) -> Any:
-        """Return the arrays of a layer by name."""
-        return _groups(model)[path[0]].arrays
-
-    def path_name(self, path: Path) -> str:
-        """Return the part that names begin with."""
-        return ".".join(filter(None, path)) or "model"
-
-    def array_axes(self, layer: Any) -> dict[str, int]:
-        """Look at a group."""
-        return {name: array.ndim for name, array in layer.arrays.items()}
-
-    def unwrapped(self, layer: Any) -> Any:
+    def unwrapped(self, layer: Any) -> tuple[Any, dict[str, int]]:
         """Return the only group of arrays in a mapping; an empty one if there are several."""
-        groups = list(_groups(layer).values())
-        return groups[0] if len(groups) == 1 else ArrayGroup({}, {}, layer)
+        groups = list(self.find(layer))
+        return groups[0][1:] if len(groups) == 1 else (ArrayGroup(layer), {})
 
     def scratch(self, model: Any) -> Any:
         """Return `model`, which no cut changes."""
         return model
 
-    def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Array]:
-        """Return arrays of a group."""
-        return {name: layer.arrays[name] for name in names}
-
     def shares_weights(self, first: LayerHandle, second: LayerHandle) -> bool:
         """Tell whether they hold the same arrays, as tied weights do in a state dict."""
-        own, other = first.layer.arrays, second.layer.arrays
+        own, other = first.layer, second.layer
         return all(
             name in other and _memory(own[name]) == _memory(other[name])
             for name in first.kind.names()
@@ -246,10 +226,10 @@ def _groups(model: Mapping[str, Any]) -> dict[str, ArrayGroup]:
     groups: dict[str, ArrayGroup] = {}
     for full, array in _flat(model).items():
         prefix, last = _LAST.sub(r"\1", full), _last(full)
-        group = groups.setdefault(prefix, ArrayGroup({}, {}, model))
-        if last in group.arrays:
+        group = groups.setdefault(prefix, ArrayGroup(model))
+        if last in group:
             raise _twice(full, "model")
-        group.arrays[last], group.names[last] = array, full
+        group[last], group.names[last] = array, full
     return groups
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ssmreduce._array_libraries import is_array, to_host
 from ssmreduce.frameworks.handle import LayerHandle
+from ssmreduce.frameworks.pytree_paths import part_at
 from ssmreduce.frameworks.pytree_recording import in_inference_mode
 from ssmreduce.frameworks.recording import pairs_of
 
@@ -112,7 +113,7 @@ class _Weights:
         return eqx.tree_at(self._at, model, new)
 
     def _at(self, model: Any) -> list[Any]:
-        return [getattr(each.framework.at(model, each.path), name) for each, name in self._places]
+        return [getattr(part_at(model, each.path), name) for each, name in self._places]
 
 
 def _traceable(batch: Any) -> Any:

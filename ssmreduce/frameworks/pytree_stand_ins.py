@@ -21,6 +21,7 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.pytree_callbacks import tell, told
+from ssmreduce.frameworks.pytree_paths import part_at
 
 _Own = Callable[[], Any]
 """The call of the module itself."""
@@ -64,7 +65,7 @@ def with_zero_outputs(model: Any, handles: Sequence[LayerHandle]) -> Iterator[An
         path = first.path[:end]
         if any(each.path[:end] != path for each in others):
             return
-        module = first.framework.at(model, path)
+        module = part_at(model, path)
         if isinstance(module, eqx.Module) and callable(module):
             yield _replaced(model, first, path, _call_for_zeros)
 
@@ -78,13 +79,13 @@ def _replaced(
     width: int = 0,
 ) -> Any:
     """A copy of a model in which the module at a path has another call."""
-    module = handle.framework.at(model, path)
+    module = part_at(model, path)
     module_type: Any = type(module)
     new: Any = object.__new__(_class_below(module_type, call))
     own = {"ssmreduce_number": number, "ssmreduce_width": width}
     for name, value in {**vars(module), **own}.items():
         object.__setattr__(new, name, value)
-    return eqx.tree_at(lambda tree: handle.framework.at(tree, path), model, new) if path else new
+    return eqx.tree_at(lambda tree: part_at(tree, path), model, new) if path else new
 
 
 @functools.cache
@@ -147,7 +148,7 @@ _HOLDER: ContextVar[_Holder | None] = ContextVar("_HOLDER", default=None)
 def _holder_of(model: Any, handle: LayerHandle) -> Path:
     """The path of the innermost module around a kernel."""
     for end in reversed(range(len(handle.path))):
-        module = handle.framework.at(model, handle.path[:end])
+        module = part_at(model, handle.path[:end])
         if isinstance(module, eqx.Module) and callable(module):
             return handle.path[:end]
     raise UnsupportedLayerError(
@@ -159,7 +160,7 @@ def _holder_of(model: Any, handle: LayerHandle) -> Path:
 def _with_kernel(model: Any, handle: LayerHandle, path: Path, number: jax.Array, width: int) -> Any:
     """A copy of a model in which the module around a kernel tells what it is given."""
     model = _replaced(model, handle, handle.path, _call_kernel)
-    for name, child in vars(handle.framework.at(model, path)).items():
+    for name, child in vars(part_at(model, path)).items():
         key = jax.tree_util.GetAttrKey(name)
         if isinstance(child, eqx.Module) and callable(child) and key != handle.path[len(path)]:
             model = _replaced(model, handle, (*path, key), _call_sibling)

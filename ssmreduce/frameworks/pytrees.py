@@ -22,6 +22,7 @@ from ssmreduce.frameworks import pytree_matching, pytree_recording
 from ssmreduce.frameworks.framework import Framework, Snapshot
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moment, read_moment, written_moment
+from ssmreduce.frameworks.pytree_paths import part_at
 from ssmreduce.frameworks.saved import NamedTrees
 from ssmreduce.frameworks.transaction import Prepared
 
@@ -33,46 +34,31 @@ class PytreeFramework(Framework, NamedTrees):
     maps_batches = True
     side_by_side = True
 
-    def find(self, model: Any) -> Iterator[tuple[Path, Any]]:
-        """Yield modules and dicts."""
+    def find(self, model: Any) -> Iterator[tuple[Path, Any, dict[str, int]]]:
+        """Yield modules with their fields, and dicts with their entries."""
         if isinstance(model, eqx.Module | dict):
-            yield (), model
+            held = model if isinstance(model, dict) else vars(model)
+            axes = {
+                name: value.ndim
+                for name, value in held.items()
+                if isinstance(name, str) and eqx.is_array(value)
+            }
+            yield (), model, axes
         inside = jax.tree_util.tree_leaves_with_path(
             model, is_leaf=lambda node: node is not model and isinstance(node, eqx.Module | dict)
         )
         for path, part in inside:
             if isinstance(part, eqx.Module | dict):
-                for rest, found in self.find(part):
-                    yield (*path, *rest), found
-
-    def at(self, model: Any, path: Path) -> Any:
-        """Follow the keys."""
-        for key in path:
-            model = _child(model, key)
-        return model
+                for rest, found, axes in self.find(part):
+                    yield (*path, *rest), found, axes
 
     def path_name(self, path: Path) -> str:
         """Return a key path as it reads in code, for example ``blocks[0].lru``."""
         return jax.tree_util.keystr(path).lstrip(".") or "model"
 
-    def array_axes(self, layer: Any) -> dict[str, int]:
-        """Look at the fields of a module, or the entries of a dict."""
-        if not isinstance(layer, eqx.Module | dict):
-            return {}
-        values = layer if isinstance(layer, dict) else vars(layer)
-        return {
-            name: value.ndim
-            for name, value in values.items()
-            if isinstance(name, str) and eqx.is_array(value)
-        }
-
     def scratch(self, model: Any) -> Any:
         """Return `model`, which no cut changes."""
         return model
-
-    def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
-        """Return fields, or entries."""
-        return {name: _array(layer, name) for name in names}
 
     def like(self, arrays: Mapping[str, Any], values: Mapping[str, HostArray]) -> dict[str, Any]:
         """Return arrays of JAX, rounded once on the host."""
@@ -236,25 +222,10 @@ class PytreeFramework(Framework, NamedTrees):
         return jax.tree_util.tree_map_with_path(take, model)
 
 
-def _array(layer: Any, name: str) -> Any:
-    return layer[name] if isinstance(layer, dict) else getattr(layer, name)
-
-
 def _key(layer: Any, name: str) -> Any:
     if isinstance(layer, dict):
         return jax.tree_util.DictKey(name)
     return jax.tree_util.GetAttrKey(name)
-
-
-def _child(node: Any, key: Any) -> Any:
-    """What is under one key of a path; the object itself for a key of no such kind."""
-    if isinstance(key, jax.tree_util.GetAttrKey):
-        return getattr(node, key.name)
-    if isinstance(key, jax.tree_util.SequenceKey):
-        return node[key.idx]
-    if isinstance(key, jax.tree_util.DictKey):
-        return node[key.key]
-    return jax.tree_util.tree_leaves(node, is_leaf=lambda inner: inner is not node)[key.key]
 
 
 def _like(array: Any, value: HostArray) -> HostArray:
@@ -316,10 +287,7 @@ _CENTRED = {"mu": "grad_avg", "nu": "square_avg"}
 
 def _is_centred(opt_state: Any, prefix: Path) -> bool:
     """Whether the moments at this path are those of centred RMSprop."""
-    holder = opt_state
-    for key in prefix[:-1]:
-        holder = _child(holder, key)
-    return "RStdDev" in type(holder).__name__
+    return "RStdDev" in type(part_at(opt_state, prefix[:-1])).__name__
 
 
 _CONSTANTS = frozenset({"ns_coeffs"})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from operator import attrgetter
 from typing import Any, final
 
 import torch
@@ -40,46 +39,33 @@ from ssmreduce.frameworks.transaction import Entries, Prepared, commit
 class TorchFramework(Framework, StateDicts):
     """A model is a module; a layer is a module that holds its arrays as parameters and buffers."""
 
-    def find(self, model: Any) -> Iterator[tuple[Path, Any]]:
-        """Yield modules."""
+    def find(self, model: Any) -> Iterator[tuple[Path, Any, dict[str, int]]]:
+        """Yield modules, with parameters and buffers, those of their children too: ``x_proj.weight``."""
         for name, module in model.named_modules():
-            yield tuple(name.split(".")) if name else (), module
+            axes: dict[str, int] = {}
+            for child, part in (("", module), *module.named_children()):
+                own = {
+                    name: tensor.ndim
+                    for tensors in (part._parameters, part._buffers)
+                    for name, tensor in tensors.items()
+                    if tensor is not None
+                }
+                if parametrize.is_parametrized(part):
+                    # Not the value itself: computing it may change the module, as spectral_norm does.
+                    for own_name, chain in part.parametrizations.items():
+                        held = getattr(chain, "original" if chain.is_tensor else "original0")
+                        own[own_name] = held.ndim
+                if part is module and not own:
+                    break  # a wrapper, in which a layer may be
+                axes |= {f"{child}.{key}" if child else key: count for key, count in own.items()}
+            yield tuple(name.split(".")) if name else (), module, axes
 
-    def at(self, model: Any, path: Path) -> Any:
-        """Return the module of that name."""
-        return model.get_submodule(".".join(path))
-
-    def array_axes(self, layer: Any) -> dict[str, int]:
-        """Look at parameters and buffers, its own and those of modules in it, ``x_proj.weight`` say."""
-        axes: dict[str, int] = {}
-        for child, module in (("", layer), *layer.named_children()):
-            own = {
-                name: tensor.ndim
-                for tensors in (module._parameters, module._buffers)
-                for name, tensor in tensors.items()
-                if tensor is not None
-            }
-            if parametrize.is_parametrized(module):
-                # Not the value itself: computing it may change the module, as spectral_norm does.
-                for name, chain in module.parametrizations.items():
-                    own[name] = getattr(chain, "original" if chain.is_tensor else "original0").ndim
-            if module is layer and not own:
-                return {}  # a wrapper, in which a layer may be
-            axes |= {f"{child}.{name}" if child else name: count for name, count in own.items()}
-        return axes
-
-    def unwrapped(self, layer: Any) -> Any:
+    def unwrapped(self, layer: Any) -> tuple[Any, dict[str, int]]:
         """Return the only module inside wrappers that hold no array of their own."""
-        while not self.array_axes(layer):
-            children = list(layer.children())
-            if len(children) != 1:
-                return layer
-            layer = children[0]
-        return layer
-
-    def arrays(self, layer: Any, names: Sequence[str]) -> dict[str, Any]:
-        """Return tensors, of modules inside too."""
-        return {name: attrgetter(name)(layer) for name in names}
+        for _, module, axes in self.find(layer):
+            if axes or len(list(module.children())) != 1:
+                return module, axes
+        return layer, {}
 
     on_host = staticmethod(host_arrays)
     like = staticmethod(tensors_like)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import UnsupportedLayerError
-from ssmreduce.layers.layer import HasArrays, Layer, PlainArrays, stack_refusal
+from ssmreduce.layers.layer import HasArrays, Layer, stack_refusal
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.layers.lru import LRU
 from ssmreduce.layers.mamba import Mamba
@@ -157,7 +157,7 @@ def as_said(said: Layer | type[Layer], layer: Any, axes: Mapping[str, int]) -> L
     try:
         found = said.recognise(layer, has)
     except UnsupportedLayerError:
-        if not isinstance(layer, dict | PlainArrays):
+        if not isinstance(layer, dict):
             raise
         found = None  # what arrays do not tell, the defaults do
     return said.by_default(has) if found is None else found

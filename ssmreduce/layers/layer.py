@@ -332,10 +332,6 @@ class Layer(ABC):
         return self is other or (type(self) is type(other) and vars(self) == vars(other))
 
 
-class PlainArrays:
-    """Base of what holds arrays by name alone, with no attributes that say what they are."""
-
-
 @dataclass(eq=False)
 class HasArrays:
     """What a kind of layer may ask about the arrays of an object: their names and numbers of axes."""

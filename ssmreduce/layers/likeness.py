@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.known import ENOUGH, KNOWN
-from ssmreduce.layers.layer import HasArrays, PlainArrays
+from ssmreduce.layers.layer import HasArrays
 
 _SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
     (
@@ -57,7 +57,7 @@ class Likeness:
     def __init__(self, layer: Any, axes: Mapping[str, int]) -> None:
         self.layer = layer
         self.share, self.reason = _nearest(layer, axes)
-        if isinstance(layer, dict | PlainArrays):
+        if isinstance(layer, dict):
             self.advice = 'Say what the arrays are, for example kind="s5", or look at their names.'
         for arrays, others, name in _SELECTIVE:
             if axes.keys() >= arrays and all(_holds(layer, other) for other in others):

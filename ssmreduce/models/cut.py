@@ -13,6 +13,7 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import SSMReduceError
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
+from ssmreduce.frameworks.mappings import ArrayGroup
 from ssmreduce.frameworks.transaction import Prepared, Step, commit
 from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import CutOptions
@@ -163,12 +164,16 @@ def make_cut(
 
     reductions = []
     for part, made in zip(parts, ready, strict=True):
-        framework = part.found.framework
-        layers = {
-            framework.path_name(path): replace(result, layer=framework.at(made.model, path))
-            for path, result in part.results.items()
-        }
-        reductions.append(ModelReduction(made.model, made.opt_state, ModelReport(layers)))
+        names = {each.path: each.name for each in part.found.meant}
+        layers = {each.path: each.layer for each in part.found.meant}
+        if made.model is not part.found.model:
+            layers = {path: layer for path, layer, _ in part.found.framework.find(made.model)}
+        report = {}
+        for path, result in part.results.items():
+            layer = layers[path]
+            layer = dict(layer) if isinstance(layer, ArrayGroup) else layer
+            report[names[path]] = replace(result, layer=layer)
+        reductions.append(ModelReduction(made.model, made.opt_state, ModelReport(report)))
     own, *others = reductions
     return replace(own, followers=tuple(others))
 

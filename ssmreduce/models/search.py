@@ -200,12 +200,11 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
     said = {name: told(kind) for name, kind in by_name.items()}
     usual = None if by_name or options.kind is None else told(options.kind)
 
-    found: dict[str, tuple[Path, Any, Kind]] = {}
+    found: dict[str, tuple[Path, Any, dict[str, int], Kind]] = {}
     outermost: Path | None = None
-    for path, part in framework.find(model):
+    for path, part, axes in framework.find(model):
         if outermost is not None and path[: len(outermost)] == outermost:
             continue
-        axes = framework.array_axes(part)
         kinds: list[Kind] = []
         for each in (usual, *said.values()):
             try:
@@ -213,15 +212,15 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
             except UnsupportedLayerError as error:
                 kinds.append(str(error))
         if any(kind is not None for kind in kinds):
-            found[framework.path_name(path)] = path, part, kinds[0]
+            found[framework.path_name(path)] = path, part, axes, kinds[0]
             outermost = path
     if said:
-        found |= _said_by_name(framework, found, said)
+        found |= _said_by_name(found, said)
 
-    refused = {name: kind for name, (_, _, kind) in found.items() if isinstance(kind, str)}
+    refused = {name: kind for name, (*_, kind) in found.items() if isinstance(kind, str)}
     handles = [
         LayerHandle(framework, path, part, kind, name)
-        for name, (path, part, kind) in found.items()
+        for name, (path, part, _, kind) in found.items()
         if isinstance(kind, Layer)
     ]
     excluded: Collection[str] = ()
@@ -233,20 +232,19 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
 
 
 def _said_by_name(
-    framework: Framework,
-    found: Mapping[str, tuple[Path, Any, Kind]],
+    found: Mapping[str, tuple[Path, Any, dict[str, int], Kind]],
     said: Mapping[str, Layer | type[Layer] | None],
-) -> dict[str, tuple[Path, Any, Kind]]:
+) -> dict[str, tuple[Path, Any, dict[str, int], Kind]]:
     """The parts that are named, as what they are said to be; others that are like it may be anything."""
-    named: dict[str, tuple[Path, Any, Kind]] = {}
+    named: dict[str, tuple[Path, Any, dict[str, int], Kind]] = {}
     for given, told in said.items():
         for name in names_meant(given, found):
-            path, part, kind = found[name]
+            path, part, axes, kind = found[name]
             try:
-                kind = kind_of(part, framework.array_axes(part), told, least=0.0)
+                kind = kind_of(part, axes, told, least=0.0)
             except UnsupportedLayerError as error:
                 kind = str(error)
-            named[name] = path, part, kind
+            named[name] = path, part, axes, kind
     return named
 
 
@@ -284,13 +282,12 @@ def _nothing_to_cut(found: Layers) -> UnsupportedLayerError:
 
 def _most_alike(found: Layers) -> tuple[Path, Likeness]:
     """Where in a model something is nearest to a known layer, and how near."""
-    framework = found.framework
     nearest: tuple[Path, Likeness] = (), Likeness(found.model, {})
     outermost: Path | None = None
-    for path, part in framework.find(found.model):
+    for path, part, axes in found.framework.find(found.model):
         if outermost is not None and path[: len(outermost)] == outermost:
             continue
-        near = Likeness(part, framework.array_axes(part))
+        near = Likeness(part, axes)
         if near.share > 0.0:
             outermost = path
         if near.share > nearest[1].share:

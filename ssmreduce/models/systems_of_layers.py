@@ -37,8 +37,7 @@ def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     layer = opened(layer)
     framework = framework_of(layer, "layer")
     said = said_kind(kind, side_by_side=framework.side_by_side)
-    inner = framework.unwrapped(layer)
-    axes = framework.array_axes(inner)
+    inner, axes = framework.unwrapped(layer)
     found = kind_of(inner, axes) if said is None else as_said(said, inner, axes)
     if found is None:
         inside = [] if said is not None else search(layer).handles
