@@ -32,6 +32,9 @@ Array = Any
 HostArray = NDArray[Any]
 """A NumPy array."""
 
+namespace: Callable[..., Any] = array_api_compat.array_namespace
+"""The functions of the library that all arrays given belong to, by their standard names."""
+
 DOUBLES = (np.dtype(np.float64), np.dtype(np.complex128))
 """What `to_double` returns arrays of."""
 
@@ -52,11 +55,6 @@ def is_array(value: object) -> bool:
     """Tell whether `value` is an array of a known library."""
     known: bool = array_api_compat.is_array_api_obj(value)
     return known and not isinstance(value, np.generic)
-
-
-def namespace(*arrays: Array) -> Any:
-    """Return the functions of the library that all `arrays` belong to, by their standard names."""
-    return array_api_compat.array_namespace(*arrays)
 
 
 # --- Where an array lives, and what it is

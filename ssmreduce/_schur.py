@@ -121,7 +121,6 @@ class SchurForm:
         balanced: HostArray,
         units: HostArray | None = None,
         *,
-        time: TimeDomain | None = None,
         exact: bool = False,
     ) -> SchurForm:
         """The same for S⁻¹ A S."""
@@ -135,14 +134,16 @@ class SchurForm:
                 f"the Schur form of `A` could not be computed ({error}); expected entries of moderate "
                 "range. Scale the states."
             ) from error
-        form = cls(*decomposed, units, balanced, order, parts)
-        if exact or time is None or not form._in_doubt(time):
-            return form
+        return cls(*decomposed, units, balanced, order, parts)
 
-        even, more = balance_states(balanced, exact=True)
+    def decided(self, time: TimeDomain) -> SchurForm:
+        """The form in exact units if rounding might decide whether a pole is stable; else itself."""
+        if not self._in_doubt(time):
+            return self
+        units, (even, more) = self.units, balance_states(self.balanced, exact=True)
         if more is not None:
             units = more if units is None else units * more
-        return cls.of_balanced(even, units, exact=True)
+        return SchurForm.of_balanced(even, units, exact=True)
 
     @staticmethod
     def is_cheap(A: HostArray) -> bool:
@@ -208,9 +209,7 @@ class SchurForm:
 
     def stable(self, time: TimeDomain, margin: float = 0.0) -> HostArray:
         """Whether each pole lies inside the boundary by more than `margin` and its rounding."""
-        # The real parts are on the diagonal, of pairs too.
-        poles = self._eigenvalues if isinstance(time, Discrete) else self.triangle.diagonal()
-        room = time.distance(poles) - margin
+        room = time.distance(self._eigenvalues) - margin
         # So near to the boundary, or the line at `margin`, rounding might decide.
         near = np.abs(room) <= CLEARLY * frobenius_norm(self.triangle)
         return np.asarray(room > (self._rounding(room, time) if near.any() else 0.0))
@@ -219,8 +218,7 @@ class SchurForm:
         """Whether rounding might decide about a pole, however it is computed."""
         if len(self.triangle) < 2:
             return False
-        poles = self._eigenvalues if isinstance(time, Discrete) else self.triangle.diagonal()
-        room = np.abs(time.distance(poles))
+        room = np.abs(time.distance(self._eigenvalues))
         near = room <= far(len(room)) * frobenius_norm(self.triangle)
         if not near.any():
             return False

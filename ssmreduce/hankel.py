@@ -22,7 +22,6 @@ from ssmreduce._lapack import (
     Pool,
     all_finite,
     frobenius_norm,
-    product,
     safe_unit,
 )
 from ssmreduce._threads import on_gainful_threads
@@ -366,7 +365,7 @@ def decomposed(
         If the values leave the range of double precision.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        M = product(factors.Y, factors.Z, adjoint_left=True)
+        M = pool.multiply(adjoint(factors.Y), factors.Z)
     squares = np.vdot(M, M).real if M.size <= _SMALL**2 else np.inf
     if not _SMALLEST < squares < _LARGEST:
         _check_range(M, factors)
@@ -384,12 +383,13 @@ def decomposed(
     n = len(factors.Z)
     hsv = np.zeros(n)
     hsv[: values.size] = values[:n]
-    rank = int(np.count_nonzero(hsv > rank_tolerance(hsv)))
+    rounding = _RANK_CONSTANT * n * _EPS
+    rank = int(np.count_nonzero(hsv > rounding * hsv[:1]))
 
     # What rounding may make of a product that vanishes: bounded by norms, then looked at more closely.
     floor = 0.0
     if rank:
-        floor = frobenius_norm(factors.Y) * (_RANK_CONSTANT * n * _EPS) * frobenius_norm(factors.Z)
+        floor = frobenius_norm(factors.Y) * rounding * frobenius_norm(factors.Z)
         if hsv[0] <= floor:
             floor = _product_rounding(factors)
             rank = 0 if hsv[0] <= floor else rank

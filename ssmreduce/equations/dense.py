@@ -24,7 +24,7 @@ from ssmreduce.equations.adi import (
     plan_low_rank,
 )
 from ssmreduce.equations.hammarling import hammarling_factor
-from ssmreduce.equations.stability import check_stable_form
+from ssmreduce.equations.stability import stable_form
 from ssmreduce.errors import NoConvergenceError
 from ssmreduce.time_domain import TimeDomain
 
@@ -79,8 +79,7 @@ def dense_factors(
         pair = _low_rank_factors(A.astype(dtype, copy=False), B, C_adjoint, time)
         if pair is not None:
             return DenseFactors(*pair, units=units)
-    schur = SchurForm.of_balanced(A, time=time)
-    check_stable_form(schur, time, given)
+    schur = stable_form(A, time, given)
     schur = schur.as_complex() if dtype.kind == "c" else schur
     Z, Y = schur_factor(schur, B, time), schur_factor(schur, C_adjoint, time, mirrored=True)
     if not all_finite(Z, Y):
@@ -123,8 +122,7 @@ def dense_factor(A: HostArray, G: HostArray, time: TimeDomain, which: int) -> Ho
         )
         if low_rank is not None:
             return low_rank.Z / units if which else low_rank.Z * units
-    schur = SchurForm.of_balanced(A, time=time)
-    check_stable_form(schur, time, given)
+    schur = stable_form(A, time, given)
     schur = schur.as_complex() if dtype.kind == "c" else schur
     factor = schur_factor(schur, G, time, mirrored=bool(which))
     if not all_finite(factor):

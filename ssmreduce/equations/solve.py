@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from ssmreduce._array_libraries import Array, HostArray, adjoint, to_double, to_host
+from ssmreduce._array_libraries import Array, HostArray, adjoint, to_host
 from ssmreduce._array_routes import NoNativeRoute, any_library
 from ssmreduce._checks import shown
 from ssmreduce._lapack import product, safe_unit
@@ -229,7 +229,7 @@ def _solve(
     if not isinstance(solver, LyapunovSolver):
         raise _no_solver(solver)
     A, right = equation(A, right, name, time)
-    A, right = to_double(A), to_double(right)
+    A, right = (x.astype(np.result_type(x, np.float64), copy=False) for x in (A, right))
     if A.ndim == 2:
         return _solve_one(A, right, name, time, solver)
     n, batch = A.shape[-1], A.shape[:-2]

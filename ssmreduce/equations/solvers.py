@@ -20,12 +20,12 @@ from ssmreduce.devices import doubling, matrix_sign
 from ssmreduce.equations import diagonal, smith
 from ssmreduce.equations.adi import ShiftedSolves, low_rank_gramian, plan_low_rank
 from ssmreduce.equations.arguments import single_equation, state_matrix
-from ssmreduce.equations.bartels_stewart import solve_schur
 from ssmreduce.equations.dense import SMALLEST_FOR_LOW_RANK, choose_low_rank, schur_factor
 from ssmreduce.equations.lyapunov_solver import Answer as Answer
 from ssmreduce.equations.lyapunov_solver import LyapunovChoice as LyapunovChoice
 from ssmreduce.equations.lyapunov_solver import LyapunovSolver as LyapunovSolver
-from ssmreduce.equations.stability import check_stable, check_stable_form
+from ssmreduce.equations.stability import check_stable, check_stable_form, stable_form
+from ssmreduce.equations.triangular import solve_schur
 from ssmreduce.errors import NoConvergenceError, UnstableSystemError, UnsupportedEquationError
 from ssmreduce.time_domain import Discrete, TimeDomain
 
@@ -94,8 +94,7 @@ class Hammarling(LyapunovSolver):
         return self._checked_factor(A, B, time)
 
     def _factor(self, A: HostArray, B: HostArray, time: TimeDomain) -> Answer:
-        schur = SchurForm.of_balanced(A, time=time)
-        check_stable_form(schur, time, A, name="`A`")
+        schur = stable_form(A, time, A, name="`A`")
         dtype = np.result_type(A, B)
         schur = schur.as_complex() if dtype.kind == "c" else schur
         factor = schur_factor(schur, B.astype(dtype, copy=False), time)

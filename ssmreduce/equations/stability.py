@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import exact
+from ssmreduce._lapack import frobenius_norm
+from ssmreduce._pole_rounding import far
 from ssmreduce._poles import are_stable
 from ssmreduce._schur import SchurForm
 from ssmreduce.errors import UnstableSystemError
@@ -52,6 +54,27 @@ def check_stable(
     if worst < limit:
         return
     raise _unstable(f"{kind} = {exact(worst)}; expected {kind} < {limit:g}", time, name, advice)
+
+
+def stable_form(
+    balanced: HostArray, time: TimeDomain, A: HostArray, *, name: str = "`system`"
+) -> SchurForm:
+    """The Schur form of a stable matrix that is balanced, in exact units where rounding might decide.
+
+    Raises
+    ------
+    UnstableSystemError
+        As `check_stable_form`, of the state matrix A before it was balanced.
+    NoConvergenceError
+        If the QR algorithm fails.
+    """
+    form = SchurForm.of_balanced(balanced)
+    # The real parts are on the diagonal, of pairs too.
+    poles = form.eigenvalues() if isinstance(time, Discrete) else form.triangle.diagonal()
+    if not (time.distance(poles) > far(len(poles)) * frobenius_norm(form.triangle)).all():
+        form = form.decided(time)
+        check_stable_form(form, time, A, name=name)
+    return form
 
 
 def check_stable_form(

@@ -1,4 +1,11 @@
-"""Sylvester and Stein equations with Schur forms: block by block, so that the work is in products.
+"""Equations with Schur forms: block by block, so that the work is in products.
+
+The Bartels-Stewart method takes any right-hand side, and any A whose equation has a solution. With the
+Schur form A = W T Wᴴ the equation for Wᴴ X W is solved from the last block column to the first; each
+column costs one product with the columns already known and a block back substitution. Cost: the Schur
+form and O(n³) in matrix products. The residual is backward stable, of the order of n eps ‖A‖ ‖X‖; the
+error is larger by the condition of the equation, 1/min|λ_i + conj λ_j| or 1/min|1 - λ_i conj λ_j| for a
+normal A.
 
 Right-hand sides are solved for a block column at a time,
 
@@ -11,7 +18,8 @@ equation, whose small blocks go by states and conjugate pairs, compiled in `_eli
 
 LAPACK's `trsyl` on the whole matrix, and SLICOT's solvers, do all of this with vectors.
 
-References: Bartels and Stewart, Comm. ACM 15 (1972); Jonsson and Kågström, ACM TOMS 28 (2002).
+References: Bartels and Stewart, Comm. ACM 15 (1972); Kitagawa, Int. J. Control 25 (1977); Jonsson and
+Kågström, ACM TOMS 28 (2002).
 """
 
 from __future__ import annotations
@@ -26,6 +34,7 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._lapack import product
 from ssmreduce._state_units import Edges as Edges
 from ssmreduce.errors import NoConvergenceError
+from ssmreduce.time_domain import Discrete, TimeDomain
 
 stein: Callable[[HostArray, HostArray, HostArray, HostArray], bool] | None
 """Solves a small Stein equation in place; None where it is not compiled."""
@@ -54,6 +63,37 @@ def diagonal_blocks(T: HostArray, size: int = BLOCK) -> Edges:
         edges.append((first, last))
         first = last
     return edges
+
+
+def solve_schur(T: HostArray, Q: HostArray, time: TimeDomain) -> HostArray:
+    """Return X with T X + X Tᴴ + Q = 0 or T X Tᴴ - X + Q = 0 for T in Schur form.
+
+    Parameters
+    ----------
+    T : (n, n) array
+        Upper triangular, or upper quasi-triangular if it is real.
+    Q : (n, n) array
+        Right-hand side in the coordinates of T, of the same dtype; need not be Hermitian.
+    time : Continuous or Discrete
+        Time domain.
+
+    Returns
+    -------
+    (n, n) array
+        X.
+    """
+    X = np.zeros(Q.shape, dtype=Q.dtype, order="F")
+    edges, discrete = diagonal_blocks(T), isinstance(time, Discrete)
+    for first, last in reversed(edges):
+        S, F = T[first:last, first:last], Q[:, first:last].copy()
+        if last < len(T):
+            known = product(X[:, last:], adjoint(T[first:last, last:]))
+            F += product(T, known) if discrete else known
+        if discrete:
+            X[:, first:last], _ = solve_stein_column(T, edges, S, F, np.zeros_like(F))
+        else:
+            X[:, first:last] = solve_sylvester_column(T, edges, S, -F)
+    return X
 
 
 def solve_sylvester_column(T: HostArray, edges: Edges, S: HostArray, F: HostArray) -> HostArray:

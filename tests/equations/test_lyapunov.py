@@ -27,7 +27,6 @@ from ssmreduce.equations.adi import (
     low_rank_gramian,
     plan_low_rank,
 )
-from ssmreduce.equations.bartels_stewart import solve_schur
 from ssmreduce.equations.hammarling import hammarling_factor
 from ssmreduce.equations.residual import relative_residual
 from ssmreduce.equations.solvers import (
@@ -41,6 +40,7 @@ from ssmreduce.equations.solvers import (
     SlycotLyapunov,
     SmithDoubling,
 )
+from ssmreduce.equations.triangular import solve_schur
 from ssmreduce.errors import (
     NoConvergenceError,
     NonFiniteError,
