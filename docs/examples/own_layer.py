@@ -18,10 +18,8 @@ class Oscillators(nn.Module):  # its forward pass is left out
 
 
 class OscillatorLayer(LTILayer):
+    shapes = {"decay": ("n",), "frequency": ("n",), "B": ("n", "m"), "C": ("p", "n")}
     poles = ("decay", "frequency")
-
-    def names(self):
-        return (*self.poles, "B", "C")
 
     def logarithms(self, weights):
         return -np.exp(weights["decay"]) + 1j * weights["frequency"]

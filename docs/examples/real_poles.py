@@ -31,17 +31,13 @@ def gram(weights, horizon):
 
 
 class RealPolesLayer(SelectingLayer):
-    def names(self):
-        return ("decay", "B", "C")
-
-    def order(self, weights):
-        return len(weights["decay"])
+    shapes = {"decay": ("n",), "B": ("n", "m"), "C": ("p", "n")}
 
     def ports(self, weights):  # no batch axes, inputs, outputs
         return (), weights["B"].shape[1], weights["C"].shape[0]
 
     def read(self, weights):
-        self.check_finite(weights)
+        self.check(weights)
         return DiagonalStateSpace.from_log(
             -np.exp(weights["decay"]),
             weights["B"],
@@ -50,9 +46,6 @@ class RealPolesLayer(SelectingLayer):
             real_output=True,
             read_after_update=True,
         )
-
-    def state_axes(self):
-        return {"decay": 0, "B": 0, "C": 1}
 
     def ranking(self, weights, horizon):
         return pursue(gram(weights, horizon), weights["C"])

@@ -92,7 +92,7 @@ class LayerHandle:
     @cached_property
     def arrays(self) -> dict[str, Array]:
         """The same as the object holds them, a part of them or traced maybe."""
-        names, layer = self.kind.names(), self.layer
+        names, layer = self.kind.shapes, self.layer
         if isinstance(layer, Mapping):
             return {name: layer[name] for name in names}
         return {name: attrgetter(name)(layer) for name in names}

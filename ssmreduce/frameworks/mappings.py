@@ -77,7 +77,7 @@ class MappingFramework(Framework):
         own, other = first.layer, second.layer
         return all(
             name in other and _memory(own[name]) == _memory(other[name])
-            for name in first.kind.names()
+            for name in first.kind.shapes
         )
 
     def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
@@ -102,7 +102,7 @@ class MappingFramework(Framework):
         weights = {
             handle.layer.names[name]: (handle, name)
             for handle in handles
-            for name in handle.kind.names()
+            for name in handle.kind.shapes
         }
         own = _flat(model)
         moments: list[Moment] = []

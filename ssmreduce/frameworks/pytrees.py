@@ -85,7 +85,7 @@ class PytreeFramework(Framework, NamedTrees):
         weights = {
             (*handle.path, _key(handle.layer, name)): (handle.path, name)
             for handle in handles
-            for name in handle.kind.names()
+            for name in handle.kind.shapes
         }
         weights_of_model = dict(jax.tree_util.tree_leaves_with_path(model))
         model_paths = set(weights_of_model)

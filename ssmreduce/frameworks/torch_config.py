@@ -66,7 +66,7 @@ class _Place:
         for name, part in self.owner.named_modules():
             if type(part) is type(self.handle.layer):
                 try:
-                    held[id(part)] = ones_like({key: attrgetter(key)(part) for key in kind.names()})
+                    held[id(part)] = ones_like({key: attrgetter(key)(part) for key in kind.shapes})
                 except AttributeError as error:
                     raise UnsupportedLayerError(
                         f"layer `{name}` cannot be cut ({error}), but {_checks.type_name(self.config)} has "

@@ -32,7 +32,7 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
             "Reduce outside of it; torch.no_grad() does no harm."
         )
     for handle in handles:
-        for name in handle.kind.names():
+        for name in handle.kind.shapes:
             inside, _, own = name.rpartition(".")
             if parametrize.is_parametrized(handle.layer.get_submodule(inside), own):
                 raise UnsupportedLayerError(

@@ -134,7 +134,7 @@ def said_kind(kind: object, *, side_by_side: bool = False) -> Layer | type[Layer
     if kind is None:
         return None
     if isinstance(kind, Layer):
-        inside = [name for name in kind.names() if "." in name]
+        inside = [name for name in kind.shapes if "." in name]
         if inside and side_by_side:
             raise UnsupportedLayerError(
                 f"`kind` is {kind!r}, which has `{inside[0]}` in a module inside of the layer; expected a "
@@ -165,7 +165,7 @@ def as_said(said: Layer | type[Layer], layer: Any, axes: Mapping[str, int]) -> L
 
 def with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:
     """Return the kind, or raise `UnsupportedLayerError` if `layer` lacks arrays of it."""
-    missing = [name for name in kind.names() if name not in axes]
+    missing = [name for name in kind.shapes if name not in axes]
     if missing:
         raise UnsupportedLayerError(
             f"`layer` is a {type_name(layer)} without the arrays {', '.join(missing)}; expected those of "
@@ -176,7 +176,7 @@ def with_arrays(kind: Layer, layer: Any, axes: Mapping[str, int]) -> Layer:
 
 def _near_to(kind: Layer, axes: Mapping[str, int], least: float) -> Layer | None:
     """The kind that was said, if its arrays are there; None if most of them are not."""
-    names = kind.names()
+    names = kind.shapes
     has = [name for name in names if name in axes]
     if len(has) == len(names):
         return kind

@@ -21,6 +21,9 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.systems.diagonal import System
 
+Shapes = Mapping[str, tuple[int | str, ...] | None]
+"""Shapes of weights by name, in which a letter stands for the same length everywhere."""
+
 Weights = Mapping[str, Array]
 """Arrays of a layer by name, at double precision on the host (tracers as they are)."""
 
@@ -30,7 +33,7 @@ class NamedWeights(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         raise UnsupportedLayerError(
-            f"the class of the layer asks for the weight `{name}`, which its names() does not list; expected "
+            f"the class of the layer asks for the weight `{name}`, which its `shapes` do not list; expected "
             f"one of {', '.join(self)}. Add it there."
         )
 
@@ -54,6 +57,10 @@ class Layer(ABC):
 
     Attributes
     ----------
+    shapes : dict of str to tuple
+        All weights by name, those in modules inside with dots, ``x_proj.weight``, and their shapes. A
+        letter stands for the same length everywhere, and ``"2n"`` for twice that of n; n counts the
+        stored states, of each channel where these run apart. None is for a shape that `check` says.
     known_by : str
         An array that all layers of a kind that is recognised have.
     sizes : tuple of str
@@ -87,7 +94,7 @@ class Layer(ABC):
     Arguments that methods share:
 
     weights : dict of arrays
-        Arrays of the layer by name, of those that `names` lists, at double precision on the host;
+        Arrays of the layer by name, of those in `shapes`, at double precision on the host;
         tracers of JAX as they are.
     order : int or OrderRule
         Stored states to keep; a number in all methods but `plan` and `candidates`.
@@ -110,10 +117,11 @@ class Layer(ABC):
     >>> from ssmreduce.layers.lru import LRU
     >>> axes = {"nu_log": 1, "theta_log": 1, "gamma_log": 1, "B": 2, "C": 2, "D": 1}
     >>> kind = LRU.recognise(object(), HasArrays(axes))
-    >>> kind.names()
-    ('nu_log', 'theta_log', 'gamma_log', 'B', 'C', 'D')
+    >>> kind.shapes["theta_log"], kind.shapes["C"]
+    (('n',), ('p', 'n'))
     """
 
+    shapes: Shapes = MappingProxyType({})
     known_by: str = ""
     sizes: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
@@ -159,13 +167,21 @@ class Layer(ABC):
         """Return the kind with its default options, for a layer of which only arrays are known."""
         return cls()
 
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights that `read` needs; ``x_proj.weight`` is in a module inside."""
-
-    @abstractmethod
     def order(self, weights: Weights) -> int:
-        """Return the number of stored states, of each channel where they run apart."""
+        """Return the number of stored states, of each channel where they run apart: n of `shapes`.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If no shape there has an n.
+        """
+        for name, shape in self.shapes.items():
+            if shape is not None and "n" in shape:
+                return int(weights[name].shape[shape.index("n")])
+        raise UnsupportedLayerError(
+            f"no weight in `shapes` of {type(self).__name__} has an axis of length n, the number of states; "
+            "expected one."
+        )
 
     @abstractmethod
     def read(self, weights: Weights) -> System:
@@ -306,25 +322,46 @@ class Layer(ABC):
         """Return the names of the weights whose shape depends on the order."""
         return set(self.resized(weights, 1))
 
-    def check_names(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless all weights are there, by name."""
-        names = self.names()
+    def check(self, weights: Weights) -> None:
+        """Raise unless all weights are there, are finite, and fit together as `shapes` says.
+
+        Raises
+        ------
+        ShapeError
+            If they do not fit together.
+        NonFiniteError
+            If one holds NaN or Inf.
+        """
         missing = [
-            name for name in names if not isinstance(weights, Mapping) or name not in weights
+            name for name in self.shapes if not isinstance(weights, Mapping) or name not in weights
         ]
         if missing:
             raise ShapeError(
                 f"`weights` is a {type_name(weights)} without {', '.join(missing)}; expected a dict of the "
-                f"arrays of {type(self).__name__}. Look at names()."
+                f"arrays of {type(self).__name__}. Look at its `shapes`."
             )
-
-    def check_finite(self, weights: Weights) -> None:
-        """Raise `NonFiniteError` if a weight holds NaN or Inf."""
-        self.check_names(weights)
         floating_arrays(weights, [0] * len(weights))
+        lengths: dict[int | str, int] = {}
+        known: dict[int | str, str] = {}
+        for name, shape in self.shapes.items():
+            if shape is None:
+                continue
+            found = tuple(weights[name].shape)
+            expected = tuple(lengths.get(each, each) for each in shape)
+            if len(found) != len(shape) or any(
+                isinstance(each, int) and each != length
+                for each, length in zip(expected, found, strict=True)
+            ):
+                why = [f", as {text}" for each, text in known.items() if each in shape]
+                raise wrong_shape(name, found, expected, why[0] if why else ", one layer at a time")
+            for each, length in zip(shape, found, strict=True):
+                if isinstance(each, str) and each not in lengths:
+                    lengths |= {each: length, f"2{each}": 2 * length}
+                    known |= dict.fromkeys((each, f"2{each}"), f"`{name}` has {length}")
 
     def __repr__(self) -> str:
-        options = (f"{name.lstrip('_')}={value!r}" for name, value in vars(self).items())
+        own = {name: value for name, value in vars(self).items() if name != "shapes"}
+        options = (f"{name.lstrip('_')}={value!r}" for name, value in own.items())
         return f"{type(self).__name__}({', '.join(options)})"
 
     def is_same(self, other: Layer) -> bool:
@@ -347,18 +384,12 @@ class HasArrays:
         return HasArrays({name: count - 1 for name, count in self.axes.items() if count})
 
 
-def check_shape(weights: Weights, name: str, shape: tuple[int | str, ...], why: str = "") -> None:
-    """Raise `ShapeError` unless a weight has `shape`, in which letters stand for any length."""
-    found = weights[name].shape
-    if len(found) == len(shape):
-        lengths = tuple(
-            length if isinstance(expected, str) else expected
-            for length, expected in zip(found, shape, strict=True)
-        )
-        if lengths == tuple(found):
-            return
+def wrong_shape(
+    name: str, found: tuple[int, ...], shape: tuple[int | str, ...], why: str = ""
+) -> ShapeError:
+    """The error for a weight that has not `shape`, in which letters stand for any length."""
     expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-    raise ShapeError(f"`{name}` has shape {found}; expected {expected}{why}.")
+    return ShapeError(f"`{name}` has shape {found}; expected {expected}{why}.")
 
 
 def stack_refusal(kind: str) -> UnsupportedLayerError:

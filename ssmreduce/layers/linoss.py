@@ -29,7 +29,7 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray, adjoint, to_double
 from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
 from ssmreduce.errors import OrderError
-from ssmreduce.layers.layer import HasArrays, Weights, check_shape, refusal, unsaid
+from ssmreduce.layers.layer import HasArrays, Weights, refusal, unsaid
 from ssmreduce.layers.oscillators import (
     Oscillators,
     damped_oscillators,
@@ -101,6 +101,12 @@ class LinOSS(SelectingLayer):
         self._damped = flag(damped, "damped")
         if self._implicit and self._damped:
             raise _refusal("no formula is known for `discretization` 'IM' with damping")
+        self.shapes = {
+            **dict.fromkeys(self._of_oscillators()[:-1], ("n",)),
+            "B": ("n", "m", 2),
+            "C": ("m", "n", 2),
+            "D": ("m",),
+        }
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> LinOSS | None:
@@ -126,32 +132,9 @@ class LinOSS(SelectingLayer):
         """Return IMEX, with damping if there is an array of it."""
         return cls(damped=has(G_diag=1))
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*self._of_oscillators(), "C", "D")
-
-    def order(self, weights: Weights) -> int:
-        """Return the number of oscillators N."""
-        return int(weights["A_diag"].shape[-1])
-
-    def check(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless the weights fit together."""
-        check_shape(weights, "A_diag", ("n",), ", one layer at a time")
-        n = weights["A_diag"].shape[0]
-        for name in self._of_oscillators()[1:-1]:
-            check_shape(weights, name, (n,), f", as `A_diag` has {n}")
-        check_shape(weights, "B", (n, "m", 2), f", as `A_diag` has {n}")
-        m = weights["B"].shape[1]
-        check_shape(weights, "C", (m, n, 2), f", as `B` has {n} oscillators and {m} inputs")
-        check_shape(weights, "D", (m,), f", as `B` has {m} inputs")
-
     def ports(self, weights: Weights) -> tuple[tuple[int, ...], int, int]:
         """Return (), for no batch axes, and the numbers of inputs and outputs."""
         return (), int(weights["B"].shape[1]), int(weights["C"].shape[0])
-
-    def state_axes(self) -> dict[str, int]:
-        """Return the axis of the oscillators: the first, in C the second."""
-        return {**dict.fromkeys(self._of_oscillators(), 0), "C": 1}
 
     def read(self, weights: Weights) -> System:
         """Return the discrete system with real output that the layer runs.
@@ -288,9 +271,8 @@ class LinOSS(SelectingLayer):
 
     def _parts(self, weights: Weights) -> tuple[Oscillators, HostArray, HostArray]:
         """The recursions, and complex B (N, m) and C (m, N), all at double precision."""
-        self.check_finite(weights)
         self.check(weights)
-        doubles = {name: to_double(weights[name]) for name in self.names()}
+        doubles = {name: to_double(weights[name]) for name in self.shapes}
         B, C = Packed("B").get(doubles), Packed("C").get(doubles)
         with np.errstate(over="ignore"):  # a step of zero
             step = 1.0 / (1.0 + np.exp(-doubles["steps"]))

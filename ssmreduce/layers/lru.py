@@ -18,7 +18,7 @@ import array_api_compat
 import numpy as np
 
 from ssmreduce._array_libraries import Array, HostArray
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, stack_refusal
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, stack_refusal, wrong_shape
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Parts, Storage, Whole
 
@@ -63,6 +63,12 @@ class LRU(LTILayer):
     def __init__(self, B: Storage | None = None, C: Storage | None = None) -> None:
         self._B: Storage = Parts("B_re", "B_im") if B is None else B
         self._C: Storage = Parts("C_re", "C_im") if C is None else C
+        self.shapes = {
+            **dict.fromkeys(self.poles, ("n",)),
+            **dict.fromkeys(self._B.names, ("n", "m")),
+            **dict.fromkeys(self._C.names, ("p", "n")),
+            "D": None,
+        }
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
@@ -76,10 +82,6 @@ class LRU(LTILayer):
         if has("B", "C"):
             return cls(Whole("B"), Whole("C"))
         return None
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*self.poles, *self._B.names, *self._C.names, "D")
 
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ = -exp(nu_log) + i exp(theta_log)."""
@@ -122,17 +124,8 @@ class LRU(LTILayer):
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
-        check_shape(weights, "nu_log", ("n",), ", one layer at a time")
-        n = weights["nu_log"].shape[0]
-        first_B, first_C = self._B.names[0], self._C.names[0]
-        check_shape(weights, first_B, (n, "m"), f", as `nu_log` has {n}")
-        check_shape(weights, first_C, ("p", n), f", as `nu_log` has {n}")
-        m, p = weights[first_B].shape[1], weights[first_C].shape[0]
-        for name in ("theta_log", "gamma_log"):
-            check_shape(weights, name, (n,))
-        for name in self._B.names[1:]:
-            check_shape(weights, name, (n, m))
-        for name in self._C.names[1:]:
-            check_shape(weights, name, (p, n))
-        if weights["D"].shape != (p,) or p != m:
-            check_shape(weights, "D", (p, m), f" or ({p},)" if p == m else "")
+        super().check(weights)
+        m, p = weights[self._B.names[0]].shape[1], weights[self._C.names[0]].shape[0]
+        found = tuple(weights["D"].shape)
+        if found != (p, m) and (p != m or found != (p,)):
+            raise wrong_shape("D", found, (p, m), f" or ({p},)" if p == m else "")

@@ -90,10 +90,8 @@ class LTILayer(Layer):
     >>> import numpy as np
     >>> from ssmreduce.layers.lti import LTILayer
     >>> class MyLayer(LTILayer):
+    ...     shapes = {"decay": ("n",), "angle": ("n",), "B": ("n", "m"), "C": ("p", "n")}
     ...     poles = ("decay", "angle")
-    ...
-    ...     def names(self):
-    ...         return (*self.poles, "B", "C")
     ...
     ...     def logarithms(self, weights):
     ...         return -np.exp(weights["decay"]) + 1j * weights["angle"]
@@ -159,14 +157,6 @@ class LTILayer(Layer):
         """Return D, shape (..., p, m), real; None for none."""
         return None
 
-    def check(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless the weights fit together; the default checks nothing."""
-        return None
-
-    def order(self, weights: Weights) -> int:
-        """Return the number of stored states, of each channel where they run apart."""
-        return int(self.logarithms(weights).shape[-1])
-
     def read(self, weights: Weights) -> System:
         """Return the discrete system that the layer runs, diagonal unless its state matrix is not.
 
@@ -177,7 +167,6 @@ class LTILayer(Layer):
         NonFiniteError
             If a weight holds NaN or Inf.
         """
-        self.check_finite(weights)
         self.check(weights)
         if self.in_single:
             single = {name: weights[name].astype(np.float32) for name in self.in_single}
@@ -289,7 +278,7 @@ class LTILayer(Layer):
         UnsupportedLayerError
             If `system` is not diagonal.
         """
-        self.check_names(weights)
+        self.check(weights)
         if not isinstance(system, DiagonalStateSpace):
             raise UnsupportedLayerError(
                 f"`system` is a {type_name(system)}; expected a DiagonalStateSpace. Start from read(weights)."

@@ -16,26 +16,28 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.gramians.sequences import LayerData
-from ssmreduce.layers.layer import HasArrays, Weights, WeightStorage, check_shape, refusal
+from ssmreduce.layers.layer import HasArrays, Shapes, Weights, WeightStorage, refusal, wrong_shape
 from ssmreduce.layers.mamba_cut import MambaPlan
 from ssmreduce.layers.mamba_fit import elimination
 from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.selective import SelectiveLayer
 
-_ARRAYS = {
-    "A_log": 2,
-    "D": 1,
-    "in_proj.weight": 2,
-    "conv1d.weight": 3,
-    "x_proj.weight": 2,
-    "dt_proj.weight": 2,
-    "dt_proj.bias": 1,
-    "out_proj.weight": 2,
+_SHAPES: Shapes = {
+    "A_log": ("D", "n"),
+    "D": ("D",),
+    "in_proj.weight": ("2D", "m"),
+    "conv1d.weight": ("D", 1, "K"),
+    "x_proj.weight": ("R + 2 n", "D"),
+    "dt_proj.weight": ("D", "R"),
+    "dt_proj.bias": ("D",),
+    "out_proj.weight": ("p", "D"),
 }
-"""What each mixer has, with numbers of axes."""
+"""What each mixer has."""
 
-_BIASES = ("in_proj.bias", "conv1d.bias", "out_proj.bias")
+_AXES = {name: len(shape) for name, shape in _SHAPES.items() if shape}
+
+_BIASES: Shapes = {"in_proj.bias": ("2D",), "conv1d.bias": ("D",), "out_proj.bias": ("p",)}
 """What some have."""
 
 _NORMS = ("b_layernorm", "c_layernorm", "B_layernorm", "C_layernorm", "dt_layernorm")
@@ -79,6 +81,7 @@ class Mamba(SelectiveLayer):
 
     def __init__(self, biases: tuple[str, ...] = ("conv1d.bias",)) -> None:
         self._biases = biases
+        self.shapes = {**_SHAPES, **{name: _BIASES[name] for name in biases}}
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Mamba | None:
@@ -89,7 +92,7 @@ class Mamba(SelectiveLayer):
         UnsupportedLayerError
             If it normalises B and C over the states, runs in both directions or has another activation.
         """
-        if not has(**_ARRAYS):
+        if not has(**_AXES):
             return None
         if any(getattr(layer, name, None) is not None for name in _NORMS):
             raise refusal(
@@ -105,36 +108,14 @@ class Mamba(SelectiveLayer):
             raise refusal("Mamba", f"its `activation` is {activation!r}", "'silu'")
         return cls(tuple(name for name in _BIASES if has(name)))
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*_ARRAYS, *self._biases)
-
-    def order(self, weights: Weights) -> int:
-        """Return the number of states N of each channel."""
-        return int(weights["A_log"].shape[-1])
-
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
-        check_shape(weights, "A_log", ("D", "N"))
-        D, N = weights["A_log"].shape
-        why = f", as `A_log` has {D} channels and {N} states"
-        check_shape(weights, "dt_proj.weight", (D, "R"), why)
-        R = weights["dt_proj.weight"].shape[1]
-        check_shape(weights, "x_proj.weight", (R + 2 * N, D), f"{why}, and `dt_proj` the rank {R}")
-        check_shape(weights, "in_proj.weight", (2 * D, "m"), why)
-        check_shape(weights, "conv1d.weight", (D, 1, "K"), why)
-        check_shape(weights, "out_proj.weight", ("p", D), why)
-        p = weights["out_proj.weight"].shape[0]
-        lengths = {
-            "D": D,
-            "dt_proj.bias": D,
-            "conv1d.bias": D,
-            "in_proj.bias": 2 * D,
-            "out_proj.bias": p,
-        }
-        for name, length in lengths.items():
-            if name in weights:
-                check_shape(weights, name, (length,), why)
+        super().check(weights)
+        (D, N), R = weights["A_log"].shape, weights["dt_proj.weight"].shape[1]
+        found = weights["x_proj.weight"].shape
+        if found != (R + 2 * N, D):
+            why = f", as `A_log` has {D} channels and {N} states, and `dt_proj` the rank {R}"
+            raise wrong_shape("x_proj.weight", found, (R + 2 * N, D), why)
 
     def split(self, rows: HostArray, states: int) -> tuple[HostArray, HostArray, HostArray]:
         """Return the rows of x_proj, or of moments of it, for δ, B and C.

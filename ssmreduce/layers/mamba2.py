@@ -17,7 +17,15 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError
 from ssmreduce.gramians.sequences import LayerData
-from ssmreduce.layers.layer import HasArrays, Weights, WeightStorage, check_shape, refusal, unsaid
+from ssmreduce.layers.layer import (
+    HasArrays,
+    Shapes,
+    Weights,
+    WeightStorage,
+    refusal,
+    unsaid,
+    wrong_shape,
+)
 from ssmreduce.layers.mamba2_cut import Mamba2Plan
 from ssmreduce.layers.mamba2_mixer import Mixer2, Norm, Settings
 from ssmreduce.layers.mamba2_selection import dropping
@@ -36,6 +44,20 @@ _ARRAYS = {
 
 _OTHERS = ("in_proj.bias", "conv1d.bias", "out_proj.bias", "norm.weight", "mup_vector")
 """What some have."""
+
+_SHAPES: Shapes = {
+    "A_log": ("H",),
+    "D": None,
+    "dt_bias": ("H",),
+    "in_proj.weight": ("d + w + H", "m"),
+    "conv1d.weight": ("w", 1, "K"),
+    "out_proj.weight": ("p", "d"),
+    "in_proj.bias": ("d + w + H",),
+    "conv1d.bias": ("w",),
+    "out_proj.bias": ("p",),
+    "norm.weight": ("d",),
+    "mup_vector": (1, 1, "d + w + H"),
+}
 
 _AXES = {"in_proj.weight": 0, "in_proj.bias": 0, "mup_vector": -1}
 _CONVOLVED = {"conv1d.weight": 0, "conv1d.bias": 0}
@@ -86,6 +108,7 @@ class Mamba2(SelectiveLayer):
         self, settings: Settings, others: tuple[str, ...] = ("conv1d.bias", "norm.weight")
     ) -> None:
         self.settings, self._others = settings, others
+        self.shapes = {name: _SHAPES[name] for name in (*_ARRAYS, *others)}
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Mamba2 | None:
@@ -119,10 +142,6 @@ class Mamba2(SelectiveLayer):
         others = tuple(name for name in _OTHERS if has(name))
         return cls(_settings(layer, has_norm="norm.weight" in others), others)
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*_ARRAYS, *self._others)
-
     def order(self, weights: Weights) -> int:
         """Return the number of states N of each channel."""
         width, channels = weights["conv1d.weight"].shape[0], weights["out_proj.weight"].shape[1]
@@ -130,9 +149,8 @@ class Mamba2(SelectiveLayer):
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
-        check_shape(weights, "A_log", ("H",))
-        check_shape(weights, "out_proj.weight", ("p", "d"))
-        H, (p, d), N = len(weights["A_log"]), weights["out_proj.weight"].shape, self.order(weights)
+        super().check(weights)
+        H, d, N = len(weights["A_log"]), weights["out_proj.weight"].shape[1], self.order(weights)
         G, norm = self.settings.groups, self.settings.norm
         width = d + 2 * G * N
         why = f", as there are {d} channels in {H} heads and {G} groups, with {N} states"
@@ -141,22 +159,13 @@ class Mamba2(SelectiveLayer):
                 f"the layer has {d} channels in {H} heads and {G} groups, and normalises "
                 f"{d if norm is None else norm.size} together; expected multiples. Look at the settings."
             )
-        check_shape(weights, "conv1d.weight", (width, 1, "K"), why)
-        check_shape(weights, "in_proj.weight", (d + width + H, "m"), why)
-        if len(weights["D"]) != d:
-            check_shape(weights, "D", (H,), why)
-        lengths = {
-            "dt_bias": H,
-            "in_proj.bias": d + width + H,
-            "conv1d.bias": width,
-            "out_proj.bias": p,
-            "norm.weight": d,
-        }
-        for name, length in lengths.items():
-            if name in weights:
-                check_shape(weights, name, (length,), why)
-        if "mup_vector" in weights:
-            check_shape(weights, "mup_vector", (1, 1, d + width + H), why)
+        convolved, projected = weights["conv1d.weight"].shape, weights["in_proj.weight"].shape
+        if convolved[0] != width:
+            raise wrong_shape("conv1d.weight", convolved, (width, 1, "K"), why)
+        if projected[0] != d + width + H:
+            raise wrong_shape("in_proj.weight", projected, (d + width + H, "m"), why)
+        if weights["D"].shape not in ((d,), (H,)):
+            raise wrong_shape("D", weights["D"].shape, (H,), why)
 
     def selected(self, arrays: Weights, kept: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return those of some arrays that a cut changes, with a part of the states alone.

@@ -14,13 +14,14 @@ diagonal: it is written with P = 0, which has gradient zero and stays, and with 
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.layers.discretisation import Discretisation
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, unsaid
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, unsaid
 from ssmreduce.layers.s4d import S4Diagonal
 from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import System
@@ -59,6 +60,7 @@ class S4(S4Diagonal):
     (1, 4, 4)
     """
 
+    shapes = MappingProxyType({**S4Diagonal.shapes, "P": ("r", "H", "n", 2), "l_kernel": ()})
     poles = ("A_real", "A_imag", "inv_dt", "P", "B", "C")
     caches = ("dA", "dB", "dC", "step_params")
     carries_matrices = False
@@ -75,13 +77,8 @@ class S4(S4Diagonal):
             raise unsaid("S4", "real_transform", 'S4(real_transform="exp")')
         return cls(**cls._options(layer))
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*self.poles, "l_kernel")
-
     def read(self, weights: Weights) -> System:
         """Return the systems that the layer runs: dense and real of order 2n, diagonal if P = 0."""
-        self.check_finite(weights)
         self.check(weights)
         if not np.any(weights["P"]):
             return super().read(self.before_runs(weights))
@@ -117,10 +114,3 @@ class S4(S4Diagonal):
         new = super().write(system, weights, model, order=order)
         P = np.zeros((len(weights["P"]), *new["A_real"].shape, 2))
         return {**new, "P": P, "l_kernel": np.zeros(())}
-
-    def check(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless the weights fit together."""
-        super().check(weights)
-        channels, n = weights["A_real"].shape
-        check_shape(weights, "P", ("r", channels, n, 2))
-        check_shape(weights, "l_kernel", ())

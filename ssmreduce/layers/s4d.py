@@ -14,13 +14,22 @@ states, so a channel that needs fewer gets states with c = 0.
 from __future__ import annotations
 
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ssmreduce._array_libraries import Array, HostArray, namespace
 from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal, unsaid
+from ssmreduce.layers.layer import (
+    HasArrays,
+    Layer,
+    Shapes,
+    Weights,
+    refusal,
+    unsaid,
+    wrong_shape,
+)
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed, Storage, Whole
 from ssmreduce.layers.transforms import inverse_transformed, transformed
@@ -72,6 +81,12 @@ class S4D(LTILayer):
         self._C: Storage = Packed("C") if C is None else C
         self._log_real = log_real
         self.poles = (log_real, "A_imag")
+        pair = (2,) if isinstance(self._C, Packed) else ()
+        self.shapes = {
+            **dict.fromkeys(self.poles, ("H", "n")),
+            **dict.fromkeys(self._C.names, ("H", "n", *pair)),
+            "log_dt": ("H",),
+        }
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
@@ -81,10 +96,6 @@ class S4D(LTILayer):
         if has(C=2, log_a_real=2, A_imag=2, log_dt=1):
             return cls(Whole("C"), log_real="log_a_real")
         return None
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*self.poles, *self._C.names, "log_dt")
 
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ = Λ Δ."""
@@ -111,16 +122,6 @@ class S4D(LTILayer):
         poles, step = self._poles(weights), self._step(weights)
         one = namespace(step).ones_like(weights["A_imag"])
         return one, 2.0 * Discretisation.ZOH.input_factor(poles, step)
-
-    def check(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless the weights fit together."""
-        check_shape(weights, self._log_real, ("H", "n"))
-        channels, n = weights[self._log_real].shape
-        check_shape(weights, "A_imag", (channels, n))
-        pair = (2,) if isinstance(self._C, Packed) else ()
-        for name in self._C.names:
-            check_shape(weights, name, (channels, n, *pair))
-        check_shape(weights, "log_dt", (channels,))
 
     def _poles(self, weights: Weights) -> Array:
         log_real = weights[self._log_real]
@@ -164,6 +165,15 @@ class S4Diagonal(LTILayer):
     [(-1-1j), (-1-1j)]
     """
 
+    shapes: Shapes = MappingProxyType(
+        {
+            "A_real": ("H", "n"),
+            "A_imag": ("H", "n"),
+            "inv_dt": None,
+            "B": (1, "H", "n", 2),
+            "C": ("c", "H", "n", 2),
+        }
+    )
     known_by = "inv_dt"
     poles: tuple[str, ...] = ("A_real", "A_imag", "inv_dt")
     sizes = ("N", "d_state")
@@ -214,10 +224,6 @@ class S4Diagonal(LTILayer):
             "fast_step": bool(getattr(layer, "dt_fast", False)),
         }
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*self.poles, "B", "C")
-
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ."""
         return self._discretisation.logarithms(self._poles(weights), self._step(weights))
@@ -265,12 +271,10 @@ class S4Diagonal(LTILayer):
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
-        channels, n = weights["A_real"].shape
-        check_shape(weights, "A_imag", (channels, n))
-        check_shape(weights, "B", (1, channels, n, 2))
-        check_shape(weights, "C", ("c", channels, n, 2))
-        tied = weights["inv_dt"].shape[1] == 1
-        check_shape(weights, "inv_dt", (channels, 1 if tied else n))
+        super().check(weights)
+        found, (channels, n) = weights["inv_dt"].shape, weights["A_real"].shape
+        if found not in ((channels, 1), (channels, n)):
+            raise wrong_shape("inv_dt", found, (channels, 1 if found[1:] == (1,) else n))
 
     def _poles(self, weights: Weights) -> HostArray:
         real = transformed(weights["A_real"], self._real)

@@ -22,7 +22,7 @@ import numpy as np
 from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, refusal
 from ssmreduce.layers.lti import LTILayer
 
 _FUNCTIONS = {
@@ -75,6 +75,13 @@ class S5(LTILayer):
     ) -> None:
         self._discretisation = discretisation
         self.both_directions = bidirectional
+        self.shapes = {
+            "Lambda": ("n",),
+            "log_step": ("n",),
+            "B": ("n", "m", 2),
+            "C": ("m", "2n" if bidirectional else "n"),
+            "D": ("m",),
+        }
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
@@ -92,14 +99,6 @@ class S5(LTILayer):
         if function not in _FUNCTIONS:
             raise _refusal(f"`discretize` is {function}: a rule that is neither zoh nor bilinear")
         return cls(_FUNCTIONS[function], bidirectional=bool(getattr(layer, "bidir", False)))
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*self.poles, "B", "C", "D")
-
-    def order(self, weights: Weights) -> int:
-        """Return the number of states."""
-        return len(weights["Lambda"])
 
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ."""
@@ -132,7 +131,12 @@ class S5(LTILayer):
         return {"B": np.stack([B.real, B.imag], axis=-1), "C": stored}
 
     def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
-        """Return s and ones."""
+        """Return s and ones; `ShapeError` if the layer divides by zero."""
+        if self._discretisation is Discretisation.ZOH and np.any(weights["Lambda"] == 0.0):
+            raise ShapeError(
+                "`Lambda` has an entry 0; expected none: the layer divides by it and returns NaN. "
+                "Set it to a small negative number."
+            )
         step = np.exp(weights["log_step"])
         return self._discretisation.input_factor(weights["Lambda"], step), np.ones(step.shape)
 
@@ -140,22 +144,6 @@ class S5(LTILayer):
         """Return the diagonal matrix of D, above zeros for the second direction."""
         D = np.diag(weights["D"])
         return np.concatenate([D, np.zeros_like(D)]) if self.both_directions else D
-
-    def check(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless the weights fit together."""
-        check_shape(weights, "Lambda", ("n",), ", one layer at a time")
-        n = weights["Lambda"].size
-        why = f", as `Lambda` has {n}"
-        check_shape(weights, "log_step", (n,), why)
-        check_shape(weights, "B", (n, "m", 2), why)
-        m = weights["B"].shape[1]
-        check_shape(weights, "C", (m, 2 * n if self.both_directions else n), why)
-        check_shape(weights, "D", (m,))
-        if self._discretisation is Discretisation.ZOH and np.any(weights["Lambda"] == 0.0):
-            raise ShapeError(
-                "`Lambda` has an entry 0; expected none: the layer divides by it and returns NaN. "
-                "Set it to a small negative number."
-            )
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:

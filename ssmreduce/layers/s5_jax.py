@@ -26,7 +26,7 @@ from ssmreduce._array_libraries import Array, HostArray, is_traced, namespace
 from ssmreduce._checks import shown
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, stack_refusal
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, stack_refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
 
@@ -94,6 +94,15 @@ class S5HalfSpectrum(LTILayer):
         self._step_rescale = step_rescale
         self._B = Packed("B")
         self._C = tuple(map(Packed, C))
+        columns = "2n" if bidirectional and len(C) == 1 else "n"
+        self.shapes = {
+            "Lambda_re": ("n",),
+            "Lambda_im": ("n",),
+            "log_step": ("n", 1),
+            "B": ("n", "m", 2),
+            **dict.fromkeys(C, ("m", columns, 2)),
+            "D": ("m",),
+        }
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Layer | None:
@@ -125,10 +134,6 @@ class S5HalfSpectrum(LTILayer):
             step_rescale=_positive(getattr(layer, "step_rescale", 1.0)),
             C=("C1", "C2") if two else ("C",),
         )
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*self.poles, "B", *(part.name for part in self._C), "D")
 
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ."""
@@ -189,17 +194,7 @@ class S5HalfSpectrum(LTILayer):
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""
-        check_shape(weights, "Lambda_re", ("n",), ", one layer at a time")
-        n = weights["Lambda_re"].shape[0]
-        why = f", as `Lambda_re` has {n}"
-        check_shape(weights, "Lambda_im", (n,), why)
-        check_shape(weights, "log_step", (n, 1), why)
-        check_shape(weights, "B", (n, "m", 2), why)
-        m = weights["B"].shape[1]
-        columns = 2 * n if self.both_directions and len(self._C) == 1 else n
-        for part in self._C:
-            check_shape(weights, part.name, (m, columns, 2), why)
-        check_shape(weights, "D", (m,))
+        super().check(weights)
         poles = self._poles(weights)
         zoh = self._discretisation is Discretisation.ZOH
         if zoh and not is_traced(poles) and np.any(np.asarray(poles) == 0.0):

@@ -14,13 +14,14 @@ all of its poles lie outside of the unit circle.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce.layers.discretisation import Discretisation, steps_of_decay
-from ssmreduce.layers.layer import HasArrays, Layer, Weights, check_shape, refusal
+from ssmreduce.layers.layer import HasArrays, Layer, Weights, refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
 from ssmreduce.layers.transforms import inverse_transformed, transformed
@@ -59,6 +60,15 @@ class S5RealInput(LTILayer):
     [(-0.693147+1j)]
     """
 
+    shapes = MappingProxyType(
+        {
+            "A": ("n", 2),
+            "log_dt": ("n",),
+            "B": ("n", "m"),
+            "C": ("m", "n", 2),
+            "D": ("m", "m"),
+        }
+    )
     known_by = "log_dt"
     poles = ("A", "log_dt", "B", "C")
     sizes = ("d_state", "state_dim")
@@ -78,10 +88,6 @@ class S5RealInput(LTILayer):
             reason = "which does not take stable poles into the unit circle"
             raise refusal("S5", f"`discretization` is {rule!r}, {reason}", "'zoh' or 'dirac'")
         return cls(holds=rule == "zoh")
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all weights."""
-        return (*self.poles, "D")
 
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ = Λ Δ."""
@@ -124,16 +130,6 @@ class S5RealInput(LTILayer):
     def feedthrough(self, weights: Weights) -> Array:
         """Return Dᵀ, which the layer applies to rows."""
         return weights["D"].swapaxes(0, 1)
-
-    def check(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless the weights fit together."""
-        check_shape(weights, "A", ("n", 2))
-        n = len(weights["A"])
-        check_shape(weights, "log_dt", (n,))
-        check_shape(weights, "B", (n, "m"))
-        m = weights["B"].shape[1]
-        check_shape(weights, "C", (m, n, 2))
-        check_shape(weights, "D", (m, m))
 
     def _poles(self, weights: Weights) -> HostArray:
         A = weights["A"]

@@ -53,9 +53,11 @@ class SelectingLayer(Layer):
 
     scores_name = "score of the state"
 
-    @abstractmethod
     def state_axes(self) -> dict[str, int]:
         """Return the axis that counts states, by name of each weight that has one."""
+        return {
+            name: shape.index("n") for name, shape in self.shapes.items() if shape and "n" in shape
+        }
 
     @abstractmethod
     def ranking(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:

@@ -68,10 +68,6 @@ class SelectiveLayer(Layer):
     methods: tuple[Method, ...] = ()
 
     @abstractmethod
-    def check(self, weights: Weights) -> None:
-        """Raise `ShapeError` unless the weights fit together."""
-
-    @abstractmethod
     def planned(
         self,
         weights: dict[str, HostArray],
@@ -113,7 +109,6 @@ class SelectiveLayer(Layer):
 
     def check_readable(self, weights: Weights) -> None:
         """Raise unless the weights fit together and are finite."""
-        self.check_finite(weights)
         self.check(weights)
 
     def read(self, weights: Weights) -> System:
@@ -389,7 +384,7 @@ class SelectivePlan(Generic[C]):
 
     def _finite(self, method: Method, order: int) -> C:
         cut = self.made(method, order)
-        cut.kind.check_finite(cut.new_weights)
+        cut.kind.check(cut.new_weights)
         if cut.output_error is not None and not math.isfinite(cut.output_error):
             raise NonFiniteError(
                 f"what {self._title} puts out with {order} states, by method {method!r}, overflows; expected "

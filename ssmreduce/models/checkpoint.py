@@ -96,7 +96,7 @@ def _resize(
 ) -> LayerChange:
     """The change of one layer to the number of states in a state dict; `ShapeError` if it does not fit."""
     kind, prefix = handle.kind, _prefix(handle)
-    names = [name for name in kind.names() if prefix + name in state_dict]
+    names = [name for name in kind.shapes if prefix + name in state_dict]
     saved = loader.saved_weights(state_dict, prefix, names)
     unsaved = kind.unsaved(handle.weights, saved)
     new = {**handle.weights, **saved, **unsaved}
@@ -133,7 +133,7 @@ def _resize(
 def _free_names(handle: LayerHandle, own: Mapping[str, Any]) -> set[str]:
     """Names of a state dict whose shapes may differ: weights of a layer, those tied to them, states."""
     prefix = _prefix(handle)
-    changing = {id(own[prefix + name]) for name in handle.kind.names() if prefix + name in own}
+    changing = {id(own[prefix + name]) for name in handle.kind.shapes if prefix + name in own}
     states = {prefix + name for name in handle.kind.states}
     return states | {name for name, value in own.items() if id(value) in changing}
 

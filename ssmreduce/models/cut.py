@@ -289,7 +289,7 @@ def _hashes(handles: Sequence[LayerHandle], of: str) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for handle in handles:
         try:
-            handle.kind.check_finite(handle.weights)
+            handle.kind.check(handle.weights)
         except SSMReduceError as error:
             raise type(error)(f"while reducing layer `{handle.name}`{of}: {error}") from error
         digest = hashlib.sha256()

@@ -67,7 +67,7 @@ class MatchedCut(LayerCut):
         """
         kind, old = cut.kind, cut.reduction
         if old is None:
-            kind.check_finite(new_weights)
+            kind.check(new_weights)
             return cls(kind, None, None, cut.weights, new_weights, cut)
         system = kind.read(new_weights)
         if old.horizon is None and not system.is_stable().all():

@@ -150,7 +150,7 @@ def put(name: str, value: Any) -> Any:
         (put("B_re", np.ones((5, 4))), r"B_re` .* dtype float64; expected \(5, 4\) and float32"),
         (
             put("theta_log", np.ones(3, np.float32)),
-            r"`named\['a'\]` .* do not fit .*theta_log \(3,\)",
+            r"theta_log` of `saved` has shape \(3,\).*expected \(5,\)",
         ),
         (lambda saved: saved.update(host=np.ones(4)), r"`host` of `saved` has shape \(4,\)"),
     ],

@@ -369,7 +369,7 @@ def test_arrays_of_the_page_are_recognised_and_run_by_its_formulas(
     kind = kind_of(case.layer(), {name: value.ndim for name, value in weights.items()})
     assert kind is not None
     assert type(kind) is case.kind
-    assert {*kind.names()} == weights.keys()
+    assert {*kind.shapes} == weights.keys()
     found, expected = kind.output(weights, inputs[None])[0], case.output(weights, inputs)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 1e-11 * np.abs(expected).max()

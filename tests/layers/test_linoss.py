@@ -181,7 +181,7 @@ def test_the_module_runs_the_system(kind: tuple[Rule, bool], rng: np.random.Gene
     axes = {name: value.ndim for name, value in weights.items()}
     layer = LinOSS.recognise(module, HasArrays(axes))
     assert layer is not None
-    assert set(layer.names()) == set(weights)
+    assert set(layer.shapes) == set(weights)
     assert relative(np.asarray(module(inputs)), simulate(layer.read(weights), inputs)) <= 1e3 * EPS
 
 
@@ -331,7 +331,7 @@ def test_weights_of_kept_oscillators_stay(kind: tuple[Rule, bool]) -> None:
     kept, reduced = layer.selected(weights, 3, HORIZON)
     assert kept.dtype.kind == "i"
     assert set(reduced) == set(weights)
-    for name in layer.names():
+    for name in layer.shapes:
         if name != "C":
             expected = weights[name] if name == "D" else weights[name][kept]
             assert np.array_equal(reduced[name], expected)

@@ -353,8 +353,9 @@ class RenamedMap(LRU):
         )
     )
 
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._names)
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes = {mine: LRU().shapes[theirs] for mine, theirs in self._names.items()}
 
     def _theirs(self, weights: Any) -> dict[str, np.ndarray]:
         return {self._names[name]: value for name, value in weights.items()}

@@ -1101,7 +1101,7 @@ def test_layers_that_put_out_nothing_by_their_states() -> None:
 def test_kinds_are_told_apart() -> None:
     assert Mamba().is_same(Mamba())
     assert not Mamba().is_same(Mamba(()))
-    assert [*itertools.islice(Mamba().names(), 2)] == ["A_log", "D"]
+    assert [*itertools.islice(Mamba().shapes, 2)] == ["A_log", "D"]
 
 
 @OVERFLOWS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -47,10 +47,8 @@ class Decays(eqx.Module):
 class DecaysLayer(LTILayer):
     """As the page about layers says, but it cannot store complex poles."""
 
+    shapes: ClassVar = {"decay": ("n",), "B": ("n", "m"), "C": ("p", "n")}
     poles = ("decay",)
-
-    def names(self) -> tuple[str, ...]:
-        return ("decay", "B", "C")
 
     def logarithms(self, weights: Any) -> Any:
         return -np.exp(weights["decay"])

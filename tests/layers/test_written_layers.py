@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -54,10 +54,8 @@ class Oscillators(nn.Module):
 class OscillatorMap(LTILayer):
     """Writes any pole as one on the curve."""
 
+    shapes: ClassVar = {"A": ("n",), "B": ("n", "m"), "C": ("p", "n")}
     poles = ("A",)
-
-    def names(self) -> tuple[str, ...]:
-        return ("A", "B", "C")
 
     def logarithms(self, weights: Any) -> Any:
         return -np.log(1 - 0.3j * np.sqrt(weights["A"]))

@@ -96,7 +96,7 @@ def test_what_holds_a_layer_is_no_layer() -> None:
 
 
 def test_a_map_that_forgets_its_poles_is_refused_where_there_are_moments() -> None:
-    layer = bound_to(poles=(), names=lambda self: handle_of(LRU(3, 3, 16)).kind.names())
+    layer = bound_to(poles=(), shapes=handle_of(LRU(3, 3, 16)).kind.shapes)
     net = nn.Sequential(nn.Linear(3, 3), layer)
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.randn(2, 5, 3)).sum().backward()
