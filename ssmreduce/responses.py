@@ -23,7 +23,7 @@ from ssmreduce.systems.prescaling import prescaled
 from ssmreduce.systems.simulation import refuse_times, sample_times, simulate, step_sizes
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range, exponents, time_steps
-from ssmreduce.systems.transfer import StatePart
+from ssmreduce.systems.transfer import state_part
 from ssmreduce.time_domain import Discrete
 
 _SMALLEST_UNIT = 2.0**-1000
@@ -208,7 +208,7 @@ def frequency_response(system: System, omega: HostArray) -> HostArray:
     if inputs != 1.0 or outputs != 1.0:
         host = host.replace(B=host.B / inputs, C=host.C / outputs)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        response = StatePart(host).matrices(host.time.point(points))
+        response = state_part(host).matrices(host.time.point(points))
         if not np.all(np.isfinite(response)):
             raise UnstableSystemError(
                 "`system` has a pole at one of the frequencies in `omega`; expected none on the boundary. "

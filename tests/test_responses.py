@@ -25,7 +25,7 @@ from ssmreduce.systems.coordinates import diagonalised, real_form, transformed
 from ssmreduce.systems.interconnect import difference, parallel, series
 from ssmreduce.systems.sampling import to_continuous, to_discrete
 from ssmreduce.systems.simulation import simulate
-from ssmreduce.systems.transfer import StatePart
+from ssmreduce.systems.transfer import state_part
 
 pytestmark = pytest.mark.every_library
 
@@ -276,7 +276,7 @@ def test_many_frequencies_of_a_dense_system(
             )
             few = frequency_response(system, omega[:3])
             np.testing.assert_allclose(few, expected[:3], rtol=0, atol=limit)
-            part = StatePart(system)
+            part = state_part(system)
             right = rng.standard_normal((m, 41)) + 1j * rng.standard_normal((m, 41))
             left = rng.standard_normal((p, 41)) + 1j * rng.standard_normal((p, 41))
             state = expected - system.D
@@ -308,7 +308,7 @@ def test_products_of_diagonal_systems(
         read_after_update=after,
     )
     omega = np.array([0.0, 0.3, 1.0])
-    part = StatePart(system)
+    part = state_part(system)
     matrices = frequency_response(system, omega)
     assert matrices.shape == (3, p, m)
     forward, backward = part.products(system.time.point(omega))

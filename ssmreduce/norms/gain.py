@@ -23,13 +23,10 @@ from ssmreduce.errors import ShapeError, TimeDomainError
 from ssmreduce.norms.modes import DenseModes, DiagonalModes
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_single, is_complex
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.systems.transfer import Product, StatePart
+from ssmreduce.systems.transfer import Product
 
 _EXACT_WIDTH = 16
 """Up to this many inputs or outputs G(z) is decomposed; above, power iteration is cheaper."""
-
-_POINTS = 64
-"""Points at once by the modes of a dense system."""
 
 _WORKING_ENTRIES = 2**22
 """Complex numbers held at once while a transfer function is evaluated: 64 MiB."""
@@ -46,7 +43,10 @@ class Gain:
 
     def __init__(self, *terms: tuple[float, System]) -> None:
         self.signs = [sign for sign, _ in terms]
-        self.parts = [StatePart(system) for _, system in terms]
+        self.parts = [
+            DiagonalModes(system) if isinstance(system, DiagonalStateSpace) else DenseModes(system)
+            for _, system in terms
+        ]
         self.systems = [part.system for part in self.parts]
         self.time = self.systems[0].time
         self.is_dense = any(isinstance(x, StateSpace) and x.order for x in self.systems)
@@ -55,17 +55,11 @@ class Gain:
         self.D: HostArray = np.sum(D, axis=0)
         self.outputs, self.inputs = self.D.shape
         self._length = max(1, _WORKING_ENTRIES // max(1, self.D.size))
-        self.modes = [
-            DiagonalModes(system) if isinstance(system, DiagonalStateSpace) else DenseModes(system)
-            for system in self.systems
-        ]
 
     @cached_property
-    def searchable(self) -> Gain:
+    def by_modes(self) -> Gain:
         """The same gain by modes, where dense systems have good ones: cheap, and right to some 1e-9."""
-        if not self.is_dense:
-            return self
-        systems = [modes.diagonalised() for modes in self.modes]
+        systems = [part.diagonalised() for part in self.parts]
         return Gain(*zip(self.signs, systems, strict=True))
 
     def matrices(self, omega: HostArray) -> HostArray:
@@ -78,13 +72,9 @@ class Gain:
         at = slice(None) if finite.all() else finite
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             z = self.time.point(omega[at])
-            for i, sign in enumerate(self.signs if finite.any() else []):
-                modes, part = self.modes[i], self.parts[i]
-                if isinstance(modes, DenseModes) and modes.system.order and modes.known:
-                    known = _by_modes(modes, part, z)
-                else:
-                    known = part.matrices(z)
-                values[at] += sign * known
+            if z.size:
+                for sign, part in zip(self.signs, self.parts, strict=True):
+                    values[at] += sign * part.matrices(z)
             values += self.D
         values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
         return values
@@ -123,21 +113,6 @@ class Gain:
         z = self.time.point(omega)
         forward, backward = zip(*(part.products(z) for part in self.parts), strict=True)
         return summed(self.D, forward), summed(adjoint(self.D), backward)
-
-
-def _by_modes(modes: DenseModes, part: StatePart, z: HostArray) -> HostArray:
-    """One dense system without its feedthrough, by its modes where they serve."""
-    system = part.system
-    values = np.empty((z.size, system.outputs, system.inputs), dtype=np.complex128)
-    served = modes.serve(z)
-    at = np.flatnonzero(served)
-    for some in (at[k : k + _POINTS] for k in range(0, at.size, _POINTS)):
-        values[some] = modes.values(z[some])
-    if system.read_after_update:
-        values *= z[:, None, None]
-    if at.size < z.size:
-        values[~served] = part.matrices(z[~served])
-    return values
 
 
 def largest_singular_values(matrices: HostArray) -> HostArray:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.norms.gain import Gain
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System
+from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.time_domain import Continuous, Discrete
 
 _PEAKS = 4
@@ -69,7 +69,7 @@ class Search:
 
 def peak(gain: Gain, search: Search) -> tuple[float, float]:
     """Return the largest gain found and its frequency (∞ where the feedthrough is largest)."""
-    cheap = gain.searchable
+    cheap = gain.by_modes if gain.is_dense else gain
     omega = frequencies(cheap, search.grid)
     estimate = partial(cheap.at, iterations=search.iterations)
     value, frequency = refine(estimate, omega, search.refinements)
@@ -117,16 +117,24 @@ def refine(
 
 
 def frequencies(gain: Gain, count: int) -> HostArray:
-    """Sorted frequencies: a uniform or logarithmic grid, and `count` resonances of each system.
+    """Sorted frequencies: a uniform or logarithmic grid, and the `count` sharpest resonances of each system.
 
     Rounding tells them apart, for their own size or that of a turn: others would give no slope.
     """
-    poles = np.concatenate(
-        [
-            _sharpest(system, modes.poles, count)
-            for system, modes in zip(gain.systems, gain.modes, strict=True)
-        ]
-    )
+    found = []
+    for part in gain.parts:
+        system, weight = part.system, 1.0
+        if isinstance(system, DiagonalStateSpace):
+            # Of the system itself or of its modes.
+            own = system.eigenvalues
+            weight = np.linalg.norm(system.B, axis=1) * np.linalg.norm(system.C, axis=0)
+        else:
+            own = part.poles
+        # Resonances are as large as ‖c‖‖b‖/(distance to the boundary).
+        distance = np.abs(gain.time.distance(own))
+        sharpness = weight / np.maximum(distance, np.finfo(np.float64).tiny)
+        found.append(own[np.argsort(sharpness)[-count:]])
+    poles = np.concatenate(found)
     in_steps = isinstance(gain.time, Discrete)
     if in_steps:
         resonances = np.angle(poles)
@@ -147,17 +155,6 @@ def frequencies(gain: Gain, count: int) -> HostArray:
     size = np.maximum(np.abs(omega[1:]), 1.0 if in_steps else 0.0)
     near = np.diff(omega) <= _CLOSEST * _EPS * size
     return np.asarray(omega[np.concatenate([[True], ~near])])
-
-
-def _sharpest(system: System, poles: HostArray, count: int) -> HostArray:
-    """The poles with the largest resonance ‖c‖‖b‖/(distance to the boundary), at most `count`."""
-    distance = np.abs(system.time.distance(poles))
-    weight = np.ones(poles.size)
-    if isinstance(system, DiagonalStateSpace):
-        # Of the system itself or of its modes.
-        weight = np.linalg.norm(system.B, axis=1) * np.linalg.norm(system.C, axis=0)
-    sharpness = weight / np.maximum(distance, np.finfo(np.float64).tiny)
-    return poles[np.argsort(sharpness)[-count:]]
 
 
 def _proposals(omega: HostArray, values: HostArray) -> tuple[HostArray, float]:

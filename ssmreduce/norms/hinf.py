@@ -298,7 +298,7 @@ def certified_difference(first: System, second: System, *, tolerance: float = 1e
         check_stable(system)
     joined = _joined(gain)
     lower, frequency = lower_bound(gain, _beyond(THOROUGH.grid, joined.order))
-    omega = frequencies(gain.searchable, _NOISE_POINTS)
+    omega = frequencies(gain.by_modes if gain.is_dense else gain, _NOISE_POINTS)
     plain = plain_rounding(gain, omega).max(initial=0.0) <= _PLAIN * tolerance * lower
     evaluate: Callable[[HostArray], HostArray] = gain.at
     noise = rounding_of_test(gain, omega)

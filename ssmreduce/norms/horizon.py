@@ -30,7 +30,7 @@ from ssmreduce.norms.units import in_units
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.interconnect import difference
 from ssmreduce.systems.state_space import StateSpace
-from ssmreduce.systems.transfer import StatePart
+from ssmreduce.systems.transfer import state_part
 from ssmreduce.time_domain import Discrete
 
 _WHOLE = 4096
@@ -156,7 +156,7 @@ def _carrier(system: System, steps: int) -> tuple[complex, HostArray]:
         inner: System = system.replace(eigenvalues=poles / radius)
     else:
         inner = system.replace(A=system.A / radius)
-    part, D = StatePart(inner), np.asarray(system.D)
+    part, D = state_part(inner), np.asarray(system.D)
     angles = np.concatenate([np.angle(poles), np.linspace(-np.pi, np.pi, _GRID, endpoint=False)])
     width, at = 2.0 * np.pi / _GRID, 0.0
     for _ in range(4):

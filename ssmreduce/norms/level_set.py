@@ -143,12 +143,12 @@ def upper_bound(
 def rounding_of_test(gain: Gain, omega: HostArray) -> float:
     """What rounding of A may move of a difference: the largest eps ‖ |C R| |A| |R B| ‖, R = (z - A)⁻¹."""
     z = gain.time.point(omega)
-    moved = sum((modes.sensitivity(z) for modes in gain.modes), start=np.zeros(z.size))
+    moved = sum((part.moved(z, by_poles=True) for part in gain.parts), start=np.zeros(z.size))
     return _NOISE * float(np.finfo(np.float64).eps) * float(moved.max(initial=0.0))
 
 
 def _check_resolved(gain: Gain) -> None:
-    poles = np.concatenate([modes.poles for modes in gain.modes])
+    poles = np.concatenate([part.poles for part in gain.parts])
     if not np.all(gain.time.inside(poles)):
         raise UnreachableToleranceError(
             "`system` has a pole so close to the stability boundary that it rounds onto it; expected "
@@ -167,7 +167,7 @@ def _anchors(gain: Gain) -> HostArray:
 def _rotation(gain: Gain, anchors: HostArray, gains: HostArray) -> complex:
     """Return w such that -w is far from the poles and the gain there is low; ±1 if possible."""
     points = np.exp(1j * anchors)
-    poles = np.concatenate([modes.poles for modes in gain.modes])
+    poles = np.concatenate([part.poles for part in gain.parts])
     distance = np.abs(points[:, None] - poles).min(axis=1)
     score = distance * np.maximum(1.0 - gains**2, np.finfo(np.float64).eps)
     best = int(np.argmax(score))

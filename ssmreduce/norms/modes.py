@@ -17,7 +17,7 @@ from ssmreduce._lapack import frobenius_norm
 from ssmreduce._poles import eigenvectors_of
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.linear_solve import solve_stacked
-from ssmreduce.systems.state_space import StateSpace
+from ssmreduce.systems.transfer import DensePart, DiagonalPart
 
 _CONDITION = 2.0**20
 """Largest cond(V) in the Frobenius norm: gains are then accurate to 1e-9 of the sum of their terms."""
@@ -30,44 +30,56 @@ _CORRECTED = _EPS**0.25
 _LOST = 8.0
 """c of c eps cond(V) ‖A‖, which modes are off by."""
 
-_ROUNDING = 4.0
-"""c of c n eps: every term is rounded a few times and added n times."""
+_POINTS = 64
+"""Points at once by the modes."""
 
 
-class DiagonalModes:
+class DiagonalModes(DiagonalPart):
     """Those of a diagonal system on the host: its own."""
 
-    def __init__(self, system: DiagonalStateSpace) -> None:
-        self.system = system
-        self.poles: HostArray = system.eigenvalues
+    @property
+    def poles(self) -> HostArray:
+        """Eigenvalues of the system."""
+        poles: HostArray = self.system.eigenvalues
+        return poles
 
     def diagonalised(self) -> System:
         """The system itself."""
         return self.system
 
-    def rounding(self, z: HostArray) -> HostArray:
-        """Of G(z_k) summed up from its terms, none of which cancels: c n eps Σ ‖c_i‖ ‖b_i‖ / |z_k - λ_i|."""
-        n = self.poles.size
-        return _ROUNDING * (n + 1) * _EPS * self._sum(z, 1, np.ones(n))
+    def moved(self, z: HostArray, *, by_poles: bool = False) -> HostArray:
+        """Σ ‖c_i‖ ‖b_i‖ / |z_k - λ_i|: c n eps times this is what rounding makes of G(z_k), a sum of terms.
 
-    def sensitivity(self, z: HostArray) -> HostArray:
-        """What a relative change of every λ_i may move, Σ ‖c_i‖ |λ_i| ‖b_i‖ / |z_k - λ_i|²."""
-        return self._sum(z, 2, np.abs(self.poles))
-
-    def _sum(self, z: HostArray, power: int, weight: HostArray) -> HostArray:
-        distance = np.abs(z[:, None] - self.poles)
+        With `by_poles` what a relative change of every λ_i may move, Σ ‖c_i‖ |λ_i| ‖b_i‖ / |z_k - λ_i|².
+        """
+        poles = self.system.eigenvalues
+        distance = np.abs(z[:, None] - poles)
         if self.system.real_output:
-            distance = np.minimum(distance, np.abs(z[:, None] - self.poles.conj()))
+            distance = np.minimum(distance, np.abs(z[:, None] - poles.conj()))
         B, C = np.linalg.norm(self.system.B, axis=1), np.linalg.norm(self.system.C, axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.sum(C * weight * B / distance**power, axis=1))
+            terms = C * np.abs(poles) * B / distance**2 if by_poles else C * B / distance
+            return np.asarray(np.sum(terms, axis=1))
 
 
-class DenseModes:
+class DenseModes(DensePart):
     """Poles of a dense system on the host, and its modes where their vectors are well-conditioned."""
 
-    def __init__(self, system: StateSpace) -> None:
-        self.system = system
+    def matrices(self, z: HostArray) -> HostArray:
+        """Return G(z_k), shape (K, p, m), by modes where they serve."""
+        system = self.system
+        if not system.order or not self.known:
+            return super().matrices(z)
+        values = np.empty((z.size, system.outputs, system.inputs), dtype=np.complex128)
+        served = self.serve(z)
+        at = np.flatnonzero(served)
+        for some in (at[k : k + _POINTS] for k in range(0, at.size, _POINTS)):
+            values[some] = self.values(z[some])
+        if system.read_after_update:
+            values *= z[:, None, None]
+        if at.size < z.size:
+            values[~served] = super().matrices(z[~served])
+        return values
 
     @property
     def poles(self) -> HostArray:
@@ -151,18 +163,12 @@ class DenseModes:
         outputs = (system.C @ states.reshape(n, -1)).reshape(-1, z.size, width)
         return np.moveaxis(outputs, 1, 0)
 
-    def rounding(self, z: HostArray) -> HostArray:
-        """Of G(z_k) from solutions with z_k - A: c n eps ‖ |C R(z_k)| (|A| + |z_k|) |R(z_k) B| ‖."""
-        return _ROUNDING * (self.system.order + 1) * _EPS * self._moved(z, np.abs(z))
+    def moved(self, z: HostArray, *, by_poles: bool = False) -> HostArray:
+        """‖ |C R| (|A| + |z_k|) |R B| ‖, R = (z_k - A)⁻¹: c n eps times this is what rounding makes of G.
 
-    def sensitivity(self, z: HostArray) -> HostArray:
-        """What a relative change of every a_ij may move, ‖ |C R(z_k)| |A| |R(z_k) B| ‖ with R(z) = (z - A)⁻¹.
-
-        The units of states do not matter to it.
+        With `by_poles` what a relative change of every a_ij may move, ‖ |C R| |A| |R B| ‖. The units of
+        states do not matter to it.
         """
-        return self._moved(z, np.zeros(z.size))
-
-    def _moved(self, z: HostArray, diagonal: HostArray) -> HostArray:
         system, seen = self.system, []
         if system.order == 0:
             return np.zeros(z.size)
@@ -170,6 +176,7 @@ class DenseModes:
             points = z.conj() if dual else z
             every = np.repeat(right[:, None, :], z.size, axis=1)
             seen.append(np.linalg.norm(self.solver(points, dual=dual)(every), axis=2))
+        diagonal = np.zeros(z.size) if by_poles else np.abs(z)
         moved = np.abs(system.A) @ seen[0] + diagonal * seen[0]
         return np.asarray(np.sum(seen[1] * moved, axis=0))
 

@@ -52,6 +52,9 @@ _NEGLIGIBLE = float(np.finfo(np.float64).eps) ** 1.5
 _ROUNDING = 4.0
 """Multiple of the last correction, and of eps for operations that are rounded once."""
 
+_TERMS = 4.0
+"""c of c n eps for plain gains: every term is rounded a few times and added n times."""
+
 _WORKING_ENTRIES = 2**20
 """Complex numbers of a solution held at once, a few dozen times: 16 MiB each."""
 
@@ -67,9 +70,9 @@ class RefinedGain:
         self.gain = gain
         self.after = all(system.read_after_update for system in gain.systems)
         self.parts = [
-            (sign, _RefinedPart(system, modes, after=not self.after and system.read_after_update))
-            for sign, system, modes in zip(gain.signs, gain.systems, gain.modes, strict=True)
-            if system.order > 0
+            (sign, _RefinedPart(part, after=not self.after and part.system.read_after_update))
+            for sign, part in zip(gain.signs, gain.parts, strict=True)
+            if part.system.order > 0
         ]
 
     def lower(self, omega: HostArray) -> HostArray:
@@ -154,7 +157,7 @@ def lower_bound(gain: Gain, search: Search) -> tuple[float, float]:
     if _agrees(lower, value) or _agrees(lower, float(gain.at(at)[0])):
         return lower, frequency
     # The search saw rounding: another one without.
-    omega = frequencies(gain.searchable, min(search.grid, _GRID))
+    omega = frequencies(gain.by_modes if gain.is_dense else gain, min(search.grid, _GRID))
     lower, frequency = refine(refined.lower, omega, search.refinements)
     return lower, math.remainder(frequency, 2.0 * gain.time.nyquist)
 
@@ -166,15 +169,17 @@ def _agrees(lower: float, plain: float) -> bool:
 def plain_rounding(gain: Gain, omega: HostArray) -> HostArray:
     """What rounding may make of `gain.at` at frequencies, shape (K,)."""
     z = gain.time.point(omega)
-    total = sum((modes.rounding(z) for modes in gain.modes), start=np.zeros(z.size))
+    total = np.zeros(z.size)
+    for part in gain.parts:
+        total += _TERMS * (part.system.order + 1) * _EPS * part.moved(z)
     return np.where(np.isfinite(total), total, np.inf)
 
 
 class _RefinedPart:
     """C (z - A)⁻¹ B of one system as a pair, and a bound of its rounding; times z if `after`."""
 
-    def __init__(self, system: System, modes: DenseModes | DiagonalModes, *, after: bool) -> None:
-        self.after, self.modes = after, modes
+    def __init__(self, modes: DenseModes | DiagonalModes, *, after: bool) -> None:
+        self.after, self.modes, system = after, modes, modes.system
         self.known = isinstance(modes, DiagonalModes) or modes.known
         # With fewer outputs than inputs the dual system (Aᴴ, Cᴴ, Bᴴ) is evaluated at conj(z).
         self.dual = system.outputs < system.inputs

@@ -1,4 +1,4 @@
-"""Transfer functions at many points of the stability boundary at once: `StatePart`.
+"""Transfer functions at many points of the stability boundary at once: `state_part`.
 
 G(z) - D = C (z I - A)⁻¹ B, times z where the system reads after its update. For a diagonal A a
 weighted product per point, O(n p m). For a dense A one LU per point costs O(n³); from a few points
@@ -17,6 +17,7 @@ Iterative refinement implies numerical stability for Gaussian elimination, Math.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -47,25 +48,60 @@ Product = Callable[[HostArray], HostArray]
 """A product with one column per point."""
 
 
-class StatePart:
-    """The transfer function without feedthrough, at many points of the stability boundary at once.
+@dataclass(frozen=True, eq=False)
+class DiagonalPart:
+    """The transfer function of a diagonal system without feedthrough, at many points of the boundary at once.
 
-    As matrices, or as products with one vector per point: those cost two matrix products for all
-    points of a diagonal system together.
+    As matrices, or as products with one vector per point: those cost two matrix products for all points
+    together.
     """
 
-    def __init__(self, host: System) -> None:
-        if isinstance(host, StateSpace):
-            host = _in_triangular_order(in_balanced_units(host))
-        self.system = host
+    system: DiagonalStateSpace
+
+    def matrices(self, z: HostArray) -> HostArray:
+        """Return G(z_k), shape (K, p, m): C (z - Λ)⁻¹ B, or its real-output form.
+
+        The smaller of B and C carries the points: a stack of matrices times another one is one product.
+        """
+        host = self.system
+        left, right = host.C, host.B
+        mirrored = len(left) > right.shape[1]
+        if mirrored:
+            left, right = np.swapaxes(right, 0, 1), np.swapaxes(left, 0, 1)
+        rows, n = left.shape
+        found = np.empty((z.size, rows, right.shape[1]), dtype=np.complex128)
+        length = max(1, _WORKING_ENTRIES // max(1, left.size))
+        for start in range(0, z.size, length):
+            points = z[start : start + length]
+            count = points.size
+            if host.real_output:
+                points = np.concatenate([points, points.conj()])
+            resolvent = 1.0 / (points[:, None] - host.eigenvalues)
+            stacked = (left * resolvent[:, None, :]).reshape(points.size * rows, n)
+            values = (stacked @ right).reshape(points.size, rows, right.shape[1])
+            if host.real_output:
+                values = 0.5 * (values[:count] + values[count:].conj())
+            found[start : start + count] = values
+        found = np.swapaxes(found, 1, 2) if mirrored else found
+        return np.asarray(z[:, None, None] * found if host.read_after_update else found)
+
+    def products(self, z: HostArray) -> tuple[Product, Product]:
+        """Return v -> G(z_k) v_k and v -> G(z_k)ᴴ v_k, for columns v_k, shape (m, K) and (p, K)."""
+        host = self.system
+        return _diagonal_products(host, z, z if host.read_after_update else np.ones_like(z))
+
+
+class DensePart:
+    """The same of a dense system, which is put in balanced units of its states."""
+
+    def __init__(self, host: StateSpace) -> None:
+        self.system = _in_triangular_order(in_balanced_units(host))
         self._schur: SchurForm | None = None
 
     def matrices(self, z: HostArray) -> HostArray:
         """Return G(z_k), shape (K, p, m)."""
         host = self.system
-        if isinstance(host, DiagonalStateSpace):
-            values = _diagonal_matrices(host, z)
-        elif host.inputs <= host.outputs:
+        if host.inputs <= host.outputs:
             right = np.broadcast_to(host.B[:, None, :], (host.order, z.size, host.inputs))
             values = self._dense(z, host.A, right, host.C, mirrored=False)
         else:
@@ -79,8 +115,6 @@ class StatePart:
     def products(self, z: HostArray) -> tuple[Product, Product]:
         """Return v -> G(z_k) v_k and v -> G(z_k)ᴴ v_k, for columns v_k, shape (m, K) and (p, K)."""
         host = self.system
-        if isinstance(host, DiagonalStateSpace):
-            return _diagonal_products(host, z, self._advanced(z))
 
         def forward(vectors: HostArray) -> HostArray:
             right = (host.B @ vectors)[..., None]
@@ -102,7 +136,7 @@ class StatePart:
     ) -> HostArray:
         """L (z_k - A)⁻¹ R_k, shape (K, q, w), for R of shape (n, K, w); A is the adjoint if `mirrored`."""
         if self._schur is None and z.size >= _SCHUR_POINTS and len(A) >= _SCHUR_ORDER:
-            self._schur = SchurForm.of_balanced(self.system.to_dense().A.astype(np.complex128))
+            self._schur = SchurForm.of_balanced(self.system.A.astype(np.complex128))
         if self._schur is None:
             return _by_elimination(z, A, right, left)
         T, U = self._schur.triangle, self._schur.basis
@@ -119,6 +153,11 @@ class StatePart:
                 again = right[:, part][:, doubtful]
                 values[part][doubtful] = _by_elimination(points[doubtful], A, again, left)
         return values
+
+
+def state_part(host: System) -> DiagonalPart | DensePart:
+    """The transfer function of a system on the host without its feedthrough."""
+    return DiagonalPart(host) if isinstance(host, DiagonalStateSpace) else DensePart(host)
 
 
 def _in_triangular_order(system: StateSpace) -> StateSpace:
@@ -219,29 +258,3 @@ def _diagonal_products(
         return np.asarray(np.conj(mixed_product(np.swapaxes(B, 0, 1), states)))
 
     return forward, backward
-
-
-def _diagonal_matrices(host: DiagonalStateSpace, z: HostArray) -> HostArray:
-    """C (z - Λ)⁻¹ B at every point, or its real-output form; the smaller of B and C carries the points.
-
-    A stack of matrices times another one is one product.
-    """
-    left, right = host.C, host.B
-    mirrored = len(left) > right.shape[1]
-    if mirrored:
-        left, right = np.swapaxes(right, 0, 1), np.swapaxes(left, 0, 1)
-    rows, n = left.shape
-    found = np.empty((z.size, rows, right.shape[1]), dtype=np.complex128)
-    length = max(1, _WORKING_ENTRIES // max(1, left.size))
-    for start in range(0, z.size, length):
-        points = z[start : start + length]
-        count = points.size
-        if host.real_output:
-            points = np.concatenate([points, points.conj()])
-        resolvent = 1.0 / (points[:, None] - host.eigenvalues)
-        stacked = (left * resolvent[:, None, :]).reshape(points.size * rows, n)
-        values = (stacked @ right).reshape(points.size, rows, right.shape[1])
-        if host.real_output:
-            values = 0.5 * (values[:count] + values[count:].conj())
-        found[start : start + count] = values
-    return np.swapaxes(found, 1, 2) if mirrored else found
