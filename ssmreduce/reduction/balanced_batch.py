@@ -61,8 +61,10 @@ class BalancedBatch:
         if isinstance(rule, TotalBudget):
             rules = self._shared_out(rule, common_order)
         cuts = [part.match_dc if match_dc else part.truncate for part in self.parts]
-        if not self.system.batch_shape:
-            return _cut_one(self.parts[0], rules[0], cuts[0])
+        if self.system.D.ndim == 2:
+            if isinstance(rule, MeasuredError):
+                return smallest_cut(self.parts[0], rule, cuts[0])
+            return cuts[0](rules[0])
         parts = self._cut_each(rules, cuts, not match_dc)
         if common_order:
             largest = max(int(part.order) for part in parts)

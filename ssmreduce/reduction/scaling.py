@@ -16,10 +16,8 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce._array_routes import warn_caller
 from ssmreduce._lapack import frobenius_norm
 from ssmreduce.errors import ScalingWarning
-from ssmreduce.hankel import BalancedFactors
 from ssmreduce.reduction.balanced_system import BalancedSystem
 from ssmreduce.reduction.balanced_unstable import Reducible
-from ssmreduce.systems.diagonal import System
 
 _LEAST_SHARE = float(np.sqrt(np.finfo(np.float64).eps))
 """Below this share of the strongest gain a port keeps less than half its digits, and a cut to 1e-8 of
@@ -36,40 +34,32 @@ def warn_if_badly_scaled(parts: Sequence[Reducible]) -> None:
         return
     for part in parts:
         balanced = part if isinstance(part, BalancedSystem) else part.stable
-        if balanced is not None and balanced.factors is not None:
-            _look_at_ports(balanced.host, balanced.factors)
-
-
-def _look_at_ports(host: System, factors: BalancedFactors) -> None:
-    B, C = host.ports()
-    with np.errstate(over="ignore", invalid="ignore"):
+        if balanced is None or balanced.factors is None:
+            continue
+        factors, (B, C) = balanced.factors, balanced.host.ports()
+        with np.errstate(over="ignore", invalid="ignore"):
+            seen, driven = factors.gains(B, C)
+            squares = [np.vecdot(x, x).real.tolist() for x in (adjoint(seen), driven)]
+        # No row is small beside another, as squares show where they do not overflow.
+        if all(_LEAST_SHARE**2 * max(s) < min(s) and max(s) < math.inf for s in squares if s):
+            continue
+        # In units of the largest entries, against over- and underflow.
+        B, C = B / _height(B), C / _height(C)
         seen, driven = factors.gains(B, C)
-        if _has_even_rows(adjoint(seen)) and _has_even_rows(driven):
-            return
-    # In units of the largest entries, against over- and underflow.
-    B, C = B / _height(B), C / _height(C)
-    seen, driven = factors.gains(B, C)
-    for kind, gain_matrix, rows, factor in (
-        ("input", seen, adjoint(B), factors.factors.Y),
-        ("output", adjoint(driven), C, factors.factors.Z),
-    ):
-        values = _gains(gain_matrix, rows, factor)
-        nonzero = values[values > 0]
-        if nonzero.size and nonzero.min() < _LEAST_SHARE * nonzero.max():
-            weakest = int(np.flatnonzero(values == nonzero.min())[0])
-            warn_caller(
-                f"{kind} {weakest} of the system has {nonzero.min() / nonzero.max():.1g} of the gain of "
-                f"the strongest one; below {_LEAST_SHARE:.1g} its part of the response is lost in rounding "
-                f"and is the first to be cut. Scale every {kind} to the same size.",
-                ScalingWarning,
-            )
-
-
-def _has_even_rows(rows: HostArray) -> bool:
-    """Whether no row is small beside another, as squares show where they do not overflow."""
-    squares = np.vecdot(rows, rows).real.tolist()
-    largest = max(squares, default=0.0)
-    return largest < math.inf and min(squares, default=1.0) > _LEAST_SHARE**2 * largest
+        for kind, gain_matrix, rows, factor in (
+            ("input", seen, adjoint(B), factors.factors.Y),
+            ("output", adjoint(driven), C, factors.factors.Z),
+        ):
+            values = _gains(gain_matrix, rows, factor)
+            nonzero = values[values > 0]
+            if nonzero.size and nonzero.min() < _LEAST_SHARE * nonzero.max():
+                weakest = int(np.flatnonzero(values == nonzero.min())[0])
+                warn_caller(
+                    f"{kind} {weakest} of the system has {nonzero.min() / nonzero.max():.1g} of the gain "
+                    f"of the strongest one; below {_LEAST_SHARE:.1g} its part of the response is lost in "
+                    f"rounding and is the first to be cut. Scale every {kind} to the same size.",
+                    ScalingWarning,
+                )
 
 
 def _gains(gain_matrix: HostArray, rows: HostArray, factor: HostArray) -> HostArray:
