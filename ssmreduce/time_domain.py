@@ -236,14 +236,25 @@ class Discrete(_DiscreteTime):
 TimeDomain = Continuous | Discrete
 
 
-def check_time(time: object, *, name: str = "time") -> TimeDomain:
-    """Return `time` if it is a time domain; raise `TimeDomainError` otherwise."""
-    if isinstance(time, Continuous | Discrete):
-        return time
-    raise TimeDomainError(
-        f"`{name}` is {shown(time)}; expected Continuous() or Discrete(dt=...). "
-        "Pass an instance, for example time=Discrete()."
-    )
+def check_time(time: object, *, read_after_update: bool = False) -> TimeDomain:
+    """Return `time` if it is a time domain, and discrete where a system is read after its update.
+
+    Raises
+    ------
+    TimeDomainError
+        Otherwise.
+    """
+    if not isinstance(time, Continuous | Discrete):
+        raise TimeDomainError(
+            f"`time` is {shown(time)}; expected Continuous() or Discrete(dt=...). "
+            "Pass an instance, for example time=Discrete()."
+        )
+    if read_after_update and not isinstance(time, Discrete):
+        raise TimeDomainError(
+            "`read_after_update` is True but `time` is continuous; expected a discrete system. "
+            "Leave it False, or discretise first."
+        )
+    return time
 
 
 def sampling_time(time: TimeDomain) -> float | None:

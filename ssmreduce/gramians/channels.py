@@ -26,7 +26,7 @@ def is_channel(system: System) -> TypeGuard[DiagonalStateSpace]:
     """Whether `system`, or each of a batch, is diagonal with one input and one output, and not large."""
     return (
         isinstance(system, DiagonalStateSpace)
-        and system.inputs == system.outputs == 1
+        and system.D.shape[-2:] == (1, 1)
         and 0 < system.order <= _LARGEST
     )
 

@@ -25,7 +25,7 @@ from ssmreduce.layers.layer import HasArrays, Layer, Weights, unsaid
 from ssmreduce.layers.s4d import S4Diagonal
 from ssmreduce.layers.storage import Packed
 from ssmreduce.systems.diagonal import System
-from ssmreduce.systems.real_form import real_input, real_output, real_state
+from ssmreduce.systems.real_form import real_ports, real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.time_domain import Discrete
 
@@ -84,9 +84,10 @@ class S4(S4Diagonal):
             return super().read(self.before_runs(weights))
         b, c = self.matrices(weights)
         P = np.moveaxis(Packed("P").get(weights), 0, -1)
-        p = real_input(P)  # of [P; conj P] in coordinates [Re; Im]; its adjoint there is twice that
+        # Of [P; conj P] in coordinates [Re; Im]; its adjoint there is twice that.
+        p = np.concatenate([P.real, P.imag], axis=-2)
         A = real_state(self._poles(weights)) - 2.0 * p @ adjoint(p)
-        B, C = real_input(b), 2.0 * real_output(c)
+        B, C = real_ports(b, 2.0 * c)
         step = np.broadcast_to(self._step(weights), b.shape[:-1])
         half_step = 0.5 * np.concatenate([step, step], axis=-1)[..., None]
         identity = np.eye(A.shape[-1])

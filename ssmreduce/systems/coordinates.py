@@ -26,7 +26,7 @@ from ssmreduce.systems.diagonal import (
     is_complex,
 )
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
-from ssmreduce.systems.real_form import real_input, real_output, real_state
+from ssmreduce.systems.real_form import real_ports, real_state
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range
 from ssmreduce.systems.transform import SlotMap, diagonalise
@@ -234,11 +234,12 @@ def real_form(system: System) -> StateSpace:
     pairs = 2 * len(paired)
     A[:pairs, :pairs] = real_state(poles[paired])
     A[range(pairs, host.order), range(pairs, host.order)] = poles[alone].real
+    B_paired, C_paired = real_ports(B[paired], 2.0 * C[:, paired])
     return _dense_like(
         host,
         A,
-        np.concatenate([real_input(B[paired]), (B[alone] / phase[:, None]).real]),
-        np.concatenate([2.0 * real_output(C[:, paired]), (C[:, alone] * phase).real], axis=-1),
+        np.concatenate([B_paired, (B[alone] / phase[:, None]).real]),
+        np.concatenate([C_paired, (C[:, alone] * phase).real], axis=-1),
         host.D.real,
     )
 

@@ -22,13 +22,12 @@ from ssmreduce._array_routes import any_library
 from ssmreduce._workers import naming_system
 from ssmreduce.errors import ArgumentError, ArgumentTypeError, ShapeError, TimeDomainError
 from ssmreduce.systems.pytree import register_pytree, unchecked
-from ssmreduce.systems.real_form import apply_real_state, real_input, real_output, real_state
+from ssmreduce.systems.real_form import apply_real_state, real_ports, real_state
 from ssmreduce.systems.state_space import (
     StateSpace,
     check_index,
     checked_arrays,
     checked_margin,
-    checked_readout,
     finite_gain,
     no_steady_gain,
     system_line,
@@ -119,7 +118,8 @@ class DiagonalStateSpace:
         real = _checks.flag(self.real_output, "real_output")
         given = {"eigenvalues": self.eigenvalues, "B": self.B, "C": self.C, "D": self.D}
         eigenvalues, B, C, D = checked_arrays(given, 1, real=real)
-        after = checked_readout(self.read_after_update, check_time(self.time))
+        after = _checks.flag(self.read_after_update, "read_after_update")
+        check_time(self.time, read_after_update=after)
         xp = array_api_compat.array_namespace(D)
         if real and xp.isdtype(D.dtype, "complex floating"):
             raise ShapeError(
@@ -331,7 +331,7 @@ class DiagonalStateSpace:
         :meta private:
         """
         if self.real_output:
-            return real_input(self.B), real_output(self.C)
+            return real_ports(self.B, self.C)
         return self.B, self.C
 
     def applied(self, X: HostArray) -> HostArray:

@@ -35,11 +35,6 @@ def apply_real_state(eigenvalues: HostArray, X: HostArray) -> HostArray:
     return product
 
 
-def real_input(B: HostArray) -> HostArray:
-    """Return [Re B; Im B], shape (..., 2n, m)."""
-    return np.concatenate([B.real, B.imag], axis=-2)
-
-
-def real_output(C: HostArray) -> HostArray:
-    """Return [Re C, -Im C], shape (..., p, 2n)."""
-    return np.concatenate([C.real, -C.imag], axis=-1)
+def real_ports(B: HostArray, C: HostArray) -> tuple[HostArray, HostArray]:
+    """Return [Re B; Im B], shape (..., 2n, m), and [Re C, -Im C], shape (..., p, 2n)."""
+    return np.concatenate([B.real, B.imag], axis=-2), np.concatenate([C.real, -C.imag], axis=-1)

@@ -24,11 +24,10 @@ from ssmreduce._array_routes import any_library
 from ssmreduce._poles import are_stable, poles_of
 from ssmreduce._state_units import balance_states, balanced_matrix, in_units, parts_of
 from ssmreduce._workers import naming_system
-from ssmreduce.errors import NonFiniteError, ShapeError, TimeDomainError, UnstableSystemError
+from ssmreduce.errors import NonFiniteError, ShapeError, UnstableSystemError
 from ssmreduce.systems.linear_solve import singularity, solve_conditioned
 from ssmreduce.systems.pytree import register_pytree, unchecked
 from ssmreduce.time_domain import (
-    Discrete,
     TimeDomain,
     check_time,
 )
@@ -86,19 +85,6 @@ def _no_feedthrough(B: Array, C: Array, *, real: bool) -> Array:
     dtype = xp.real(B).dtype if real and xp.isdtype(B.dtype, "complex floating") else B.dtype
     shape = (*B.shape[:-2], C.shape[-2], B.shape[-1])
     return xp.zeros(shape, dtype=dtype, device=device_of(B))
-
-
-def checked_readout(read_after_update: bool, time: TimeDomain) -> bool:
-    """Return it as a bool; refuse a readout after the update in continuous time, where there is no update."""
-    if read_after_update is False:
-        return False
-    after = _checks.flag(read_after_update, "read_after_update")
-    if after and not isinstance(time, Discrete):
-        raise TimeDomainError(
-            "`read_after_update` is True but `time` is continuous; expected a discrete system. "
-            "Leave it False, or discretise first."
-        )
-    return after
 
 
 def checked_margin(margin: float) -> float:
@@ -218,7 +204,8 @@ class StateSpace:
     def __post_init__(self) -> None:
         given = {"A": self.A, "B": self.B, "C": self.C, "D": self.D}
         A, B, C, D = checked_arrays(given, 2, real=False)
-        after = checked_readout(self.read_after_update, check_time(self.time))
+        after = _checks.flag(self.read_after_update, "read_after_update")
+        check_time(self.time, read_after_update=after)
         vars(self).update(A=A, B=B, C=C, D=D, read_after_update=after)
         register_pytree(type(self))
 

@@ -16,7 +16,7 @@ from ssmreduce import Continuous, DiagonalStateSpace, Discrete, StateSpace
 from ssmreduce.errors import ArgumentError, NonFiniteError, ShapeError, UnstableSystemError
 from ssmreduce.gramians.factors import gramian_factors
 from ssmreduce.gramians.frequency import frequency_limited_factors
-from ssmreduce.systems.real_form import real_input, real_state
+from ssmreduce.systems.real_form import real_ports, real_state
 from tests import samples
 
 pytestmark = pytest.mark.every_library
@@ -193,8 +193,7 @@ def test_real_output_is_limited_to_both_bands_of_its_real_system(rng: Any, discr
     band = (0.2, 1.1)
     dense = StateSpace(
         real_state(system.eigenvalues),
-        real_input(system.B),
-        np.asarray(system.to_dense().C),
+        *real_ports(system.B, system.C),
         time=system.time,
     )
     for found, expected in zip(
