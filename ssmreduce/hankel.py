@@ -364,17 +364,8 @@ def decomposed(
     NoConvergenceError
         If the values leave the range of double precision.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        M = pool.multiply(adjoint(factors.Y), factors.Z)
-    squares = np.vdot(M, M).real if M.size <= _SMALL**2 else np.inf
-    if not _SMALLEST < squares < _LARGEST:
-        _check_range(M, factors)
     try:
-        if symmetric or M.shape[1] > _SMALL:
-            values, V = _right_singular(M, pool, symmetric)
-        else:
-            _, values, Vh = pool.svd(M)
-            V = adjoint(Vh)
+        values, V = _right_singular(_checked_product(factors, pool), pool, symmetric)
     except np.linalg.LinAlgError as error:
         raise NoConvergenceError(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
@@ -396,17 +387,22 @@ def decomposed(
     return BalancedFactors(hsv, rank, factors, V, pool, floor)
 
 
-def _check_range(M: HostArray, factors: DenseFactors) -> None:
-    """Raise `NoConvergenceError` if M = Yᴴ Z leaves the range of double precision."""
+def _checked_product(factors: DenseFactors, pool: Pool) -> HostArray:
+    """M = Yᴴ Z; raises `NoConvergenceError` if it leaves the range of double precision."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        M = pool.multiply(adjoint(factors.Y), factors.Z)
+    squares = np.vdot(M, M).real if M.size <= _SMALL**2 else np.inf
+    if _SMALLEST < squares < _LARGEST:
+        return M
     largest = float(np.abs(M).max(initial=0.0))
     if _SMALLEST <= largest < _LARGEST:
-        return
+        return M
     if largest < _SMALLEST:
         Y, Z = (
             X / max(float(np.abs(X).max(initial=0.0)), _SMALLEST) for X in (factors.Y, factors.Z)
         )
         if frobenius_norm(adjoint(Y) @ Z) <= _product_rounding(DenseFactors(Z, Y)):
-            return
+            return M
     raise _out_of_range(largest)
 
 
@@ -439,27 +435,35 @@ def _of_mixed_states(basis: HostArray | None, factor: HostArray) -> HostArray:
 
 
 def _right_singular(M: HostArray, pool: Pool, symmetric: bool) -> tuple[HostArray, HostArray]:
-    """Singular values of a large or symmetric M, descending, and right singular vectors, to n eps σ₁.
+    """Singular values of M, descending, and their right singular vectors, to n eps σ₁.
 
     The eigenvectors of a symmetric M are singular vectors. Of others, the eigenvectors of Mᴴ M cost a
     third of a singular value decomposition and are as good for large values: squaring costs them
     eps σ₁²/σ. The rest is decomposed without squaring, in the coordinates of the remaining eigenvectors.
     Where the columns of M differ by more than the square of the range of large values, few values are
-    large and all of M is decomposed directly. All is done in the pool of BLAS threads in which the
-    factors were made.
+    large and M is decomposed directly, but for rows and columns that are rounding of σ₁. All is done in
+    the pool of BLAS threads in which the factors were made.
     """
     if symmetric:
         values, V = pool.eigh(M)
         values = np.abs(values)
         falling = np.argsort(-values, kind="stable")
         return values[falling], V[:, falling]
+    if M.shape[1] <= _SMALL:
+        _, values, Vh = pool.svd(M)
+        return values, adjoint(Vh)
     reach = _SQUARED_RANGE * M.shape[1]
     unit = safe_unit(M)  # squares neither over- nor underflow, and nothing is rounded
     M = M if unit == 1.0 else M / unit
     norms = np.sqrt(np.einsum("ij,ij->j", M, M.conj()).real)
     if norms.min() < norms.max() / reach**2:
+        rounding = norms.max() * _EPS / len(norms)
+        rows, columns = np.linalg.norm(M, axis=1) > rounding, norms > rounding
+        M = M[rows][:, columns]
         _, values, Vh = pool.svd(M)
-        return values * unit, adjoint(Vh)
+        V = np.zeros((columns.size, values.size), dtype=M.dtype)
+        V[columns] = adjoint(Vh)
+        return values * unit, V
     squares, V = pool.eigh(pool.multiply(adjoint(M), M))  # ascending
     tail = int(np.sum(squares * reach**2 <= squares[-1]))
     falling = np.arange(squares.size)[::-1]
