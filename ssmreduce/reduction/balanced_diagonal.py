@@ -233,32 +233,29 @@ def stored_system(
 def usual_sizes(
     host: DiagonalStateSpace, eigenvalues: HostArray, B: HostArray, C: HostArray
 ) -> HostArray:
-    """By how much to multiply each new state, so that output weights are as large as usual in `host`.
+    """By how much to multiply each new state, so that output weights are as large as they are in `host`.
 
-    ‖b‖/sqrt(1-|λ|²) over ‖c‖ becomes one number for all new states, and the median of ‖c‖ that of `host`.
-    So input weights take what fewer states have to carry. 1 where this is not defined.
+    ‖b‖/sqrt(1-|λ|²) over ‖c‖ becomes one number for all new states, with which the geometric mean of ‖c‖ is
+    that of `host`. In this mean each state counts by what it carries, ‖b‖‖c‖/sqrt(1-|λ|²), so that states
+    without use do not. 1 where this is not defined.
     """
-    if 0 in eigenvalues.shape:
-        return np.ones(eigenvalues.shape)
-    norms, medians = [], []
-    for matrix, axis in ((B, -1), (C, -2), (host.C, -2)):
-        # In units of the largest entries squares neither over- nor underflow.
-        largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
-        units = np.where(largest > 0.0, largest, 1.0)
-        norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
-    b, c, usual = norms
-    decay = np.abs(host.time.decay(host.time.distance(eigenvalues)))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        carried = np.sqrt(b) * np.sqrt(c) / decay**0.25
-        for values in (carried, usual):
-            # Over what is finite and above 0; nan where nothing is.
-            usable = np.isfinite(values) & (values > 0.0)
-            count = usable.sum(axis=-1, keepdims=True)
-            ordered = np.sort(np.where(usable, values, np.inf), axis=-1)
-            low, high = (
-                np.take_along_axis(ordered, np.maximum(k, 0), axis=-1)
-                for k in ((count - 1) // 2, count // 2)
-            )
-            medians.append(np.where(count > 0, 0.5 * low + 0.5 * high, np.nan))
-        scale = medians[0] / medians[1] * (np.sqrt(c) / np.sqrt(b) * decay**0.25)
+    means = []
+    for poles, matrices in ((host.eigenvalues, (host.B, host.C)), (eigenvalues, (B, C))):
+        norms = []
+        for matrix, axis in zip(matrices, (-1, -2), strict=True):
+            # In units of the largest entries squares neither over- nor underflow.
+            largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
+            units = np.where(largest > 0.0, largest, 1.0)
+            norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            b, c = np.log(norms)
+            b -= 0.5 * np.log(np.abs(host.time.decay(host.time.distance(poles))))
+            carried = np.where(np.isfinite(b + c), b + c, -np.inf)
+            most = carried.max(axis=-1, keepdims=True, initial=-np.finfo(float).max)
+            weights = np.exp(carried - most)
+            logarithms = np.where(weights > 0.0, [c, b + c], 0.0)
+            means.append((weights * logarithms).sum(-1) / weights.sum(-1))
+    usual, product = means[0][0], means[1][1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = np.exp(0.5 * (product[..., None] - (b - c)) - usual[..., None])
     return np.where(np.isfinite(scale) & (scale > 0.0), scale, 1.0)
