@@ -157,14 +157,14 @@ class Framework(ABC):
             )
 
     def check_orders(self, model: Any, orders: Sequence[tuple[LayerHandle, int]]) -> None:
-        """Raise `OrderError` unless layers may have new orders, while others stay as they are.
+        """Raise `OrderError` unless layers that share one size in a config may have new orders.
 
         Parameters
         ----------
         model : object
             The model.
         orders : sequence of (LayerHandle, int)
-            Layers, and their new numbers of states.
+            Those layers that change, of kinds with `config_sizes`, and their new numbers of states.
         """
         return None
 

@@ -126,9 +126,6 @@ def all_steps(
 
 def check_orders(model: Any, orders: Sequence[tuple[LayerHandle, int]]) -> None:
     """Raise `OrderError` where a library has one number of states for all layers, and they would differ."""
-    orders = [(handle, order) for handle, order in orders if handle.kind.config_sizes]
-    if not orders:
-        return
     new = {id(handle.layer): order for handle, order in orders}
     for each in _places(model, [handle for handle, _ in orders]):
         if each.common and len(found := each.orders(new)) > 1:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 
@@ -88,12 +87,10 @@ class Prepared:
     steps: Sequence[Step] = field(default=())
 
 
-def commit(
-    steps: Sequence[Step], together: Callable[[Callable[[], None]], None] | None = None
-) -> None:
+def commit(steps: Sequence[Step], agreement: AbstractContextManager[Any] | None = None) -> None:
     """Make all steps, or none.
 
-    `together` calls a function on all processes that train the model, and raises on all if one raised. Only
+    `agreement` surrounds them where several processes train the model, and raises on all if one raised. Only
     a connection that breaks while they tell each other can leave processes different.
     """
     handler: Any = None
@@ -106,8 +103,10 @@ def commit(
                 handler = present
                 signal.signal(signal.SIGINT, lambda *received: held.append(received))
             with ExitStack() as undoing:  # goes on where a step cannot be undone
-                make = partial(_make_all, steps, undoing)
-                make() if together is None else together(make)
+                with nullcontext() if agreement is None else agreement:
+                    for step in steps:
+                        undoing.callback(step.undo)
+                        step.make()
                 undoing.pop_all()
         finally:
             if handler is not None:
@@ -118,9 +117,3 @@ def commit(
             signal.signal(signal.SIGINT, handler)
             if held:
                 handler(*held[-1])
-
-
-def _make_all(steps: Sequence[Step], undoing: ExitStack) -> None:
-    for step in steps:
-        undoing.callback(step.undo)
-        step.make()

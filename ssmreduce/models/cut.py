@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -103,8 +104,9 @@ def _planned(
         for path, cut in cuts.items()
     }
     changing = [each for each in handles if each.path in cuts]
-    new_orders = [(each, cuts[each.path].new_order) for each in changing]
-    found.framework.check_orders(found.model, new_orders)
+    alike = [(each, cuts[each.path].new_order) for each in changing if each.kind.config_sizes]
+    if alike:
+        found.framework.check_orders(found.model, alike)
     held = found.framework.moments_of(found.model, opt_state, changing) if cuts else []
     return CutPlan(
         results,
@@ -160,7 +162,7 @@ def make_cut(
     ready = on_all(found.team, partial(_prepared, parts))
     steps = [step for each in ready for step in each.steps]
     if steps:
-        commit([*steps, *books], None if found.team is None else partial(on_all, found.team))
+        commit([*steps, *books], None if found.team is None else agreement(found.team))
 
     reductions = []
     for part, made in zip(parts, ready, strict=True):
@@ -216,6 +218,23 @@ def on_all(team: Any, function: Callable[[], T]) -> T:
 
     team.check_same(call)
     return answers[0]
+
+
+@contextmanager
+def agreement(team: Any) -> Iterator[None]:
+    """At the end of this context all processes of a team raise what one of them raised in it."""
+    failures: list[Exception] = []
+    try:
+        yield
+    except Exception as error:
+        failures.append(error)
+    team.check_same(partial(_told, failures))
+
+
+def _told(failures: Sequence[Exception]) -> dict[str, str]:
+    for failure in failures:
+        raise failure
+    return {}
 
 
 def really_cut(results: Results) -> dict[Path, LayerCut]:

@@ -17,6 +17,7 @@ from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import (
     Results,
+    agreement,
     check_every_rank,
     make_cut,
     on_all,
@@ -211,11 +212,11 @@ def undo(
     options: CutOptions,
 ) -> Outcome:
     """Bring models and optimizer state back to where they were before the cut on trial."""
-    with_all = partial(on_all, framework_of(models[0]).team_of(models[0]))
-    ready = with_all(lambda: prepared_back(models, opt_state, trial.snapshots, options))
+    team = framework_of(models[0]).team_of(models[0])
+    ready = on_all(team, lambda: prepared_back(models, opt_state, trial.snapshots, options))
     check_every_rank(models, options)
     books = books.with_rollback(step, trial)
     steps = [step for each in ready for step in each.steps]
     if steps:
-        commit([*steps, *turn(books)], with_all)
+        commit([*steps, *turn(books)], None if team is None else agreement(team))
     return Outcome([each.model for each in ready], ready[0].opt_state, books)
