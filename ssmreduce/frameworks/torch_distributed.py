@@ -38,11 +38,10 @@ def team_of(model: Any) -> Team | None:
     UnsupportedLayerError
         If parameters are spread over more than one axis of a device mesh, or DDP keeps copies of them.
     """
+    for module in sharded_modules(model):
+        module.reshard()  # a forward pass alone may leave full parameters in it
     wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
     sharded_tensor = sharded_type()
-    if sharded_tensor:
-        for module in sharded_modules(model):
-            module.reshard()  # a forward pass alone may leave full parameters in it
     sharded = [tensor for tensor in model.parameters() if isinstance(tensor, sharded_tensor)]
     if not wrapped and not sharded:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from ssmreduce.errors import (
 )
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import on_all
+from ssmreduce.models.cut import agreement
 from ssmreduce.models.layer_records import LayerRecord, every_fourth, weighted
 from ssmreduce.models.output_checks import OutputChecks
 from ssmreduce.models.recorded_weights import in_single_precision
@@ -147,7 +146,8 @@ def calibrate(
         )
     found = search(model, options)
     found = found.of(found.framework.plain(found.model))
-    on_all(found.team, found.check)
+    with agreement(found.team):
+        found.check()
     found = with_full_weights(found)
     found.check_untraced()
     runs = Runs(_run if forward is None else forward, loss, mask)
@@ -156,7 +156,8 @@ def calibrate(
     sizes: list[int] = []
     count, checks = 0, OutputChecks()
     for batch in as_many(found.team, _iterated(batches)):
-        part = on_all(found.team, partial(_all_recorded, runs, found, batch, len(taken), checks))
+        with agreement(found.team):
+            part = _all_recorded(runs, found, batch, len(taken), checks)
         parts.append(part)
         taken.append(batch)
         sizes.append(max(len(record.inputs) for record in part.values()))
@@ -165,7 +166,8 @@ def calibrate(
             progress(min(count, most), most)
         if count >= most and (loss is None or len(parts) > 1):
             break  # with a loss one batch at least is held out
-    on_all(found.team, checks.check)
+    with agreement(found.team):
+        checks.check()
     if count < 2:
         raise ArgumentError(
             f"`batches` has {count} sequences; expected at least two, as some are held out. Pass a data "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from ssmreduce.models.followers import counterparts, followed
 from ssmreduce.models.optimizer_state import reduced_moments
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
 from ssmreduce.models.search import Layers, find_layers, search
-
-T = TypeVar("T")
 
 Results = dict[Path, LayerReduction]
 """What is planned for each layer, without the layer itself, which other processes could not read."""
@@ -64,14 +62,16 @@ def plan_cut(
         for it.
     """
     framework, team = found.framework, found.team
-    on_all(team, lambda: framework.check_optimizer(found.model, opt_state, followers))
+    with agreement(team):
+        framework.check_optimizer(found.model, opt_state, followers)
     if team is None:
         if len(found.handles) > 1:
             found = found.with_copies(opt_state)
         return _planned(found, opt_state, decide, followers, only)
     team.check_same(lambda: _shapes(found, opt_state))
     view, state = _gathered(found, opt_state)
-    full = on_all(team, lambda: found.of(view).with_copies(state))
+    with agreement(team):
+        full = found.of(view).with_copies(state)
     copies = [_gathered(found.of(each), None)[0] for each in followers]
     team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
     plan: CutPlan = team.decide(lambda: _planned(full, state, decide, copies, only))
@@ -159,10 +159,22 @@ def make_cut(
         _Part(found.of(each), None, done, {})
         for each, done in zip(followers, plan.followers, strict=True)
     ]
-    ready = on_all(found.team, partial(_prepared, parts))
-    steps = [step for each in ready for step in each.steps]
+    ready = []
+    with agreement(found.team):
+        for each, state, results, moments in parts:
+            cuts = really_cut(results)
+            changes = [
+                LayerChange(layer, cut.new_weights, cut.new_order / cut.old_order, cut)
+                for layer in each.meant
+                if (cut := cuts.get(layer.path)) is not None
+            ]
+            made = Prepared(each.model, state)
+            if changes:
+                made = each.framework.prepared(each.model, changes, state, moments)
+            ready.append(made)
+    steps = [step for made in ready for step in made.steps]
     if steps:
-        commit([*steps, *books], None if found.team is None else agreement(found.team))
+        commit([*steps, *books], agreement(found.team))
 
     reductions = []
     for part, made in zip(parts, ready, strict=True):
@@ -189,40 +201,12 @@ class _Part(NamedTuple):
     moments: dict[Any, HostArray]
 
 
-def _prepared(parts: Sequence[_Part]) -> list[Prepared]:
-    """Prepare the cuts of models; where gradients are sharded, every rank has to call this."""
-    ready = []
-    for found, state, results, moments in parts:
-        cuts = really_cut(results)
-        changes = [
-            LayerChange(each, cut.new_weights, cut.new_order / cut.old_order, cut)
-            for each in found.meant
-            if (cut := cuts.get(each.path)) is not None
-        ]
-        unchanged = Prepared(found.model, state)
-        ready.append(
-            found.framework.prepared(found.model, changes, state, moments) if changes else unchanged
-        )
-    return ready
-
-
-def on_all(team: Any, function: Callable[[], T]) -> T:
-    """Call a function on all processes of a team, or here if it is None; raise on all where one does."""
-    if team is None:
-        return function()
-    answers: list[T] = []
-
-    def call() -> dict[str, str]:
-        answers.append(function())
-        return {}
-
-    team.check_same(call)
-    return answers[0]
-
-
 @contextmanager
 def agreement(team: Any) -> Iterator[None]:
-    """At the end of this context all processes of a team raise what one of them raised in it."""
+    """A context in which all processes of a team raise, at its end, if one did; None is no team."""
+    if team is None:
+        yield
+        return
     failures: list[Exception] = []
     try:
         yield
@@ -255,11 +239,9 @@ def check_every_rank(models: Sequence[Any], options: CutOptions) -> None:
     found = [search(each, options) for each in models]
     full = [with_full_layers(each) for each in found]
 
-    def check() -> None:
+    with agreement(found[0].team):
         for each in full:
             each.framework.check_ready(each.model, find_layers(each.model, options).meant)
-
-    on_all(found[0].team, check)
 
 
 def with_full_layers(found: Layers) -> Layers:

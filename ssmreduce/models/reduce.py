@@ -16,9 +16,9 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import (
     Results,
+    agreement,
     copy_of,
     make_cut,
-    on_all,
     plan_cut,
 )
 from ssmreduce.models.data_cut import DataCut, planned_with_data
@@ -261,7 +261,8 @@ def cut_model(
     """As `reduce_model`, with arguments that were checked; an order above all sizes is no news."""
     found = search(model, options)
     team = found.team
-    on_all(team, found.check)
+    with agreement(team):
+        found.check()
     data = None if data is None else data.for_first(found)
     only = None
     if isinstance(order, Mapping):

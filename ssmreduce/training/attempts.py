@@ -20,7 +20,6 @@ from ssmreduce.models.cut import (
     agreement,
     check_every_rank,
     make_cut,
-    on_all,
     plan_cut,
 )
 from ssmreduce.models.held_out import (
@@ -102,8 +101,7 @@ def check_model(
     """
     found = search(models[0], options)
     framework = found.framework
-
-    def check() -> None:
+    with agreement(found.team):
         options.of_call(has_data=has_data)
         if not has_data:
             _check_no_loss(above_chance, rollback)
@@ -121,8 +119,6 @@ def check_model(
             raise
         except SSMReduceError:
             return
-
-    on_all(found.team, check)
 
 
 def _check_no_loss(above_chance: AboveChance, rollback: RollbackPolicy | None) -> None:
@@ -213,10 +209,11 @@ def undo(
 ) -> Outcome:
     """Bring models and optimizer state back to where they were before the cut on trial."""
     team = framework_of(models[0]).team_of(models[0])
-    ready = on_all(team, lambda: prepared_back(models, opt_state, trial.snapshots, options))
+    with agreement(team):
+        ready = prepared_back(models, opt_state, trial.snapshots, options)
     check_every_rank(models, options)
     books = books.with_rollback(step, trial)
     steps = [step for each in ready for step in each.steps]
     if steps:
-        commit([*steps, *turn(books)], None if team is None else agreement(team))
+        commit([*steps, *turn(books)], agreement(team))
     return Outcome([each.model for each in ready], ready[0].opt_state, books)

@@ -12,7 +12,7 @@ from ssmreduce._checks import check_instance
 from ssmreduce.errors import SSMReduceError
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import on_all, with_full_layers
+from ssmreduce.models.cut import agreement, with_full_layers
 from ssmreduce.models.search import Layers
 from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.records import HankelRecord
@@ -46,7 +46,8 @@ class Recorder:
         found: Layers,
     ) -> Calibration:
         """What an attempt cuts by, on all processes; the trace gets records of it."""
-        data = on_all(found.team, partial(_calibration, calibrate, found.model))
+        with agreement(found.team):
+            data = _calibration(calibrate, found.model)
         if trace is not None:
             full = with_full_layers(found)
             trained = [each for each in full.meant if each.path not in full.copies]

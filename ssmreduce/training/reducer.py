@@ -23,7 +23,7 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Assignment, Step, commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import on_all
+from ssmreduce.models.cut import agreement
 from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.held_out import AboveChance
 from ssmreduce.models.report import LayerReduction
@@ -469,7 +469,8 @@ class InTrainingReducer:
             )
             return Outcome(models, opt_state, books, warning if self._comes_due(step) else "")
         found = search(models[0], self.options)
-        on_all(found.team, found.check)  # an error of the user, not of this attempt
+        with agreement(found.team):
+            found.check()  # an error of the user, not of this attempt
         data = None
         if self.data is not None:
             trace = None if self.trace is None else recording
