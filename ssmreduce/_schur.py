@@ -163,11 +163,12 @@ class SchurForm:
 
     # --- Coordinates
 
-    def inputs(self, G: HostArray, *, dual: bool = False) -> HostArray:
-        """Wᴴ S⁻¹ G: inputs of A in the coordinates of T; Wᴴ S G for those of Aᴴ, such as Cᴴ."""
+    def ports(self, B: HostArray, C_adjoint: HostArray) -> tuple[HostArray, HostArray]:
+        """Wᴴ S⁻¹ B and Wᴴ S Cᴴ: inputs, and the adjoint of outputs, in the coordinates of T."""
         if self.units is not None:
-            G = G * self.units if dual else G / self.units
-        return product(self.basis, G, adjoint_left=True)
+            B, C_adjoint = B / self.units, C_adjoint * self.units
+        W = self.basis
+        return product(W, B, adjoint_left=True), product(W, C_adjoint, adjoint_left=True)
 
     def reached(self, states: HostArray) -> HostArray:
         """S W X: states in the coordinates of T, in those of A."""

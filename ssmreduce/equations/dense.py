@@ -81,7 +81,11 @@ def dense_factors(
             return DenseFactors(*pair, units=units)
     schur = stable_form(A, time, given)
     schur = schur.as_complex() if dtype.kind == "c" else schur
-    Z, Y = schur_factor(schur, B, time), schur_factor(schur, C_adjoint, time, mirrored=True)
+    B, C_adjoint = schur.ports(B, C_adjoint)
+    Z = hammarling_factor(schur.triangle, B, time)
+    # Aᴴ has the triangle Tᴴ with rows and columns in reverse order.
+    mirrored = np.asfortranarray(adjoint(schur.triangle)[::-1, ::-1])
+    Y = np.asfortranarray(hammarling_factor(mirrored, C_adjoint[::-1], time)[::-1])
     if not all_finite(Z, Y):
         raise _overflow()
     return DenseFactors(Z, Y, schur.basis, units if schur.units is None else units * schur.units)
@@ -138,12 +142,13 @@ def schur_factor(
 
     Aᴴ has the triangle Tᴴ with rows and columns in reverse order.
     """
+    if schur.units is not None:
+        G = G * schur.units if mirrored else G / schur.units
+    G = product(schur.basis, G, adjoint_left=True)
     if not mirrored:
-        return hammarling_factor(schur.triangle, schur.inputs(G), time)
+        return hammarling_factor(schur.triangle, G, time)
     triangle = np.asfortranarray(adjoint(schur.triangle)[::-1, ::-1])
-    return np.asfortranarray(
-        hammarling_factor(triangle, schur.inputs(G, dual=True)[::-1], time)[::-1]
-    )
+    return np.asfortranarray(hammarling_factor(triangle, G[::-1], time)[::-1])
 
 
 def _overflow() -> NoConvergenceError:

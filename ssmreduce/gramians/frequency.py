@@ -210,8 +210,8 @@ def _dense_resolvent(host: StateSpace) -> tuple[Resolvent, HostArray, HostArray]
     check_stable_form(schur, host.time, host.A, advice=_ADVICE)
     schur = schur.as_complex()
     T, poles = schur.triangle, schur.eigenvalues()
-    B = schur.inputs(compress_columns(host.B).astype(np.complex128))
-    C = schur.inputs(compress_columns(adjoint(host.C)).astype(np.complex128), dual=True)
+    B, C = compress_columns(host.B), compress_columns(adjoint(host.C))
+    B, C = schur.ports(B.astype(np.complex128), C.astype(np.complex128))
     shifted = np.asfortranarray(-T)
     diagonal = np.arange(len(T))
 

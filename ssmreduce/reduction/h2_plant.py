@@ -43,7 +43,8 @@ class TriangularSystem:
     def of(cls, system: StateSpace) -> TriangularSystem:
         """Transform a system with host arrays."""
         form = SchurForm.of(system.A.astype(np.complex128))
-        return cls(form, form.inputs(system.B), adjoint(form.inputs(adjoint(system.C), dual=True)))
+        B, C_adjoint = form.ports(system.B, adjoint(system.C))
+        return cls(form, B, adjoint(C_adjoint))
 
     @property
     def triangle(self) -> HostArray:

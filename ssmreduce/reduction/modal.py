@@ -247,14 +247,11 @@ def _dominance(host: StateSpace, schur: SchurForm) -> tuple[HostArray, HostArray
         return np.zeros(0), np.zeros(0, dtype=bool), 1.0
     stable = schur.stable(host.time)
     inputs, outputs = safe_unit(host.B), safe_unit(host.C)
-    B, C = (
-        schur.inputs(host.B / inputs),
-        adjoint(schur.inputs(adjoint(host.C / outputs), dual=True)),
-    )
+    B, C_adjoint = schur.ports(host.B / inputs, adjoint(host.C / outputs))
     T, turn = schur.triangle, np.eye(len(schur.triangle))
     if not np.iscomplexobj(T):
         T, turn = scipy.linalg.rsf2csf(T, turn)
-    B, C = adjoint(turn) @ B, C @ turn
+    B, C = adjoint(turn) @ B, adjoint(C_adjoint) @ turn
     distance = host.time.distance(T.diagonal())
     # Of a triangular matrix LAPACK returns eigenvectors in the order of its diagonal.
     _, left, right = scipy.linalg.eig(T, left=True)

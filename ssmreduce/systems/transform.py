@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssmreduce._array_libraries import HostArray, adjoint, product_of
+from ssmreduce._array_libraries import HostArray, adjoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ class SlotMap:
 
     def ports(self, B: HostArray, C: HostArray) -> tuple[HostArray, HostArray]:
         """Return B' = S B, shape (r, m), and C' = C V with doubled columns for pairs, shape (p, r)."""
-        doubled = product_of(C, self.vectors) * (1.0 + self.is_pair[..., None, :])
-        return product_of(self.inverse, B), doubled
+        doubled = (C @ self.vectors) * (1.0 + self.is_pair[..., None, :])
+        return self.inverse @ B, doubled
 
     def in_units(self, units: HostArray) -> SlotMap:
         """Return the map to states multiplied by `units`, shape (R, 1)."""

@@ -341,10 +341,10 @@ def test_structured_matrices_fall_apart(rng: np.random.Generator) -> None:
     assert SchurForm.is_cheap(A)
     scale = np.linalg.norm(A)
     identity = np.eye(n)
-    rebuilt = schur.reached(schur.triangle) @ schur.inputs(identity)
+    rebuilt = schur.reached(schur.triangle) @ schur.ports(identity, identity)[0]
     assert np.linalg.norm(rebuilt - A) <= 10 * n * EPS * scale
     assert not np.any(np.tril(schur.triangle, -2))
-    rebuilt = schur.observed(adjoint(schur.triangle)) @ schur.inputs(identity, dual=True)
+    rebuilt = schur.observed(adjoint(schur.triangle)) @ schur.ports(identity, identity)[1]
     assert np.linalg.norm(rebuilt - adjoint(A)) <= 10 * n * EPS * scale
     found, expected = np.sort_complex(schur.eigenvalues()), np.sort_complex(np.linalg.eigvals(A))
     np.testing.assert_allclose(found, expected, atol=1e4 * EPS * scale)
@@ -355,7 +355,7 @@ def test_schur_form_of_anything(rng: np.random.Generator, is_complex: bool) -> N
     for n in (1, 2, 5):
         A = well_conditioned(rng, n, is_complex=is_complex)
         schur = SchurForm.of(A)
-        rebuilt = schur.reached(schur.triangle) @ schur.inputs(np.eye(n))
+        rebuilt = schur.reached(schur.triangle) @ schur.ports(np.eye(n), np.eye(n))[0]
         np.testing.assert_allclose(rebuilt, A, atol=50 * EPS)
         found = np.sort_complex(schur.eigenvalues())
         np.testing.assert_allclose(found, np.sort_complex(np.linalg.eigvals(A)), atol=1e3 * EPS)
