@@ -24,6 +24,7 @@ from ssmreduce._display import short
 from ssmreduce.errors import (
     ArgumentError,
 )
+from ssmreduce.gramians.batch import in_batch_shape
 from ssmreduce.gramians.factors import check_horizon
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.reduction.balanced_batch import BalancedBatch
@@ -263,11 +264,15 @@ class Balancing:
         if self._native is not None:
             self.hsv, self.rank, self.unstable = self._native.hsv, self._native.rank, 0
             return
-        found = self._on_host.values()
-        self.hsv, self.rank, self.unstable = (
-            found if self._caller is None else self._caller.answer(found)
-        )
-        warn_if_badly_scaled(self._on_host.parts)
+        parts, shape = self._on_host.parts, tuple(system.D.shape[:-2])
+        every = [(part.hsv, part.rank, part.unstable) for part in parts]
+        found: Any = every[0]
+        if shape:
+            found = [in_batch_shape(list(x), shape) for x in zip(*every, strict=True)]
+        if self._caller is not None:
+            found = self._caller.answer(found)
+        self.hsv, self.rank, self.unstable = found
+        warn_if_badly_scaled(parts)
 
     def __repr__(self) -> str:
         parts = [repr(self.system), f"rank={short(self.rank)}"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import flag
 from ssmreduce.errors import OrderError
-from ssmreduce.gramians.batch import in_batch_shape, map_parts
+from ssmreduce.gramians.batch import map_parts
 from ssmreduce.gramians.channels import is_channel_batch
 from ssmreduce.reduction.balanced_channels import truncate_channels
 from ssmreduce.reduction.balanced_diagonal import (
@@ -38,15 +38,6 @@ class BalancedBatch:
 
     system: System
     parts: Sequence[Reducible]
-
-    def values(self) -> tuple[HostArray, int | HostArray, int | HostArray]:
-        """Hankel singular values, rank and number of unstable states, in the shape of the batch."""
-        found = [(part.hsv, part.rank, part.unstable) for part in self.parts]
-        shape = self.system.batch_shape
-        if not shape:
-            return found[0]
-        hsv, rank, unstable = (in_batch_shape(list(x), shape) for x in zip(*found, strict=True))
-        return hsv, rank, unstable
 
     def budget_values(self) -> list[HostArray]:
         """For each system, the values by which a `TotalBudget` shares out states."""
