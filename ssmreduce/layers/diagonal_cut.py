@@ -96,8 +96,8 @@ class _DenseLayer:
         if isinstance(rule, FixedOrder) and 2 * rule.order >= self._system.order:
             return assemble(self._system, [part.unchanged() for part in self._parts])
         cuts = self._cut_each(rule)
-        if common_order:
-            largest = FixedOrder(max(int(cut.order) for cut in cuts))
+        largest = FixedOrder(max(int(cut.order) for cut in cuts))
+        if common_order and largest != rule:
             cuts = self._cut_each(largest)
         return assemble(self._system, cuts)
 

@@ -38,7 +38,21 @@ def carry(cut: LTICut, moments: dict[str, HostArray], *, squared: bool) -> dict[
     full = {name: moments.get(name, np.zeros_like(weight)) for name, weight in cut.weights.items()}
     new: dict[str, HostArray] = {}
     if cut.kind.carries_matrices:
-        new |= _carried_matrices(full, cut, squared=squared)
+        old_B, old_C = cut.kind.matrices(full)
+        batch, r = old_B.shape[:-2], cut.new_order
+        B = np.zeros((*batch, r, old_B.shape[-1]), complex)
+        C_transposed = np.zeros((*batch, r, old_C.shape[-2]), complex)
+        for maps, at in zip(cut.moment_maps, np.ndindex(batch), strict=True):
+            every = (B[at], old_B[at]), (C_transposed[at], old_C[at].swapaxes(0, 1))
+            for real_map, (into, old) in zip(maps, every, strict=True):
+                total = real_map**2 if squared else real_map
+                moved = total @ np.concatenate([old.real, old.imag])
+                kept = len(moved) // 2
+                into[:kept] = moved[:kept] + 1j * moved[kept:]
+                if squared:
+                    into[kept:] = into[:kept].mean(axis=0)
+        new |= cut.kind.matrix_weights(B, C_transposed.swapaxes(-1, -2))
+
     for name in cut.kind.poles:
         shape = cut.new_weights[name].shape
         new[name] = np.zeros(shape)
@@ -55,26 +69,6 @@ def carry(cut: LTICut, moments: dict[str, HostArray], *, squared: bool) -> dict[
             "its moments follow by that. Name it in `poles` if it belongs to the poles."
         )
     return {name: new[name] for name in moments if name in new}
-
-
-def _carried_matrices(
-    full: dict[str, HostArray], cut: LTICut, *, squared: bool
-) -> dict[str, HostArray]:
-    """Map the moments of input and output matrix."""
-    stored_B, stored_C = cut.kind.matrices(full)
-    batch, r = stored_B.shape[:-2], cut.new_order
-    B = np.zeros((*batch, r, stored_B.shape[-1]), complex)
-    C_transposed = np.zeros((*batch, r, stored_C.shape[-2]), complex)
-    for maps, at in zip(cut.moment_maps, np.ndindex(batch), strict=True):
-        every = (B[at], stored_B[at]), (C_transposed[at], stored_C[at].swapaxes(0, 1))
-        for real_map, (new, old) in zip(maps, every, strict=True):
-            total = real_map**2 if squared else real_map
-            moved = total @ np.concatenate([old.real, old.imag])
-            kept = len(moved) // 2
-            new[:kept] = moved[:kept] + 1j * moved[kept:]
-            if squared:
-                new[kept:] = new[:kept].mean(axis=0)
-    return cut.kind.matrix_weights(B, C_transposed.swapaxes(-1, -2))
 
 
 def moment_maps(cut: LTICut) -> list[tuple[HostArray, HostArray]]:
