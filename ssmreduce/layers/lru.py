@@ -57,6 +57,7 @@ class LRU(LTILayer):
 
     known_by = "nu_log"
     poles = ("nu_log", "theta_log", "gamma_log")
+    feedthrough = "D"
     sizes = ("d_state", "state_features")
     states = ("state",)
 
@@ -113,14 +114,6 @@ class LRU(LTILayer):
         xp = array_api_compat.array_namespace(weights["gamma_log"])
         gamma = xp.exp(weights["gamma_log"])
         return gamma, xp.ones_like(gamma)
-
-    def feedthrough(self, weights: Weights) -> Array:
-        """Return D, the diagonal matrix of it where it is elementwise."""
-        D = weights["D"]
-        if D.ndim != 1:
-            return D
-        xp = array_api_compat.array_namespace(D)
-        return D[:, None] * xp.eye(D.shape[0], dtype=D.dtype, device=array_api_compat.device(D))
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import array_api_compat
 import numpy as np
 
 from ssmreduce._array_libraries import Array, HostArray
@@ -50,6 +51,9 @@ class LTILayer(Layer):
     poles : tuple of str
         Weights that hold the poles and what belongs to them: their moments have no image in
         other coordinates.
+    feedthrough : str
+        Weight that holds D, shape (p, m), or its diagonal, of the first half of the outputs where
+        these are of `both_directions`; empty for none.
     stores_input : bool
         Whether the layer has an input matrix. Without one b = 1, and only the products c b count.
     real_input : bool
@@ -115,6 +119,7 @@ class LTILayer(Layer):
     """
 
     poles: tuple[str, ...] = ()
+    feedthrough: str = ""
     stores_input: bool = True
     real_input: bool = False
     carries_matrices: bool = True
@@ -153,10 +158,6 @@ class LTILayer(Layer):
         one = np.ones(self.logarithms(weights).shape)
         return one, one
 
-    def feedthrough(self, weights: Weights) -> Array | None:
-        """Return D, shape (..., p, m), real; None for none."""
-        return None
-
     def read(self, weights: Weights) -> System:
         """Return the discrete system that the layer runs, diagonal unless its state matrix is not.
 
@@ -174,11 +175,18 @@ class LTILayer(Layer):
             weights = NamedWeights({**weights, **doubles})
         B, C = self.matrices(weights)
         s, t = self.scales(weights)
+        D = weights[self.feedthrough] if self.feedthrough else None
+        if D is not None:
+            xp = array_api_compat.array_namespace(D)
+            if D.ndim == 1:
+                unit = xp.eye(D.shape[0], dtype=D.dtype, device=array_api_compat.device(D))
+                D = D[:, None] * unit
+            D = xp.concat([D, xp.zeros_like(D)]) if self.both_directions else D
         return DiagonalStateSpace.from_log(
             self.logarithms(weights),
             s[..., :, None] * B,
             C * t[..., None, :],
-            self.feedthrough(weights),
+            D,
             time=_STEPS,
             real_output=True,
             read_after_update=True,

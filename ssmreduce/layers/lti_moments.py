@@ -57,10 +57,10 @@ def carry(cut: LTICut, moments: dict[str, HostArray], *, squared: bool) -> dict[
         shape = cut.new_weights[name].shape
         new[name] = np.zeros(shape)
         if squared and name in cut.changed:
-            axis = [before == after for before, after in zip(full[name].shape, shape, strict=True)]
-            at = axis.index(False)
-            total = np.sum(full[name], axis=at, keepdims=True)
-            new[name] = np.broadcast_to(total / shape[at], shape)
+            same = [before == after for before, after in zip(full[name].shape, shape, strict=True)]
+            axis = same.index(False)
+            shared_out = np.sum(full[name], axis=axis, keepdims=True) / shape[axis]
+            new[name] = np.broadcast_to(shared_out, shape)
     lost = [name for name in cut.changed if name in moments and name not in new]
     if lost:
         raise UnsupportedLayerError(

@@ -67,6 +67,7 @@ class S5(LTILayer):
 
     known_by = "Lambda"
     poles = ("Lambda", "log_step")
+    feedthrough = "D"
     in_single = ("B",)  # s5-pytorch makes it complex64, whatever its other dtypes are
     eps = float(np.finfo(np.float32).eps)
 
@@ -107,11 +108,11 @@ class S5(LTILayer):
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return Lambda and log_step, for steps with which Lambda decays as in the old states."""
         old = weights["Lambda"], np.exp(weights["log_step"])
-        steps = steps_of_decay(-self._discretisation.poles(logarithms, 1.0).real, *old)
+        unit = self._discretisation.poles(logarithms, 1.0)
+        steps = steps_of_decay(-unit.real, *old)
         # A number of single precision: weights of that dtype hold the very step that Λ is made for.
         log_step = np.log(steps).astype(np.float32).astype(np.float64)
-        poles = self._discretisation.poles(logarithms, np.exp(log_step))
-        return {"Lambda": poles, "log_step": log_step}
+        return {"Lambda": unit / np.exp(log_step), "log_step": log_step}
 
     def copied_pole_weights(
         self, logarithms: HostArray, weights: Weights, model: Weights
@@ -139,11 +140,6 @@ class S5(LTILayer):
             )
         step = np.exp(weights["log_step"])
         return self._discretisation.input_factor(weights["Lambda"], step), np.ones(step.shape)
-
-    def feedthrough(self, weights: Weights) -> HostArray:
-        """Return the diagonal matrix of D, above zeros for the second direction."""
-        D = np.diag(weights["D"])
-        return np.concatenate([D, np.zeros_like(D)]) if self.both_directions else D
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:

@@ -75,6 +75,7 @@ class S5HalfSpectrum(LTILayer):
 
     known_by = "Lambda_re"
     poles = ("Lambda_re", "Lambda_im", "log_step")
+    feedthrough = "D"
     sizes = ("P", "state_dim", "d_state", "ssm_size")
 
     def __init__(
@@ -184,13 +185,6 @@ class S5HalfSpectrum(LTILayer):
         step = self._step(weights)
         factor = self._discretisation.input_factor(self._poles(weights), step)
         return factor, self._factor * namespace(step).ones_like(step)
-
-    def feedthrough(self, weights: Weights) -> Array:
-        """Return the diagonal matrix of D, above zeros for the second direction."""
-        D = weights["D"]
-        xp = namespace(D)
-        full = D[:, None] * xp.eye(D.shape[0], dtype=D.dtype)
-        return xp.concat([full, xp.zeros_like(full)]) if self.both_directions else full
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""

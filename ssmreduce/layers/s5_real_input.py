@@ -25,6 +25,7 @@ from ssmreduce.layers.layer import HasArrays, Layer, Weights, refusal
 from ssmreduce.layers.lti import LTILayer, check_decay
 from ssmreduce.layers.storage import Packed
 from ssmreduce.layers.transforms import inverse_transformed, transformed
+from ssmreduce.systems.diagonal import System
 
 
 class S5RealInput(LTILayer):
@@ -71,6 +72,7 @@ class S5RealInput(LTILayer):
     )
     known_by = "log_dt"
     poles = ("A", "log_dt", "B", "C")
+    feedthrough = "D"
     sizes = ("d_state", "state_dim")
     carries_matrices = False
     real_input = True
@@ -88,6 +90,11 @@ class S5RealInput(LTILayer):
             reason = "which does not take stable poles into the unit circle"
             raise refusal("S5", f"`discretization` is {rule!r}, {reason}", "'zoh' or 'dirac'")
         return cls(holds=rule == "zoh")
+
+    def read(self, weights: Weights) -> System:
+        """Return the discrete system that the layer runs, with Dᵀ, which it applies to rows."""
+        self.check(weights)
+        return super().read({**weights, "D": weights["D"].swapaxes(0, 1)})
 
     def logarithms(self, weights: Weights) -> Array:
         """Return log λ = Λ Δ."""
@@ -126,10 +133,6 @@ class S5RealInput(LTILayer):
         poles, step = self._poles(weights), np.exp(weights["log_dt"])
         one = np.ones(step.shape)
         return one, Discretisation.ZOH.input_factor(poles, step) if self._holds else one
-
-    def feedthrough(self, weights: Weights) -> Array:
-        """Return Dᵀ, which the layer applies to rows."""
-        return weights["D"].swapaxes(0, 1)
 
     def _poles(self, weights: Weights) -> HostArray:
         A = weights["A"]
