@@ -54,8 +54,6 @@ class Framework(ABC):
         An object that holds arrays of one layer.
     path : tuple
         Key path in the model, as `find` yields it.
-    names : sequence of str
-        Names of arrays of the layer.
     handles : sequence of LayerHandle
         Layers of the model.
     handle : LayerHandle
