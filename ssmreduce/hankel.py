@@ -365,7 +365,7 @@ def decomposed(
         If the values leave the range of double precision.
     """
     try:
-        values, V = _right_singular(_checked_product(factors, pool), pool, symmetric)
+        values, V = _right_singular(factors, pool, symmetric)
     except np.linalg.LinAlgError as error:
         raise NoConvergenceError(
             f"the singular values of Yᴴ Z could not be computed ({error}); expected Gramians within "
@@ -387,22 +387,17 @@ def decomposed(
     return BalancedFactors(hsv, rank, factors, V, pool, floor)
 
 
-def _checked_product(factors: DenseFactors, pool: Pool) -> HostArray:
-    """M = Yᴴ Z; raises `NoConvergenceError` if it leaves the range of double precision."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        M = pool.multiply(adjoint(factors.Y), factors.Z)
-    squares = np.vdot(M, M).real if M.size <= _SMALL**2 else np.inf
-    if _SMALLEST < squares < _LARGEST:
-        return M
+def _check_range(M: HostArray, factors: DenseFactors) -> None:
+    """Raise `NoConvergenceError` if M = Yᴴ Z leaves the range of double precision."""
     largest = float(np.abs(M).max(initial=0.0))
     if _SMALLEST <= largest < _LARGEST:
-        return M
+        return
     if largest < _SMALLEST:
         Y, Z = (
             X / max(float(np.abs(X).max(initial=0.0)), _SMALLEST) for X in (factors.Y, factors.Z)
         )
         if frobenius_norm(adjoint(Y) @ Z) <= _product_rounding(DenseFactors(Z, Y)):
-            return M
+            return
     raise _out_of_range(largest)
 
 
@@ -434,8 +429,10 @@ def _of_mixed_states(basis: HostArray | None, factor: HostArray) -> HostArray:
     return rows * unit
 
 
-def _right_singular(M: HostArray, pool: Pool, symmetric: bool) -> tuple[HostArray, HostArray]:
-    """Singular values of M, descending, and their right singular vectors, to n eps σ₁.
+def _right_singular(
+    factors: DenseFactors, pool: Pool, symmetric: bool
+) -> tuple[HostArray, HostArray]:
+    """Singular values of M = Yᴴ Z, descending, and their right singular vectors, to n eps σ₁.
 
     The eigenvectors of a symmetric M are singular vectors. Of others, the eigenvectors of Mᴴ M cost a
     third of a singular value decomposition and are as good for large values: squaring costs them
@@ -444,6 +441,11 @@ def _right_singular(M: HostArray, pool: Pool, symmetric: bool) -> tuple[HostArra
     large and M is decomposed directly, but for rows and columns that are rounding of σ₁. All is done in
     the pool of BLAS threads in which the factors were made.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        M = pool.multiply(adjoint(factors.Y), factors.Z)
+    squares = np.vdot(M, M).real if M.size <= _SMALL**2 else np.inf
+    if not _SMALLEST < squares < _LARGEST:
+        _check_range(M, factors)
     if symmetric:
         values, V = pool.eigh(M)
         values = np.abs(values)
