@@ -62,25 +62,12 @@ class Gain:
         systems = [part.diagonalised() for part in self.parts]
         return Gain(*zip(self.signs, systems, strict=True))
 
-    def matrices(self, omega: HostArray) -> HostArray:
-        """Return G, shape (K, p, m), at frequencies ω; D alone at ω = ∞.
-
-        It is zero where a pole has rounded onto the point.
-        """
-        values = np.zeros((omega.size, self.outputs, self.inputs), dtype=np.complex128)
-        finite = np.isfinite(omega)
-        at = slice(None) if finite.all() else finite
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            z = self.time.point(omega[at])
-            if z.size:
-                for sign, part in zip(self.signs, self.parts, strict=True):
-                    values[at] += sign * part.matrices(z)
-            values += self.D
-        values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
-        return values
-
     def at(self, omega: HostArray, iterations: int | None = None) -> HostArray:
-        """Return σ_max(G) at every frequency; with `iterations` lower bounds where both sides are wide."""
+        """Return σ_max(G) at every frequency, that of D at ω = ∞.
+
+        It is 0 where a pole has rounded onto the point. With `iterations` lower bounds where both sides are
+        wide.
+        """
         if min(self.inputs, self.outputs) <= _EXACT_WIDTH:
             iterations = None
         if iterations is not None and not self.is_dense:
@@ -88,7 +75,17 @@ class Gain:
         gains = np.zeros(omega.size)
         for start in range(0, omega.size if self.D.size else 0, self._length):
             chunk = slice(start, start + self._length)
-            values = self.matrices(omega[chunk])
+            some = omega[chunk]
+            values = np.zeros((some.size, self.outputs, self.inputs), dtype=np.complex128)
+            finite = np.isfinite(some)
+            at = slice(None) if finite.all() else finite
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                z = self.time.point(some[at])
+                if z.size:
+                    for sign, part in zip(self.signs, self.parts, strict=True):
+                        values[at] += sign * part.matrices(z)
+                values += self.D
+            values[~np.all(np.isfinite(values), axis=(-2, -1))] = 0.0
             if iterations is None:
                 gains[chunk] = largest_singular_values(values)
             else:
