@@ -40,7 +40,7 @@ from ssmreduce.gramians.factors import (
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.gramians.relative import check_relative, relative_singular_values
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system
-from ssmreduce.systems.prescaling import is_spread, prescaled
+from ssmreduce.systems.prescaling import prescaled
 from ssmreduce.systems.state_space import StateSpace
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -153,12 +153,11 @@ def hankel_singular_values(
 
     check_system(system)
     horizon = check_horizon(system, horizon)
-    uneven = is_spread(system)
 
     def values(single: System) -> HostArray:
         if not single.order:
             return np.zeros(0)
-        host = prescaled(single.to_host()) if uneven else single.to_host()
+        host = prescaled(single.to_host())
         if relative_accuracy and isinstance(host, DiagonalStateSpace):
             found = relative_singular_values(host)
             if found.size and not _SMALLEST <= found[0] < _LARGEST:

@@ -81,7 +81,7 @@ class LTICut(SystemCut):
 
 def as_written(reduction: Reduction, system: System) -> Reduction:
     """`reduction` with the system that was read back from the weights, in its parts as well."""
-    indices = np.ndindex(system.batch_shape)
+    indices = np.ndindex(system.D.shape[:-2])
     parts = tuple(
         replace(part, system=system[at]) for part, at in zip(reduction.parts, indices, strict=False)
     )

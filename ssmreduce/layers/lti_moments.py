@@ -89,7 +89,7 @@ def moment_maps(cut: LTICut) -> list[tuple[HostArray, HostArray]]:
         real_maps = []
         for to_state, old, new in ((to_input, old_s, new_s), (to_output, old_t, new_t)):
             # Between factors 1/conj(old) and conj(new), as a real matrix on [Re; Im].
-            undone, factor = 1.0 / np.conj(old), np.conj(new[: slot_map.order])[:, None]
+            undone, factor = 1.0 / np.conj(old), np.conj(new[: len(inverse)])[:, None]
             first, second = np.split(to_state, 2, axis=1)
             of_real = first * undone.real + second * undone.imag
             of_imag = second * undone.real - first * undone.imag

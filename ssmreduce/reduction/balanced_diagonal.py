@@ -53,7 +53,7 @@ def balanced_systems(
 ) -> list[BalancedSystem]:
     """Balance every system of a batch, in C order."""
     kind = BalancedDense if isinstance(system, StateSpace) else BalancedDiagonal
-    if not system.batch_shape:
+    if system.D.ndim == 2:
         return [kind(system, horizon, weighting)]
     singles: list[Any] = single_systems(system)
     if system.order == 0:

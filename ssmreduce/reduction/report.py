@@ -292,7 +292,7 @@ class Reduction:
 
         :meta private:
         """
-        if self.original.batch_shape:
+        if self.original.D.ndim > 2:
             errors = [part.measured(search) for part in self._singles()]
             return np.asarray(errors).reshape(self.original.batch_shape)
         if self.stable_part is not None:

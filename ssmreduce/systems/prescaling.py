@@ -27,10 +27,19 @@ _MODERATE = 2.0 ** (_SPREAD - 1)
 def prescaled(system: SomeSystem) -> SomeSystem:
     """A system on the host in such units where products of its B and C might underflow, else itself.
 
-    A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
-    couples both ways keep their units to each other once they are balanced. Units are powers of two.
+        A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
+    both ways keep their units to each other once they are balanced. Units are powers of two.
     """
-    if not is_spread(system):
+    spread = 0
+    for array, axis in ((system.B, -1), (system.C, -2)):
+        entries = np.abs(array)
+        smallest = float(np.minimum.reduce(entries, axis=None, initial=np.inf))
+        # Most often sizes of all entries do not differ that much.
+        if float(np.maximum.reduce(entries, axis=None, initial=0.0)) >= smallest * _MODERATE:
+            exponents = _exponents(array, axis)
+            known = exponents[exponents > NO_SIZE]  # zeros do not count
+            spread = max(spread, np.ptp(known) if known.size else 0)
+    if system.C.shape[-1] <= 1 or spread < _SPREAD:
         return system
     if isinstance(system, StateSpace):
         system = in_balanced_units(system)
@@ -65,22 +74,6 @@ def _evened_parts(A: HostArray, B: HostArray, C: HostArray) -> tuple[HostArray, 
         if np.abs(even).max() <= max(np.abs(A).max(), 1.0):
             break
     return even, shift
-
-
-def is_spread(system: System) -> bool:
-    """Whether products of B and C might underflow, in one system of a batch at least."""
-    if system.C.shape[-1] <= 1:
-        return False
-    for array, axis in ((system.B, -1), (system.C, -2)):
-        entries = np.abs(array)
-        smallest = float(np.minimum.reduce(entries, axis=None, initial=np.inf))
-        if float(np.maximum.reduce(entries, axis=None, initial=0.0)) < smallest * _MODERATE:
-            continue  # sizes of all entries do not differ that much
-        exponents = _exponents(array, axis)
-        known = exponents[exponents > NO_SIZE]  # zeros do not count
-        if known.size and np.ptp(known) >= _SPREAD:
-            return True
-    return False
 
 
 def _exponents(array: HostArray, axis: int) -> HostArray:

@@ -51,7 +51,17 @@ def checked_arrays(
     if missing:
         del values["D"]
     state, B, C, *given = _checks.floating_arrays(values, (axes, 2, 2, 2)[: len(values)])
-    D = _no_feedthrough(B, C, real=real) if missing else given[0]
+    if not missing:
+        D = given[0]
+    else:
+        # Zeros like B; NumPy arrays are the most common by far, and need no search for their library.
+        shape = (*B.shape[:-2], C.shape[-2], B.shape[-1])
+        if type(B) is np.ndarray:
+            D = np.zeros(shape, (B.real if real else B).dtype)
+        else:
+            xp = array_api_compat.array_namespace(B)
+            is_real = real and xp.isdtype(B.dtype, "complex floating")
+            D = xp.zeros(shape, dtype=(xp.real(B) if is_real else B).dtype, device=device_of(B))
     name, n = next(iter(values)), state.shape[-1]
     if axes == 2 and state.shape[-2] != n:
         raise _checks.not_square(state)
@@ -74,17 +84,6 @@ def checked_arrays(
         batches |= {key: tuple(x.shape[:-2]) for key, x in (("B", B), ("C", C), ("D", D))}
         _checks.matching_batches(batches)
     return state, B, C, D
-
-
-def _no_feedthrough(B: Array, C: Array, *, real: bool) -> Array:
-    """Zeros like B, of shape (..., p, m)."""
-    if type(B) is np.ndarray:
-        like = B.real if real else B
-        return np.zeros((*B.shape[:-2], C.shape[-2], B.shape[-1]), like.dtype)
-    xp = array_api_compat.array_namespace(B)
-    dtype = xp.real(B).dtype if real and xp.isdtype(B.dtype, "complex floating") else B.dtype
-    shape = (*B.shape[:-2], C.shape[-2], B.shape[-1])
-    return xp.zeros(shape, dtype=dtype, device=device_of(B))
 
 
 def checked_margin(margin: float) -> float:
