@@ -249,7 +249,7 @@ def usual_sizes(
             norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
         with np.errstate(divide="ignore", invalid="ignore"):
             b, c = np.log(norms)
-            b -= 0.5 * np.log(np.abs(host.time.decay(host.time.distance(poles))))
+            b -= 0.5 * np.log(np.abs(host.time.divisor(poles, poles.conj())))
             carried = np.where(np.isfinite(b + c), b + c, -np.inf)
             most = carried.max(axis=-1, keepdims=True, initial=-np.finfo(float).max)
             weights = np.exp(carried - most)
