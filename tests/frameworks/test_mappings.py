@@ -177,12 +177,16 @@ def test_kinds_that_look_at_numbers_refuse_traced_arrays(
     weights["D"] = jnp.ones(3)
     assert read_system(weights, kind=kind).inputs == 3
 
-    def feedthrough(D: jax.Array) -> Any:
-        return jnp.sum(jnp.asarray(read_system({**weights, "D": D}, kind=kind).D))
+    looked_at = {"s5": "log_step", "linoss": "D"}[kind]
+
+    def feedthrough(traced: jax.Array) -> Any:
+        return jnp.sum(jnp.asarray(read_system({**weights, looked_at: traced}, kind=kind).D))
 
     for traced in (jax.jit(feedthrough), jax.grad(feedthrough)):
-        with pytest.raises(TracedValueError, match=r"`D` is .* traced .*looked at\. Call it out"):
-            traced(weights["D"])
+        with pytest.raises(
+            TracedValueError, match=rf"`{looked_at}` is .* traced .*looked at\. Call it out"
+        ):
+            traced(weights[looked_at])
 
 
 def test_options_of_a_kind_are_those_of_an_instance() -> None:

@@ -108,7 +108,10 @@ def test_the_best_modes_are_kept_as_they_are(
         assert slots is not None
         dense = system.to_dense()
         np.testing.assert_array_equal(adjoint(W) @ T, np.eye(int(reduction.real_order)))
-        B, C = slots.ports(adjoint(W) @ dense.B, dense.C @ T)
+        inverse, vectors, B, C = map(
+            np.asarray, (slots.inverse, slots.vectors, adjoint(W) @ dense.B, dense.C @ T)
+        )
+        B, C = inverse @ B, (C @ vectors) * (1.0 + np.asarray(slots.is_pair))
         np.testing.assert_array_equal(B, reduced.B)
         np.testing.assert_array_equal(C, reduced.C)
         np.testing.assert_array_equal(slots.eigenvalues, reduced.eigenvalues)
