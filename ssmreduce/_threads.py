@@ -70,7 +70,10 @@ def on_gainful_threads(
     if not counts:
         return function(*arguments)
     try:
-        _lower(counts)
+        with _CONTROL:
+            for pool, _ in counts:
+                pool.set_num_threads(1)
+            OpenBLASController.clear_controlling_thread()
         result = function(*arguments)
     finally:
         try:
@@ -79,13 +82,6 @@ def on_gainful_threads(
             _give_back(counts)
             raise
     return result
-
-
-def _lower(counts: Sequence[tuple[Any, int]]) -> None:
-    with _CONTROL:
-        for pool, _ in counts:
-            pool.set_num_threads(1)
-        OpenBLASController.clear_controlling_thread()
 
 
 def _give_back(counts: Sequence[tuple[Any, int]]) -> None:

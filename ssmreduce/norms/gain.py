@@ -50,7 +50,7 @@ class Gain:
         self.systems = [part.system for part in self.parts]
         self.time = self.systems[0].time
         self.is_dense = any(isinstance(x, StateSpace) and x.order for x in self.systems)
-        self.real = not any(map(is_complex, self.systems))
+        self.real = all(x.real_output or not is_complex(x) for x in self.systems)
         D = [s * x.D for s, x in zip(self.signs, self.systems, strict=True)]
         self.D: HostArray = np.sum(D, axis=0)
         self.outputs, self.inputs = self.D.shape
