@@ -21,8 +21,10 @@ class OscillatorLayer(LTILayer):
     shapes = {"decay": ("n",), "frequency": ("n",), "B": ("n", "m"), "C": ("p", "n")}
     poles = ("decay", "frequency")
 
-    def logarithms(self, weights):
-        return -np.exp(weights["decay"]) + 1j * weights["frequency"]
+    def modes(self, weights):
+        logarithms = -np.exp(weights["decay"]) + 1j * weights["frequency"]
+        one = np.ones(logarithms.shape)
+        return logarithms, one, one
 
     def pole_weights(self, logarithms, weights):
         check_decay(logarithms, "an Oscillators layer")

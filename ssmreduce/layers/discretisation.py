@@ -28,16 +28,16 @@ class Discretisation(Enum):
     --------
     >>> import numpy as np
     >>> from ssmreduce.layers.discretisation import Discretisation
-    >>> logarithms = Discretisation.BILINEAR.logarithms(np.array([-1.0]), np.array([1.0]))
-    >>> np.exp(logarithms).real.round(6).tolist()
-    [0.333333]
+    >>> logarithms, s = Discretisation.BILINEAR.modes(np.array([-1.0]), np.array([1.0]))
+    >>> np.exp(logarithms).real.round(6).tolist(), s.round(6).tolist()
+    ([0.333333], [0.666667])
     """
 
     ZOH = "zoh"
     BILINEAR = "bilinear"
 
-    def logarithms(self, poles: Array, step: Array) -> Array:
-        """Return log λ: Λ Δ, or 2 artanh(Λ Δ/2).
+    def modes(self, poles: Array, step: Array) -> tuple[Array, Array]:
+        """Return log λ, which is Λ Δ or 2 artanh(Λ Δ/2), and s.
 
         Parameters
         ----------
@@ -48,14 +48,17 @@ class Discretisation(Enum):
 
         Returns
         -------
-        (..., n) array
+        logarithms : (..., n) array
             Complex for the bilinear rule.
+        input_factor : (..., n) array
         """
         product = poles * step
         if self is Discretisation.ZOH:
-            return product
+            xp = np if isinstance(poles, np.ndarray) else namespace(poles)
+            return product, xp.expm1(product) / poles
+        input_factor = step / (1.0 - 0.5 * poles * step)
         product = product if is_complex_array(product) else product + 0j
-        return 2.0 * namespace(product).atanh(0.5 * product)
+        return 2.0 * namespace(product).atanh(0.5 * product), input_factor
 
     def poles(self, logarithms: HostArray, step: HostArray | float) -> HostArray:
         """Return Λ: log λ/Δ, or (2/Δ) tanh(log λ/2).
@@ -70,31 +73,11 @@ class Discretisation(Enum):
         Returns
         -------
         (..., n) array
-            The inverse of `logarithms`.
+            The inverse of `modes`.
         """
         if self is Discretisation.ZOH:
             return np.asarray(logarithms / step)
         return np.asarray(2.0 * np.tanh(0.5 * logarithms) / step)
-
-    def input_factor(self, poles: Array, step: Array) -> Array:
-        """Return s.
-
-        Parameters
-        ----------
-        poles : (..., n) array
-            Λ.
-        step : (..., n) array
-            Δ, or what broadcasts to it.
-
-        Returns
-        -------
-        (..., n) array
-            Factor of the inputs of each state.
-        """
-        if self is Discretisation.ZOH:
-            xp = np if isinstance(poles, np.ndarray) else namespace(poles)
-            return xp.expm1(poles * step) / poles
-        return step / (1.0 - 0.5 * poles * step)
 
 
 def steps_of_decay(decay: HostArray, poles: HostArray, steps: HostArray) -> HostArray:

@@ -84,10 +84,12 @@ class LRU(LTILayer):
             return cls(Whole("B"), Whole("C"))
         return None
 
-    def logarithms(self, weights: Weights) -> Array:
-        """Return log λ = -exp(nu_log) + i exp(theta_log)."""
+    def modes(self, weights: Weights) -> tuple[Array, Array, Array]:
+        """Return log λ = -exp(nu_log) + i exp(theta_log), γ and ones."""
         xp = array_api_compat.array_namespace(weights["nu_log"])
-        return -xp.exp(weights["nu_log"]) + 1j * xp.exp(weights["theta_log"])
+        gamma = xp.exp(weights["gamma_log"])
+        logarithms = -xp.exp(weights["nu_log"]) + 1j * xp.exp(weights["theta_log"])
+        return logarithms, gamma, xp.ones_like(gamma)
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return nu_log, theta_log and the gamma_log that goes with them."""
@@ -108,12 +110,6 @@ class LRU(LTILayer):
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the arrays of B and C."""
         return self._B.put(B) | self._C.put(C)
-
-    def scales(self, weights: Weights) -> tuple[Array, Array]:
-        """Return γ and ones."""
-        xp = array_api_compat.array_namespace(weights["gamma_log"])
-        gamma = xp.exp(weights["gamma_log"])
-        return gamma, xp.ones_like(gamma)
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""

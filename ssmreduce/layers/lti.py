@@ -97,8 +97,10 @@ class LTILayer(Layer):
     ...     shapes = {"decay": ("n",), "angle": ("n",), "B": ("n", "m"), "C": ("p", "n")}
     ...     poles = ("decay", "angle")
     ...
-    ...     def logarithms(self, weights):
-    ...         return -np.exp(weights["decay"]) + 1j * weights["angle"]
+    ...     def modes(self, weights):
+    ...         logarithms = -np.exp(weights["decay"]) + 1j * weights["angle"]
+    ...         one = np.ones(logarithms.shape)
+    ...         return logarithms, one, one
     ...
     ...     def pole_weights(self, logarithms, weights):
     ...         return {"decay": np.log(-logarithms.real), "angle": logarithms.imag}
@@ -127,8 +129,8 @@ class LTILayer(Layer):
     lower_half: bool = False
 
     @abstractmethod
-    def logarithms(self, weights: Weights) -> Array:
-        """Return log λ of the discrete poles, shape (..., n)."""
+    def modes(self, weights: Weights) -> tuple[Array, Array, Array]:
+        """Return log λ of the discrete poles, s and t, each of shape (..., n)."""
 
     @abstractmethod
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
@@ -153,11 +155,6 @@ class LTILayer(Layer):
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the weights that store b and c: the inverse of `matrices`."""
 
-    def scales(self, weights: Weights) -> tuple[Array, Array]:
-        """Return s and t, each of shape (..., n): the system has B = s b and C = c t."""
-        one = np.ones(self.logarithms(weights).shape)
-        return one, one
-
     def read(self, weights: Weights) -> System:
         """Return the discrete system that the layer runs, diagonal unless its state matrix is not.
 
@@ -174,7 +171,7 @@ class LTILayer(Layer):
             doubles = {name: value.astype(np.float64) for name, value in single.items()}
             weights = NamedWeights({**weights, **doubles})
         B, C = self.matrices(weights)
-        s, t = self.scales(weights)
+        logarithms, s, t = self.modes(weights)
         D = weights[self.feedthrough] if self.feedthrough else None
         if D is not None:
             xp = array_api_compat.array_namespace(D)
@@ -183,7 +180,7 @@ class LTILayer(Layer):
                 D = D[:, None] * unit
             D = xp.concat([D, xp.zeros_like(D)]) if self.both_directions else D
         return DiagonalStateSpace.from_log(
-            self.logarithms(weights),
+            logarithms,
             s[..., :, None] * B,
             C * t[..., None, :],
             D,
@@ -305,7 +302,7 @@ class LTILayer(Layer):
             B = np.where(upper[..., :, None], B.conj(), B)
             C = np.where(upper[..., None, :], C.conj(), C)
         idle = ~np.any(B, axis=-1) | ~np.any(C, axis=-2)
-        old = self.logarithms(weights)
+        old, _, _ = self.modes(weights)
         middle = np.argsort(old.real, axis=-1)[..., old.shape[-1] // 2, None]
         typical = np.take_along_axis(old, middle, axis=-1)  # the pole of median decay
         logarithms = np.where(idle, typical, logarithms)
@@ -324,7 +321,7 @@ class LTILayer(Layer):
                     f"`system` has a pole for which `{name}` is not finite; expected poles that the "
                     f"layer can store. Reduce to another order, or keep poles of its own: {OWN_POLES}."
                 )
-        s, t = self.scales({**weights, **new})
+        _, s, t = self.modes({**weights, **new})
         new |= self.matrix_weights(B / s[..., :, None], C / t[..., None, :])
         for name in self.in_single:
             new[name] = new[name].astype(np.float32).astype(np.float64)

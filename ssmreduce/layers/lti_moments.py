@@ -74,7 +74,7 @@ def carry(cut: LTICut, moments: dict[str, HostArray], *, squared: bool) -> dict[
 def moment_maps(cut: LTICut) -> list[tuple[HostArray, HostArray]]:
     """For each system, the real matrices on [Re; Im] that carry first moments of b, and of cᵀ."""
     kind = cut.kind
-    factors = (*kind.scales(cut.weights), *kind.scales(cut.new_weights))
+    factors = (*kind.modes(cut.weights)[1:], *kind.modes(cut.new_weights)[1:])
     parts = cut.reduction.parts or (cut.reduction,)
     maps = []
     for part, at in zip(parts, np.ndindex(factors[0].shape[:-1]), strict=True):

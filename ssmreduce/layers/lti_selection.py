@@ -71,7 +71,7 @@ class LTISelection(LTICut):
             read_after_update=True,
         )
         new = _rows(kind, weights, kept, sizes)
-        _, t = kind.scales({**weights, **new})
+        _, _, t = kind.modes({**weights, **new})
         b, _ = kind.matrices({**weights, **new})
         written = storage.rounded({**new, **kind.matrix_weights(b, meant.C / t[..., None, :])})
         system = kind.read({**weights, **written}).to_host()

@@ -60,5 +60,5 @@ def check_read_back(kind: Layer, meant: System, back: System, eps: float) -> Non
             f"{meant.order} that was written: they differ by {error:.2g} of what its states contribute; "
             f"expected at most {most:.2g}. If the layer cannot store every pole, keep poles of its own: "
             f"{OWN_POLES}. Otherwise look whether "
-            "`pole_weights` inverts `logarithms`, and `matrix_weights` inverts `matrices`."
+            "`pole_weights` inverts `modes`, and `matrix_weights` inverts `matrices`."
         )

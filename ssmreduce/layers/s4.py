@@ -105,7 +105,7 @@ class S4(S4Diagonal):
         length = int(weights["l_kernel"])
         if not length or np.any(weights["P"]):
             return weights
-        C = Packed("C").get(weights) / -np.expm1(length * self.logarithms(weights))
+        C = Packed("C").get(weights) / -np.expm1(length * self.modes(weights)[0])
         return {**weights, **Packed("C").put(C), "l_kernel": np.zeros(())}
 
     def write(

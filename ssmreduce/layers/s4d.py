@@ -97,9 +97,11 @@ class S4D(LTILayer):
             return cls(Whole("C"), log_real="log_a_real")
         return None
 
-    def logarithms(self, weights: Weights) -> Array:
-        """Return log λ = Λ Δ."""
-        return self._poles(weights) * self._step(weights)
+    def modes(self, weights: Weights) -> tuple[Array, Array, Array]:
+        """Return log λ = Λ Δ, ones and 2 s."""
+        logarithms, s = Discretisation.ZOH.modes(self._poles(weights), self._step(weights))
+        one = namespace(weights["A_imag"]).ones_like(weights["A_imag"])
+        return logarithms, one, 2.0 * s
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return the weights of Λ for the steps as they are."""
@@ -116,12 +118,6 @@ class S4D(LTILayer):
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the array of c."""
         return self._C.put(C[:, 0, :])
-
-    def scales(self, weights: Weights) -> tuple[Array, Array]:
-        """Return ones and 2 s."""
-        poles, step = self._poles(weights), self._step(weights)
-        one = namespace(step).ones_like(weights["A_imag"])
-        return one, 2.0 * Discretisation.ZOH.input_factor(poles, step)
 
     def _poles(self, weights: Weights) -> Array:
         log_real = weights[self._log_real]
@@ -224,9 +220,10 @@ class S4Diagonal(LTILayer):
             "fast_step": bool(getattr(layer, "dt_fast", False)),
         }
 
-    def logarithms(self, weights: Weights) -> Array:
-        """Return log λ."""
-        return self._discretisation.logarithms(self._poles(weights), self._step(weights))
+    def modes(self, weights: Weights) -> tuple[Array, Array, Array]:
+        """Return log λ, s and 2."""
+        logarithms, s = self._discretisation.modes(self._poles(weights), self._step(weights))
+        return logarithms, s, np.full(s.shape, 2.0)
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return A_real and A_imag for the step of each channel, or steps with which they decay as before."""
@@ -263,11 +260,6 @@ class S4Diagonal(LTILayer):
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the arrays of b and c."""
         return Packed("B").put(B[None, :, :, 0]) | Packed("C").put(np.moveaxis(C, 1, 0))
-
-    def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
-        """Return s and 2."""
-        factor = self._discretisation.input_factor(self._poles(weights), self._step(weights))
-        return factor, np.full(factor.shape, 2.0)
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""

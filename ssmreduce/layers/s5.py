@@ -101,9 +101,15 @@ class S5(LTILayer):
             raise _refusal(f"`discretize` is {function}: a rule that is neither zoh nor bilinear")
         return cls(_FUNCTIONS[function], bidirectional=bool(getattr(layer, "bidir", False)))
 
-    def logarithms(self, weights: Weights) -> Array:
-        """Return log λ."""
-        return self._discretisation.logarithms(weights["Lambda"], np.exp(weights["log_step"]))
+    def modes(self, weights: Weights) -> tuple[Array, Array, Array]:
+        """Return log λ, s and ones; `ShapeError` if the layer divides by zero."""
+        if self._discretisation is Discretisation.ZOH and np.any(weights["Lambda"] == 0.0):
+            raise ShapeError(
+                "`Lambda` has an entry 0; expected none: the layer divides by it and returns NaN. "
+                "Set it to a small negative number."
+            )
+        step = np.exp(weights["log_step"])
+        return *self._discretisation.modes(weights["Lambda"], step), np.ones(step.shape)
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return Lambda and log_step, for steps with which Lambda decays as in the old states."""
@@ -130,16 +136,6 @@ class S5(LTILayer):
         """Return the arrays of B and C."""
         stored = np.concatenate(np.split(C, 2), axis=1) if self.both_directions else C
         return {"B": np.stack([B.real, B.imag], axis=-1), "C": stored}
-
-    def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
-        """Return s and ones; `ShapeError` if the layer divides by zero."""
-        if self._discretisation is Discretisation.ZOH and np.any(weights["Lambda"] == 0.0):
-            raise ShapeError(
-                "`Lambda` has an entry 0; expected none: the layer divides by it and returns NaN. "
-                "Set it to a small negative number."
-            )
-        step = np.exp(weights["log_step"])
-        return self._discretisation.input_factor(weights["Lambda"], step), np.ones(step.shape)
 
 
 def _refusal(reason: str) -> UnsupportedLayerError:

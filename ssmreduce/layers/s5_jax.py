@@ -136,9 +136,11 @@ class S5HalfSpectrum(LTILayer):
             C=("C1", "C2") if two else ("C",),
         )
 
-    def logarithms(self, weights: Weights) -> Array:
-        """Return log λ."""
-        return self._discretisation.logarithms(self._poles(weights), self._step(weights))
+    def modes(self, weights: Weights) -> tuple[Array, Array, Array]:
+        """Return log λ, s and φ."""
+        step = self._step(weights)
+        factor = self._factor * namespace(step).ones_like(step)
+        return *self._discretisation.modes(self._poles(weights), step), factor
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return Λ for steps with which it decays as before, or shorter ones where it would be clipped."""
@@ -179,12 +181,6 @@ class S5HalfSpectrum(LTILayer):
         for storage, part in zip(self._C, parts, strict=True):
             new |= storage.put(part)
         return new
-
-    def scales(self, weights: Weights) -> tuple[Array, Array]:
-        """Return s and φ."""
-        step = self._step(weights)
-        factor = self._discretisation.input_factor(self._poles(weights), step)
-        return factor, self._factor * namespace(step).ones_like(step)
 
     def check(self, weights: Weights) -> None:
         """Raise `ShapeError` unless the weights fit together."""

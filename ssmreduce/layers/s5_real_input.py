@@ -96,9 +96,14 @@ class S5RealInput(LTILayer):
         self.check(weights)
         return super().read({**weights, "D": weights["D"].swapaxes(0, 1)})
 
-    def logarithms(self, weights: Weights) -> Array:
-        """Return log λ = Λ Δ."""
-        return self._poles(weights) * np.exp(weights["log_dt"])
+    def modes(self, weights: Weights) -> tuple[Array, Array, Array]:
+        """Return log λ = Λ Δ, ones and s: the factor of the input, on the side of the output."""
+        poles, step = self._poles(weights), np.exp(weights["log_dt"])
+        one = np.ones(step.shape)
+        if not self._holds:
+            return poles * step, one, one
+        logarithms, s = Discretisation.ZOH.modes(poles, step)
+        return logarithms, one, s
 
     def pole_weights(self, logarithms: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return A and log_dt, for steps with which A decays as in the old states."""
@@ -127,12 +132,6 @@ class S5RealInput(LTILayer):
     def matrix_weights(self, B: HostArray, C: HostArray) -> dict[str, HostArray]:
         """Return the arrays of B, which is real, and C."""
         return {"B": B.real} | Packed("C").put(C)
-
-    def scales(self, weights: Weights) -> tuple[HostArray, HostArray]:
-        """Return ones and s: the factor of the input, on the side of the output."""
-        poles, step = self._poles(weights), np.exp(weights["log_dt"])
-        one = np.ones(step.shape)
-        return one, Discretisation.ZOH.input_factor(poles, step) if self._holds else one
 
     def _poles(self, weights: Weights) -> HostArray:
         A = weights["A"]

@@ -360,8 +360,8 @@ class RenamedMap(LRU):
     def _theirs(self, weights: Any) -> dict[str, np.ndarray]:
         return {self._names[name]: value for name, value in weights.items()}
 
-    def logarithms(self, weights: Any) -> np.ndarray:
-        return LRU().logarithms(self._theirs(weights))
+    def modes(self, weights: Any) -> Any:
+        return LRU().modes(self._theirs(weights))
 
     def read(self, weights: Any) -> Any:
         return LRU().read(self._theirs(weights))

@@ -50,8 +50,9 @@ class DecaysLayer(LTILayer):
     shapes: ClassVar = {"decay": ("n",), "B": ("n", "m"), "C": ("p", "n")}
     poles = ("decay",)
 
-    def logarithms(self, weights: Any) -> Any:
-        return -np.exp(weights["decay"])
+    def modes(self, weights: Any) -> Any:
+        one = np.ones(weights["decay"].shape)
+        return -np.exp(weights["decay"]), one, one
 
     def pole_weights(self, logarithms: Any, weights: Any) -> Any:
         check_decay(logarithms, "a Decays layer")

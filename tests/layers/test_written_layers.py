@@ -57,8 +57,9 @@ class OscillatorMap(LTILayer):
     shapes: ClassVar = {"A": ("n",), "B": ("n", "m"), "C": ("p", "n")}
     poles = ("A",)
 
-    def logarithms(self, weights: Any) -> Any:
-        return -np.log(1 - 0.3j * np.sqrt(weights["A"]))
+    def modes(self, weights: Any) -> Any:
+        one = np.ones(weights["A"].shape)
+        return -np.log(1 - 0.3j * np.sqrt(weights["A"])), one, one
 
     def pole_weights(self, logarithms: Any, weights: Any) -> Any:
         return {"A": ((1 / np.exp(logarithms)).imag / 0.3) ** 2}
