@@ -297,11 +297,15 @@ def decide_cut(
 ) -> Results:
     """Plan all layers of a model; those left out by name count in a total budget alone."""
     layers = {handle.name: handle for handle in found.meant}
-    if data is None and found.options.skip_unsupported:
+    skips = data is None and found.options.skip_unsupported
+    if skips:
         found.check_without_data(_PASS_DATA)
-        layers = {name: each for name, each in layers.items() if not each.kind.needs_data}
     # Layers with the same weights and copies count as the one that decides.
-    own = {name: each for name, each in layers.items() if found.firsts[name] == name}
+    own = {
+        name: each
+        for name, each in layers.items()
+        if found.firsts[name] == name and not (skips and each.kind.needs_data)
+    }
     orders: Mapping[str, int | OrderRule]
     if isinstance(order, Mapping):
         orders = named_orders(order, found.firsts)
@@ -310,7 +314,19 @@ def decide_cut(
     else:
         orders = dict.fromkeys(own, order)
     orders = {name: each for name, each in orders.items() if not leave_out(name)}
-    results = _all_reduced(found, orders, data)
+
+    results: dict[str, LayerReduction] = {}
+    if data is not None:
+        results = DataCut(found, data).decide(layers, orders)
+    else:
+        for name, each in orders.items():
+            started, handle = time.perf_counter(), layers[name]
+            try:
+                cut = handle.kind.plan(handle.weights, each, found.options, handle)
+            except SSMReduceError as error:
+                raise type(error)(f"while reducing layer `{name}`: {error}") from error
+            seconds = time.perf_counter() - started
+            results[name] = LayerReduction(None, cut, handle.item_sizes, seconds)
     if found.options.uniform and results:
         results = _uniform(results, found, data)
     return {
@@ -322,25 +338,6 @@ def decide_cut(
     }
 
 
-def _all_reduced(
-    found: Layers, orders: Mapping[str, int | OrderRule], data: Calibration | None
-) -> dict[str, LayerReduction]:
-    """Plan each layer by itself, or with data one after the other."""
-    layers = {handle.name: handle for handle in found.meant}
-    if data is not None:
-        return DataCut(found, data).decide(layers, orders)
-    results = {}
-    for name, own in orders.items():
-        started, handle = time.perf_counter(), layers[name]
-        try:
-            cut = handle.kind.plan(handle.weights, own, found.options, handle)
-        except SSMReduceError as error:
-            raise type(error)(f"while reducing layer `{name}`: {error}") from error
-        seconds = time.perf_counter() - started
-        results[name] = LayerReduction(None, cut, handle.item_sizes, seconds)
-    return results
-
-
 def _uniform(
     results: dict[str, LayerReduction], found: Layers, data: Calibration | None
 ) -> dict[str, LayerReduction]:
@@ -348,7 +345,7 @@ def _uniform(
     options = found.options
     largest = max(result.new_order for result in results.values())
     common = options.rounded_up(largest)
-    exactly = replace(found, options=replace(options, multiple_of=common, power_of_two=False))
+    exactly = replace(options, multiple_of=common, power_of_two=False, uniform=False)
     unlike = {
         name: common
         for name, result in results.items()
@@ -356,4 +353,5 @@ def _uniform(
     }
     if data is not None and unlike:  # what follows a layer depends on its cut
         unlike = {name: result.new_order for name, result in results.items()}
-    return results | _all_reduced(exactly, unlike, data)
+    again = decide_cut(replace(found, options=exactly), unlike, data=data)
+    return results | {each.name: again[each.path] for each in found.meant if each.name in unlike}
