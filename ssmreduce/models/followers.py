@@ -14,10 +14,8 @@ from ssmreduce.layers.options import plain_name
 from ssmreduce.models.search import Layers
 
 
-def checked_followers(followers: Sequence[Any] | None) -> list[Any]:
+def checked_followers(followers: Sequence[Any]) -> list[Any]:
     """Return the followers as a list; raise `ShapeError` unless they are a list or tuple of models."""
-    if followers is None:
-        return []
     if not isinstance(followers, list | tuple):
         raise ShapeError(
             f"`followers` is a {type_name(followers)}; expected a list or tuple of models. "

@@ -138,7 +138,7 @@ def reduce_model(
     *,
     optimizer: Any = None,
     opt_state: Any = None,
-    followers: Sequence[Any] = (),
+    followers: Sequence[Any] | None = None,
     kind: object = None,
     data: Calibration | None = None,
     options: CutOptions = CutOptions(),
@@ -226,7 +226,7 @@ def reduce_model(
     >>> {name: part.new_order for name, part in result.report.items()}
     {"['first']": 6}
     """
-    followers = checked_followers(followers)
+    followers = [] if followers is None else checked_followers(followers)
     if data is not None:
         check_instance(data, Calibration, "data", "calibrate(model, batches)")
     check_instance(options, CutOptions, "options", "CutOptions(multiple_of=8)")

@@ -295,8 +295,9 @@ class InTrainingReducer:
                 "`opt_state` is not given; expected the optimizer of `model` in PyTorch, or its optax state "
                 "in JAX. Call reducer.step(step, model, optimizer), with None where there is none."
             )
+        copies = [] if followers is None else checked_followers(followers)
         if not self._is_checked:
-            given = [model, *checked_followers(followers)]
+            given = [model, *copies]
             has_data = self.data is not None
             settings = self.options, self.above_chance, self.rollback
             check_model(given, opt_state, *settings, has_data=has_data)
@@ -304,10 +305,8 @@ class InTrainingReducer:
                 warn_if_idle(model, self.order, self.options, has_data=has_data)
         if self._is_idle(step):
             self._idle_step, self._is_checked = max(step, self._idle_step), True
-            if followers is None:
-                return model, opt_state
-            return model, opt_state, checked_followers(followers)
-        models = (model, *checked_followers(followers))
+            return (model, opt_state) if followers is None else (model, opt_state, copies)
+        models = (model, *copies)
         trace = HankelTrace(1) if self.trace is None else self.trace
         latest = trace.records[-1:]
         recording = self._recorder.recorded(self.trace, step, model, self.options)
