@@ -170,9 +170,11 @@ def odd_entry(mapping: Mapping[str, Any]) -> tuple[str, Any] | None:
 
 
 def opened(model: Any) -> Any:
-    """Return the tensors of an open safetensors file by name; anything else itself."""
-    safetensors = sys.modules.get("safetensors")
-    if safetensors is None or not isinstance(model, safetensors.safe_open):
+    """Return the tensors of an open safetensors file by name; anything else itself.
+
+    For callers whose user has imported safetensors.
+    """
+    if not isinstance(model, sys.modules["safetensors"].safe_open):
         return model
     names = model.keys()
     return {name: model.get_tensor(name) for name in names}

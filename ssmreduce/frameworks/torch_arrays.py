@@ -7,31 +7,31 @@ elsewhere all stay valid.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import distributed
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
 
+if distributed.is_available():
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+SHARDED: Any = DTensor if distributed.is_available() else ()
+"""Class of tensors of which this rank holds a part; none where torch was built without."""
+
 K = TypeVar("K", bound=Hashable)
-
-
-def sharded_type() -> Any:
-    """Return the class of tensors of which this rank holds a part: DTensor, no class before its import."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return () if module is None else module.DTensor
 
 
 def whole(tensor: Any) -> Any:
     """Return the full tensor of a DTensor, which every rank has to call; any other tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, sharded_type()) else tensor
+    return tensor.full_tensor() if isinstance(tensor, SHARDED) else tensor
 
 
 def sharded_like(tensor: Any, full: Any) -> Any:
@@ -39,10 +39,8 @@ def sharded_like(tensor: Any, full: Any) -> Any:
 
     A tensor that is not distributed gets `full` itself.
     """
-    if not isinstance(tensor, sharded_type()):
+    if not isinstance(tensor, SHARDED):
         return full
-    from torch.distributed.tensor import distribute_tensor
-
     return distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
@@ -54,7 +52,6 @@ def host_arrays(arrays: Mapping[K, Any]) -> dict[K, HostArray]:
     UnsupportedLayerError
         If this process holds a part of one only, or it holds no numbers.
     """
-    sharded = sharded_type()
     read = {}
     for key, tensor in arrays.items():
         if tensor.is_meta:
@@ -62,7 +59,7 @@ def host_arrays(arrays: Mapping[K, Any]) -> dict[K, HostArray]:
                 'the layer is on the device "meta", without numbers; expected weights. Load them with '
                 "model.to_empty(device=...) and then load_state_dict, or load_reduced after a cut."
             )
-        if isinstance(tensor, sharded):
+        if isinstance(tensor, SHARDED):
             raise UnsupportedLayerError(
                 "the layer has parameters that are sharded over processes (DTensor); expected plain ones. "
                 "Cut the whole model with reduce_model, on all ranks; load and read layers before "
@@ -80,13 +77,12 @@ def tensors_like(
 
     With `in_shards` of one like a tensor that is sharded the part that is this rank's.
     """
-    sharded = sharded_type()
     made = {}
     for key, value in values.items():
         tensor = arrays[key]
         value = value if tensor.is_complex() else value.real
         new = torch.from_numpy(np.array(value, order="C")).to(tensor.device, tensor.dtype)
-        made[key] = sharded_like(tensor, new) if in_shards and isinstance(tensor, sharded) else new
+        made[key] = sharded_like(tensor, new) if in_shards and isinstance(tensor, SHARDED) else new
     return made
 
 
@@ -137,8 +133,7 @@ class NewShards(Step):
 
 def replaced(model: Any, tensors: Iterable[tuple[Any, Any]]) -> list[Step]:
     """What gives parameters or buffers of `model`, in shards or not, other full tensors of any shape."""
-    sharded = sharded_type()
     return [
-        NewShards(model, tensor, full) if isinstance(tensor, sharded) else NewTensor(tensor, full)
+        NewShards(model, tensor, full) if isinstance(tensor, SHARDED) else NewTensor(tensor, full)
         for tensor, full in tensors
     ]

@@ -17,8 +17,8 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from ssmreduce.errors import DistributedError, SSMReduceError, UnsupportedLayerError
-from ssmreduce.frameworks.torch_arrays import sharded_type, whole
-from ssmreduce.frameworks.torch_fsdp import sharded_modules, sharded_parameters
+from ssmreduce.frameworks.torch_arrays import SHARDED, whole
+from ssmreduce.frameworks.torch_fsdp import FULLY_SHARDED, sharded_modules, sharded_parameters
 from ssmreduce.frameworks.transaction import Step
 
 T = TypeVar("T")
@@ -38,11 +38,12 @@ def team_of(model: Any) -> Team | None:
     UnsupportedLayerError
         If parameters are spread over more than one axis of a device mesh, or DDP keeps copies of them.
     """
-    for module in sharded_modules(model):
-        module.reshard()  # a forward pass alone may leave full parameters in it
-    wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
-    sharded_tensor = sharded_type()
-    sharded = [tensor for tensor in model.parameters() if isinstance(tensor, sharded_tensor)]
+    modules = [*model.modules()]
+    for part in modules:
+        if isinstance(part, FULLY_SHARDED):
+            part.reshard()  # a forward pass alone may leave full parameters in it
+    wrapped = [part for part in modules if isinstance(part, DistributedDataParallel)]
+    sharded = [tensor for tensor in model.parameters() if isinstance(tensor, SHARDED)]
     if not wrapped and not sharded:
         return None
     if not distributed.is_initialized():
@@ -192,12 +193,11 @@ def gathered(model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, An
     """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this."""
     for module in sharded_modules(model):
         module.reshard()
-    sharded = sharded_type()
     full = {
         id(tensor): (tensor, _full_parameter(tensor))
         for layer in layers
         for tensor in layer.parameters()
-        if isinstance(tensor, sharded)
+        if isinstance(tensor, SHARDED)
     }
     if not full:
         return model, opt_state

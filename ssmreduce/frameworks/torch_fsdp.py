@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import distributed
 
 from ssmreduce.errors import UnsupportedLayerError
+
+if distributed.is_available():
+    from torch.distributed.fsdp import FSDPModule
+
+FULLY_SHARDED: Any = FSDPModule if distributed.is_available() else ()
+"""Class of modules that ``fully_shard`` was called with; none where torch was built without."""
 
 _TRIED = "2.13.0"
 """The version of torch that the tests run with."""
@@ -122,10 +128,7 @@ class ShardedParameter:
 
 def sharded_modules(model: torch.nn.Module) -> list[Any]:
     """Return the modules in `model` that ``fully_shard`` was called with."""
-    fsdp = sys.modules.get(
-        "torch.distributed.fsdp"
-    )  # takes a second to import; who shards has done so
-    return [] if fsdp is None else [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
+    return [part for part in model.modules() if isinstance(part, FULLY_SHARDED)]
 
 
 def sharded_parameters(model: torch.nn.Module) -> Iterator[ShardedParameter]:

@@ -13,12 +13,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OptimizerStateError
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moment
-from ssmreduce.frameworks.torch_arrays import (
-    host_arrays,
-    sharded_type,
-    tensors_like,
-    whole,
-)
+from ssmreduce.frameworks.torch_arrays import SHARDED, host_arrays, tensors_like, whole
 from ssmreduce.frameworks.torch_fsdp import managed
 from ssmreduce.frameworks.transaction import Step
 from ssmreduce.layers.cut import LayerCut
@@ -118,7 +113,6 @@ def new_gradients(model: Any, changes: Sequence[LayerChange]) -> list[Step]:
 
     They are carried as first moments. Where they are sharded, every rank has to call this.
     """
-    sharded = sharded_type()
     steps: list[Step] = []
     for change in changes:
         if change.cut is None:
@@ -127,7 +121,7 @@ def new_gradients(model: Any, changes: Sequence[LayerChange]) -> list[Step]:
         records = {
             name: managed(model, tensor)
             for name, tensor in tensors.items()
-            if isinstance(tensor, sharded)
+            if isinstance(tensor, SHARDED)
         }
         for field, owners in (("grad", tensors), (_KEPT, records)):
             held = {name: getattr(owner, field) for name, owner in owners.items()}

@@ -10,7 +10,7 @@ import torch
 
 from ssmreduce import _checks
 from ssmreduce.errors import NonFiniteError, ShapeError, UnsupportedLayerError
-from ssmreduce.frameworks.torch_arrays import sharded_type
+from ssmreduce.frameworks.torch_arrays import SHARDED
 from ssmreduce.frameworks.transaction import Step
 
 
@@ -79,7 +79,7 @@ def _check_kind(present: Any, saved: Any, name: str) -> None:
 
 def _kind(tensor: Any) -> str:
     """How the numbers of a tensor are laid out."""
-    if isinstance(tensor, sharded_type()):
+    if isinstance(tensor, SHARDED):
         return "sharded"
     if tensor.is_quantized:
         return "quantised"

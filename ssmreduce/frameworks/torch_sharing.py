@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from ssmreduce._checks import type_name
 from ssmreduce.errors import OptimizerStateError, UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle
-from ssmreduce.frameworks.torch_arrays import sharded_type
+from ssmreduce.frameworks.torch_arrays import SHARDED
 
 
 def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
@@ -42,7 +42,7 @@ def check_ready(model: Any, handles: Sequence[LayerHandle]) -> None:
         for name, tensor in handle.arrays.items():
             floats = tensor.is_floating_point() or tensor.is_complex()
             computes = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-            if computes and not isinstance(tensor, (sharded_type(), FakeTensor)):
+            if computes and not isinstance(tensor, (SHARDED, FakeTensor)):
                 raise _quantised(handle, name, f"is a {type_name(tensor)}")
             if tensor.ndim > 1 and not floats:
                 raise _quantised(handle, name, f"has dtype {tensor.dtype}")

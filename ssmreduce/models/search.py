@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -193,7 +194,8 @@ Kind = Layer | str | None
 
 def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
     """Find the layers of a model, the outermost ones only: what is inside of one is its own business."""
-    model = opened(model)
+    if "safetensors" in sys.modules:
+        model = opened(model)
     framework = framework_of(model)
     by_name = options.kind if isinstance(options.kind, Mapping) else {}
     told = partial(said_kind, side_by_side=framework.side_by_side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ssmreduce._array_libraries import described, is_traced
@@ -34,7 +35,8 @@ def handle_of(layer: Any, kind: object = None) -> LayerHandle:
     UnsupportedLayerError
         If it is no known layer, or a variant of one that cannot be reduced.
     """
-    layer = opened(layer)
+    if "safetensors" in sys.modules:
+        layer = opened(layer)
     framework = framework_of(layer, "layer")
     said = said_kind(kind, side_by_side=framework.side_by_side)
     inner, axes = framework.unwrapped(layer)
