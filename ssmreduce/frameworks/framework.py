@@ -110,7 +110,8 @@ class Framework(ABC):
         """Return the only layer inside of wrappers that hold no array of their own, or `layer` itself, and
         the axes of its arrays as `find` yields them.
         """
-        return next(((part, axes) for _, part, axes in self.find(layer)), (layer, {}))
+        own = ((part, axes) for path, part, axes in self.find(layer) if not path)
+        return next(own, (layer, {}))
 
     def on_host(self, arrays: Mapping[str, Array]) -> dict[str, HostArray]:
         """Return `arrays` at double precision on the host; tracers of JAX as they are."""

@@ -34,7 +34,7 @@ class NamedWeights(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         raise UnsupportedLayerError(
             f"the class of the layer asks for the weight `{name}`, which its `shapes` do not list; expected "
-            f"one of {', '.join(self)}. Add it there."
+            f"one of {', '.join(self) or 'those, but there are none'}. Add it there."
         )
 
 
@@ -348,16 +348,17 @@ class Layer(ABC):
                 continue
             found = tuple(weights[name].shape)
             expected = tuple(lengths.get(each, each) for each in shape)
-            if len(found) != len(shape) or any(
-                isinstance(each, int) and each != length
-                for each, length in zip(expected, found, strict=True)
-            ):
-                why = [f", as {text}" for each, text in known.items() if each in shape]
-                raise wrong_shape(name, found, expected, why[0] if why else ", one layer at a time")
+            if len(found) != len(shape):
+                why = ", one layer at a time" if len(found) > len(shape) else ""
+                raise wrong_shape(name, found, expected, why)
+            for each, wanted, length in zip(shape, expected, found, strict=True):
+                if isinstance(wanted, int) and wanted != length:
+                    why = f", as {known[each]}" if each in known else ""
+                    raise wrong_shape(name, found, expected, why)
             for each, length in zip(shape, found, strict=True):
                 if isinstance(each, str) and each not in lengths:
                     lengths |= {each: length, f"2{each}": 2 * length}
-                    known |= dict.fromkeys((each, f"2{each}"), f"`{name}` has {length}")
+                    known |= dict.fromkeys((each, f"2{each}"), f"`{name}` has shape {found}")
 
     def __repr__(self) -> str:
         own = {name: value for name, value in vars(self).items() if name != "shapes"}

@@ -36,6 +36,10 @@ _NEARBY_ORDERS = 6
 """How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
 
 
+_LARGEST_SIZE = 1e150
+"""Factor of a state beyond which weights might overflow."""
+
+
 def balanced_system(
     original: System,
     horizon: int | None = None,
@@ -237,17 +241,17 @@ def usual_sizes(
 
     ‖b‖/sqrt(1-|λ|²) over ‖c‖ becomes one number for all new states, with which the geometric mean of ‖c‖ is
     that of `host`. In this mean each state counts by what it carries, ‖b‖‖c‖/sqrt(1-|λ|²), so that states
-    without use do not. 1 where this is not defined.
+    without use do not. 1 where this is not defined, or so far from 1 that weights might overflow.
     """
     means = []
     for poles, matrices in ((host.eigenvalues, (host.B, host.C)), (eigenvalues, (B, C))):
-        norms = []
-        for matrix, axis in zip(matrices, (-1, -2), strict=True):
-            # In units of the largest entries squares neither over- nor underflow.
-            largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
-            units = np.where(largest > 0.0, largest, 1.0)
-            norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+            norms = []
+            for matrix, axis in zip(matrices, (-1, -2), strict=True):
+                # In units of the largest entries squares neither over- nor underflow.
+                largest = np.abs(matrix).max(axis=axis, keepdims=True, initial=0.0)
+                units = np.where(largest > 0.0, largest, 1.0)
+                norms.append(np.linalg.norm(matrix / units, axis=axis) * np.squeeze(units, axis))
             b, c = np.log(norms)
             b -= 0.5 * np.log(np.abs(host.time.divisor(poles, poles.conj())))
             carried = np.where(np.isfinite(b + c), b + c, -np.inf)
@@ -258,4 +262,4 @@ def usual_sizes(
     usual, product = means[0][0], means[1][1]
     with np.errstate(over="ignore", invalid="ignore"):
         scale = np.exp(0.5 * (product[..., None] - (b - c)) - usual[..., None])
-    return np.where(np.isfinite(scale) & (scale > 0.0), scale, 1.0)
+    return np.where((scale > 1.0 / _LARGEST_SIZE) & (scale < _LARGEST_SIZE), scale, 1.0)

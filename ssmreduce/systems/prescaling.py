@@ -27,8 +27,8 @@ _MODERATE = 2.0 ** (_SPREAD - 1)
 def prescaled(system: SomeSystem) -> SomeSystem:
     """A system on the host in such units where products of its B and C might underflow, else itself.
 
-        A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
-    both ways keep their units to each other once they are balanced. Units are powers of two.
+    A state with inputs of 1e200 and outputs of 1e-200 counts as much as one with 1 and 1. States that A
+    couples both ways keep their units to each other once they are balanced. Units are powers of two.
     """
     spread = 0
     for array, axis in ((system.B, -1), (system.C, -2)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from jax_modules import S5, make_s4d, make_s5, s5_weights
-from samples import EPS
+from samples import EPS, lru_weights
 
 from ssmreduce import (
     CutOptions,
@@ -553,3 +554,19 @@ def test_a_pole_at_zero_is_refused_where_the_layer_divides_by_it(rng: np.random.
         read_system(make_s5(weights, "float32"))
     for options in ({"clip_eigs": True}, {"discretization": "bilinear"}):
         assert read_system(make_s5(weights, "float32", **options)).order == 4
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_several_layers_are_no_layer(kind: type, rng: np.random.Generator) -> None:
+    layers = kind(make_s5(s5_weights(rng, states, 3)) for states in (8, 6))
+    for call in (read_system, partial(reduce_layer, order=3)):
+        with pytest.raises(UnsupportedLayerError, match=r"it holds `\[0\]`, `\[1\]`"):
+            call(layers)
+
+
+def test_shape_errors_name_the_weight_that_says_otherwise(rng: np.random.Generator) -> None:
+    weights = lru_weights(rng, 8, 3)
+    weights["B_im"] = weights["B_im"][:, :2]
+    expected = r"`B_im` has shape \(8, 2\); expected \(8, 3\), as `B_re` has shape \(8, 3\)"
+    with pytest.raises(ShapeError, match=expected):
+        read_system(weights, kind="lru")
