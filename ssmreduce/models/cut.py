@@ -43,6 +43,7 @@ def plan_cut(
     followers: Sequence[Any] = (),
     *,
     only: Collection[str] | None = None,
+    for_team: bool = False,
 ) -> CutPlan:
     """Prepare a cut as `decide` says: all that can fail, and nothing is changed.
 
@@ -60,31 +61,17 @@ def plan_cut(
     only : collection of str, optional
         Names of all layers that `decide` may cut, but for tied ones and copies; the others need not be ready
         for it.
+    for_team : bool
+        Whether the first of several processes plans for all, with full layers and copies that are known.
     """
-    framework, team = found.framework, found.team
-    with agreement(team):
-        framework.check_optimizer(found.model, opt_state, followers)
-    if team is None:
+    if not for_team:
+        with agreement(found.team):
+            found.framework.check_optimizer(found.model, opt_state, followers)
+        if found.team is not None:
+            return _agreed(found, opt_state, decide, followers, only)
         if len(found.handles) > 1:
             found = found.with_copies(opt_state)
-        return _planned(found, opt_state, decide, followers, only)
-    team.check_same(lambda: _shapes(found, opt_state))
-    view, state = _gathered(found, opt_state)
-    with agreement(team):
-        full = found.of(view).with_copies(state)
-    copies = [_gathered(found.of(each), None)[0] for each in followers]
-    team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
-    plan: CutPlan = team.decide(lambda: _planned(full, state, decide, copies, only))
-    return plan
 
-
-def _planned(
-    found: Layers,
-    opt_state: Any,
-    decide: Callable[[Layers], Results],
-    followers: Sequence[Any],
-    only: Collection[str] | None,
-) -> CutPlan:
     handles = found.meant
     only = None if only is None else found.with_same(only)
     copies = [_checked_copy(found.of(each)) for each in followers]
@@ -119,6 +106,26 @@ def _planned(
             for copy, own in zip(copies, paired, strict=True)
         ),
     )
+
+
+def _agreed(
+    found: Layers,
+    opt_state: Any,
+    decide: Callable[[Layers], Results],
+    followers: Sequence[Any],
+    only: Collection[str] | None,
+) -> CutPlan:
+    """Prepare a cut on the first of several processes, once all of them hold the same."""
+    team = found.team
+    team.check_same(lambda: _shapes(found, opt_state))
+    view, state = _gathered(found, opt_state)
+    with agreement(team):
+        full = found.of(view).with_copies(state)
+    copies = [_gathered(found.of(each), None)[0] for each in followers]
+    team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
+    own = partial(plan_cut, full, state, decide, copies, only=only, for_team=True)
+    plan: CutPlan = team.decide(own)
+    return plan
 
 
 def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> LayerReduction:
