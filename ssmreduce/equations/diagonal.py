@@ -108,7 +108,11 @@ def state_factor(
     n = eigenvalues.shape[0]
     gain = kernel.diagonal().real
     G = np.array(G, dtype=np.result_type(G, kernel))
-    scale = _row_scale(np.stack([G.real, G.imag]), gain)
+    parts = np.stack([G.real, G.imag])
+    # Standard deviation of each state; the largest entry goes first, against over- and underflow.
+    largest = np.abs(parts).max(axis=(0, 2), initial=0.0)
+    unit = parts / np.where(largest > 0, largest, 1.0)[:, None]
+    scale = largest * np.sqrt(np.einsum("pim,pim->i", unit, unit) * gain)
     active = np.flatnonzero(scale)
     G = G[active] / scale[active, None]
     columns = []
@@ -172,7 +176,10 @@ def diagonal_factor(system: DiagonalStateSpace, kernels: tuple[HostArray, HostAr
         triangle = np.linalg.qr(adjoint(parts.reshape(2 * n, m)), mode="r")
         parts = adjoint(triangle).reshape(2, n, 2 * n)
     gain = kernels[0].diagonal().real
-    scale = _row_scale(parts, gain)
+    # Standard deviation of each state; the largest entry goes first, against over- and underflow.
+    largest = np.abs(parts).max(axis=(0, 2), initial=0.0)
+    unit = parts / np.where(largest > 0, largest, 1.0)[:, None]
+    scale = largest * np.sqrt(np.einsum("pim,pim->i", unit, unit) * gain)
     active = np.flatnonzero(scale)
     parts = parts[:, active] / scale[active, None]
     near_real = np.zeros(active.size, dtype=bool)
@@ -211,13 +218,6 @@ def diagonal_factor(system: DiagonalStateSpace, kernels: tuple[HostArray, HostAr
         Z[:, rows, column : column + block.shape[-1]] = scale[rows, None] * block
         column += block.shape[-1]
     return Z.reshape(2 * n, Z.shape[-1])
-
-
-def _row_scale(parts: HostArray, gain: HostArray) -> HostArray:
-    """Standard deviation of each state; the largest entry goes first, against over- and underflow."""
-    largest = np.abs(parts).max(axis=(0, 2), initial=0.0)
-    parts = parts / np.where(largest > 0, largest, 1.0)[:, None]
-    return np.asarray(largest * np.sqrt(np.einsum("pim,pim->i", parts, parts) * gain))
 
 
 def _pair_covariance(

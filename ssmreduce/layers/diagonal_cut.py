@@ -19,7 +19,7 @@ from ssmreduce.errors import NoConvergenceError, SSMReduceError, UnstableSystemE
 from ssmreduce.gramians.batch import map_parts
 from ssmreduce.hankel import error_bounds
 from ssmreduce.reduction.balanced_batch import BalancedBatch
-from ssmreduce.reduction.balanced_diagonal import balanced_systems
+from ssmreduce.reduction.balanced_diagonal import SAFE_SHARE, balanced_systems
 from ssmreduce.reduction.balanced_system import BalancedSystem, no_response
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
@@ -28,9 +28,6 @@ from ssmreduce.reduction.scaling import warn_if_badly_scaled
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise
-
-_SAFE_SHARE = 0.1
-"""Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
 
 _ADVICE = "Pass options=CutOptions(horizon=length), or data."
 
@@ -141,7 +138,7 @@ def diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
             if best is None or total < best[0]:
                 system = in_slots(cut.system, slot_map, *cut.system.ports())
                 best = total, replace(cut, system=system, order=system.order, slot_map=slot_map)
-            if rounding <= _SAFE_SHARE * max(bounds[order], eps**0.5 * bounds[0]):
+            if rounding <= SAFE_SHARE * max(bounds[order], eps**0.5 * bounds[0]):
                 break
     if best is None:
         raise NoConvergenceError(

@@ -20,15 +20,17 @@ from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.gramians.batch import chunks
 from ssmreduce.hankel import BalancedFactors, tail_bounds
 from ssmreduce.reduction.balanced_diagonal import (
+    SAFE_SHARE,
     BalancedDiagonal,
     Target,
-    eigenvectors_are_safe,
     stored_system,
 )
 from ssmreduce.reduction.order import ErrorBound, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise_each
+
+_EPS = float(np.finfo(np.float64).eps)
 
 
 def truncate_channels(
@@ -83,7 +85,9 @@ def _truncated(
                 lower[members] = True
                 continue
             at = pending[members]
-            safe = eigenvectors_are_safe(slot_map, bounds[at], order)
+            rounding = _EPS * slot_map.condition * bounds[at, 0]
+            limit = np.maximum(bounds[at, order], _EPS**0.5 * bounds[at, 0])
+            safe = np.asarray(rounding <= SAFE_SHARE * limit)
             safe &= np.all(host.time.inside(slot_map.eigenvalues), axis=-1)
             if slot_map.order >= host.order or not np.any(safe):
                 continue

@@ -27,7 +27,7 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise
 
-_DIAGONALISATION_FACTOR = 0.1
+SAFE_SHARE = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -184,10 +184,11 @@ class BalancedDiagonal(BalancedSystem):
                 stable = np.isfinite(poles) & (self.host.time.distance(poles) > 0.0)
                 if not np.all(stable) or (invertible and not are_invertible(poles)):
                     continue
-            total = float(bounds[candidate] + _EPS * slot_map.condition * bounds[0])
+            rounding = _EPS * slot_map.condition * bounds[0]
+            total = float(bounds[candidate] + rounding)
             if best is None or total < best[0]:
                 best = total, candidate, slot_map
-            if eigenvectors_are_safe(slot_map, bounds, candidate):
+            if rounding <= SAFE_SHARE * max(bounds[candidate], _EPS**0.5 * bounds[0]):
                 break
         if best is None:
             raise NoConvergenceError(
@@ -196,13 +197,6 @@ class BalancedDiagonal(BalancedSystem):
                 "Try another order."
             )
         return best[1], best[2]
-
-
-def eigenvectors_are_safe(slot_map: SlotMap, bounds: HostArray, order: int) -> HostArray:
-    """Whether their rounding, eps · condition · 2 Σσ, is below a share of the bound, or of sqrt(eps)."""
-    rounding = _EPS * slot_map.condition * bounds[..., 0]
-    limit = np.maximum(bounds[..., order], _EPS**0.5 * bounds[..., 0])
-    return np.asarray(rounding <= _DIAGONALISATION_FACTOR * limit)
 
 
 def stored_system(
