@@ -2,7 +2,8 @@
 
 The way of one PyTorch S5 layer with AdamW through `reduce_model`, or of a dense system with 20 states
 through `balanced_truncation` and `solve_lyapunov`, after a first call that imports everything.
-Comprehensions and lambdas belong to the function that they stand in.
+Comprehensions and lambdas belong to the function that they stand in. With one BLAS thread
+(OPENBLAS_NUM_THREADS=1) there is one function less: nothing is set and given back.
 
     python benchmarks/walk.py             the counts, and what each part of the package adds
     python benchmarks/walk.py --core      those of the two functions for a dense system
