@@ -6,7 +6,8 @@ import importlib
 import math
 import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from numbers import Real
 from types import ModuleType
@@ -35,6 +36,7 @@ from ssmreduce.errors import (
     MissingBackendError,
     NonFiniteError,
     ShapeError,
+    SSMReduceError,
     TracedValueError,
 )
 
@@ -55,6 +57,15 @@ def require_backend(module: str, *, extra: str) -> ModuleType:
             f"{module} is not installed and this feature needs it. "
             f"Run: pip install 'ssmreduce[{extra}]'"
         ) from None
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Begin the message of an error with where it came up, such as "while reducing layer `encoder`"."""
+    try:
+        yield
+    except SSMReduceError as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def type_name(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce.errors import ShapeError, SSMReduceError
+from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.saved import StateDicts
@@ -100,10 +100,8 @@ def _resize(
     saved = loader.saved_weights(state_dict, prefix, names)
     unsaved = kind.unsaved(handle.weights, saved)
     new = {**handle.weights, **saved, **unsaved}
-    try:
+    with _checks.naming(f"in layer `{handle.name}`"):
         kind.check_readable(new)
-    except SSMReduceError as error:
-        raise type(error)(f"in layer `{handle.name}`: {error}") from error
     # Of the weights that are replaced the shapes alone matter: they may be NaN, or anything.
     old = {name: np.ones_like(value) for name, value in handle.weights.items()}
     counts = {"the state dict": kind.order(new), "the model": kind.order(old)}

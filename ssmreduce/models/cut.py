@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
+from ssmreduce._checks import naming
 from ssmreduce.errors import SSMReduceError
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.mappings import ArrayGroup
@@ -143,10 +144,8 @@ def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> Layer
 
 
 def _checked_copy(copy: Layers) -> Layers:
-    try:
+    with naming("a model of `followers`"):
         copy.check()
-    except SSMReduceError as error:
-        raise type(error)(f"a model of `followers`: {error}") from error
     return copy
 
 
@@ -296,10 +295,8 @@ def _held(models: Sequence[Layers], only: Collection[str] | None) -> dict[str, s
 def _hashes(handles: Sequence[LayerHandle], of: str) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for handle in handles:
-        try:
+        with naming(f"while reducing layer `{handle.name}`{of}"):
             handle.kind.check(handle.weights)
-        except SSMReduceError as error:
-            raise type(error)(f"while reducing layer `{handle.name}`{of}: {error}") from error
         digest = hashlib.sha256()
         for key, value in handle.weights.items():
             digest.update(key.encode())

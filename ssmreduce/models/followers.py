@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ssmreduce._checks import type_name
-from ssmreduce.errors import ShapeError, SSMReduceError
+from ssmreduce._checks import naming, type_name
+from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import plain_name
@@ -79,7 +79,7 @@ def followed(
 
 
 def _followed_layer(handle: LayerHandle, cut: LayerCut) -> LayerCut:
-    try:
+    with naming(f"while reducing layer `{handle.name}` of `followers`"):
         for key, value in cut.weights.items():
             if handle.weights[key].shape != value.shape:
                 raise ShapeError(
@@ -93,8 +93,4 @@ def _followed_layer(handle: LayerHandle, cut: LayerCut) -> LayerCut:
                     f"`{key}` would have shape {copy.new_weights[key].shape} but that of the model "
                     f"{value.shape}; expected the same. Cut to another order."
                 )
-    except SSMReduceError as error:
-        raise type(error)(
-            f"while reducing layer `{handle.name}` of `followers`: {error}"
-        ) from error
     return copy

@@ -14,31 +14,20 @@ from ssmreduce.layers.layer import Layer
 from ssmreduce.models.choice import Choice, LossAtCut
 from ssmreduce.reduction.report import Reduction
 
-_COLUMNS = ("states", "order", "error bound", "error at least", "parameters saved", "bytes saved")
-"""What a table says of a layer."""
+_HEADS = {
+    "old_order": "states",
+    "new_order": "order",
+    "method": "method",
+    "output_error": "output error",
+    "error_bound": "error bound",
+    "measured_error": "error at least",
+    "parameters_saved": "parameters saved",
+    "bytes_saved": "bytes saved",
+}
+"""What a table says of a layer, and what is written above it."""
 
-_DATA_COLUMNS = (
-    "states",
-    "order",
-    "method",
-    "output error",
-    "error bound",
-    "worst input: at least",
-)
-"""What it says where one was cut by data, before what was saved."""
-
-_VALUES = (
-    "old_order",
-    "new_order",
-    "error_bound",
-    "measured_error",
-    "method",
-    "output_error",
-    "parameters_saved",
-    "bytes_saved",
-    "seconds",
-)
-"""What a dict says of it, and the losses."""
+_ONLY_BY_DATA = ("method", "output_error")
+"""What it says of layers that were cut by data alone."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,7 +90,7 @@ class LayerReduction:
             "constant_loss": None if self.losses is None else self.losses.constant,
             "unmatched_loss": None if self.losses is None else self.losses.unmatched,
         }
-        return {name: getattr(self, name) for name in _VALUES} | losses
+        return {name: getattr(self, name) for name in (*_HEADS, "seconds")} | losses
 
     def plot(self, *, ax: Any = None) -> HostArray:
         """Draw the values by which states were ranked, poles, gain and impulse response.
@@ -299,11 +288,8 @@ class ModelReport(dict[str, LayerReduction]):
         states, orders, _, _ = self.totals()
         count = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
         known = {
-            name: [error for error in errors if error is not None]
-            for name, errors in (
-                ("measured_error", [part.measured_error for part in self.values()]),
-                ("output_error", [part.output_error for part in self.values()]),
-            )
+            name: [error for part in self.values() if (error := getattr(part, name)) is not None]
+            for name in ("measured_error", "output_error")
         }
         name = next((name for name, errors in known.items() if errors), "measured_error")
         largest = short(max(known[name], default=None))
@@ -446,21 +432,13 @@ class ModelReduction:
 def _rows(parts: Mapping[str, LayerReduction]) -> list[tuple[str, ...]]:
     """A head, and a row of each layer, with what only a cut by data has where there is one."""
     by_data = any(part.choice is not None for part in parts.values())
-    saved = _COLUMNS[-2:]
-    head = ("", *(_DATA_COLUMNS + saved if by_data else _COLUMNS))
-    rows = [head]
-    for name, part in parts.items():
-        chosen = (cell(part.method), cell(part.output_error)) if by_data else ()
-        rows.append(
-            (
-                name,
-                str(part.old_order),
-                str(part.new_order),
-                *chosen,
-                cell(part.error_bound),
-                cell(part.measured_error),
-                f"{part.parameters_saved:,}",
-                f"{part.bytes_saved:,}",
-            )
-        )
-    return rows
+    heads = {name: head for name, head in _HEADS.items() if by_data or name not in _ONLY_BY_DATA}
+    if by_data:
+        heads["measured_error"] = "worst input: at least"
+    rows = [(own, *(_cell(part, name) for name in heads)) for own, part in parts.items()]
+    return [("", *heads.values()), *rows]
+
+
+def _cell(part: LayerReduction, name: str) -> str:
+    value = getattr(part, name)
+    return f"{value:,}" if name.endswith("saved") else cell(value)

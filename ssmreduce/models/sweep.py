@@ -18,6 +18,7 @@ from ssmreduce._checks import (
     finite_number,
     items,
     metric_value,
+    naming,
     positive_count,
     type_name,
     whole_number,
@@ -26,7 +27,6 @@ from ssmreduce._display import cell, html_table, text_table
 from ssmreduce.errors import (
     ArgumentError,
     OrderError,
-    SSMReduceError,
     UnstableSystemError,
     UnsupportedLayerError,
 )
@@ -67,10 +67,8 @@ _WHITE_HEADS = {
 """The same where there are columns by data."""
 
 _OPTIONAL = ("method", "output_error", "loss", "metric")
-"""Columns that are left out where they are empty."""
-
-_OF_SYSTEMS = ("error_bound", "measured_error", "relative_error")
-"""The same where there are columns by data: layers that are selective have none of them."""
+"""Columns that are left out where they are empty; with data those of white cuts, too, as selective layers have
+none of them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -245,9 +243,9 @@ class Sweep:
             name for name in _HEADS if any(getattr(row, name) is not None for row in self.rows)
         }
         by_data = bool({"method", "output_error"} & filled)
-        may_lack = {*_OPTIONAL, *(_OF_SYSTEMS if by_data else ())}
-        names = [name for name in _HEADS if name in filled or name not in may_lack]
-        heads = _HEADS | (_WHITE_HEADS if by_data else {})
+        white = _WHITE_HEADS if by_data else {}
+        names = [name for name in _HEADS if name in filled or name not in {*_OPTIONAL, *white}]
+        heads = _HEADS | white
         rows = (tuple(row._cell(name) for name in names) for row in self.rows)
         return [tuple(heads[name] for name in names), *rows]
 
@@ -328,10 +326,8 @@ def sweep(
     rows: list[SweepRow] = []
     for order in wanted:
         started = time.perf_counter()
-        try:
+        with naming(f"while trying order {order}"):
             reduced, row = cuts.cut(order)
-        except SSMReduceError as error:
-            raise type(error)(f"while trying order {order}: {error}") from error
         seconds = time.perf_counter() - started
         value = None if metric is None else metric_value(metric(reduced), "metric(reduced)")
         rows.append(replace(row, metric=value, seconds=seconds))
