@@ -16,14 +16,11 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ssmreduce import __version__
 from ssmreduce._checks import require_backend
 from ssmreduce.errors import SSMReduceError
-
-if TYPE_CHECKING:
-    from ssmreduce.demo.settings import Settings
 
 _FAILED = 1
 _MISUSED = 2
@@ -51,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     parser = _parser()
     try:
-        chosen = parser.parse_args(arguments)
-        if chosen.command is None:
+        options = vars(parser.parse_args(arguments))
+        if options.pop("command") is None:
             parser.print_help()
             return _MISUSED
-        return _demo(chosen)
+        return _demo(options)
     except SSMReduceError as error:
         print(f"ssmreduce: {error}", file=sys.stderr)
         return _FAILED
@@ -116,33 +113,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _demo(chosen: argparse.Namespace) -> int:
+def _demo(options: dict[str, Any]) -> int:
+    """Train, write the files and print the table, also after Ctrl-C."""
     for module in _DEMO_MODULES:
         require_backend(module, extra="demo")
-    from ssmreduce.demo.settings import make_settings
-
-    settings = make_settings(
-        dataset=chosen.dataset,
-        data=chosen.data,
-        states=chosen.states,
-        tau=chosen.tau,
-        steps=chosen.steps,
-        seed=chosen.seed,
-        seeds=chosen.seeds,
-        quick=chosen.quick,
-        output=chosen.output,
-    )
-    return _run_demo(settings)
-
-
-def _run_demo(settings: Settings) -> int:
-    """Train, write the files and print the table, also after Ctrl-C."""
     from rich.console import Console
 
     from ssmreduce.demo.experiment import Experiment, load, run_experiment
     from ssmreduce.demo.progress import ProgressDisplay
     from ssmreduce.demo.report import print_table, write_results
+    from ssmreduce.demo.settings import make_settings
 
+    settings = make_settings(**options)
     console = Console()
     data = load(settings)
     _check_output(settings.output)

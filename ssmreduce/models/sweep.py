@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ssmreduce._array_libraries import HostArray, to_double
+from ssmreduce._array_libraries import Array, HostArray, to_double
 from ssmreduce._checks import (
     check_functions,
     check_instance,
@@ -36,7 +36,7 @@ from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.choice import LossAtCut
 from ssmreduce.models.held_out import losses_in
 from ssmreduce.models.reduce import cut_model
-from ssmreduce.models.report import LayerReduction, ModelReport
+from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import find_layers, search
 from ssmreduce.reduction.balanced import balance
 from ssmreduce.reduction.measured_order import to_nothing
@@ -67,8 +67,8 @@ _WHITE_HEADS = {
 """The same where there are columns by data."""
 
 _OPTIONAL = ("method", "output_error", "loss", "metric")
-"""Columns that are left out where they are empty; with data those of white cuts, too, as selective layers have
-none of them."""
+"""Columns that are left out where they are empty; with data also those of white cuts, which selective layers
+cannot have."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -353,15 +353,10 @@ class _SystemCuts:
         """Return the reduced system, and what the cut cost."""
         reduction = self._balancing.truncate(self._within_rank(order))
         error = to_double(reduction.verify())
-        bound = reduction.error_bound
         if self._gains is None:
             self._gains = _gains(reduction).reshape(error.shape)
         row = SweepRow(
-            wanted=order,
-            order=reduction.system.order,
-            error_bound=None if bound is None else float(to_double(bound).max()),
-            measured_error=float(error.max()),
-            relative_error=_relative(error, self._gains),
+            order, reduction.system.order, *_errors(reduction.error_bound, error, self._gains)
         )
         return reduction.system, row
 
@@ -378,7 +373,7 @@ class _ModelCuts:
 
     def __init__(self, model: Any, data: Calibration | None, options: CutOptions) -> None:
         self._model, self._data, self._options = model, data, options
-        self._gains: dict[str, HostArray] = {}
+        self._gains: dict[str, float] = {}
         try:
             self._framework = find_layers(model, options).framework
         except UnsupportedLayerError as error:
@@ -390,53 +385,47 @@ class _ModelCuts:
     def cut(self, order: int | OrderRule) -> tuple[Any, SweepRow]:
         """Return the reduced copy, and what the cut cost."""
         result = cut_model(self._copied(), order, None, (), self._data, self._options)
-        report = result.report
-        if self._data is None:
-            cuts = {name: part.cut for name, part in report.items()}
-            return result.model, self._row(order, report, cuts)
+        report, data = result.report, self._data
         # Copies that follow a layer are cut like it, without a choice of their own.
-        decided = {name: part for name, part in report.items() if part.choice or not _is_cut(part)}
+        decided = {
+            name: part
+            for name, part in report.items()
+            if data is None or part.choice or not _is_cut(part)
+        }
         whites = {
             name: part.cut if part.choice is None else part.choice.white
             for name, part in decided.items()
         }
-        row = replace(
-            self._row(order, report, whites),
-            method=_methods([part for part in decided.values() if _is_cut(part)]),
-            output_error=_output_error(list(decided.values())),
-            loss=self._loss(result.model, losses_in(report)),
-        )
+        row = SweepRow(order, report.totals()[1], *self._errors(whites))
+        if data is not None:
+            row = replace(
+                row,
+                method=_methods([part for part in decided.values() if _is_cut(part)]),
+                output_error=_output_error(list(decided.values())),
+                loss=self._loss(result.model, losses_in(report), data),
+            )
         return result.model, row
 
-    def _row(
-        self, order: int | OrderRule, report: ModelReport, cuts: Mapping[str, LayerCut | None]
-    ) -> SweepRow:
-        """The row with the largest of the errors of some cuts, one for each layer."""
+    def _errors(self, cuts: Mapping[str, LayerCut | None]) -> _Errors:
+        """The largest of the errors of some cuts, one for each layer; none where one is not of a system."""
         made = {name: cut for name, cut in cuts.items() if isinstance(cut, SystemCut)}
+        if len(made) < len(cuts):
+            return None, None, None
         for name, cut in made.items():
             if name not in self._gains:
                 self._gains[name] = _gain_of(cut)
-        errors = {name: cut.measured_error for name, cut in made.items()}
-        relative = [
-            _relative(np.asarray(error), self._gains[name]) for name, error in errors.items()
-        ]
-        bounds = [cut.error_bound for cut in made.values() if cut.error_bound is not None]
-        is_whole = len(made) == len(cuts)
-        return SweepRow(
-            wanted=order,
-            order=report.totals()[1],
-            error_bound=max(bounds) if len(bounds) == len(cuts) else None,
-            measured_error=max(errors.values()) if is_whole else None,
-            relative_error=max(relative) if is_whole else None,
+        errors = [cut.measured_error for cut in made.values()]
+        bounds = [cut.error_bound for cut in made.values()]
+        gains = [self._gains[name] for name in made]
+        return _errors(
+            None if None in bounds else np.array(bounds), np.array(errors), np.array(gains)
         )
 
-    def _loss(self, model: Any, losses: LossAtCut | None) -> float | None:
+    def _loss(self, model: Any, losses: LossAtCut | None, data: Calibration) -> float | None:
         """Loss of a reduced model on what was held out; of one that was not cut it is not known yet."""
         if losses is not None:
             return losses.after
-        if self._data is None or self._data.runs is None:
-            return None
-        held_out = self._data.runs.held_out_loss
+        held_out = None if data.runs is None else data.runs.held_out_loss
         return None if held_out is None else held_out.of(search(model, self._options))
 
     def _copied(self) -> Any:
@@ -454,10 +443,9 @@ def _gains(reduction: Reduction) -> HostArray:
     return np.array([to_nothing(part).verify() for part in reduction.parts or (reduction,)])
 
 
-def _gain_of(cut: SystemCut) -> HostArray:
+def _gain_of(cut: SystemCut) -> float:
     parts = cut.reduction.parts or (cut.reduction,)
-    gain = max(float(to_nothing(each).measured()) for each in parts)
-    return np.asarray(cut.kind.error_factor * gain)
+    return cut.kind.error_factor * max(float(to_nothing(each).measured()) for each in parts)
 
 
 def _is_cut(part: LayerReduction) -> bool:
@@ -478,9 +466,14 @@ def _output_error(parts: Sequence[LayerReduction]) -> float | None:
     return max(errors, default=None if any(map(_is_cut, parts)) else 0.0)
 
 
-def _relative(error: HostArray, gain: HostArray) -> float:
-    """Largest of the errors over the gain of each."""
-    return float(np.max(np.divide(error, gain, out=np.zeros(error.shape), where=error > 0.0)))
+_Errors = tuple[float | None, float | None, float | None]
+
+
+def _errors(bounds: Array | None, errors: HostArray, gains: HostArray) -> _Errors:
+    """Largest bound, or None, largest error, and largest of the errors over the gain of each."""
+    relative = np.divide(errors, gains, out=np.zeros(errors.shape), where=errors > 0.0)
+    bound = None if bounds is None else float(to_double(bounds).max())
+    return bound, float(errors.max()), float(relative.max())
 
 
 def _checked_orders(orders: Any) -> list[int | OrderRule]:
