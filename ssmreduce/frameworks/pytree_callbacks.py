@@ -9,12 +9,11 @@ program, so that layers may be stacked for a scan, and what was compiled for one
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -27,45 +26,32 @@ from ssmreduce.frameworks.recording import Recorded
 
 
 @dataclass(eq=False)
-class _Call:
-    """One call of one layer."""
-
-    path: Path
-    inputs: HostArray
-    first_output: HostArray | None
-    squares: HostArray | None = None
-
-
-@dataclass(eq=False)
 class Received:
     """What the host has received of one run of a model."""
 
-    calls: list[_Call] = field(default_factory=list)
+    calls: dict[Path, list[Recorded]] = field(default_factory=dict)
     derivatives: list[tuple[Path, HostArray, HostArray]] = field(default_factory=list)
 
     def recorded(self) -> dict[Path, list[Recorded]]:
         """The calls of each layer, with the derivative of each."""
         # A loss may take derivatives of its own, which come before those of the loss.
         for path, inputs, squares in reversed(self.derivatives):
-            for call in self._calls_with(path, inputs)[:1]:
-                call.squares = squares
-        found: dict[Path, list[Recorded]] = {}
-        for call in self.calls:
-            own = Recorded(call.inputs, call.first_output, call.squares)
-            found.setdefault(call.path, []).append(own)
-        return found
+            calls = self.calls[path]
+            waiting = [
+                k
+                for k, call in enumerate(calls)
+                if call.squares is None and call.inputs.shape == inputs.shape
+            ]
+            if waiting:
+                # The same inputs, or nearly where a program computes them twice.
+                nearest = min(waiting, key=lambda k: _distance(calls[k].inputs, inputs))
+                calls[nearest] = replace(calls[nearest], squares=squares)
+        return self.calls
 
-    def _calls_with(self, path: Path, inputs: HostArray) -> list[_Call]:
-        """Calls by how near their inputs are: the same, or nearly where a program computes them twice."""
-        waiting = [
-            call
-            for call in self.calls
-            if call.path == path and call.squares is None and call.inputs.shape == inputs.shape
-        ]
-        if len(waiting) < 2:
-            return waiting
-        with np.errstate(invalid="ignore"):
-            return sorted(waiting, key=lambda call: float(np.max(np.abs(call.inputs - inputs))))
+
+def _distance(one: HostArray, other: HostArray) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(np.max(np.abs(one - other), initial=0.0))
 
 
 _OPEN: dict[int, tuple[Received, LayerHandle]] = {}
@@ -79,8 +65,7 @@ _ONE_RUN = threading.RLock()
 def numbered(received: Received, handles: Sequence[LayerHandle]) -> Iterator[list[jax.Array]]:
     """Numbers by which `told` knows the layers: small ones, which half precision holds, too."""
     with _ONE_RUN:
-        free = (number for number in itertools.count() if number not in _OPEN)
-        numbers = list(itertools.islice(free, len(handles)))
+        numbers = range(len(_OPEN), len(_OPEN) + len(handles))
         try:
             _OPEN.update({k: (received, each) for k, each in zip(numbers, handles, strict=True)})
             yield [jnp.asarray(number, dtype=jnp.float32) for number in numbers]
@@ -98,14 +83,8 @@ def numbered(received: Received, handles: Sequence[LayerHandle]) -> Iterator[lis
 def told(number: jax.Array, inputs: jax.Array, output: jax.Array) -> jax.Array:
     """Return what a layer puts out, (..., L, p), for inputs (..., L, m), and tell the host of both."""
     numbers = jnp.broadcast_to(number, inputs.shape[:-2])
-    _tell_call(*jax.lax.stop_gradient((numbers, inputs, output)))
+    _tell(*jax.lax.stop_gradient((numbers, inputs, output)))
     return _passed_on(numbers, inputs, output)
-
-
-def tell(number: jax.Array, inputs: jax.Array) -> None:
-    """Tell the host of inputs alone."""
-    numbers = jnp.broadcast_to(number, inputs.shape[:-2])
-    _tell_call(*jax.lax.stop_gradient((numbers, inputs, inputs)))
 
 
 # --- On the host
@@ -119,8 +98,8 @@ def _hear_piece(piece: jax.Array) -> None:
     _PIECES.append(np.array(piece))
 
 
-def _hear(is_call: bool, shapes: Sequence[tuple[int, ...]]) -> None:
-    """End a message: numbers, inputs, and an output or the squares of its derivative."""
+def _hear(shapes: Sequence[tuple[int, ...]]) -> None:
+    """End a message: numbers, inputs, and an output or the squares of its derivative, an axis less."""
     arrays = [_joined(shape) for shape in shapes]
     _PIECES.clear()
     numbers = np.rint(arrays[0].astype(np.float64)).ravel()
@@ -130,11 +109,12 @@ def _hear(is_call: bool, shapes: Sequence[tuple[int, ...]]) -> None:
             continue
         received, handle = _OPEN[int(number)]
         inputs, other = (each[numbers == number] for each in flat)
-        if is_call:
-            computes_kernel = bool(handle.kind.ports(handle.weights)[0])
-            received.calls.append(_Call(handle.path, inputs, None if computes_kernel else other[0]))
-        else:
+        if other.ndim < inputs.ndim:
             received.derivatives.append((handle.path, inputs, other))
+        else:
+            computes_kernel = bool(handle.kind.ports(handle.weights)[0])
+            call = Recorded(inputs, None if computes_kernel else other[0], None)
+            received.calls.setdefault(handle.path, []).append(call)
 
 
 def _joined(shape: tuple[int, ...]) -> HostArray:
@@ -161,55 +141,28 @@ def _send(array: jax.Array) -> None:
     flat = array.ravel()
     size = max(1, min(flat.size, _PIECE // array.dtype.itemsize))
     pieces = jnp.pad(flat, (0, -flat.size % size)).reshape(-1, size)
-    jax.lax.map(_send_piece, pieces)
+    jax.lax.map(functools.partial(jax.debug.callback, _hear_piece, ordered=True), pieces)
 
 
-def _send_piece(piece: jax.Array) -> tuple[()]:
-    jax.debug.callback(_hear_piece, piece, ordered=True)
-    return ()
-
-
-def _tell(is_call: bool, *arrays: jax.Array) -> None:
-    """Tell the host arrays, in the order of the program; all sequences of a batch at once."""
+@custom_vmap
+def _tell(*arrays: jax.Array) -> tuple[()]:
+    """Tell the host a message, in the order of the program; all sequences of a batch at once."""
     for array in arrays:
         _send(array)
     shapes = [array.shape for array in arrays]
-    jax.debug.callback(functools.partial(_hear, is_call, shapes), ordered=True)
-
-
-@custom_vmap
-def _tell_call(numbers: jax.Array, inputs: jax.Array, output: jax.Array) -> tuple[()]:
-    _tell(True, numbers, inputs, output)
+    jax.debug.callback(functools.partial(_hear, shapes), ordered=True)
     return ()
 
 
-@custom_vmap
-def _tell_derivative(numbers: jax.Array, inputs: jax.Array, squares: jax.Array) -> tuple[()]:
-    _tell(False, numbers, inputs, squares)
-    return ()
-
-
-@_tell_call.def_vmap
-def _tell_calls(
+@_tell.def_vmap
+def _tell_batched(
     size: int, batched: Sequence[bool], *arrays: jax.Array
 ) -> tuple[tuple[()], tuple[()]]:
-    return _tell_call(*_all_batched(size, batched, arrays)), ()
-
-
-@_tell_derivative.def_vmap
-def _tell_derivatives(
-    size: int, batched: Sequence[bool], *arrays: jax.Array
-) -> tuple[tuple[()], tuple[()]]:
-    return _tell_derivative(*_all_batched(size, batched, arrays)), ()
-
-
-def _all_batched(
-    size: int, batched: Sequence[bool], arrays: Sequence[jax.Array]
-) -> list[jax.Array]:
-    return [
+    every = [
         array if has_axis else jnp.broadcast_to(array, (size, *array.shape))
         for array, has_axis in zip(arrays, batched, strict=True)
     ]
+    return _tell(*every), ()
 
 
 @jax.custom_vjp
@@ -232,7 +185,7 @@ def _passed_back(
     sizes = jnp.abs(derivative)
     wide = jnp.promote_types(sizes.dtype, jnp.float32)  # squares underflow in half precision
     squares = jnp.mean(sizes.astype(wide) ** 2, axis=-1)
-    _tell_derivative(*jax.lax.stop_gradient((numbers, inputs, squares)))
+    _tell(*jax.lax.stop_gradient((numbers, inputs, squares)))
     return jnp.zeros_like(numbers), jnp.zeros_like(inputs), derivative
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from ssmreduce._checks import type_name
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
-from ssmreduce.frameworks.pytree_callbacks import tell, told
+from ssmreduce.frameworks.pytree_callbacks import told
 from ssmreduce.frameworks.pytree_paths import part_at
 
 _Own = Callable[[], Any]
@@ -45,7 +45,7 @@ def with_stand_ins(model: Any, handles: Sequence[LayerHandle], numbers: Sequence
             )
         channels, inputs, _ = handle.kind.ports(handle.weights)
         if not channels:
-            model = _replaced(model, handle, handle.path, _call_layer, number, inputs)
+            model = _replaced(model, handle.path, _call_layer, number, inputs)
             continue
         path = _holder_of(model, handle)
         if path in held:
@@ -67,12 +67,11 @@ def with_zero_outputs(model: Any, handles: Sequence[LayerHandle]) -> Iterator[An
             return
         module = part_at(model, path)
         if isinstance(module, eqx.Module) and callable(module):
-            yield _replaced(model, first, path, _call_for_zeros)
+            yield _replaced(model, path, _call_for_zeros)
 
 
 def _replaced(
     model: Any,
-    handle: LayerHandle,
     path: Path,
     call: Callable[..., Any],
     number: jax.Array | None = None,
@@ -159,12 +158,12 @@ def _holder_of(model: Any, handle: LayerHandle) -> Path:
 
 def _with_kernel(model: Any, handle: LayerHandle, path: Path, number: jax.Array, width: int) -> Any:
     """A copy of a model in which the module around a kernel tells what it is given."""
-    model = _replaced(model, handle, handle.path, _call_kernel)
+    model = _replaced(model, handle.path, _call_kernel)
     for name, child in vars(part_at(model, path)).items():
         key = jax.tree_util.GetAttrKey(name)
         if isinstance(child, eqx.Module) and callable(child) and key != handle.path[len(path)]:
-            model = _replaced(model, handle, (*path, key), _call_sibling)
-    return _replaced(model, handle, path, _call_holder, number, width)
+            model = _replaced(model, (*path, key), _call_sibling)
+    return _replaced(model, path, _call_holder, number, width)
 
 
 def _call_kernel(kernel: Any, own: _Own, inputs: jax.Array | None) -> Any:
@@ -206,7 +205,7 @@ def _call_holder(module: Any, own: _Own, inputs: jax.Array | None) -> Any:
         _HOLDER.reset(token)
     first = _first_part(output)
     if first is None or first.shape != inputs.shape:
-        tell(number, sequences)
+        told(number, sequences, sequences)  # the inputs alone: what comes out is not known
         return output
     passed_on = told(number, sequences, jnp.moveaxis(first, axes, (-1, -2)))
     return _with_part(output, first, jnp.moveaxis(passed_on, (-1, -2), axes))
