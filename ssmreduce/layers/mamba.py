@@ -18,7 +18,6 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import HasArrays, Shapes, Weights, WeightStorage, refusal, wrong_shape
 from ssmreduce.layers.mamba_cut import MambaPlan
-from ssmreduce.layers.mamba_fit import elimination
 from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.selective import SelectiveLayer
@@ -146,18 +145,12 @@ class Mamba(SelectiveLayer):
 
     def mixer(self, weights: Mapping[str, HostArray]) -> Mixer:
         """Return what computes the outputs of a mixer with these weights."""
-        return Mixer.of(weights)
+        return Mixer(weights)
 
     def unknowns(self, weights: Weights, order: int) -> float:
         """Return (N + 1) D / p: the unknowns of C and D, for each of p outputs."""
         outputs, channels = weights["out_proj.weight"].shape
         return float((order + 1) * channels / outputs)
-
-    def data_scores(
-        self, weights: Weights, data: LayerData, horizon: int | None = None
-    ) -> HostArray:
-        """Return the roots of what the outputs lose with each state, descending."""
-        return elimination(self.mixer(weights), data.fitting).descending
 
     def planned(
         self,

@@ -28,7 +28,6 @@ from ssmreduce.layers.layer import (
 )
 from ssmreduce.layers.mamba2_cut import Mamba2Plan
 from ssmreduce.layers.mamba2_mixer import Mixer2, Norm, Settings
-from ssmreduce.layers.mamba2_selection import dropping
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.selective import SelectiveLayer
 
@@ -220,12 +219,6 @@ class Mamba2(SelectiveLayer):
     def unknowns(self, weights: Weights, order: int) -> float:
         """Return 0: nothing is fitted."""
         return 0.0
-
-    def data_scores(
-        self, weights: Weights, data: LayerData, horizon: int | None = None
-    ) -> HostArray:
-        """Return the roots of what the outputs lose with each state, descending."""
-        return dropping(self.mixer(weights), data.fitting).scores
 
     def planned(
         self,

@@ -11,7 +11,8 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import WeightStorage
-from ssmreduce.layers.mamba2_selection import Dropping, dropping
+from ssmreduce.layers.mamba2_selection import Dropping, group_grams
+from ssmreduce.layers.mamba_fit import few_sequences
 from ssmreduce.layers.options import CutOptions, Method
 from ssmreduce.layers.selective import SelectiveCut, SelectivePlan
 
@@ -78,10 +79,11 @@ class Mamba2Plan(SelectivePlan[Mamba2Cut]):
     ) -> None:
         super().__init__(kind, kind.order(weights), options)
         self._kind, self._weights, self._data = kind, weights, data
+        self._mixer = kind.mixer(weights)
 
     @cached_property
     def _dropping(self) -> Dropping:
-        return dropping(self._kind.mixer(self._weights), self._data.fitting)
+        return Dropping.of(group_grams(self._mixer, few_sequences(self._data.fitting, 0.0)))
 
     @property
     def scores(self) -> HostArray:
@@ -92,7 +94,7 @@ class Mamba2Plan(SelectivePlan[Mamba2Cut]):
         """Return a cut to fewer states."""
         kind, weights, kept = self._kind, self._weights, self._dropping.kept(order)
         new = {**weights, **kind.selected(weights, kept, weights)}
-        error = kind.mixer(new).output_error(self._data.held_out)
+        error = kind.mixer(new).output_error(self._data.held_out, self._mixer)
         return Mamba2Cut(kind, None, None, weights, new, self.scores, kept, output_error=error)
 
     def unchanged(self) -> Mamba2Cut:

@@ -21,7 +21,6 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.gramians.sequences import Sequences
 from ssmreduce.layers.mamba2_mixer import Mixer2, Run2
-from ssmreduce.layers.mamba_fit import few_sequences
 from ssmreduce.layers.selective import check_contributions
 
 _SAMPLE = 2**12
@@ -38,7 +37,7 @@ def group_grams(mixer: Mixer2, sequences: Sequences) -> HostArray:
         if not np.any(weights):
             continue
         run = Run2(mixer, inputs)
-        factors = run.normed(run.scanned() + mixer.skip * run.x)[1]
+        factors = run.factors(run.scanned() + mixer.skip * run.x)
         for chunk in run.chunks():
             for k in np.flatnonzero(weights[chunk.at]):
                 t = chunk.at.start + int(k)
@@ -99,8 +98,3 @@ class Dropping:
         """
         most = np.sum(np.maximum.accumulate(self.losses, axis=1), axis=0)
         return np.sort(np.sqrt(np.diff(most, prepend=0.0)))[::-1]
-
-
-def dropping(mixer: Mixer2, sequences: Sequences) -> Dropping:
-    """Return the order in which the states of a mixer go, by some thousands of steps."""
-    return Dropping.of(group_grams(mixer, few_sequences(sequences, 0.0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,7 +13,13 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import OrderError
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import WeightStorage
-from ssmreduce.layers.mamba_fit import Elimination, ReadoutFit, elimination, few_sequences, refitted
+from ssmreduce.layers.mamba_fit import (
+    Elimination,
+    ReadoutFit,
+    few_sequences,
+    output_gram,
+    refitted,
+)
 from ssmreduce.layers.mamba_merge import StateMaps, merged
 from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.options import CutOptions, Method
@@ -20,6 +27,9 @@ from ssmreduce.layers.selective import SelectiveCut, SelectivePlan
 
 if TYPE_CHECKING:
     from ssmreduce.layers.mamba import Mamba
+
+_FITTED = ("x_proj.weight", "D")
+"""Weights that a fit changes."""
 
 _ROWS = 64
 """Steps that are looked at for each number that a fit has to find for each output of a step."""
@@ -70,30 +80,20 @@ class MambaCut(SelectiveCut):
         power = 2 if squared else 1
         T, R = self.maps.drive**power, self.maps.read**power
         new = dict(moments)
-        if "A_log" in new:
-            new["A_log"] = self._carried_rates(new["A_log"], squared=squared)
+        if "A_log" in new and self.maps.is_selection:
+            new["A_log"] = new["A_log"] @ adjoint(T * R)
+        elif "A_log" in new:
+            mean = np.mean(new["A_log"], axis=1, keepdims=True) if squared else 0.0
+            new["A_log"] = np.zeros(self.new_weights["A_log"].shape) + mean
         if "x_proj.weight" in new:
             delta, B, C = self.kind.split(new["x_proj.weight"], self.old_order)
             new["x_proj.weight"] = np.concatenate([delta, R @ B, T @ C])
         return new
 
-    def _carried_rates(self, moments: HostArray, *, squared: bool) -> HostArray:
-        if self.maps.is_selection:
-            both = self.maps.drive * self.maps.read
-            return np.asarray(moments @ adjoint(both**2 if squared else both))
-        mean = np.mean(moments, axis=1, keepdims=True) if squared else np.zeros((len(moments), 1))
-        return np.repeat(mean, self.new_order, axis=1)
-
     def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> MambaCut:
         """Take the same states of a copy, and add to its weights what a fit has added."""
-        new = mapped(self.kind, weights, self.maps)
-        moved = {name: new[name] + self.fitted.get(name, 0.0) for name in new}
-        return replace(
-            self,
-            weights=weights,
-            new_weights={**weights, **storage.rounded(moved)},
-            output_error=None,
-        )
+        new = written(Mixer(weights), self.maps, self.fitted, storage)
+        return replace(self, weights=weights, new_weights=new, output_error=None)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -105,14 +105,13 @@ class MambaCut(SelectiveCut):
         return self.maps.drive, np.zeros_like(self.maps.drive)
 
 
-def mapped(kind: Mamba, weights: dict[str, HostArray], maps: StateMaps) -> dict[str, HostArray]:
-    """Return the weights that a cut changes, before any fit."""
-    delta, B, C = kind.split(weights["x_proj.weight"], kind.order(weights))
-    return {
-        "A_log": weights["A_log"] @ adjoint(maps.rates),
-        "x_proj.weight": np.concatenate([delta, maps.drive @ B, maps.read @ C]),
-        "D": weights["D"],
-    }
+def written(
+    mixer: Mixer, maps: StateMaps, fitted: Mapping[str, HostArray], storage: WeightStorage
+) -> dict[str, HostArray]:
+    """Return the weights of a mixer after a cut, as they would be stored."""
+    new = maps.mapped(mixer).weights
+    changed = {name: new[name] + fitted.get(name, 0.0) for name in ("A_log", *_FITTED)}
+    return {**mixer.weights, **storage.rounded(changed)}
 
 
 class MambaPlan(SelectivePlan[MambaCut]):
@@ -128,11 +127,11 @@ class MambaPlan(SelectivePlan[MambaCut]):
     ) -> None:
         super().__init__(kind, kind.order(weights), options)
         self._kind, self._weights, self._storage, self._data = kind, weights, storage, data
-        self._mixer = Mixer.of(weights)
+        self._mixer = Mixer(weights)
 
     @cached_property
     def _elimination(self) -> Elimination:
-        return elimination(self._mixer, self._data.fitting)
+        return Elimination.of(output_gram(self._mixer, few_sequences(self._data.fitting, 0.0)))
 
     @property
     def scores(self) -> HostArray:
@@ -140,12 +139,26 @@ class MambaPlan(SelectivePlan[MambaCut]):
         return self._elimination.descending
 
     def made(self, method: Method, order: int) -> MambaCut:
-        """Return a cut to fewer states: a selection or merged ones, with a fit or without."""
-        maps = self._merged(order) if method == "merged" else self._selected(order)
-        return self._made(maps, {} if method == "compensated" else self._added(maps))
+        """Return a cut to fewer states: a selection or merged ones, with a fit or without.
 
-    def _selected(self, order: int) -> StateMaps:
-        return StateMaps.selection(*self._elimination.kept(order), self.old_order)
+        Its output error is that on what was held out, as it would be written.
+        """
+        if method == "merged":
+            maps = self._merged(order)
+        else:
+            maps = StateMaps.selection(*self._elimination.kept(order), self.old_order)
+        fitted = {} if method == "compensated" else self._added(maps)
+        old, new = self._weights, written(self._mixer, maps, fitted, self._storage)
+        error = Mixer(new).output_error(self._data.held_out, self._mixer)
+        return MambaCut(
+            self._kind, None, None, old, new, self.scores, maps, output_error=error, fitted=fitted
+        )
+
+    def unchanged(self) -> MambaCut:
+        """Return the layer as it is."""
+        count, weights = self.old_order, self._weights
+        maps = StateMaps.selection(np.arange(count), np.ones(count), count)
+        return MambaCut(self._kind, None, None, weights, weights, np.zeros(count), maps)
 
     def _merged(self, order: int) -> StateMaps:
         """Maps to states with few rates.
@@ -171,30 +184,4 @@ class MambaPlan(SelectivePlan[MambaCut]):
         before = maps.mapped(self._mixer)
         least = _ROWS * self._kind.unknowns(self._weights, len(maps.drive))
         after = refitted(before, few_sequences(self._data.fitting, least))
-        change = [after.to_B - before.to_B, after.to_C - before.to_C]
-        rows = np.concatenate([np.zeros_like(before.to_delta), *change])
-        return {"x_proj.weight": rows, "D": after.skip - before.skip}
-
-    def _made(self, maps: StateMaps, fitted: dict[str, HostArray]) -> MambaCut:
-        """A cut as it would be written, with its output error on what was held out."""
-        new = mapped(self._kind, self._weights, maps)
-        moved = {name: new[name] + fitted.get(name, 0.0) for name in new}
-        weights = {**self._weights, **self._storage.rounded(moved)}
-        error = Mixer.of(weights).output_error(self._data.held_out, self._mixer)
-        return MambaCut(
-            self._kind,
-            None,
-            None,
-            self._weights,
-            weights,
-            self.scores,
-            maps,
-            output_error=error,
-            fitted=fitted,
-        )
-
-    def unchanged(self) -> MambaCut:
-        """Return the layer as it is."""
-        count, weights = self.old_order, self._weights
-        maps = StateMaps.selection(np.arange(count), np.ones(count), count)
-        return MambaCut(self._kind, None, None, weights, weights, np.zeros(count), maps)
+        return {name: after.weights[name] - before.weights[name] for name in _FITTED}

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -33,8 +33,9 @@ import numpy as np
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import NonFiniteError
 from ssmreduce.gramians.sequences import Sequences
-from ssmreduce.layers.mamba_mixer import Mixer, Run, product
+from ssmreduce.layers.mamba_mixer import Mixer, Run
 from ssmreduce.layers.selective import check_contributions
+from ssmreduce.layers.selective_mixer import product
 from ssmreduce.layers.selective_scan import scan, scan_adjoint, states
 
 _RIDGE = 1e-5
@@ -70,8 +71,7 @@ def output_gram(
     N = mixer.rates.shape[1]
     total = np.zeros((N, N))
     stands_for = sequences.sample(max(_SAMPLE, 16 * N))
-    for few in mixer.together(*sequences.weights.shape):
-        run = Run(mixer, sequences.inputs[few])
+    for few, run in mixer.runs(sequences.inputs):
         roots = adjoint(np.sqrt(sequences.weights[few] * stands_for[few]))
         ones = np.ones((*roots.shape, N))
         B = run.projected(mixer.to_B) if driven else ones
@@ -140,11 +140,6 @@ class Elimination:
         return kept, scales
 
 
-def elimination(mixer: Mixer, sequences: Sequences) -> Elimination:
-    """Return the order in which the states of a mixer go, by some thousands of steps."""
-    return Elimination.of(output_gram(mixer, few_sequences(sequences, 0.0)))
-
-
 def refitted(mixer: Mixer, sequences: Sequences) -> Mixer:
     """Return the mixer with W_C, W_B and again W_C fitted to the targets, the skip with W_C."""
     for fit in (ReadoutFit, DriveFit, ReadoutFit):
@@ -153,30 +148,57 @@ def refitted(mixer: Mixer, sequences: Sequences) -> Mixer:
 
 
 class OutputFit(ABC):
-    """A fit of weights, in which outputs are linear, to the targets of sequences.
+    """A fit of weights, in which outputs are linear, to the targets of sequences: of W_C and D, or of W_B.
+
+    A change of them is a flat array, that of D last.
 
     Attributes
     ----------
     anchor : float
         λ.
+    reads : bool
+        Whether W_C is fitted, and D; else W_B.
     """
 
     anchor: float
+    reads: bool
 
     def __init__(self, mixer: Mixer, sequences: Sequences) -> None:
         self.mixer, self.sequences = mixer, sequences
+        self._kept: list[tuple[Run, HostArray, HostArray]] = []
 
     @abstractmethod
     def products(self, change: HostArray | None) -> HostArray:
-        """Return Jᵀ τ J of a change of the weights, flat, or without one Jᵀ τ (target - out)."""
+        """Return Jᵀ τ J of a change of the weights, or without one Jᵀ τ (target - out)."""
 
-    @abstractmethod
-    def metric(self, change: HostArray, *, inverse: bool = False) -> HostArray:
-        """Return P, or P⁻¹, times a change."""
+    @property
+    def rows(self) -> HostArray:
+        """What is fitted of W_x, shape (N, D)."""
+        return self.mixer.to_C if self.reads else self.mixer.to_B
 
-    @abstractmethod
+    def parts(self, change: HostArray) -> tuple[HostArray, HostArray]:
+        """Return a change of rows of W_x, and one of D, which is empty in a fit of W_B."""
+        size = self.rows.size
+        return change[:size].reshape(self.rows.shape), change[size:]
+
     def moved(self, change: HostArray) -> Mixer:
         """Return the mixer with a change."""
+        weights, (rows, skip) = self.mixer.weights, self.parts(change)
+        x_proj, D = weights["x_proj.weight"].copy(), weights["D"].copy()
+        N = len(rows)
+        x_proj[slice(-N, None) if self.reads else slice(-2 * N, -N)] += rows
+        D[: skip.size] += skip
+        return Mixer({**weights, "x_proj.weight": x_proj, "D": D})
+
+    def metric(self, change: HostArray, *, inverse: bool = False) -> HostArray:
+        """Return P, or P⁻¹, times a change: a Kronecker product for rows of W_x and a diagonal for D."""
+        rows, skip = self.parts(change)
+        moment, direct = self.moments
+        direct = direct[: skip.size]
+        if inverse:
+            both = np.linalg.solve(self._gain, rows) @ self._inverse_moment
+            return np.concatenate([both.ravel(), skip / direct])
+        return np.concatenate([(self._gain @ rows @ moment).ravel(), skip * direct])
 
     def fitted(self) -> Mixer:
         """Return the mixer after a few steps of conjugate gradients, from no change on."""
@@ -203,37 +225,35 @@ class OutputFit(ABC):
 
     def runs(self) -> Iterable[tuple[Run, HostArray, HostArray]]:
         """Runs of a few sequences each, and their targets and weights, with the time first."""
-        numbers = self.sequences.weights.size * self.mixer.rates.shape[0]
-        return self._kept_runs if numbers <= _KEPT else self._new_runs()
-
-    @cached_property
-    def _kept_runs(self) -> list[tuple[Run, HostArray, HostArray]]:
-        return list(self._new_runs())
+        if self.sequences.weights.size * len(self.mixer.rates) > _KEPT:
+            return self._new_runs()
+        self._kept = self._kept or list(self._new_runs())
+        return self._kept
 
     def _new_runs(self) -> Iterator[tuple[Run, HostArray, HostArray]]:
-        sequences = self.sequences
-        for few in self.mixer.together(*sequences.weights.shape):
-            targets = np.swapaxes(sequences.targets[few], 0, 1)
-            yield (
-                Run(self.mixer, sequences.inputs[few]),
-                targets,
-                adjoint(sequences.weights[few])[..., None],
-            )
+        targets, weights = self.sequences.targets, self.sequences.weights
+        for few, run in self.mixer.runs(self.sequences.inputs):
+            yield run, np.swapaxes(targets[few], 0, 1), adjoint(weights[few])[..., None]
+
+    @cached_property
+    def _gain(self) -> HostArray:
+        gram = output_gram(self.mixer, self.sequences, driven=self.reads, read=not self.reads)
+        return _ridged(gram)
 
     @cached_property
     def moments(self) -> tuple[HostArray, HostArray]:
-        """E[x xᵀ] with a ridge, and Σ τ s² x² |W_out|² of each channel."""
+        """E[x xᵀ], and Σ τ s² x² |W_out|² of each channel, with a ridge."""
         D = len(self.mixer.rates)
         moment, direct, total = np.zeros((D, D)), np.zeros(D), 0.0
         for run, _, weights in self.runs():
             moment += np.tensordot(weights * run.x, run.x, axes=((0, 1), (0, 1)))
             direct += np.sum(weights * (run.gate * run.x) ** 2, axis=(0, 1))
             total += float(np.sum(weights))
-        return _ridged(moment / total), direct * np.sum(self.mixer.out_proj**2, axis=0)
+        direct *= np.sum(self.mixer.out_proj**2, axis=0)
+        return _ridged(moment / total), direct + _RIDGE * np.mean(direct)
 
     @cached_property
-    def inverse_moment(self) -> HostArray:
-        """Of E[x xᵀ]."""
+    def _inverse_moment(self) -> HostArray:
         return np.asarray(np.linalg.inv(self.moments[0]))
 
 
@@ -241,15 +261,12 @@ class ReadoutFit(OutputFit):
     """The fit of W_C and D, which are joined in this order."""
 
     anchor = 1e-2
-
-    @cached_property
-    def _gain(self) -> HostArray:
-        return _ridged(output_gram(self.mixer, self.sequences, read=False))
+    reads = True
 
     def products(self, change: HostArray | None) -> HostArray:
         """Return Jᵀ τ J of a change, with q = s ⊙ (e W_out): Σ (hᵀ q) xᵀ and Σ q ⊙ x."""
         mixer = self.mixer
-        to_C, skip = (mixer.to_C, mixer.skip) if change is None else self._parts(change)
+        to_C, skip = (mixer.to_C, mixer.skip) if change is None else self.parts(change)
         total, direct = np.zeros(to_C.shape), np.zeros(skip.shape)
         for run, targets, weights in self.runs():
             B, C = run.projected(mixer.to_B), run.projected(to_C)
@@ -263,62 +280,28 @@ class ReadoutFit(OutputFit):
                 direct += np.sum(q * x, axis=(0, 1))
         return np.concatenate([total.ravel(), direct])
 
-    def metric(self, change: HostArray, *, inverse: bool = False) -> HostArray:
-        """Return P times a change, a Kronecker product for W_C and a diagonal for D."""
-        to_C, skip = self._parts(change)
-        moment, direct = self.moments
-        direct = direct + _RIDGE * np.mean(direct)
-        if inverse:
-            both = np.linalg.solve(self._gain, to_C) @ self.inverse_moment
-            return np.concatenate([both.ravel(), skip / direct])
-        return np.concatenate([(self._gain @ to_C @ moment).ravel(), direct * skip])
-
-    def moved(self, change: HostArray) -> Mixer:
-        """Return the mixer with another W_C and D."""
-        to_C, skip = self._parts(change)
-        return replace(self.mixer, to_C=self.mixer.to_C + to_C, skip=self.mixer.skip + skip)
-
-    def _parts(self, change: HostArray) -> tuple[HostArray, HostArray]:
-        size = self.mixer.to_C.size
-        return change[:size].reshape(self.mixer.to_C.shape), change[size:]
-
 
 class DriveFit(OutputFit):
     """The fit of W_B."""
 
     anchor = 1e-3
-
-    @cached_property
-    def _gain(self) -> HostArray:
-        return _ridged(output_gram(self.mixer, self.sequences, driven=False))
+    reads = False
 
     def products(self, change: HostArray | None) -> HostArray:
         """Return Jᵀ τ J of a change: a scan there, one in reverse back."""
         mixer = self.mixer
-        to_B = mixer.to_B if change is None else change.reshape(mixer.to_B.shape)
+        to_B, skip = (mixer.to_B, mixer.skip) if change is None else (self.parts(change)[0], 0.0)
         total = np.zeros(to_B.shape)
         for run, targets, weights in self.runs():
             B, C = run.projected(to_B), run.projected(mixer.to_C)
-            y = scan(mixer.rates, run.step, run.drive, B, C)
+            y = scan(mixer.rates, run.step, run.drive, B, C) + skip * run.x
             error = product(run.gate * y, mixer.out_proj)
             if change is None:
-                error = targets - run.out(y + mixer.skip * run.x)
+                error = targets - mixer.out_bias - error
             q = run.gate * product(weights * error, adjoint(mixer.out_proj))
             dB = scan_adjoint(mixer.rates, run.step, run.drive, C, q)
             total += np.tensordot(dB, run.x, axes=((0, 1), (0, 1)))
         return total.ravel()
-
-    def metric(self, change: HostArray, *, inverse: bool = False) -> HostArray:
-        """Return P times a change, a Kronecker product."""
-        to_B, moment = change.reshape(self.mixer.to_B.shape), self.moments[0]
-        if inverse:
-            both = np.linalg.solve(self._gain, to_B) @ self.inverse_moment
-            return np.asarray(both).ravel()
-        return np.asarray(self._gain @ to_B @ moment).ravel()
-
-    def moved(self, change: HostArray) -> Mixer:
-        """Return the mixer with another W_B."""
-        return replace(self.mixer, to_B=self.mixer.to_B + change.reshape(self.mixer.to_B.shape))
 
 
 def _ridged(gram: HostArray) -> HostArray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.gramians.sequences import Sequences
-from ssmreduce.layers.mamba_mixer import Mixer, Run
+from ssmreduce.layers.mamba_mixer import Mixer
 from ssmreduce.layers.selective_scan import states
 
 _RATES = 4
@@ -59,10 +59,9 @@ class StateMaps:
 
     def mapped(self, mixer: Mixer) -> Mixer:
         """Return a mixer with the new states."""
-        logarithms = np.log(-mixer.rates) @ adjoint(self.rates)
-        return mixer.with_states(
-            -np.exp(logarithms), self.drive @ mixer.to_B, self.read @ mixer.to_C
-        )
+        rows = mixer.to_delta, self.drive @ mixer.to_B, self.read @ mixer.to_C
+        A_log = mixer.weights["A_log"] @ adjoint(self.rates)
+        return Mixer({**mixer.weights, "A_log": A_log, "x_proj.weight": np.concatenate(rows)})
 
 
 def merged(
@@ -83,7 +82,7 @@ def merged(
     count : int
         How many to keep.
     """
-    logarithms = np.log(-mixer.rates)
+    logarithms = mixer.weights["A_log"]
     means = np.mean(logarithms, axis=0)
     groups = grouped(means, lengths, min(_RATES, count))
     found = np.unique(groups)
@@ -114,9 +113,7 @@ def _gains(mixer: Mixer, sequences: Sequences, rates: HostArray) -> HostArray:
     """Σ τ p s² |W_out|² over steps and channels, p[t] = exp(2 Δ a) p[t-1] + (Δ x)², for rates (D, G)."""
     total = np.zeros(rates.shape[1])
     seen = np.sum(mixer.out_proj**2, axis=0)
-    count, length = sequences.weights.shape
-    for few in mixer.together(count, length, rates.shape[1]):
-        run = Run(mixer, sequences.inputs[few])
+    for few, run in mixer.runs(sequences.inputs, rates.shape[1]):
         weights = adjoint(sequences.weights[few])[..., None] * run.gate**2 * seen
         ones = np.ones((*run.step.shape[:2], rates.shape[1]))
         for at, energy in states(2.0 * rates, run.step, run.drive**2, ones):

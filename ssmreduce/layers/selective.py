@@ -123,6 +123,12 @@ class SelectiveLayer(Layer):
         """Raise `UnsupportedLayerError`: without data no state of a selective layer has a score."""
         raise self._needs_data()
 
+    def data_scores(
+        self, weights: Weights, data: LayerData, horizon: int | None = None
+    ) -> HostArray:
+        """Return the roots of what the outputs lose with each state, descending."""
+        return self.planned(dict(weights), CutOptions(), _Exact(), data).scores
+
     def shares(self, weights: Weights, horizon: int | None) -> tuple[HostArray, HostArray]:
         """Raise `UnsupportedLayerError`: there are no Hankel singular values, with data or without."""
         raise UnsupportedLayerError(
@@ -241,6 +247,16 @@ class SelectiveCut(LayerCut):
         xp, device = array_api_compat.array_namespace(state), array_api_compat.device(state)
         T = xp.asarray(self.state_maps()[0], dtype=state.dtype, device=device)
         return xp.matmul(T, state[..., None])[..., 0]
+
+
+class _Exact:
+    """How weights are held that are not written."""
+
+    eps = 0.0
+
+    def rounded(self, values: Mapping[str, HostArray]) -> dict[str, HostArray]:
+        """Return them as they are."""
+        return dict(values)
 
 
 C = TypeVar("C", bound=LayerCut, covariant=True)

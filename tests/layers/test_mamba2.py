@@ -348,7 +348,7 @@ def test_the_gram_matrix_is_what_outputs_lose(monkeypatch: pytest.MonkeyPatch) -
             for inputs, tau in zip(sequences.inputs, sequences.weights, strict=True):
                 run = Run2(mixer, inputs)
                 y = run.scanned()
-                seen = run.normed(y + mixer.skip * run.x)[1]
+                seen = run.factors(y + mixer.skip * run.x)
                 run.C[g][:, dropped] = 0.0
                 change = (seen * (y - run.scanned())) @ mixer.out_proj.T
                 lost += tau @ np.sum(change**2, axis=-1)
