@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.followers import counterparts, followed
 from ssmreduce.models.optimizer_state import reduced_moments
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
-from ssmreduce.models.search import Layers, find_layers, search
+from ssmreduce.models.search import Layers, search
 
 Results = dict[Path, LayerReduction]
 """What is planned for each layer, without the layer itself, which other processes could not read."""
@@ -75,7 +76,10 @@ def plan_cut(
 
     handles = found.meant
     only = None if only is None else found.with_same(only)
-    copies = [_checked_copy(found.of(each)) for each in followers]
+    copies = [found.of(each) for each in followers]
+    for copy in copies:
+        with naming("a model of `followers`"):
+            copy.check()
     paired = [counterparts(handles, copy.meant) for copy in copies]
     for each, own in zip((found, *copies), (handles, *paired), strict=True):
         ready = [
@@ -100,10 +104,7 @@ def plan_cut(
         results,
         reduced_moments(held, cuts, found.options.moments),
         tuple(
-            {
-                handle.path: LayerReduction(None, cut, handle.item_sizes)
-                for handle, cut in followed(handles, copy, own, originals)
-            }
+            followed(handles, copy, own, originals)
             for copy, own in zip(copies, paired, strict=True)
         ),
     )
@@ -143,12 +144,6 @@ def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> Layer
     return LayerReduction(None, cut, handle.item_sizes)
 
 
-def _checked_copy(copy: Layers) -> Layers:
-    with naming("a model of `followers`"):
-        copy.check()
-    return copy
-
-
 def make_cut(
     found: Layers,
     opt_state: Any,
@@ -161,13 +156,12 @@ def make_cut(
     All is prepared, for the followers too and on all processes, before anything is changed. `books` are
     changed with a model that is changed in place; with another one they are left to who returns it.
     """
-    parts = [_Part(found, opt_state, plan.results, plan.moments)] + [
-        _Part(found.of(each), None, done, {})
-        for each, done in zip(followers, plan.followers, strict=True)
-    ]
+    models = [found, *(found.of(each) for each in followers)]
+    planned = [plan.results, *plan.followers]
     ready = []
     with agreement(found.team):
-        for each, state, results, moments in parts:
+        for each, results in zip(models, planned, strict=True):
+            state, moments = (opt_state, plan.moments) if each is found else (None, {})
             cuts = really_cut(results)
             changes = [
                 LayerChange(layer, cut.new_weights, cut.new_order / cut.old_order, cut)
@@ -183,13 +177,13 @@ def make_cut(
         commit([*steps, *books], agreement(found.team))
 
     reductions = []
-    for part, made in zip(parts, ready, strict=True):
-        names = {each.path: each.name for each in part.found.meant}
-        layers = {each.path: each.layer for each in part.found.meant}
-        if made.model is not part.found.model:
-            layers = {path: layer for path, layer, _ in part.found.framework.find(made.model)}
+    for each, results, made in zip(models, planned, ready, strict=True):
+        names = {handle.path: handle.name for handle in each.meant}
+        layers = {handle.path: handle.layer for handle in each.meant}
+        if made.model is not each.model:
+            layers = {path: layer for path, layer, _ in each.framework.find(made.model)}
         report = {}
-        for path, result in part.results.items():
+        for path, result in results.items():
             layer = layers[path]
             layer = dict(layer) if isinstance(layer, ArrayGroup) else layer
             report[names[path]] = replace(result, layer=layer)
@@ -198,33 +192,19 @@ def make_cut(
     return replace(own, followers=tuple(others))
 
 
-class _Part(NamedTuple):
-    """One of the models of a cut, and what is planned for it."""
-
-    found: Layers
-    opt_state: Any
-    results: Results
-    moments: dict[Any, HostArray]
-
-
 @contextmanager
 def agreement(team: Any) -> Iterator[None]:
     """A context in which all processes of a team raise, at its end, if one did; None is no team."""
     if team is None:
         yield
         return
-    failures: list[Exception] = []
+    own: Future[dict[str, str]] = Future()
     try:
         yield
+        own.set_result({})
     except Exception as error:
-        failures.append(error)
-    team.check_same(partial(_told, failures))
-
-
-def _told(failures: Sequence[Exception]) -> dict[str, str]:
-    for failure in failures:
-        raise failure
-    return {}
+        own.set_exception(error)
+    team.check_same(own.result)
 
 
 def really_cut(results: Results) -> dict[Path, LayerCut]:
@@ -244,10 +224,10 @@ def check_every_rank(models: Sequence[Any], options: CutOptions) -> None:
     """
     found = [search(each, options) for each in models]
     full = [with_full_layers(each) for each in found]
-
     with agreement(found[0].team):
         for each in full:
-            each.framework.check_ready(each.model, find_layers(each.model, options).meant)
+            each.check()
+            each.framework.check_ready(each.model, each.meant)
 
 
 def with_full_layers(found: Layers) -> Layers:

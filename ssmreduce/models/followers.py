@@ -11,6 +11,7 @@ from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.layers.cut import LayerCut
 from ssmreduce.layers.options import plain_name
+from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import Layers
 
 
@@ -55,7 +56,7 @@ def followed(
     found: Layers,
     copy: Sequence[LayerHandle],
     cuts: Mapping[Path, LayerCut],
-) -> list[tuple[LayerHandle, LayerCut]]:
+) -> dict[Path, LayerReduction]:
     """Plan for the layers of a follower, in the order of the model's, what was planned for these."""
     to_cut = {
         handle.name: (handle, cuts[of.path])
@@ -63,19 +64,20 @@ def followed(
         if of.path in cuts
     }
     firsts = replace(found, meant=[handle for handle, _ in to_cut.values()]).firsts
-    planned: dict[Path, LayerCut] = {}
+    planned: dict[Path, LayerReduction] = {}
     for name, (handle, cut) in to_cut.items():
         first, first_cut = to_cut[firsts[name]]  # comes before, or is this one
         if first is handle:
-            planned[handle.path] = _followed_layer(handle, cut)
-            continue
-        if cut.weights is not first_cut.weights:
+            copy_cut = _followed_layer(handle, cut)
+            planned[handle.path] = LayerReduction(None, copy_cut, handle.item_sizes)
+        elif cut.weights is first_cut.weights:
+            planned[handle.path] = planned[first.path]
+        else:
             raise ShapeError(
                 f"layers `{first.name}` and `{name}` of a model of `followers` share their weights but "
                 "those of `model` do not; expected a copy of the model. Make it anew from the model as it is."
             )
-        planned[handle.path] = planned[first.path]
-    return [(handle, planned[handle.path]) for handle, _ in to_cut.values()]
+    return planned
 
 
 def _followed_layer(handle: LayerHandle, cut: LayerCut) -> LayerCut:

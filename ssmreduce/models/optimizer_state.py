@@ -7,7 +7,8 @@ were Adam. ``"reset"`` zeroes all moments of a cut layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -134,20 +135,16 @@ def _carry_about(
 ) -> dict[str, HostArray]:
     """Map mean squares as variances about a mean, v' = M² (v - g²) + (M g)², which stay above (M g)²."""
     g = {name: array for name, array in means.items() if name in squares}
-    variances = {name: _positive(squares[name] - _squared(g[name])) for name in g}
+    positive = partial(np.maximum, 0.0)
+    variances = {
+        name: _by_parts(positive, squares[name] - _by_parts(np.square, g[name])) for name in g
+    }
     moved, centre = cut.carry(variances, squared=True), cut.carry(g, squared=False)
-    return {name: moved[name] + _squared(centre[name]) for name in moved}
+    return {name: moved[name] + _by_parts(np.square, centre[name]) for name in moved}
 
 
-def _squared(values: HostArray) -> HostArray:
-    """Squares, of real and imaginary parts apart, as torch keeps them."""
+def _by_parts(function: Callable[[HostArray], HostArray], values: HostArray) -> HostArray:
+    """What a function makes of real and imaginary parts, each alone, as torch keeps moments."""
     if np.iscomplexobj(values):
-        return np.asarray(values.real**2 + 1j * values.imag**2)
-    return np.asarray(values**2)
-
-
-def _positive(values: HostArray) -> HostArray:
-    """The values, zero where they are negative, of real and imaginary parts apart."""
-    if np.iscomplexobj(values):
-        return np.asarray(np.maximum(values.real, 0.0) + 1j * np.maximum(values.imag, 0.0))
-    return np.asarray(np.maximum(values, 0.0))
+        return np.asarray(function(values.real) + 1j * function(values.imag))
+    return function(values)

@@ -7,12 +7,14 @@ it can be saved with a checkpoint, and loaded by ``torch.load(..., weights_only=
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from ssmreduce._array_libraries import is_array
-from ssmreduce._checks import shown
+from ssmreduce._checks import naming, shown
 from ssmreduce.errors import ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.frameworks.transaction import Prepared
@@ -25,14 +27,13 @@ def take_all(models: Sequence[Any], opt_state: Any, options: CutOptions) -> list
 
     Each keeps its dtype. Where several processes train the models, all of them have to call this.
     """
-    return [_taken(model, state, options) for model, state in _with_states(models, opt_state)]
-
-
-def _taken(model: Any, opt_state: Any, options: CutOptions) -> Snapshot:
-    found = search(model, options)
-    snapshot = found.framework.snapshot(model, opt_state, found.handles)
-    _check_form(snapshot, f"{type(found.framework).__name__}.snapshot")
-    return snapshot
+    snapshots = []
+    for model, state in zip_longest(models, [opt_state]):
+        found = search(model, options)
+        snapshot = found.framework.snapshot(model, state, found.handles)
+        _check_form(snapshot, f"{type(found.framework).__name__}.snapshot")
+        snapshots.append(snapshot)
+    return snapshots
 
 
 def _check_form(snapshot: Any, name: str) -> None:
@@ -77,20 +78,10 @@ def prepared_back(
             "to be undone; expected the same ones. Give them in every step."
         )
     ready = []
-    given = zip(_with_states(models, opt_state), snapshots, strict=True)
+    given = zip(zip_longest(models, [opt_state]), snapshots, strict=True)
     for number, ((model, state), snapshot) in enumerate(given):
         found = search(model, options)
-        try:
+        place = naming(f"while undoing the cut of follower {number} in `followers`")
+        with place if number else nullcontext():
             ready.append(found.framework.prepared_back(model, state, snapshot, found.handles))
-        except ShapeError as error:
-            if number == 0:
-                raise
-            raise ShapeError(
-                f"while undoing the cut of follower {number} in `followers`: {error}"
-            ) from error
     return ready
-
-
-def _with_states(models: Sequence[Any], opt_state: Any) -> list[tuple[Any, Any]]:
-    first, *rest = models
-    return [(first, opt_state), *((copy, None) for copy in rest)]
