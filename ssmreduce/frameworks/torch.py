@@ -31,7 +31,7 @@ from ssmreduce.frameworks.framework import Framework
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.saved import NamedTrees, StateDicts
 from ssmreduce.frameworks.torch_arrays import host_arrays, replaced, tensors_like
-from ssmreduce.frameworks.torch_attributes import dependents
+from ssmreduce.frameworks.torch_attributes import assigned, dependents
 from ssmreduce.frameworks.transaction import Entries, Prepared, commit
 
 
@@ -101,7 +101,7 @@ class TorchFramework(Framework, StateDicts):
         old = {key: state[key[2]] for key, state in states.items()}
         new = tensors_like(old, moments, in_shards=True)
         entries = [Entries(states[key], {key[2]: value}) for key, value in new.items()]
-        attributes = [step for change in changes for step in dependents(model, change)]
+        attributes = [assigned(*each) for change in changes for each in dependents(model, change)]
         shapes = [*replaced(model, pairs), *gradients]
         steps = torch_config.all_steps(model, handles, shapes, [*entries, *attributes])
         return Prepared(model, opt_state, steps)
@@ -144,7 +144,7 @@ class TorchFramework(Framework, StateDicts):
         self, model: Any, state_dict: Mapping[str, Any], changes: Sequence[LayerChange]
     ) -> None:
         """Give attributes and parameters the sizes, then load strictly."""
-        attributes = [step for change in changes for step in dependents(model, change)]
+        attributes = [assigned(*each) for change in changes for each in dependents(model, change)]
         pairs = [
             (tensor, tensor.detach().new_zeros(shape))
             for name, tensor in model.state_dict(keep_vars=True).items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import distributed
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.torch_fsdp import managed
-from ssmreduce.frameworks.transaction import Step
+from ssmreduce.frameworks.transaction import Calls, Step
 
 if distributed.is_available():
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -116,24 +117,13 @@ class NewTensor(Step):
         self.tensor.data, self.tensor.grad = self._before
 
 
-class NewShards(Step):
-    """Gives a parameter that FSDP2 shards another full tensor, of any shape; it stays the same object."""
-
-    def __init__(self, model: Any, tensor: Any, full: Any) -> None:
-        self._record, self._full = managed(model, tensor), full
-
-    def make(self) -> None:
-        """Shard the new one."""
-        self._record.replace(self._full)
-
-    def undo(self) -> None:
-        """Put back the old shards."""
-        self._record.restore()
-
-
 def replaced(model: Any, tensors: Iterable[tuple[Any, Any]]) -> list[Step]:
     """What gives parameters or buffers of `model`, in shards or not, other full tensors of any shape."""
-    return [
-        NewShards(model, tensor, full) if isinstance(tensor, SHARDED) else NewTensor(tensor, full)
-        for tensor, full in tensors
-    ]
+    steps: list[Step] = []
+    for tensor, full in tensors:
+        if isinstance(tensor, SHARDED):
+            record = managed(model, tensor)
+            steps.append(Calls(partial(record.replace, full), record.restore))
+        else:
+            steps.append(NewTensor(tensor, full))
+    return steps

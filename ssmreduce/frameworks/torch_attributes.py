@@ -10,26 +10,10 @@ import torch
 
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.handle import LayerChange, ones_like
-from ssmreduce.frameworks.transaction import Assignment
+from ssmreduce.frameworks.transaction import ABSENT, Entries
 
-
-class SharedSize(Assignment):
-    """``module.config.d_state = value``, in a copy: other modules may have the same config."""
-
-    def __init__(self, module: Any, name: str, value: int) -> None:
-        holder, field = name.split(".")
-        own = copy.copy(getattr(module, holder))
-        setattr(own, field, value)
-        super().__init__(module, holder, own)
-        self.name, self._holder = name, holder
-
-    def make(self) -> None:
-        """Give the module the copy."""
-        setattr(self.owner, self._holder, self._value)
-
-    def undo(self) -> None:
-        """Give it back the other one."""
-        setattr(self.owner, self._holder, self._before)
+Dependent = tuple[Any, str, Any]
+"""A module, the name of an attribute, of an object in it after a dot, and what the value is to be."""
 
 
 def attribute(module: Any, name: str) -> Any:
@@ -39,12 +23,19 @@ def attribute(module: Any, name: str) -> Any:
     return getattr(held, "__dict__", {}).get(own)
 
 
-def assigned(module: Any, name: str, value: Any) -> Assignment:
-    """Return what gives such an attribute a value."""
-    return SharedSize(module, name, value) if "." in name else Assignment(module, name, value)
+def assigned(module: Any, name: str, value: Any) -> Entries:
+    """Return what gives such an attribute a value, or takes it away; an object in the module is copied.
+
+    Other modules may have the same config.
+    """
+    holder, _, own = name.rpartition(".")
+    if holder:
+        name, value, inside = holder, copy.copy(getattr(module, holder)), value
+        setattr(value, own, inside)
+    return Entries(module._buffers if name in module._buffers else vars(module), {name: value})
 
 
-def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
+def dependents(model: Any, change: LayerChange) -> Iterator[Dependent]:
     """Yield what changes with the number of states of a layer, in every module that holds one of its arrays.
 
     States between calls, which may be buffers, follow by the cut, or begin with zeros; one that has
@@ -59,35 +50,35 @@ def dependents(model: Any, change: LayerChange) -> Iterator[Assignment]:
         for name in kind.sizes:
             size = attribute(module, name)
             if isinstance(size, int):
-                yield assigned(module, name, round(size * change.ratio))
+                yield module, name, round(size * change.ratio)
         for name in kind.states:
             kept = values.get(name, module._buffers.get(name))
             if torch.is_tensor(kept):
-                yield Assignment(module, name, _state(kept.detach(), change))
+                yield module, name, _state(kept.detach(), change)
             elif name in values and kept is None:
-                yield Assignment(module, name, None)
+                yield module, name, None
         for name in values.keys() & kind.caches:
-            yield Assignment(module, name, None, removes=True)
+            yield module, name, ABSENT
     if any("." in name for name in change.handle.arrays):
         yield from _features(change)
 
 
-def _features(change: LayerChange) -> Iterator[Assignment]:
+def _features(change: LayerChange) -> Iterator[Dependent]:
     """Numbers of features of modules inside of a layer, whose weights change, and what else is as many."""
     handle = change.handle
     resized = handle.kind.resized(ones_like(handle.arrays), round(handle.order * change.ratio))
     for name, weight in handle.kind.widths.items():
         if isinstance(attribute(handle.layer, name), int):
-            yield Assignment(handle.layer, name, resized[weight].shape[0])
+            yield handle.layer, name, resized[weight].shape[0]
     for name, value in resized.items():
         inside, _, own = name.rpartition(".")
         module = handle.layer.get_submodule(inside)
         if own == "weight" and isinstance(module, torch.nn.Linear):
-            yield Assignment(module, "out_features", value.shape[0])
-            yield Assignment(module, "in_features", value.shape[1])
+            yield module, "out_features", value.shape[0]
+            yield module, "in_features", value.shape[1]
         elif own == "weight" and isinstance(module, torch.nn.Conv1d):  # of each channel alone
             for field in ("in_channels", "out_channels", "groups"):
-                yield Assignment(module, field, value.shape[0])
+                yield module, field, value.shape[0]
 
 
 def _state(old: Any, change: LayerChange) -> Any:

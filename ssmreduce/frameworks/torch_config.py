@@ -25,9 +25,9 @@ from ssmreduce import _checks
 from ssmreduce.errors import OrderError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, ones_like
 from ssmreduce.frameworks.torch_arrays import replaced
-from ssmreduce.frameworks.torch_attributes import dependents
-from ssmreduce.frameworks.torch_distributed import BucketsAfter, BucketsBefore
-from ssmreduce.frameworks.transaction import Step, commit
+from ssmreduce.frameworks.torch_attributes import assigned, dependents
+from ssmreduce.frameworks.torch_distributed import new_buckets
+from ssmreduce.frameworks.transaction import Calls, Step, commit
 from ssmreduce.layers.options import plain_name
 
 _FIELD = "ssm_states"
@@ -116,8 +116,11 @@ def all_steps(
     `shapes` are between those that make DDP's buckets anew, there and back; `others` follow, and what writes
     how many states the layers have, where there are configs.
     """
-    wrapped = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
-    steps = [*map(BucketsBefore, wrapped), *shapes, *map(BucketsAfter, wrapped), *others]
+    renewals = [
+        new_buckets(part) for part in model.modules() if isinstance(part, DistributedDataParallel)
+    ]
+    before = [Calls(undoes=each) for each in renewals]
+    steps = [*before, *shapes, *map(Calls, renewals), *others]
     if _LIBRARY in sys.modules or any(handle.kind.config_sizes for handle in handles):
         places = _places(model, handles)
         steps += [_WrittenSizes(places)] if places else []
@@ -193,7 +196,7 @@ def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
     tensors = [(handle.arrays[name], value.shape) for name, value in values.items()]
     return [
         *replaced(model, [(tensor, _leading(tensor, shape)) for tensor, shape in tensors]),
-        *dependents(model, change),
+        *(assigned(*each) for each in dependents(model, change)),
     ]
 
 

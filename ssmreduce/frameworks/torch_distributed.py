@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssmreduce.errors import DistributedError, SSMReduceError, UnsupportedLayerError
 from ssmreduce.frameworks.torch_arrays import SHARDED, whole
-from ssmreduce.frameworks.torch_fsdp import FULLY_SHARDED, sharded_modules, sharded_parameters
-from ssmreduce.frameworks.transaction import Step
+from ssmreduce.frameworks.torch_fsdp import FULLY_SHARDED, reshard, sharded_parameters
 
 T = TypeVar("T")
 
@@ -150,40 +150,24 @@ def _same_error(rank: int, kind: type[Exception], text: str) -> Exception:
 # --- DDP
 
 
-class BucketsAfter(Step):
-    """Gives a DDP module a reducer for its parameters as they are, once their shapes have changed.
+def new_buckets(module: Any) -> Callable[[], None]:
+    """Return what gives a DDP module a reducer for its parameters, once their shapes have changed."""
+    return partial(_renew, module, dict(vars(module)), [*module._comm_hooks])
+
+
+def _renew(module: Any, held: Mapping[str, Any], hooks: Sequence[tuple[Any, Any]]) -> None:
+    """Give a DDP module a reducer for its parameters as they are, with what else it held.
 
     The way to one is DDP's own pickling protocol, which keeps its settings; communication hooks belong
     to the old reducer and are registered again.
     """
-
-    def __init__(self, module: Any) -> None:
-        self._module, self._held, self._hooks = module, dict(vars(module)), [*module._comm_hooks]
-
-    def make(self) -> None:
-        """Make the buckets anew."""
-        module = self._module
-        for parameter in module.parameters():
-            if parameter.grad is not None:  # maybe a view of an old bucket
-                parameter.grad = parameter.grad.detach().clone()
-        module.__setstate__({**self._held, "_comm_hooks": []})
-        module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
-        for hook, state in self._hooks:
-            module.register_comm_hook(state, hook)
-
-    def undo(self) -> None:
-        """Nothing: the shapes are not back yet."""
-
-
-class BucketsBefore(BucketsAfter):
-    """The same when the shapes are back: undone last, since it was made first."""
-
-    def make(self) -> None:
-        """Nothing: the shapes have not changed yet."""
-
-    def undo(self) -> None:
-        """Make the buckets anew."""
-        super().make()
+    for parameter in module.parameters():
+        if parameter.grad is not None:  # maybe a view of an old bucket
+            parameter.grad = parameter.grad.detach().clone()
+    module.__setstate__({**held, "_comm_hooks": []})
+    module._static_graph_delay_allreduce_enqueued = False  # left as it was by the protocol
+    for hook, state in hooks:
+        module.register_comm_hook(state, hook)
 
 
 # --- FSDP2
@@ -191,8 +175,7 @@ class BucketsBefore(BucketsAfter):
 
 def gathered(model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, Any]:
     """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this."""
-    for module in sharded_modules(model):
-        module.reshard()
+    reshard(model)
     full = {
         id(tensor): (tensor, _full_parameter(tensor))
         for layer in layers

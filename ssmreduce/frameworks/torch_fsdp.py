@@ -131,6 +131,12 @@ def sharded_modules(model: torch.nn.Module) -> list[Any]:
     return [part for part in model.modules() if isinstance(part, FULLY_SHARDED)]
 
 
+def reshard(model: Any) -> None:
+    """Shard the parameters in `model` again: a forward pass alone may leave full ones in it."""
+    for module in sharded_modules(model):
+        module.reshard()
+
+
 def sharded_parameters(model: torch.nn.Module) -> Iterator[ShardedParameter]:
     """Yield the record of every parameter that FSDP2 manages in `model`."""
     for module in sharded_modules(model):

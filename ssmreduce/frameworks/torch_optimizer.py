@@ -15,7 +15,7 @@ from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moment
 from ssmreduce.frameworks.torch_arrays import SHARDED, host_arrays, tensors_like, whole
 from ssmreduce.frameworks.torch_fsdp import managed
-from ssmreduce.frameworks.transaction import Step
+from ssmreduce.frameworks.transaction import Assignment, Step
 from ssmreduce.layers.cut import LayerCut
 
 MomentKey = tuple[Path, str, str]
@@ -94,20 +94,6 @@ def moments_of(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> li
     ]
 
 
-class _NewGradient(Step):
-    """Gives a parameter that has got another shape its gradient."""
-
-    def __init__(self, owner: Any, field: str, new: Any) -> None:
-        self._owner, self._field, self._new = owner, field, new
-
-    def make(self) -> None:
-        """Assign it."""
-        setattr(self._owner, self._field, self._new)
-
-    def undo(self) -> None:
-        """Nothing: the old gradient comes back with the old shape."""
-
-
 def new_gradients(model: Any, changes: Sequence[LayerChange]) -> list[Step]:
     """What gives parameters of layers that are cut, once they have other shapes, their gradients.
 
@@ -130,7 +116,7 @@ def new_gradients(model: Any, changes: Sequence[LayerChange]) -> list[Step]:
                 carried = _carried(change.cut, host_arrays(held))
                 like = {name: getattr(owners[name], field) for name in held}
                 new = tensors_like(like, carried, in_shards=True)
-                steps += [_NewGradient(owners[name], field, value) for name, value in new.items()]
+                steps += [Assignment(owners[name], field, value) for name, value in new.items()]
     return steps
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ssmreduce import _checks
 from ssmreduce.errors import NonFiniteError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.torch_arrays import SHARDED
-from ssmreduce.frameworks.transaction import Step
+from ssmreduce.frameworks.transaction import Calls, Step
 
 
 def check_tensor(present: Any, saved: Any, name: str) -> None:
@@ -105,46 +106,27 @@ def _is_finite(tensor: Any) -> bool:
     return bool(torch.isfinite(values).all())
 
 
-class _Load(Step):
-    """Lets a module load a state dict, once all shapes fit."""
-
-    def __init__(self, model: Any, state_dict: Mapping[str, Any]) -> None:
-        self._model, self._state_dict = model, state_dict
-        self._records_gradients = torch.is_grad_enabled()
-
-    def make(self) -> None:
-        self._model.load_state_dict(self._state_dict)
-
-    def undo(self) -> None:
-        """Give back the mode of autograd, which torch sets while it loads; shapes are not back yet."""
-        torch.set_grad_enabled(self._records_gradients)
-
-
-class _NumbersBefore(Step):
-    """Puts back numbers and extra state, when shapes are back: undone last, since it was made first."""
-
-    def __init__(self, model: Any) -> None:
-        self._tensors = [
-            (tensor, tensor.detach().to("cpu", copy=True))
-            for tensor in (*model.parameters(), *model.buffers())
-            if tensor.layout is not torch.strided or 0 not in tensor.stride()
-        ]
-        self._extra = [
-            (part, copy.deepcopy(part.get_extra_state()))
-            for part in model.modules()
-            if type(part).get_extra_state is not torch.nn.Module.get_extra_state
-        ]
-
-    def make(self) -> None:
-        """Nothing: nothing has been loaded yet."""
-
-    def undo(self) -> None:
-        for tensor, values in self._tensors:
-            tensor.detach().copy_(values)
-        for part, value in self._extra:
-            part.set_extra_state(value)
-
-
 def loading_steps(model: Any, state_dict: Mapping[str, Any], resizes: Sequence[Step]) -> list[Step]:
     """The steps that give shapes, and those that load, there and back; numbers are kept on the host."""
-    return [_NumbersBefore(model), *resizes, _Load(model, state_dict)]
+    tensors = [
+        (tensor, tensor.detach().to("cpu", copy=True))
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.layout is not torch.strided or 0 not in tensor.stride()
+    ]
+    extra = [
+        (part, copy.deepcopy(part.get_extra_state()))
+        for part in model.modules()
+        if type(part).get_extra_state is not torch.nn.Module.get_extra_state
+    ]
+    back = Calls(undoes=partial(_put_back, tensors, extra))  # undone last, when shapes are back
+    # torch sets the mode of autograd while it loads.
+    mode = partial(torch.set_grad_enabled, torch.is_grad_enabled())
+    return [back, *resizes, Calls(partial(model.load_state_dict, state_dict), mode)]
+
+
+def _put_back(tensors: Sequence[tuple[Any, Any]], extra: Sequence[tuple[Any, Any]]) -> None:
+    """Put back numbers and extra state."""
+    for tensor, values in tensors:
+        tensor.detach().copy_(values)
+    for part, value in extra:
+        part.set_extra_state(value)

@@ -18,11 +18,12 @@ from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import replaced, sharded_like, whole
-from ssmreduce.frameworks.torch_attributes import assigned, attribute, dependents
+from ssmreduce.frameworks.torch_attributes import Dependent, assigned, attribute, dependents
 from ssmreduce.frameworks.torch_config import all_steps
 from ssmreduce.frameworks.torch_distributed import gradient_holders
-from ssmreduce.frameworks.torch_fsdp import sharded_modules
-from ssmreduce.frameworks.transaction import Assignment, Entries, Prepared, Step
+from ssmreduce.frameworks.torch_fsdp import reshard
+from ssmreduce.frameworks.torch_recording import plain
+from ssmreduce.frameworks.transaction import ABSENT, Assignment, Entries, Prepared, Step
 
 
 def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
@@ -30,19 +31,16 @@ def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot
 
     Where several processes train the model, all of them have to call this.
     """
-    for module in sharded_modules(model):
-        module.reshard()
+    reshard(model)
     attributes: dict[str, dict[str, Any]] = {}
-    for path, each in _dependents(model, handles):
-        if not each.removes and _is_kept(each):  # buffers are among the tensors
-            attributes.setdefault(path, {})[each.name] = _copied(attribute(each.owner, each.name))
-    entries = {}
-    if isinstance(opt_state, torch.optim.Optimizer):
-        entries = {
-            index: _copied(opt_state.state[parameter])
-            for index, parameter in _parameters(model, opt_state)
-            if parameter in opt_state.state
-        }
+    for path, (module, name, value) in _dependents(model, handles):
+        if value is not ABSENT:
+            attributes.setdefault(path, {})[name] = _copied(attribute(module, name))
+    entries = {
+        index: _copied(opt_state.state[parameter])
+        for index, parameter in _parameters(model, opt_state)
+        if parameter in opt_state.state
+    }
     return {
         "tensors": {name: _copied(tensor) for name, tensor in _tensors(model)},
         "attributes": attributes,
@@ -54,18 +52,17 @@ def prepared_back(
     model: Any, opt_state: Any, snapshot: Snapshot, handles: Sequence[LayerHandle]
 ) -> Prepared:
     """Copy what `snapshot` holds; the steps give it to model and optimizer, in place."""
-    for module in sharded_modules(model):
-        module.reshard()
+    reshard(model)
     saved, here = snapshot["tensors"], dict(_tensors(model))
-    parameters = {} if opt_state is None else dict(_parameters(model, opt_state))
+    parameters = dict(_parameters(model, opt_state))
     _check(here, saved, parameters, snapshot["optimizer"])
+    gradients = [Assignment(owner, name, None) for owner, name in gradient_holders(model)]
     tensors = [
         step for name, tensor in here.items() for step in _tensor_steps(model, tensor, saved[name])
     ]
     attributes = _attribute_steps(model, snapshot["attributes"], handles)
     entries = _entries(opt_state, parameters, snapshot["optimizer"])
-    shapes = [_NoGradients(model), *tensors]
-    steps = all_steps(model, handles, shapes, [*attributes, *entries])
+    steps = all_steps(model, handles, [*gradients, *tensors], [*attributes, *entries])
     return Prepared(model, opt_state, steps)
 
 
@@ -91,26 +88,10 @@ class _OldNumbers(Step):
         self._tensor.detach().copy_(self._before)
 
 
-class _NoGradients(Step):
-    """Drops all gradients, those too that FSDP2 has accumulated without sync."""
-
-    def __init__(self, model: Any) -> None:
-        self._held = gradient_holders(model)
-        self._before = [getattr(owner, name) for owner, name in self._held]
-
-    def make(self) -> None:
-        for owner, name in self._held:
-            setattr(owner, name, None)
-
-    def undo(self) -> None:
-        for (owner, name), gradient in zip(self._held, self._before, strict=True):
-            setattr(owner, name, gradient)
-
-
 def _attribute_steps(
     model: Any, kept: dict[str, dict[str, Any]], handles: Sequence[LayerHandle]
 ) -> list[Step]:
-    modules = {_plain(name): part for name, part in _unwrapped(model).named_modules()}
+    modules = {_plain(name): part for name, part in plain(model).named_modules()}
     given = [
         assigned(owner, name, _copied(value, _device_for(name, owner, model)))
         for path, values in kept.items()
@@ -118,23 +99,20 @@ def _attribute_steps(
         for name, value in values.items()
     ]
     stale = [
-        Assignment(each.owner, each.name, None, removes=True)
-        for path, each in _dependents(model, handles)
-        if "." not in each.name and _is_kept(each) and each.name not in kept.get(path, {})
+        assigned(module, name, ABSENT)
+        for path, (module, name, _) in _dependents(model, handles)
+        if "." not in name and name not in kept.get(path, {})
     ]
     return [*given, *stale]
 
 
 def _entries(optimizer: Any, parameters: dict[int, Any], saved: dict[int, Any]) -> list[Step]:
-    if optimizer is None:
-        return []
-    held = optimizer.state
-    new = {
-        parameter: _entry(saved[index], held.get(parameter, {}), parameter)
+    new = dict.fromkeys(parameters.values(), ABSENT) | {
+        parameter: _entry(saved[index], optimizer.state.get(parameter, {}), parameter)
         for index, parameter in parameters.items()
         if index in saved
     }
-    return [Entries(held, new, [each for each in parameters.values() if each not in new])]
+    return [Entries(optimizer.state, new)] if new else []
 
 
 def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> dict[str, Any]:
@@ -176,20 +154,9 @@ def _kind(tensor: Any) -> tuple[Any, int]:
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
-    inner = _unwrapped(model)
+    inner = plain(model)
     for name, tensor in (*inner.named_parameters(), *inner.named_buffers()):
         yield _plain(name), tensor
-
-
-def _unwrapped(model: Any) -> Any:
-    """The model inside of ``torch.compile`` and DDP, in any order."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
 
 
 def _plain(name: str) -> str:
@@ -200,23 +167,19 @@ def _plain(name: str) -> str:
 def _parameters(model: Any, optimizer: Any) -> Iterator[tuple[int, Any]]:
     """Parameters of the model with the numbers that the optimizer's own state dict gives them."""
     own = {id(parameter) for parameter in model.parameters()}
-    every = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    for index, parameter in enumerate(every):
-        if id(parameter) in own:
-            yield index, parameter
+    groups = optimizer.param_groups if isinstance(optimizer, torch.optim.Optimizer) else ()
+    every = (parameter for group in groups for parameter in group["params"])
+    return ((index, each) for index, each in enumerate(every) if id(each) in own)
 
 
-def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, Assignment]]:
-    """Module name and what depends on layer orders."""
-    names = {id(part): _plain(name) for name, part in _unwrapped(model).named_modules()}
+def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[str, Dependent]]:
+    """Module name and what depends on layer orders; buffers are among the tensors."""
+    names = {id(part): _plain(name) for name, part in plain(model).named_modules()}
     for handle in handles:
         for each in dependents(model, LayerChange(handle, {}, 1.0)):
-            yield names[id(each.owner)], each
-
-
-def _is_kept(each: Assignment) -> bool:
-    """Whether there is such an attribute, of the module or of an object in it."""
-    return "." in each.name or each.name in vars(each.owner)
+            module, name, _ = each
+            if "." in name or name in vars(module):
+                yield names[id(module)], each
 
 
 def _device(value: Any) -> Any:

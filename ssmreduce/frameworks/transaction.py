@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,54 +28,66 @@ class Step(ABC):
         """Put back what was there, whether `make` ended, was broken off or did not begin."""
 
 
+@dataclass(eq=False)
 class Assignment(Step):
-    """``setattr(owner, name, value)``; for a `value` None with `removes` the attribute goes."""
+    """``setattr(owner, name, new)``, of an attribute that is there."""
 
-    def __init__(self, owner: Any, name: str, value: Any, *, removes: bool = False) -> None:
-        self.owner, self.name, self.removes = owner, name, removes
-        self._value = value
-        self._was_there = hasattr(owner, name)
-        self._before = getattr(owner, name, None)
+    owner: Any
+    name: str
+    new: Any
+    _before: tuple[Any, ...] = field(default=(), init=False)
 
     def make(self) -> None:
-        """Assign, or remove."""
-        if self.removes:
-            vars(self.owner).pop(self.name, None)
-        else:
-            setattr(self.owner, self.name, self._value)
+        """Assign."""
+        self._before = (getattr(self.owner, self.name),)
+        setattr(self.owner, self.name, self.new)
 
     def undo(self) -> None:
         """Assign what was there."""
-        if self._was_there:
-            setattr(self.owner, self.name, self._before)
-        else:
-            vars(self.owner).pop(self.name, None)
+        for value in self._before:
+            setattr(self.owner, self.name, value)
+
+
+ABSENT: Any = object()
+"""Stands for an entry that is not there."""
 
 
 @dataclass(eq=False)
 class Entries(Step):
-    """``mapping[key] = value`` for all of `new`, and no entries for the keys of `stale`."""
+    """``mapping[key] = value`` for all of `new`; where the value is `ABSENT` the entry goes."""
 
     mapping: Any
     new: Mapping[Any, Any]
-    stale: Collection[Any] = ()
-    _before: dict[Any, Any] | None = field(default=None, init=False)
+    _before: Mapping[Any, Any] = field(default_factory=dict, init=False)
 
     def make(self) -> None:
         """Set the entries, and remove others."""
-        mapping = self.mapping
-        self._before = {key: mapping[key] for key in (*self.new, *self.stale) if key in mapping}
-        mapping.update(self.new)
-        for key in self.stale:
-            mapping.pop(key, None)
+        self._before = {key: self.mapping.get(key, ABSENT) for key in self.new}
+        for key, value in self.new.items():
+            if value is ABSENT:
+                self.mapping.pop(key, None)
+            else:
+                self.mapping[key] = value
 
     def undo(self) -> None:
         """Set what was there."""
-        if self._before is None:
-            return
-        for key in self.new.keys() - self._before.keys():
-            self.mapping.pop(key, None)
-        self.mapping.update(self._before)
+        Entries(self.mapping, self._before).make()
+
+
+@dataclass(frozen=True, eq=False)
+class Calls(Step):
+    """Two functions: what makes a change, and what undoes it whether the first one ended or not."""
+
+    does: Callable[[], object] = lambda: None
+    undoes: Callable[[], object] = lambda: None
+
+    def make(self) -> None:
+        """Call the first."""
+        self.does()
+
+    def undo(self) -> None:
+        """Call the second."""
+        self.undoes()
 
 
 @dataclass(frozen=True, eq=False)

@@ -171,7 +171,7 @@ def test_a_cut_that_fails_leaves_the_config(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(self: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssmreduce.frameworks.torch_attributes.Assignment.make", broken)
+    monkeypatch.setattr("ssmreduce.frameworks.torch_attributes.Entries.make", broken)
     monkeypatch.setattr("ssmreduce.frameworks.torch_arrays.NewTensor.make", broken)
     with pytest.raises(KeyboardInterrupt):
         reduce_model(model, 4)

@@ -35,7 +35,7 @@ from ssmreduce import (
     reduce_model,
     write_system,
 )
-from ssmreduce.frameworks.transaction import Assignment, Step, commit
+from ssmreduce.frameworks.transaction import Entries, Step, commit
 
 EVERY: int | None = 25
 """How many points of each operation are tried in the slow run; None tries all, in an hour."""
@@ -385,7 +385,7 @@ def test_a_handler_of_the_user_gets_what_came() -> None:
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
 def test_what_is_no_function_stays(handler: Any) -> None:
     signal.signal(signal.SIGINT, handler)
-    step = Interrupting() if handler is signal.SIG_IGN else Assignment(threading.local(), "x", 1)
+    step = Interrupting() if handler is signal.SIG_IGN else Entries({}, {"x": 1})
     commit([step])
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -393,7 +393,7 @@ def test_what_is_no_function_stays(handler: Any) -> None:
 def test_a_handler_that_is_not_of_python_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda _: None)
     monkeypatch.setattr(signal, "signal", None)
-    commit([Assignment(threading.local(), "x", 1)])
+    commit([Entries({}, {"x": 1})])
 
 
 def test_a_cut_in_a_thread() -> None:
