@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.gramians.sequences import LayerData
-from ssmreduce.layers.layer import HasArrays, Shapes, Weights, WeightStorage, refusal, wrong_shape
+from ssmreduce.layers.layer import HasArrays, Shapes, Weights, refusal, wrong_shape
 from ssmreduce.layers.mamba_cut import MambaPlan
 from ssmreduce.layers.mamba_mixer import Mixer
-from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.selective import SelectiveLayer
 
-_SHAPES: Shapes = {
+_SHAPES: dict[str, tuple[int | str, ...]] = {
     "A_log": ("D", "n"),
     "D": ("D",),
     "in_proj.weight": ("2D", "m"),
@@ -33,8 +31,6 @@ _SHAPES: Shapes = {
     "out_proj.weight": ("p", "D"),
 }
 """What each mixer has."""
-
-_AXES = {name: len(shape) for name, shape in _SHAPES.items() if shape}
 
 _BIASES: Shapes = {"in_proj.bias": ("2D",), "conv1d.bias": ("D",), "out_proj.bias": ("p",)}
 """What some have."""
@@ -74,6 +70,7 @@ class Mamba(SelectiveLayer):
 
     title = "Mamba"
     methods = ("compensated", "selected", "merged")
+    plans = MambaPlan
     known_by = "A_log"
     sizes = ("ssm_state_size", "d_state", "config.d_state")
     config_sizes = ("state_size", "ssm_cfg.d_state")
@@ -91,7 +88,7 @@ class Mamba(SelectiveLayer):
         UnsupportedLayerError
             If it normalises B and C over the states, runs in both directions or has another activation.
         """
-        if not has(**_AXES):
+        if not has(**{name: len(shape) for name, shape in _SHAPES.items()}):
             return None
         if any(getattr(layer, name, None) is not None for name in _NORMS):
             raise refusal(
@@ -151,13 +148,3 @@ class Mamba(SelectiveLayer):
         """Return (N + 1) D / p: the unknowns of C and D, for each of p outputs."""
         outputs, channels = weights["out_proj.weight"].shape
         return float((order + 1) * channels / outputs)
-
-    def planned(
-        self,
-        weights: dict[str, HostArray],
-        options: CutOptions,
-        storage: WeightStorage,
-        data: LayerData,
-    ) -> MambaPlan:
-        """Return what makes cuts."""
-        return MambaPlan(self, weights, options, storage, data)

@@ -16,51 +16,33 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import ShapeError
-from ssmreduce.gramians.sequences import LayerData
-from ssmreduce.layers.layer import (
-    HasArrays,
-    Shapes,
-    Weights,
-    WeightStorage,
-    refusal,
-    unsaid,
-    wrong_shape,
-)
+from ssmreduce.layers.layer import HasArrays, Shapes, Weights, refusal, unsaid, wrong_shape
 from ssmreduce.layers.mamba2_cut import Mamba2Plan
 from ssmreduce.layers.mamba2_mixer import Mixer2, Norm, Settings
-from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.selective import SelectiveLayer
 
-_ARRAYS = {
-    "A_log": 1,
-    "D": 1,
-    "dt_bias": 1,
-    "in_proj.weight": 2,
-    "conv1d.weight": 3,
-    "out_proj.weight": 2,
-}
-"""What each mixer has, with numbers of axes."""
-
-_OTHERS = ("in_proj.bias", "conv1d.bias", "out_proj.bias", "norm.weight", "mup_vector")
-"""What some have."""
-
-_SHAPES: Shapes = {
+_SHAPES: dict[str, tuple[int | str, ...]] = {
     "A_log": ("H",),
-    "D": None,
+    "D": ("H or d",),
     "dt_bias": ("H",),
     "in_proj.weight": ("d + w + H", "m"),
     "conv1d.weight": ("w", 1, "K"),
     "out_proj.weight": ("p", "d"),
+}
+"""What each mixer has."""
+
+_OTHERS: Shapes = {
     "in_proj.bias": ("d + w + H",),
     "conv1d.bias": ("w",),
     "out_proj.bias": ("p",),
     "norm.weight": ("d",),
     "mup_vector": (1, 1, "d + w + H"),
 }
+"""What some have."""
 
-_AXES = {"in_proj.weight": 0, "in_proj.bias": 0, "mup_vector": -1}
 _CONVOLVED = {"conv1d.weight": 0, "conv1d.bias": 0}
-"""Axes along which weights have B and C: with z and steps, and without."""
+_AXES = {"in_proj.weight": 0, "in_proj.bias": 0, "mup_vector": -1, **_CONVOLVED}
+"""Axes along which weights have B and C: those of the convolution without z and steps."""
 
 
 class Mamba2(SelectiveLayer):
@@ -98,6 +80,7 @@ class Mamba2(SelectiveLayer):
 
     title = "Mamba-2"
     methods = ("selected",)
+    plans = Mamba2Plan
     known_by = "A_log"
     sizes = ("ssm_state_size", "d_state", "groups_time_state_size", "config.d_state")
     widths: Mapping[str, str] = MappingProxyType({"conv_dim": "conv1d.weight"})
@@ -107,7 +90,7 @@ class Mamba2(SelectiveLayer):
         self, settings: Settings, others: tuple[str, ...] = ("conv1d.bias", "norm.weight")
     ) -> None:
         self.settings, self._others = settings, others
-        self.shapes = {name: _SHAPES[name] for name in (*_ARRAYS, *others)}
+        self.shapes = {**_SHAPES, **{name: _OTHERS[name] for name in others}}
 
     @classmethod
     def recognise(cls, layer: Any, has: HasArrays) -> Mamba2 | None:
@@ -119,15 +102,14 @@ class Mamba2(SelectiveLayer):
             If it has an initial state, channels that bypass the scan, heads on several processes or
             another activation, or does not say how many groups it has.
         """
-        if not has(**_ARRAYS):
+        if not has(**{name: len(shape) for name, shape in _SHAPES.items()}):
             return None
         if has("init_states"):
             raise refusal(
                 "Mamba-2", "its states begin with `init_states`", "states that begin with zero"
             )
-        if getattr(layer, "d_ssm", None) != getattr(
-            layer, "d_inner", getattr(layer, "d_ssm", None)
-        ):
+        channels = getattr(layer, "d_ssm", None)
+        if channels != getattr(layer, "d_inner", channels):
             raise refusal(
                 "Mamba-2",
                 "`d_ssm` is less than `d_inner`, with a gated MLP beside the scan",
@@ -158,13 +140,11 @@ class Mamba2(SelectiveLayer):
                 f"the layer has {d} channels in {H} heads and {G} groups, and normalises "
                 f"{d if norm is None else norm.size} together; expected multiples. Look at the settings."
             )
-        convolved, projected = weights["conv1d.weight"].shape, weights["in_proj.weight"].shape
-        if convolved[0] != width:
-            raise wrong_shape("conv1d.weight", convolved, (width, 1, "K"), why)
-        if projected[0] != d + width + H:
-            raise wrong_shape("in_proj.weight", projected, (d + width + H, "m"), why)
-        if weights["D"].shape not in ((d,), (H,)):
-            raise wrong_shape("D", weights["D"].shape, (H,), why)
+        expected = {"conv1d.weight": (width,), "in_proj.weight": (d + width + H,), "D": (H, d)}
+        for name, lengths in expected.items():
+            found = weights[name].shape
+            if found[0] not in lengths:
+                raise wrong_shape(name, found, (lengths[0], *_SHAPES[name][1:]), why)
 
     def selected(self, arrays: Weights, kept: HostArray, weights: Weights) -> dict[str, HostArray]:
         """Return those of some arrays that a cut changes, with a part of the states alone.
@@ -189,9 +169,11 @@ class Mamba2(SelectiveLayer):
         rows = np.concatenate([np.arange(channels), B, B + G * N])
         steps = channels + 2 * G * N + np.arange(len(weights["A_log"]))
         every = np.concatenate([np.arange(channels), channels + rows, channels + steps])
-        at = {**dict.fromkeys(_AXES, every), **dict.fromkeys(_CONVOLVED, rows)}
-        axes = {**_AXES, **_CONVOLVED}
-        return {name: arrays[name].take(at[name], axes[name]) for name in axes if name in arrays}
+        return {
+            name: arrays[name].take(rows if name in _CONVOLVED else every, axis)
+            for name, axis in _AXES.items()
+            if name in arrays
+        }
 
     def unsaved(self, weights: Weights, saved: Weights) -> dict[str, HostArray]:
         """Return mup_vector, which is the same for all states."""
@@ -205,7 +187,7 @@ class Mamba2(SelectiveLayer):
         """Return zeros in the shapes of the weights that hold B and C."""
         more = 2 * self.settings.groups * (order - self.order(weights))
         found = {}
-        for name, axis in {**_AXES, **_CONVOLVED}.items():
+        for name, axis in _AXES.items():
             if name in weights:
                 shape = [*weights[name].shape]
                 shape[axis] += more
@@ -219,16 +201,6 @@ class Mamba2(SelectiveLayer):
     def unknowns(self, weights: Weights, order: int) -> float:
         """Return 0: nothing is fitted."""
         return 0.0
-
-    def planned(
-        self,
-        weights: dict[str, HostArray],
-        options: CutOptions,
-        storage: WeightStorage,
-        data: LayerData,
-    ) -> Mamba2Plan:
-        """Return what makes selections."""
-        return Mamba2Plan(self, weights, options, data)
 
 
 def _settings(layer: Any, *, has_norm: bool) -> Settings:

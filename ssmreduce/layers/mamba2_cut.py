@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import WeightStorage
+from ssmreduce.layers.mamba2_mixer import Mixer2
 from ssmreduce.layers.mamba2_selection import Dropping, group_grams
 from ssmreduce.layers.mamba_fit import few_sequences
-from ssmreduce.layers.options import CutOptions, Method
-from ssmreduce.layers.selective import SelectiveCut, SelectivePlan
+from ssmreduce.layers.options import Method
+from ssmreduce.layers.selective import MixerPlan, SelectiveCut
 
 if TYPE_CHECKING:
     from ssmreduce.layers.mamba2 import Mamba2
@@ -71,15 +71,11 @@ class Mamba2Cut(SelectiveCut):
         return rows, np.zeros_like(rows)
 
 
-class Mamba2Plan(SelectivePlan[Mamba2Cut]):
+class Mamba2Plan(MixerPlan[Mamba2Cut]):
     """Makes the one candidate for one mixer."""
 
-    def __init__(
-        self, kind: Mamba2, weights: dict[str, HostArray], options: CutOptions, data: LayerData
-    ) -> None:
-        super().__init__(kind, kind.order(weights), options)
-        self._kind, self._weights, self._data = kind, weights, data
-        self._mixer = kind.mixer(weights)
+    _kind: Mamba2
+    _mixer: Mixer2
 
     @cached_property
     def _dropping(self) -> Dropping:

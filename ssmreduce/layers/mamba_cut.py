@@ -11,7 +11,6 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.errors import OrderError
-from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.mamba_fit import (
     Elimination,
@@ -22,8 +21,8 @@ from ssmreduce.layers.mamba_fit import (
 )
 from ssmreduce.layers.mamba_merge import StateMaps, merged
 from ssmreduce.layers.mamba_mixer import Mixer
-from ssmreduce.layers.options import CutOptions, Method
-from ssmreduce.layers.selective import SelectiveCut, SelectivePlan
+from ssmreduce.layers.options import Method
+from ssmreduce.layers.selective import MixerPlan, SelectiveCut
 
 if TYPE_CHECKING:
     from ssmreduce.layers.mamba import Mamba
@@ -114,20 +113,11 @@ def written(
     return {**mixer.weights, **storage.rounded(changed)}
 
 
-class MambaPlan(SelectivePlan[MambaCut]):
+class MambaPlan(MixerPlan[MambaCut]):
     """Makes the candidates for one mixer."""
 
-    def __init__(
-        self,
-        kind: Mamba,
-        weights: dict[str, HostArray],
-        options: CutOptions,
-        storage: WeightStorage,
-        data: LayerData,
-    ) -> None:
-        super().__init__(kind, kind.order(weights), options)
-        self._kind, self._weights, self._storage, self._data = kind, weights, storage, data
-        self._mixer = Mixer(weights)
+    _kind: Mamba
+    _mixer: Mixer
 
     @cached_property
     def _elimination(self) -> Elimination:

@@ -66,8 +66,8 @@ class SelectiveLayer(Layer):
     masked_by = "attention_mask"
     title: str = ""
     methods: tuple[Method, ...] = ()
+    plans: type[MixerPlan[LayerCut]]
 
-    @abstractmethod
     def planned(
         self,
         weights: dict[str, HostArray],
@@ -76,6 +76,7 @@ class SelectiveLayer(Layer):
         data: LayerData,
     ) -> SelectivePlan[LayerCut]:
         """Return what makes cuts of a layer with these weights."""
+        return self.plans(self, weights, options, storage, data)
 
     @abstractmethod
     def mixer(self, weights: Mapping[str, HostArray]) -> RunsSequences:
@@ -410,6 +411,22 @@ class SelectivePlan(Generic[C]):
 
     def _whole(self) -> Candidates:
         return Candidates(None, {self.methods[0]: self.unchanged()})
+
+
+class MixerPlan(SelectivePlan[C]):
+    """Makes the candidates for one mixer of Mamba or Mamba-2."""
+
+    def __init__(
+        self,
+        kind: SelectiveLayer,
+        weights: dict[str, HostArray],
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> None:
+        super().__init__(kind, kind.order(weights), options)
+        self._kind, self._weights, self._storage, self._data = kind, weights, storage, data
+        self._mixer = kind.mixer(weights)
 
 
 def check_contributions(gram: HostArray, title: str) -> None:
