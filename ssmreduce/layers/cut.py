@@ -192,6 +192,11 @@ class SystemCut(LayerCut):
     measured_error: float
 
     @property
+    def scores(self) -> HostArray:
+        """Hankel singular values, or what each state adds to the output, descending."""
+        return self.reduction.ranked_by
+
+    @property
     def scores_name(self) -> str:
         """What `scores` are: those of a cut by data may be others than those of the layer."""
         return self.reduction.values_name

@@ -21,7 +21,7 @@ from ssmreduce.layers.diagonal_cut import LayerBalancing
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut, as_written
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.layers.read_back import check_read_back
+from ssmreduce.layers.read_back import read_back
 from ssmreduce.layers.stored_states import with_real_input
 from ssmreduce.reduction.measured_order import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
@@ -86,23 +86,22 @@ class LTIPlan:
         raise failures[0]
 
     def _too_coarse(self, outcome: LTICut) -> UnreachableToleranceError:
-        parts = outcome.reduction.parts or (outcome.reduction,)
-        errors = [self.kind.error_factor * float(part.measured()) for part in parts]
-        bounds = [self.kind.error_factor * float(part.error_bound or 0.0) for part in parts]
-        worst = int(np.argmax(np.subtract(errors, bounds)))
+        factor, found = self.kind.error_factor, outcome.reduction
+        errors, bounds = np.ravel(found.measured()), np.ravel(np.asarray(found.error_bound))
+        worst = int(np.argmax(errors - bounds))
         return UnreachableToleranceError(
             f"{type(self.kind).__name__} at order {outcome.new_order}, in weights with eps = "
-            f"{self.storage.eps:.2g}, has an error of at least {errors[worst]:.3g} but the bound "
-            f"{bounds[worst]:.3g}; expected one that keeps its bound, there or a little below. "
+            f"{self.storage.eps:.2g}, has an error of at least {factor * errors[worst]:.3g} but the bound "
+            f"{factor * bounds[worst]:.3g}; expected one that keeps its bound, there or a little below. "
             "Try a wider dtype, or CutOptions(horizon=L) for sequences of L steps."
         )
 
     def smallest(self, rule: MeasuredError) -> LTICut:
         """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
-        whole, _ = self.reduced(self.kind.order(self.weights))
-        parts = whole.parts or (whole,)
+        whole = self.unchanged()
+        parts = whole.reduction.parts or (whole.reduction,)
         gain = self.kind.error_factor * max(float(to_nothing(x).measured()) for x in parts)
-        if not np.any(whole.hsv):
+        if not np.any(whole.scores):
             self.reduced(1)  # refuses
         best = smallest(
             1,
@@ -110,7 +109,7 @@ class LTIPlan:
             self.at_size,
             lambda found: found.measured_error <= rule.relative * gain,
         )
-        return self._whole(whole) if best is None else best
+        return whole if best is None else best
 
     def at_size(self, count: int) -> LTICut | None:
         """The layer as it is written with at most as many states as a size has; None if it cannot."""
@@ -147,30 +146,24 @@ class LTIPlan:
         """
         order = self.options.rounded_up(stored)
         new = self.storage.rounded(self.kind.write(reduction.system, self.weights, order=order))
-        weights = {**self.weights, **new}
-        read_back = self.kind.read(weights)
-        check_read_back(self.kind, reduction.system, read_back, self.storage.eps)
+        weights, eps = {**self.weights, **new}, self.storage.eps
+        system = read_back(self.kind, reduction.system, weights, eps)
         if reduction.horizon is None:
             check_stable_system(
-                read_back,
+                system,
                 "A pole is nearer to the boundary than its weights can say: try a lower order.",
                 name="the layer as it would be written",
             )
-        written = as_written(reduction, read_back)
-        parts = written.parts or (written,)
-        errors = [float(part.measured()) for part in parts]
-        keeps = True
-        for part, error in zip(parts, errors, strict=True):
-            if part.error_bound is not None:
-                bound, gain = float(part.error_bound), float(tail_bounds(part.hsv)[0])
-                excess = max(_EXCESS * bound, _ROUNDINGS * self.storage.eps * gain)
-                keeps = keeps and error <= bound + excess
-        error = self.kind.error_factor * max(errors)
+        written = as_written(reduction, system)
+        errors, keeps = written.measured(), True
+        if written.error_bound is not None:
+            gains = tail_bounds(written.hsv)[..., 0]
+            excess = np.maximum(_EXCESS * written.error_bound, _ROUNDINGS * eps * gains)
+            keeps = bool(np.all(errors <= written.error_bound + excess))
+        error = self.kind.error_factor * float(np.max(errors))
         return LTICut(self.kind, written, error, self.weights, weights), keeps
 
     def unchanged(self) -> LTICut:
         """The layer as it is."""
-        return self._whole(self.reduced(self.kind.order(self.weights))[0])
-
-    def _whole(self, whole: Reduction) -> LTICut:
+        whole, _ = self.reduced(self.kind.order(self.weights))
         return LTICut(self.kind, whole, 0.0, self.weights, self.weights)

@@ -16,7 +16,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut
-from ssmreduce.layers.read_back import check_read_back
+from ssmreduce.layers.read_back import read_back
 from ssmreduce.reduction.balanced_diagonal import usual_sizes
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace
@@ -61,21 +61,14 @@ class LTISelection(LTICut):
         C = np.take_along_axis(old.C, kept[..., None, :], axis=-1) + change
         if sizes is None:
             sizes = usual_sizes(old, poles, B, C) if kind.stores_input else np.ones(kept.shape)
-        meant = DiagonalStateSpace(
-            poles,
-            B * sizes[..., :, None],
-            C / sizes[..., None, :],
-            old.D,
-            time=old.time,
-            real_output=True,
-            read_after_update=True,
-        )
+        B, C = B * sizes[..., :, None], C / sizes[..., None, :]
+        meant = old.replace(eigenvalues=poles, B=B, C=C)
         new = _rows(kind, weights, kept, sizes)
         _, _, t = kind.modes({**weights, **new})
         b, _ = kind.matrices({**weights, **new})
-        written = storage.rounded({**new, **kind.matrix_weights(b, meant.C / t[..., None, :])})
-        system = kind.read({**weights, **written}).to_host()
-        check_read_back(kind, meant, system, storage.eps)
+        new |= kind.matrix_weights(b, C / t[..., None, :])
+        written = {**weights, **storage.rounded(new)}
+        system = read_back(kind, meant, written, storage.eps)
         order = kept.shape[-1]
         reduction = Reduction(
             original=old,
@@ -90,16 +83,7 @@ class LTISelection(LTICut):
             method="selection with refit",
         )
         error = kind.error_factor * float(np.max(reduction.measured()))
-        return cls(
-            kind,
-            reduction,
-            error,
-            weights,
-            {**weights, **written},
-            kept,
-            sizes,
-            readout_change=change,
-        )
+        return cls(kind, reduction, error, weights, written, kept, sizes, readout_change=change)
 
     @property
     def without_image(self) -> tuple[str, ...]:
@@ -144,9 +128,7 @@ def _rows(
         if before == after:
             continue
         axis = next(k for k in range(len(before)) if before[k] != after[k])
-        if kept.ndim == 1:
-            rows[name] = np.take(values[name], kept, axis=axis)
-            continue
-        at = kept.reshape(*kept.shape, *(1,) * (len(before) - axis - 1))
+        ones = (1,) * (axis + 1 - kept.ndim), (1,) * (len(before) - axis - 1)
+        at = kept.reshape(*ones[0], *kept.shape, *ones[1])
         rows[name] = np.take_along_axis(values[name], at, axis=axis)
     return rows

@@ -10,7 +10,7 @@ from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
 if TYPE_CHECKING:
-    from ssmreduce.layers.layer import Layer
+    from ssmreduce.layers.layer import Layer, Weights
 
 _STEPS = np.array([0, 1, 3, 10, 30])
 """Steps of the impulse response that are compared."""
@@ -26,8 +26,8 @@ OWN_POLES = "write_system(layer, select_states(read_system(layer), order).system
 """What keeps poles of a layer's own, for messages."""
 
 
-def check_read_back(kind: Layer, meant: System, back: System, eps: float) -> None:
-    """Raise `UnsupportedLayerError` unless the system read back from weights is the one that was meant.
+def read_back(kind: Layer, meant: System, weights: Weights, eps: float) -> System:
+    """Return the system that new weights hold, or raise `UnsupportedLayerError` unless it is the one meant.
 
     `eps` is that of the dtype of the weights. A system that is read in another form is not looked at.
 
@@ -35,8 +35,9 @@ def check_read_back(kind: Layer, meant: System, back: System, eps: float) -> Non
     contribute, regardless of signs, as rounding of weights is; and rounding of a pole grows with k. The
     feedthrough does not count.
     """
+    back = kind.read(weights)
     if not isinstance(meant, DiagonalStateSpace) or not isinstance(back, DiagonalStateSpace):
-        return
+        return back
     most = max(_STORED, _ROUNDINGS * eps)
     modulus = np.abs(meant.eigenvalues)
     radius = np.max(modulus, axis=-1, keepdims=True, initial=1.0)  # powers must not overflow
@@ -62,3 +63,4 @@ def check_read_back(kind: Layer, meant: System, back: System, eps: float) -> Non
             f"{OWN_POLES}. Otherwise look whether "
             "`pole_weights` inverts `modes`, and `matrix_weights` inverts `matrices`."
         )
+    return back

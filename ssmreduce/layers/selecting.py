@@ -244,11 +244,6 @@ class SelectionCut(SystemCut):
     kept: HostArray
 
     @property
-    def scores(self) -> HostArray:
-        """What each state adds to the output, descending."""
-        return self.reduction.ranked_by
-
-    @property
     def without_image(self) -> tuple[str, ...]:
         """Empty: states that are kept stay as they are."""
         return ()

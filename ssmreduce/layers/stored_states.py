@@ -70,21 +70,6 @@ def stored_basis(part: Reduction, kind: LTILayer) -> tuple[HostArray, HostArray]
     return vectors, inverse
 
 
-def state_maps(reduction: Reduction, kind: LTILayer, order: int) -> tuple[HostArray, HostArray]:
-    """Return the matrices, shape (..., order, n), with h_r = M₁ h + M₂ conj(h)."""
-    parts = reduction.parts or (reduction,)
-    maps = []
-    for part in parts:
-        _, inverse = stored_basis(part, kind)
-        real, imag = np.split(inverse @ adjoint(part.projection.left), 2, axis=1)
-        pad = ((0, order - len(real)), (0, 0))
-        maps.append([np.pad(0.5 * (real + sign * 1j * imag), pad) for sign in (-1.0, 1.0)])
-    batch = reduction.original.batch_shape
-    return tuple(  # type: ignore[return-value]
-        np.stack([pair[k] for pair in maps]).reshape(*batch, order, -1) for k in (0, 1)
-    )
-
-
 def padded(system: DiagonalStateSpace, order: int) -> DiagonalStateSpace:
     """Add states that neither respond nor are seen, up to `order`."""
     missing = order - system.eigenvalues.shape[-1]

@@ -17,7 +17,7 @@ from ssmreduce.layers.known import as_said, kind_of, said_kind, with_arrays
 from ssmreduce.layers.layer import NamedWeights
 from ssmreduce.layers.likeness import Likeness
 from ssmreduce.layers.lti import LTILayer
-from ssmreduce.layers.read_back import check_read_back
+from ssmreduce.layers.read_back import read_back
 from ssmreduce.models.search import search
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 
@@ -171,8 +171,7 @@ def write_system(layer: Any, system: DiagonalStateSpace, *, kind: object = None)
             )
     host = system.to_host()
     new = own_kind.write(host, handle.weights)
-    back = own_kind.read({**handle.weights, **handle.rounded(new)})
-    check_read_back(own_kind, host, back, handle.eps)
+    read_back(own_kind, host, {**handle.weights, **handle.rounded(new)}, handle.eps)
     values = {**handle.weights, **new}  # all of them: gradients are those of another system
     ratio = own_kind.order(values) / own_kind.order(handle.weights)
     change = LayerChange(handle, values, ratio)
