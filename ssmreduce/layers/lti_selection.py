@@ -56,6 +56,7 @@ class LTISelection(LTICut):
 
         `whole` is the reduction of the layer that cuts nothing; `sizes` are the usual ones if none are given.
         """
+        weights = dict(kind.before_runs(weights))
         poles = np.take_along_axis(old.eigenvalues, kept, axis=-1)
         B = np.take_along_axis(old.B, kept[..., :, None], axis=-2)
         C = np.take_along_axis(old.C, kept[..., None, :], axis=-1) + change
@@ -125,7 +126,7 @@ def _rows(
     resized = kind.resized(values, kept.shape[-1])
     for name in kind.poles:
         before, after = values[name].shape, resized[name].shape
-        if before == after:
+        if before == after or name in rows:
             continue
         axis = next(k for k in range(len(before)) if before[k] != after[k])
         ones = (1,) * (axis + 1 - kept.ndim), (1,) * (len(before) - axis - 1)

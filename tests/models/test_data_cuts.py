@@ -196,6 +196,28 @@ def test_a_selection_keeps_rows_of_the_weights_and_of_their_moments(name):
         np.testing.assert_allclose(new_C / sizes[..., None, :], C, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["S4 that was cut, and run since", "S5 with a real input matrix"])
+def test_modes_are_selected_where_moments_of_matrices_have_no_image(name):
+    torch.manual_seed(0)
+    kernel = reduce_layer(SSMKernelDPLR(6, 24), 10).layer
+    kernel(40)
+    rng = np.random.default_rng(0)
+    weights = {"A": rng.normal(size=(12, 2)), "log_dt": rng.uniform(-3, -1, 12)}
+    weights |= {
+        "B": rng.normal(size=(12, 6)),
+        "C": rng.normal(size=(6, 12, 2)),
+        "D": np.zeros((6, 6)),
+    }
+    layer, kind = (kernel, None) if name.startswith("S4") else (weights, "s5_real_input")
+    before = read_system(layer, kind=kind).poles()
+    options = CutOptions(method="selected")
+    result = reduce_layer(layer, 4, kind=kind, data=data(), options=options)
+    assert result.new_order == 4
+    assert result.cut.output_error < 0.4
+    kept = np.take_along_axis(before, result.cut.kept, axis=-1)
+    np.testing.assert_allclose(read_system(result.layer, kind=kind).poles(), kept, rtol=1e-5)
+
+
 def test_a_selection_brings_output_weights_back_to_their_size():
     weights = lru_weights(np.random.default_rng(0), 32, 3, r_min=0.9, r_max=0.999)
     options = CutOptions(method="selected")
