@@ -5,9 +5,7 @@ Imported only once the user's own object proves that JAX is loaded.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import equinox as eqx
@@ -16,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmreduce import _checks
-from ssmreduce._array_libraries import HostArray, to_double, to_host
+from ssmreduce._array_libraries import HostArray, is_complex_array, to_double, to_host
 from ssmreduce.errors import OptimizerStateError, ShapeError
 from ssmreduce.frameworks import pytree_matching, pytree_recording
 from ssmreduce.frameworks.framework import Framework, Snapshot
@@ -60,9 +58,14 @@ class PytreeFramework(Framework, NamedTrees):
         """Return `model`, which no cut changes."""
         return model
 
-    def like(self, arrays: Mapping[str, Any], values: Mapping[str, HostArray]) -> dict[str, Any]:
+    def like(self, arrays: Mapping[Any, Any], values: Mapping[Any, HostArray]) -> dict[Any, Any]:
         """Return arrays of JAX, rounded once on the host."""
-        return {name: jnp.asarray(_like(arrays[name], value)) for name, value in values.items()}
+        new = {}
+        for name, value in values.items():
+            array = arrays[name]
+            real = value if is_complex_array(array) else value.real
+            new[name] = jnp.asarray(np.asarray(real, dtype=array.dtype))
+        return new
 
     def check_optimizer(self, model: Any, opt_state: Any, followers: Sequence[Any]) -> None:
         """Raise `OptimizerStateError` for an optimizer in place of its state, or an iterator.
@@ -87,19 +90,18 @@ class PytreeFramework(Framework, NamedTrees):
             for handle in handles
             for name in handle.kind.shapes
         }
-        weights_of_model = dict(jax.tree_util.tree_leaves_with_path(model))
-        model_paths = set(weights_of_model)
+        own = _by_path(model)
         moments: list[Moment] = []
-        for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
-            start = _start_of(leaf_path, model_paths)
+        for path, leaf in _by_path(opt_state).items():
+            start = _start_of(path, own)
             if start is None:
-                _check_unrelated(leaf, leaf_path, weights_of_model)
-            elif leaf_path[start:] in weights:
-                prefix, own = leaf_path[:start], leaf_path[start:]
-                is_complex = np.iscomplexobj(weights_of_model[own])
+                _check_unrelated(leaf, path, own)
+            elif path[start:] in weights:
+                prefix, weight = path[:start], path[start:]
+                is_complex = np.iscomplexobj(own[weight])
                 value = read_moment(_field_of(prefix), to_double(leaf), is_complex=is_complex)
-                field, where = _centred_or_own(opt_state, prefix), self.path_name(prefix)
-                moments.append(Moment(field, where, *weights[own], leaf_path, value))
+                field, where = _field_in_torch(opt_state, prefix), self.path_name(prefix)
+                moments.append(Moment(field, where, *weights[weight], path, value))
         return moments
 
     def prepared(
@@ -109,21 +111,30 @@ class PytreeFramework(Framework, NamedTrees):
         opt_state: Any,
         moments: Mapping[Any, HostArray],
     ) -> Prepared:
-        """Make copies with new layers and moments. Gradients of a pytree are another pytree."""
-        weights = {path for path, _ in jax.tree_util.tree_leaves_with_path(model)}
-        layers = {change.handle.path: _written(change) for change in changes}
-        old = {id(change.handle.layer) for change in changes}
-        new_model = jax.tree_util.tree_map_with_path(
-            lambda path, node: layers.get(path, node), model, is_leaf=lambda node: id(node) in old
-        )
+        """Make copies with new layers and moments. Gradients of a pytree are another pytree.
 
-        def at(path: Path, leaf: Any) -> Any:
-            if path not in moments:
-                return leaf
-            field = _field_of(path[: _start_of(path, weights)])
-            return jnp.asarray(_like(leaf, written_moment(field, moments[path], to_double(leaf))))
-
-        return Prepared(new_model, jax.tree_util.tree_map_with_path(at, opt_state))
+        Numbers of states that are leaves follow by the ratio. Static fields belong to the structure of the
+        tree, which an optimizer state shares: they stay as they are.
+        """
+        own, state = _by_path(model), _by_path(opt_state)
+        weights = {
+            (*change.handle.path, _key(change.handle.layer, name)): value
+            for change in changes
+            for name, value in change.values.items()
+        }
+        new = self.like(own, weights)
+        for change in changes:
+            for name in change.handle.kind.sizes:
+                path = (*change.handle.path, jax.tree_util.GetAttrKey(name))
+                if type(own.get(path)) is int:
+                    new[path] = round(own[path] * change.ratio)
+        written = {
+            path: written_moment(
+                _field_of(path[: _start_of(path, own)]), value, to_double(state[path])
+            )
+            for path, value in moments.items()
+        }
+        return Prepared(_replaced(model, new), _replaced(opt_state, self.like(state, written)))
 
     record = staticmethod(pytree_recording.record)
     evaluated = staticmethod(pytree_recording.evaluated)
@@ -228,44 +239,19 @@ def _key(layer: Any, name: str) -> Any:
     return jax.tree_util.GetAttrKey(name)
 
 
-def _like(array: Any, value: HostArray) -> HostArray:
-    """The values in the dtype of an array, on the host; of a real array the real part."""
-    dtype = array.dtype
-    if np.iscomplexobj(value) and not np.issubdtype(dtype, np.complexfloating):
-        value = value.real
-    return np.asarray(value, dtype=dtype)
+def _by_path(tree: Any) -> dict[Path, Any]:
+    """The leaves of a tree."""
+    return dict(jax.tree_util.tree_leaves_with_path(tree))
 
 
-def _written(change: LayerChange) -> Any:
-    """A copy of a layer with new arrays, each in the dtype of the one it replaces.
-
-    Numbers of states that are leaves follow by the ratio. Static fields belong to the structure of the tree,
-    which an optimizer state shares: they stay as they are.
-    """
-    layer = change.handle.layer
-    new: dict[str, Any] = change.handle.framework.like(change.handle.arrays, change.values)
-    if isinstance(layer, dict):
-        copied = copy.copy(layer)
-        copied.update(new)
-        return copied
-    static = {
-        field.name for field in dataclasses.fields(layer) if field.metadata.get("static", False)
-    }
-    for name in change.handle.kind.sizes:
-        count = vars(layer).get(name)
-        if type(count) is int and name not in static:
-            new[name] = round(count * change.ratio)
-    return eqx.tree_at(
-        lambda module: [getattr(module, name) for name in new], layer, list(new.values())
-    )
+def _replaced(tree: Any, new: Mapping[Path, Any]) -> Any:
+    """A tree with other leaves at some paths."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: new.get(path, leaf), tree)
 
 
-def _start_of(leaf_path: Path, model_paths: set[Path]) -> int | None:
+def _start_of(path: Path, weights: Collection[Path]) -> int | None:
     """Where the path of a weight begins in the path of a leaf of an optimizer state."""
-    for i in range(len(leaf_path)):
-        if leaf_path[i:] in model_paths:
-            return i
-    return None
+    return next((k for k in range(len(path)) if path[k:] in weights), None)
 
 
 def _field_of(prefix: Path) -> str | None:
@@ -275,19 +261,16 @@ def _field_of(prefix: Path) -> str | None:
     return (names or keys or [None])[-1]
 
 
-def _centred_or_own(opt_state: Any, prefix: Path) -> str | None:
-    """The field of a state, as torch calls it where optax's name says too little."""
-    field = _field_of(prefix)
-    return _CENTRED[field] if field in _CENTRED and _is_centred(opt_state, prefix) else field
-
-
 _CENTRED = {"mu": "grad_avg", "nu": "square_avg"}
 """Fields of optax's centred RMSprop, which Adam has too, and their names in torch, which are its own."""
 
 
-def _is_centred(opt_state: Any, prefix: Path) -> bool:
-    """Whether the moments at this path are those of centred RMSprop."""
-    return "RStdDev" in type(part_at(opt_state, prefix[:-1])).__name__
+def _field_in_torch(opt_state: Any, prefix: Path) -> str | None:
+    """The field of a state, as torch calls it where optax's name says too little."""
+    field = _field_of(prefix)
+    if field in _CENTRED and "RStdDev" in type(part_at(opt_state, prefix[:-1])).__name__:
+        return _CENTRED[field]
+    return field
 
 
 _CONSTANTS = frozenset({"ns_coeffs"})
@@ -305,7 +288,7 @@ def _check_unrelated(leaf: Any, path: Path, model: Mapping[Path, Any]) -> None:
         reason = (
             "joins all weights, as flatten(...) has it, so that a cut does not know its entries"
         )
-    elif any(_start_of(path[:end], set(model)) is not None for end in range(len(path))):
+    elif any(_start_of(path[:end], model) is not None for end in range(len(path))):
         reason = (
             "is a part of a moment only, a factor of it say, which does not say what the others are"
         )
@@ -339,16 +322,16 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path)
-        if isinstance(leaf, jax.Array):
-            leaves[name] = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        elif isinstance(leaf, np.ndarray):
-            leaves[name] = leaf.copy()
-        elif isinstance(leaf, _NUMBERS):
-            leaves[name] = leaf
-    return leaves
+    """Copies of the arrays on the host, and numbers, by name."""
+    return {
+        jax.tree_util.keystr(path): leaf if isinstance(leaf, _NUMBERS) else _on_host(leaf)
+        for path, leaf in _by_path(tree).items()
+        if _is_array(leaf) or isinstance(leaf, _NUMBERS)
+    }
+
+
+def _on_host(array: Any) -> HostArray:
+    return np.array(jax.random.key_data(array) if _is_key(array) else array)
 
 
 def _kind(leaf: Any) -> Any:
