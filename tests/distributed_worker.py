@@ -52,7 +52,7 @@ from ssmreduce.frameworks.transaction import Entries, Step
 from ssmreduce.models import cut as cut_of_models
 from ssmreduce.models.systems_of_layers import handle_of
 from ssmreduce.training import attempts as attempts_module
-from ssmreduce.training.loader_batches import check_can_be_copied
+from ssmreduce.training.callbacks import check_can_be_copied
 
 ORDERS = (6, 3)
 STEPS = 6

@@ -14,21 +14,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 
-from ssmreduce._checks import check_instance, shown, type_name
+from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import ArgumentError, ArgumentTypeError, OptimizerStateError, SSMReduceError
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
-from ssmreduce.training.loader_batches import (
-    calibrated_apart,
-    check_can_be_copied,
-    checked_count,
-    first_batches,
-    lent,
-)
+from ssmreduce.training.callbacks import LoaderCallback, check_can_be_copied
 from ssmreduce.training.reducer import InTrainingReducer
 
 
-class ReductionCallback(Callback):  # type: ignore[misc]
+class ReductionCallback(LoaderCallback, Callback):  # type: ignore[misc]
     """Runs a reducer after every update, reports the watched metric to it, and saves it in
     checkpoints.
 
@@ -87,23 +81,13 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         loss: Callable[[Any, Any], Any] | None = None,
         forward: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        check_instance(
-            reducer,
-            InTrainingReducer,
-            "reducer",
-            "InTrainingReducer(ReductionSchedule(total_steps))",
-        )
-        reducer.check_metric(metric)
+        super().__init__(reducer, metric, data, loss, forward)
         if followers is not None and not callable(followers):
             raise ArgumentTypeError(
                 f"`followers` is {shown(followers)}; expected a function of the trainer. "
                 "Try lambda trainer: [copy]."
             )
-        self.data = checked_count(reducer, data, loss=loss, forward=forward)
-        self.loss, self.forward = loss, forward
         self.followers = followers
-        self.reducer = reducer
-        self.metric = metric
         self._hooks: list[Any] = []
         self._last_step = 0
 
@@ -145,9 +129,19 @@ class ReductionCallback(Callback):  # type: ignore[misc]
         (optimizer,) = trainer.optimizers
         # Not pl_module, which under DDP is inside of the wrapper that has to follow the cut.
         followers = [] if self.followers is None else self.followers(trainer)
-        data = None if self.data is None else partial(_calibration, trainer, self, self.data)
-        with lent(self.reducer, data):
-            self.reducer.step(step, trainer.model, optimizer, followers)
+        calibration = partial(self._calibration, trainer)
+        self._run(step, trainer.model, optimizer, calibration, followers)
+
+    def _calibration(self, trainer: Any, model: Any) -> Calibration:
+        """Calibrate by the first batches of the training loader."""
+        precision, strategy = trainer.precision_plugin, trainer.strategy
+        return self._calibrated(
+            model,
+            trainer.train_dataloader,
+            lambda batch: precision.convert_input(strategy.batch_to_device(batch)),
+            partial(_own_loss, precision),
+            self.forward,
+        )
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Report the watched metric.
@@ -183,16 +177,6 @@ class ReductionCallback(Callback):  # type: ignore[misc]
             for part in parts:
                 if part is follower or isinstance(part, LightningModule):
                     self._hooks.append(accept_shapes(part, self.reducer.options.kind))
-
-
-def _calibration(trainer: Any, callback: ReductionCallback, count: int, model: Any) -> Calibration:
-    """Calibrate by the first batches of the training loader."""
-    batches = [
-        trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch))
-        for batch in first_batches(trainer.train_dataloader, count)
-    ]
-    loss = partial(_own_loss, trainer.precision_plugin) if callback.loss is None else callback.loss
-    return calibrated_apart(model, batches, loss, callback.reducer.options, callback.forward)
 
 
 def _own_loss(precision: Any, module: Any, batch: Any) -> Any:

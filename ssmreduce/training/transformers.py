@@ -17,18 +17,18 @@ from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ssmreduce._checks import check_instance, shown, type_name
+from ssmreduce._checks import shown, type_name
 from ssmreduce._files import written_whole
 from ssmreduce.errors import ArgumentError, ArgumentTypeError, DataFileError, DistributedError
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.checkpoint import accept_shapes
-from ssmreduce.training.loader_batches import calibrated_apart, checked_count, first_batches, lent
+from ssmreduce.training.callbacks import LoaderCallback
 from ssmreduce.training.reducer import InTrainingReducer
 
 _FILE = "ssmreduce.pt"
 
 
-class ReductionCallback(TrainerCallback):  # type: ignore[misc]
+class ReductionCallback(LoaderCallback, TrainerCallback):  # type: ignore[misc]
     """Runs a reducer after every update, reports the watched metric to it, and saves it in
     checkpoints.
 
@@ -84,17 +84,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
         data: int | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        check_instance(
-            reducer,
-            InTrainingReducer,
-            "reducer",
-            "InTrainingReducer(ReductionSchedule(total_steps))",
-        )
-        reducer.check_metric(metric)
-        self.data = checked_count(reducer, data, loss=loss)
-        self.loss = loss
-        self.reducer = reducer
-        self.metric = metric
+        super().__init__(reducer, metric, data, loss)
         self._loaded = False
 
     def load(self, checkpoint: str | Path) -> None:
@@ -150,23 +140,18 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]
             self.load(_folder(args, state))
         self._loaded = False
 
-    def _calibration(self, loader: Any, count: int, device: Any, model: Any) -> Calibration:
+    def _calibration(self, loader: Any, device: Any, model: Any) -> Calibration:
         """Calibrate by the first batches of the training loader."""
-        batches = [send_to_device(batch, device) for batch in first_batches(loader, count)]
-        loss = _own_loss if self.loss is None else self.loss
-        return calibrated_apart(model, batches, loss, self.reducer.options, _outputs)
+        place = partial(send_to_device, device=device)
+        return self._calibrated(model, loader, place, _own_loss, _outputs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Run the reducer: the update is done and gradients are cleared."""
         optimizer = kwargs["optimizer"]
         # accelerate wraps it.
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        data = None
-        if self.data is not None:
-            loader = kwargs["train_dataloader"]
-            data = partial(self._calibration, loader, self.data, args.device)
-        with lent(self.reducer, data):
-            self.reducer.step(state.global_step, kwargs["model"], optimizer)
+        calibration = partial(self._calibration, kwargs["train_dataloader"], args.device)
+        self._run(state.global_step, kwargs["model"], optimizer, calibration)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report the watched metric."""

@@ -113,7 +113,7 @@ FRAMEWORK_HOMES = {
     "derivatives/jax.py",
     "derivatives/torch.py",
     "training/lightning.py",
-    "training/loader_batches.py",
+    "training/callbacks.py",
     "training/transformers.py",
     "plotting/notebook.py",
     # For type checkers alone.

@@ -34,9 +34,9 @@ from ssmreduce import (
 )
 from ssmreduce.errors import ArgumentError
 from ssmreduce.regularizers import modal_l1
-from ssmreduce.training import loader_batches
+from ssmreduce.training import callbacks
+from ssmreduce.training.callbacks import LoaderCallback, first_batches
 from ssmreduce.training.lightning import ReductionCallback as LightningCallback
-from ssmreduce.training.loader_batches import calibrated_apart, first_batches
 from ssmreduce.training.transformers import ReductionCallback as TransformersCallback
 
 pytestmark = [
@@ -129,9 +129,9 @@ def test_a_loss_that_draws_leaves_the_generators() -> None:
         return (module.net(batch[0]) - batch[1] + 0.0 * noise).square().mean()
 
     before = states()
-    calibrated_apart(
-        module, [*zip(inputs.split(4), targets.split(4), strict=True)], loss, CutOptions()
-    )
+    loader = [*zip(inputs.split(4), targets.split(4), strict=True)]
+    callback = LoaderCallback(reducer_of(), None, 8, loss)
+    callback._calibrated(module, loader, lambda batch: batch, loss, None)
     assert states() == before
 
 
@@ -283,7 +283,7 @@ def test_lightning_takes_a_loss_and_cuts_as_by_hand(tmp_path: Path) -> None:
 def test_a_module_under_fsdp2_is_refused_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_batches, "sharded_modules", lambda model: [model])
+    monkeypatch.setattr(callbacks, "sharded_modules", lambda model: [model])
     fit(Module(), LightningCallback(reducer_of()), tmp_path)
     with pytest.raises(
         ArgumentError, match=r"`data` is 4 but the module is sharded by fully_shard"

@@ -1,4 +1,5 @@
-"""The first batches of a training loader, read beside the run, in which nothing changes.
+"""`LoaderCallback`: what callbacks of trainers share; the first batches of a training loader, read beside
+the run, in which nothing changes.
 
 Importing this module imports torch.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -17,11 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from ssmreduce._checks import check_functions, positive_count, shown, type_name
+from ssmreduce._checks import check_functions, check_instance, positive_count, shown, type_name
 from ssmreduce.errors import ArgumentError
 from ssmreduce.frameworks.torch_fsdp import sharded_modules
 from ssmreduce.frameworks.torch_recording import plain, scratch
-from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibrate import calibrate
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.training.reducer import InTrainingReducer
@@ -29,32 +29,95 @@ from ssmreduce.training.reducer import InTrainingReducer
 _INSTEAD = "Give the reducer data=lambda model: calibrate(model, batches) instead."
 
 
-def checked_count(
-    reducer: InTrainingReducer, data: int | None, **functions: Callable[[Any, Any], Any] | None
-) -> int | None:
-    """Return how many batches a callback is told to calibrate by, with functions; None if it is not to.
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave the default generators of torch, NumPy and Python as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002, of data sets
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+class LoaderCallback:
+    """Runs a reducer, with the first batches of a training loader as its data if it is told how many.
 
     Raises
     ------
     ArgumentError
-        If the number is no positive int, a function none, or the reducer calibrates by itself.
+        If there is a metric and no policy that watches it, or the reverse; if the number is no positive int,
+        a function none, or the reducer calibrates by itself.
     """
-    check_functions(**functions)
-    if data is None:
+
+    def __init__(
+        self,
+        reducer: InTrainingReducer,
+        metric: str | None,
+        data: int | None,
+        loss: Callable[[Any, Any], Any] | None,
+        forward: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        example = "InTrainingReducer(ReductionSchedule(total_steps))"
+        check_instance(reducer, InTrainingReducer, "reducer", example)
+        reducer.check_metric(metric)
+        functions = {"loss": loss, "forward": forward}
+        check_functions(**functions)
+        if data is not None:
+            data = positive_count(data, "data", "how many batches of the training loader calibrate")
+            if reducer.data is not None:
+                raise ArgumentError(
+                    f"`data` is {data} but the reducer has data={shown(reducer.data)}; expected one of "
+                    "them. Leave out the other."
+                )
         for name, function in functions.items():
-            if function is not None:
+            if data is None and function is not None:
                 raise ArgumentError(
                     f"`{name}` is {shown(function)} but `data` is None; expected a number of batches. Pass "
                     "data=8."
                 )
-        return None
-    count = positive_count(data, "data", "how many batches of the training loader calibrate")
-    if reducer.data is not None:
-        raise ArgumentError(
-            f"`data` is {data} but the reducer has data={shown(reducer.data)}; expected one of them. Leave "
-            "out the other."
+        self.reducer, self.metric, self.data = reducer, metric, data
+        self.loss, self.forward = loss, forward
+
+    def _run(
+        self,
+        step: int,
+        model: Any,
+        optimizer: Any,
+        calibration: Callable[[Any], Calibration],
+        followers: Sequence[Any] = (),
+    ) -> None:
+        """Run the reducer after an update, which has the calibration for this step, however that ends."""
+        own = self.reducer.data
+        try:
+            if self.data is not None:
+                self.reducer.data = calibration
+            self.reducer.step(step, model, optimizer, followers)
+        finally:
+            self.reducer.data = own
+
+    @_generators_kept()
+    def _calibrated(
+        self,
+        model: Any,
+        loader: Any,
+        place: Callable[[Any], Any],
+        loss: Callable[[Any, Any], Any],
+        forward: Callable[[Any, Any], Any] | None,
+    ) -> Calibration:
+        """Calibrate a copy of a model by batches, each put in its place: a step of training may change more
+        than weights. The loss is the usual one, where the user gave none.
+        """
+        return calibrate(
+            scratch(plain(model)),
+            [place(batch) for batch in first_batches(loader, self.data or 1)],
+            loss=self.loss or loss,
+            forward=forward,
+            options=self.reducer.options,
+            max_sequences=sys.maxsize,
         )
-    return count
 
 
 def check_can_be_copied(model: Any, count: int | None) -> None:
@@ -67,19 +130,7 @@ def check_can_be_copied(model: Any, count: int | None) -> None:
         )
 
 
-@contextmanager
-def lent(reducer: InTrainingReducer, data: Callable[[Any], Calibration] | None) -> Iterator[None]:
-    """Give a reducer what to calibrate by for one step, however that ends."""
-    if data is None:
-        yield
-        return
-    try:
-        reducer.data = data
-        yield
-    finally:
-        reducer.data = None
-
-
+@_generators_kept()
 def first_batches(loader: Any, count: int) -> list[Any]:
     """Return the first batches of a fresh pass over a loader, or all if there are fewer.
 
@@ -91,8 +142,7 @@ def first_batches(loader: Any, count: int) -> list[Any]:
     ArgumentError
         If the loader, or its data set, can be read once only, or its samplers cannot be copied.
     """
-    with _generators_kept():
-        return list(islice(iter(_fresh(loader)), count))
+    return list(islice(iter(_fresh(loader)), count))
 
 
 def _fresh(loader: Any) -> Iterable[Any]:
@@ -140,35 +190,3 @@ def _checked_batches(loader: Any) -> Iterable[Any]:
             f"read more than once. {_INSTEAD}"
         )
     return loader  # type: ignore[no-any-return]
-
-
-def calibrated_apart(
-    model: Any,
-    batches: list[Any],
-    loss: Callable[[Any, Any], Any],
-    options: CutOptions,
-    forward: Callable[[Any, Any], Any] | None = None,
-) -> Calibration:
-    """Calibrate a copy of a model by all of some batches: a step of training may change more than weights."""
-    with _generators_kept():
-        return calibrate(
-            scratch(plain(model)),
-            batches,
-            loss=loss,
-            forward=forward,
-            options=options,
-            max_sequences=sys.maxsize,
-        )
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Leave the default generators of torch, NumPy and Python as they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002, of data sets
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
