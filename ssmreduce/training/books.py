@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ssmreduce.frameworks.framework import Snapshot
-from ssmreduce.frameworks.handle import Path
 from ssmreduce.layers.options import plain_name
-from ssmreduce.models.cut import Results
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import OrderRule
 from ssmreduce.training.policy import RollbackPolicy, Trial
@@ -39,6 +37,8 @@ class Books:
         The cut that can still be undone.
     was_told : bool
         Whether a metric was reported since the last step.
+    is_checked : bool
+        Whether the model was seen, and nothing about it ends all attempts.
     """
 
     events: tuple[ReductionEvent, ...] = ()
@@ -49,6 +49,7 @@ class Books:
     stopped: frozenset[str] = frozenset()
     trial: Trial | None = None
     was_told: bool = False
+    is_checked: bool = False
 
     @property
     def on_trial(self) -> Trial | None:
@@ -92,13 +93,11 @@ class Books:
     def with_cut(
         self,
         step: int,
-        results: Results,
+        named: Mapping[str, LayerReduction],
         order: OrderRule,
-        name_of: Callable[[Path], str],
         snapshots: list[Snapshot] | None,
     ) -> Books:
-        """The books with a cut in them, on trial if there are snapshots."""
-        named = {name_of(path): result for path, result in results.items()}
+        """The books with a cut of layers in them, on trial if there are snapshots."""
         books = replace(self, waiting=False)
         if not named:
             return books
@@ -107,7 +106,7 @@ class Books:
             books,
             events=(*books.events, *events),
             trial=None if snapshots is None else Trial(int(step), [*named], snapshots),
-            last_cut=named,
+            last_cut=dict(named),
         )
 
     def with_rollback(self, step: int, trial: Trial) -> Books:

@@ -1,9 +1,13 @@
-"""`Recorder`: the records that a reducer takes for its trace, and what it tells a writer of TensorBoard."""
+"""`Recorder`: the records that a reducer takes for its trace, and what it tells a writer of TensorBoard.
+
+The writer is one that the user brings: any object with ``add_scalar(tag, value, step)`` will do, such as
+torch's ``SummaryWriter``.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +18,21 @@ from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import agreement, with_full_layers
 from ssmreduce.models.search import Layers
-from ssmreduce.training.board import write_event, write_trace
 from ssmreduce.training.records import HankelRecord
 from ssmreduce.training.trace import HankelTrace
 from ssmreduce.training.tracking import ReductionEvent
+
+_OF_EVENTS = (
+    "measured_error",
+    "error_bound",
+    "seconds",
+    "output_error",
+    "loss_before",
+    "loss_after",
+    "unmatched_loss",
+    "constant_loss",
+)
+"""What the writer is told of a cut, besides the order."""
 
 
 class Recorder:
@@ -64,9 +79,37 @@ class Recorder:
         if self.writer is None:
             return
         if trace.records[-1:] != latest:
-            write_trace(self.writer, trace)
+            for layer in trace.layers:
+                self._write_record(trace, layer)
         for event in events:
-            write_event(self.writer, event)
+            self._write_event(event)
+
+    def _write_record(self, trace: HankelTrace, layer: str) -> None:
+        """Write the latest record of a layer, and how its ranking agrees with the one before."""
+        latest = trace.of_layer(layer)[-1]
+        scalars = {"order": latest.shares.shape[-1], "states_kept": latest.kept(trace.share).size}
+        for name, values in (("hsv", latest.hsv), ("data_hsv", latest.data_hsv)):
+            if values is not None:
+                scalars[f"{name}_sum"] = float(values.sum())
+                scalars[f"{name}_largest"] = float(values.max())
+        for previous in trace.agreement(layer)[-2:-1]:
+            scalars["overlap"] = previous.overlap
+            scalars["rank_correlation"] = previous.rank_correlation
+        self._write(layer, latest.step, scalars)
+
+    def _write_event(self, event: ReductionEvent) -> None:
+        """Write a cut; once undone, the old order and the step of that cut."""
+        if event.rolled_back is None:
+            scalars = {name: getattr(event, name) for name in _OF_EVENTS}
+            self._write(event.layer, event.step, {"order": event.new_order, **scalars})
+        else:
+            scalars = {"order": event.old_order, "rolled_back": event.step}
+            self._write(event.layer, event.rolled_back, scalars)
+
+    def _write(self, layer: str, step: int, scalars: Mapping[str, float | None]) -> None:
+        for name, value in scalars.items():
+            if value is not None:
+                self.writer.add_scalar(f"ssmreduce/{layer}/{name}", value, step)
 
     def _try(self, step: int, record: Callable[[], None]) -> None:
         """Record, or say once why there are no records any more."""

@@ -29,15 +29,7 @@ from ssmreduce.models.held_out import AboveChance
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import search
 from ssmreduce.reduction.order import HankelMass, OrderRule, as_rule
-from ssmreduce.training.attempts import (
-    Outcome,
-    Terms,
-    Turn,
-    attempt,
-    check_model,
-    undo,
-    warn_if_idle,
-)
+from ssmreduce.training.attempts import Standing, Terms, Turn, attempt, check_model, undo
 from ssmreduce.training.books import Books
 from ssmreduce.training.policy import RollbackPolicy
 from ssmreduce.training.recorder import Recorder
@@ -177,8 +169,6 @@ class InTrainingReducer:
             )
         self.above_chance = above_chance
         self._books = Books()
-        self._idle_step = 0
-        self._is_checked = False
         self._recorder = Recorder()
 
     @property
@@ -226,6 +216,10 @@ class InTrainingReducer:
         if books.on_trial is not None:
             return books.failed(self._watched) is not None
         return books.may_cut(self._watched) and (books.waiting or self._comes_due(step))
+
+    @property
+    def _terms(self) -> Terms:
+        return Terms(self.order, self.gate, self.options, self.above_chance, self.rollback)
 
     @overload
     def step(self, step: int, model: Any, opt_state: Any) -> tuple[Any, Any]: ...
@@ -296,34 +290,26 @@ class InTrainingReducer:
                 "in JAX. Call reducer.step(step, model, optimizer), with None where there is none."
             )
         copies = [] if followers is None else checked_followers(followers)
-        if not self._is_checked:
-            given = [model, *copies]
-            has_data = self.data is not None
-            settings = self.options, self.above_chance, self.rollback
-            check_model(given, opt_state, *settings, has_data=has_data)
-            if not self.events:  # later on layers have fewer states because they were cut
-                warn_if_idle(model, self.order, self.options, has_data=has_data)
-        if self._is_idle(step):
-            self._idle_step, self._is_checked = max(step, self._idle_step), True
-            return (model, opt_state) if followers is None else (model, opt_state, copies)
         models = (model, *copies)
+        if not self._books.is_checked:
+            has_data, has_cut = self.data is not None, bool(self.events)
+            check_model(models, opt_state, self._terms, has_data=has_data, has_cut=has_cut)
         trace = HankelTrace(1) if self.trace is None else self.trace
         latest = trace.records[-1:]
         recording = self._recorder.recorded(self.trace, step, model, self.options)
         books = self._seen(step, model)
-        turn = partial(self._turned, records=recording.records, is_checked=True)
+        made = before = Standing(models, opt_state, books)
+        turn = partial(self._turned, records=recording.records)
         failed = books.failed(self._watched)
         if failed is not None:
-            made = undo(step, failed, models, opt_state, books, turn, self.options)
+            made = undo(step, failed, before, turn, self.options)
         elif books.trial is None and books.waiting:
-            made = self._attempt(step, models, opt_state, books, turn, recording)
-        else:
-            made = Outcome(models, opt_state, books)
+            made = self._attempt(step, before, turn, recording)
         self._recorder.write(made.books.news(books), recording, latest)
         (model, *copies), opt_state = made.models, made.opt_state
         answer = (model, opt_state) if followers is None else (model, opt_state, copies)
         # Pytrees are the caller's when this returns: no call in between, where Ctrl-C could come.
-        self._books, trace.records, self._is_checked = made.books, recording.records, True
+        self._books, trace.records = made.books, recording.records
         if made.warning:  # nothing was cut
             warn_caller(made.warning, UserWarning)
         return answer
@@ -380,7 +366,7 @@ class InTrainingReducer:
         books = self._books
         return {
             "settings": self._settings(),
-            "step": self._last_step,
+            "step": books.step,
             "events": [event.to_dict() for event in books.events],
             "waiting": books.waiting,
             "metric": books.metric,
@@ -411,34 +397,18 @@ class InTrainingReducer:
         error nor Ctrl-C leaves it half-loaded.
         """
         books, records = checked_state(state, self._settings(), self._watched, self.trace)
-        commit(self._turned(books, records, is_checked=False))
+        commit(self._turned(books, records))
 
-    def _turned(
-        self, books: Books, records: Sequence[HankelRecord], *, is_checked: bool
-    ) -> list[Step]:
+    def _turned(self, books: Books, records: Sequence[HankelRecord]) -> list[Step]:
         """What puts these books and records in the place of the present ones."""
-        steps: list[Step] = [
-            Assignment(self, "_books", books),
-            Assignment(self, "_idle_step", 0),
-            Assignment(self, "_is_checked", is_checked),
-        ]
+        steps: list[Step] = [Assignment(self, "_books", books)]
         if self.trace is not None:
             steps.append(Assignment(self.trace, "records", records))
         return steps
 
-    @property
-    def _last_step(self) -> int:
-        return max(self._books.step, self._idle_step)
-
     def _comes_due(self, step: int) -> bool:
         """Whether an attempt is due at this step, or was due at one that was passed over."""
-        return any(self._last_step < at <= step for at in self.schedule.steps)
-
-    def _is_idle(self, step: int) -> bool:
-        """Whether a step has nothing to do but to be counted."""
-        books = self._books
-        changes = books.waiting or books.was_told or books.trial is not None
-        return self.trace is None and not changes and not self._comes_due(step)
+        return any(self._books.step < at <= step for at in self.schedule.steps)
 
     def _seen(self, step: int, model: Any) -> Books:
         """The books at the beginning of a step."""
@@ -448,45 +418,31 @@ class InTrainingReducer:
         return replace(
             books,
             trial=books.on_trial,
-            step=max(step, self._last_step),
+            step=max(step, books.step),
             waiting=books.waiting or self._comes_due(step),
+            is_checked=True,
         )
 
-    def _attempt(
-        self,
-        step: int,
-        models: Sequence[Any],
-        opt_state: Any,
-        books: Books,
-        turn: Turn,
-        recording: HankelTrace,
-    ) -> Outcome:
-        if not books.may_cut(self._watched):
+    def _attempt(self, step: int, before: Standing, turn: Turn, recording: HankelTrace) -> Standing:
+        if not before.books.may_cut(self._watched):
             warning = (
                 f"the attempt due after step {step} waits: no finite metric was reported. Call "
                 "reducer.report(metric) before the first attempt, or leave `rollback` out."
             )
-            return Outcome(models, opt_state, books, warning if self._comes_due(step) else "")
-        found = search(models[0], self.options)
+            return replace(before, warning=warning if self._comes_due(step) else "")
+        found = search(before.models[0], self.options)
         with agreement(found.team):
             found.check()  # an error of the user, not of this attempt
         data = None
         if self.data is not None:
             trace = None if self.trace is None else recording
             data = partial(self._recorder.calibrated, self.data, trace, step)
-        terms = Terms(
-            self.order,
-            self.gate,
-            data,
-            above_chance=self.above_chance,
-            at_cut=None if self.rollback is None else self.rollback.at_cut,
-            is_watched=self._watched is not None,
-        )
         try:
-            return attempt(step, found, models, opt_state, books, turn, terms)
+            return attempt(step, found, before, turn, self._terms, data)
         except SSMReduceError as error:
             warning = (
                 f"no cut after step {step}, {self.schedule.outlook(step)}; model and optimizer state are "
                 f"as they were: {error}"
             )
-            return Outcome(models, opt_state, replace(books, waiting=False), warning)
+            books = replace(before.books, waiting=False)
+            return replace(before, books=books, warning=warning)
