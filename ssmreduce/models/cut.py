@@ -125,8 +125,9 @@ def _agreed(
         full = found.of(view).with_copies(state)
     copies = [_gathered(found.of(each), None)[0] for each in followers]
     team.check_same(lambda: _held([full, *(found.of(each) for each in copies)], only))
-    own = partial(plan_cut, full, state, decide, copies, only=only, for_team=True)
-    plan: CutPlan = team.decide(own)
+    plan: CutPlan = team.decide(
+        partial(plan_cut, full, state, decide, copies, only=only, for_team=True)
+    )
     return plan
 
 
@@ -261,25 +262,19 @@ def _held(models: Sequence[Layers], only: Collection[str] | None) -> dict[str, s
     first = models[0].meant
     only = None if only is None else models[0].with_same(only)
     for number, found in enumerate(models):
-        layers = counterparts(first, found.meant) if number else first
+        of = f" of follower {number}" if number else ""
         own = [
             layer
-            for layer, handle in zip(layers, first, strict=True)
+            for layer, handle in zip(counterparts(first, found.meant), first, strict=True)
             if only is None or handle.name in only
         ]
         found.framework.check_ready(found.model, own)
-        held |= _hashes(own, f" of follower {number}" if number else "")
+        for layer in own:
+            with naming(f"while reducing layer `{layer.name}`{of}"):
+                layer.kind.check(layer.weights)
+            digest = hashlib.sha256()
+            for key, value in layer.weights.items():
+                digest.update(key.encode())
+                digest.update(np.ascontiguousarray(value).tobytes())
+            held[f"the weights of layer `{layer.name}`{of}"] = digest.hexdigest()
     return held
-
-
-def _hashes(handles: Sequence[LayerHandle], of: str) -> dict[str, str]:
-    hashes: dict[str, str] = {}
-    for handle in handles:
-        with naming(f"while reducing layer `{handle.name}`{of}"):
-            handle.kind.check(handle.weights)
-        digest = hashlib.sha256()
-        for key, value in handle.weights.items():
-            digest.update(key.encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
-        hashes[f"the weights of layer `{handle.name}`{of}"] = digest.hexdigest()
-    return hashes

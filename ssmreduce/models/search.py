@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -103,21 +103,18 @@ class Layers:
             If a layer could be a copy of several trained ones.
         """
         found = self.framework.copies_inside(self.model, opt_state, self.handles)
-        copies = {
-            each.path: self._original(each, found[each.path])
-            for each in self.meant
-            if each.path in found
-        }
+        copies = {}
+        for copy in self.meant:
+            originals = found.get(copy.path, [])
+            if len(originals) > 1:
+                raise UnsupportedLayerError(
+                    f"layer `{copy.name}` of `model` is not trained and may be a copy of "
+                    f"{listed([f'`{each.name}`' for each in originals])}; expected one that it follows. "
+                    f"Leave it as it is with options=CutOptions(exclude=({copy.name!r},))."
+                )
+            if originals:
+                copies[copy.path] = originals[0]
         return replace(self, copies=copies) if copies else self
-
-    def _original(self, copy: LayerHandle, originals: Sequence[LayerHandle]) -> LayerHandle:
-        if len(originals) > 1:
-            raise UnsupportedLayerError(
-                f"layer `{copy.name}` of `model` is not trained and may be a copy of "
-                f"{listed([f'`{each.name}`' for each in originals])}; expected one that it follows. Leave it "
-                f"as it is with options=CutOptions(exclude=({copy.name!r},))."
-            )
-        return originals[0]
 
     def check(self) -> None:
         """Raise unless there is something to cut.
@@ -188,8 +185,9 @@ class Layers:
             dict(handle.weights)
 
 
-Kind = Layer | str | None
-"""What a part of a model is: a layer, the reason why it cannot be reduced, or none."""
+Part = tuple[Path, Any, dict[str, int], Layer | str | None]
+"""Where a part of a model is, the part, the axes of its arrays, and what it is: a layer, the reason why it
+cannot be reduced, or none."""
 
 
 def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
@@ -202,12 +200,12 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
     said = {name: told(kind) for name, kind in by_name.items()}
     usual = None if by_name or options.kind is None else told(options.kind)
 
-    found: dict[str, tuple[Path, Any, dict[str, int], Kind]] = {}
+    found: dict[str, Part] = {}
     outermost: Path | None = None
     for path, part, axes in framework.find(model):
         if outermost is not None and path[: len(outermost)] == outermost:
             continue
-        kinds: list[Kind] = []
+        kinds: list[Layer | str | None] = []
         for each in (usual, *said.values()):
             try:
                 kinds.append(kind_of(part, axes, each))
@@ -234,11 +232,10 @@ def search(model: Any, options: CutOptions = CutOptions()) -> Layers:
 
 
 def _said_by_name(
-    found: Mapping[str, tuple[Path, Any, dict[str, int], Kind]],
-    said: Mapping[str, Layer | type[Layer] | None],
-) -> dict[str, tuple[Path, Any, dict[str, int], Kind]]:
+    found: Mapping[str, Part], said: Mapping[str, Layer | type[Layer] | None]
+) -> dict[str, Part]:
     """The parts that are named, as what they are said to be; others that are like it may be anything."""
-    named: dict[str, tuple[Path, Any, dict[str, int], Kind]] = {}
+    named: dict[str, Part] = {}
     for given, told in said.items():
         for name in names_meant(given, found):
             path, part, axes, kind = found[name]
