@@ -6,9 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssmreduce._array_libraries import (
-    HostArray,
-)
 from ssmreduce.frameworks.handle import LayerChange, Path
 
 
@@ -18,12 +15,6 @@ class StateDicts(ABC):
     @abstractmethod
     def check_saved(self, present: Any, saved: Any, name: str) -> None:
         """Raise `ShapeError` unless `saved`, called so in messages, can replace an entry of a state dict."""
-
-    @abstractmethod
-    def saved_weights(
-        self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]
-    ) -> dict[str, HostArray]:
-        """Return what a state dict holds for the named arrays of a layer, at double precision."""
 
     @abstractmethod
     def load_state(

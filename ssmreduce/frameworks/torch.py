@@ -134,30 +134,12 @@ class TorchFramework(Framework, StateDicts):
 
     check_saved = staticmethod(torch_saved.check_tensor)
 
-    def saved_weights(
-        self, state_dict: Mapping[str, Any], prefix: str, names: Sequence[str]
-    ) -> dict[str, HostArray]:
-        """Return what a state dict holds for the named arrays of a layer."""
-        return host_arrays({name: state_dict[prefix + name] for name in names})
-
     def load_state(
         self, model: Any, state_dict: Mapping[str, Any], changes: Sequence[LayerChange]
     ) -> None:
         """Give attributes and parameters the sizes, then load strictly."""
-        attributes = [assigned(*each) for change in changes for each in dependents(model, change)]
-        pairs = [
-            (tensor, tensor.detach().new_zeros(shape))
-            for name, tensor in model.state_dict(keep_vars=True).items()
-            if torch.is_tensor(tensor) and tensor.shape != (shape := state_dict[name].shape)
-        ]
-        pairs += [
-            (change.handle.arrays[name], new)
-            for change in changes
-            for name, new in tensors_like(change.handle.arrays, change.values).items()
-        ]
-        shapes = [*attributes, *replaced(model, pairs)]
-        loading = torch_saved.loading_steps(model, state_dict, shapes)
-        commit(torch_config.all_steps(model, [change.handle for change in changes], loading))
+        resizes = self.prepared(model, changes, None, {}).steps
+        commit(torch_saved.loading_steps(model, state_dict, resizes))
 
     take_sizes = staticmethod(torch_config.take_sizes)
 

@@ -12,7 +12,6 @@ from ssmreduce import _checks
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle
-from ssmreduce.frameworks.saved import StateDicts
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.search import find_layers, search
 
@@ -79,7 +78,7 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: Any = None)
         here, there = _shape(value), _shape(state_dict[name])
         if here is not None and there is not None and len(here) != len(there):
             raise _other_shape(name, there, here)
-    changes = [_resize(handle, own, state_dict, loader) for handle in handles]
+    changes = [_resize(handle, own, state_dict) for handle in handles]
     free = {name for handle in handles for name in _free_names(handle, own)}
     for name, value in own.items():
         if name not in free and _shape(value) != _shape(state_dict[name]):
@@ -89,15 +88,12 @@ def load_reduced(model: Any, state_dict: Mapping[str, Any], *, kind: Any = None)
 
 
 def _resize(
-    handle: LayerHandle,
-    own: Mapping[str, Any],
-    state_dict: Mapping[str, Any],
-    loader: StateDicts,
+    handle: LayerHandle, own: Mapping[str, Any], state_dict: Mapping[str, Any]
 ) -> LayerChange:
     """The change of one layer to the number of states in a state dict; `ShapeError` if it does not fit."""
     kind, prefix = handle.kind, _prefix(handle)
     names = [name for name in kind.shapes if prefix + name in state_dict]
-    saved = loader.saved_weights(state_dict, prefix, names)
+    saved = handle.framework.on_host({name: state_dict[prefix + name] for name in names})
     unsaved = kind.unsaved(handle.weights, saved)
     new = {**handle.weights, **saved, **unsaved}
     with _checks.naming(f"in layer `{handle.name}`"):
@@ -125,7 +121,9 @@ def _resize(
             continue
         if not _is_scaled(here or (), there or (), *counts.values()):
             raise _other_shape(prefix + name, there, here)
-    return LayerChange(handle, unsaved, counts["the state dict"] / counts["the model"])
+    others = {name: value for name, value in saved.items() if value.shape != old[name].shape}
+    ratio = counts["the state dict"] / counts["the model"]
+    return LayerChange(handle, {**others, **unsaved}, ratio)
 
 
 def _free_names(handle: LayerHandle, own: Mapping[str, Any]) -> set[str]:
