@@ -7,10 +7,11 @@ elsewhere all stay valid.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+import copy
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -85,6 +86,28 @@ def tensors_like(
         new = torch.from_numpy(np.array(value, order="C")).to(tensor.device, tensor.dtype)
         made[key] = sharded_like(tensor, new) if in_shards and isinstance(tensor, SHARDED) else new
     return made
+
+
+@runtime_checkable
+class NamedTuple(Protocol):
+    """Any class of named tuples."""
+
+    def _make(self, parts: list[Any]) -> Any: ...
+
+
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return what `function` makes of a tensor, or of those in containers, in containers of their own."""
+    if torch.is_tensor(value):
+        return function(value)
+    if isinstance(value, Mapping):
+        made: Any = copy.copy(value)
+        for key, entry in value.items():
+            made[key] = mapped(entry, function)
+        return made
+    if not isinstance(value, list | tuple):
+        return value
+    parts = [mapped(entry, function) for entry in value]
+    return value._make(parts) if isinstance(value, NamedTuple) else type(value)(parts)
 
 
 @dataclass(eq=False)

@@ -6,9 +6,8 @@ depends: the model itself, or where a model returns its loss, or a loss calls a 
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch._C import _functorch
 
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.recording import SAME_LOSS
-from ssmreduce.frameworks.torch_recording import NamedTuple, evaluated, record
+from ssmreduce.frameworks.torch_arrays import mapped
+from ssmreduce.frameworks.torch_recording import evaluated, record
 
 _ENOUGH = 8
 """Sequences of which a mean says little about each."""
@@ -37,11 +37,11 @@ def constant_losses(
         return {}
     (count,) = counts
     for module in _around(model, handles):
-        zero = _with_output(model, module, partial(_zero, count), run)
+        zero = _with_output(model, module, partial(_changed, count, _zero), run)
         if not math.isclose(zero, float(usual[0].detach()), rel_tol=SAME_LOSS):
             found = {"zero": zero}
             if count >= _ENOUGH:
-                found["mean"] = _with_output(model, module, partial(_mean, count), run)
+                found["mean"] = _with_output(model, module, partial(_changed, count, _mean), run)
             return {kind: value for kind, value in found.items() if math.isfinite(value)}
     return {}
 
@@ -64,46 +64,26 @@ def _with_output(
     run: Callable[[Any], Any],
 ) -> float:
     """The loss of a run in which the output of a module is another."""
-    hook = module.register_forward_hook(lambda module, args, output: _changed(output, change))
-    try:
+    with module.register_forward_hook(lambda module, args, output: mapped(output, change)):
         return evaluated(model, run)
-    finally:
-        hook.remove()
 
 
-def _changed(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The tensors in an output changed, in containers of their own."""
-    if torch.is_tensor(output):
-        return change(output)
-    if isinstance(output, Mapping):
-        made = copy.copy(output)
-        for key, value in output.items():
-            made[key] = _changed(value, change)  # type: ignore[index]
-        return made
-    if isinstance(output, list):
-        return [_changed(each, change) for each in output]
-    if isinstance(output, tuple):
-        parts = [_changed(each, change) for each in output]
-        return output._make(parts) if isinstance(output, NamedTuple) else type(output)(parts)
-    return output
-
-
-def _is_of_sequences(count: int, tensor: torch.Tensor) -> bool:
-    return (
+def _changed(
+    count: int, change: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor
+) -> torch.Tensor:
+    """A tensor of as many sequences changed; any other as it is."""
+    is_of_sequences = (
         tensor.is_floating_point()
         and not _functorch.is_batchedtensor(tensor)
         and tensor.ndim > 0
         and tensor.shape[0] == count
     )
+    return change(tensor) if is_of_sequences else tensor
 
 
-def _mean(count: int, tensor: torch.Tensor) -> torch.Tensor:
-    if not _is_of_sequences(count, tensor):
-        return tensor
+def _mean(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.mean(dim=0, keepdim=True).expand_as(tensor).clone()
 
 
-def _zero(count: int, tensor: torch.Tensor) -> torch.Tensor:
-    if not _is_of_sequences(count, tensor):
-        return tensor
+def _zero(tensor: torch.Tensor) -> torch.Tensor:
     return 0.0 * tensor.nan_to_num(0.0, 0.0, 0.0)  # a loss may differentiate them

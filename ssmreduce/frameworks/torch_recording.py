@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch._C import _functorch
@@ -24,6 +24,7 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import ArgumentError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.recording import Recorded
+from ssmreduce.frameworks.torch_arrays import NamedTuple
 from ssmreduce.frameworks.torch_fsdp import sharded_modules
 
 
@@ -50,20 +51,16 @@ def record(
         _Kernel(model, each, calls) if each.kind.ports(each.weights)[0] else _Watched(each, calls)
         for each in handles
     ]
-    hooks: list[Any] = []
     with (
         untouched(model, handles, differentiates=differentiates),
         torch.inference_mode(False),
         torch.set_grad_enabled(differentiates),
     ):
-        try:
+        with ExitStack() as hooks, suppress(_Enough):
             for each in watched:
-                hooks += each.hooks()
-            with suppress(_Enough):
-                value = run(model)
-        finally:
-            for hook in hooks:
-                hook.remove()
+                for hook in each.hooks():
+                    hooks.enter_context(hook)
+            value = run(model)
         if differentiates:
             _differentiate(value, [call for _, call in calls.every])
     recorded: dict[Path, list[Recorded]] = {}
@@ -107,11 +104,6 @@ class _Seen:
         self.channels_first = False
         self._axis = _functorch.maybe_get_bdim(tensor) if batched else 0
 
-    def kept(self) -> _Seen:
-        """The same with values of its own: the model may change the tensor in place."""
-        self.raw = self.raw.detach().clone()
-        return self
-
     def arranged(self, tensor: torch.Tensor) -> torch.Tensor:
         """Axes of the tensor itself, or of its derivative, in their order."""
         tensor = tensor.movedim(self._axis, 0)
@@ -136,19 +128,15 @@ class _Call:
 
     def recorded(self) -> Recorded:
         """What is kept of it, on the host."""
-        first, squares = None, None
-        if self.output is not None and self.computes_output:
-            first = _host(self.output.values[0])
-        if self.output is not None and self.derivative is not None:
-            sizes = self.output.arranged(self.derivative).abs()
+        output, first, squares = self.output, None, None
+        if output is not None and self.computes_output:
+            first = _host(output.values[0])
+        if output is not None and self.derivative is not None:
+            sizes = output.arranged(self.derivative).abs()
             wide = torch.promote_types(sizes.dtype, torch.float32)  # squares underflow in half
-            squares = sizes.to(wide).square().mean(dim=-1)
-        return Recorded(
-            _host(self.inputs.values),
-            first,
-            None if squares is None else _host(squares),
-            None if self.mask is None else _host(self.mask.raw),
-        )
+            squares = _host(sizes.to(wide).square().mean(dim=-1))
+        mask = None if self.mask is None else _host(self.mask.raw)
+        return Recorded(_host(self.inputs.values), first, squares, mask)
 
 
 class _Enough(BaseException):
@@ -189,22 +177,19 @@ class _Watched:
         _, self._width, _ = handle.kind.ports(handle.weights)
         self._latest: _Call | None = None
 
-    def hooks(self) -> list[Any]:
+    def hooks(self) -> Iterator[Any]:
         """Register hooks that add to the calls."""
         layer = self._handle.layer
-        return [
-            layer.register_forward_pre_hook(self._enter, with_kwargs=True),
-            layer.register_forward_hook(self._leave),
-        ]
+        yield layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        yield layer.register_forward_hook(self._leave)
 
     def _enter(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _first_tensor((*args, *kwargs.values()))
-        seen = None if given is None else _Seen(given).kept()
+        seen = _kept(given)
         if seen is None or seen.values.ndim != 3 or seen.values.shape[-1] != self._width:
             raise _no_sequences(self._handle, given, f"(N, L, {self._width})")
         mask = kwargs.get(self._handle.kind.masked_by)
-        told = _Seen(mask).kept() if torch.is_tensor(mask) else None
-        self._latest = _Call(seen, mask=told)
+        self._latest = _Call(seen, mask=_kept(mask) if torch.is_tensor(mask) else None)
         self._calls.add(self._handle.path, self._latest)
 
     def _leave(self, layer: Any, args: tuple[Any, ...], output: Any) -> Any:
@@ -236,18 +221,17 @@ class _Kernel:
         self._latest: _Call | None = None
         self._passed = ""
 
-    def hooks(self) -> list[Any]:
+    def hooks(self) -> Iterator[Any]:
         """Register hooks on the holder, the kernel and its siblings."""
-        siblings = [each for each in self._holder.children() if each is not self._handle.layer]
-        return [
-            self._holder.register_forward_pre_hook(self._enter, with_kwargs=True),
-            self._handle.layer.register_forward_hook(self._used),
-            *(each.register_forward_pre_hook(self._pass) for each in siblings),
-        ]
+        yield self._holder.register_forward_pre_hook(self._enter, with_kwargs=True)
+        for each in self._holder.children():
+            if each is self._handle.layer:
+                yield each.register_forward_hook(self._used)
+            else:
+                yield each.register_forward_pre_hook(self._pass)
 
     def _enter(self, holder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = _first_tensor((*args, *kwargs.values()))
-        self._given = None if given is None else _Seen(given).kept()
+        self._given = _kept(_first_tensor((*args, *kwargs.values())))
         self._latest, self._passed = None, ""
 
     def _used(self, kernel: Any, args: tuple[Any, ...], output: Any) -> None:
@@ -287,11 +271,9 @@ class _Kernel:
                 call.output = seen
 
 
-@runtime_checkable
-class NamedTuple(Protocol):
-    """Any class of named tuples."""
-
-    def _make(self, parts: list[Any]) -> Any: ...
+def _kept(tensor: torch.Tensor | None) -> _Seen | None:
+    """A tensor as it is met, with values of its own: the model may change it in place."""
+    return None if tensor is None else _Seen(tensor.detach().clone())
 
 
 def _first_tensor(given: Sequence[Any]) -> torch.Tensor | None:

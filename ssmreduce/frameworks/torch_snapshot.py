@@ -8,7 +8,6 @@ the model without the wrappers of ``torch.compile`` and of DDP.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.framework import Snapshot
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle
-from ssmreduce.frameworks.torch_arrays import replaced, sharded_like, whole
+from ssmreduce.frameworks.torch_arrays import mapped, replaced, sharded_like, whole
 from ssmreduce.frameworks.torch_attributes import Dependent, assigned, attribute, dependents
 from ssmreduce.frameworks.torch_config import all_steps
 from ssmreduce.frameworks.torch_distributed import gradient_holders
@@ -121,7 +120,8 @@ def _entry(saved: dict[str, Any], present: dict[str, Any], parameter: Any) -> di
     for field, value in saved.items():
         # Step counts stay on the host unless the optimizer keeps them elsewhere.
         shaped = torch.is_tensor(value) and value.ndim > 0
-        new = _copied(value, _device(present.get(field)) or (parameter.device if shaped else None))
+        usual = parameter.device if shaped else "cpu"
+        new = _copied(value, getattr(present.get(field), "device", usual))
         entry[field] = sharded_like(parameter, new) if shaped else new
     return entry
 
@@ -182,23 +182,12 @@ def _dependents(model: Any, handles: Sequence[LayerHandle]) -> Iterator[tuple[st
                 yield names[id(module)], each
 
 
-def _device(value: Any) -> Any:
-    """The device of a tensor; None for anything else."""
-    return getattr(value, "device", None)
-
-
 def _device_for(name: str, owner: Any, model: Any) -> Any:
     """The device of what is there under that name, else that of the nearest parameters."""
-    parameters = itertools.chain(owner.parameters(), model.parameters())
-    return _device(getattr(owner, name, None)) or _device(next(parameters, None))
+    near = (getattr(owner, name, None), *owner.parameters(), *model.parameters())
+    return next((each.device for each in near if torch.is_tensor(each)), "cpu")
 
 
-def _copied(value: Any, device: Any = None) -> Any:
-    """A copy on `device`, the host by default, of a tensor or of a container of them."""
-    if torch.is_tensor(value):
-        return whole(value.detach()).to(device or "cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(entry, device) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(entry, device) for entry in value)
-    return value
+def _copied(value: Any, device: Any = "cpu") -> Any:
+    """A copy of a tensor or of a container of them."""
+    return mapped(value, lambda each: whole(each.detach()).to(device, copy=True))
