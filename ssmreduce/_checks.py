@@ -60,12 +60,15 @@ def require_backend(module: str, *, extra: str) -> ModuleType:
 
 
 @contextmanager
-def naming(place: str) -> Iterator[None]:
-    """Begin the message of an error with where it came up, such as "while reducing layer `encoder`"."""
+def naming(place: str, advice: str = "") -> Iterator[None]:
+    """Begin the message of an error with where it came up, such as "while reducing layer `encoder`".
+
+    `advice` is what to try there, and ends it.
+    """
     try:
         yield
     except SSMReduceError as error:
-        raise type(error)(f"{place}: {error}") from error
+        raise type(error)(f"{place}: {error}{advice}") from error
 
 
 def type_name(value: object) -> str:

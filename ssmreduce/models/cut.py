@@ -14,7 +14,6 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import naming
-from ssmreduce.errors import SSMReduceError
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.mappings import ArrayGroup
 from ssmreduce.frameworks.transaction import Prepared, Step, commit
@@ -135,13 +134,10 @@ def copy_of(handle: LayerHandle, result: LayerReduction, found: Layers) -> Layer
     """What is planned for a copy of the layer for which `result` was."""
     if result.new_order == result.old_order:
         return result
-    try:
+    place = f"while reducing layer `{handle.name}`, a copy of `{found.copies[handle.path].name}`"
+    advice = f" To leave it as it is, pass options=CutOptions(exclude=({handle.name!r},))."
+    with naming(place, advice):
         cut = result.cut.follow(handle.weights, handle)
-    except SSMReduceError as error:
-        raise type(error)(
-            f"while reducing layer `{handle.name}`, a copy of `{found.copies[handle.path].name}`: {error} "
-            f"To leave it as it is, pass options=CutOptions(exclude=({handle.name!r},))."
-        ) from error
     return LayerReduction(None, cut, handle.item_sizes)
 
 

@@ -14,7 +14,8 @@ from functools import partial
 
 import numpy as np
 
-from ssmreduce.errors import ArgumentError, CalibrationWarning, SSMReduceError
+from ssmreduce._checks import naming
+from ssmreduce.errors import ArgumentError, CalibrationWarning
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.gramians.sequences import LayerData
 from ssmreduce.layers.cut import Candidates, LayerCut
@@ -68,14 +69,12 @@ class DataCut:
             uncut = {each.name: records[each.name] for each in groups[name]}
             behind = self._behind
             own = uncut if runs is None or behind is None else self._again(runs, uncut, behind)
-            try:
+            with naming(f"while reducing layer `{name}`"):
                 first, *others = (
                     replace(own[each.name], targets=uncut[each.name].outputs(each))
                     for each in groups[name]
                 )
                 results[name] = self._decided(layers[name], orders[name], first.joined(*others))
-            except SSMReduceError as error:
-                raise type(error)(f"while reducing layer `{name}`: {error}") from error
         return results
 
     def _tied(self, name: str) -> list[LayerHandle]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.errors import SSMReduceError, UnsupportedLayerError
+from ssmreduce._checks import naming
+from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.recording import Recorded
 
@@ -54,10 +55,8 @@ class OutputChecks:
 def _check(waiting: list[tuple[LayerHandle, Recorded]]) -> None:
     handle, _ = waiting[0]
     inputs = np.concatenate([call.inputs for _, call in waiting]).astype(np.float64)
-    try:
+    with naming(f"layer `{handle.name}`"):
         outputs = handle.kind.output(handle.weights, inputs)
-    except SSMReduceError as error:
-        raise type(error)(f"layer `{handle.name}`: {error}") from error
     for (_, call), own in zip(waiting, outputs, strict=True):
         _compare(handle, call, own)
 

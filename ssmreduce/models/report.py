@@ -421,12 +421,8 @@ class ModelReduction:
 
     def __str__(self) -> str:
         """The table of the report, and what was passed over."""
-        return "\n".join(
-            [
-                str(self.report),
-                *(f"not reduced: {name}: {why}" for name, why in self.skipped.items()),
-            ]
-        )
+        skipped = [f"not reduced: {name}: {why}" for name, why in self.skipped.items()]
+        return "\n".join([str(self.report), *skipped])
 
 
 def _rows(parts: Mapping[str, LayerReduction]) -> list[tuple[str, ...]]:

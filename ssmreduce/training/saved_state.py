@@ -22,6 +22,7 @@ from ssmreduce._checks import (
     fraction,
     is_number,
     is_one_of,
+    naming,
     nonnegative_count,
     positive_count,
     shown,
@@ -364,10 +365,8 @@ def _made(
 ) -> Any:
     """What is made of a dict of these entries; errors say where it was."""
     values = _dict_of(entries, saved, name)
-    try:
+    with naming(f"in `{name}`"):
         return make(values)
-    except SSMReduceError as error:
-        raise type(error)(f"in `{name}`: {error}") from error
 
 
 def _check_descending(values: Any, name: str) -> None:
