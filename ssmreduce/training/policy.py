@@ -59,8 +59,8 @@ class RollbackPolicy:
             raise ArgumentError(
                 "`tolerance` and `at_cut` are None; expected one of them, or both. Try RollbackPolicy(0.02)."
             )
-        _check_limit(self.tolerance, "tolerance", "metric", "metric between two reports")
-        _check_limit(self.at_cut, "at_cut", "loss", "loss between two batches")
+        tolerance = _limit(self.tolerance, "tolerance", "metric", "metric between two reports")
+        at_cut = _limit(self.at_cut, "at_cut", "loss", "loss between two batches")
         if not is_one_of(self.mode, ("min", "max")):
             raise ArgumentError(
                 f'`mode` is {shown(self.mode)}; expected "min" for a loss or "max" for an accuracy.'
@@ -68,9 +68,7 @@ class RollbackPolicy:
         patience = positive_count(
             self.patience, "patience", "how many reports must be worse, 1 by default"
         )
-        limits = {"tolerance": self.tolerance, "at_cut": self.at_cut}
-        numbers = {name: None if value is None else float(value) for name, value in limits.items()}
-        vars(self).update(**numbers, patience=patience)
+        vars(self).update(tolerance=tolerance, at_cut=at_cut, patience=patience)
 
     def __repr__(self) -> str:
         given = [] if self.tolerance is None else [f"tolerance={self.tolerance}"]
@@ -108,12 +106,15 @@ class RollbackPolicy:
         return not change <= (math.inf if self.tolerance is None else self.tolerance)
 
 
-def _check_limit(value: float | None, name: str, unit: str, spread: str) -> None:
-    if value is not None and (not is_number(value) or value < 0):
+def _limit(value: float | None, name: str, unit: str, spread: str) -> float | None:
+    if value is None:
+        return None
+    if not is_number(value) or value < 0:
         raise ArgumentError(
             f"`{name}` is {shown(value)}; expected a finite number, 0 or more, in the units of the {unit}. "
             f"Try the spread of the {spread}."
         )
+    return float(value)
 
 
 @dataclass(frozen=True)

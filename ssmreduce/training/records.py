@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -90,15 +90,12 @@ class HankelRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON."""
-        arrays = {"hsv": self.hsv.tolist(), "shares": self.shares.tolist()}
-        by_data = None if self.data_hsv is None else self.data_hsv.tolist()
-        names = {"step": self.step, "layer": self.layer, "ranked_by": self.ranked_by}
-        return {**names, **arrays, "data_hsv": by_data}
+        return plain_values(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HankelRecord:
         """Return the record that `to_dict` made `values` of."""
-        return cls(**fields_of(values, "step", "layer", "hsv", "shares", "data_hsv", "ranked_by"))
+        return cls(**fields_of(values, *(item.name for item in fields(cls))))
 
     def kept(self, share: float) -> HostArray:
         """Return the fewest states that make up `share` of the sum, largest first (flat indices)."""
@@ -106,6 +103,16 @@ class HankelRecord:
         order = np.argsort(-self.shares, axis=None, kind="stable")
         total = np.cumsum(self.shares.ravel()[order])
         return order[: np.searchsorted(total, share * total[-1]) + 1]
+
+
+def plain_values(record: Any) -> dict[str, Any]:
+    """The entries of a dataclass, arrays as lists and complex numbers as [re, im]."""
+    values = {item.name: getattr(record, item.name) for item in fields(record)}
+    for name, value in values.items():
+        if np.iscomplexobj(value):
+            value = np.stack([value.real, value.imag], axis=-1)
+        values[name] = value.tolist() if isinstance(value, np.ndarray) else value
+    return values
 
 
 @dataclass(frozen=True)

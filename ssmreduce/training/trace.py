@@ -275,12 +275,10 @@ class HankelTrace:
         """
         records = self.of_layer(layer)
         latest = records[-1]
-        found: list[Agreement] = []
-        for record in reversed(records):
-            if record.shares.shape != latest.shares.shape:
-                break
-            found.append(_agreement(record, latest, self.share))
-        return found[::-1]
+        alike = itertools.takewhile(
+            lambda record: record.shares.shape == latest.shares.shape, reversed(records)
+        )
+        return [_agreement(record, latest, self.share) for record in alike][::-1]
 
     def settled(self, layer: str, *, threshold: float = 0.9) -> int | None:
         """Return the step since which the kept states and their order have been those of the latest

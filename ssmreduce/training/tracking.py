@@ -24,6 +24,7 @@ from ssmreduce.errors import ArgumentError, ShapeError
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule
 from ssmreduce.time_domain import Discrete
+from ssmreduce.training.records import plain_values
 
 _COLUMNS = (
     "step",
@@ -42,18 +43,6 @@ _COLUMNS = (
     "rolled_back",
 )
 """What a table says of an event."""
-
-
-_NUMBERS = (
-    "rolled_back",
-    "loss_before",
-    "loss_after",
-    "constant_loss",
-    "unmatched_loss",
-    "output_error",
-)
-_OPTIONAL = (*_NUMBERS, "method")
-"""What not every event has."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -142,16 +131,19 @@ class ReductionEvent:
     ranked_by: str = "Hankel singular value"
 
     def __post_init__(self) -> None:
-        for name in ("step", "old_order", "new_order", "real_order"):
-            value = whole_number(getattr(self, name), name, "a number of updates, or of states")
-            object.__setattr__(self, name, value)
         check_text(self.layer, "layer", "the name of the layer")
         check_text(self.ranked_by, "ranked_by", "what the values are")
         if self.method is not None:
             check_text(self.method, "method", "how the layer was cut")
-        for name in ("tau", "error_bound", "measured_error", "seconds", *_NUMBERS):
-            value = getattr(self, name)
-            if not is_extended(value) and (value is not None or name == "seconds"):
+        for item in fields(self):
+            name, value = item.name, getattr(self, item.name)
+            kind, _, may_be_none = str(item.type).partition(" | ")
+            if item.type == "int":
+                meaning = "a number of updates, or of states"
+                vars(self)[name] = whole_number(value, name, meaning)
+            elif value is None and may_be_none:
+                continue
+            elif kind in ("int", "float") and not is_extended(value):
                 raise ArgumentError(
                     f"`{name}` is {shown(value)}; expected a number, as a cut reports it."
                 )
@@ -177,20 +169,16 @@ class ReductionEvent:
             f"step={self.step}",
             f"layer={self.layer!r}",
             f"{self.old_order} -> {self.new_order} states",
-            *self._by_data(),
-            f"error_bound={short(self.error_bound)}",
-            f"measured_error={short(self.measured_error)}",
         ]
+        if self.method is not None:
+            parts += [f"method={self.method!r}", f"output_error={short(self.output_error)}"]
+            if self.loss_after is not None:
+                parts.append(f"loss_after={short(self.loss_after)}")
+        parts.append(f"error_bound={short(self.error_bound)}")
+        parts.append(f"measured_error={short(self.measured_error)}")
         if self.rolled_back is not None:
             parts.append(f"rolled_back={self.rolled_back}")
         return f"ReductionEvent({', '.join(parts)})"
-
-    def _by_data(self) -> list[str]:
-        """What only a cut by data has."""
-        if self.method is None:
-            return []
-        losses = () if self.loss_after is None else (f"loss_after={short(self.loss_after)}",)
-        return [f"method={self.method!r}", f"output_error={short(self.output_error)}", *losses]
 
     def _repr_html_(self) -> str:
         return events_html([self])
@@ -287,14 +275,13 @@ class ReductionEvent:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON; poles as [re, im]."""
-        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+        return plain_values(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ReductionEvent:
         """Return the event that `to_dict` made `values` of."""
-        names = (item.name for item in fields(cls) if item.name not in _OPTIONAL)
-        own = fields_of(values, *names)
-        own |= {name: values.get(name) for name in _OPTIONAL}
+        own = fields_of(values, *(item.name for item in fields(cls) if item.default is not None))
+        own |= {item.name: values.get(item.name) for item in fields(cls) if item.default is None}
         poles = {name: _complex(own[name], name) for name in ("poles_before", "poles_after")}
         return cls(**{**own, **poles})
 
@@ -303,14 +290,6 @@ def events_html(events: Sequence[ReductionEvent]) -> str:
     """Events as an HTML table, one row each."""
     rows = [[cell(getattr(event, name)) for name in _COLUMNS] for event in events]
     return html_table([[name.replace("_", " ") for name in _COLUMNS], *rows])
-
-
-def _plain(value: Any) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    if np.iscomplexobj(value):
-        return np.stack([value.real, value.imag], axis=-1).tolist()
-    return value.tolist()
 
 
 def _complex(pairs: Any, name: str) -> HostArray:
