@@ -190,17 +190,7 @@ def calibrate(
 
 def _of_parts(kept: Runs, parts: list[dict[str, LayerRecord]]) -> Calibration:
     """The records of the batches, layer by layer, with what is held out."""
-    layers = {
-        name: weighted(
-            kept.kept(
-                [
-                    replace(part[name], held_out=np.full(len(part[name].inputs), out))
-                    for part, out in zip(parts, kept.held_out, strict=True)
-                ]
-            )
-        )
-        for name in parts[0]
-    }
+    layers = {name: weighted(kept.kept([part[name] for part in parts])) for name in parts[0]}
     if len(parts) == 1:
         layers = {
             name: replace(record, held_out=every_fourth(len(record.inputs)))

@@ -115,16 +115,14 @@ class Calibration:
         layers = {}
         for name, value in inputs.items():
             check_text(name, "inputs", "the names of the layers")
-            array = np.asarray(to_host(floating_array(value, f"inputs[{name!r}]", 3)))
+            array = to_host(floating_array(value, f"inputs[{name!r}]", 3))
             if array.ndim != 3 or len(array) < 2:
                 raise ShapeError(
                     f"`inputs[{name!r}]` has shape {array.shape}; expected (N, L, m) with at least two "
                     "sequences. Some are held out."
                 )
-            given = np.ones(array.shape[:2])
-            if name in given_weights:
-                array_of = floating_array(given_weights[name], f"weights[{name!r}]", 2)
-                given = np.asarray(to_host(array_of))
+            given = given_weights.get(name, np.ones(array.shape[:2]))
+            given = to_host(floating_array(given, f"weights[{name!r}]", 2))
             if given.shape != array.shape[:2] or np.any(given < 0.0) or not np.any(given):
                 raise ShapeError(
                     f"`weights[{name!r}]` has shape {given.shape} or a negative entry, or is zero; expected "
@@ -279,7 +277,7 @@ class Calibration:
             Itself, where one process trains the model.
         """
         team = found.framework.team_of(found.framework.plain(found.model))
-        alone = Calibration(self.layers).with_layer_weights(self._layer_weights)
+        alone = replace(self, runs=None).with_layer_weights(self._layer_weights)
         return self if team is None else alone
 
     def __repr__(self) -> str:
@@ -300,15 +298,8 @@ class Calibration:
             weights = record.weights[~record.held_out]
             effective = np.sum(weights) ** 2 / np.sum(weights**2)
             count, length = record.weights.shape
-            rows.append(
-                (
-                    name,
-                    f"{count:,}",
-                    f"{record.held_out.sum():,}",
-                    f"{length:,}",
-                    f"{effective:,.0f}",
-                )
-            )
+            counts = count, record.held_out.sum(), length, effective
+            rows.append((name, *(f"{each:,.0f}" for each in counts)))
         return rows
 
     def record_of(self, handle: LayerHandle, *, alone: bool = False) -> LayerRecord:

@@ -79,18 +79,17 @@ def warn_at_chance(losses: LossAtCut | None) -> None:
     """Warn where a model is no better than a constant prediction, before a cut or after it."""
     if losses is None or losses.constant is None or losses.after < losses.constant:
         return
+    before, after = f"{losses.before:.4g}", f"{losses.after:.4g}"
     if losses.before < losses.constant:
-        warn_caller(
-            f"the cut takes the loss on what was held out from {losses.before:.4g} to {losses.after:.4g}, "
-            f"and a constant prediction has {losses.constant:.4g}; expected less. Keep more states.",
-            CalibrationWarning,
-        )
+        found = f"the cut takes the loss on what was held out from {before} to {after}"
+        advice = "Keep more states."
     else:
-        warn_caller(
-            f"the model is at chance when it is cut: its loss on what was held out is {losses.before:.4g}, "
-            f"and a constant prediction has {losses.constant:.4g}; expected less. Cut later in training.",
-            CalibrationWarning,
-        )
+        found = f"the model is at chance when it is cut: its loss on what was held out is {before}"
+        advice = "Cut later in training."
+    warn_caller(
+        f"{found}, and a constant prediction has {losses.constant:.4g}; expected less. {advice}",
+        CalibrationWarning,
+    )
 
 
 def check_losses(losses: LossAtCut | None, above_chance: AboveChance, at_cut: float | None) -> None:

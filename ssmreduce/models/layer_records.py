@@ -110,7 +110,17 @@ class LayerRecord:
 
     def joined(self, *others: LayerRecord) -> LayerRecord:
         """Return this record and `others` as one, padded to the longest."""
-        return joined([self, *others])
+        if not others:
+            return self
+        length = max(record.inputs.shape[1] for record in (self, *others))
+        padded = [_padded(record, length) for record in (self, *others)]
+        targets = [record.targets for record in padded if record.targets is not None]
+        return LayerRecord(
+            np.concatenate([record.inputs for record in padded]),
+            np.concatenate([record.weights for record in padded]),
+            np.concatenate([record.held_out for record in padded]),
+            np.concatenate(targets) if len(targets) == len(padded) else None,
+        )
 
 
 def every_fourth(count: int) -> HostArray:
@@ -121,23 +131,12 @@ def every_fourth(count: int) -> HostArray:
     return out
 
 
-def joined(records: Sequence[LayerRecord]) -> LayerRecord:
-    """Return all of them in one, padded to the longest."""
-    length = max(record.inputs.shape[1] for record in records)
-    padded = [_padded(record, length) for record in records]
-    targets = [record.targets for record in padded if record.targets is not None]
-    return LayerRecord(
-        np.concatenate([record.inputs for record in padded]),
-        np.concatenate([record.weights for record in padded]),
-        np.concatenate([record.held_out for record in padded]),
-        np.concatenate(targets) if len(targets) == len(padded) else None,
-    )
-
-
 def cropped(
     records: Sequence[LayerRecord], held_out: Sequence[bool], most: int
 ) -> list[LayerRecord]:
-    """The records of some batches with `most` sequences at most, of which batches held out get a quarter.
+    """The records of some batches, marked as held out or not, with `most` sequences at most.
+
+    Batches held out get a quarter.
 
     The latest batches go first. Where fewer than a quarter are held out, the others get what is left.
     """
@@ -152,7 +151,7 @@ def cropped(
         left[is_out] -= count
         # From all over the batch: a layer that is called twice has the sequences of either call in turn.
         at = np.linspace(0, size - 1, count).round().astype(np.intp)
-        found.append(LayerRecord(record.inputs[at], record.weights[at], record.held_out[at]))
+        found.append(LayerRecord(record.inputs[at], record.weights[at], np.full(count, is_out)))
     return found
 
 

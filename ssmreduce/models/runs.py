@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
+from operator import not_
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from ssmreduce.errors import NonFiniteError, ShapeError
 from ssmreduce.frameworks.framework import Framework
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.recording import Recorded
-from ssmreduce.models.layer_records import PADDED, LayerRecord, cropped, joined
+from ssmreduce.models.layer_records import PADDED, LayerRecord, cropped
 from ssmreduce.models.masked_steps import without_padding
 from ssmreduce.models.output_checks import OutputChecks
 from ssmreduce.models.search import Layers
@@ -64,7 +66,7 @@ class Runs:
         calls = found.framework.record(
             found.model,
             found.meant,
-            partial(self._run, found.framework, batch),
+            partial(self.run, found.framework, batch),
             differentiates=differentiates,
             enough=enough,
         )
@@ -72,7 +74,7 @@ class Runs:
         records: dict[str, LayerRecord] = {}
         by_path = {handle.path: handle for handle in found.meant}
         for path, own in calls.items():
-            handle = by_path[path]
+            handle, parts = by_path[path], []
             for seen in own:
                 call, counted = without_padding(handle, seen, _checked(handle, seen, mask))
                 _check_inputs(handle, call)
@@ -80,12 +82,12 @@ class Runs:
                     checks.add(handle, call)
                 # An output that a loss does not depend on has no derivative, or zero.
                 weights = _weights(call, counted, otherwise=0.0 if differentiates else 1.0)
-                record = LayerRecord(call.inputs, weights, np.zeros(len(call.inputs), bool))
-                earlier = records.get(handle.name)
-                records[handle.name] = record if earlier is None else earlier.joined(record)
+                parts.append(LayerRecord(call.inputs, weights, np.zeros(len(call.inputs), bool)))
+            records[handle.name] = parts[0].joined(*parts[1:])
         return records
 
-    def _run(self, framework: Framework, batch: Any, model: Any) -> Any:
+    def run(self, framework: Framework, batch: Any, model: Any) -> Any:
+        """Return the loss of a batch, or where there is none the output of the model."""
         if self.loss is None:
             return self.forward(model, batch)
         with framework.differentiable():
@@ -114,22 +116,21 @@ class Runs:
 
     def kept(self, parts: Sequence[LayerRecord]) -> LayerRecord:
         """What is kept of the records of one layer, one for each batch."""
-        return joined(cropped(parts, self.held_out, self.most))
+        first, *others = cropped(parts, self.held_out, self.most)
+        return first.joined(*others)
 
     @property
     def fitting(self) -> list[Any]:
         """The batches that are not held out."""
-        pairs = zip(self.batches, self.held_out, strict=True)
-        return [batch for batch, held_out in pairs if not held_out]
+        return [*compress(self.batches, map(not_, self.held_out))]
 
     @property
     def held_out_loss(self) -> HeldOutLoss | None:
         """What candidates are compared by, where there is a loss, and a batch that was held out."""
-        every = zip(self.batches, self.sizes, self.held_out, strict=True)
-        taken = [(batch, size) for batch, size, held_out in every if held_out]
-        if self.loss is None or not taken:
+        if self.loss is None or not any(self.held_out):
             return None
-        return HeldOutLoss(self.loss, [batch for batch, _ in taken], [size for _, size in taken])
+        batches, sizes = (compress(each, self.held_out) for each in (self.batches, self.sizes))
+        return HeldOutLoss(self, [*batches], [*sizes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,32 +139,28 @@ class HeldOutLoss:
 
     Attributes
     ----------
-    loss : callable
-        As `calibrate` is told.
+    runs : Runs
+        What runs the model.
     batches : list
         One at least.
     sizes : list of int
         How many sequences each has: as much it counts in a mean.
     """
 
-    loss: Callable[[Any, Any], Any]
+    runs: Runs
     batches: list[Any]
     sizes: list[int]
 
     def of(self, found: Layers) -> float:
         """Mean loss of a model."""
         evaluated, model = found.framework.evaluated, found.model
-        runs = (partial(self._on, found.framework, batch) for batch in self.batches)
-        return self._mean([evaluated(model, run) for run in runs])
+        return self._mean([evaluated(model, run) for run in self._runs(found)])
 
     def of_constant(self, found: Layers) -> float | None:
         """Mean loss of the best of a few constant predictions; None if there is none."""
         constant_losses, model = found.framework.constant_losses, found.model
         try:
-            losses = [
-                constant_losses(model, found.meant, partial(self._on, found.framework, batch))
-                for batch in self.batches
-            ]
+            losses = [constant_losses(model, found.meant, run) for run in self._runs(found)]
         except Exception:  # a loss need not take zeros: a distribution has no scale of 0
             return None
         kinds = set(losses[0]).intersection(*losses)
@@ -172,9 +169,8 @@ class HeldOutLoss:
     def _mean(self, losses: list[float]) -> float:
         return float(np.average(losses, weights=self.sizes))
 
-    def _on(self, framework: Framework, batch: Any, model: Any) -> Any:
-        with framework.differentiable():
-            return self.loss(model, batch)
+    def _runs(self, found: Layers) -> list[Callable[[Any], Any]]:
+        return [partial(self.runs.run, found.framework, batch) for batch in self.batches]
 
 
 def _has_ends(inputs: HostArray, first: HostArray, last: HostArray) -> bool:
