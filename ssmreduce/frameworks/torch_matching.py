@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -33,43 +34,39 @@ def matched(
     Buffers stay as the runs leave them: one may say what parameters mean that were trained.
     """
     model.requires_grad_(False)
-    weights = list({id(each): each for each in _parameters(handles)}.values())
+    held = (each for handle in handles for each in handle.arrays.values())
+    # What layers hold as buffers stays.
+    weights = [
+        each
+        for each in dict.fromkeys(held)
+        if isinstance(each, torch.nn.Parameter) and _is_inexact(each)
+    ]
     if not weights:
         return model
     for each in weights:
         each.requires_grad_(True)
-    optimizer = torch.optim.Adam(weights, eps=_epsilon(weights))
+    # What keeps Adam from dividing by zero, in the coarsest type of the weights.
+    eps = max(1e-8, *(torch.finfo(each.dtype).tiny for each in weights))
+    optimizer = torch.optim.Adam(weights, eps=eps)
     with in_evaluation(model), torch.enable_grad():
-        for step, rate in enumerate(rates):
-            at = step % len(batches)
+        for rate, batch, target in zip(rates, cycle(batches), cycle(targets), strict=False):
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
-            pairs = pairs_of(_tensors(forward(model, batches[at])), targets[at])
+            pairs = pairs_of(_tensors(forward(model, batch)), target)
             error = torch.stack([(own - other).abs().square().mean() for own, other in pairs])
             error.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model
 
 
-def _epsilon(weights: Sequence[torch.Tensor]) -> float:
-    """What keeps Adam from dividing by zero, in the coarsest type of the weights."""
-    return max(1e-8, *(torch.finfo(each.dtype).tiny for each in weights))
-
-
-def _parameters(handles: Sequence[LayerHandle]) -> list[torch.nn.Parameter]:
-    """Those that the layers are made of; what they hold as buffers stays."""
-    held = [tensor for each in handles for tensor in each.arrays.values()]
-    return [
-        each
-        for each in held
-        if isinstance(each, torch.nn.Parameter) and (each.is_floating_point() or each.is_complex())
-    ]
+def _is_inexact(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
     """The tensors in tuples, lists and dicts, in their order, without those of integers."""
     if torch.is_tensor(output):
-        return [output] if output.is_floating_point() or output.is_complex() else []
+        return [output] if _is_inexact(output) else []
     if isinstance(output, Mapping):
         output = [*output.values()]
     if isinstance(output, tuple | list):

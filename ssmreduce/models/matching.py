@@ -165,11 +165,10 @@ def _trained(
     found: Layers, cuts: Mapping[Path, LayerCut], runs: Runs, rates: Sequence[float]
 ) -> dict[Path, dict[str, HostArray]]:
     """The weights of the layers that are cut and no copies, trained behind the cut."""
-    copy = cut_copy(found, cuts)
-    meant = {path: own for path, own in _by_path(found, copy).items() if path in cuts}
-    trained = [own for path, own in meant.items() if path not in found.copies]
+    copy, paths = cut_copy(found, cuts), [path for path in cuts if path not in found.copies]
+    trained = _by_path(found, copy)
     try:
-        after = found.of(_with_outputs_of(found, copy.model, trained, runs, rates))
+        after = _with_outputs_of(found, copy.model, [trained[path] for path in paths], runs, rates)
     except SSMReduceError:
         raise
     except Exception as error:  # whatever the user's function raises
@@ -179,8 +178,8 @@ def _trained(
         ) from error
     return {
         path: own.rounded(own.kind.before_runs(own.weights))
-        for path, own in _by_path(found, after).items()
-        if path in cuts and path not in found.copies
+        for path, own in _by_path(found, found.of(after)).items()
+        if path in paths
     }
 
 
