@@ -14,9 +14,9 @@ from ssmreduce.layers.options import CutOptions as CutOptions
 from ssmreduce.models.calibrate import calibrate as calibrate
 from ssmreduce.models.calibration import Calibration as Calibration
 from ssmreduce.models.checkpoint import load_reduced as load_reduced
+from ssmreduce.models.checkpoint import shaped_like as shaped_like
 from ssmreduce.models.reduce import reduce_layer as reduce_layer
 from ssmreduce.models.reduce import reduce_model as reduce_model
-from ssmreduce.models.shapes import shaped_like as shaped_like
 from ssmreduce.models.sweep import sweep as sweep
 from ssmreduce.models.systems_of_layers import read_system as read_system
 from ssmreduce.models.systems_of_layers import write_system as write_system

@@ -331,13 +331,10 @@ class ModelReport(dict[str, LayerReduction]):
 
     def _rows(self) -> list[tuple[str, ...]]:
         states, orders, parameters, saved = self.totals()
-        head, *rows = _rows(self)
-        between = [""] * (len(head) - 5)
-        return [
-            ("layer", *head[1:]),
-            *rows,
-            ("total", str(states), str(orders), *between, f"{parameters:,}", f"{saved:,}"),
-        ]
+        rows = _rows(self)
+        between = [""] * (len(rows[0]) - 5)
+        total = ("total", str(states), str(orders), *between, f"{parameters:,}", f"{saved:,}")
+        return [*rows, total]
 
     def totals(self) -> tuple[int, int, int, int]:
         """Return states before and after, parameters and bytes saved; shared weights count once."""
@@ -432,7 +429,7 @@ def _rows(parts: Mapping[str, LayerReduction]) -> list[tuple[str, ...]]:
     if by_data:
         heads["measured_error"] = "worst input: at least"
     rows = [(own, *(_cell(part, name) for name in heads)) for own, part in parts.items()]
-    return [("", *heads.values()), *rows]
+    return [("layer", *heads.values()), *rows]
 
 
 def _cell(part: LayerReduction, name: str) -> str:
