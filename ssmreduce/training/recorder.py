@@ -20,19 +20,7 @@ from ssmreduce.models.cut import agreement, with_full_layers
 from ssmreduce.models.search import Layers
 from ssmreduce.training.records import HankelRecord
 from ssmreduce.training.trace import HankelTrace
-from ssmreduce.training.tracking import ReductionEvent
-
-_OF_EVENTS = (
-    "measured_error",
-    "error_bound",
-    "seconds",
-    "output_error",
-    "loss_before",
-    "loss_after",
-    "unmatched_loss",
-    "constant_loss",
-)
-"""What the writer is told of a cut, besides the order."""
+from ssmreduce.training.tracking import COLUMNS, ReductionEvent
 
 
 class Recorder:
@@ -62,7 +50,8 @@ class Recorder:
     ) -> Calibration:
         """What an attempt cuts by, on all processes; the trace gets records of it."""
         with agreement(found.team):
-            data = _calibration(calibrate, found.model)
+            data = calibrate(found.model)
+            check_instance(data, Calibration, "data(model)", "calibrate(model, batches)")
         if trace is not None:
             full = with_full_layers(found)
             trained = [each for each in full.meant if each.path not in full.copies]
@@ -100,16 +89,16 @@ class Recorder:
     def _write_event(self, event: ReductionEvent) -> None:
         """Write a cut; once undone, the old order and the step of that cut."""
         if event.rolled_back is None:
-            scalars = {name: getattr(event, name) for name in _OF_EVENTS}
+            values = {name: getattr(event, name) for name in COLUMNS}
+            scalars = {name: value for name, value in values.items() if isinstance(value, float)}
             self._write(event.layer, event.step, {"order": event.new_order, **scalars})
         else:
             scalars = {"order": event.old_order, "rolled_back": event.step}
             self._write(event.layer, event.rolled_back, scalars)
 
-    def _write(self, layer: str, step: int, scalars: Mapping[str, float | None]) -> None:
+    def _write(self, layer: str, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
-            if value is not None:
-                self.writer.add_scalar(f"ssmreduce/{layer}/{name}", value, step)
+            self.writer.add_scalar(f"ssmreduce/{layer}/{name}", value, step)
 
     def _try(self, step: int, record: Callable[[], None]) -> None:
         """Record, or say once why there are no records any more."""
@@ -121,9 +110,3 @@ class Recorder:
                 message = f"no record of the trace after step {step}, nor while this lasts: {error}"
                 warn_caller(message, UserWarning)
             self._succeeds = False
-
-
-def _calibration(calibrate: Callable[[Any], Calibration], model: Any) -> Calibration:
-    data = calibrate(model)
-    check_instance(data, Calibration, "data(model)", "calibrate(model, batches)")
-    return data

@@ -8,7 +8,7 @@ and they agree with each other and with the settings of the reducer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any, get_args
@@ -86,7 +86,7 @@ def checked_state(
         _check_limit(back, f'{name}["rolled_back"]', said["step"], 'which is state["step"]')
     if said["trial"] is not None:
         said["trial"] = Trial(**said["trial"])
-        _check_trial(said["trial"], rollback, said["metric"], said["events"])
+        _check_trial(said, rollback)
     records = _records(said.pop("trace"), trace)
     said |= {"events": tuple(said["events"]), "stopped": frozenset(said["stopped"])}
     return Books(**said), records
@@ -108,20 +108,15 @@ def _check_limit(value: int, name: str, most: int, meaning: str) -> None:
         raise _wrong(name, value, f"{most} or less, {meaning}")
 
 
-def _check_trial(
-    trial: Trial,
-    rollback: RollbackPolicy | None,
-    metric: float | None,
-    events: Sequence[ReductionEvent],
-) -> None:
-    name = 'state["trial"]'
+def _check_trial(said: Mapping[str, Any], rollback: RollbackPolicy | None) -> None:
+    name, trial, events = 'state["trial"]', said["trial"], said["events"]
     if rollback is None:
         raise ArgumentError(
             f"`{name}` is a dict but the reducer has no rollback policy; expected None. Build the reducer as "
             "it was."
         )
-    if metric is None:
-        raise _wrong('state["metric"]', metric, f"a number, with which `{name}` is compared")
+    if said["metric"] is None:
+        raise _wrong('state["metric"]', None, f"a number, with which `{name}` is compared")
     if trial.stands:
         raise _wrong(f'{name}["stands"]', True, "False: a trial is not saved once its cut stands")
     _check_limit(trial.misses, f'{name}["misses"]', rollback.patience, "the patience")
@@ -166,17 +161,13 @@ def _wrong(
     return kind(f"`{name}` is {shown(found)}; expected {expected}. Take {_SOURCE}.")
 
 
+def _or_none(read: Reader, saved: Any, name: str) -> Any:
+    return None if saved is None else read(saved, name)
+
+
 def _number(
-    saved: Any,
-    name: str,
-    *,
-    expected: str,
-    least: float = 0.0,
-    most: float = math.inf,
-    or_none: bool = True,
-) -> float | None:
-    if saved is None and or_none:
-        return None
+    saved: Any, name: str, *, expected: str, least: float = 0.0, most: float = math.inf
+) -> float:
     if not is_number(saved) or not least <= saved <= most:
         raise _wrong(name, saved, expected)
     return float(saved)
@@ -244,10 +235,6 @@ def _leaf(saved: Any, name: str) -> Any:
 # --- Containers
 
 
-def _or_none(read: Reader, saved: Any, name: str) -> Any:
-    return None if saved is None else read(saved, name)
-
-
 def _dict_of(entries: Mapping[str, Reader], saved: object, name: str) -> dict[str, Any]:
     """A dict that has these entries and no other."""
     if not isinstance(saved, Mapping):
@@ -290,8 +277,11 @@ _POSITIVE = partial(positive_count, meaning=_SOURCE)
 _POSITIVE_OR_NONE = partial(_or_none, partial(positive_count, meaning=f"None, or {_SOURCE}"))
 _COUNT = partial(nonnegative_count, meaning=_SOURCE)
 _NAMES = partial(_list_of, _text)
-_ERROR = partial(_number, expected="a finite number, 0 or more, or None")
-_LOSS = partial(_number, least=-math.inf, expected="a finite number, or None")
+_SHARE = partial(_or_none, partial(_number, most=1.0, expected="a number from 0 to 1, or None"))
+_ERROR = partial(_or_none, partial(_number, expected="a finite number, 0 or more, or None"))
+_ANY_NUMBER = partial(_number, least=-math.inf)
+_LOSS = partial(_or_none, partial(_ANY_NUMBER, expected="a finite number, or None"))
+_METRIC = partial(_ANY_NUMBER, expected="a finite number, or None before the first report")
 
 
 def _entries_of(record: type, **others: Reader) -> dict[str, Reader]:
@@ -300,7 +290,7 @@ def _entries_of(record: type, **others: Reader) -> dict[str, Reader]:
         "bool": flag,
         "int": _POSITIVE,
         "int | None": _POSITIVE_OR_NONE,
-        "float": partial(_number, expected="a finite number, 0 or more", or_none=False),
+        "float": partial(_number, expected="a finite number, 0 or more"),
         "float | None": _ERROR,
         "str": _text,
         "list[str]": _NAMES,
@@ -313,7 +303,7 @@ def _entries_of(record: type, **others: Reader) -> dict[str, Reader]:
 _EVENT = _entries_of(
     ReductionEvent,
     real_order=_COUNT,
-    tau=partial(_number, most=1.0, expected="a number from 0 to 1, or None"),
+    tau=_SHARE,
     loss_before=_LOSS,
     loss_after=_LOSS,
     constant_loss=_LOSS,
@@ -412,9 +402,7 @@ _STATE: dict[str, Reader] = {
     "step": _COUNT,
     "events": partial(_list_of, _event),
     "waiting": flag,
-    "metric": partial(
-        _number, least=-math.inf, expected="a finite number, or None before the first report"
-    ),
+    "metric": partial(_or_none, _METRIC),
     "stopped": _NAMES,
     "trial": partial(_or_none, partial(_dict_of, _TRIAL)),
     "trace": partial(_or_none, partial(_dict_of, _TRACE)),

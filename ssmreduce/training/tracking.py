@@ -26,7 +26,7 @@ from ssmreduce.reduction.order import HankelEnergy, HankelMass, OrderRule
 from ssmreduce.time_domain import Discrete
 from ssmreduce.training.records import plain_values
 
-_COLUMNS = (
+COLUMNS = (
     "step",
     "layer",
     "old_order",
@@ -288,8 +288,8 @@ class ReductionEvent:
 
 def events_html(events: Sequence[ReductionEvent]) -> str:
     """Events as an HTML table, one row each."""
-    rows = [[cell(getattr(event, name)) for name in _COLUMNS] for event in events]
-    return html_table([[name.replace("_", " ") for name in _COLUMNS], *rows])
+    rows = [[cell(getattr(event, name)) for name in COLUMNS] for event in events]
+    return html_table([[name.replace("_", " ") for name in COLUMNS], *rows])
 
 
 def _complex(pairs: Any, name: str) -> HostArray:
