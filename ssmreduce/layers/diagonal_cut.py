@@ -10,23 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.errors import NoConvergenceError, SSMReduceError, UnstableSystemError
-from ssmreduce.gramians.batch import map_parts
-from ssmreduce.hankel import error_bounds
+from ssmreduce.errors import SSMReduceError, UnstableSystemError
 from ssmreduce.reduction.balanced_batch import BalancedBatch
-from ssmreduce.reduction.balanced_diagonal import SAFE_SHARE, balanced_systems
-from ssmreduce.reduction.balanced_system import BalancedSystem, no_response
-from ssmreduce.reduction.batch import assemble
-from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule, as_rule
+from ssmreduce.reduction.balanced_dense import BalancedDense
+from ssmreduce.reduction.balanced_diagonal import NEARBY_ORDERS, balanced_systems, safest
+from ssmreduce.reduction.balanced_system import no_response
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
-from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise
 
 _ADVICE = "Pass options=CutOptions(horizon=length), or data."
@@ -34,21 +30,8 @@ _ADVICE = "Pass options=CutOptions(horizon=length), or data."
 _NEAR_ONE = 1e-4
 """Below this log |λ|, what is shown is the distance of |λ| from 1: digits of |λ| do not tell them apart."""
 
-_NEARBY_ORDERS = 6
-"""How many lower orders are tried where the eigenvectors are not safe."""
 
-
-class LayerBalancing(Protocol):
-    """The balanced systems of a layer, ready for any number of cuts to diagonal ones."""
-
-    def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
-        """Cut to at most `order` stored states, or to what a rule chooses."""
-
-    def budget_values(self) -> list[HostArray]:
-        """For each system, the values by which a `TotalBudget` shares out states."""
-
-
-def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
+def balanced_layer(system: System, horizon: int | None) -> BalancedBatch:
     """Balance the systems that a layer runs.
 
     Raises
@@ -58,12 +41,11 @@ def balanced_layer(system: System, horizon: int | None) -> LayerBalancing:
     """
     system = system.to_host()
     try:
-        parts = balanced_systems(system, horizon)
+        parts = balanced_systems(system, horizon, dense=DiagonalisedDense)
     except UnstableSystemError as error:
         raise does_not_decay(system, _ADVICE) from error
-    if isinstance(system, StateSpace):
-        return _DenseLayer(system, parts)
-    warn_if_badly_scaled(parts)
+    if isinstance(system, DiagonalStateSpace):
+        warn_if_badly_scaled(parts)
     return BalancedBatch(system, parts)
 
 
@@ -81,85 +63,52 @@ def does_not_decay(system: System, advice: str) -> UnstableSystemError:
     )
 
 
-class _DenseLayer:
-    """Dense systems of a layer, cut to diagonal ones."""
+class DiagonalisedDense(BalancedDense):
+    """A balanced dense system, cut to diagonal ones: stored states are an upper limit."""
 
-    def __init__(self, system: StateSpace, parts: list[BalancedSystem]) -> None:
-        self._system, self._parts = system, parts
+    def truncate(self, rule: OrderRule) -> Reduction:
+        """Cut to the real order that `rule` chooses, or the nearest below that fits and is safe.
 
-    def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
-        """Cut each system; with `common_order` to the largest order that one of them takes."""
-        rule = as_rule(order)
-        if isinstance(rule, FixedOrder) and 2 * rule.order >= self._system.order:
-            return assemble(self._system, [part.unchanged() for part in self._parts])
-        cuts = self._cut_each(rule)
-        largest = FixedOrder(max(int(cut.order) for cut in cuts))
-        if common_order and largest != rule:
-            cuts = self._cut_each(largest)
-        return assemble(self._system, cuts)
+        Raises
+        ------
+        OrderError
+            If all singular values are zero.
+        NoConvergenceError
+            If no order nearby has a stable diagonal form.
+        """
+        if isinstance(rule, FixedOrder) and 2 * rule.order >= self.hsv.size:
+            return self.unchanged()
+        if self.rank == 0:
+            raise no_response()
+        limit, wanted = 2 * self.rank, min(rule.choose(self.hsv), self.rank)
+        if isinstance(rule, FixedOrder):
+            limit, wanted = rule.order, min(2 * rule.order, self.rank)
+        if isinstance(rule, ErrorBound):
+            self.check_bound(rule, wanted)
+        cuts = islice(self._diagonal_cuts(wanted, limit), NEARBY_ORDERS + 1)
+        stable = (found for found in cuts if np.all(np.abs(found[1].eigenvalues) < 1.0))
+        _, slot_map, cut = safest(wanted, stable, self.hsv)
+        system = in_slots(cut.system, slot_map, *cut.system.ports())
+        return replace(cut, system=system, order=system.order, slot_map=slot_map)
 
-    def _cut_each(self, rule: OrderRule) -> list[Reduction]:
-        return map_parts(self._system, diagonal_cut, self._parts, [rule] * len(self._parts))
+    def available(self, order: int) -> int:
+        """`order`: an upper limit in any case."""
+        return order
 
-    def budget_values(self) -> list[HostArray]:
+    def budget_values(self) -> HostArray:
         """Every other Hankel singular value: a stored state stands for two real ones."""
-        return [part.hsv[::2] for part in self._parts]
+        return self.hsv[::2]
 
-
-def diagonal_cut(part: BalancedSystem, rule: OrderRule) -> Reduction:
-    """Cut one balanced system to a diagonal one of at most so many stored states.
-
-    Raises
-    ------
-    OrderError
-        If all singular values are zero.
-    NoConvergenceError
-        If no order nearby has a stable diagonal form.
-    """
-    if isinstance(part.original, DiagonalStateSpace):
-        return part.truncate(rule)
-    rank = part.rank
-    if rank == 0:
-        raise no_response()
-    limit = 2 * rank
-    wanted = min(rule.choose(part.hsv), rank)
-    if isinstance(rule, FixedOrder):
-        limit, wanted = rule.order, min(2 * rule.order, rank)
-    if isinstance(rule, ErrorBound):
-        part.check_bound(rule, wanted)
-    bounds = error_bounds(part.hsv)
-    eps = float(np.finfo(np.float64).eps)
-    best: tuple[float, Reduction] | None = None
-    for order, cut, A in islice(_cuts_that_fit(part, wanted, limit), _NEARBY_ORDERS + 1):
-        slot_map = diagonalise(A, real=True)
-        if slot_map is not None and np.all(np.abs(slot_map.eigenvalues) < 1.0):
-            rounding = eps * slot_map.condition * bounds[0]
-            total = float(bounds[order] + rounding)
-            if best is None or total < best[0]:
-                system = in_slots(cut.system, slot_map, *cut.system.ports())
-                best = total, replace(cut, system=system, order=system.order, slot_map=slot_map)
-            if rounding <= SAFE_SHARE * max(bounds[order], eps**0.5 * bounds[0]):
-                break
-    if best is None:
-        raise NoConvergenceError(
-            f"truncated to order {wanted}, or to one of those below, the system has no stable diagonal "
-            "form; expected distinct poles. Try another order."
-        )
-    return best[1]
-
-
-def _cuts_that_fit(
-    part: BalancedSystem, wanted: int, limit: int
-) -> Iterator[tuple[int, Reduction, HostArray]]:
-    """Orders from `wanted` down, cuts and their A, of which `limit` stored states hold the poles."""
-    for order in range(wanted, 0, -1):
-        try:
-            cut = part.truncate(FixedOrder(order))
-        except SSMReduceError:  # a cut between nearly equal values that came out unstable
-            continue
-        A = cut.system.to_dense().A
-        if np.count_nonzero(np.linalg.eigvals(A).imag >= 0.0) <= limit:
-            yield order, cut, A
+    def _diagonal_cuts(self, wanted: int, limit: int) -> Iterator[tuple[int, SlotMap, Reduction]]:
+        """Orders from `wanted` down whose poles `limit` states hold, their diagonal forms, and the cuts."""
+        for order in range(wanted, 0, -1):
+            try:
+                cut = super().truncate(FixedOrder(order))
+            except SSMReduceError:  # a cut between nearly equal values that came out unstable
+                continue
+            slot_map = diagonalise(cut.system.to_dense().A, real=True)
+            if slot_map is not None and slot_map.order <= limit:
+                yield order, slot_map, cut
 
 
 def in_slots(system: System, slot_map: SlotMap, B: HostArray, C: HostArray) -> DiagonalStateSpace:

@@ -11,6 +11,8 @@ and t are; reading, writing and the way of the optimizer's moments follow from t
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
+from functools import partial
 
 import array_api_compat
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce._checks import exact, type_name
 from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
-from ssmreduce.gramians.sequences import LayerData
+from ssmreduce.gramians.sequences import LayerData, feature_sums
 from ssmreduce.hankel import rank_tolerance
 from ssmreduce.layers.cut import Candidates
 from ssmreduce.layers.diagonal_cut import balanced_layer, does_not_decay
@@ -239,8 +241,9 @@ class LTILayer(Layer):
             If the layer is not stable and there is no horizon.
         """
         system = self.read(weights).to_host()
-        balancing = data_balancing(system, data, horizon, both_directions=self.both_directions)
-        return balancing.hsv.reshape(*system.batch_shape, -1)
+        sums = feature_sums(system, data.fitting, both_directions=self.both_directions)
+        parts = data_balancing(self, system, data, horizon, sums)
+        return np.stack([part.hsv for part in parts]).reshape(*system.batch_shape, -1)
 
     def plan(
         self,
@@ -250,8 +253,9 @@ class LTILayer(Layer):
         storage: WeightStorage,
     ) -> LTICut:
         """Cut by balanced truncation, and measure the layer as it would be written."""
-        balancing = balanced_layer(self.read(weights), options.horizon)
-        plan = LTIPlan(self, weights, order, options, storage, balancing)
+        balanced = balanced_layer(self.read(weights), options.horizon)
+        truncate = partial(balanced.truncate, common_order=True)
+        plan = LTIPlan(self, weights, order, options, storage, truncate)
         return plan.smallest(order) if isinstance(order, MeasuredError) else plan.cut()
 
     def candidates(
@@ -262,8 +266,33 @@ class LTILayer(Layer):
         storage: WeightStorage,
         data: LayerData,
     ) -> Candidates:
-        """Plan by each method, or the one that is asked for; see `ssmreduce.layers.lti_data`."""
-        return DataPlan(self, weights, order, options, storage, data).candidates()
+        """Plan by each method, or the one that is asked for; see `ssmreduce.layers.lti_data`.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If that is a method for selective layers.
+        UnstableSystemError
+            If the layer is not stable within the horizon.
+        """
+        if options.method in ("compensated", "merged"):
+            raise UnsupportedLayerError(
+                f"`method` is {options.method!r}, but {type(self).__name__} is no selective layer; "
+                "expected another. Try 'selected', which fits the weights that read the states, or leave "
+                "the layer out with options=CutOptions(exclude=...), and cut it by another call."
+            )
+        system = self.read(weights).to_host()
+        try:
+            balanced = balanced_layer(system, options.horizon)
+        except UnstableSystemError:
+            # Poles of trained layers may lie a little outside of the circle.
+            if options.horizon is not None:
+                raise
+            options = replace(options, horizon=data.horizon)
+            balanced = balanced_layer(system, data.horizon)
+        truncate = partial(balanced.truncate, common_order=True)
+        plan = DataPlan(self, weights, order, options, storage, truncate, system, data)
+        return plan.candidates()
 
     def write(
         self, system: System, weights: Weights, model: Weights | None = None, *, order: int = 0

@@ -16,7 +16,7 @@ Only the first has a bound: data say nothing about inputs that they do not hold.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,6 @@ from ssmreduce.errors import (
 )
 from ssmreduce.gramians.factors import gramian_factor
 from ssmreduce.gramians.sequences import (
-    RIDGE,
     FeatureSums,
     LayerData,
     feature_sums,
@@ -43,25 +42,17 @@ from ssmreduce.gramians.sequences import (
 )
 from ssmreduce.hankel import decomposed
 from ssmreduce.layers.cut import Candidates, LayerCut
-from ssmreduce.layers.diagonal_cut import balanced_layer, diagonal_cut
-from ssmreduce.layers.layer import WeightStorage
+from ssmreduce.layers.diagonal_cut import DiagonalisedDense
 from ssmreduce.layers.lti_cut import LTICut
-from ssmreduce.layers.lti_modes import SelectedModes
 from ssmreduce.layers.lti_plan import LTIPlan
-from ssmreduce.layers.lti_selection import LTISelection
-from ssmreduce.layers.options import CutOptions, Method
-from ssmreduce.layers.selection import pursue_target
+from ssmreduce.layers.lti_selection import LTISelection, SelectedModes, picked_groups
+from ssmreduce.layers.options import Method
+from ssmreduce.reduction.balanced_batch import BalancedBatch
 from ssmreduce.reduction.balanced_diagonal import balanced_system
 from ssmreduce.reduction.balanced_system import BalancedSystem
-from ssmreduce.reduction.batch import assemble, single_systems
+from ssmreduce.reduction.batch import single_systems
 from ssmreduce.reduction.measured_order import smallest
-from ssmreduce.reduction.order import (
-    ErrorBound,
-    FixedOrder,
-    MeasuredError,
-    OrderRule,
-    as_rule,
-)
+from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.pytree import unchecked
@@ -76,44 +67,12 @@ _ROUNDINGS = 16.0
 """Directions of the states below 16 k eps of P, in units in which its diagonal is 1, are rounding."""
 
 
-class DataPlan:
-    """Makes the candidates for one layer."""
+@dataclass(frozen=True, eq=False)
+class DataPlan(LTIPlan):
+    """Makes the candidates for one layer, of which `cut` is the one without data."""
 
-    def __init__(
-        self,
-        kind: LTILayer,
-        weights: dict[str, HostArray],
-        order: int | OrderRule,
-        options: CutOptions,
-        storage: WeightStorage,
-        data: LayerData,
-    ) -> None:
-        self._kind, self._weights, self._storage = kind, weights, storage
-        self._order, self._options, self._data = order, options, data
-        self._method, self._horizon = options.method, options.horizon
-        self._is_fixed = isinstance(as_rule(order), FixedOrder)
-        self._system = kind.read(weights).to_host()
-        try:
-            balancing = balanced_layer(self._system, options.horizon)
-        except UnstableSystemError:
-            # Poles of trained layers may lie a little outside of the circle.
-            if options.horizon is not None:
-                raise
-            self._horizon = data.horizon
-            options = replace(options, horizon=data.horizon)
-            balancing = balanced_layer(self._system, data.horizon)
-        self._white = LTIPlan(kind, weights, order, options, storage, balancing)
-        self._makers: dict[Method, Callable[[int], LTICut]] = {
-            "white refit": self._white_refitted,
-            "balanced": self._balanced,
-            "selected": self._selected,
-        }
-        if options.method in ("compensated", "merged"):
-            raise UnsupportedLayerError(
-                f"`method` is {options.method!r}, but {type(kind).__name__} is no selective layer; expected "
-                "another. Try 'selected', which fits the weights that read the states, or leave the layer "
-                "out with options=CutOptions(exclude=...), and cut it by another call."
-            )
+    system: System
+    data: LayerData
 
     def candidates(self) -> Candidates:
         """The cuts of one order; those that the layer cannot store are left out.
@@ -125,12 +84,12 @@ class DataPlan:
         SSMReduceError
             If there is no white one.
         """
-        rule = as_rule(self._order)
+        rule = as_rule(self.order)
         if isinstance(rule, MeasuredError):
             return self._smallest(rule)
-        fixed = rule if isinstance(rule, FixedOrder) and self._method != "white" else None
+        fixed = rule if isinstance(rule, FixedOrder) and self.options.method != "white" else None
         try:
-            white = self._white.cut()
+            white = self.cut()
         except (UnreachableToleranceError, UnsupportedLayerError, UnstableSystemError):
             # The layer cannot hold it, nor one of a few lower orders.
             found = None if fixed is None else self._without_white(fixed)
@@ -148,27 +107,25 @@ class DataPlan:
             return Candidates(white, {"white": white})
         if not isinstance(rule, ErrorBound):
             return self._of_order(white, white.new_order)
-        if self._method not in ("best", "white"):
+        if self.options.method not in ("best", "white"):
             raise OrderError(
-                f"`order` is an ErrorBound but `method` is {self._method!r}; expected 'white', which "
+                f"`order` is an ErrorBound but `method` is {self.options.method!r}; expected 'white', which "
                 "alone has a bound. Try MeasuredError."
             )
         return Candidates(white, {"white": self._measured(white)})
 
     def _without_white(self, rule: FixedOrder) -> Candidates:
         """The other cuts of the order that was asked for, those that the layer can hold."""
-        return self._of_order(None, self._options.rounded_up(rule.order))
+        return self._of_order(None, self.options.rounded_up(rule.order))
 
     def _smallest(self, rule: MeasuredError) -> Candidates:
         """The candidates of the smallest order of which one is within the tolerance on what was held out."""
 
         def attempt(count: int) -> Candidates | None:
-            white = self._white.at_size(count)
+            white = self.at_size(count)
             try:
-                found = self._of_order(white, self._options.size(count))
-            except (
-                SSMReduceError
-            ):  # more than the data excite, or poles that the layer cannot store
+                found = self._of_order(white, self.options.size(count))
+            except SSMReduceError:  # more than data excite, or poles that the layer cannot store
                 return None
             return found if found.cuts else None
 
@@ -180,27 +137,31 @@ class DataPlan:
 
         best = smallest(
             1,
-            self._options.count(self._kind.order(self._weights)),
+            self.options.count(self.kind.order(self.weights)),
             attempt,
             lambda found: bool(within(found)),
         )
         if best is None:
-            whole = self._white.unchanged()
+            whole = self.unchanged()
             return Candidates(whole, {"white": whole})
         return Candidates(best.white, within(best))
 
     def _of_order(self, white: LTICut | None, order: int) -> Candidates:
         """The white cut, and those of the same order that know the data, as far as they are wanted."""
-        if self._method not in ("best", "white"):
-            own = self._makers[self._method](order)
-            return Candidates(white, {self._method: self._measured(own)})
+        makers: dict[Method, Callable[[int], LTICut]] = {
+            "white refit": self._white_refitted,
+            "balanced": self._balanced,
+            "selected": self._selected,
+        }
+        if self.options.method not in ("best", "white"):
+            own = makers[self.options.method](order)
+            return Candidates(white, {self.options.method: self._measured(own)})
         found: dict[str, LTICut] = {} if white is None else {"white": white}
-        makers = {} if self._method == "white" else self._makers
-        for method, make in makers.items():
+        for method, make in makers.items() if self.options.method == "best" else ():
             try:
                 found[method] = make(order)
             except OrderError:  # more than the data excite
-                if self._is_fixed:
+                if isinstance(as_rule(self.order), FixedOrder):
                     raise
             except SSMReduceError:  # poles that the layer cannot store
                 continue
@@ -208,158 +169,116 @@ class DataPlan:
 
     def _check_excited(self, order: int) -> None:
         """Raise `OrderError` if an order, before it was rounded up, is above what the data excite."""
-        rule = as_rule(self._order)
+        rule = as_rule(self.order)
         if isinstance(rule, FixedOrder):
             order = least = min(rule.order, order)
         else:
-            least = self._options.rounded_down(order - 1) + 1
-        most = self._data_balancing.excited(least)
+            least = self.options.rounded_down(order - 1) + 1
+        most = self._excited(least)
         if most < least:
             raise OrderError(
                 f"`order` is {order}, but the sequences of `data` excite {most} of "
-                f"{self._kind.order(self._weights)} states; expected at most {most}. Ask for that, or "
+                f"{self.kind.order(self.weights)} states; expected at most {most}. Ask for that, or "
                 "calibrate with more sequences."
             )
 
+    def _excited(self, order: int) -> int:
+        """How many states the data excite in the system where they excite most; at most `order`."""
+        # To all of its states a system is not truncated.
+        less = min(order, self.kind.order(self.weights) - 1)
+        every = [part.factors.factors.Z for part in self._balanced_parts if part.factors]
+        if not less or max(Z.shape[1] for Z in every) >= 2 * order:
+            return order
+        most = int(np.max(self._truncated_by_data(FixedOrder(less)).order))
+        return order if most == less else most
+
     def _white_refitted(self, order: int) -> LTICut:
-        return self._refitted(self._white, "balanced truncation with refit", order)
+        return self._refitted(self.truncate, "balanced truncation with refit", order)
 
     def _balanced(self, order: int) -> LTICut:
         self._check_excited(order)
-        return self._refitted(
-            self._balanced_plan, "data-driven balanced truncation with refit", order
-        )
+        method = "data-driven balanced truncation with refit"
+        return self._refitted(self._truncated_by_data, method, order)
+
+    def _truncated_by_data(self, rule: OrderRule) -> Reduction:
+        return BalancedBatch(self.system, self._balanced_parts).truncate(rule)
 
     @cached_property
     def _own_sums(self) -> FeatureSums:
         """Those of the layer as it is."""
-        return self._sums_of(self._system)
+        return self._sums_of(self.system)
 
     @cached_property
-    def _data_balancing(self) -> DataBalancing:
+    def _balanced_parts(self) -> list[BalancedSystem]:
         """The layer as it is, between what the sequences excite and what is observed."""
-        both = self._kind.both_directions
-        return data_balancing(
-            self._system, self._data, self._horizon, self._own_sums, both_directions=both
-        )
+        own = self.kind, self.system, self.data
+        return data_balancing(*own, self.options.horizon, self._own_sums)
 
     @cached_property
-    def _balanced_plan(self) -> LTIPlan:
-        return replace(self._white, balancing=self._data_balancing)
+    def _modes(self) -> SelectedModes:
+        whole = self.unchanged().reduction
+        return SelectedModes(self.system.to_dense(), self.data.fitting, whole)
 
-    @cached_property
-    def _modes_plan(self) -> LTIPlan:
-        whole = self._white.unchanged().reduction
-        modes = SelectedModes(self._system.to_dense(), self._data.fitting, whole)
-        return replace(self._white, balancing=modes)
-
-    def _refitted(self, plan: LTIPlan, method: str, order: int) -> LTICut:
+    def _refitted(
+        self, truncate: Callable[[OrderRule], Reduction], method: str, order: int
+    ) -> LTICut:
         """A cut whose output weights fit the sequences, in the states of a reduction."""
-        reduction, stored = plan.reduced(order)
+        reduction, stored = replace(self, truncate=truncate).reduced(order)
         system = reduction.system
         sums = self._sums_of(system.to_host())
-        if self._method == "white refit":
+        if self.options.method == "white refit":
             self._check_excited(order)
-        K = sums.fitted()
-        C = output_matrix(K, both_directions=self._kind.both_directions)
+        C = output_matrix(sums.fitted(), both_directions=self.kind.both_directions)
         parts = tuple(
             _with_readout(part, C[at][:, : part.system.order], method)
             for part, at in zip(reduction.parts, np.ndindex(system.batch_shape), strict=False)
         )
         fitted = replace(_with_readout(reduction, C, method), parts=parts)
-        cut, _ = plan.written(fitted, stored)
+        cut, _ = self.written(fitted, stored)
         return replace(cut, readout_change=C - system.C)
 
     def _selected(self, order: int) -> LTICut:
         """The cut that keeps modes of the layer, picked for each channel by itself."""
-        if self._is_fixed or self._method == "selected":
+        if isinstance(as_rule(self.order), FixedOrder) or self.options.method == "selected":
             self._check_excited(order)
-        if isinstance(self._system, StateSpace):
-            return self._refitted(self._modes_plan, "selection with refit", order)
-        sums, system = self._own_sums, self._system
-        size = 4 if self._kind.both_directions else 2
-        batch, k, p = system.batch_shape, sums.gram.shape[-1], sums.seen.shape[-1]
-        pairs = zip(sums.gram.reshape(-1, k, k), sums.seen.reshape(-1, k, p), strict=True)
-        picked = [pursue_target(gram, seen, size, order, tolerance=RIDGE) for gram, seen in pairs]
-        kept = np.stack(picked).reshape(*batch, order)
+        if isinstance(self.system, StateSpace):
+            return self._refitted(self._modes.truncate, "selection with refit", order)
+        sums, system = self._own_sums, self.system
+        size = 4 if self.kind.both_directions else 2
+        kept = picked_groups(sums, size, order)
         K = sums.of_groups(kept, size).fitted()
-        fitted = output_matrix(K, both_directions=self._kind.both_directions)
+        fitted = output_matrix(K, both_directions=self.kind.both_directions)
         change = fitted - np.take_along_axis(system.C, kept[..., None, :], axis=-1)
-        whole = self._white.unchanged().reduction
-        return LTISelection.made(
-            self._kind, self._weights, system, kept, change, self._storage, whole
-        )
+        whole = self.unchanged().reduction
+        return LTISelection.made(self.kind, self.weights, system, kept, change, self.storage, whole)
 
     def _measured(self, cut: LTICut) -> LTICut:
         """The cut with its output error on what was held out."""
-        error = output_error(
-            cut.reduction.system,
-            self._data.held_out,
-            both_directions=self._kind.both_directions,
-        )
+        both, system = self.kind.both_directions, cut.reduction.system
+        error = output_error(system, self.data.held_out, both_directions=both)
         return replace(cut, output_error=error)
 
     def _sums_of(self, system: System) -> FeatureSums:
-        both = self._kind.both_directions
-        return feature_sums(system, self._data.fitting, both_directions=both)
-
-
-class DataBalancing:
-    """The systems of a layer balanced between P of data and the observability Gramian."""
-
-    def __init__(self, system: System, P: HostArray, horizon: int | None, length: int) -> None:
-        self._system, self._stored = system, P.shape[-1] // 2
-        self._parts: list[BalancedSystem] = []
-        self._excited = 0
-        for single, moment in zip(
-            single_systems(system), P.reshape(-1, *P.shape[-2:]), strict=True
-        ):
-            Z = _factor(moment)
-            self._excited = max(self._excited, Z.shape[1])
-            factors = decomposed(DenseFactors(Z, gramian_factor(single, 1, horizon)))
-            # No theorem bounds the error, nor any theorem the poles of a finite horizon.
-            self._parts.append(balanced_system(single, length, factors=factors))
-
-    @property
-    def hsv(self) -> HostArray:
-        """The singular values of each system, descending, shape (systems, 2n)."""
-        return np.stack([part.hsv for part in self._parts])
-
-    def truncate(self, order: int | OrderRule, *, common_order: bool) -> Reduction:
-        """Cut every system to at most `order` states, or to as many as the data excite."""
-        rule = as_rule(order)
-        cuts = [diagonal_cut(part, rule) for part in self._parts]
-        return replace(assemble(self._system, cuts), method="data-driven balanced truncation")
-
-    def excited(self, order: int) -> int:
-        """How many states the data excite in the system where they excite most; at most `order`."""
-        less = min(order, self._stored - 1)  # to all of its states a system is not truncated
-        if self._excited >= 2 * order or not less:
-            return order
-        most = max(int(diagonal_cut(part, FixedOrder(less)).order) for part in self._parts)
-        return order if most == less else most
-
-    def budget_values(self) -> list[HostArray]:
-        """Every other value: a stored state stands for two real ones."""
-        return [part.hsv[::2] for part in self._parts]
+        both = self.kind.both_directions
+        return feature_sums(system, self.data.fitting, both_directions=both)
 
 
 def data_balancing(
-    system: System,
-    data: LayerData,
-    horizon: int | None,
-    sums: FeatureSums | None = None,
-    *,
-    both_directions: bool,
-) -> DataBalancing:
-    """Balance between what the sequences excite and what is observed; `sums` are those of the fit."""
-    if sums is None:
-        sums = feature_sums(system, data.fitting, both_directions=both_directions)
+    kind: LTILayer, system: System, data: LayerData, horizon: int | None, sums: FeatureSums
+) -> list[BalancedSystem]:
+    """Balance each system between what `sums` of sequences say is excited and what is observed."""
     P = sums.moment  # all steps alike: P with weights is far worse
     if isinstance(system, DiagonalStateSpace):
-        P = state_moment(P, both_directions=both_directions)
+        P = state_moment(P, both_directions=kind.both_directions)
     P = P / np.count_nonzero(data.fitting.weights)
-    return DataBalancing(system, P, horizon, data.horizon)
+    parts = []
+    for single, own in zip(single_systems(system), P.reshape(-1, *P.shape[-2:]), strict=True):
+        factors = decomposed(DenseFactors(_factor(own), gramian_factor(single, 1, horizon)))
+        # No theorem bounds the error, nor any theorem the poles of a finite horizon.
+        parts.append(
+            balanced_system(single, data.horizon, factors=factors, dense=DiagonalisedDense)
+        )
+    return parts
 
 
 def _factor(P: HostArray) -> HostArray:

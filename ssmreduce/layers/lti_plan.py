@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ from ssmreduce.errors import (
     UnsupportedLayerError,
 )
 from ssmreduce.hankel import tail_bounds
-from ssmreduce.layers.diagonal_cut import LayerBalancing
 from ssmreduce.layers.layer import WeightStorage
 from ssmreduce.layers.lti_cut import LTICut, as_written
 from ssmreduce.layers.options import CutOptions
@@ -50,7 +49,7 @@ class LTIPlan:
     order: int | OrderRule
     options: CutOptions
     storage: WeightStorage
-    balancing: LayerBalancing
+    truncate: Callable[[OrderRule], Reduction]
 
     def cut(self) -> LTICut:
         """The cut whose written layer keeps its bound, of the order that was asked for or one below."""
@@ -125,7 +124,7 @@ class LTIPlan:
         """Cut to what a rule chooses, or to at most so many states as the layer stores them; and how many."""
         rule = tried = as_rule(order)
         while True:
-            reduction = self.balancing.truncate(tried, common_order=True)
+            reduction = self.truncate(tried)
             system = reduction.system
             if system is reduction.original or isinstance(system, StateSpace):  # as it was
                 return reduction, self.kind.order(self.weights)

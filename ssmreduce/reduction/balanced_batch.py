@@ -11,9 +11,7 @@ from ssmreduce.errors import OrderError
 from ssmreduce.gramians.batch import map_parts
 from ssmreduce.gramians.channels import is_channel_batch
 from ssmreduce.reduction.balanced_channels import truncate_channels
-from ssmreduce.reduction.balanced_diagonal import (
-    BalancedDiagonal,
-)
+from ssmreduce.reduction.balanced_diagonal import BalancedDiagonal
 from ssmreduce.reduction.balanced_unstable import Reducible
 from ssmreduce.reduction.batch import assemble
 from ssmreduce.reduction.measured_order import smallest_cut
@@ -60,7 +58,8 @@ class BalancedBatch:
         if common_order:
             largest = max(int(part.order) for part in parts)
             common = [FixedOrder(part.available(largest)) for part in self.parts]
-            parts = self._cut_each(common, cuts, not match_dc)
+            if common != rules:
+                parts = self._cut_each(common, cuts, not match_dc)
         return assemble(self.system, parts)
 
     def _shared_out(self, rule: TotalBudget, common_order: bool) -> Sequence[OrderRule]:

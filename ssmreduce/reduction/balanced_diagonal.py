@@ -8,8 +8,9 @@ another dense system, see `ssmreduce.reduction.dc_matching`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,9 +33,11 @@ SAFE_SHARE = 0.1
 
 _EPS = float(np.finfo(np.float64).eps)
 
-_NEARBY_ORDERS = 6
+NEARBY_ORDERS = 6
 """How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
 
+Tried = TypeVar("Tried", tuple[int, SlotMap], tuple[int, SlotMap, Reduction])
+"""An order, its diagonal form, and what was cut to it maybe."""
 
 _LARGEST_SIZE = 1e150
 """Factor of a state beyond which weights might overflow."""
@@ -45,18 +48,23 @@ def balanced_system(
     horizon: int | None = None,
     weighting: FrequencyWeighting | None = None,
     factors: BalancedFactors | None = None,
+    *,
+    dense: type[BalancedDense] = BalancedDense,
 ) -> BalancedSystem:
     """Balance one system (no batch axes), unless it comes with its factors."""
-    if isinstance(original, StateSpace):
-        return BalancedDense(original, horizon, weighting, factors)
-    return BalancedDiagonal(original, horizon, weighting, factors)
+    kind = dense if isinstance(original, StateSpace) else BalancedDiagonal
+    return kind(original, horizon, weighting, factors)
 
 
 def balanced_systems(
-    system: System, horizon: int | None = None, weighting: FrequencyWeighting | None = None
+    system: System,
+    horizon: int | None = None,
+    weighting: FrequencyWeighting | None = None,
+    *,
+    dense: type[BalancedDense] = BalancedDense,
 ) -> list[BalancedSystem]:
     """Balance every system of a batch, in C order."""
-    kind = BalancedDense if isinstance(system, StateSpace) else BalancedDiagonal
+    kind = dense if isinstance(system, StateSpace) else BalancedDiagonal
     if system.D.ndim == 2:
         return [kind(system, horizon, weighting)]
     singles: list[Any] = single_systems(system)
@@ -113,7 +121,8 @@ class BalancedDiagonal(BalancedSystem):
             if np.count_nonzero(np.linalg.eigvals(pattern).imag >= 0.0) <= target.limit:
                 break
             order -= 1
-        order, slot_map = self._safest_map(order, target.limit, state, invertible)
+        maps = self._stable_maps(order, target.limit, state, invertible)
+        order, slot_map = safest(order, maps, self.hsv)
         if slot_map.eigenvalues.size >= host.order:
             return self.unchanged()
         if isinstance(rule, ErrorBound):
@@ -163,18 +172,14 @@ class BalancedDiagonal(BalancedSystem):
         M = self.followers(order).inverse
         return M if np.all(np.isfinite(M)) else self.matched(order).A
 
-    def _safest_map(
+    def _stable_maps(
         self, order: int, limit: int, state: HostArray | None, invertible: bool
-    ) -> tuple[int, SlotMap]:
-        """The order, at most `order`, whose bound and eigenvector rounding are least together.
+    ) -> Iterator[tuple[int, SlotMap]]:
+        """Orders from `order` down, and their diagonal forms, of at most `limit` stored states.
 
-        Rounding is estimated as eps · condition · 2 Σσ. The given order is taken at once if that is
-        below a tenth of its truncation bound, or of the square root of eps. Poles are stable, but for a
-        system that was balanced within a horizon.
+        Poles are stable, but for a system that was balanced within a horizon.
         """
-        bounds = tail_bounds(self.hsv)
-        best: tuple[float, int, SlotMap] | None = None
-        for candidate in range(order, max(order - _NEARBY_ORDERS, 1) - 1, -1):
+        for candidate in range(order, max(order - NEARBY_ORDERS, 1) - 1, -1):
             A = self.matched(candidate).A if state is None else state[:candidate, :candidate]
             slot_map = diagonalise(A, real=self.host.real_output)
             if slot_map is None or slot_map.is_pair.size > limit:
@@ -184,19 +189,33 @@ class BalancedDiagonal(BalancedSystem):
                 stable = np.isfinite(poles) & (self.host.time.distance(poles) > 0.0)
                 if not np.all(stable) or (invertible and not are_invertible(poles)):
                     continue
-            rounding = _EPS * slot_map.condition * bounds[0]
-            total = float(bounds[candidate] + rounding)
-            if best is None or total < best[0]:
-                best = total, candidate, slot_map
-            if rounding <= SAFE_SHARE * max(bounds[candidate], _EPS**0.5 * bounds[0]):
-                break
-        if best is None:
-            raise NoConvergenceError(
-                f"truncated to order {order}, or to one of the {_NEARBY_ORDERS} orders below, "
-                "the system has no stable diagonal form; expected distinct poles. "
-                "Try another order."
-            )
-        return best[1], best[2]
+            yield candidate, slot_map
+
+
+def safest(order: int, tried: Iterable[Tried], hsv: HostArray) -> Tried:
+    """Of orders and diagonal forms the one whose bound and eigenvector rounding are least together.
+
+    Rounding is estimated as eps · condition · 2 Σσ. The first is taken at once of which that is below a tenth
+    of its truncation bound, or of the square root of eps.
+
+    Raises
+    ------
+    NoConvergenceError
+        If there is none.
+    """
+    best, least, bounds = None, np.inf, tail_bounds(hsv)
+    for found in tried:
+        bound, rounding = bounds[found[0]], _EPS * found[1].condition * bounds[0]
+        if best is None or bound + rounding < least:
+            best, least = found, bound + rounding
+        if rounding <= SAFE_SHARE * max(bound, _EPS**0.5 * bounds[0]):
+            break
+    if best is None:
+        raise NoConvergenceError(
+            f"truncated to order {order}, or to one of the orders below, the system has no stable "
+            "diagonal form; expected distinct poles. Try another order."
+        )
+    return best
 
 
 def stored_system(
