@@ -91,8 +91,8 @@ class TorchFramework(Framework, StateDicts):
         """Prepare new tensors for the same parameters, their gradients, buckets, moments and attributes."""
         handles = [change.handle for change in changes]
         gradients = torch_optimizer.new_gradients(model, changes)  # first: all ranks meet in it
-        pairs = [
-            (change.handle.arrays[name], new)
+        shapes = [
+            replaced(model, change.handle.arrays[name], new)
             for change in changes
             for name, new in tensors_like(change.handle.arrays, change.values).items()
         ]
@@ -102,8 +102,8 @@ class TorchFramework(Framework, StateDicts):
         new = tensors_like(old, moments, in_shards=True)
         entries = [Entries(states[key], {key[2]: value}) for key, value in new.items()]
         attributes = [assigned(*each) for change in changes for each in dependents(model, change)]
-        shapes = [*replaced(model, pairs), *gradients]
-        steps = torch_config.all_steps(model, handles, shapes, [*entries, *attributes])
+        others = [*entries, *attributes]
+        steps = torch_config.all_steps(model, handles, [*shapes, *gradients], others)
         return Prepared(model, opt_state, steps)
 
     record = staticmethod(torch_recording.record)

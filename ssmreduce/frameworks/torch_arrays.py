@@ -8,7 +8,7 @@ elsewhere all stay valid.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -140,13 +140,9 @@ class NewTensor(Step):
         self.tensor.data, self.tensor.grad = self._before
 
 
-def replaced(model: Any, tensors: Iterable[tuple[Any, Any]]) -> list[Step]:
-    """What gives parameters or buffers of `model`, in shards or not, other full tensors of any shape."""
-    steps: list[Step] = []
-    for tensor, full in tensors:
-        if isinstance(tensor, SHARDED):
-            record = managed(model, tensor)
-            steps.append(Calls(partial(record.replace, full), record.restore))
-        else:
-            steps.append(NewTensor(tensor, full))
-    return steps
+def replaced(model: Any, tensor: Any, full: Any) -> Step:
+    """What gives a parameter or buffer of `model`, in shards or not, another full tensor of any shape."""
+    if not isinstance(tensor, SHARDED):
+        return NewTensor(tensor, full)
+    record = managed(model, tensor)
+    return Calls(partial(record.replace, full), record.restore)

@@ -195,7 +195,7 @@ def _resizes(model: Any, handle: LayerHandle, order: int) -> list[Step]:
     change = LayerChange(handle, values, order / handle.order)
     tensors = [(handle.arrays[name], value.shape) for name, value in values.items()]
     return [
-        *replaced(model, [(tensor, _leading(tensor, shape)) for tensor, shape in tensors]),
+        *(replaced(model, tensor, _leading(tensor, shape)) for tensor, shape in tensors),
         *(assigned(*each) for each in dependents(model, change)),
     ]
 

@@ -101,7 +101,13 @@ class Team:
         for rank, (_, failure) in enumerate(answers):
             if failure is not None:
                 raise _same_error(rank, *failure)
-        self._compare([values for values, _ in answers], expected)
+        first, _ = answers[0]
+        for rank, (values, _) in enumerate(answers):
+            for name in {**first, **values}:
+                if first.get(name) != values.get(name):
+                    raise DistributedError(
+                        f"rank {rank} differs from rank 0 in {name}; expected {expected}."
+                    )
 
     def decide(self, decision: Callable[[], T]) -> T:
         """Return on all ranks what `decision` returns on the first, the only one that calls it.
@@ -123,14 +129,6 @@ class Team:
         if failure is not None:
             raise _same_error(0, *failure)
         return pickle.loads(result)  # type: ignore[no-any-return]
-
-    def _compare(self, values: list[Mapping[str, str]], expected: str) -> None:
-        for rank, other in enumerate(values):
-            for name in {**values[0], **other}:
-                if values[0].get(name) != other.get(name):
-                    raise DistributedError(
-                        f"rank {rank} differs from rank 0 in {name}; expected {expected}."
-                    )
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, tuple[type[Exception], str] | None]:
@@ -177,7 +175,7 @@ def gathered(model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, An
     """Return views of model and optimizer in which `layers` have full arrays; every rank has to call this."""
     reshard(model)
     full = {
-        id(tensor): (tensor, _full_parameter(tensor))
+        id(tensor): (tensor, torch.nn.Parameter(whole(tensor.detach()), tensor.requires_grad))
         for layer in layers
         for tensor in layer.parameters()
         if isinstance(tensor, SHARDED)
@@ -188,35 +186,30 @@ def gathered(model: Any, opt_state: Any, layers: Sequence[Any]) -> tuple[Any, An
     if not isinstance(opt_state, torch.optim.Optimizer):
         return view, opt_state
     states = object.__new__(type(opt_state))
-    states.__dict__.update(vars(opt_state))
-    entries: dict[Any, dict[str, Any]] = {
+    entries = {
         new: {field: whole(value) for field, value in opt_state.state.get(tensor, {}).items()}
         for tensor, new in full.values()
     }
-    states.__dict__["state"] = entries
-    states.__dict__["param_groups"] = [
+    groups = [
         {**group, "params": [full.get(id(p), (p, p))[1] for p in group["params"]]}
         for group in opt_state.param_groups
     ]
+    vars(states).update({**vars(opt_state), "state": entries, "param_groups": groups})
     return view, states
-
-
-def _full_parameter(tensor: Any) -> Any:
-    return torch.nn.Parameter(tensor.detach().full_tensor(), requires_grad=tensor.requires_grad)
 
 
 def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
     """A copy of a tree of modules with other parameters; FSDP2 modules refuse to be copied as usual."""
     if id(module) not in seen:
         view = seen[id(module)] = object.__new__(type(module))
-        view.__dict__.update(vars(module))
-        view.__dict__["_parameters"] = {
+        parameters = {
             name: full.get(id(tensor), tensor) for name, tensor in module._parameters.items()
         }
-        view.__dict__["_modules"] = {
+        parts = {
             name: None if part is None else _viewed(part, full, seen)
             for name, part in module._modules.items()
         }
+        vars(view).update({**vars(module), "_parameters": parameters, "_modules": parts})
     return seen[id(module)]
 
 

@@ -66,14 +66,8 @@ class ShardedParameter:
     def accumulated_gradient(self) -> Any:
         """What this process has accumulated without sync, a full tensor, not yet summed over processes."""
         unsharded = getattr(self._record, _UNSHARDED, None)
-        found = [
-            gradient
-            for gradient in (
-                self._record.unsharded_accumulated_grad,
-                None if unsharded is None else unsharded.grad,
-            )
-            if gradient is not None
-        ]
+        held = self._record.unsharded_accumulated_grad, getattr(unsharded, "grad", None)
+        found = [gradient for gradient in held if gradient is not None]
         return sum(found[1:], found[0]) if found else None
 
     @accumulated_gradient.setter

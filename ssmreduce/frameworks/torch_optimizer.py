@@ -111,11 +111,11 @@ def new_gradients(model: Any, changes: Sequence[LayerChange]) -> list[Step]:
         }
         for field, owners in (("grad", tensors), (_KEPT, records)):
             held = {name: getattr(owner, field) for name, owner in owners.items()}
-            held = {name: whole(value) for name, value in held.items() if value is not None}
+            held = {name: value for name, value in held.items() if value is not None}
             if held:
-                carried = _carried(change.cut, host_arrays(held))
-                like = {name: getattr(owners[name], field) for name in held}
-                new = tensors_like(like, carried, in_shards=True)
+                full = {name: whole(value) for name, value in held.items()}
+                carried = _carried(change.cut, host_arrays(full))
+                new = tensors_like(held, carried, in_shards=True)
                 steps += [Assignment(owners[name], field, value) for name, value in new.items()]
     return steps
 

@@ -184,10 +184,9 @@ class _Watched:
         yield layer.register_forward_hook(self._leave)
 
     def _enter(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = _first_tensor((*args, *kwargs.values()))
-        seen = _kept(given)
+        seen = _kept(_first_tensor((*args, *kwargs.values())))
         if seen is None or seen.values.ndim != 3 or seen.values.shape[-1] != self._width:
-            raise _no_sequences(self._handle, given, f"(N, L, {self._width})")
+            raise _no_sequences(self._handle, seen, f"(N, L, {self._width})")
         mask = kwargs.get(self._handle.kind.masked_by)
         self._latest = _Call(seen, mask=_kept(mask) if torch.is_tensor(mask) else None)
         self._calls.add(self._handle.path, self._latest)
@@ -237,8 +236,7 @@ class _Kernel:
     def _used(self, kernel: Any, args: tuple[Any, ...], output: Any) -> None:
         seen, width = self._given, self._width
         if seen is None or seen.values.ndim != 3 or width not in seen.values.shape[1:]:
-            raw = None if seen is None else seen.raw
-            raise _no_sequences(self._handle, raw, f"(N, {width}, L) or (N, L, {width})")
+            raise _no_sequences(self._handle, seen, f"(N, {width}, L) or (N, L, {width})")
         if self._passed:
             raise UnsupportedLayerError(
                 f"layer `{self._handle.name}` is used after a {self._passed} in the same module, so that its "
@@ -280,10 +278,8 @@ def _first_tensor(given: Sequence[Any]) -> torch.Tensor | None:
     return next((each for each in given if torch.is_tensor(each)), None)
 
 
-def _no_sequences(
-    handle: LayerHandle, given: torch.Tensor | None, expected: str
-) -> UnsupportedLayerError:
-    found = "no tensor" if given is None else f"a tensor of shape {tuple(given.shape)}"
+def _no_sequences(handle: LayerHandle, seen: _Seen | None, expected: str) -> UnsupportedLayerError:
+    found = "no tensor" if seen is None else f"a tensor of shape {tuple(seen.raw.shape)}"
     return UnsupportedLayerError(
         f"layer `{handle.name}` is given {found}; expected sequences of shape {expected}. Record them "
         "yourself and pass them to Calibration."

@@ -59,15 +59,12 @@ def _check_kind(present: Any, saved: Any, name: str) -> None:
             'with map_location="cpu".'
         )
     here, there = _kind(present), _kind(saved)
-    if here == "sharded" != there:
-        raise ShapeError(
-            f"{name} is {there} but the model has one that is sharded over processes; expected the same. "
-            "Load before fully_shard."
-        )
     if here != there:
+        advice = "Convert it, for example with to_dense() or dequantize()."
+        if here == "sharded":
+            here, advice = "sharded over processes", "Load before fully_shard."
         raise ShapeError(
-            f"{name} is {there} but the model has one that is {here}; expected the same. Convert it, for "
-            "example with to_dense() or dequantize()."
+            f"{name} is {there} but the model has one that is {here}; expected the same. {advice}"
         )
     if there == "plain" and saved.numel() > max(
         present.numel(), saved.untyped_storage().nbytes() // saved.element_size()

@@ -9,6 +9,7 @@ the model without the wrappers of ``torch.compile`` and of DDP.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ssmreduce.frameworks.torch_config import all_steps
 from ssmreduce.frameworks.torch_distributed import gradient_holders
 from ssmreduce.frameworks.torch_fsdp import reshard
 from ssmreduce.frameworks.torch_recording import plain
-from ssmreduce.frameworks.transaction import ABSENT, Assignment, Entries, Prepared, Step
+from ssmreduce.frameworks.transaction import ABSENT, Assignment, Calls, Entries, Prepared, Step
 
 
 def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
@@ -56,35 +57,25 @@ def prepared_back(
     parameters = dict(_parameters(model, opt_state))
     _check(here, saved, parameters, snapshot["optimizer"])
     gradients = [Assignment(owner, name, None) for owner, name in gradient_holders(model)]
-    tensors = [
-        step for name, tensor in here.items() for step in _tensor_steps(model, tensor, saved[name])
-    ]
+    tensors = [_tensor_step(model, tensor, saved[name]) for name, tensor in here.items()]
     attributes = _attribute_steps(model, snapshot["attributes"], handles)
     entries = _entries(opt_state, parameters, snapshot["optimizer"])
     steps = all_steps(model, handles, [*gradients, *tensors], [*attributes, *entries])
     return Prepared(model, opt_state, steps)
 
 
-def _tensor_steps(model: Any, tensor: Any, saved: Any) -> list[Step]:
+def _tensor_step(model: Any, tensor: Any, saved: Any) -> Step:
     # One number that stands for several cannot be copied into.
     stands_for_several = tensor.layout is torch.strided and 0 in tensor.stride()
     if tensor.shape != saved.shape or stands_for_several:
-        return replaced(model, [(tensor, _copied(saved, tensor.device))])
-    return [_OldNumbers(tensor, saved)]
+        return replaced(model, tensor, _copied(saved, tensor.device))
+    before = tensor.detach().clone()
+    return Calls(partial(_copy, tensor, saved), partial(tensor.detach().copy_, before))
 
 
-class _OldNumbers(Step):
-    """Copies numbers into a tensor of the same shape; without `no_grad`, which would stay if broken off."""
-
-    def __init__(self, tensor: Any, saved: Any) -> None:
-        self._tensor, self._saved, self._before = tensor, saved, tensor.detach().clone()
-
-    def make(self) -> None:
-        full = self._saved.to(self._tensor.device)
-        self._tensor.detach().copy_(sharded_like(self._tensor, full))
-
-    def undo(self) -> None:
-        self._tensor.detach().copy_(self._before)
+def _copy(tensor: Any, saved: Any) -> None:
+    """Copy numbers into a tensor of the same shape; without `no_grad`, which would stay if broken off."""
+    tensor.detach().copy_(sharded_like(tensor, saved.to(tensor.device)))
 
 
 def _attribute_steps(
@@ -132,9 +123,11 @@ def _check(
     parameters: dict[int, Any],
     entries: dict[int, Any],
 ) -> None:
-    other = sorted(here.keys() ^ saved.keys()) + [
-        name for name in here.keys() & saved.keys() if _kind(here[name]) != _kind(saved[name])
-    ]
+    kinds, wanted = (
+        {(name, tensor.dtype, tensor.ndim) for name, tensor in tensors.items()}
+        for tensors in (here, saved)
+    )
+    other = sorted({name for name, *_ in kinds ^ wanted})
     if other:
         raise ShapeError(
             f"the snapshot from before the cut and `model` differ in {', '.join(other[:4])}; expected "
@@ -146,11 +139,6 @@ def _check(
             f"model but the optimizer has {len(parameters)} of them; expected the same. Build the "
             "optimizer as it was."
         )
-
-
-def _kind(tensor: Any) -> tuple[Any, int]:
-    """What a cut leaves as it is."""
-    return tensor.dtype, tensor.ndim
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
