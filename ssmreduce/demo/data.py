@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ssmreduce._checks import require_backend
+from ssmreduce._checks import naming, require_backend
 from ssmreduce.errors import DataFileError
 
 CLASSES = 10
@@ -114,112 +114,106 @@ def load_smnist(path: Path) -> SequenceData:
         or holds other arrays.
     """
     try:
-        # Asked before it is opened: to open a pipe waits for somebody to write.
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-            raise DataFileError(
-                f"{path}: cannot be opened (it is {kind}); expected a regular file, a NumPy .npz archive. "
-                "Check the path given to --data."
-            )
-        # Opened here because NumPy leaves a file open that it opened and could not read.
-        with open(path, "rb") as file:
-            return _read_smnist(file, path)
-    except FileNotFoundError:
-        raise DataFileError(
-            f"{path}: no such file; expected a NumPy .npz archive. Check the path given to --data."
-        ) from None
+        with naming(str(path)):
+            # Asked before it is opened: to open a pipe waits for somebody to write.
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+                raise DataFileError(
+                    f"cannot be opened (it is {kind}); expected a regular file, a NumPy .npz archive. "
+                    "Check the path given to --data."
+                )
+            # Opened here because NumPy leaves a file open that it opened and could not read.
+            with open(path, "rb") as file:
+                return _read_smnist(file)
     except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        found = "no such file" if missing else f"cannot be opened ({error.strerror})"
         raise DataFileError(
-            f"{path}: cannot be opened ({error.strerror}); expected a NumPy .npz archive. "
-            "Check the path given to --data."
+            f"{path}: {found}; expected a NumPy .npz archive. Check the path given to --data."
         ) from error
 
 
-def _read_smnist(file: BinaryIO, path: Path) -> SequenceData:
+def _read_smnist(file: BinaryIO) -> SequenceData:
     try:
         archive = np.load(file, allow_pickle=False)
     except _UNREADABLE as error:
         raise DataFileError(
-            f"{path}: cannot be read as a NumPy .npz archive ({_reason(error)}); expected "
+            f"cannot be read as a NumPy .npz archive ({_reason(error)}); expected "
             f"{_LAYOUT}. Write it with numpy.savez."
         ) from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataFileError(
-            f"{path}: holds a single array; expected an .npz archive with {_LAYOUT}. "
+            f"holds a single array; expected an .npz archive with {_LAYOUT}. "
             "Write it with numpy.savez."
         )
     with archive:
-        _check_size(zipfile.ZipFile(file).infolist(), path)
-        train = _images_and_labels(archive, path, "train")
-        test = _images_and_labels(archive, path, "test")
+        _check_size(zipfile.ZipFile(file).infolist())
+        train = _images_and_labels(archive, "train")
+        test = _images_and_labels(archive, "test")
     return SequenceData("sequential MNIST, 784 steps", *train, *test)
 
 
-def _check_size(members: list[zipfile.ZipInfo], path: Path) -> None:
+def _check_size(members: list[zipfile.ZipInfo]) -> None:
     """Refuse what unpacks to too much, by the sizes that the archive declares: zipfile stops at those."""
     size = sum(member.file_size for member in members)
     if size > _LARGEST:
         raise DataFileError(
-            f"{path}: unpacks to {size} bytes; expected at most {_LARGEST}, ten times those of MNIST. "
+            f"unpacks to {size} bytes; expected at most {_LARGEST}, ten times those of MNIST. "
             "Look whether it is a damaged file or another set."
         )
     if any(member.compress_type not in _PACKED_BY_NUMPY for member in members):
         raise DataFileError(
-            f"{path}: is packed in a way that NumPy does not write; expected stored or deflated arrays. "
+            "is packed in a way that NumPy does not write; expected stored or deflated arrays. "
             "Write it with numpy.savez_compressed."
         )
 
 
 def _images_and_labels(
-    archive: np.lib.npyio.NpzFile, path: Path, part: str
+    archive: np.lib.npyio.NpzFile, part: str
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    images = _array(archive, path, f"{part}_images")
-    labels = _array(archive, path, f"{part}_labels")
+    images = _array(archive, f"{part}_images")
+    labels = _array(archive, f"{part}_labels")
     size = (_SMNIST_SIDE, _SMNIST_SIDE)
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != size or not len(images):
         raise DataFileError(
-            f"{path}: `{part}_images` is {_describe(images)}; expected (n, 28, 28) uint8 with "
+            f"`{part}_images` is {images.shape} {images.dtype}; expected (n, 28, 28) uint8 with "
             "n ≥ 1. Store the images as grey values 0 … 255."
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise DataFileError(
-            f"{path}: `{part}_labels` is {_describe(labels)}; expected {images.shape[:1]} integers, "
+            f"`{part}_labels` is {labels.shape} {labels.dtype}; expected {images.shape[:1]} integers, "
             f"one per image of `{part}_images`. Check that both were written from the same set."
         )
     if labels.min() < 0 or labels.max() >= CLASSES:
         raise DataFileError(
-            f"{path}: `{part}_labels` has values {labels.min()} … {labels.max()}; expected "
+            f"`{part}_labels` has values {labels.min()} … {labels.max()}; expected "
             f"0 … {CLASSES - 1}. Number the classes from 0."
         )
     sequences = images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
     return sequences, labels.astype(np.int32)
 
 
-def _array(archive: np.lib.npyio.NpzFile, path: Path, name: str) -> npt.NDArray[np.generic]:
+def _array(archive: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[np.generic]:
     if name not in archive.files:
         found = ", ".join(archive.files) or "no arrays"
         raise DataFileError(
-            f"{path}: has no array `{name}` (found: {found}); expected {_LAYOUT}. "
+            f"has no array `{name}` (found: {found}); expected {_LAYOUT}. "
             "Write it with numpy.savez."
         )
     try:
         array: npt.NDArray[np.generic] = archive[name]
     except _UNREADABLE as error:
         raise DataFileError(
-            f"{path}: array `{name}` cannot be read without unpickling, or is damaged "
+            f"array `{name}` cannot be read without unpickling, or is damaged "
             f"({_reason(error)}); expected plain numbers. Write it with numpy.savez from a "
             "numeric array."
         ) from error
     if not isinstance(array, np.ndarray):
         raise DataFileError(
-            f"{path}: `{name}` is not a NumPy array; expected {_LAYOUT}. Write it with numpy.savez."
+            f"`{name}` is not a NumPy array; expected {_LAYOUT}. Write it with numpy.savez."
         )
     return array
-
-
-def _describe(array: npt.NDArray[np.generic]) -> str:
-    return f"{array.shape} {array.dtype}"
 
 
 def _reason(error: BaseException) -> str:

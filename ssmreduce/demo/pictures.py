@@ -25,6 +25,14 @@ _LOOK: dict[str, dict[str, Any]] = {
     "small": {"color": "#D55E00", "linestyle": ":", "marker": "^", "markersize": 4},
 }
 
+_CUT: dict[str, Any] = {
+    "color": "black",
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 11,
+    "markerfacecolor": "none",
+}
+
 _LEAST_ERROR = 5e-4
 _ERRORS = 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001
 
@@ -58,15 +66,7 @@ def accuracy_picture(experiment: Experiment) -> Figure:
         errors = np.maximum([1.0 - point.accuracy for point in run.curve], _LEAST_ERROR)
         worst = max(worst, *errors)
         axes.semilogy(seconds, errors, linewidth=1.5, **_LOOK[run.name])
-        axes.plot(
-            run.cut_times,
-            np.interp(run.cut_times, seconds, errors),
-            linestyle="none",
-            marker="o",
-            markersize=11,
-            markerfacecolor="none",
-            color="black",
-        )
+        axes.plot(run.cut_times, np.interp(run.cut_times, seconds, errors), **_CUT)
     _finish_accuracy(axes, experiment, min(1.05, 1.3 * worst))
     return figure
 
@@ -87,8 +87,7 @@ def _finish_accuracy(axes: Axes, experiment: Experiment, worst: float) -> None:
         Line2D([], [], label=f"{name}, {_sizes(runs, settings.states)}", **_LOOK[name])
         for name, runs in experiment.runs.items()
     ]
-    cut = Line2D([], [], linestyle="none", marker="o", markersize=11, markerfacecolor="none")
-    cut.set(color="black", label="cut")
+    cut = Line2D([], [], label="cut", **_CUT)
     axes.legend(handles=[*handles, cut], fontsize=9, framealpha=0.9)
     count = f", {settings.seeds} seeds" if settings.seeds > 1 else ""
     axes.set_title(f"{settings.steps} steps each{count}", fontsize=11)

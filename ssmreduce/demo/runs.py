@@ -82,15 +82,9 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON; poles as [re, im]."""
+        names = ("seed", "accuracy", "states", "states_per_layer", "seconds", "processor_seconds")
         return {
-            "seed": self.seed,
-            "accuracy": self.accuracy,
-            "states": self.states,
-            "states_per_layer": self.states_per_layer,
-            "seconds": self.seconds,
-            "processor_seconds": self.processor_seconds,
-            "complete": self.complete,
-            "cut_times": self.cut_times,
+            **{name: getattr(self, name) for name in (*names, "complete", "cut_times")},
             "curve": [asdict(point) for point in self.curve],
             "poles": [[pole.real, pole.imag] for pole in self.poles.tolist()],
         }
