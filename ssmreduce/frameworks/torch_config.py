@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -62,18 +61,18 @@ class _Place:
         UnsupportedLayerError
             If one is quantised or wrapped, so that it keeps its order.
         """
-        kind, held = self.handle.kind, {}
+        held = {}
         for name, part in self.owner.named_modules():
             if type(part) is type(self.handle.layer):
                 try:
-                    held[id(part)] = ones_like({key: attrgetter(key)(part) for key in kind.shapes})
+                    held[id(part)] = replace(self.handle, layer=part).order
                 except AttributeError as error:
                     raise UnsupportedLayerError(
                         f"layer `{name}` cannot be cut ({error}), but {_checks.type_name(self.config)} has "
                         f"one `{self.common}` for all layers; expected all of them with weights. Cut before "
                         "any is quantised or wrapped."
                     ) from error
-        return {new.get(at, kind.order(shapes)) for at, shapes in held.items()}
+        return {new.get(at, order) for at, order in held.items()}
 
 
 class _WrittenSizes(Step):
@@ -81,11 +80,7 @@ class _WrittenSizes(Step):
 
     def __init__(self, places: Sequence[_Place]) -> None:
         self._places = places
-        self._before = [
-            (each.config, name, vars(each.config).get(name))
-            for each in places
-            for name in [each.common.partition(".")[0] or _FIELD]
-        ]
+        self._before = [(vars(each.config), {**vars(each.config)}) for each in places]
 
     def make(self) -> None:
         """Write them: the one size of a library, if all layers have it."""
@@ -101,11 +96,10 @@ class _WrittenSizes(Step):
 
     def undo(self) -> None:
         """Put back what was there."""
-        for config, name, value in self._before:
-            if value is None:
-                vars(config).pop(name, None)
-            else:
-                setattr(config, name, value)
+        for config, before in self._before:
+            for name in config.keys() - before.keys():
+                del config[name]
+            config.update(before)
 
 
 def all_steps(

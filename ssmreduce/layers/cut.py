@@ -216,3 +216,10 @@ class Candidates:
 
     white: LayerCut | None
     cuts: dict[str, LayerCut]
+
+    def within(self, error: float) -> Candidates:
+        """Return those of the cuts that have at most so large an output error."""
+        cuts = self.cuts.items()
+        return Candidates(
+            self.white, {name: cut for name, cut in cuts if (cut.output_error or 0.0) <= error}
+        )

@@ -41,7 +41,7 @@ from ssmreduce.gramians.sequences import (
     state_moment,
 )
 from ssmreduce.hankel import decomposed
-from ssmreduce.layers.cut import Candidates, LayerCut
+from ssmreduce.layers.cut import Candidates
 from ssmreduce.layers.diagonal_cut import DiagonalisedDense
 from ssmreduce.layers.lti_cut import LTICut
 from ssmreduce.layers.lti_plan import LTIPlan
@@ -129,22 +129,16 @@ class DataPlan(LTIPlan):
                 return None
             return found if found.cuts else None
 
-        def within(found: Candidates) -> dict[str, LayerCut]:
-            cuts = found.cuts.items()
-            return {
-                method: cut for method, cut in cuts if (cut.output_error or 0.0) <= rule.relative
-            }
-
         best = smallest(
             1,
             self.options.count(self.kind.order(self.weights)),
             attempt,
-            lambda found: bool(within(found)),
+            lambda found: bool(found.within(rule.relative).cuts),
         )
         if best is None:
             whole = self.unchanged()
             return Candidates(whole, {"white": whole})
-        return Candidates(best.white, within(best))
+        return best.within(rule.relative)
 
     def _of_order(self, white: LTICut | None, order: int) -> Candidates:
         """The white cut, and those of the same order that know the data, as far as they are wanted."""

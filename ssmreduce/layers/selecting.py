@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce.errors import OrderError, SSMReduceError, UnreachableToleranceError
+from ssmreduce.errors import OrderError, UnreachableToleranceError
 from ssmreduce.layers.cut import SystemCut
 from ssmreduce.layers.layer import Layer, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions
@@ -171,22 +171,13 @@ class _Plan:
         best = smallest(
             1,
             self._options.count(self._old_order),
-            self._at_size,
+            lambda count: self._kept(self._options.size(count)),
             lambda found: found.measured_error <= rule.relative * gain,
         )
         return whole if best is None else best
 
-    def _at_size(self, count: int) -> SelectionCut | None:
-        try:
-            return self._kept(self._options.size(count))
-        except SSMReduceError:
-            return None
-
     def _kept(self, order: int) -> SelectionCut:
-        kept = np.sort(self._picked[:order])
-        if order >= self._old_order:
-            kept = np.arange(self._old_order)
-        return self.made(kept)
+        return self.made(np.sort(self._picked[:order]))
 
     def made(self, kept: HostArray) -> SelectionCut:
         """The cut that keeps these states."""

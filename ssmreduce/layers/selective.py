@@ -362,28 +362,15 @@ class SelectivePlan(Generic[C]):
 
     def _smallest(self, rule: MeasuredError) -> Candidates:
         """Those of the smallest order that a bisection finds within the tolerance, on what was held out."""
-
-        def within(found: Candidates) -> dict[str, LayerCut]:
-            return {
-                method: cut
-                for method, cut in found.cuts.items()
-                if (cut.output_error or 0.0) <= rule.relative
-            }
-
         _ = self.scores  # what is wrong with the layer or the data is said here
         best = smallest(
             1,
             self._options.count(self.old_order),
-            self._at_size,
-            lambda found: bool(within(found)),
+            lambda count: self._of_order(self._options.size(count)),
+            lambda found: bool(found.within(rule.relative).cuts),
+            passed_over=OrderError,  # more states than a method can make
         )
-        return self._whole() if best is None else Candidates(None, within(best))
-
-    def _at_size(self, count: int) -> Candidates | None:
-        try:
-            return self._of_order(self._options.size(count))
-        except OrderError:  # more states than a method can make
-            return None
+        return self._whole() if best is None else best.within(rule.relative)
 
     def _of_order(self, order: int) -> Candidates:
         if order >= self.old_order:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -84,8 +83,8 @@ class MatchedCut(LayerCut):
             method=f"{old.method}, outputs matched",
         )
         written = as_written(reduction, system)
-        worst = max(float(np.max(part.measured())) for part in written.parts or (written,))
-        return cls(kind, written, kind.error_factor * worst, cut.weights, new_weights, cut)
+        error = kind.error_factor * float(np.max(written.measured()))
+        return cls(kind, written, error, cut.weights, new_weights, cut)
 
     @property
     def scores(self) -> HostArray:
@@ -164,11 +163,27 @@ def matched(found: Layers, results: Results, data: Calibration) -> Results:
 def _trained(
     found: Layers, cuts: Mapping[Path, LayerCut], runs: Runs, rates: Sequence[float]
 ) -> dict[Path, dict[str, HostArray]]:
-    """The weights of the layers that are cut and no copies, trained behind the cut."""
-    copy, paths = cut_copy(found, cuts), [path for path in cuts if path not in found.copies]
-    trained = _by_path(found, copy)
+    """The weights of the layers that are cut and no copies, trained behind the cut.
+
+    Raises
+    ------
+    CutRefusedError
+        If what the model itself puts out is no array, or `forward` raises.
+    """
+    framework, forward = found.framework, runs.forward
+    copy, paths = cut_copy(found, cuts), cuts.keys() - found.copies.keys()
+    trained = [own for path, own in _by_path(found, copy).items() if path in paths]
+    batches = runs.fitting[: len(rates)]  # a step sees one
     try:
-        after = _with_outputs_of(found, copy.model, [trained[path] for path in paths], runs, rates)
+        uncut = framework.scratch(framework.plain(found.model))
+        targets = framework.outputs(uncut, forward, batches)
+        if not all(targets):
+            raise CutRefusedError(
+                "`forward` returns no array of floating-point numbers; expected the outputs that are to be "
+                f"matched, in an array or a tuple of arrays. {_ADVICE}"
+            )
+        del uncut  # a whole model, while another one is trained
+        after = framework.matched(copy.model, trained, forward, batches, targets, rates)
     except SSMReduceError:
         raise
     except Exception as error:  # whatever the user's function raises
@@ -203,29 +218,6 @@ def _with_cuts(
     for path in found.copies.keys() & really_cut(results).keys():
         new[path] = copy_of(handles[path], new[found.copies[path].path], found)
     return new
-
-
-def _with_outputs_of(
-    found: Layers, copy: Any, trained: Sequence[LayerHandle], runs: Runs, rates: Sequence[float]
-) -> Any:
-    """The copy of a model, with layers trained to put out what the model itself does.
-
-    Raises
-    ------
-    CutRefusedError
-        If that is no array.
-    """
-    framework = found.framework
-    uncut = framework.scratch(framework.plain(found.model))
-    batches = runs.fitting[: len(rates)]  # a step sees one
-    targets = framework.outputs(uncut, runs.forward, batches)
-    if not all(targets):
-        raise CutRefusedError(
-            "`forward` returns no array of floating-point numbers; expected the outputs that are to be "
-            f"matched, in an array or a tuple of arrays. {_ADVICE}"
-        )
-    del uncut  # a whole model, while another one is trained
-    return framework.matched(copy, trained, runs.forward, batches, targets, rates)
 
 
 def _warn(message: str) -> None:

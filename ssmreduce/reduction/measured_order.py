@@ -35,14 +35,11 @@ def smallest_cut(
         raise no_response()
     tolerance = rule.relative * float(to_nothing(balanced.unchanged()).measured())
 
-    def attempt(order: int) -> Reduction | None:
-        try:
-            return cut(FixedOrder(order))
-        except SSMReduceError:  # above the rank, or one that cannot be made
-            return None
-
     best = smallest(
-        max(part.unstable, 1), n, attempt, lambda found: float(found.measured()) <= tolerance
+        max(part.unstable, 1),
+        n,
+        lambda order: cut(FixedOrder(order)),
+        lambda found: float(found.measured()) <= tolerance,
     )
     return whole if best is None else best
 
@@ -52,24 +49,34 @@ def smallest(
     end: int,
     attempt: Callable[[int], Found | None],
     keeps: Callable[[Found], bool],
+    *,
+    passed_over: type[SSMReduceError] = SSMReduceError,
 ) -> Found | None:
     """Return the first of ``attempt(first) ... attempt(end - 1)`` that a bisection finds to be kept, or None.
 
     Errors fall with the order, if not strictly: a smaller one that would be kept by chance is not looked for,
-    and what is returned is kept. Orders of which the attempt is None are passed over.
+    and what is returned is kept. Orders of which the attempt is None, or raises what is `passed_over`, are
+    left out: they are above the rank, or cannot be made.
     """
+
+    def tried(order: int) -> Found | None:
+        try:
+            return attempt(order)
+        except passed_over:
+            return None
+
     below, order, best = first - 1, end, None
     while order - below > 1:
         middle = (below + order) // 2
-        tried = next(
-            ((k, found) for k in range(middle, order) if (found := attempt(k)) is not None), None
+        made = next(
+            ((k, found) for k in range(middle, order) if (found := tried(k)) is not None), None
         )
-        if tried is None:
+        if made is None:
             order = middle
-        elif keeps(tried[1]):
-            order, best = tried
+        elif keeps(made[1]):
+            order, best = made
         else:
-            below = tried[0]
+            below = made[0]
     return best
 
 
