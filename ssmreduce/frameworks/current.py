@@ -15,7 +15,7 @@ from array_api_compat import is_jax_array
 from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework
-from ssmreduce.frameworks.mappings import MappingFramework, is_mapping_of_arrays, odd_entry
+from ssmreduce.frameworks.mappings import MappingFramework, entries, is_mapping_of_arrays, odd_entry
 
 _REGISTERED: dict[type, Framework] = {}
 
@@ -96,7 +96,9 @@ def framework_of(model: Any, name: str = "model") -> Framework:
 
 def _is_pytree(model: Mapping[str, Any]) -> bool:
     """Whether a mapping is nested dicts with plain keys and JAX arrays, where Equinox is there, too."""
-    return "equinox" in sys.modules and _is_tree(model) and _holds_jax(model)
+    if "equinox" not in sys.modules or not _is_tree(model):
+        return False
+    return any(is_jax_array(value) for _, value in entries(model))
 
 
 def _is_tree(model: Mapping[str, Any]) -> bool:
@@ -111,10 +113,3 @@ def _is_tree(model: Mapping[str, Any]) -> bool:
 def _is_leaf(value: Any) -> bool:
     numbers = bool | int | float | complex | np.ndarray | np.generic
     return value is None or isinstance(value, numbers) or is_jax_array(value)
-
-
-def _holds_jax(model: Mapping[str, Any]) -> bool:
-    return any(
-        _holds_jax(value) if isinstance(value, Mapping) else is_jax_array(value)
-        for value in model.values()
-    )

@@ -28,7 +28,7 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import OptimizerStateError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework, Snapshot, listed
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
-from ssmreduce.frameworks.moments import Moment, read_moment, written_moment
+from ssmreduce.frameworks.moments import Moment, read_moment
 from ssmreduce.frameworks.transaction import Prepared
 
 _LAST = re.compile(r"^(?:(.*)[./])?([^./]*)$")
@@ -113,8 +113,8 @@ class MappingFramework(Framework):
             elif name in weights:
                 handle, weight = weights[name]
                 is_complex = is_complex_array(own[name])
-                value = read_moment(_last(field), to_double(array), is_complex=is_complex)
-                moments.append(Moment(_last(field), field, handle.path, weight, full, value))
+                read = read_moment(_last(field), to_double(array), is_complex=is_complex)
+                moments.append(Moment(_last(field), field, handle.path, weight, full, *read))
         return moments
 
     def prepared(
@@ -136,13 +136,8 @@ class MappingFramework(Framework):
         if opt_state is None:
             return Prepared(new_model, None)
         state = _flat(opt_state, "opt_state")
-        kept = {
-            name: written_moment(
-                _last(_field_and_name(name, own)[0]), value, to_double(state[name])
-            )
-            for name, value in moments.items()
-        }
-        return Prepared(new_model, _replaced(opt_state, _tied(state, kept, self.like(state, kept))))
+        kept = _tied(state, moments, self.like(state, moments))
+        return Prepared(new_model, _replaced(opt_state, kept))
 
     def snapshot(self, model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
         """Copy arrays, each in its library, and numbers."""
@@ -165,8 +160,8 @@ def is_mapping_of_arrays(model: Any) -> bool:
 
 def odd_entry(mapping: Mapping[str, Any]) -> tuple[str, Any] | None:
     """Return the first entry, with its whole name, that is an object: no array, number or text."""
-    entries = _entries(mapping)
-    return next((each for each in entries if not (is_array(each[1]) or _is_plain(each[1]))), None)
+    odd = (each for each in entries(mapping) if not (is_array(each[1]) or _is_plain(each[1])))
+    return next(odd, None)
 
 
 def opened(model: Any) -> Any:
@@ -190,11 +185,11 @@ def _is_plain(value: Any) -> bool:
 _NUMBERS = bool | int | float | complex | np.number | np.bool_
 
 
-def _entries(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def entries(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What is in a mapping, and in those in it, with whole names."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
-            yield from ((f"{key}.{name}", inner) for name, inner in _entries(value))
+            yield from ((f"{key}.{name}", inner) for name, inner in entries(value))
         else:
             yield str(key), value
 
@@ -202,7 +197,7 @@ def _entries(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _flat(mapping: Mapping[str, Any], what: str = "model") -> dict[str, Array]:
     """The arrays of a mapping, called `what` in messages, by their whole names."""
     found: dict[str, Array] = {}
-    for name, value in _entries(mapping):
+    for name, value in entries(mapping):
         if is_array(value):
             if name in found:
                 raise _twice(name, what)
@@ -267,7 +262,7 @@ def _saved(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Copies of the arrays and numbers in a mapping."""
     return {
         name: _copied(value)
-        for name, value in _entries(mapping)
+        for name, value in entries(mapping)
         if is_array(value) or isinstance(value, _NUMBERS)
     }
 

@@ -31,6 +31,8 @@ class Moment:
         By which the framework finds the array again.
     value : array
         The array at double precision.
+    moduli : bool
+        Whether the field holds |g|² of a complex weight, and `value` half of it as the square of each part.
     """
 
     field: str | None
@@ -39,22 +41,21 @@ class Moment:
     name: str
     key: Any
     value: HostArray
+    moduli: bool = False
+
+    def written(self, value: HostArray) -> HostArray:
+        """Return what `value` is to become as the field holds it."""
+        return np.asarray(value.real + value.imag) if self.moduli else value
 
 
 _MODULI = frozenset({"nu", "nu_max", "sum_of_squares"})
 """Fields in which optax keeps |g|² of complex weights."""
 
 
-def read_moment(field: str | None, value: HostArray, *, is_complex: bool) -> HostArray:
-    """Return what a field holds for a weight; of |g|² of a complex one half, as the square of each part."""
+def read_moment(field: str | None, value: HostArray, *, is_complex: bool) -> tuple[HostArray, bool]:
+    """Return what a field holds for a weight, and whether that is |g|² of a complex one: see `Moment`."""
     moduli = is_complex and field in _MODULI and not np.any(np.imag(value))
-    return (0.5 + 0.5j) * np.real(value) if moduli else value
-
-
-def written_moment(field: str | None, value: HostArray, old: HostArray) -> HostArray:
-    """Return `value`, that `read_moment` returned for `old` or its like, as the field holds it."""
-    moduli = np.iscomplexobj(value) and field in _MODULI and not np.any(np.imag(old))
-    return np.asarray(value.real + value.imag) if moduli else value
+    return (0.5 + 0.5j) * np.real(value) if moduli else value, moduli
 
 
 _REASONS = {

@@ -19,7 +19,7 @@ from ssmreduce.errors import OptimizerStateError, ShapeError
 from ssmreduce.frameworks import pytree_matching, pytree_recording
 from ssmreduce.frameworks.framework import Framework, Snapshot
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
-from ssmreduce.frameworks.moments import Moment, read_moment, written_moment
+from ssmreduce.frameworks.moments import Moment, read_moment
 from ssmreduce.frameworks.pytree_paths import part_at
 from ssmreduce.frameworks.saved import NamedTrees
 from ssmreduce.frameworks.transaction import Prepared
@@ -99,9 +99,9 @@ class PytreeFramework(Framework, NamedTrees):
             elif path[start:] in weights:
                 prefix, weight = path[:start], path[start:]
                 is_complex = np.iscomplexobj(own[weight])
-                value = read_moment(_field_of(prefix), to_double(leaf), is_complex=is_complex)
+                read = read_moment(_field_of(prefix), to_double(leaf), is_complex=is_complex)
                 field, where = _field_in_torch(opt_state, prefix), self.path_name(prefix)
-                moments.append(Moment(field, where, *weights[weight], path, value))
+                moments.append(Moment(field, where, *weights[weight], path, *read))
         return moments
 
     def prepared(
@@ -116,7 +116,7 @@ class PytreeFramework(Framework, NamedTrees):
         Numbers of states that are leaves follow by the ratio. Static fields belong to the structure of the
         tree, which an optimizer state shares: they stay as they are.
         """
-        own, state = _by_path(model), _by_path(opt_state)
+        own = _by_path(model)
         weights = {
             (*change.handle.path, _key(change.handle.layer, name)): value
             for change in changes
@@ -128,13 +128,8 @@ class PytreeFramework(Framework, NamedTrees):
                 path = (*change.handle.path, jax.tree_util.GetAttrKey(name))
                 if type(own.get(path)) is int:
                     new[path] = round(own[path] * change.ratio)
-        written = {
-            path: written_moment(
-                _field_of(path[: _start_of(path, own)]), value, to_double(state[path])
-            )
-            for path, value in moments.items()
-        }
-        return Prepared(_replaced(model, new), _replaced(opt_state, self.like(state, written)))
+        kept = self.like(_by_path(opt_state), moments)
+        return Prepared(_replaced(model, new), _replaced(opt_state, kept))
 
     record = staticmethod(pytree_recording.record)
     evaluated = staticmethod(pytree_recording.evaluated)

@@ -74,7 +74,7 @@ def reduced_moments(
         else:
             carried = {name: np.zeros_like(cut.new_weights[name]) for name in old}
         values |= {
-            each.key: carried[name] if name in cut.changed else each.value
+            each.key: each.written(carried[name] if name in cut.changed else each.value)
             for name, each in group.items()
         }
     return values
