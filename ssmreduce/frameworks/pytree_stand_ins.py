@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -81,9 +80,7 @@ def _replaced(
     module = part_at(model, path)
     module_type: Any = type(module)
     new: Any = object.__new__(_class_below(module_type, call))
-    own = {"ssmreduce_number": number, "ssmreduce_width": width}
-    for name, value in {**vars(module), **own}.items():
-        object.__setattr__(new, name, value)
+    vars(new).update(vars(module), ssmreduce_number=number, ssmreduce_width=width)
     return eqx.tree_at(lambda tree: part_at(tree, path), model, new) if path else new
 
 
@@ -133,15 +130,8 @@ def _call_layer(layer: Any, own: _Own, inputs: jax.Array | None) -> Any:
 # --- Layers that compute a kernel
 
 
-@dataclass(eq=False)
-class _Holder:
-    """A module that holds a kernel, in its call."""
-
-    passed: str = ""
-    used: bool = False
-
-
-_HOLDER: ContextVar[_Holder | None] = ContextVar("_HOLDER", default=None)
+_CALLED: ContextVar[list[str]] = ContextVar("_CALLED")
+"""What a module that holds a kernel has called so far: names of siblings, and "" for the kernel."""
 
 
 def _holder_of(model: Any, handle: LayerHandle) -> Path:
@@ -167,22 +157,19 @@ def _with_kernel(model: Any, handle: LayerHandle, path: Path, number: jax.Array,
 
 
 def _call_kernel(kernel: Any, own: _Own, inputs: jax.Array | None) -> Any:
-    holder = _HOLDER.get()
-    if holder is not None:
-        holder.used = True
-        if holder.passed:
-            raise UnsupportedLayerError(
-                f"a {type_name(kernel)} is used after a {holder.passed} in the same module, so that its "
-                "input is not what the module is given; expected the module's input. Record it yourself, and "
-                "pass Calibration.of_inputs."
-            )
+    called = _CALLED.get([])
+    called.append("")
+    if called[0]:
+        raise UnsupportedLayerError(
+            f"a {type_name(kernel)} is used after a {called[0]} in the same module, so that its input is "
+            "not what the module is given; expected the module's input. Record it yourself, and pass "
+            "Calibration.of_inputs."
+        )
     return own()
 
 
 def _call_sibling(sibling: Any, own: _Own, inputs: jax.Array | None) -> Any:
-    holder = _HOLDER.get()
-    if holder is not None and not holder.used:
-        holder.passed = holder.passed or type(sibling).__name__
+    _CALLED.get([]).append(type(sibling).__name__)
     return own()
 
 
@@ -198,11 +185,11 @@ def _call_holder(module: Any, own: _Own, inputs: jax.Array | None) -> Any:
         )
     axes = (-1, -2) if inputs.shape[-1] == width else (-2, -1)
     sequences = jnp.moveaxis(inputs, axes, (-1, -2))
-    token = _HOLDER.set(_Holder())
+    token = _CALLED.set([])
     try:
         output = own()
     finally:
-        _HOLDER.reset(token)
+        _CALLED.reset(token)
     first = _first_part(output)
     if first is None or first.shape != inputs.shape:
         told(number, sequences, sequences)  # the inputs alone: what comes out is not known
