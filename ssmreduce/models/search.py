@@ -73,12 +73,11 @@ class Layers:
                 ),
                 name,
             )
-        return {
-            each.name: firsts.get(original := self.copies[each.path].name, original)
-            if each.path in self.copies
-            else firsts[each.name]
-            for each in self.meant
-        }
+        for each in self.meant:
+            if each.path in self.copies:
+                original = self.copies[each.path].name
+                firsts[each.name] = firsts.get(original, original)
+        return firsts
 
     @cached_property
     def team(self) -> Any:
