@@ -124,8 +124,6 @@ def shares_of(
         )
     if options.uniform:
         return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, options)
-    if not free:
-        return fixed
     _check_units([layers[name] for name in free], budget)
     scores = {name: _scores(layers[name], options, data) for name in free}
     # Entry k: what is left out first where k multiples are kept.

@@ -24,12 +24,7 @@ from ssmreduce._checks import (
     whole_number,
 )
 from ssmreduce._display import cell, html_table, text_table
-from ssmreduce.errors import (
-    ArgumentError,
-    OrderError,
-    UnstableSystemError,
-    UnsupportedLayerError,
-)
+from ssmreduce.errors import ArgumentError, OrderError, UnstableSystemError, UnsupportedLayerError
 from ssmreduce.layers.cut import LayerCut, SystemCut
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
