@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -20,7 +19,7 @@ from torch import distributed
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.torch_fsdp import managed
-from ssmreduce.frameworks.transaction import Calls, Step
+from ssmreduce.frameworks.transaction import Change, Step
 
 if distributed.is_available():
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -110,39 +109,27 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return value._make(parts) if isinstance(value, NamedTuple) else type(value)(parts)
 
 
-@dataclass(eq=False)
-class NewTensor(Step):
-    """Gives a parameter or buffer another tensor, of any shape, without a gradient; the object stays."""
-
-    tensor: Any
-    new: Any
-    _before: tuple[Any, Any] | None = field(default=None, init=False)
-
-    def make(self) -> None:
-        """Put the new one in its place.
-
-        A graph that is still alive (that of the last loss, say) holds the node that accumulates the
-        gradient, with the old shape, and the next graph would use it again. torch drops that
-        node only when the dtype changes, so the dtype changes for a moment.
-        """
-        tensor = self.tensor
-        self._before = tensor.data, tensor.grad
-        tensor.grad = None
-        other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
-        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
-        tensor.data = self.new
-
-    def undo(self) -> None:
-        """Put back the old one, with its gradient."""
-        if self._before is None:
-            return
-        self.tensor.grad = None
-        self.tensor.data, self.tensor.grad = self._before
-
-
 def replaced(model: Any, tensor: Any, full: Any) -> Step:
-    """What gives a parameter or buffer of `model`, in shards or not, another full tensor of any shape."""
-    if not isinstance(tensor, SHARDED):
-        return NewTensor(tensor, full)
-    record = managed(model, tensor)
-    return Calls(partial(record.replace, full), record.restore)
+    """What gives a parameter or buffer of `model`, in shards or not, another full tensor of any shape.
+
+    Without a gradient; the object stays.
+    """
+    if isinstance(tensor, SHARDED):
+        record = managed(model, tensor)
+        return Change(partial(record.replace, full), record.restore)
+    before = partial(_give, tensor, tensor.data, tensor.grad)
+    return Change(partial(_give, tensor, full, None), before)
+
+
+def _give(tensor: Any, data: Any, gradient: Any) -> None:
+    """Put data of any shape in the place of those of a tensor.
+
+    A graph that is still alive (that of the last loss, say) holds the node that accumulates the
+    gradient, with the old shape, and the next graph would use it again. torch drops that
+    node only when the dtype changes, so the dtype changes for a moment.
+    """
+    tensor.grad = None
+    other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data
+    tensor.grad = gradient

@@ -26,7 +26,7 @@ from ssmreduce.frameworks.handle import LayerChange, LayerHandle, ones_like
 from ssmreduce.frameworks.torch_arrays import replaced
 from ssmreduce.frameworks.torch_attributes import assigned, dependents
 from ssmreduce.frameworks.torch_distributed import new_buckets
-from ssmreduce.frameworks.transaction import Calls, Step, commit
+from ssmreduce.frameworks.transaction import Change, Step, commit
 from ssmreduce.layers.options import plain_name
 
 _FIELD = "ssm_states"
@@ -113,8 +113,8 @@ def all_steps(
     renewals = [
         new_buckets(part) for part in model.modules() if isinstance(part, DistributedDataParallel)
     ]
-    before = [Calls(undoes=each) for each in renewals]
-    steps = [*before, *shapes, *map(Calls, renewals), *others]
+    before = [Change(undo=each) for each in renewals]
+    steps = [*before, *shapes, *map(Change, renewals), *others]
     if _LIBRARY in sys.modules or any(handle.kind.config_sizes for handle in handles):
         places = _places(model, handles)
         steps += [_WrittenSizes(places)] if places else []

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssmreduce.errors import DistributedError, SSMReduceError, UnsupportedLayerError
 from ssmreduce.frameworks.torch_arrays import SHARDED, whole
-from ssmreduce.frameworks.torch_fsdp import FULLY_SHARDED, reshard, sharded_parameters
+from ssmreduce.frameworks.torch_fsdp import FULLY_SHARDED, reshard
 
 T = TypeVar("T")
 
@@ -211,10 +211,3 @@ def _viewed(module: Any, full: Mapping[int, Any], seen: dict[int, Any]) -> Any:
         }
         vars(view).update({**vars(module), "_parameters": parameters, "_modules": parts})
     return seen[id(module)]
-
-
-def gradient_holders(model: Any) -> list[tuple[Any, str]]:
-    """Return who holds a gradient, and in which attribute: parameters, and FSDP2's records of them."""
-    held = [(parameter, "grad") for parameter in model.parameters()]
-    records = [(record, "accumulated_gradient") for record in sharded_parameters(model)]
-    return [*held, *records]

@@ -15,7 +15,7 @@ from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moment
 from ssmreduce.frameworks.torch_arrays import SHARDED, host_arrays, tensors_like, whole
 from ssmreduce.frameworks.torch_fsdp import managed
-from ssmreduce.frameworks.transaction import Assignment, Step
+from ssmreduce.frameworks.transaction import Step, assignment
 from ssmreduce.layers.cut import LayerCut
 
 MomentKey = tuple[Path, str, str]
@@ -116,7 +116,10 @@ def new_gradients(model: Any, changes: Sequence[LayerChange]) -> list[Step]:
                 full = {name: whole(value) for name, value in held.items()}
                 carried = _carried(change.cut, host_arrays(full))
                 new = tensors_like(held, carried, in_shards=True)
-                steps += [Assignment(owners[name], field, value) for name, value in new.items()]
+                # The old ones come back with the old shapes.
+                steps += [
+                    assignment(owners[name], field, value, None) for name, value in new.items()
+                ]
     return steps
 
 

@@ -12,7 +12,7 @@ import torch
 from ssmreduce import _checks
 from ssmreduce.errors import NonFiniteError, ShapeError, UnsupportedLayerError
 from ssmreduce.frameworks.torch_arrays import SHARDED
-from ssmreduce.frameworks.transaction import Calls, Step
+from ssmreduce.frameworks.transaction import Change, Step
 
 
 def check_tensor(present: Any, saved: Any, name: str) -> None:
@@ -115,10 +115,10 @@ def loading_steps(model: Any, state_dict: Mapping[str, Any], resizes: Sequence[S
         for part in model.modules()
         if type(part).get_extra_state is not torch.nn.Module.get_extra_state
     ]
-    back = Calls(undoes=partial(_put_back, tensors, extra))  # undone last, when shapes are back
+    back = Change(undo=partial(_put_back, tensors, extra))  # undone last, when shapes are back
     # torch sets the mode of autograd while it loads.
     mode = partial(torch.set_grad_enabled, torch.is_grad_enabled())
-    return [back, *resizes, Calls(partial(model.load_state_dict, state_dict), mode)]
+    return [back, *resizes, Change(partial(model.load_state_dict, state_dict), mode)]
 
 
 def _put_back(tensors: Sequence[tuple[Any, Any]], extra: Sequence[tuple[Any, Any]]) -> None:

@@ -20,10 +20,9 @@ from ssmreduce.frameworks.handle import LayerChange, LayerHandle
 from ssmreduce.frameworks.torch_arrays import mapped, replaced, sharded_like, whole
 from ssmreduce.frameworks.torch_attributes import Dependent, assigned, attribute, dependents
 from ssmreduce.frameworks.torch_config import all_steps
-from ssmreduce.frameworks.torch_distributed import gradient_holders
-from ssmreduce.frameworks.torch_fsdp import reshard
+from ssmreduce.frameworks.torch_fsdp import reshard, sharded_parameters
 from ssmreduce.frameworks.torch_recording import plain
-from ssmreduce.frameworks.transaction import ABSENT, Assignment, Calls, Entries, Prepared, Step
+from ssmreduce.frameworks.transaction import ABSENT, Change, Entries, Prepared, Step, assignment
 
 
 def take(model: Any, opt_state: Any, handles: Sequence[LayerHandle]) -> Snapshot:
@@ -56,7 +55,11 @@ def prepared_back(
     saved, here = snapshot["tensors"], dict(_tensors(model))
     parameters = dict(_parameters(model, opt_state))
     _check(here, saved, parameters, snapshot["optimizer"])
-    gradients = [Assignment(owner, name, None) for owner, name in gradient_holders(model)]
+    gradients = [assignment(each, "grad", None, each.grad) for each in model.parameters()]
+    gradients += [
+        assignment(each, "accumulated_gradient", None, each.accumulated_gradient)
+        for each in sharded_parameters(model)
+    ]
     tensors = [_tensor_step(model, tensor, saved[name]) for name, tensor in here.items()]
     attributes = _attribute_steps(model, snapshot["attributes"], handles)
     entries = _entries(opt_state, parameters, snapshot["optimizer"])
@@ -70,7 +73,7 @@ def _tensor_step(model: Any, tensor: Any, saved: Any) -> Step:
     if tensor.shape != saved.shape or stands_for_several:
         return replaced(model, tensor, _copied(saved, tensor.device))
     before = tensor.detach().clone()
-    return Calls(partial(_copy, tensor, saved), partial(tensor.detach().copy_, before))
+    return Change(partial(_copy, tensor, saved), partial(tensor.detach().copy_, before))
 
 
 def _copy(tensor: Any, saved: Any) -> None:

@@ -9,43 +9,36 @@ from __future__ import annotations
 
 import signal
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 
-class Step(ABC):
+class Step(Protocol):
     """One change. It keeps what it replaces, from before the transaction or from when it is made."""
 
     @abstractmethod
-    def make(self) -> None:
+    def make(self) -> object:
         """Make the change."""
 
     @abstractmethod
-    def undo(self) -> None:
+    def undo(self) -> object:
         """Put back what was there, whether `make` ended, was broken off or did not begin."""
 
 
-@dataclass(eq=False)
-class Assignment(Step):
-    """``setattr(owner, name, new)``, of an attribute that is there."""
+class Change(NamedTuple):
+    """A step of two functions."""
 
-    owner: Any
-    name: str
-    new: Any
-    _before: tuple[Any, ...] = field(default=(), init=False)
+    make: Callable[[], object] = lambda: None
+    undo: Callable[[], object] = lambda: None
 
-    def make(self) -> None:
-        """Assign."""
-        self._before = (getattr(self.owner, self.name),)
-        setattr(self.owner, self.name, self.new)
 
-    def undo(self) -> None:
-        """Assign what was there."""
-        for value in self._before:
-            setattr(self.owner, self.name, value)
+def assignment(owner: Any, name: str, value: Any, before: Any) -> Change:
+    """Return the step ``setattr(owner, name, value)`` and the way back to what was there before."""
+    return Change(partial(setattr, owner, name, value), partial(setattr, owner, name, before))
 
 
 ABSENT: Any = object()
@@ -72,22 +65,6 @@ class Entries(Step):
     def undo(self) -> None:
         """Set what was there."""
         Entries(self.mapping, self._before).make()
-
-
-@dataclass(frozen=True, eq=False)
-class Calls(Step):
-    """Two functions: what makes a change, and what undoes it whether the first one ended or not."""
-
-    does: Callable[[], object] = lambda: None
-    undoes: Callable[[], object] = lambda: None
-
-    def make(self) -> None:
-        """Call the first."""
-        self.does()
-
-    def undo(self) -> None:
-        """Call the second."""
-        self.undoes()
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from ssmreduce._checks import (
 )
 from ssmreduce.errors import ArgumentError, OptimizerStateError, SSMReduceError
 from ssmreduce.frameworks.current import framework_of
-from ssmreduce.frameworks.transaction import Assignment, Step, commit
+from ssmreduce.frameworks.transaction import Entries, Step, commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
 from ssmreduce.models.cut import agreement
@@ -401,9 +401,9 @@ class InTrainingReducer:
 
     def _turned(self, books: Books, records: Sequence[HankelRecord]) -> list[Step]:
         """What puts these books and records in the place of the present ones."""
-        steps: list[Step] = [Assignment(self, "_books", books)]
+        steps: list[Step] = [Entries(vars(self), {"_books": books})]
         if self.trace is not None:
-            steps.append(Assignment(self.trace, "records", records))
+            steps.append(Entries(vars(self.trace), {"records": records}))
         return steps
 
     def _comes_due(self, step: int) -> bool:

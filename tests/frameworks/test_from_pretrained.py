@@ -168,11 +168,11 @@ def test_a_rollback_and_a_load_write_the_sizes(tmp_path: Path) -> None:
 def test_a_cut_that_fails_leaves_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Backbone(Config())
 
-    def broken(self: Any) -> None:
+    def broken(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ssmreduce.frameworks.torch_attributes.Entries.make", broken)
-    monkeypatch.setattr("ssmreduce.frameworks.torch_arrays.NewTensor.make", broken)
+    monkeypatch.setattr("ssmreduce.frameworks.torch_arrays._give", broken)
     with pytest.raises(KeyboardInterrupt):
         reduce_model(model, 4)
     assert not hasattr(model.config, "ssm_states")
