@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -12,10 +12,13 @@ import numpy as np
 from ssmreduce._array_libraries import Array, HostArray
 from ssmreduce._checks import numeric_array
 from ssmreduce.errors import ShapeError
+from ssmreduce.reduction.measured_order import smallest, to_nothing
+from ssmreduce.reduction.order import MeasuredError
 from ssmreduce.reduction.report import Reduction
 
 if TYPE_CHECKING:
     from ssmreduce.layers.layer import Layer, WeightStorage
+    from ssmreduce.layers.options import CutOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +203,40 @@ class SystemCut(LayerCut):
     def scores_name(self) -> str:
         """What `scores` are: those of a cut by data may be others than those of the layer."""
         return self.reduction.values_name
+
+
+Made = TypeVar("Made", bound=SystemCut)
+
+
+@dataclass(frozen=True, eq=False)
+class CutPlan(ABC, Generic[Made]):
+    """Cuts one layer that runs a system, and measures it as it would be written."""
+
+    kind: Layer
+    weights: dict[str, HostArray]
+    options: CutOptions
+    storage: WeightStorage
+
+    @abstractmethod
+    def unchanged(self) -> Made:
+        """The layer as it is."""
+
+    @abstractmethod
+    def of_order(self, order: int) -> Made:
+        """The layer with at most so many states."""
+
+    def smallest(self, rule: MeasuredError) -> Made:
+        """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
+        whole = self.unchanged()
+        parts = whole.reduction.parts or (whole.reduction,)
+        gain = self.kind.error_factor * max(float(to_nothing(x).measured()) for x in parts)
+        best = smallest(
+            1,
+            self.options.count(whole.old_order),
+            lambda count: self.of_order(self.options.size(count)),
+            lambda found: found.measured_error <= rule.relative * gain,
+        )
+        return whole if best is None else best
 
 
 @dataclass(frozen=True, eq=False)

@@ -255,7 +255,7 @@ class LTILayer(Layer):
         """Cut by balanced truncation, and measure the layer as it would be written."""
         balanced = balanced_layer(self.read(weights), options.horizon)
         truncate = partial(balanced.truncate, common_order=True)
-        plan = LTIPlan(self, weights, order, options, storage, truncate)
+        plan = LTIPlan(self, weights, options, storage, order, truncate)
         return plan.smallest(order) if isinstance(order, MeasuredError) else plan.cut()
 
     def candidates(
@@ -291,7 +291,7 @@ class LTILayer(Layer):
             options = replace(options, horizon=data.horizon)
             balanced = balanced_layer(system, data.horizon)
         truncate = partial(balanced.truncate, common_order=True)
-        plan = DataPlan(self, weights, order, options, storage, truncate, system, data)
+        plan = DataPlan(self, weights, options, storage, order, truncate, system, data)
         return plan.candidates()
 
     def write(

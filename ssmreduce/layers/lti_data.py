@@ -122,9 +122,15 @@ class DataPlan(LTIPlan):
         """The candidates of the smallest order of which one is within the tolerance on what was held out."""
 
         def attempt(count: int) -> Candidates | None:
-            white = self.at_size(count)
+            order = self.options.size(count)
             try:
-                found = self._of_order(white, self.options.size(count))
+                white = self.of_order(order)
+            except UnsupportedLayerError:
+                raise
+            except SSMReduceError:
+                white = None
+            try:
+                found = self._of_order(white, order)
             except SSMReduceError:  # more than data excite, or poles that the layer cannot store
                 return None
             return found if found.cuts else None

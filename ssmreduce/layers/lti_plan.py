@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssmreduce._array_libraries import HostArray
 from ssmreduce.equations.stability import check_stable_system
 from ssmreduce.errors import (
     OrderError,
     SSMReduceError,
     UnreachableToleranceError,
-    UnsupportedLayerError,
 )
 from ssmreduce.hankel import tail_bounds
-from ssmreduce.layers.layer import WeightStorage
+from ssmreduce.layers.cut import CutPlan
 from ssmreduce.layers.lti_cut import LTICut, as_written
-from ssmreduce.layers.options import CutOptions
 from ssmreduce.layers.read_back import read_back
 from ssmreduce.layers.stored_states import with_real_input
-from ssmreduce.reduction.measured_order import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.state_space import StateSpace
@@ -41,14 +37,11 @@ _NEARBY_ORDERS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class LTIPlan:
+class LTIPlan(CutPlan[LTICut]):
     """Cuts the systems of one layer, writes the result as the layer would hold it, and measures that."""
 
     kind: LTILayer
-    weights: dict[str, HostArray]
     order: int | OrderRule
-    options: CutOptions
-    storage: WeightStorage
     truncate: Callable[[OrderRule], Reduction]
 
     def cut(self) -> LTICut:
@@ -96,28 +89,14 @@ class LTIPlan:
         )
 
     def smallest(self, rule: MeasuredError) -> LTICut:
-        """The smallest written layer that a bisection finds within the tolerance; nothing is cut at worst."""
-        whole = self.unchanged()
-        parts = whole.reduction.parts or (whole.reduction,)
-        gain = self.kind.error_factor * max(float(to_nothing(x).measured()) for x in parts)
-        if not np.any(whole.scores):
-            self.reduced(1)  # refuses
-        best = smallest(
-            1,
-            self.options.count(self.kind.order(self.weights)),
-            self.at_size,
-            lambda found: found.measured_error <= rule.relative * gain,
-        )
-        return whole if best is None else best
+        """The smallest written layer within the tolerance; refused if the layer does not respond."""
+        if not np.any(self.unchanged().scores):
+            self.reduced(1)
+        return super().smallest(rule)
 
-    def at_size(self, count: int) -> LTICut | None:
-        """The layer as it is written with at most as many states as a size has; None if it cannot."""
-        try:
-            outcome, _ = self.written(*self.reduced(self.options.size(count)))
-        except UnsupportedLayerError:
-            raise
-        except SSMReduceError:
-            return None
+    def of_order(self, order: int) -> LTICut:
+        """The layer as it is written with at most so many states."""
+        outcome, _ = self.written(*self.reduced(order))
         return outcome
 
     def reduced(self, order: int | OrderRule) -> tuple[Reduction, int]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OrderError, UnreachableToleranceError
-from ssmreduce.layers.cut import SystemCut
+from ssmreduce.layers.cut import CutPlan, SystemCut
 from ssmreduce.layers.layer import Layer, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions
-from ssmreduce.reduction.measured_order import smallest, to_nothing
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
 from ssmreduce.reduction.report import Reduction
+from ssmreduce.systems.diagonal import System
 
 
 class SelectingLayer(Layer):
@@ -119,41 +120,41 @@ class SelectingLayer(Layer):
         return _Plan(self, weights, options, storage).cut(as_rule(order))
 
 
-class _Plan:
+@dataclass(frozen=True, eq=False)
+class _Plan(CutPlan["SelectionCut"]):
     """Selects states of one layer, and measures."""
 
-    def __init__(
-        self,
-        kind: SelectingLayer,
-        weights: dict[str, HostArray],
-        options: CutOptions,
-        storage: WeightStorage,
-    ) -> None:
-        self._kind, self._weights, self._storage = kind, weights, storage
-        self._horizon, self._options = options.horizon, options
-        self._system = kind.read(weights).to_host()
-        self._old_order = kind.order(weights)
-        self._picked, self._scores = kind.ranking(weights, options.horizon)
+    kind: SelectingLayer
+
+    @cached_property
+    def _system(self) -> System:
+        return self.kind.read(self.weights).to_host()
+
+    @cached_property
+    def _ranking(self) -> tuple[HostArray, HostArray]:
+        """The states as they are picked, and the score of each."""
+        return self.kind.ranking(self.weights, self.options.horizon)
 
     def cut(self, rule: OrderRule) -> SelectionCut:
         """The cut by a rule."""
         if isinstance(rule, ErrorBound):
             raise UnreachableToleranceError(
-                f"`order` is {rule} but {type(self._kind).__name__} keeps a selection of its own states, "
+                f"`order` is {rule} but {type(self.kind).__name__} keeps a selection of its own states, "
                 "for whose error there is no bound; expected another rule. Try MeasuredError(0.01)."
             )
-        if not np.any(self._scores):
+        if not np.any(self._ranking[1]):
             raise OrderError(
-                f"{type(self._kind).__name__} puts out nothing, so that no state matters; expected weights "
+                f"{type(self.kind).__name__} puts out nothing, so that no state matters; expected weights "
                 "that are not zero. Leave it out with options=CutOptions(exclude=...)."
             )
         if isinstance(rule, MeasuredError):
-            return self._smallest(rule)
-        return self._kept(self._options.rounded_up(self._wanted(rule)))
+            return self.smallest(rule)
+        return self.of_order(self.options.rounded_up(self._wanted(rule)))
 
     def _wanted(self, rule: OrderRule) -> int:
         """How many states hold what a rule asks for, as they are picked: scores need not descend there."""
-        descending = np.sort(self._scores)[::-1]
+        scores = self._ranking[1]
+        descending = np.sort(scores)[::-1]
         wanted = rule.choose(descending)
         if isinstance(rule, FixedOrder):
             return wanted
@@ -161,47 +162,41 @@ class _Plan:
         counts = [wanted]
         for power in (1, 2):  # sums, as of `HankelMass`, and energies
             least = rounding * np.sum(descending[:wanted] ** power)
-            counts.append(int(np.argmax(np.cumsum(self._scores**power) >= least)) + 1)
+            counts.append(int(np.argmax(np.cumsum(scores**power) >= least)) + 1)
         return max(counts)
 
-    def _smallest(self, rule: MeasuredError) -> SelectionCut:
-        """The smallest one that a bisection finds within the tolerance."""
-        whole = self._kept(self._old_order)
-        gain = self._kind.error_factor * float(to_nothing(whole.reduction).measured())
-        best = smallest(
-            1,
-            self._options.count(self._old_order),
-            lambda count: self._kept(self._options.size(count)),
-            lambda found: found.measured_error <= rule.relative * gain,
-        )
-        return whole if best is None else best
+    def of_order(self, order: int) -> SelectionCut:
+        """The layer with the first states as they are picked."""
+        return self.made(np.sort(self._ranking[0][:order]))
 
-    def _kept(self, order: int) -> SelectionCut:
-        return self.made(np.sort(self._picked[:order]))
+    def unchanged(self) -> SelectionCut:
+        """The layer as it is."""
+        return self.made(np.arange(self.kind.order(self.weights)))
 
     def made(self, kept: HostArray) -> SelectionCut:
         """The cut that keeps these states."""
-        unchanged = kept.size == self._old_order
-        new = self._weights
+        new, system = self.weights, self._system
+        unchanged = kept.size == self.kind.order(new)
         if not unchanged:
-            refitted = self._kind.refitted(self._weights, kept, self._horizon)
-            new = {**self._weights, **self._storage.rounded(refitted)}
-        system = self._system if unchanged else self._kind.read(new).to_host()
+            refitted = self.kind.refitted(self.weights, kept, self.options.horizon)
+            new = {**self.weights, **self.storage.rounded(refitted)}
+            system = self.kind.read(new).to_host()
+        scores = self._ranking[1]
         reduction = Reduction(
             original=self._system,
             system=system,
             order=system.order,
             real_order=kept.size,
             wanted_order=kept.size,
-            rank=int(np.sum(self._scores > 0.0)),
+            rank=int(np.sum(scores > 0.0)),
             hsv=np.zeros(0),
             error_bound=None,
-            horizon=self._horizon,
+            horizon=self.options.horizon,
             method="selection with refit",
-            scores=np.sort(self._scores)[::-1],
+            scores=np.sort(scores)[::-1],
         )
-        error = 0.0 if unchanged else self._kind.error_factor * float(reduction.measured())
-        return SelectionCut(self._kind, reduction, error, self._weights, new, kept)
+        error = 0.0 if unchanged else self.kind.error_factor * float(reduction.measured())
+        return SelectionCut(self.kind, reduction, error, self.weights, new, kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,8 +244,8 @@ class SelectionCut(SystemCut):
 
     def follow(self, weights: dict[str, HostArray], storage: WeightStorage) -> SelectionCut:
         """Keep the same states of a copy, and refit its own weights."""
-        plan = _Plan(self.kind, weights, CutOptions(horizon=self.reduction.horizon), storage)
-        return plan.made(self.kept)
+        options = CutOptions(horizon=self.reduction.horizon)
+        return _Plan(self.kind, weights, options, storage).made(self.kept)
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ssmreduce.errors import SSMReduceError
+from ssmreduce.errors import SSMReduceError, UnsupportedLayerError
 from ssmreduce.reduction.balanced_system import BalancedSystem, no_response
 from ssmreduce.reduction.balanced_unstable import Reducible
 from ssmreduce.reduction.order import FixedOrder, MeasuredError, OrderRule
@@ -62,6 +62,8 @@ def smallest(
     def tried(order: int) -> Found | None:
         try:
             return attempt(order)
+        except UnsupportedLayerError:  # at any order
+            raise
         except passed_over:
             return None
 
