@@ -355,7 +355,6 @@ class Layer(ABC):
                 if isinstance(wanted, int) and wanted != length:
                     why = f", as {known[each]}" if each in known else ""
                     raise wrong_shape(name, found, expected, why)
-            for each, length in zip(shape, found, strict=True):
                 if isinstance(each, str) and each not in lengths:
                     lengths |= {each: length, f"2{each}": 2 * length}
                     known |= dict.fromkeys((each, f"2{each}"), f"`{name}` has shape {found}")

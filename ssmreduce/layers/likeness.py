@@ -10,22 +10,14 @@ from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.layers.known import ENOUGH, KNOWN
 from ssmreduce.layers.layer import HasArrays
 
+_MAMBA = "a selective layer (Mamba), but not with the arrays of Mamba-1 or Mamba-2"
+
+_MAMBA_3 = "Mamba-3 (B and C are normalised over its states: a selection changes what is left)"
+
 _SELECTIVE: tuple[tuple[set[str], tuple[str, ...], str], ...] = (
-    (
-        {"A_log"},
-        ("in_proj", "conv1d"),
-        "a selective layer (Mamba), but not with the arrays of Mamba-1 or Mamba-2",
-    ),
-    (
-        {"A_log"},
-        ("x_proj", "dt_proj"),
-        "a selective layer (Mamba), but not with the arrays of Mamba-1 or Mamba-2",
-    ),
-    (
-        {"B_bias", "C_bias", "dt_bias"},
-        ("in_proj", "B_norm", "C_norm"),
-        "Mamba-3 (B and C are normalised over its states: a selection changes what is left)",
-    ),
+    ({"A_log"}, ("in_proj", "conv1d"), _MAMBA),
+    ({"A_log"}, ("x_proj", "dt_proj"), _MAMBA),
+    ({"B_bias", "C_bias", "dt_bias"}, ("in_proj", "B_norm", "C_norm"), _MAMBA_3),
     (set(), ("q_proj", "k_proj", "v_proj"), "attention, selective where it is linear"),
 )
 """Arrays, other attributes, and what has both: layers whose systems depend on their inputs."""

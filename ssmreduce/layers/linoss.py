@@ -102,7 +102,9 @@ class LinOSS(SelectingLayer):
         if self._implicit and self._damped:
             raise _refusal("no formula is known for `discretization` 'IM' with damping")
         self.shapes = {
-            **dict.fromkeys(self._of_oscillators()[:-1], ("n",)),
+            "A_diag": ("n",),
+            **({"G_diag": ("n",)} if self._damped else {}),
+            "steps": ("n",),
             "B": ("n", "m", 2),
             "C": ("m", "n", 2),
             "D": ("m",),
@@ -265,10 +267,6 @@ class LinOSS(SelectingLayer):
         kept = checked_groups(kept, order)
         return np.concatenate([kept, kept + order])
 
-    def _of_oscillators(self) -> tuple[str, ...]:
-        """Weights whose first axis counts oscillators, B last."""
-        return ("A_diag", *(["G_diag"] if self._damped else []), "steps", "B")
-
     def _parts(self, weights: Weights) -> tuple[Oscillators, HostArray, HostArray]:
         """The recursions, and complex B (N, m) and C (m, N), all at double precision."""
         self.check(weights)
@@ -308,7 +306,8 @@ class LinOSS(SelectingLayer):
         """The weights with the oscillators `kept` only, C refitted."""
         columns = np.stack([2 * kept, 2 * kept + 1], axis=-1).reshape(-1)
         fitted = refit(gram, C, columns).reshape(len(C), len(kept), 2)
-        new = {name: np.asarray(weights[name])[kept] for name in self._of_oscillators()}
+        first = [name for name, axis in self.state_axes().items() if axis == 0]
+        new = {name: np.asarray(weights[name])[kept] for name in first}
         return {**new, "C": fitted / units[kept][:, None], "D": np.asarray(weights["D"])}
 
 

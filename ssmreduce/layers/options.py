@@ -30,6 +30,8 @@ Moments = Literal["carry", "reset"]
 Method = Literal["best", "white", "white refit", "balanced", "selected", "compensated", "merged"]
 """How a cut uses data; see `ssmreduce.layers.lti_data` and `ssmreduce.layers.mamba_fit`."""
 
+_FLAGS = ("power_of_two", "uniform", "match", "skip_unsupported")
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CutOptions:
@@ -118,10 +120,7 @@ class CutOptions:
             "multiple_of": positive_count(
                 self.multiple_of, "multiple_of", "1, or what kernels want"
             ),
-            "power_of_two": flag(self.power_of_two, "power_of_two"),
-            "uniform": flag(self.uniform, "uniform"),
-            "match": flag(self.match, "match"),
-            "skip_unsupported": flag(self.skip_unsupported, "skip_unsupported"),
+            **{name: flag(getattr(self, name), name) for name in _FLAGS},
             "exclude": self.exclude if callable(self.exclude) else _names(self.exclude),
             "kind": _kinds(self.kind),
         }

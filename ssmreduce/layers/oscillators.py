@@ -72,7 +72,7 @@ def damped_oscillators(step: HostArray, A: HostArray, G: HostArray, clip: bool) 
 
 
 def inner_products(found: Oscillators, horizon: int | None) -> HostArray:
-    """P_ij, shape (N, N, 2, 2), over a horizon or over all steps.
+    """P_ij, shape (N, N, 2, 2), over a horizon or over all steps, by the binary digits of their number.
 
     Raises
     ------
@@ -81,7 +81,22 @@ def inner_products(found: Oscillators, horizon: int | None) -> HostArray:
     NoConvergenceError
         If the sum overflows.
     """
-    return _summed(found, _steps(found.decay, horizon))
+    steps = _steps(found.decay, horizon)
+    first = found.F[:, None, :, None] * found.F[None, :, None, :]
+    P, power = first, found.M
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        for digit in bin(steps)[3:]:
+            P = P + power[:, None] @ P @ adjoint(power)[None]
+            power = power @ power
+            if digit == "1":
+                P = first + found.M[:, None] @ P @ adjoint(found.M)[None]
+                power = power @ found.M
+    if not np.all(np.isfinite(P)):
+        raise NoConvergenceError(
+            f"the responses of this LinOSS layer overflow within {steps} steps; expected |λ|^horizon to "
+            "be finite. Use a shorter horizon."
+        )
+    return np.asarray(0.5 * (P + np.swapaxes(adjoint(P), 0, 1)))
 
 
 def _recursions(
@@ -110,22 +125,3 @@ def _steps(decay: HostArray, horizon: int | None) -> int:
             "of the sequences that the layer sees."
         )
     return 1 << int(np.ceil(np.log2(max(1.0, _DECAYED / decay.min()))))
-
-
-def _summed(found: Oscillators, steps: int) -> HostArray:
-    """Σ_{k<steps} M_iᵏ F_i F_jᵀ M_jᵏᵀ by its binary digits: P_2L = P_L + Mᴸ P_L Mᴸᵀ, P_{L+1} likewise."""
-    first = found.F[:, None, :, None] * found.F[None, :, None, :]
-    P, power = first, found.M
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        for digit in bin(steps)[3:]:
-            P = P + power[:, None] @ P @ adjoint(power)[None]
-            power = power @ power
-            if digit == "1":
-                P = first + found.M[:, None] @ P @ adjoint(found.M)[None]
-                power = power @ found.M
-    if not np.all(np.isfinite(P)):
-        raise NoConvergenceError(
-            f"the responses of this LinOSS layer overflow within {steps} steps; expected |λ|^horizon to "
-            "be finite. Use a shorter horizon."
-        )
-    return np.asarray(0.5 * (P + np.swapaxes(adjoint(P), 0, 1)))

@@ -56,15 +56,8 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packed(Whole):
     """One real array whose last axis holds real and imaginary part."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of the array."""
-        return (self.name,)
 
     def get(self, weights: Mapping[str, Array]) -> Array:
         """Return the complex matrix."""
@@ -76,5 +69,5 @@ class Packed:
         return {self.name: np.stack([matrix.real, matrix.imag], axis=-1)}
 
 
-Storage = Parts | Whole | Packed
+Storage = Parts | Whole
 """Any of the three."""

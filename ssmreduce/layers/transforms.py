@@ -12,21 +12,16 @@ from ssmreduce.errors import UnstableSystemError, UnsupportedLayerError
 _SMALLEST = 1e-4
 """Least value of a relu transform, and of a value that has to be positive: as state-spaces/s4 initialises."""
 
-_TRANSFORMS: dict[str, Callable[[HostArray], HostArray]] = {
-    "none": lambda x: x,
-    "exp": np.exp,
-    "relu": lambda x: np.maximum(x, 0.0) + _SMALLEST,
-    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
-    "softplus": lambda x: np.logaddexp(0.0, x),
-}
+_Map = Callable[[HostArray], HostArray]
 
-_INVERSES: dict[str, Callable[[HostArray], HostArray]] = {
-    "none": lambda y: y,
-    "exp": np.log,
-    "relu": lambda y: np.maximum(y, _SMALLEST) - _SMALLEST,
-    "sigmoid": lambda y: np.log(y) - np.log1p(-y),
-    "softplus": lambda y: y + np.log(-np.expm1(-y)),
+_TRANSFORMS: dict[str, tuple[_Map, _Map]] = {
+    "none": (lambda x: x, lambda y: y),
+    "exp": (np.exp, np.log),
+    "relu": (lambda x: np.maximum(x, 0.0) + _SMALLEST, lambda y: np.maximum(y - _SMALLEST, 0.0)),
+    "sigmoid": (lambda x: 1.0 / (1.0 + np.exp(-x)), lambda y: np.log(y) - np.log1p(-y)),
+    "softplus": (lambda x: np.logaddexp(0.0, x), lambda y: y + np.log(-np.expm1(-y))),
 }
+"""Each transform and its inverse."""
 
 
 def transformed(parameter: HostArray, name: str) -> HostArray:
@@ -42,7 +37,7 @@ def transformed(parameter: HostArray, name: str) -> HostArray:
             f"the layer has a transform {name!r}; expected one of {', '.join(_TRANSFORMS)}. "
             "Register a map of your own for it."
         )
-    return np.asarray(_TRANSFORMS[name](parameter))
+    return np.asarray(_TRANSFORMS[name][0](parameter))
 
 
 def inverse_transformed(value: HostArray, name: str, *, positive: bool = False) -> HostArray:
@@ -60,4 +55,4 @@ def inverse_transformed(value: HostArray, name: str, *, positive: bool = False) 
             f"`system` has a pole that needs the value {value.max():.4g} of a sigmoid, which stays below "
             "1; expected poles nearer to the origin. Reduce to another order."
         )
-    return np.asarray(_INVERSES[name](value))
+    return np.asarray(_TRANSFORMS[name][1](value))
