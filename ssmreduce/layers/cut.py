@@ -108,9 +108,9 @@ class LayerCut(ABC):
         return self.kind.scores_name
 
     @property
-    @abstractmethod
     def without_image(self) -> tuple[str, ...]:
-        """Names of weights whose moments have no image in the new states."""
+        """Names of weights whose moments have no image in the new states; none where states are kept."""
+        return ()
 
     @abstractmethod
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:

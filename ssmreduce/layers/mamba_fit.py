@@ -26,7 +26,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -202,20 +202,14 @@ class OutputFit(ABC):
 
     def fitted(self) -> Mixer:
         """Return the mixer after a few steps of conjugate gradients, from no change on."""
+        from scipy.sparse.linalg import LinearOperator, cg  # 30 ms to load
+
         residual = self.products(None)
-        change = np.zeros_like(residual)
-        steep = self.metric(residual, inverse=True)
-        direction, size = steep, float(residual @ steep)
-        for _ in range(_ITERATIONS):
-            if not size > 0.0:
-                break
-            image = self.products(direction) + self.anchor * self.metric(direction)
-            length = size / float(direction @ image)
-            change = change + length * direction
-            residual = residual - length * image
-            steep = self.metric(residual, inverse=True)
-            before, size = size, float(residual @ steep)
-            direction = steep + (size / before) * direction
+        operator = partial(LinearOperator, (residual.size, residual.size), dtype=float)
+        normal = operator(lambda x: self.products(x) + self.anchor * self.metric(x))
+        inverse = operator(lambda x: self.metric(x, inverse=True))
+        least = float(np.finfo(np.float64).tiny)
+        change, _ = cg(normal, residual, rtol=0.0, atol=least, maxiter=_ITERATIONS, M=inverse)
         if not np.all(np.isfinite(change)):
             raise NonFiniteError(
                 "a fit of Mamba's projections to `data` ends in NaN or Inf; expected finite weights. Keep "

@@ -229,11 +229,6 @@ class SelectionCut(SystemCut):
     kind: SelectingLayer
     kept: HostArray
 
-    @property
-    def without_image(self) -> tuple[str, ...]:
-        """Empty: states that are kept stay as they are."""
-        return ()
-
     def carry(self, moments: dict[str, HostArray], *, squared: bool) -> dict[str, HostArray]:
         """Keep the moments of the states that are kept."""
         axes = self.kind.state_axes()

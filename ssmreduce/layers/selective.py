@@ -211,11 +211,6 @@ class SelectiveCut(LayerCut):
         """What the outputs lose with each state, descending."""
         return self.ranked
 
-    @property
-    def without_image(self) -> tuple[str, ...]:
-        """Empty: states that are kept stay as they are, or are scaled."""
-        return ()
-
     def reduce_state(self, state: Array) -> Array:
         """Return the hidden state with which a stream continues after the cut.
 
