@@ -15,7 +15,7 @@ from array_api_compat import is_jax_array
 from ssmreduce._checks import shown, type_name
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.framework import Framework
-from ssmreduce.frameworks.mappings import MappingFramework, entries, is_mapping_of_arrays, odd_entry
+from ssmreduce.frameworks.mappings import MappingFramework, entries, odd_entry
 
 _REGISTERED: dict[type, Framework] = {}
 
@@ -74,7 +74,8 @@ def framework_of(model: Any, name: str = "model") -> Framework:
             from ssmreduce.frameworks.torch import TorchFramework
 
             return TorchFramework()
-    if is_mapping_of_arrays(model) and not _is_pytree(model):
+    odd = odd_entry(model) if isinstance(model, Mapping) else None
+    if isinstance(model, Mapping) and odd is None and not _is_pytree(model):
         return MappingFramework()
     if "equinox" in sys.modules and not isinstance(model, Iterator):
         from ssmreduce.frameworks.pytrees import PytreeFramework
@@ -86,7 +87,6 @@ def framework_of(model: Any, name: str = "model") -> Framework:
         else "Neither framework is imported; one that is missing comes with: pip install "
         "'ssmreduce[torch]' or 'ssmreduce[jax]'"
     )
-    odd = odd_entry(model) if isinstance(model, Mapping) else None
     holding = f" that holds a {type_name(odd[1])} as `{odd[0]}`" if odd is not None else ""
     raise UnsupportedLayerError(
         f"`{name}` is a {type_name(model)}{holding}; expected a PyTorch module, a pytree of Equinox modules, "

@@ -153,11 +153,6 @@ class MappingFramework(Framework):
         return Prepared(restored, _restored(opt_state, snapshot["opt_state"], "opt_state"))
 
 
-def is_mapping_of_arrays(model: Any) -> bool:
-    """Tell whether `model` is a mapping that holds arrays, and no objects, at any depth."""
-    return isinstance(model, Mapping) and odd_entry(model) is None
-
-
 def odd_entry(mapping: Mapping[str, Any]) -> tuple[str, Any] | None:
     """Return the first entry, with its whole name, that is an object: no array, number or text."""
     odd = (each for each in entries(mapping) if not (is_array(each[1]) or _is_plain(each[1])))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,12 @@ from ssmreduce.errors import (
 )
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import agreement
+from ssmreduce.models.cut import agreement, with_full_layers
 from ssmreduce.models.layer_records import LayerRecord, every_fourth, weighted
 from ssmreduce.models.output_checks import OutputChecks
 from ssmreduce.models.recorded_weights import in_single_precision
 from ssmreduce.models.runs import Runs
 from ssmreduce.models.search import Layers, search
-from ssmreduce.models.shared_runs import as_many, of_first, with_full_weights
 
 
 def calibrate(
@@ -148,20 +149,20 @@ def calibrate(
     found = found.of(found.framework.plain(found.model))
     with agreement(found.team):
         found.check()
-    found = with_full_weights(found)
+    found = _with_full_weights(found)
     found.check_untraced()
     runs = Runs(_run if forward is None else forward, loss, mask)
     parts: list[dict[str, LayerRecord]] = []
     taken: list[Any] = []
     sizes: list[int] = []
     count, checks = 0, OutputChecks()
-    for batch in as_many(found.team, _iterated(batches)):
+    for batch in _as_many(found.team, _iterated(batches)):
         with agreement(found.team):
             part = _all_recorded(runs, found, batch, len(taken), checks)
         parts.append(part)
         taken.append(batch)
         sizes.append(max(len(record.inputs) for record in part.values()))
-        count = of_first(found.team, count + sizes[-1])  # all ranks stop together
+        count = _of_first(found.team, count + sizes[-1])  # all ranks stop together
         if progress is not None:
             progress(min(count, most), most)
         if count >= most and (loss is None or len(parts) > 1):
@@ -260,3 +261,50 @@ def _run(model: Any, batch: Any) -> Any:
 
 def _inputs_of(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+# --- Where several processes train the model, all of them have to run it together
+
+
+_END = object()
+
+_AS_MANY = "as many batches on all ranks. Cut longer ones off: itertools.islice(batches, count)"
+
+
+def _with_full_weights(found: Layers) -> Layers:
+    """The layers themselves, with full weights where they are sharded; all ranks have to call."""
+    if found.team is None:
+        return found
+    full = {each.path: each.weights for each in with_full_layers(found).meant}
+    meant = [replace(own, full_weights=full[own.path]) for own in found.meant]
+    return replace(found, meant=meant)
+
+
+def _as_many(team: Any, batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches of this rank, as long as all ranks have one.
+
+    Raises
+    ------
+    DistributedError
+        If one has fewer than another, or cannot read one.
+    """
+    if team is None:
+        yield from batches
+        return
+    taken = iter(batches)
+    for number in itertools.count():
+        latest: list[Any] = []
+
+        def take(latest: list[Any] = latest, number: int = number) -> dict[str, str]:
+            latest.append(next(taken, _END))
+            return {f"whether its `batches` end after {number}": str(latest[0] is _END)}
+
+        team.check_same(take, _AS_MANY)
+        if latest[0] is _END:
+            return
+        yield latest[0]
+
+
+def _of_first(team: Any, count: int) -> int:
+    """The count of the first rank, on all of them."""
+    return count if team is None else int(team.decide(partial(int, count)))
