@@ -105,8 +105,5 @@ def steps_of_decay(decay: HostArray, poles: HostArray, steps: HostArray) -> Host
     median = np.median(steps, axis=-1, keepdims=True)
     divisor = np.where(typical > 0.0, typical, 1.0)
     wanted = np.where(typical > 0.0, decay / divisor, median)
-    shortest, longest = (
-        np.min(steps, axis=-1, keepdims=True),
-        np.max(steps, axis=-1, keepdims=True),
-    )
+    shortest, longest = (find(steps, axis=-1, keepdims=True) for find in (np.min, np.max))
     return np.asarray(np.clip(wanted, shortest, longest))

@@ -30,12 +30,7 @@ from ssmreduce._array_libraries import HostArray, adjoint, to_double
 from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
 from ssmreduce.errors import OrderError
 from ssmreduce.layers.layer import HasArrays, Weights, refusal, unsaid
-from ssmreduce.layers.oscillators import (
-    Oscillators,
-    damped_oscillators,
-    implicit_oscillators,
-    inner_products,
-)
+from ssmreduce.layers.oscillators import Oscillators, inner_products, oscillators
 from ssmreduce.layers.selecting import SelectingLayer
 from ssmreduce.layers.selection import checked_groups, pursue, refit
 from ssmreduce.layers.storage import Packed
@@ -275,13 +270,8 @@ class LinOSS(SelectingLayer):
         with np.errstate(over="ignore"):  # a step of zero
             step = 1.0 / (1.0 + np.exp(-doubles["steps"]))
         stiffness = np.maximum(doubles["A_diag"], 0.0)
-        if self._implicit:
-            found = implicit_oscillators(step, stiffness)
-        elif self._damped:
-            damping = np.maximum(doubles["G_diag"], 0.0)
-            found = damped_oscillators(step, stiffness, damping, clip=True)
-        else:
-            found = damped_oscillators(step, stiffness, np.zeros_like(step), clip=False)
+        damping = np.maximum(doubles["G_diag"], 0.0) if self._damped else np.zeros_like(step)
+        found = oscillators(step, stiffness, damping, implicit=self._implicit, clip=self._damped)
         return found, np.asarray(B), np.asarray(C)
 
     def _features(

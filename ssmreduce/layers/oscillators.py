@@ -47,28 +47,30 @@ class Oscillators(NamedTuple):
     """(N,): cos θ; beyond ±1 where the poles are real and distinct."""
 
 
-def implicit_oscillators(step: HostArray, A: HostArray) -> Oscillators:
-    """The recursions of IM for A ≥ 0; with x = Δ² A the poles are S (1 ± i √x)."""
-    x = step**2 * A
-    S = 1.0 / (1.0 + x)
-    return _recursions(step, A, S, S, np.log1p(x), np.sqrt(x * S), np.sqrt(S))
+def oscillators(
+    step: HostArray, A: HostArray, G: HostArray, *, implicit: bool, clip: bool
+) -> Oscillators:
+    """The recursions of IM for A ≥ 0, or of IMEX for G ≥ 0, with A ≥ 0 or clipped to where poles are a pair.
 
-
-def damped_oscillators(step: HostArray, A: HostArray, G: HostArray, clip: bool) -> Oscillators:
-    """The recursions of IMEX for G ≥ 0, with A ≥ 0 or clipped to where the poles are a pair.
-
-    With x = Δ² A and q = 1 + Δ G the discriminant is S² (x - (√q - 1)²) ((√q + 1)² - x) / 4, and
-    √q - 1 = Δ G/(√q + 1): nothing cancels.
+    With x = Δ² A the poles of IM are S (1 ± i √x). With q = 1 + Δ G the discriminant of IMEX is
+    S² (x - (√q - 1)²) ((√q + 1)² - x) / 4, and √q - 1 = Δ G/(√q + 1): nothing cancels.
     """
     root = np.sqrt(1.0 + step * G)
     low, high = step * G / (root + 1.0), root + 1.0
     if clip:
         with np.errstate(divide="ignore", over="ignore"):  # a step of zero
             A = np.clip(A, (G / high) ** 2, (high / step) ** 2)
-    x, S = step**2 * A, 1.0 / root**2
-    gap = np.maximum(x - low**2, 0.0) * np.maximum(high**2 - x, 0.0)
-    sine, cosine = np.sqrt(gap) / (2.0 * root), (root**2 + 1.0 - x) / (2.0 * root)
-    return _recursions(step, A, S, 1.0 - x * S, np.log1p(step * G), sine, cosine)
+    x = step**2 * A
+    if implicit:
+        S = corner = 1.0 / (1.0 + x)
+        decay, sine, cosine = np.log1p(x), np.sqrt(x * S), np.sqrt(S)
+    else:
+        S, decay = 1.0 / root**2, np.log1p(step * G)
+        corner = 1.0 - x * S
+        gap = np.maximum(x - low**2, 0.0) * np.maximum(high**2 - x, 0.0)
+        sine, cosine = np.sqrt(gap) / (2.0 * root), (root**2 + 1.0 - x) / (2.0 * root)
+    M = np.stack([S, -step * A * S, step * S, corner], axis=-1).reshape(-1, 2, 2)
+    return Oscillators(M, np.stack([step * S, step**2 * S], axis=-1), decay, sine, cosine)
 
 
 def inner_products(found: Oscillators, horizon: int | None) -> HostArray:
@@ -97,20 +99,6 @@ def inner_products(found: Oscillators, horizon: int | None) -> HostArray:
             "be finite. Use a shorter horizon."
         )
     return np.asarray(0.5 * (P + np.swapaxes(adjoint(P), 0, 1)))
-
-
-def _recursions(
-    step: HostArray,
-    A: HostArray,
-    S: HostArray,
-    corner: HostArray,
-    decay: HostArray,
-    sine: HostArray,
-    cosine: HostArray,
-) -> Oscillators:
-    """M and F from S and the entry of M that differs between the rules."""
-    M = np.stack([S, -step * A * S, step * S, corner], axis=-1).reshape(-1, 2, 2)
-    return Oscillators(M, np.stack([step * S, step**2 * S], axis=-1), decay, sine, cosine)
 
 
 def _steps(decay: HostArray, horizon: int | None) -> int:
