@@ -247,30 +247,20 @@ class ReductionEvent:
         """
         check_instance(result, LayerReduction, "result", "reduce_layer(layer, order)")
         check_instance(order, OrderRule, "order", "FixedOrder(8)")
-        reduction, losses = result.cut.reduction, result.losses
+        reduction, told = result.cut.reduction, result.to_dict()
         systems = () if reduction is None else (reduction.original, reduction.system)
         poles = [np.asarray(system.poles(), np.complex128) for system in systems]
         before, after = poles or [np.zeros(0, np.complex128)] * 2
         return cls(
             step=step,
             layer=layer,
-            old_order=result.old_order,
-            new_order=result.new_order,
             real_order=result.new_order if reduction is None else int(np.max(reduction.real_order)),
             hsv=result.cut.scores,
             tau=1.0 - order.share if isinstance(order, HankelMass | HankelEnergy) else None,
-            error_bound=result.error_bound,
-            measured_error=result.measured_error,
-            seconds=result.seconds,
             poles_before=before,
             poles_after=after,
-            loss_before=None if losses is None else losses.before,
-            loss_after=None if losses is None else losses.after,
-            constant_loss=None if losses is None else losses.constant,
-            unmatched_loss=None if losses is None else losses.unmatched,
-            method=result.method,
-            output_error=result.output_error,
             ranked_by=result.cut.scores_name,
+            **{item.name: told[item.name] for item in fields(cls) if item.name in told},
         )
 
     def to_dict(self) -> dict[str, Any]:
