@@ -104,9 +104,8 @@ def values_picture(events: Sequence[ReductionEvent]) -> Figure:
     figure = Figure((7.0, 4.6), layout="constrained", dpi=150)
     axes = figure.add_subplot()
     for event in events:
-        label = f"{_cut_name(event, events)}: {event.old_order} → {event.new_order} states"
         kept = min(event.real_order, event.hsv.shape[-1])
-        plot_hsv(event.hsv, kept, energy=(), label=label, ax=axes)
+        plot_hsv(event.hsv, kept, energy=(), label=_cut_name(event, events), ax=axes)
     if not events:
         axes.text(0.5, 0.5, "no cut was made", ha="center", transform=axes.transAxes)
     axes.title.set_text("Hankel singular values at each cut; the marker is the last one kept")
@@ -123,8 +122,7 @@ def poles_picture(events: Sequence[ReductionEvent]) -> Figure:
     for axes, event in zip(panels, events, strict=False):
         both = event.poles_before, event.poles_after
         plot_poles(*both, time=Discrete(), folded=True, ax=axes)
-        name = f"{_cut_name(event, events)}: {event.old_order} → {event.new_order} states"
-        axes.title.set_text(name)
+        axes.title.set_text(_cut_name(event, events))
     for axes in panels[len(events) :]:
         axes.set_axis_off()
     if not events:
@@ -133,9 +131,9 @@ def poles_picture(events: Sequence[ReductionEvent]) -> Figure:
 
 
 def _cut_name(event: ReductionEvent, events: Sequence[ReductionEvent]) -> str:
-    """Step of the cut, with the layer where there are several."""
-    several = len({other.layer for other in events}) > 1
-    return f"step {event.step}, {event.layer}" if several else f"step {event.step}"
+    """Step and sizes of the cut, with the layer where there are several."""
+    layer = f", {event.layer}" if len({other.layer for other in events}) > 1 else ""
+    return f"step {event.step}{layer}: {event.old_order} → {event.new_order} states"
 
 
 def tones_picture(experiment: Experiment) -> Figure:

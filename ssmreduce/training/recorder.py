@@ -24,18 +24,16 @@ from ssmreduce.training.tracking import COLUMNS, ReductionEvent
 
 
 class Recorder:
-    """Takes records into a copy of a trace, which stands once the step does; the trace may be None."""
+    """Takes records into a copy of a trace, which stands once the step does."""
 
     def __init__(self) -> None:
         self.writer: Any = None
         self._succeeds = True
 
     def recorded(
-        self, trace: HankelTrace | None, step: int, model: Any, options: CutOptions
+        self, trace: HankelTrace, step: int, model: Any, options: CutOptions
     ) -> HankelTrace:
         """A copy of the trace with the records of this step."""
-        if trace is None:
-            return HankelTrace(1)
         trace = copy.copy(trace)
         trace.records = list(trace.records)
         self._try(step, partial(trace.step, step, model, options))
@@ -48,7 +46,7 @@ class Recorder:
         step: int,
         found: Layers,
     ) -> Calibration:
-        """What an attempt cuts by, on all processes; the trace gets records of it."""
+        """What an attempt cuts by, on all processes; the trace, if there is one, gets records of it."""
         with agreement(found.team):
             data = calibrate(found.model)
             check_instance(data, Calibration, "data(model)", "calibrate(model, batches)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -294,9 +295,9 @@ class InTrainingReducer:
         if not self._books.is_checked:
             has_data, has_cut = self.data is not None, bool(self.events)
             check_model(models, opt_state, self._terms, has_data=has_data, has_cut=has_cut)
-        trace = HankelTrace(1) if self.trace is None else self.trace
+        trace = HankelTrace(sys.maxsize) if self.trace is None else self.trace  # records nothing
         latest = trace.records[-1:]
-        recording = self._recorder.recorded(self.trace, step, model, self.options)
+        recording = self._recorder.recorded(trace, step, model, self.options)
         books = self._seen(step, model)
         made = before = Standing(models, opt_state, books)
         turn = partial(self._turned, records=recording.records)
