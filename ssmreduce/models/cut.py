@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray
-from ssmreduce._checks import naming
+from ssmreduce._checks import naming, type_name
+from ssmreduce.errors import ShapeError
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.mappings import ArrayGroup
 from ssmreduce.frameworks.transaction import Prepared, Step, commit
 from ssmreduce.layers.cut import LayerCut
-from ssmreduce.layers.options import CutOptions
-from ssmreduce.models.followers import counterparts, followed
+from ssmreduce.layers.options import CutOptions, plain_name
 from ssmreduce.models.optimizer_state import reduced_moments
 from ssmreduce.models.report import LayerReduction, ModelReduction, ModelReport
 from ssmreduce.models.search import Layers, search
@@ -75,15 +75,16 @@ def plan_cut(
 
     handles = found.meant
     only = None if only is None else found.with_same(only)
-    copies = [found.of(each) for each in followers]
-    for copy in copies:
+    copies = []
+    for model in followers:
+        copy = found.of(model)
         with naming("a model of `followers`"):
             copy.check()
-    paired = [counterparts(handles, copy.meant) for copy in copies]
-    for each, own in zip((found, *copies), (handles, *paired), strict=True):
+        copies.append(replace(copy, meant=counterparts(handles, copy.meant)))
+    for each in (found, *copies):
         ready = [
             layer
-            for layer, handle in zip(own, handles, strict=True)
+            for layer, handle in zip(each.meant, handles, strict=True)
             if only is None or handle.name in only
         ]
         each.framework.check_ready(each.model, ready)
@@ -102,10 +103,7 @@ def plan_cut(
     return CutPlan(
         results,
         reduced_moments(held, cuts, found.options.moments),
-        tuple(
-            followed(handles, copy, own, originals)
-            for copy, own in zip(copies, paired, strict=True)
-        ),
+        tuple(followed(handles, copy, originals) for copy in copies),
     )
 
 
@@ -230,6 +228,87 @@ def check_every_rank(models: Sequence[Any], options: CutOptions) -> None:
 def with_full_layers(found: Layers) -> Layers:
     """The layers, or where they are sharded those of a view in which they are full; all ranks must call."""
     return found if found.team is None else found.of(_gathered(found, None)[0])
+
+
+# --- Copies of a model that follow its cut: averages of its weights, momentum teachers
+
+
+def checked_followers(followers: Sequence[Any]) -> list[Any]:
+    """Return the followers as a list; raise `ShapeError` unless they are a list or tuple of models."""
+    if not isinstance(followers, list | tuple):
+        raise ShapeError(
+            f"`followers` is a {type_name(followers)}; expected a list or tuple of models. "
+            "Write [copy] for one."
+        )
+    return list(followers)
+
+
+def counterparts(own: Sequence[LayerHandle], copy: Sequence[LayerHandle]) -> list[LayerHandle]:
+    """Return the layers of a follower in the order of those of the model, told by name if they have these.
+
+    Raises
+    ------
+    ShapeError
+        If they are not those of the model.
+    """
+    by_name = {plain_name(handle.name): handle for handle in copy}
+    names = [plain_name(handle.name) for handle in own]
+    if len(by_name) == len(copy) and by_name.keys() == {*names} and len(names) == len(copy):
+        copy = [by_name[name] for name in names]
+    if len(own) != len(copy) or not all(
+        one.kind.is_same(other.kind) for one, other in zip(own, copy, strict=True)
+    ):
+        names = [
+            ", ".join(f"{handle.name} ({type(handle.kind).__name__})" for handle in some)
+            for some in (own, copy)
+        ]
+        raise ShapeError(
+            f"a model of `followers` has the layers {names[1]} but `model` has {names[0]}; expected a copy "
+            "of the model. Make it anew from the model as it is."
+        )
+    return list(copy)
+
+
+def followed(own: Sequence[LayerHandle], copy: Layers, cuts: Mapping[Path, LayerCut]) -> Results:
+    """Plan for the layers of a follower, in the order of the model's, what was planned for these."""
+    to_cut = {
+        handle.name: (handle, cuts[of.path])
+        for of, handle in zip(own, copy.meant, strict=True)
+        if of.path in cuts
+    }
+    firsts = replace(copy, meant=[handle for handle, _ in to_cut.values()]).firsts
+    planned: Results = {}
+    for name, (handle, cut) in to_cut.items():
+        first, first_cut = to_cut[firsts[name]]  # comes before, or is this one
+        if first is handle:
+            copy_cut = _followed_layer(handle, cut)
+            planned[handle.path] = LayerReduction(None, copy_cut, handle.item_sizes)
+        elif cut.weights is first_cut.weights:
+            planned[handle.path] = planned[first.path]
+        else:
+            raise ShapeError(
+                f"layers `{first.name}` and `{name}` of a model of `followers` share their weights but "
+                "those of `model` do not; expected a copy of the model. Make it anew from the model as it is."
+            )
+    return planned
+
+
+def _followed_layer(handle: LayerHandle, cut: LayerCut) -> LayerCut:
+    with naming(f"while reducing layer `{handle.name}` of `followers`"):
+        for key, value in cut.weights.items():
+            if handle.weights[key].shape != value.shape:
+                raise ShapeError(
+                    f"`{key}` has shape {handle.weights[key].shape} but that of the model has "
+                    f"{value.shape}; expected a copy of the model. Make it anew from the model as it is."
+                )
+        copy = cut.follow(handle.weights, handle)
+        for key, value in cut.new_weights.items():
+            if copy.new_weights[key].shape != value.shape:
+                raise ShapeError(
+                    f"`{key}` would have shape {copy.new_weights[key].shape} but that of the model "
+                    f"{value.shape}; expected the same. Cut to another order."
+                )
+    return copy
 
 
 # --- What a rank holds, for comparison with the others

@@ -14,9 +14,8 @@ from ssmreduce.frameworks.handle import LayerChange
 from ssmreduce.frameworks.transaction import commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import Results, agreement, copy_of, make_cut, plan_cut
+from ssmreduce.models.cut import Results, agreement, checked_followers, copy_of, make_cut, plan_cut
 from ssmreduce.models.data_cut import DataCut, planned_with_data
-from ssmreduce.models.followers import checked_followers
 from ssmreduce.models.held_out import losses_in, warn_at_chance, with_losses
 from ssmreduce.models.matching import matched
 from ssmreduce.models.orders import (

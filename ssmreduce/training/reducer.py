@@ -24,8 +24,7 @@ from ssmreduce.frameworks.current import framework_of
 from ssmreduce.frameworks.transaction import Entries, Step, commit
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.models.calibration import Calibration
-from ssmreduce.models.cut import agreement
-from ssmreduce.models.followers import checked_followers
+from ssmreduce.models.cut import agreement, checked_followers
 from ssmreduce.models.held_out import AboveChance
 from ssmreduce.models.report import LayerReduction
 from ssmreduce.models.search import search
