@@ -9,6 +9,7 @@ generators are as before; gradients of parameters are never touched.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -62,11 +63,8 @@ def record(
                     hooks.enter_context(hook)
             value = run(model)
         if differentiates:
-            _differentiate(value, [call for _, call in calls.every])
-    recorded: dict[Path, list[Recorded]] = {}
-    for path, call in calls.every:
-        recorded.setdefault(path, []).append(call.recorded())
-    return recorded
+            _differentiate(value, [call for own in calls.every.values() for call in own])
+    return {path: [call.recorded() for call in own] for path, own in calls.every.items()}
 
 
 def evaluated(model: Any, run: Callable[[Any], Any]) -> float:
@@ -147,7 +145,7 @@ class _Calls:
     """The calls of a run, which ends where each layer was given enough sequences."""
 
     def __init__(self, handles: Sequence[LayerHandle], enough: int | None) -> None:
-        self.every: list[tuple[Path, _Call]] = []
+        self.every: dict[Path, list[_Call]] = defaultdict(list)
         self._left = {} if enough is None else {each.path: enough for each in handles}
 
     def add(self, path: Path, call: _Call) -> None:
@@ -158,7 +156,7 @@ class _Calls:
         _Enough
             If it is the last that is wanted.
         """
-        self.every.append((path, call))
+        self.every[path].append(call)
         if self.ends(path, call):
             raise _Enough
 
