@@ -17,7 +17,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import SSMReduceError, UnstableSystemError
 from ssmreduce.reduction.balanced_batch import BalancedBatch
 from ssmreduce.reduction.balanced_dense import BalancedDense
-from ssmreduce.reduction.balanced_diagonal import NEARBY_ORDERS, balanced_systems, safest
+from ssmreduce.reduction.balanced_diagonal import NEARBY_ORDERS, balanced_systems
 from ssmreduce.reduction.balanced_system import no_response
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
@@ -87,7 +87,7 @@ class DiagonalisedDense(BalancedDense):
             self.check_bound(rule, wanted)
         cuts = islice(self._diagonal_cuts(wanted, limit), NEARBY_ORDERS + 1)
         stable = (found for found in cuts if np.all(np.abs(found[1].eigenvalues) < 1.0))
-        _, slot_map, cut = safest(wanted, stable, self.hsv)
+        _, slot_map, cut = self.safest(wanted, stable, limit)
         system = in_slots(cut.system, slot_map, *cut.system.ports())
         return replace(cut, system=system, order=system.order, slot_map=slot_map)
 

@@ -20,11 +20,11 @@ from ssmreduce.errors import UnreachableToleranceError
 from ssmreduce.gramians.batch import chunks
 from ssmreduce.hankel import BalancedFactors, tail_bounds
 from ssmreduce.reduction.balanced_diagonal import (
-    SAFE_SHARE,
     BalancedDiagonal,
     Target,
     stored_system,
 )
+from ssmreduce.reduction.balanced_system import SAFE_SHARE
 from ssmreduce.reduction.order import ErrorBound, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace

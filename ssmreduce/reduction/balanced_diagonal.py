@@ -8,36 +8,25 @@ another dense system, see `ssmreduce.reduction.dc_matching`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint
-from ssmreduce.errors import NoConvergenceError
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
-from ssmreduce.hankel import BalancedFactors, balance_every, tail_bounds
+from ssmreduce.hankel import BalancedFactors, balance_every
 from ssmreduce.reduction.balanced_dense import BalancedDense
 from ssmreduce.reduction.balanced_system import BalancedSystem, no_response
 from ssmreduce.reduction.batch import single_systems
-from ssmreduce.reduction.dc_matching import are_invertible
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise
 
-SAFE_SHARE = 0.1
-"""Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
-
-_EPS = float(np.finfo(np.float64).eps)
-
 NEARBY_ORDERS = 6
 """How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
-
-Tried = TypeVar("Tried", tuple[int, SlotMap], tuple[int, SlotMap, Reduction])
-"""An order, its diagonal form, and what was cut to it maybe."""
 
 _LARGEST_SIZE = 1e150
 """Factor of a state beyond which weights might overflow."""
@@ -121,8 +110,10 @@ class BalancedDiagonal(BalancedSystem):
             if np.count_nonzero(np.linalg.eigvals(pattern).imag >= 0.0) <= target.limit:
                 break
             order -= 1
-        maps = self._stable_maps(order, target.limit, state, invertible)
-        order, slot_map = safest(order, maps, self.hsv)
+        orders = range(order, max(order - NEARBY_ORDERS, 1) - 1, -1)
+        matrices = ((k, self.matched(k).A if state is None else state[:k, :k]) for k in orders)
+        maps = ((k, own) for k, A in matrices if (own := diagonalise(A, real=host.real_output)))
+        order, slot_map = self.safest(order, maps, target.limit, invertible=invertible)
         if slot_map.eigenvalues.size >= host.order:
             return self.unchanged()
         if isinstance(rule, ErrorBound):
@@ -171,51 +162,6 @@ class BalancedDiagonal(BalancedSystem):
         """
         M = self.followers(order).inverse
         return M if np.all(np.isfinite(M)) else self.matched(order).A
-
-    def _stable_maps(
-        self, order: int, limit: int, state: HostArray | None, invertible: bool
-    ) -> Iterator[tuple[int, SlotMap]]:
-        """Orders from `order` down, and their diagonal forms, of at most `limit` stored states.
-
-        Poles are stable, but for a system that was balanced within a horizon.
-        """
-        for candidate in range(order, max(order - NEARBY_ORDERS, 1) - 1, -1):
-            A = self.matched(candidate).A if state is None else state[:candidate, :candidate]
-            slot_map = diagonalise(A, real=self.host.real_output)
-            if slot_map is None or slot_map.is_pair.size > limit:
-                continue
-            if self.horizon is None:
-                poles = slot_map.eigenvalues
-                stable = np.isfinite(poles) & (self.host.time.distance(poles) > 0.0)
-                if not np.all(stable) or (invertible and not are_invertible(poles)):
-                    continue
-            yield candidate, slot_map
-
-
-def safest(order: int, tried: Iterable[Tried], hsv: HostArray) -> Tried:
-    """Of orders and diagonal forms the one whose bound and eigenvector rounding are least together.
-
-    Rounding is estimated as eps · condition · 2 Σσ. The first is taken at once of which that is below a tenth
-    of its truncation bound, or of the square root of eps.
-
-    Raises
-    ------
-    NoConvergenceError
-        If there is none.
-    """
-    best, least, bounds = None, np.inf, tail_bounds(hsv)
-    for found in tried:
-        bound, rounding = bounds[found[0]], _EPS * found[1].condition * bounds[0]
-        if best is None or bound + rounding < least:
-            best, least = found, bound + rounding
-        if rounding <= SAFE_SHARE * max(bound, _EPS**0.5 * bounds[0]):
-            break
-    if best is None:
-        raise NoConvergenceError(
-            f"truncated to order {order}, or to one of the orders below, the system has no stable "
-            "diagonal form; expected distinct poles. Try another order."
-        )
-    return best
 
 
 def stored_system(

@@ -7,8 +7,10 @@ diagonal systems `ssmreduce.reduction.balanced_diagonal`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce._schur import SchurForm
 from ssmreduce._threads import on_gainful_threads
 from ssmreduce.equations.stability import check_stable_system
-from ssmreduce.errors import ArgumentError, OrderError
+from ssmreduce.errors import ArgumentError, NoConvergenceError, OrderError
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.hankel import (
     BalancedFactors,
@@ -26,6 +28,7 @@ from ssmreduce.hankel import (
 from ssmreduce.reduction.dc_matching import (
     Followers,
     ShiftedSystem,
+    are_invertible,
     dense_after_update,
     diagonal_after_update,
 )
@@ -35,6 +38,14 @@ from ssmreduce.reduction.selection import stability_distance
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
+
+SAFE_SHARE = 0.1
+"""Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
+
+_EPS = float(np.finfo(np.float64).eps)
+
+Tried = TypeVar("Tried", tuple[int, SlotMap], tuple[int, SlotMap, Reduction])
+"""An order, its diagonal form, and what was cut to it maybe."""
 
 
 def check_still_stable(reduced: System, advice: str, *, kept: int = 0) -> None:
@@ -162,6 +173,41 @@ class BalancedSystem(ABC):
             n = self.factors.hsv.size
             self._widest = on_gainful_threads(self.factors.projections, order, order=n)
         return self._widest[0][:, :order], self._widest[1][:, :order]
+
+    def safest(
+        self, order: int, tried: Iterable[Tried], limit: int, *, invertible: bool = False
+    ) -> Tried:
+        """Of orders and diagonal forms the one whose bound and eigenvector rounding are least together.
+
+        Rounding is estimated as eps · condition · 2 Σσ. The first is taken at once of which that is below a
+        tenth of its truncation bound, or of the square root of eps. Forms have at most `limit` stored states,
+        and poles are stable, but for a system that was balanced within a horizon.
+
+        Raises
+        ------
+        NoConvergenceError
+            If there is none.
+        """
+        best, least, bounds = None, np.inf, tail_bounds(self.hsv)
+        for found in tried:
+            poles = found[1].eigenvalues
+            if poles.size > limit:
+                continue
+            if self.horizon is None:
+                stable = np.isfinite(poles) & (self.host.time.distance(poles) > 0.0)
+                if not np.all(stable) or (invertible and not are_invertible(poles)):
+                    continue
+            bound, rounding = bounds[found[0]], _EPS * found[1].condition * bounds[0]
+            if best is None or bound + rounding < least:
+                best, least = found, bound + rounding
+            if rounding <= SAFE_SHARE * max(bound, _EPS**0.5 * bounds[0]):
+                break
+        if best is None:
+            raise NoConvergenceError(
+                f"truncated to order {order}, or to one of the orders below, the system has no stable "
+                "diagonal form; expected distinct poles. Try another order."
+            )
+        return best
 
     def unchanged(self) -> Reduction:
         """Report that nothing was cut."""
