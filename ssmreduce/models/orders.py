@@ -125,9 +125,8 @@ def shares_of(
     if options.uniform:
         return fixed | _equal_shares(budget.states - sum(fixed.values()), free, sizes, options)
     _check_units([layers[name] for name in free], budget)
-    scores = {name: _scores(layers[name], options, data) for name in free}
     # Entry k: what is left out first where k multiples are kept.
-    values = {name: each[::multiple_of] for name, each in scores.items()}
+    values = {name: _scores(layers[name], options, data)[::multiple_of] for name in free}
     shares = dict(fixed)
     while len(shares) < len(layers):
         names = [name for name in free if name not in shares]

@@ -253,14 +253,13 @@ def cut_model(
 ) -> ModelReduction:
     """As `reduce_model`, with arguments that were checked; an order above all sizes is no news."""
     found = search(model, options)
-    team = found.team
-    with agreement(team):
+    with agreement(found.team):
         found.check()
     data = None if data is None else data.for_first(found)
     only = None
     if isinstance(order, Mapping):
         named = partial(names_in_model, order, found.meant)
-        only = order = named() if team is None else team.decide(named)
+        only = order = named() if found.team is None else found.team.decide(named)
     decide = partial(decide_cut, order=order)
     if data is not None:
         decide = partial(_decided_by_data, order=order, data=data)
