@@ -86,7 +86,7 @@ class PytreeFramework(Framework, NamedTrees):
     ) -> list[Moment]:
         """Return what an optax state holds, found by the paths of the weights, with which its own end."""
         weights = {
-            (*handle.path, _key(handle.layer, name)): (handle.path, name)
+            _path_of(handle, name): (handle.path, name)
             for handle in handles
             for name in handle.kind.shapes
         }
@@ -118,7 +118,7 @@ class PytreeFramework(Framework, NamedTrees):
         """
         own = _by_path(model)
         weights = {
-            (*change.handle.path, _key(change.handle.layer, name)): value
+            _path_of(change.handle, name): value
             for change in changes
             for name, value in change.values.items()
         }
@@ -177,24 +177,22 @@ class PytreeFramework(Framework, NamedTrees):
                 "file first, with json.load(file) or checkpointer.restore(path)."
             )
         given = {_names(path): leaf for path, leaf in leaves}
-        own = {
-            _names(path): (path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-        }
+        own = {_names(path): (self.path_name(path), leaf) for path, leaf in _by_path(model).items()}
         missing = [
-            _name(path) for key, (path, leaf) in own.items() if _is_array(leaf) and key not in given
+            name for key, (name, leaf) in own.items() if _is_array(leaf) and key not in given
         ]
-        extra = [_name(path) for path, _ in leaves if _names(path) not in own]
+        extra = [self.path_name(path) for path, _ in leaves if _names(path) not in own]
         if missing or extra:
             raise ShapeError(
                 f"`saved` lacks {', '.join(missing[:4]) or 'nothing'} and has "
                 f"{', '.join(extra[:4]) or 'nothing'} besides; expected the names of `model`. "
                 "Build the model as it was."
             )
-        for key, (path, leaf) in own.items():
+        for key, (name, leaf) in own.items():
             if _is_array(leaf) and not (_is_array(given[key]) and given[key].ndim == leaf.ndim):
                 shape = f" of shape {given[key].shape}" if _is_array(given[key]) else ""
                 raise ShapeError(
-                    f"`{_name(path)}` of `saved` is a {_checks.type_name(given[key])}{shape}; expected an "
+                    f"`{name}` of `saved` is a {_checks.type_name(given[key])}{shape}; expected an "
                     f"array with {leaf.ndim} axes. Build the model as it was."
                 )
         return given
@@ -220,18 +218,18 @@ class PytreeFramework(Framework, NamedTrees):
             value = given[_names(path)]
             if (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
                 raise ShapeError(
-                    f"`{_name(path)}` of `saved` has shape {value.shape} and dtype {value.dtype}; expected "
-                    f"{leaf.shape} and {leaf.dtype}. Build the model as it was."
+                    f"`{self.path_name(path)}` of `saved` has shape {value.shape} and dtype {value.dtype}; "
+                    f"expected {leaf.shape} and {leaf.dtype}. Build the model as it was."
                 )
             return jnp.asarray(value) if isinstance(leaf, jax.Array) else np.array(value)
 
         return jax.tree_util.tree_map_with_path(take, model)
 
 
-def _key(layer: Any, name: str) -> Any:
-    if isinstance(layer, dict):
-        return jax.tree_util.DictKey(name)
-    return jax.tree_util.GetAttrKey(name)
+def _path_of(handle: LayerHandle, name: str) -> Path:
+    """The path of a weight."""
+    key = jax.tree_util.DictKey if isinstance(handle.layer, dict) else jax.tree_util.GetAttrKey
+    return (*handle.path, key(name))
 
 
 def _by_path(tree: Any) -> dict[Path, Any]:
@@ -303,10 +301,6 @@ def _names(path: Path) -> Path:
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)
-
-
-def _name(path: Path) -> str:
-    return PytreeFramework().path_name(path)
 
 
 _NUMBERS = bool | int | float | complex
