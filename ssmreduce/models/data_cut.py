@@ -63,7 +63,7 @@ class DataCut:
         ordered = sorted(orders, key=lambda name: ranks[id(records[name])])
         runs = self._runs
         if runs is not None:  # the weights may have changed since they were recorded
-            records = self._again(runs, records, self._found, may_be_known=True)
+            records = self._again(runs, records, self._found)
         results = {}
         for name in ordered:
             uncut = {each.name: records[each.name] for each in groups[name]}
@@ -87,12 +87,7 @@ class DataCut:
         ]
 
     def _again(
-        self,
-        runs: Runs,
-        records: Mapping[str, LayerRecord],
-        model: Layers,
-        *,
-        may_be_known: bool = False,
+        self, runs: Runs, records: Mapping[str, LayerRecord], model: Layers
     ) -> dict[str, LayerRecord]:
         """Records with what the layers are given now, in a model that stays as it is."""
         framework = model.framework
@@ -103,7 +98,7 @@ class DataCut:
             if each.name in records
         }
         known = {names[name]: record.inputs for name, record in records.items()}
-        inputs = runs.inputs(model, known, known if may_be_known else None)
+        inputs = runs.inputs(model, known)
         return {
             name: replace(record, inputs=inputs[names[name]]) for name, record in records.items()
         }
@@ -123,14 +118,12 @@ class DataCut:
         """Loss of the model with a candidate, on what was held out."""
         return held_out.of(self._with_cut(handle, cut))
 
-    def _at(self, found: Layers, handle: LayerHandle) -> LayerHandle:
-        """The layer in a copy of the model, whose wrappers may be gone."""
-        return found.meant[[each.path for each in self._found.meant].index(handle.path)]
-
     def _with_cut(self, handle: LayerHandle, cut: LayerCut) -> Layers:
         """The model with the layers that were cut so far, and this one."""
         base = self._found if self._behind is None else self._behind
-        return cut_copy(base, {self._at(base, handle).path: cut})
+        # In a copy, whose wrappers may be gone, it has another path.
+        at = [each.path for each in self._found.meant].index(handle.path)
+        return cut_copy(base, {base.meant[at].path: cut})
 
 
 def planned_with_data(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
@@ -93,26 +93,23 @@ class Runs:
         with framework.differentiable():
             return self.loss(model, batch)
 
-    def inputs(
-        self, found: Layers, names: Collection[str], known: Mapping[str, HostArray] | None = None
-    ) -> Mapping[str, HostArray]:
-        """What some layers of a model are given in all batches, as far as it is kept.
+    def inputs(self, found: Layers, known: Mapping[str, HostArray]) -> Mapping[str, HostArray]:
+        """What the layers in `known` are given in all batches by a model, as far as it is kept.
 
         If the first and the last batch give them what is `known`, bit for bit, the others are not run.
         """
-        alone = replace(found, meant=[own for own in found.meant if own.name in names])
+        alone = replace(found, meant=[own for own in found.meant if own.name in known])
         run = partial(self.recorded, alone, differentiates=False)
-        each = list(zip(self.batches, self.sizes, strict=True))
-        parts: list[dict[str, LayerRecord]] = []
-        if known is not None and len(self.batches) > 1:
-            parts = [run(batch, enough=size) for batch, size in (each[0], each[-1])]
-            if all(
-                _has_ends(known[name], *(part[name].inputs for part in parts)) for name in names
-            ):
-                return known
-        between = each[1:-1] if parts else each
-        parts[1:1] = [run(batch, enough=size) for batch, size in between]
-        return {name: self.kept([part[name] for part in parts]).inputs for name in names}
+        first, *others = zip(self.batches, self.sizes, strict=True)
+        ends = [run(batch, enough=size) for batch, size in (first, *others[-1:])]
+        if all(
+            _has_ends(inputs, ends[0][name].inputs, ends[-1][name].inputs)
+            for name, inputs in known.items()
+        ):
+            return known
+        between = [run(batch, enough=size) for batch, size in others[:-1]]
+        parts = [ends[0], *between, *ends[1:]]
+        return {name: self.kept([part[name] for part in parts]).inputs for name in known}
 
     def kept(self, parts: Sequence[LayerRecord]) -> LayerRecord:
         """What is kept of the records of one layer, one for each batch."""
