@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from ssmreduce._array_libraries import is_array, to_host
 from ssmreduce.frameworks.handle import LayerHandle
-from ssmreduce.frameworks.pytree_paths import part_at
 from ssmreduce.frameworks.pytree_recording import in_inference_mode
+from ssmreduce.frameworks.pytree_stand_ins import part_at
 from ssmreduce.frameworks.recording import pairs_of
 
 

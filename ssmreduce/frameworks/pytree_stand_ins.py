@@ -20,7 +20,6 @@ from ssmreduce._checks import type_name
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
 from ssmreduce.frameworks.pytree_callbacks import told
-from ssmreduce.frameworks.pytree_paths import part_at
 
 _Own = Callable[[], Any]
 """The call of the module itself."""
@@ -55,6 +54,14 @@ def with_stand_ins(model: Any, handles: Sequence[LayerHandle], numbers: Sequence
         held.add(path)
         model = _with_kernel(model, handle, path, number, channels[0])
     return model
+
+
+def part_at(tree: Any, path: Path) -> Any:
+    """Return the object at a key path."""
+    if not path:
+        return tree
+    inside = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
+    return part_at(dict(inside)[path[:1]], path[1:])
 
 
 def with_zero_outputs(model: Any, handles: Sequence[LayerHandle]) -> Iterator[Any]:

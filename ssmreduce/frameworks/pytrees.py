@@ -20,7 +20,7 @@ from ssmreduce.frameworks import pytree_matching, pytree_recording
 from ssmreduce.frameworks.framework import Framework, Snapshot
 from ssmreduce.frameworks.handle import LayerChange, LayerHandle, Path
 from ssmreduce.frameworks.moments import Moment, read_moment
-from ssmreduce.frameworks.pytree_paths import part_at
+from ssmreduce.frameworks.pytree_stand_ins import part_at
 from ssmreduce.frameworks.saved import NamedTrees
 from ssmreduce.frameworks.transaction import Prepared
 

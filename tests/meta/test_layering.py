@@ -90,7 +90,6 @@ FRAMEWORK_HOMES = {
     "frameworks/pytrees.py",
     "frameworks/pytree_callbacks.py",
     "frameworks/pytree_matching.py",
-    "frameworks/pytree_paths.py",
     "frameworks/pytree_recording.py",
     "frameworks/pytree_stand_ins.py",
     "frameworks/torch.py",
