@@ -87,7 +87,11 @@ def pursue(
     weights = C * lengths
     unit = _unit(weights)
     groups = len(scaled) // size
-    steps = groups if count is None else _checked_count(count, groups)
+    steps = groups if count is None else positive_count(count, "count", "how many groups to take")
+    if steps > groups:
+        raise OrderError(
+            f"`count` is {count} but there are {groups} groups; expected at most {groups}. Pass fewer."
+        )
     alike = len(scaled) * _EPS * energy(scaled, weights / unit)
     seen = scaled @ adjoint(weights / unit)  # what the outputs hold of the features
     picked, scores = _picked(_Features(scaled, seen, size), steps, alike, _tolerance(len(scaled)))
@@ -116,8 +120,7 @@ def pursue_target(
         not for more than 64 features that are kept, which cost more than they gain.
     """
     scaled, lengths = _normalised(gram)
-    inverse = np.where(lengths > 0.0, 1.0 / np.where(lengths > 0.0, lengths, 1.0), 0.0)
-    seen = inverse[:, None] * seen
+    seen = np.where(lengths > 0.0, 1.0 / _divisor(lengths), 0.0)[:, None] * seen
     picked, _ = _picked(_Features(scaled, seen, size), count, 0.0, tolerance)
     for _ in range(sweeps if count * size <= _SWEPT else 0):
         before = picked
@@ -217,8 +220,7 @@ def refit(gram: HostArray, C: HostArray, kept: HostArray) -> HostArray:
     unit = _unit(lost)
     roots = _inverse_roots(scaled[np.ix_(kept, kept)], _tolerance(len(gram)))
     added = (lost / unit) @ scaled[np.ix_(dropped, kept)] @ roots @ adjoint(roots)
-    present = lengths[kept] > 0.0
-    added = np.where(present, added / np.where(present, lengths[kept], 1.0), 0.0)
+    added = np.where(lengths[kept] > 0.0, added / _divisor(lengths[kept]), 0.0)
     return np.asarray(C[:, kept] + added * unit)
 
 
@@ -245,16 +247,6 @@ def checked_groups(kept: object, count: int) -> HostArray:
     return found.astype(np.intp)
 
 
-def _checked_count(count: int, groups: int) -> int:
-    """How many groups to take, if there are as many."""
-    count = positive_count(count, "count", "how many groups to take")
-    if count > groups:
-        raise OrderError(
-            f"`count` is {count} but there are {groups} groups; expected at most {groups}. Pass fewer."
-        )
-    return count
-
-
 def _checked(gram: HostArray, C: HostArray, size: int) -> tuple[HostArray, HostArray]:
     """Both at double precision, with sizes that fit together."""
     gram = to_double(floating_array(gram, "gram", 2))
@@ -277,8 +269,13 @@ def _checked(gram: HostArray, C: HostArray, size: int) -> tuple[HostArray, HostA
 def _normalised(gram: HostArray) -> tuple[HostArray, HostArray]:
     """The Gram matrix of features of length one, and the lengths; features of length 0 stay."""
     lengths = np.sqrt(np.maximum(np.diagonal(gram).real, 0.0))
-    divisor = np.where(lengths > 0.0, lengths, 1.0)
+    divisor = _divisor(lengths)
     return gram / divisor[:, None] / divisor, lengths
+
+
+def _divisor(lengths: HostArray) -> HostArray:
+    """Lengths, and 1 where there is none."""
+    return np.where(lengths > 0.0, lengths, 1.0)
 
 
 def _inverse_roots(grams: HostArray, tolerance: float) -> HostArray:

@@ -33,13 +33,11 @@ def without_padding(
     if call.mask is None:
         return call, counted
     mask = _checked(handle, call.mask, call.inputs.shape[:2])
-    at = (np.argmax(mask, axis=1)[:, None] + np.arange(mask.shape[1])) % mask.shape[1]
-
-    def moved(values: HostArray) -> HostArray:
-        return np.asarray(values[np.arange(len(at))[:, None], at])
-
-    own = moved(mask)
-    seen = own if counted is None else own & moved(counted)
+    count, length = mask.shape
+    steps = (np.argmax(mask, axis=1)[:, None] + np.arange(length)) % length
+    at = np.arange(count)[:, None], steps
+    own = mask[at]
+    seen = own if counted is None else own & counted[at]
     if not seen.any():
         raise ShapeError(
             f"`{handle.kind.masked_by}` of layer `{handle.name}`, with `mask` where there is one, leaves no "
@@ -48,9 +46,9 @@ def without_padding(
     return (
         replace(
             call,
-            inputs=np.where(own[..., None], moved(call.inputs), 0.0).astype(call.inputs.dtype),
-            first_output=None if call.first_output is None else call.first_output[at[0]],
-            squares=None if call.squares is None else moved(call.squares),
+            inputs=np.where(own[..., None], call.inputs[at], 0.0).astype(call.inputs.dtype),
+            first_output=None if call.first_output is None else call.first_output[steps[0]],
+            squares=None if call.squares is None else call.squares[at],
             mask=own,
         ),
         seen,
