@@ -183,6 +183,14 @@ def entries(mapping: object, name: str) -> dict[str, Any]:
     return dict(mapping)
 
 
+def curves(mapping: object, name: str, length: int) -> dict[str, HostArray]:
+    """Return a dict of `length` numbers by label, with gaps."""
+    return {
+        label: with_gaps(values, f"{name}[{label!r}]", length)
+        for label, values in entries(mapping, name).items()
+    }
+
+
 def positive(values: HostArray) -> HostArray:
     """Values with gaps where a logarithmic axis has none."""
     return np.where(values > 0.0, values, np.nan)

@@ -15,7 +15,7 @@ from ssmreduce.plotting.axes import (
     STYLES,
     axis_of_numbers,
     count_states,
-    entries,
+    curves,
     finish,
     legend_above,
     look,
@@ -237,17 +237,13 @@ def plot_errors(
     if not found.size:
         raise ShapeError("`orders` has no entries; expected at least one. Pass orders.")
     place = np.argsort(found, kind="stable")
-    curves = {
-        label: with_gaps(values, f"errors[{label!r}]", found.size)[place]
-        for label, values in entries(errors, "errors").items()
-    }
+    known = curves(errors, "errors", found.size)
     check_text(metric_name, "metric_name", "what the metric is")
     numbers = None if metric is None else with_gaps(metric, "metric", found.size)[place]
     axes = one_panel(ax)
-    for index, (label, values) in enumerate(curves.items()):
-        axes.plot(found[place], positive(values), label=label, **look(index))
-    known = any(np.any(values > 0.0) for values in curves.values())
-    if known:
+    for index, (label, values) in enumerate(known.items()):
+        axes.plot(found[place], positive(values[place]), label=label, **look(index))
+    if any(np.any(values > 0.0) for values in known.values()):
         axes.set_yscale("log")
     elif numbers is None:
         say(axes, "no error above 0 is known")
@@ -255,7 +251,7 @@ def plot_errors(
     finish(axes, "Errors against order", "states kept", "error (gain)", legend=False)
     right = []
     if numbers is not None:
-        right.append(_draw_metric(axes, found[place], numbers, metric_name, len(curves)))
+        right.append(_draw_metric(axes, found[place], numbers, metric_name, len(known)))
     legend_above(axes, *right)
     return axes
 

@@ -17,17 +17,15 @@ from ssmreduce._checks import (
     whole_number,
 )
 from ssmreduce.errors import ArgumentError, ShapeError
-from ssmreduce.gramians.batch import batch_indices
-from ssmreduce.norms.gain import check_alike
 from ssmreduce.plotting.axes import (
     FULL,
     REDUCED,
     finish,
     one_panel,
 )
-from ssmreduce.plotting.systems import singles_of
+from ssmreduce.plotting.systems import paired
 from ssmreduce.responses import impulse_response
-from ssmreduce.systems.diagonal import DiagonalStateSpace, System, check_system, is_complex
+from ssmreduce.systems.diagonal import DiagonalStateSpace, System, is_complex
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.time_step import checked_range, exponents
 from ssmreduce.time_domain import Discrete, sampling_time
@@ -124,34 +122,25 @@ def plot_impulse(
     >>> axes.get_title()
     'Impulse response from u[0] to y[0]'
     """
-    singles = dict(zip(_indices(system, "system"), singles_of(system, "system"), strict=True))
-    others = None
-    if reduced is not None:
-        others = dict(
-            zip(_indices(reduced, "reduced"), singles_of(reduced, "reduced"), strict=True)
-        )
-        if singles.keys() != others.keys():
-            raise ShapeError(
-                f"`reduced` has batch axes {reduced.batch_shape} but `system` has {system.batch_shape}; "
-                "expected the same."
-            )
+    pairs = paired(system, reduced)
+    singles = {index: single for index, (single, _) in pairs.items()}
     grid = _grid([*singles.values()], length, times)
     at = _strongest(singles, grid) if channel is None else _channel(system, channel)
-    chosen = [("full", FULL, singles[at[:-2]])]
-    if others is not None:
-        check_alike(singles[at[:-2]], others[at[:-2]])
-        chosen.append(("reduced", REDUCED, others[at[:-2]]))
+    single, other = pairs[at[:-2]]
+    chosen = [("full", FULL, single)]
+    if other is not None:
+        chosen.append(("reduced", REDUCED, other))
     periods = 0.0
     if length is None and times is None:
-        grid = _shortened(_grid([singles[at[:-2]]], None, None), singles[at[:-2]], at)
+        grid = _shortened(_grid([single], None, None), single, at)
         if "times" in grid:
             periods = max(_periods(each, grid["times"][-1]) for _, _, each in chosen)
             grid = _fine_enough(grid, periods)
     axes = one_panel(ax)
     dt = sampling_time(system.time)
     is_envelope = _PER_PERIOD * periods > _LONGEST
-    for label, style, single in chosen:
-        channel_of = _one_channel(single, at)
+    for label, style, each in chosen:
+        channel_of = _one_channel(each, at)
         if is_envelope:
             _draw_envelope(axes, channel_of, grid["times"][-1], periods, label, style)
             continue
@@ -168,11 +157,6 @@ def plot_impulse(
     x = "sample" if dt == 1.0 else "time (s)"
     finish(axes, f"Impulse response{of} from u[{at[-1]}] to y[{at[-2]}]", x, real)
     return axes
-
-
-def _indices(system: System, name: str) -> list[tuple[int, ...]]:
-    check_system(system, name)
-    return list(batch_indices(system))
 
 
 def _one_channel(system: System, channel: tuple[int, ...]) -> System:

@@ -15,7 +15,7 @@ from ssmreduce.plotting.axes import (
     GREY,
     MARKERS,
     count_states,
-    entries,
+    curves,
     finish,
     legend_above,
     panels,
@@ -89,18 +89,15 @@ def plot_layers(
             "`before` or `after` has no number for some layer, or a negative one; expected the states of "
             "each. Pass ints."
         )
-    curves = {
-        label: with_gaps(values, f"errors[{label!r}]", count)
-        for label, values in entries({} if errors is None else errors, "errors").items()
-    }
+    known = curves({} if errors is None else errors, "errors", count)
     height = min(_AROUND + _ROW * max(count, 3), _TALLEST)
     names = _short(names)
     width = 7.4 + 0.06 * max(map(len, names), default=0)
     axes: HostArray = panels(ax, (width, height), 1, 2, sharey=True)[0]
     row = 72.0 * (height - _AROUND) / max(count, 1)
-    rows = max(2, len(curves))
+    rows = max(2, len(known))
     _draw_states(axes[0], names, np.array([old, new]), row, rows)
-    _draw_errors(axes[1], curves, count, rows)
+    _draw_errors(axes[1], known, count, rows)
     return axes
 
 
@@ -130,18 +127,18 @@ def _draw_states(axes: Axes, names: list[str], orders: HostArray, row: float, ro
         say(axes, "no layers")
 
 
-def _draw_errors(axes: Axes, curves: dict[str, HostArray], count: int, rows: int) -> None:
+def _draw_errors(axes: Axes, known: dict[str, HostArray], count: int, rows: int) -> None:
     looks: list[dict[str, Any]] = [
         {"color": "black", "markerfacecolor": "none"},
         {"color": COLOURS[1]},
         {"color": COLOURS[2]},
     ]
-    for index, (label, values) in enumerate(curves.items()):
+    for index, (label, values) in enumerate(known.items()):
         style = {**looks[index % len(looks)], "marker": MARKERS[index % len(MARKERS)]}
         axes.plot(
             positive(values), np.arange(count), label=label, linestyle="none", markersize=6, **style
         )
-    if any(np.any(values > 0.0) for values in curves.values()):
+    if any(np.any(values > 0.0) for values in known.values()):
         axes.set_xscale("log")
     else:
         say(axes, "no error above 0 is known")

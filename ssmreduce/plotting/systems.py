@@ -202,22 +202,15 @@ def plot_gain(
     >>> axes.get_xlabel(), axes.get_ylabel()
     ('frequency (rad/sample)', 'gain (dB)')
     """
-    singles = singles_of(system, "system")
-    others = [] if reduced is None else singles_of(reduced, "reduced")
-    if others and len(others) != len(singles):
-        raise ShapeError(
-            f"`reduced` has batch axes {reduced.batch_shape if reduced else ()} but `system` has "
-            f"{system.batch_shape}; expected the same."
-        )
+    pairs = [*paired(system, reduced).values()]
+    singles = [single for single, _ in pairs]
     limit = None if bound is None else _largest(bound)
     gains: list[tuple[str, dict[str, Any], list[Gain]]] = []
     gains.append(("full", FULL, [Gain((1.0, each)) for each in singles]))
-    if others:
-        pairs = list(zip(singles, others, strict=True))
-        for pair in pairs:
-            check_alike(*pair)
-        gains.append(("reduced", REDUCED, [Gain((1.0, each)) for each in others]))
-        gains.append(("error", ERROR, [Gain((1.0, one), (-1.0, two)) for one, two in pairs]))
+    both = [(one, two) for one, two in pairs if two is not None]
+    if both:
+        gains.append(("reduced", REDUCED, [Gain((1.0, two)) for _, two in both]))
+        gains.append(("error", ERROR, [Gain((1.0, one), (-1.0, two)) for one, two in both]))
     points = _frequencies(singles) if omega is None else _checked_frequencies(omega)
     axes = one_panel(ax)
     _draw_gains(axes, points, system.time, gains, limit)
@@ -277,11 +270,28 @@ def _decibels(gain: HostArray) -> HostArray:
     return 20.0 * np.log10(positive(gain))
 
 
-def singles_of(system: System, name: str) -> list[System]:
-    """The systems of a batch, on the host."""
+def paired(
+    system: System, reduced: System | None
+) -> dict[tuple[int, ...], tuple[System, System | None]]:
+    """The systems of a batch, on the host, by their index, each with the reduced one."""
+    singles = _singles(system, "system")
+    if reduced is None:
+        return {index: (single, None) for index, single in singles.items()}
+    others = _singles(reduced, "reduced")
+    if singles.keys() != others.keys():
+        raise ShapeError(
+            f"`reduced` has batch axes {reduced.batch_shape} but `system` has {system.batch_shape}; "
+            "expected the same."
+        )
+    for index, single in singles.items():
+        check_alike(single, others[index])
+    return {index: (single, others[index]) for index, single in singles.items()}
+
+
+def _singles(system: System, name: str) -> dict[tuple[int, ...], System]:
     check_system(system, name)
     host = system.to_host()
-    return [host[index] if index else host for index in batch_indices(host)]
+    return {index: host[index] if index else host for index in batch_indices(host)}
 
 
 def _checked_frequencies(omega: object) -> HostArray:
@@ -312,6 +322,3 @@ def _frequencies(systems: list[System]) -> HostArray:
     inside = np.sort(inside)[:: max(1, inside.size // _POINTS)]
     points: HostArray = np.unique(np.concatenate([np.geomspace(low, high, _POINTS), inside]))
     return points
-
-
-# --- Impulse response
