@@ -26,7 +26,7 @@ from ssmreduce.frameworks.handle import LayerChange, LayerHandle, ones_like
 from ssmreduce.frameworks.torch_arrays import replaced
 from ssmreduce.frameworks.torch_attributes import assigned, dependents
 from ssmreduce.frameworks.torch_distributed import new_buckets
-from ssmreduce.frameworks.transaction import Change, Step, commit
+from ssmreduce.frameworks.transaction import ABSENT, Change, Entries, Step, commit
 from ssmreduce.layers.options import plain_name
 
 _FIELD = "ssm_states"
@@ -74,32 +74,14 @@ class _Place:
                     ) from error
         return {new.get(at, order) for at, order in held.items()}
 
-
-class _WrittenSizes(Step):
-    """Writes how many states layers have, once they have them, into the configs of their models."""
-
-    def __init__(self, places: Sequence[_Place]) -> None:
-        self._places = places
-        self._before = [(vars(each.config), {**vars(each.config)}) for each in places]
-
-    def make(self) -> None:
-        """Write them: the one size of a library, if all layers have it."""
-        for each in self._places:
-            if not each.common:
-                sizes = {**_sizes(each.config), each.name: each.handle.order}
-                setattr(each.config, _FIELD, sizes)
-            elif len(orders := each.orders()) == 1:
-                name, _, entry = each.common.partition(".")
-                (order,) = orders
-                value = {**getattr(each.config, name), entry: order} if entry else order
-                setattr(each.config, name, value)
-
-    def undo(self) -> None:
-        """Put back what was there."""
-        for config, before in self._before:
-            for name in config.keys() - before.keys():
-                del config[name]
-            config.update(before)
+    def write(self) -> None:
+        """Write how many states the layer has: the one size of a library, if all layers have it."""
+        config, (name, _, entry) = self.config, self.common.partition(".")
+        if not name:
+            setattr(config, _FIELD, {**_sizes(config), self.name: self.handle.order})
+        elif len(orders := self.orders()) == 1:
+            (order,) = orders
+            setattr(config, name, {**getattr(config, name), entry: order} if entry else order)
 
 
 def all_steps(
@@ -116,8 +98,10 @@ def all_steps(
     before = [Change(undo=each) for each in renewals]
     steps = [*before, *shapes, *map(Change, renewals), *others]
     if _LIBRARY in sys.modules or any(handle.kind.config_sizes for handle in handles):
-        places = _places(model, handles)
-        steps += [_WrittenSizes(places)] if places else []
+        for each in _places(model, handles):
+            config, field = vars(each.config), each.common.partition(".")[0]
+            old = {_FIELD: ABSENT, field: ABSENT, **config}
+            steps.append(Change(each.write, Entries(config, old).make))
     return steps
 
 
