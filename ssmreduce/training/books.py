@@ -56,6 +56,11 @@ class Books:
         """The cut that no report confirmed yet."""
         return None if self.trial is None or self.trial.stands else self.trial
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing happens before the next attempt or report."""
+        return self.is_checked and not self.waiting and not self.was_told and self.trial is None
+
     def failed(self, policy: RollbackPolicy | None) -> Trial | None:
         """The cut on trial, if it is to be undone."""
         trial = self.on_trial

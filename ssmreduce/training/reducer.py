@@ -169,6 +169,7 @@ class InTrainingReducer:
             )
         self.above_chance = above_chance
         self._books = Books()
+        self._idle_step = 0
         self._recorder = Recorder()
 
     @property
@@ -290,6 +291,9 @@ class InTrainingReducer:
                 "in JAX. Call reducer.step(step, model, optimizer), with None where there is none."
             )
         copies = [] if followers is None else checked_followers(followers)
+        if self._is_idle(step):
+            self._idle_step = max(step, self._idle_step)
+            return (model, opt_state) if followers is None else (model, opt_state, copies)
         models = (model, *copies)
         if not self._books.is_checked:
             has_data, has_cut = self.data is not None, bool(self.events)
@@ -366,7 +370,7 @@ class InTrainingReducer:
         books = self._books
         return {
             "settings": self._settings(),
-            "step": books.step,
+            "step": self._last_step,
             "events": [event.to_dict() for event in books.events],
             "waiting": books.waiting,
             "metric": books.metric,
@@ -401,14 +405,22 @@ class InTrainingReducer:
 
     def _turned(self, books: Books, records: Sequence[HankelRecord]) -> list[Step]:
         """What puts these books and records in the place of the present ones."""
-        steps: list[Step] = [Entries(vars(self), {"_books": books})]
+        steps: list[Step] = [Entries(vars(self), {"_books": books, "_idle_step": 0})]
         if self.trace is not None:
             steps.append(Entries(vars(self.trace), {"records": records}))
         return steps
 
+    @property
+    def _last_step(self) -> int:
+        return max(self._books.step, self._idle_step)
+
     def _comes_due(self, step: int) -> bool:
         """Whether an attempt is due at this step, or was due at one that was passed over."""
-        return any(self._books.step < at <= step for at in self.schedule.steps)
+        return any(self._last_step < at <= step for at in self.schedule.steps)
+
+    def _is_idle(self, step: int) -> bool:
+        """Whether a step has nothing to do but to be counted, as most have."""
+        return self.trace is None and self._books.is_idle and not self._comes_due(step)
 
     def _seen(self, step: int, model: Any) -> Books:
         """The books at the beginning of a step."""
@@ -418,7 +430,7 @@ class InTrainingReducer:
         return replace(
             books,
             trial=books.on_trial,
-            step=max(step, books.step),
+            step=max(step, self._last_step),
             waiting=books.waiting or self._comes_due(step),
             is_checked=True,
         )
