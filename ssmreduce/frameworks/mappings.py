@@ -100,7 +100,7 @@ class MappingFramework(Framework):
     ) -> list[Moment]:
         """Return the arrays whose names end with that of a weight; what comes before is the field."""
         weights = {
-            handle.layer.names[name]: (handle, name)
+            handle.layer.names[name]: (handle.path, name)
             for handle in handles
             for name in handle.kind.shapes
         }
@@ -111,10 +111,9 @@ class MappingFramework(Framework):
             if name is None:
                 _check_unrelated(array, full)
             elif name in weights:
-                handle, weight = weights[name]
                 is_complex = is_complex_array(own[name])
                 read = read_moment(_last(field), to_double(array), is_complex=is_complex)
-                moments.append(Moment(_last(field), field, handle.path, weight, full, *read))
+                moments.append(Moment(_last(field), field, *weights[name], full, *read))
         return moments
 
     def prepared(
