@@ -18,7 +18,7 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce.layers.layer import HasArrays, Shapes, Weights, refusal, wrong_shape
 from ssmreduce.layers.mamba_cut import MambaPlan
 from ssmreduce.layers.mamba_mixer import Mixer
-from ssmreduce.layers.selective import SelectiveLayer
+from ssmreduce.layers.selective import MixerLayer
 
 _SHAPES: dict[str, tuple[int | str, ...]] = {
     "A_log": ("D", "n"),
@@ -39,7 +39,7 @@ _NORMS = ("b_layernorm", "c_layernorm", "B_layernorm", "C_layernorm", "dt_layern
 """Attributes of mixers that normalise B and C."""
 
 
-class Mamba(SelectiveLayer):
+class Mamba(MixerLayer):
     """The mixer of Mamba, of transformers, mambapy or mamba_ssm; reduced by data.
 
     Weights, for D channels, N states for each, rank R of the steps, m inputs and p outputs: A_log

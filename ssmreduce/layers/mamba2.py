@@ -19,7 +19,7 @@ from ssmreduce.errors import ShapeError
 from ssmreduce.layers.layer import HasArrays, Shapes, Weights, refusal, unsaid, wrong_shape
 from ssmreduce.layers.mamba2_cut import Mamba2Plan
 from ssmreduce.layers.mamba2_mixer import Mixer2, Norm, Settings
-from ssmreduce.layers.selective import SelectiveLayer
+from ssmreduce.layers.selective import MixerLayer
 
 _SHAPES: dict[str, tuple[int | str, ...]] = {
     "A_log": ("H",),
@@ -45,7 +45,7 @@ _AXES = {"in_proj.weight": 0, "in_proj.bias": 0, "mup_vector": -1, **_CONVOLVED}
 """Axes along which weights have B and C: those of the convolution without z and steps."""
 
 
-class Mamba2(SelectiveLayer):
+class Mamba2(MixerLayer):
     """The mixer of Mamba-2, of transformers or mamba_ssm; reduced by data.
 
     Weights, for d channels in H heads, G groups of heads, N states for each channel, m inputs and p

@@ -66,8 +66,8 @@ class SelectiveLayer(Layer):
     masked_by = "attention_mask"
     title: str = ""
     methods: tuple[Method, ...] = ()
-    plans: type[MixerPlan[LayerCut]]
 
+    @abstractmethod
     def planned(
         self,
         weights: dict[str, HostArray],
@@ -76,7 +76,6 @@ class SelectiveLayer(Layer):
         data: LayerData,
     ) -> SelectivePlan[LayerCut]:
         """Return what makes cuts of a layer with these weights."""
-        return self.plans(self, weights, options, storage, data)
 
     @abstractmethod
     def mixer(self, weights: Mapping[str, HostArray]) -> RunsSequences:
@@ -409,6 +408,22 @@ class MixerPlan(SelectivePlan[C]):
         super().__init__(kind, kind.order(weights), options)
         self._kind, self._weights, self._storage, self._data = kind, weights, storage, data
         self._mixer = kind.mixer(weights)
+
+
+class MixerLayer(SelectiveLayer):
+    """A mixer of Mamba or Mamba-2, whose class says by `plans` what makes its cuts."""
+
+    plans: type[MixerPlan[LayerCut]]
+
+    def planned(
+        self,
+        weights: dict[str, HostArray],
+        options: CutOptions,
+        storage: WeightStorage,
+        data: LayerData,
+    ) -> SelectivePlan[LayerCut]:
+        """Return what makes cuts of a mixer with these weights."""
+        return self.plans(self, weights, options, storage, data)
 
 
 def check_contributions(gram: HostArray, title: str) -> None:
