@@ -46,8 +46,7 @@ class TorchFramework(Framework, StateDicts):
             for child, part in (("", module), *module.named_children()):
                 own = {
                     name: tensor.ndim
-                    for tensors in (part._parameters, part._buffers)
-                    for name, tensor in tensors.items()
+                    for name, tensor in {**part._parameters, **part._buffers}.items()
                     if tensor is not None
                 }
                 if parametrize.is_parametrized(part):
@@ -102,9 +101,8 @@ class TorchFramework(Framework, StateDicts):
         new = tensors_like(old, moments, in_shards=True)
         entries = [Entries(states[key], {key[2]: value}) for key, value in new.items()]
         attributes = [assigned(*each) for change in changes for each in dependents(model, change)]
-        others = [*entries, *attributes]
-        steps = torch_config.all_steps(model, handles, [*shapes, *gradients], others)
-        return Prepared(model, opt_state, steps)
+        steps = [*shapes, *gradients, *entries, *attributes]
+        return Prepared(model, opt_state, torch_config.all_steps(model, handles, steps))
 
     record = staticmethod(torch_recording.record)
 

@@ -84,19 +84,17 @@ class _Place:
             setattr(config, name, {**getattr(config, name), entry: order} if entry else order)
 
 
-def all_steps(
-    model: Any, handles: Sequence[LayerHandle], shapes: Sequence[Step], others: Sequence[Step] = ()
-) -> list[Step]:
+def all_steps(model: Any, handles: Sequence[LayerHandle], changes: Sequence[Step]) -> list[Step]:
     """The steps of a change, and what depends on them.
 
-    `shapes` are between those that make DDP's buckets anew, there and back; `others` follow, and what writes
-    how many states the layers have, where there are configs.
+    `changes` are between those that make DDP's buckets anew, there and back; what writes how many states the
+    layers have follows, where there are configs.
     """
     renewals = [
         new_buckets(part) for part in model.modules() if isinstance(part, DistributedDataParallel)
     ]
     before = [Change(undo=each) for each in renewals]
-    steps = [*before, *shapes, *map(Change, renewals), *others]
+    steps = [*before, *changes, *map(Change, renewals)]
     if _LIBRARY in sys.modules or any(handle.kind.config_sizes for handle in handles):
         for each in _places(model, handles):
             config, field = vars(each.config), each.common.partition(".")[0]

@@ -47,8 +47,7 @@ def copies_inside(
         if id(each.layer) not in averages
         and not trainable.isdisjoint(map(id, each.layer.parameters()))
     ]
-    paths = {each.path for each in trained}
-    others = [each for each in handles if each.path not in paths]
+    others = [each for each in handles if each not in trained]
     if not trained or not others:
         return {}
     parameters = [

@@ -63,8 +63,8 @@ def prepared_back(
     tensors = [_tensor_step(model, tensor, saved[name]) for name, tensor in here.items()]
     attributes = _attribute_steps(model, snapshot["attributes"], handles)
     entries = _entries(opt_state, parameters, snapshot["optimizer"])
-    steps = all_steps(model, handles, [*gradients, *tensors], [*attributes, *entries])
-    return Prepared(model, opt_state, steps)
+    steps = [*gradients, *tensors, *attributes, *entries]
+    return Prepared(model, opt_state, all_steps(model, handles, steps))
 
 
 def _tensor_step(model: Any, tensor: Any, saved: Any) -> Step:
