@@ -43,10 +43,6 @@ class Moment:
     value: HostArray
     moduli: bool = False
 
-    def written(self, value: HostArray) -> HostArray:
-        """Return what `value` is to become as the field holds it."""
-        return np.asarray(value.real + value.imag) if self.moduli else value
-
 
 _MODULI = frozenset({"nu", "nu_max", "sum_of_squares"})
 """Fields in which optax keeps |g|² of complex weights."""

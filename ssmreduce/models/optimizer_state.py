@@ -73,10 +73,9 @@ def reduced_moments(
                 carried |= _carry_about(means, old, cut)
         else:
             carried = {name: np.zeros_like(cut.new_weights[name]) for name in old}
-        values |= {
-            each.key: each.written(carried[name] if name in cut.changed else each.value)
-            for name, each in group.items()
-        }
+        for name, each in group.items():
+            new = carried[name] if name in cut.changed else each.value
+            values[each.key] = np.asarray(new.real + new.imag) if each.moduli else new
     return values
 
 
