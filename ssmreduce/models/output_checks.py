@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ssmreduce._array_libraries import HostArray
 from ssmreduce._checks import naming
 from ssmreduce.errors import UnsupportedLayerError
 from ssmreduce.frameworks.handle import LayerHandle, Path
@@ -58,19 +57,15 @@ def _check(waiting: list[tuple[LayerHandle, Recorded]]) -> None:
     with naming(f"layer `{handle.name}`"):
         outputs = handle.kind.output(handle.weights, inputs)
     for (_, call), own in zip(waiting, outputs, strict=True):
-        _compare(handle, call, own)
-
-
-def _compare(handle: LayerHandle, call: Recorded, own: HostArray) -> None:
-    size = float(np.max(np.abs(own), initial=0.0))
-    apart = np.inf
-    if call.first_output is not None and own.shape == call.first_output.shape:
-        steps = slice(None) if call.mask is None else call.mask[0]
-        apart = float(np.max(np.abs(own - call.first_output)[steps], initial=0.0))
-    if not apart <= max(_SAME, _ROUNDINGS * handle.eps) * size:
-        raise UnsupportedLayerError(
-            f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
-            f"{size:.3g}; expected a run from rest with steps of one length, of one sequence or a "
-            "batch. Map a model of single sequences over its batches, and leave out initial states and "
-            "step_scale, or the layer with options=CutOptions(exclude=...)."
-        )
+        size = float(np.max(np.abs(own), initial=0.0))
+        apart = np.inf
+        if call.first_output is not None and own.shape == call.first_output.shape:
+            steps = slice(None) if call.mask is None else call.mask[0]
+            apart = float(np.max(np.abs(own - call.first_output)[steps], initial=0.0))
+        if not apart <= max(_SAME, _ROUNDINGS * handle.eps) * size:
+            raise UnsupportedLayerError(
+                f"layer `{handle.name}` puts out something else than its weights say, by {apart:.3g} of "
+                f"{size:.3g}; expected a run from rest with steps of one length, of one sequence or a "
+                "batch. Map a model of single sequences over its batches, and leave out initial states and "
+                "step_scale, or the layer with options=CutOptions(exclude=...)."
+            )

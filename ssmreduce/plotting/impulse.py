@@ -134,8 +134,10 @@ def plot_impulse(
     if length is None and times is None:
         grid = _shortened(_grid([single], None, None), single, at)
         if "times" in grid:
-            periods = max(_periods(each, grid["times"][-1]) for _, _, each in chosen)
-            grid = _fine_enough(grid, periods)
+            end = grid["times"][-1]
+            periods = max(_periods(each, end) for _, _, each in chosen)
+            points = int(np.clip(_PER_PERIOD * periods, _POINTS, _LONGEST))
+            grid = {"times": np.linspace(0.0, end, points)}
     axes = one_panel(ax)
     dt = sampling_time(system.time)
     is_envelope = _PER_PERIOD * periods > _LONGEST
@@ -193,12 +195,6 @@ def _shortened(grid: dict[str, Any], system: System, channel: tuple[int, ...]) -
         return {"length": min(max(count, 20), grid["length"])}
     end = grid["times"][min(count, _POINTS - 1)]
     return {"times": np.linspace(0.0, end, _POINTS)}
-
-
-def _fine_enough(grid: dict[str, Any], periods: float) -> dict[str, Any]:
-    """The same times, with enough samples in each period."""
-    points = int(np.clip(_PER_PERIOD * periods, _POINTS, _LONGEST))
-    return {"times": np.linspace(0.0, grid["times"][-1], points)}
 
 
 def _periods(system: System, end: float) -> float:
@@ -266,7 +262,11 @@ def _until(rates: HostArray, otherwise: float) -> float:
 def _strongest(systems: dict[tuple[int, ...], System], grid: dict[str, Any]) -> tuple[int, ...]:
     """The channel whose response has the most energy, on as many samples as fit in memory."""
     first = next(iter(systems.values()))
-    _check_channels(first)
+    if not (first.inputs and first.outputs):
+        raise ShapeError(
+            f"`system` has {first.inputs} inputs and {first.outputs} outputs; expected at least one of "
+            "each. Without them there is no response."
+        )
     most = max(2, _ENTRIES // (first.inputs * first.outputs))
     shorter: dict[str, Any] = {}
     if grid.get("length") is not None:
@@ -280,14 +280,6 @@ def _strongest(systems: dict[tuple[int, ...], System], grid: dict[str, Any]) -> 
     best = max(energies, key=lambda index: float(energies[index].max()))
     output, entry = np.unravel_index(np.argmax(energies[best]), energies[best].shape)
     return (*best, int(output), int(entry))
-
-
-def _check_channels(system: System) -> None:
-    if not (system.inputs and system.outputs):
-        raise ShapeError(
-            f"`system` has {system.inputs} inputs and {system.outputs} outputs; expected at least one of "
-            "each. Without them there is no response."
-        )
 
 
 def _channel(system: System, channel: object) -> tuple[int, ...]:

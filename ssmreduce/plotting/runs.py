@@ -137,9 +137,8 @@ def _edges(steps: HostArray) -> HostArray:
     if steps.size == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     between = (steps[1:] + steps[:-1]) / 2.0
-    ends = 2.0 * steps[0] - between[0], 2.0 * steps[-1] - between[-1]
-    edges: HostArray = np.array([ends[0], *between, ends[1]])
-    return edges
+    first, last = 2.0 * steps[0] - between[0], 2.0 * steps[-1] - between[-1]
+    return np.array([first, *between, last])
 
 
 def _draw_cuts(axes: Axes, cuts: dict[float, str]) -> None:
