@@ -27,8 +27,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint, to_double
-from ssmreduce._checks import flag, is_one_of, positive_count, positive_horizon, shown
-from ssmreduce.errors import OrderError
+from ssmreduce._checks import flag, is_one_of, positive_horizon, shown
 from ssmreduce.layers.layer import HasArrays, Weights, refusal, unsaid
 from ssmreduce.layers.oscillators import Oscillators, inner_products, oscillators
 from ssmreduce.layers.selecting import SelectingLayer
@@ -81,9 +80,10 @@ class LinOSS(SelectingLayer):
     ...     "C": np.ones((1, 2, 2)),
     ...     "D": np.zeros(1),
     ... }
-    >>> kept, reduced = LinOSS("IMEX", damped=True).selected(weights, 1, horizon=None)
-    >>> kept, reduced["A_diag"]
-    (array([0]), array([1.]))
+    >>> layer = LinOSS("IMEX", damped=True)
+    >>> picked, scores = layer.ranking(weights)
+    >>> picked, layer.refitted(weights, picked[:1])["A_diag"]
+    (array([0, 1]), array([1.]))
     """
 
     known_by = "A_diag"
@@ -208,44 +208,10 @@ class LinOSS(SelectingLayer):
         gram, C, _ = self._features(weights, horizon)
         return pursue(gram, C, 2)
 
-    def selected(
-        self, weights: Weights, order: int, horizon: int | None = None
-    ) -> tuple[HostArray, dict[str, HostArray]]:
-        """Return the oscillators to keep, ascending, and the weights of the layer with those only.
-
-        Parameters
-        ----------
-        weights : dict
-            The weights.
-        order : int
-            How many to keep.
-        horizon : int, optional
-            Number of steps over which outputs are compared; all of them if left out.
-
-        Raises
-        ------
-        OrderError, ArgumentError
-            If there are not as many.
-        UnstableSystemError
-            If an oscillator does not decay and there is no horizon.
-        """
-        gram, C, units = self._features(weights, horizon)
-        order, count = positive_count(order, "order", "how many to keep"), self.order(weights)
-        if order > count:
-            raise OrderError(
-                f"`order` is {order} but the layer has {count} oscillators; expected at most {count}. "
-                "Pass fewer."
-            )
-        if order == count:
-            kept = np.arange(count)
-        else:
-            kept = np.sort(pursue(gram, C, 2, order)[0])
-        return kept, self._cut(weights, kept, gram, C, units)
-
     def refitted(
         self, weights: Weights, kept: HostArray, horizon: int | None = None
     ) -> dict[str, HostArray]:
-        """Return the weights of the layer with the oscillators `kept` only, as `selected` returns them.
+        """Return the weights of the layer with the oscillators `kept` only.
 
         Raises
         ------
@@ -254,8 +220,13 @@ class LinOSS(SelectingLayer):
         UnstableSystemError
             If an oscillator does not decay and there is no horizon.
         """
-        features = self._features(weights, horizon)
-        return self._cut(weights, checked_groups(kept, self.order(weights)), *features)
+        gram, C, units = self._features(weights, horizon)
+        kept = checked_groups(kept, self.order(weights))
+        columns = np.stack([2 * kept, 2 * kept + 1], axis=-1).reshape(-1)
+        fitted = refit(gram, C, columns).reshape(len(C), len(kept), 2)
+        first = [name for name, axis in self.state_axes().items() if axis == 0]
+        new = {name: np.asarray(weights[name])[kept] for name in first}
+        return {**new, "C": fitted / units[kept][:, None], "D": np.asarray(weights["D"])}
 
     def kept_states(self, kept: HostArray, order: int) -> HostArray:
         """Where the kept oscillators of `order` are in the hidden state [z; y], shape (2r,)."""
@@ -289,16 +260,6 @@ class LinOSS(SelectingLayer):
         gram = (rows @ adjoint(rows)) * np.repeat(np.repeat(responses, 2, axis=0), 2, axis=1)
         C = to_double(weights["C"]) * units[:, None]
         return gram, C.reshape(len(C), -1), units
-
-    def _cut(
-        self, weights: Weights, kept: HostArray, gram: HostArray, C: HostArray, units: HostArray
-    ) -> dict[str, HostArray]:
-        """The weights with the oscillators `kept` only, C refitted."""
-        columns = np.stack([2 * kept, 2 * kept + 1], axis=-1).reshape(-1)
-        fitted = refit(gram, C, columns).reshape(len(C), len(kept), 2)
-        first = [name for name, axis in self.state_axes().items() if axis == 0]
-        new = {name: np.asarray(weights[name])[kept] for name in first}
-        return {**new, "C": fitted / units[kept][:, None], "D": np.asarray(weights["D"])}
 
 
 def _diagonal(found: Oscillators, B: HostArray, C: HostArray, D: HostArray) -> DiagonalStateSpace:
