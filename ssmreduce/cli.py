@@ -103,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     option("--steps", type=int, help="Optimizer steps of each run.")
     option("--seed", type=int, default=0, help="First seed of tones, weights and batches.")
     option("--seeds", type=int, help="How many seeds: 3 for the tones, else 1.")
-    option("--quick", action="store_true", help="A short run, to see that it works.")
+    option(
+        "--quick",
+        action="store_true",
+        help="A short run, to see that it works; its accuracies mean little.",
+    )
     option(
         "--output",
         type=Path,
