@@ -36,7 +36,7 @@ class Received:
         """The calls of each layer, with the derivative of each."""
         # A loss may take derivatives of its own, which come before those of the loss.
         for path, inputs, squares in reversed(self.derivatives):
-            calls = self.calls[path]
+            calls = self.calls.get(path, [])
             waiting = [
                 k
                 for k, call in enumerate(calls)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmreduce._array_libraries import is_array, to_host
+from ssmreduce._checks import require_backend
 from ssmreduce.frameworks.handle import LayerHandle
 from ssmreduce.frameworks.pytree_recording import in_inference_mode
 from ssmreduce.frameworks.pytree_stand_ins import part_at
@@ -37,7 +38,7 @@ def matched(
 
     A step is compiled once for batches of one shape.
     """
-    import optax  # which nothing else needs
+    optax = require_backend("optax", extra="jax")  # which nothing else needs
 
     model = in_inference_mode(model)
     places = [

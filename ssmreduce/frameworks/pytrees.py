@@ -320,7 +320,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _on_host(array: Any) -> HostArray:
-    return np.array(jax.random.key_data(array) if _is_key(array) else array)
+    return np.array(jax.random.key_data(array) if _is_key(array) else array, subok=True)
 
 
 def _kind(leaf: Any) -> Any:

@@ -30,8 +30,9 @@ def assigned(module: Any, name: str, value: Any) -> Entries:
     """
     holder, _, own = name.rpartition(".")
     if holder:
-        name, value, inside = holder, copy.copy(getattr(module, holder)), value
-        setattr(value, own, inside)
+        copied = copy.copy(getattr(module, holder))
+        setattr(copied, own, value)
+        name, value = holder, copied
     return Entries(module._buffers if name in module._buffers else vars(module), {name: value})
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Step(Protocol):
-    """One change. It keeps what it replaces, from before the transaction or from when it is made."""
+    """One change, made once. It keeps what it replaces, from before the transaction or from its beginning."""
 
     @abstractmethod
     def make(self) -> object:

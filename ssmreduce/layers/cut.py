@@ -209,7 +209,7 @@ Made = TypeVar("Made", bound=SystemCut)
 
 
 @dataclass(frozen=True, eq=False)
-class CutPlan(ABC, Generic[Made]):
+class SystemPlan(ABC, Generic[Made]):
     """Cuts one layer that runs a system, and measures it as it would be written."""
 
     kind: Layer

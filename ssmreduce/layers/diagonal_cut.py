@@ -17,8 +17,8 @@ from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import SSMReduceError, UnstableSystemError
 from ssmreduce.reduction.balanced_batch import BalancedBatch
 from ssmreduce.reduction.balanced_dense import BalancedDense
-from ssmreduce.reduction.balanced_diagonal import NEARBY_ORDERS, balanced_systems
-from ssmreduce.reduction.balanced_system import no_response
+from ssmreduce.reduction.balanced_diagonal import balanced_systems
+from ssmreduce.reduction.balanced_system import NEARBY_ORDERS, no_response
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.reduction.scaling import warn_if_badly_scaled

@@ -15,7 +15,7 @@ from ssmreduce.errors import (
     UnreachableToleranceError,
 )
 from ssmreduce.hankel import tail_bounds
-from ssmreduce.layers.cut import CutPlan
+from ssmreduce.layers.cut import SystemPlan
 from ssmreduce.layers.lti_cut import LTICut, as_written
 from ssmreduce.layers.read_back import read_back
 from ssmreduce.layers.stored_states import with_real_input
@@ -37,7 +37,7 @@ _NEARBY_ORDERS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class LTIPlan(CutPlan[LTICut]):
+class LTIPlan(SystemPlan[LTICut]):
     """Cuts the systems of one layer, writes the result as the layer would hold it, and measures that."""
 
     kind: LTILayer

@@ -23,7 +23,7 @@ from ssmreduce.layers.selective import MixerLayer
 
 _SHAPES: dict[str, tuple[int | str, ...]] = {
     "A_log": ("H",),
-    "D": ("H or d",),
+    "D": ("H or d",),  # any length here; the number of values is looked at apart
     "dt_bias": ("H",),
     "in_proj.weight": ("d + w + H", "m"),
     "conv1d.weight": ("w", 1, "K"),

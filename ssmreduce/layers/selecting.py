@@ -15,7 +15,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray
 from ssmreduce.errors import OrderError, UnreachableToleranceError
-from ssmreduce.layers.cut import CutPlan, SystemCut
+from ssmreduce.layers.cut import SystemCut, SystemPlan
 from ssmreduce.layers.layer import Layer, Weights, WeightStorage
 from ssmreduce.layers.options import CutOptions
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, MeasuredError, OrderRule, as_rule
@@ -121,7 +121,7 @@ class SelectingLayer(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan(CutPlan["SelectionCut"]):
+class _Plan(SystemPlan["SelectionCut"]):
     """Selects states of one layer, and measures."""
 
     kind: SelectingLayer

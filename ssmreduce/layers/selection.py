@@ -25,7 +25,7 @@ import numpy as np
 
 from ssmreduce._array_libraries import HostArray, adjoint, to_double
 from ssmreduce._checks import floating_array, positive_count, shown
-from ssmreduce.errors import ArgumentError, OrderError, ShapeError
+from ssmreduce.errors import ArgumentError, ShapeError
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -34,9 +34,7 @@ _SWEPT = 64
 """Features that are kept, up to which groups are swapped: each swap factors all the others."""
 
 
-def pursue(
-    gram: HostArray, C: HostArray, size: int = 1, count: int | None = None
-) -> tuple[HostArray, HostArray]:
+def pursue(gram: HostArray, C: HostArray, size: int = 1) -> tuple[HostArray, HostArray]:
     """Groups in the order of what they explain of tr(C Φ Cᴴ), and how much that is for each.
 
     Parameters
@@ -47,14 +45,12 @@ def pursue(
         Output weights of the features.
     size : int
         Number of features in each group; n is a multiple of it.
-    count : int, optional
-        How many groups to take; all if left out.
 
     Returns
     -------
-    picked : (count,) int array
+    picked : (n / size,) int array
         Groups in the order in which they are taken.
-    scores : (count,) array
+    scores : (n / size,) array
         Roots of the energies that they add to the best fit, so that the squares of all add up to
         tr(C Φ Cᴴ); not always descending.
 
@@ -64,8 +60,6 @@ def pursue(
         If sizes do not fit together.
     NonFiniteError
         If an array holds NaN or Inf.
-    OrderError
-        If there are fewer groups than `count`.
 
     Notes
     -----
@@ -86,12 +80,7 @@ def pursue(
     scaled, lengths = _normalised(gram)
     weights = C * lengths
     unit = _unit(weights)
-    groups = len(scaled) // size
-    steps = groups if count is None else positive_count(count, "count", "how many groups to take")
-    if steps > groups:
-        raise OrderError(
-            f"`count` is {count} but there are {groups} groups; expected at most {groups}. Pass fewer."
-        )
+    steps = len(scaled) // size
     alike = len(scaled) * _EPS * energy(scaled, weights / unit)
     seen = scaled @ adjoint(weights / unit)  # what the outputs hold of the features
     picked, scores = _picked(_Features(scaled, seen, size), steps, alike, _tolerance(len(scaled)))

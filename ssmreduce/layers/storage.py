@@ -70,4 +70,4 @@ class Packed(Whole):
 
 
 Storage = Parts | Whole
-"""Any of the three."""
+"""Any of the three: `Packed` is a `Whole`."""

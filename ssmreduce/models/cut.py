@@ -199,7 +199,7 @@ def agreement(team: Any) -> Iterator[None]:
         own.set_result({})
     except Exception as error:
         own.set_exception(error)
-    team.check_same(own.result)
+    team.check_same(own.result)  # which raises what was raised here
 
 
 def really_cut(results: Results) -> dict[Path, LayerCut]:

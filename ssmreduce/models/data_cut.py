@@ -90,7 +90,7 @@ class DataCut:
         self, runs: Runs, records: Mapping[str, LayerRecord], model: Layers
     ) -> dict[str, LayerRecord]:
         """Records with what the layers are given now, in a model that stays as it is."""
-        framework = model.framework
+        framework, is_uncut = model.framework, model is self._found
         model = model.of(framework.scratch(framework.plain(model.model)))
         names = {
             each.name: own.name
@@ -98,7 +98,7 @@ class DataCut:
             if each.name in records
         }
         known = {names[name]: record.inputs for name, record in records.items()}
-        inputs = runs.inputs(model, known)
+        inputs = runs.inputs(model, known, is_uncut=is_uncut)
         return {
             name: replace(record, inputs=inputs[names[name]]) for name, record in records.items()
         }

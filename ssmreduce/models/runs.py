@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
-from operator import not_
 from typing import Any
 
 import numpy as np
@@ -93,16 +92,19 @@ class Runs:
         with framework.differentiable():
             return self.loss(model, batch)
 
-    def inputs(self, found: Layers, known: Mapping[str, HostArray]) -> Mapping[str, HostArray]:
+    def inputs(
+        self, found: Layers, known: Mapping[str, HostArray], *, is_uncut: bool
+    ) -> Mapping[str, HostArray]:
         """What the layers in `known` are given in all batches by a model, as far as it is kept.
 
-        If the first and the last batch give them what is `known`, bit for bit, the others are not run.
+        If the first and the last batch give them what is `known`, bit for bit, and the model is the one that
+        was recorded, the others are not run. A cut may show in any batch.
         """
         alone = replace(found, meant=[own for own in found.meant if own.name in known])
         run = partial(self.recorded, alone, differentiates=False)
         first, *others = zip(self.batches, self.sizes, strict=True)
         ends = [run(batch, enough=size) for batch, size in (first, *others[-1:])]
-        if all(
+        if is_uncut and all(
             _has_ends(inputs, ends[0][name].inputs, ends[-1][name].inputs)
             for name, inputs in known.items()
         ):
@@ -119,7 +121,8 @@ class Runs:
     @property
     def fitting(self) -> list[Any]:
         """The batches that are not held out."""
-        return [*compress(self.batches, map(not_, self.held_out))]
+        pairs = zip(self.batches, self.held_out, strict=True)
+        return [batch for batch, is_held_out in pairs if not is_held_out]
 
     @property
     def held_out_loss(self) -> HeldOutLoss | None:

@@ -17,16 +17,13 @@ from ssmreduce._array_libraries import HostArray, adjoint
 from ssmreduce.gramians.frequency_weighting import FrequencyWeighting
 from ssmreduce.hankel import BalancedFactors, balance_every
 from ssmreduce.reduction.balanced_dense import BalancedDense
-from ssmreduce.reduction.balanced_system import BalancedSystem, no_response
+from ssmreduce.reduction.balanced_system import NEARBY_ORDERS, BalancedSystem, no_response
 from ssmreduce.reduction.batch import single_systems
 from ssmreduce.reduction.order import ErrorBound, FixedOrder, OrderRule
 from ssmreduce.reduction.report import Reduction
 from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap, diagonalise
-
-NEARBY_ORDERS = 6
-"""How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
 
 _LARGEST_SIZE = 1e150
 """Factor of a state beyond which weights might overflow."""

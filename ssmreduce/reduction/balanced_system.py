@@ -39,6 +39,9 @@ from ssmreduce.systems.diagonal import DiagonalStateSpace, System
 from ssmreduce.systems.state_space import StateSpace
 from ssmreduce.systems.transform import SlotMap
 
+NEARBY_ORDERS = 6
+"""How many lower orders are tried where the eigenvectors of the truncated system are not safe."""
+
 SAFE_SHARE = 0.1
 """Eigenvectors are safe while their rounding stays below this share of the truncation bound."""
 
@@ -204,8 +207,8 @@ class BalancedSystem(ABC):
                 break
         if best is None:
             raise NoConvergenceError(
-                f"truncated to order {order}, or to one of the orders below, the system has no stable "
-                "diagonal form; expected distinct poles. Try another order."
+                f"truncated to order {order}, or to one of the {NEARBY_ORDERS} orders below, the system has "
+                "no stable diagonal form; expected distinct poles. Try another order."
             )
         return best
 

@@ -56,7 +56,8 @@ def smallest(
 
     Errors fall with the order, if not strictly: a smaller one that would be kept by chance is not looked for,
     and what is returned is kept. Orders of which the attempt is None, or raises what is `passed_over`, are
-    left out: they are above the rank, or cannot be made.
+    left out: they are above the rank, or cannot be made. An `UnsupportedLayerError` is about all orders, and
+    ends the search.
     """
 
     def tried(order: int) -> Found | None:

@@ -1,5 +1,5 @@
-"""`LoaderCallback`: what callbacks of trainers share; the first batches of a training loader, read beside
-the run, in which nothing changes.
+"""`LoaderCallback`: what callbacks of trainers share. Some calibrate by the first batches of the training
+loader, which are read beside the run, in which nothing changes.
 
 Importing this module imports torch.
 """
@@ -113,7 +113,7 @@ class LoaderCallback:
         return calibrate(
             scratch(plain(model)),
             [place(batch) for batch in first_batches(loader, self.data or 1)],
-            loss=self.loss or loss,
+            loss=loss if self.loss is None else self.loss,
             forward=forward,
             options=self.reducer.options,
             max_sequences=sys.maxsize,

@@ -65,15 +65,14 @@ def checked_state(
             f"`state` is a {type_name(state)}; expected what state_dict() of a reducer returned. "
             "Read a file with torch.load(path) first."
         )
-    own = partial(_dict_of, dict.fromkeys(settings, _text))
     try:
-        said = _dict_of({"settings": own, **_STATE}, state, "state")
+        said = _dict_of({"settings": partial(_settings, settings), **_STATE}, state, "state")
     except RecursionError:
         raise ArgumentError(
             "`state` is nested too deeply to be read; expected what state_dict() of a reducer returned. "
             "Take another file."
         ) from None
-    _check_settings(said.pop("settings"), settings)
+    del said["settings"]
     if said["metric"] is not None and rollback is None:
         raise _wrong(
             'state["metric"]', said["metric"], "None, as the reducer has no rollback policy"
@@ -92,9 +91,11 @@ def checked_state(
     return Books(**said), records
 
 
-def _check_settings(saved: Mapping[str, str], settings: Mapping[str, str]) -> None:
+def _settings(settings: Mapping[str, str], saved: Any, name: str) -> None:
+    """The first entry to be read: those of another reducer are of no use here."""
+    texts = _dict_of(dict.fromkeys(settings, _text), saved, name)
     for name, here in settings.items():
-        before = saved[name]
+        before = texts[name]
         if name != "schedule" and before != here:
             before = before if len(before) <= 400 else f"{before[:400]}..."
             raise ArgumentError(
@@ -173,9 +174,9 @@ def _number(
     return float(saved)
 
 
-def _text(saved: Any, name: str) -> str:
+def _text(saved: Any, name: str, *, expected: str = "a str") -> str:
     if not isinstance(saved, str):
-        raise _wrong(name, saved, "a str")
+        raise _wrong(name, saved, expected)
     return saved
 
 
@@ -276,7 +277,7 @@ def _list_of(read: Reader, saved: object, name: str) -> list[Any]:
 _POSITIVE = partial(positive_count, meaning=_SOURCE)
 _POSITIVE_OR_NONE = partial(_or_none, partial(positive_count, meaning=f"None, or {_SOURCE}"))
 _COUNT = partial(nonnegative_count, meaning=_SOURCE)
-_NAMES = partial(_list_of, _text)
+_LAYERS = partial(_list_of, partial(_text, expected="a str, the name of a layer"))
 _SHARE = partial(_or_none, partial(_number, most=1.0, expected="a number from 0 to 1, or None"))
 _ERROR = partial(_or_none, partial(_number, expected="a finite number, 0 or more, or None"))
 _ANY_NUMBER = partial(_number, least=-math.inf)
@@ -293,7 +294,7 @@ def _entries_of(record: type, **others: Reader) -> dict[str, Reader]:
         "float": partial(_number, expected="a finite number, 0 or more"),
         "float | None": _ERROR,
         "str": _text,
-        "list[str]": _NAMES,
+        "list[str]": _LAYERS,
         "HostArray": _numbers,
         "HostArray | None": partial(_or_none, _numbers),
     }
@@ -403,7 +404,7 @@ _STATE: dict[str, Reader] = {
     "events": partial(_list_of, _event),
     "waiting": flag,
     "metric": partial(_or_none, _METRIC),
-    "stopped": _NAMES,
+    "stopped": _LAYERS,
     "trial": partial(_or_none, partial(_dict_of, _TRIAL)),
     "trace": partial(_or_none, partial(_dict_of, _TRACE)),
 }

@@ -140,9 +140,9 @@ class ReductionCallback(LoaderCallback, TrainerCallback):  # type: ignore[misc]
             self.load(_folder(args, state))
         self._loaded = False
 
-    def _calibration(self, loader: Any, device: Any, model: Any) -> Calibration:
+    def _calibration(self, loader: Any, args: Any, model: Any) -> Calibration:
         """Calibrate by the first batches of the training loader."""
-        place = partial(send_to_device, device=device)
+        place = partial(send_to_device, device=args.device)
         return self._calibrated(model, loader, place, _own_loss, _outputs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -150,7 +150,7 @@ class ReductionCallback(LoaderCallback, TrainerCallback):  # type: ignore[misc]
         optimizer = kwargs["optimizer"]
         # accelerate wraps it.
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        calibration = partial(self._calibration, kwargs["train_dataloader"], args.device)
+        calibration = partial(self._calibration, kwargs.get("train_dataloader"), args)
         self._run(state.global_step, kwargs["model"], optimizer, calibration)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

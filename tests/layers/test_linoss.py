@@ -19,7 +19,6 @@ from ssmreduce.errors import (
     ArgumentError,
     NoConvergenceError,
     NonFiniteError,
-    OrderError,
     ShapeError,
     UnstableSystemError,
     UnsupportedLayerError,
@@ -476,7 +475,6 @@ def test_groups_of_any_size(rng: np.random.Generator, imaginary: float) -> None:
     gram, outputs = factor.T @ factor.conj(), factor @ C.T
     for size in (1, 3, 4):
         picked, scores = pursue(gram, C, size)
-        assert np.array_equal(pursue(gram, C, size, count=2)[0], picked[:2])
         kept: list[int] = []
         total = before = energy(gram, C)
         assert abs(before - np.sum(np.abs(outputs) ** 2)) <= 1e-12 * before
@@ -537,8 +535,6 @@ def test_sets_that_there_are_not(kept: Any) -> None:
 
 
 def test_arrays_of_features_that_do_not_fit() -> None:
-    with pytest.raises(OrderError, match="`count` is 3 but there are 2 groups"):
-        pursue(np.eye(4), np.ones((1, 4)), 2, count=3)
     with pytest.raises(ShapeError, match="`gram` has shape"):
         pursue(np.eye(3), np.ones((1, 3)), 2)
     with pytest.raises(ShapeError, match="`C` has shape"):

@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,7 +55,7 @@ from ssmreduce.errors import (
 from ssmreduce.frameworks import torch_distributed
 from ssmreduce.frameworks.torch import TorchFramework
 from ssmreduce.frameworks.torch_recording import _Call, _Seen
-from ssmreduce.gramians.sequences import feedthrough, output
+from ssmreduce.gramians.sequences import feedthrough, output, output_error
 from ssmreduce.layers.cut import Candidates
 from ssmreduce.layers.linoss import LinOSS
 from ssmreduce.models import recorded_weights
@@ -286,6 +287,42 @@ def test_full_order_changes_nothing(name, order):
     assert result.layer is layer
     for key, value in dict(layer if name == "LRU" else layer.named_parameters()).items():
         np.testing.assert_array_equal(np.asarray(value.data), np.asarray(before[key].data))
+
+
+def test_behind_a_cut_every_batch_is_run_again():
+    """The cut shows in none of the first and last batch."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (LRU(4, 4, 16, rmin=0.5, rmax=0.95) for _ in range(2))
+
+        def forward(self, batch):
+            inputs, gate = batch
+            return self.second(inputs + gate * self.first(inputs))
+
+    def gates(model, batches):
+        given = []
+        hook = model.second.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+        hook.remove()
+        return torch.cat(given).detach().numpy()
+
+    torch.manual_seed(0)
+    model = Gated()
+    batches = [(torch.randn(6, 30, 4), 0.0 if k in (0, 5) else 3.0) for k in range(6)]
+    data = calibrate(model, batches, loss=lambda own, batch: own(batch).square().mean())
+    orders, options = {"first": 2, "second": 6}, CutOptions(method="selected")
+    alone = copy.deepcopy(model)
+    part = reduce_model(model, orders, data=data, options=options).report["second"]
+    reduce_model(alone, {"first": 2}, data=data, options=options)
+    uncut = data.layers["second"]
+    targets = output(read_system(alone.second), uncut.inputs)
+    held_out = replace(uncut, inputs=gates(alone, batches)).data(targets).held_out
+    error = output_error(read_system(model.second), held_out)
+    assert part.output_error == pytest.approx(error, rel=1e-4)
 
 
 def test_an_order_rule_chooses_as_without_data():
@@ -1390,7 +1427,7 @@ def test_no_more_sequences_are_kept_than_are_wanted(sizes, loss, kept, held_out)
     data = calibrate(model, batches, loss=loss, max_sequences=32)
     found = search(model, CutOptions())
     others = {name: np.zeros_like(record.inputs) for name, record in data.layers.items()}
-    again = data.runs.inputs(found, others)
+    again = data.runs.inputs(found, others, is_uncut=True)
     for name, record in data.layers.items():
         assert len(record.inputs) == kept
         assert record.held_out.sum() == held_out

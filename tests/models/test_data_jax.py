@@ -711,6 +711,19 @@ def test_a_jax_that_drops_callbacks_is_refused(monkeypatch):
         calibrate(s5(), GIVEN)
 
 
+def test_matching_without_optax_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optax", None)
+    layer = s5()
+    data = calibrate(
+        layer,
+        GIVEN,
+        forward=lambda m, b: jax.vmap(m)(b),
+        loss=lambda m, b: jnp.mean(jax.vmap(m)(b) ** 2),
+    )
+    with pytest.raises(MissingBackendError, match=r"optax.*pip install 'ssmreduce\[jax\]'"):
+        reduce_model(layer, 2, data=data, options=CutOptions(match=True))
+
+
 def test_a_mode_that_cannot_be_set_is_refused():
     class Fixed(Single):
         inference: bool = eqx.field(static=True, default=False)

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -386,6 +387,37 @@ def test_a_penalty_goes_into_the_training_step_until_the_cut(tmp_path: Path) -> 
 
 
 # --- transformers
+
+
+def test_a_loop_of_ones_own_needs_no_loader() -> None:
+    model = Labelled()
+    callback, state = TransformersCallback(reducer_of()), SimpleNamespace(global_step=3)
+    callback.on_step_end(None, state, None, model=model, optimizer=None)
+    assert is_cut(model)
+
+
+def test_a_loss_without_parts_is_still_the_users() -> None:
+    class Terms(torch.nn.ModuleDict):
+        def forward(self, model: Any, batch: Any) -> Any:
+            asked.append(batch)
+            return torch.mean((model.net(batch[0]) - batch[1]) ** 2)
+
+    asked: list[Any] = []
+    model, loss = Labelled(), Terms()
+    assert not len(loss)
+    callback = TransformersCallback(reducer_of(), data=4, loss=loss)
+    loader = DataLoader(TensorDataset(*samples()), 4)
+    arguments = SimpleNamespace(device="cpu")
+    callback.on_step_end(
+        arguments,
+        SimpleNamespace(global_step=3),
+        None,
+        model=model,
+        optimizer=None,
+        train_dataloader=loader,
+    )
+    assert asked
+    assert is_cut(model)
 
 
 def test_the_trainer_calibrates_without_a_trace(tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def test_an_interrupt_in_the_middle_leaves_the_reducer(
     failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = standing("torch", "rollback and trace")[1]
-    names = ("_dict_of", "_check_settings", "_made", "_tensor", "_check_trial", "_records", "Books")
+    names = ("_dict_of", "_settings", "_made", "_tensor", "_check_trial", "_records", "Books")
     for name in names:
         reducer = reducer_of("rollback and trace")
         before = spelled(reducer.state_dict())
