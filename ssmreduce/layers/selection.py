@@ -231,7 +231,7 @@ def checked_groups(kept: object, count: int) -> HostArray:
     if not (fits and found[0] >= 0 and found[-1] < count and np.all(np.diff(found) > 0)):
         raise ArgumentError(
             f"`kept` is {shown(kept)}; expected an array of ascending ints, at least one, from 0 to "
-            f"{count - 1}. Pass the indices that a selection returned."
+            f"{count - 1}. Pass the indices of what is kept, sorted."
         )
     return found.astype(np.intp)
 

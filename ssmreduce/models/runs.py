@@ -97,8 +97,8 @@ class Runs:
     ) -> Mapping[str, HostArray]:
         """What the layers in `known` are given in all batches by a model, as far as it is kept.
 
-        If the first and the last batch give them what is `known`, bit for bit, and the model is the one that
-        was recorded, the others are not run. A cut may show in any batch.
+        If the first and the last batch give them what is `known`, bit for bit, and nothing was cut in this
+        call, the others are not run: a change of the model since may not show in these two, though.
         """
         alone = replace(found, meant=[own for own in found.meant if own.name in known])
         run = partial(self.recorded, alone, differentiates=False)

@@ -207,8 +207,8 @@ class BalancedSystem(ABC):
                 break
         if best is None:
             raise NoConvergenceError(
-                f"truncated to order {order}, or to one of the {NEARBY_ORDERS} orders below, the system has "
-                "no stable diagonal form; expected distinct poles. Try another order."
+                f"truncated to order {order}, or to one of up to {NEARBY_ORDERS} orders below, the system "
+                "has no stable diagonal form; expected distinct poles. Try another order."
             )
         return best
 
